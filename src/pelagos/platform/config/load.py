@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pelagos.platform.config.checks import check_arithmetic
-from pelagos.platform.config.schema import JOB_KINDS, Job
+from pelagos.platform.config.schema import JOB_KINDS, EvaluateJob, GenerateJob, Job, PretrainJob
 
 KeyPath = tuple[str | int, ...]
 
@@ -133,7 +133,7 @@ def _collect_lines(
 
 def _job_kind(
     tree: dict[str, Any], lines: dict[KeyPath, int], source: str
-) -> type[BaseModel] | Any:
+) -> type[PretrainJob] | type[GenerateJob] | type[EvaluateJob]:
     kind = tree.get("job")
     if kind in JOB_KINDS:
         return JOB_KINDS[str(kind)]
