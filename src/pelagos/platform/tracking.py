@@ -8,6 +8,7 @@ while the files stand. One MLflow run serves all launches of a run.
 import json
 import logging
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -181,18 +182,23 @@ class Tracker:
 
 def code_version() -> str:
     """Return the git commit of the code that runs, with `+changes` if edited; else the version."""
-    import subprocess
-
-    here = Path(__file__).parent
     try:
-        options = {"cwd": here, "capture_output": True, "text": True, "timeout": 10, "check": True}
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "."], **options
-        ).stdout.strip()
+        changed = _git("status", "--porcelain", "--untracked-files=no", ".")
+        commit = _git("rev-parse", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return __version__
-    return f"{commit}+changes" if changed else str(commit)
+    return f"{commit}+changes" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    ).stdout.strip()
 
 
 def _event_metric(kind: str, name: str) -> str:
