@@ -29,4 +29,5 @@ def fourier_resize(field: Tensor, size: int) -> Tensor:
         margin = (size - rows) // 2  # negative: crop
         series = F.pad(series, (margin, margin, margin, margin))
         series = torch.fft.ifftshift(series, dim=(-2, -1))
-        return torch.fft.ifft2(series, norm="forward").real.to(field.dtype)
+        resized: Tensor = torch.fft.ifft2(series, norm="forward").real
+        return resized.to(field.dtype)

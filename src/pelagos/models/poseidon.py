@@ -13,6 +13,7 @@ patch embedding to the patch recovery (``H``, ``W`` the token grid). Single-devi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
@@ -47,7 +48,7 @@ _NANO: dict[str, Any] = {
     "skip_connections": (1, 1, 0),
 }
 SCOT_SIZES: dict[str, dict[str, Any]] = {
-    "poseidon-nano": {"embed_dim": 32, "depths": (2, 2, 2), **_NANO},
+    "poseidon-nano": {"embed_dim": 32, "depths": (2, 2, 1), **_NANO},
     "poseidon-t": {"embed_dim": 48, "depths": (4, 4, 4, 4), **_OFFICIAL},
     "poseidon-s": {"embed_dim": 48, "depths": (8, 8, 8, 8), **_OFFICIAL},
     "poseidon-b": {"embed_dim": 96, "depths": (8, 8, 8, 8), **_OFFICIAL},
@@ -106,7 +107,7 @@ class _Stages(nn.Module):
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers: Iterable[nn.Module] = nn.ModuleList(layers)
 
 
 class ScOT(nn.Module):
@@ -203,12 +204,12 @@ class ScOT(nn.Module):
         skips = []
         for stage, refine in zip(self.encoder.layers, self.residual_blocks, strict=True):
             x_BHWC, skip = stage(x_BHWC, time)
-            for block in refine:
+            for block in cast(nn.ModuleList, refine):
                 skip = block(skip, time)
             skips.append(skip)
-        x_BHWC = self.decoder.layers[0](skips.pop(), time)
-        for stage in self.decoder.layers[1:]:
-            x_BHWC = stage(x_BHWC + skips.pop(), time)
+        x_BHWC = skips.pop()
+        for depth, stage in enumerate(self.decoder.layers):
+            x_BHWC = stage(x_BHWC + skips.pop() if depth else x_BHWC, time)
         return cast(Tensor, self.patch_recovery(x_BHWC))
 
     def _loss(self, prediction: Tensor, labels: Tensor) -> Tensor:
