@@ -190,7 +190,7 @@ def s3_options(options: dict[str, Any]) -> dict[str, Any]:
         "retries": {"mode": "standard", "max_attempts": 1},
         **options.get("config_kwargs", {}),
     }
-    merged: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True, **options}
+    merged: dict[str, Any] = {"use_listings_cache": False, **options}
     merged["config_kwargs"] = config
     endpoint = s3_endpoint(options)
     if endpoint:
