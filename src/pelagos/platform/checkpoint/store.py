@@ -132,7 +132,7 @@ class CheckpointStore:
         with self._directory(step, verify=True) as directory:
             reader = FileSystemReader(directory)
             _check_shapes(reader, tensors, f"{self.uri} step {step}")
-            load_tensors(tensors, storage_reader=reader, no_dist=not _distributed())
+            _read_tensors(tensors, reader, no_dist=not _distributed())
             state: dict[str, Any] = json.loads((directory / TRAINER_STATE).read_text())
             return state
 
@@ -145,7 +145,7 @@ class CheckpointStore:
                 for name, entry in reader.read_metadata().state_dict_metadata.items()
                 if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
             }
-            load_tensors(tensors, storage_reader=reader, no_dist=True)
+            _read_tensors(tensors, reader, no_dist=True)
             return tensors
 
     def prune(self, keep_last: int, keep: set[int]) -> list[int]:
@@ -182,6 +182,12 @@ def _write_tensors(tensors: dict[str, Tensor], staging: Path) -> None:
             storage_writer=FileSystemWriter(staging, single_file_per_rank=True, overwrite=True),
             no_dist=not _distributed(),
         )
+
+
+def _read_tensors(tensors: dict[str, Tensor], reader: FileSystemReader, no_dist: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)  # "no_dist": one process is fine
+        load_tensors(tensors, storage_reader=reader, no_dist=no_dist)
 
 
 def _check_shapes(reader: FileSystemReader, tensors: dict[str, Tensor], uri: str) -> None:

@@ -142,8 +142,10 @@ class ObjectiveConfig(Section):
     time_scale: PositiveFloat = Field(
         1.0, description="The model's time input is lead time divided by this physical time."
     )
-    field_groups: tuple[tuple[str, ...], ...] | None = Field(
-        None, description="Fields whose errors share a denominator; default: velocity together."
+    field_groups: dict[str, tuple[str, ...]] | None = Field(
+        None,
+        description="Group name: fields whose errors share a denominator; default: one group per "
+        "field, the components of a vector together.",
     )
     loss_scope: Literal["global", "micro_batch"] = Field(
         "global", description="Over what a ratio loss is formed (micro_batch: the papers')."
