@@ -88,8 +88,7 @@ def _cell_means(frames: Tensor, resolution: int) -> Tensor:
     ratio = frames.shape[-1] // resolution
     if ratio == 1:
         return frames
-    blocks = euler.to_conserved(frames).unflatten(-1, (resolution, ratio))
-    blocks = blocks.unflatten(-3, (resolution, ratio))  # [m, 4, y, ratio, x, ratio]
+    blocks = euler.to_conserved(frames).reshape(-1, 4, resolution, ratio, resolution, ratio)
     total = sum(blocks[..., i, :, j] for i in range(ratio) for j in range(ratio))
     assert isinstance(total, Tensor)
     return euler.to_primitive(total * (1.0 / (ratio * ratio)))

@@ -24,7 +24,7 @@ NUM_SINES = 10
 NUM_GAUSSIANS = 100
 NUM_VORTICITY_CELLS = 10
 NUM_QUADRANTS = 2
-NUM_CURVE_MODES = 5  # chosen
+NUM_CURVE_MODES = 3  # chosen
 NUM_INTERFACE_MODES = 10  # chosen
 INTERFACE_AMPLITUDE = 0.05
 
@@ -111,7 +111,7 @@ def curved_riemann_state(rng: np.random.Generator, resolution: int) -> Array:
 
     A point (x, y) belongs to the square that holds the fractional part of (x + s_x, y + s_y), with
     s = sum_ij a_ij sin(2 pi (i x + j y + b_ij)), a ~ U[-0.1, 0.1], b ~ U[0, 1]; states as CE-RP.
-    The factor 2 pi on j y and on b, the two regions per axis and the five modes per axis are chosen
+    The factor 2 pi on j y and on b, the two regions per axis and the three modes per axis are chosen
     (the first so that the state is periodic; the paper gives no numbers for the other two).
     """
     shape = (2, NUM_CURVE_MODES, NUM_CURVE_MODES)

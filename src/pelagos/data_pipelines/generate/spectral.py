@@ -20,17 +20,19 @@ def forward(fields: Tensor) -> Tensor:
     """Real fields [batch, channel, y, x] to pairs [batch, channel, ky, kx, 2], unnormalised."""
     if fields.is_cuda:
         return torch.view_as_real(torch.fft.rfft2(fields))
-    rows = [torch.fft.rfft2(field) for field in fields.flatten(0, 1)]
-    return torch.view_as_real(torch.stack(rows)).unflatten(0, fields.shape[:2])
+    spectra = torch.stack([torch.fft.rfft2(field) for field in fields.flatten(0, 1)])
+    return torch.view_as_real(spectra.reshape(*fields.shape[:2], *spectra.shape[1:]))
 
 
 def inverse(pairs: Tensor, shape: tuple[int, int]) -> Tensor:
     """Pairs [batch, channel, ky, kx, 2] to real fields [batch, channel, y, x]."""
     spectra = torch.view_as_complex(pairs.contiguous())
+    fields: Tensor
     if pairs.is_cuda:
-        return torch.fft.irfft2(spectra, s=shape)
-    fields = [torch.fft.irfft2(spectrum, s=shape) for spectrum in spectra.flatten(0, 1)]
-    return torch.stack(fields).unflatten(0, pairs.shape[:2])
+        fields = torch.fft.irfft2(spectra, s=shape)
+        return fields
+    fields = torch.stack([torch.fft.irfft2(one, s=shape) for one in spectra.flatten(0, 1)])
+    return fields.reshape(*pairs.shape[:2], *shape)
 
 
 def times_minus_i(pairs: Tensor) -> Tensor:

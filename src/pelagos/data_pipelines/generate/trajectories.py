@@ -79,8 +79,8 @@ def generate_trajectories(
                 f"numbers from {record.cfl} down to {record.cfl / 2 ** (NUM_ATTEMPTS - 1)}. Use "
                 "solver dtype float64, another solver resolution, or another seed."
             )
-        coarse = record.coarsen(frames.flatten(0, 1), resolution).unflatten(0, frames.shape[:2])
-        data[start : start + size] = coarse.to(device="cpu", dtype=torch.float32).numpy()
+        coarse = record.coarsen(frames.flatten(0, 1), resolution)
+        data[start : start + size] = coarse.float().cpu().reshape(data[start : start + size].shape).numpy()
         cfl[start : start + size] = used
     constants = record.parameters(fine)
     parameters = {name: np.full(len(indices), value) for name, value in constants.items()}
