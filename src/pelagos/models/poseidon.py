@@ -1,0 +1,259 @@
+"""Poseidon's network: scOT, a scalable operator transformer conditioned on lead time.
+
+A U-shaped Swin-v2 transformer: windowed cosine attention with a continuous position bias,
+residual post-norms whose scale and shift are affine in the lead time, and ConvNeXt blocks on the
+skip connections. Herde et al., "Poseidon: Efficient foundation models for PDEs", NeurIPS 2024,
+arXiv:2405.19101.
+
+Written from the paper and from the published checkpoints' parameter names, so that official
+state dicts load with ``strict=True``. Layout: pixels are ``BCHW``; tokens are ``BHWC`` from the
+patch embedding to the patch recovery (``H``, ``W`` the token grid). Single-device code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pelagos.models.fourier import fourier_resize
+from pelagos.models.scot_config import ScOTConfig
+from pelagos.models.scot_layers import (
+    ConditionalLayerNorm,
+    ConvNeXtBlock,
+    Embeddings,
+    PatchMerging,
+    PatchRecovery,
+    PatchUnmerging,
+    ScOTBlock,
+    WindowAttention,
+)
+
+__all__ = ["SCOT_SIZES", "ScOT", "ScOTConfig", "ScOTOutput"]
+
+_LOSS_EPS = 1e-10
+_LAYER_SCALE_INIT = 1e-6
+_LOGIT_SCALE_INIT = math.log(10.0)
+
+_OFFICIAL: dict[str, Any] = {"image_size": 128, "num_heads": (3, 6, 12, 24), "window_size": 16}
+_NANO: dict[str, Any] = {
+    "image_size": 64,
+    "num_heads": (2, 4, 8),
+    "window_size": 8,
+    "skip_connections": (1, 1, 0),
+}
+SCOT_SIZES: dict[str, dict[str, Any]] = {
+    "poseidon-nano": {"embed_dim": 32, "depths": (2, 2, 1), **_NANO},
+    "poseidon-t": {"embed_dim": 48, "depths": (4, 4, 4, 4), **_OFFICIAL},
+    "poseidon-s": {"embed_dim": 48, "depths": (8, 8, 8, 8), **_OFFICIAL},
+    "poseidon-b": {"embed_dim": 96, "depths": (8, 8, 8, 8), **_OFFICIAL},
+    "poseidon-l": {"embed_dim": 192, "depths": (8, 8, 8, 8), **_OFFICIAL},
+}
+
+
+@dataclass
+class ScOTOutput:
+    """``output``: prediction ``[B, C_out, H, W]``; ``loss``: scalar, or None without labels."""
+
+    output: Tensor
+    loss: Tensor | None = None
+
+
+class EncoderStage(nn.Module):
+    """Blocks of one resolution; returns the next stage's input and this stage's skip."""
+
+    def __init__(self, config: ScOTConfig, stage: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ScOTBlock(config, stage, shifted=bool(i % 2)) for i in range(config.depths[stage])
+        )
+        last = stage == config.num_stages - 1
+        self.downsample = None if last else PatchMerging(config, stage)
+
+    def forward(self, x_BHWC: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        skip = x_BHWC
+        for block in self.blocks:
+            skip = block(skip, time)
+        return (skip, skip) if self.downsample is None else (
+            self.downsample(skip + x_BHWC, time),
+            skip,
+        )
+
+
+class DecoderStage(nn.Module):
+    """Blocks of one resolution in reverse order (the shifted one may come first), then upsample."""
+
+    def __init__(self, config: ScOTConfig, stage: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ScOTBlock(config, stage, shifted=bool(i % 2))
+            for i in reversed(range(config.depths[stage]))
+        )
+        self.upsample = PatchUnmerging(config, stage) if stage else None
+
+    def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:
+        for block in self.blocks:
+            x_BHWC = block(x_BHWC, time)
+        return x_BHWC if self.upsample is None else self.upsample(x_BHWC, time)
+
+
+class _Stages(nn.Module):
+    """Holder of ``layers``, as the official checkpoints name the stages."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers: Iterable[nn.Module] = nn.ModuleList(layers)
+
+
+class ScOT(nn.Module):
+    """The Poseidon network: one frame and a lead time to the frame that much later.
+
+    Built under ``torch.device("meta")`` it allocates nothing; then ``to_empty(device=...)`` and
+    ``reset_parameters()`` (or ``reset_buffers()`` before loading a state dict, which carries
+    parameters only) make it usable.
+    """
+
+    def __init__(self, config: ScOTConfig) -> None:
+        super().__init__()
+        self.config = config
+        stages = range(config.num_stages)
+        self.embeddings = Embeddings(config)
+        self.encoder = _Stages([EncoderStage(config, stage) for stage in stages])
+        self.decoder = _Stages([DecoderStage(config, stage) for stage in reversed(stages)])
+        self.patch_recovery = PatchRecovery(config)
+        self.residual_blocks = nn.ModuleList(
+            nn.ModuleList(ConvNeXtBlock(config, stage) for _ in range(depth))
+            for stage, depth in enumerate(config.skip_connections)
+        )
+        if not self.patch_recovery.mixup.weight.is_meta:
+            self.reset_parameters()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        time: Tensor,
+        labels: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+    ) -> ScOTOutput:
+        """Predict the frame after the lead time.
+
+        ``pixel_values [B, C_in, N, N]`` normalised fields, ``time [B]`` lead time as a fraction of
+        the longest, ``labels [B, C_out, N, N]``, ``pixel_mask [B, C_out]`` bool: True replaces the
+        prediction by the label (the field is not the model's to predict). N other than the
+        configured ``image_size`` is resampled to it and back through the Fourier series.
+
+        With labels, ``loss`` is the relative L1 (or L2², ``p=2``) error over the whole batch, mean
+        over the field groups. Raises ValueError for a shape that does not fit the configuration.
+        """
+        self._check(pixel_values, time, labels, pixel_mask)
+        size = pixel_values.shape[-1]
+        resized = fourier_resize(pixel_values, self.config.image_size)
+        prediction = self._predict(resized, time).to(pixel_values.dtype)
+        if self.config.learn_residual:
+            prediction = prediction + resized[:, : self.config.num_out_channels]
+        prediction = fourier_resize(prediction, size)
+        if pixel_mask is not None and labels is not None:
+            masked = pixel_mask.to(torch.bool)[:, :, None, None]
+            prediction = torch.where(masked, labels.to(prediction.dtype), prediction)
+        return ScOTOutput(prediction, None if labels is None else self._loss(prediction, labels))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Initialise every parameter and buffer as the official code does.
+
+        Linear and convolution kernels N(0, ``initializer_range``²) with zero biases, the recovery
+        projection torch's own uniform, attention temperature 1/10, layer scale 1e-6. Conditional
+        norms are no exception, so a fresh model scales each branch by about 0.02 t.
+        """
+        with torch.no_grad():
+            for module in self.modules():
+                self._reset_module(module, generator)
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Fill the constant tables, which state dicts do not carry."""
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, WindowAttention):
+                    module.reset_buffers()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay: norms, biases, position-bias networks.
+
+        The official rule tests for the substring ``bias``, and so takes the weights of
+        ``continuous_position_bias_mlp`` along.
+        """
+        norms = (ConditionalLayerNorm, nn.LayerNorm)
+        prefixes = tuple(f"{n}." for n, module in self.named_modules() if isinstance(module, norms))
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if "bias" in name or name.startswith(prefixes)
+        }
+
+    def blocks(self) -> list[nn.Module]:
+        """Repeated blocks to wrap, compile or checkpoint, each called as ``block(x, time)``."""
+        return [m for m in self.modules() if isinstance(m, (ScOTBlock, ConvNeXtBlock))]
+
+    def _predict(self, pixels_BCHW: Tensor, time: Tensor) -> Tensor:
+        x_BHWC = self.embeddings(pixels_BCHW, time)
+        skips = []
+        for stage, refine in zip(self.encoder.layers, self.residual_blocks, strict=True):
+            x_BHWC, skip = stage(x_BHWC, time)
+            for block in cast(nn.ModuleList, refine):
+                skip = block(skip, time)
+            skips.append(skip)
+        x_BHWC = skips.pop()
+        for depth, stage in enumerate(self.decoder.layers):
+            x_BHWC = stage(x_BHWC + skips.pop() if depth else x_BHWC, time)
+        return cast(Tensor, self.patch_recovery(x_BHWC))
+
+    def _loss(self, prediction: Tensor, labels: Tensor) -> Tensor:
+        error = (prediction.float() - labels.float()).abs() ** self.config.p
+        slices = self.config.channel_slice_list_normalized_loss
+        if slices is None:
+            return error.mean()
+        size = labels.float().abs() ** self.config.p
+        ratios = [error[:, a:b].mean() / (size[:, a:b].mean() + _LOSS_EPS) for a, b in pairwise(slices)]
+        return torch.stack(ratios).mean()
+
+    def _reset_module(self, module: nn.Module, generator: torch.Generator | None) -> None:
+        if isinstance(module, nn.ConvTranspose2d):
+            bound = module.weight[0].numel() ** -0.5
+            module.weight.uniform_(-bound, bound, generator=generator)
+            cast(Tensor, module.bias).uniform_(-bound, bound, generator=generator)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, ConvNeXtBlock):
+            module.weight.fill_(_LAYER_SCALE_INIT)
+        elif isinstance(module, WindowAttention):
+            module.logit_scale.fill_(_LOGIT_SCALE_INIT)
+
+    def _check(
+        self, pixels: Tensor, time: Tensor, labels: Tensor | None, pixel_mask: Tensor | None
+    ) -> None:
+        config, shape = self.config, tuple(pixels.shape)
+        if len(shape) != 4 or shape[1] != config.num_channels or shape[2] != shape[3] or shape[3] % 2:
+            raise ValueError(
+                f"scOT got pixel_values of shape {shape}, needs [batch, {config.num_channels}, N, N]: "
+                f"num_channels={config.num_channels}, a square grid with an even side "
+                f"({config.image_size} natively, others through a Fourier resize)"
+            )
+        expected = (shape[0], config.num_out_channels, *shape[2:])
+        if labels is not None and tuple(labels.shape) != expected:
+            raise ValueError(f"scOT got labels of shape {tuple(labels.shape)}, needs {expected}")
+        if tuple(time.shape) not in ((shape[0],), (shape[0], 1)):
+            raise ValueError(f"scOT got time of shape {tuple(time.shape)}, needs ({shape[0]},)")
+        if pixel_mask is not None and tuple(pixel_mask.shape) != expected[:2]:
+            got = tuple(pixel_mask.shape)
+            raise ValueError(f"scOT got pixel_mask of shape {got}, needs {expected[:2]}")
+        if pixel_mask is not None and labels is None:
+            raise ValueError("scOT got pixel_mask without labels: nothing to replace the fields by")

@@ -1,0 +1,113 @@
+"""Every model by name: how to build it, where it comes from, what it takes in."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from pelagos.models.poseidon import SCOT_SIZES, ScOT, ScOTConfig
+
+_POSEIDON_PAPER = "Herde et al., NeurIPS 2024, arXiv:2405.19101"
+_POSEIDON_INPUT = (
+    "one frame [batch, field, y, x] and a lead time; density, velocity-x, velocity-y, pressure in "
+    "the published weights; square grids, {size} a side natively, others by Fourier resize"
+)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a person wants to know before choosing a model.
+
+    ``parameters`` counts the model with the default four fields in and out;
+    ``weights_license`` is the licence of the weights its authors published, None where there are
+    none.
+    """
+
+    name: str
+    family: str
+    size: str
+    parameters: int
+    paper: str
+    weights_license: str | None
+    input_description: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    info: ModelInfo
+    config: type[ScOTConfig]
+    defaults: dict[str, Any]
+    build: Callable[[ScOTConfig], nn.Module]
+
+
+def _poseidon(name: str, size: str, parameters: int, weights_license: str | None) -> _Entry:
+    defaults = SCOT_SIZES[name]
+    description = _POSEIDON_INPUT.format(size=defaults["image_size"])
+    info = ModelInfo(
+        name, "poseidon", size, parameters, _POSEIDON_PAPER, weights_license, description
+    )
+    return _Entry(info, ScOTConfig, defaults, ScOT)
+
+
+_MODELS: dict[str, _Entry] = {
+    "poseidon-nano": _poseidon("poseidon-nano", "nano", 824_668, None),
+    "poseidon-t": _poseidon("poseidon-t", "T", 20_774_444, "CC-BY-NC-4.0"),
+    "poseidon-s": _poseidon("poseidon-s", "S", 39_901_076, None),
+    "poseidon-b": _poseidon("poseidon-b", "B", 157_729_988, "CC-BY-NC-4.0"),
+    "poseidon-l": _poseidon("poseidon-l", "L", 628_575_524, "CC-BY-NC-4.0"),
+}
+
+
+def list_models() -> list[str]:
+    """Names that ``create_model`` knows, by family and size."""
+    return list(_MODELS)
+
+
+def model_info(name: str) -> ModelInfo:
+    """The record of one model. Raises ValueError, with the closest names, for an unknown one."""
+    return _entry(name).info
+
+
+def create_model(
+    name: str, *, in_channels: int = 4, out_channels: int = 4, **config_overrides: Any
+) -> nn.Module:
+    """Build a freshly initialised model.
+
+    ``in_channels`` and ``out_channels`` are the numbers of fields; ``config_overrides`` replace
+    fields of the family's configuration (``embed_dim=96``). Under ``torch.device("meta")`` nothing
+    is allocated. The initialisation draws from torch's global generator.
+
+    Raises ValueError for an unknown name or override, or for sizes that do not fit together.
+
+    >>> model = create_model("poseidon-nano", in_channels=3, out_channels=2, image_size=32)
+    >>> model.config.num_channels, model.config.image_size
+    (3, 32)
+    """
+    entry = _entry(name)
+    known = {field.name for field in fields(entry.config)} - {"num_channels", "num_out_channels"}
+    unknown = sorted(set(config_overrides) - known)
+    if unknown:
+        raise ValueError(
+            f"model {name!r} has no option {', '.join(map(repr, unknown))}; its options are "
+            f"{', '.join(sorted(known))} (channels: in_channels, out_channels)"
+        )
+    options = {**entry.defaults, **config_overrides}
+    if out_channels != 4:  # the published groups are those of the four fluid fields
+        options.setdefault("channel_slice_list_normalized_loss", tuple(range(out_channels + 1)))
+    try:
+        config = entry.config(num_channels=in_channels, num_out_channels=out_channels, **options)
+    except ValueError as error:
+        raise ValueError(f"model {name!r}: {error}") from error
+    return entry.build(config)
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _MODELS:
+        close = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.3)
+        hint = f"closest: {', '.join(close)}; " if close else ""
+        raise ValueError(f"unknown model {name!r}; {hint}all: {', '.join(_MODELS)}")
+    return _MODELS[name]

@@ -1,0 +1,125 @@
+"""Sizes and options of scOT, Poseidon's network, checked when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ScOTConfig:
+    """Sizes and options of one scOT, under the official names.
+
+    ``depths``, ``num_heads`` and ``skip_connections`` have one entry per U-net stage; the width of
+    stage ``i`` is ``embed_dim * 2**i`` and its token grid ``image_size / patch_size / 2**i``.
+    ``channel_slice_list_normalized_loss`` holds the boundaries of the field groups of the built-in
+    loss: ``(0, 1, 3, 4)`` is density | velocity | pressure; None is a plain Lp mean.
+
+    Raises ValueError, naming the arithmetic, for sizes that do not divide, and for options of the
+    official configuration that no published model uses (dropout, absolute positions).
+    """
+
+    image_size: int = 128
+    patch_size: int = 4
+    num_channels: int = 4
+    num_out_channels: int = 4
+    embed_dim: int = 48
+    depths: tuple[int, ...] = (4, 4, 4, 4)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    skip_connections: tuple[int, ...] = (2, 2, 2, 0)
+    window_size: int = 16
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    drop_path_rate: float = 0.0
+    hidden_act: str = "gelu"
+    use_absolute_embeddings: bool = False
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    p: int = 1
+    channel_slice_list_normalized_loss: tuple[int, ...] | None = (0, 1, 3, 4)
+    residual_model: str = "convnext"
+    use_conditioning: bool = True
+    learn_residual: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            "depths",
+            "num_heads",
+            "skip_connections",
+            "channel_slice_list_normalized_loss",
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(int(entry) for entry in value))
+        problems = [*self._unsupported(), *self._misfits()]
+        if problems:
+            raise ValueError("scOT config: " + "; ".join(problems))
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.depths)
+
+    def stage_width(self, stage: int) -> int:
+        """Channels of the tokens of one stage (0 is the finest)."""
+        return int(self.embed_dim * 2**stage)
+
+    def stage_grid(self, stage: int) -> int:
+        """Tokens along one side of one stage (0 is the finest)."""
+        return int(self.image_size // self.patch_size // 2**stage)
+
+    @classmethod
+    def from_official(cls, config: Mapping[str, Any]) -> ScOTConfig:
+        """From a published ``config.json``: known names are taken, the framework's are dropped."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in config.items() if key in known})
+
+    def _unsupported(self) -> list[str]:
+        required = {
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "drop_path_rate": 0.0,
+            "hidden_act": "gelu",
+            "use_absolute_embeddings": False,
+            "residual_model": "convnext",
+        }
+        return [
+            f"{name}={getattr(self, name)!r} is not supported, only {value!r}"
+            for name, value in required.items()
+            if getattr(self, name) != value
+        ] + ([] if self.p in (1, 2) else [f"p={self.p} must be 1 or 2"])
+
+    def _misfits(self) -> list[str]:
+        problems = []
+        stages = self.num_stages
+        for name in ("num_heads", "skip_connections"):
+            if len(getattr(self, name)) != stages:
+                problems.append(f"{name}={getattr(self, name)} needs len(depths) = {stages} entries")
+        factor = self.patch_size * 2 ** (stages - 1)
+        if stages < 1 or self.image_size % factor:
+            problems.append(
+                f"image_size={self.image_size} must be a multiple of "
+                f"patch_size({self.patch_size}) * 2**(stages({stages}) - 1) = {factor}"
+            )
+        if problems:
+            return problems
+        for stage in range(stages):
+            grid, width, heads = self.stage_grid(stage), self.stage_width(stage), self.num_heads[stage]
+            if grid > self.window_size and grid % self.window_size:
+                problems.append(
+                    f"stage {stage} has {grid} tokens a side, not a multiple of "
+                    f"window_size={self.window_size}"
+                )
+            if width % heads:
+                problems.append(f"stage {stage}: width {width} is not a multiple of {heads} heads")
+        slices = self.channel_slice_list_normalized_loss
+        if slices is not None and (
+            sorted(set(slices)) != list(slices) or slices[0] < 0 or slices[-1] > self.num_out_channels
+        ):
+            problems.append(
+                f"channel_slice_list_normalized_loss={slices} must rise within "
+                f"[0, num_out_channels={self.num_out_channels}]"
+            )
+        return problems

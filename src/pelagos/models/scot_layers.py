@@ -1,0 +1,293 @@
+"""The layers of scOT: conditional norm, windowed cosine attention, blocks, merging, unmerging.
+
+Attention and its continuous position bias: Liu et al., "Swin Transformer V2", arXiv:2111.09883.
+Norms conditioned on lead time and the skip connections' blocks: arXiv:2405.19101. Tokens are
+``BHWC`` throughout (``H``, ``W`` the token grid); module names are the official checkpoints'.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from pelagos.models.scot_config import ScOTConfig
+
+_MAX_LOG_SCALE = math.log(100.0)  # cosine attention's temperature is clamped to 1/100
+_MASKED_LOGIT = -100.0  # added between tokens that a cyclic shift brought together
+_POSITION_BIAS_HIDDEN = 512
+
+
+class ConditionalLayerNorm(nn.Module):
+    """Layer norm whose scale and shift are affine in the lead time: ``(a t + b) x̂ + (c t + d)``.
+
+    Statistics, scale and shift are computed in fp32 whatever the surrounding autocast. The scalar
+    time enters raw, without an embedding (arXiv:2405.19101, eq. 6).
+    """
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+        self.weight = nn.Linear(1, dim)
+        self.bias = nn.Linear(1, dim)
+
+    def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:
+        """``[B, H, W, C]`` and time ``[B]`` to ``[B, H, W, C]``."""
+        with torch.autocast(x_BHWC.device.type, enabled=False):
+            normal = F.layer_norm(x_BHWC.float(), (self.dim,), eps=self.eps)
+            column = time.reshape(-1, 1).to(self.weight.weight.dtype)
+            scale = self.weight(column)[:, None, None]
+            shift = self.bias(column)[:, None, None]
+            return torch.addcmul(shift, scale, normal.to(scale.dtype))
+
+
+class UnconditionalLayerNorm(nn.LayerNorm):
+    """Plain layer norm that takes and ignores the lead time (``use_conditioning=False``)."""
+
+    def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x_BHWC)
+
+
+def _norm(config: ScOTConfig, dim: int) -> nn.Module:
+    kind = ConditionalLayerNorm if config.use_conditioning else UnconditionalLayerNorm
+    return kind(dim, config.layer_norm_eps)
+
+
+class WindowAttention(nn.Module):
+    """Cosine attention within windows, with a continuous log-spaced position bias (Swin v2).
+
+    ``window`` tokens a side; ``shift`` > 0 rolls the grid first, so that windows straddle the
+    borders of the unshifted ones, and masks pairs which the roll alone brought together (the
+    domain is not treated as periodic). Keys carry no bias.
+    """
+
+    def __init__(self, config: ScOTConfig, dim: int, heads: int, grid: int, shift: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.grid = grid
+        self.window = min(config.window_size, grid)
+        self.shift = shift if self.window < grid else 0
+        self.logit_scale = nn.Parameter(torch.empty(heads, 1, 1))
+        self.continuous_position_bias_mlp = nn.Sequential(
+            nn.Linear(2, _POSITION_BIAS_HIDDEN),
+            nn.ReLU(),
+            nn.Linear(_POSITION_BIAS_HIDDEN, heads, bias=False),
+        )
+        self.query = nn.Linear(dim, dim, bias=config.qkv_bias)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=config.qkv_bias)
+        span, windows = 2 * self.window - 1, (grid // self.window) ** 2
+        self.register_buffer("offsets", torch.empty(span * span, 2), persistent=False)
+        self.shift_mask: Tensor | None
+        if self.shift:
+            area = self.window**2
+            self.register_buffer("shift_mask", torch.empty(windows, area, area), persistent=False)
+        else:
+            self.shift_mask = None
+
+    def reset_buffers(self) -> None:
+        """Fill the constant tables (again after ``to_empty``)."""
+        offsets = cast(Tensor, self.offsets)
+        offsets.copy_(_log_offsets(self.window))
+        if self.shift_mask is not None:
+            self.shift_mask.copy_(_shift_mask(self.grid, self.window, self.shift))
+
+    def position_bias(self) -> Tensor:
+        """``[windows or 1, heads, window², window²]``: bias of each token pair, with the mask."""
+        side, span = self.window, 2 * self.window - 1
+        table = self.continuous_position_bias_mlp(self.offsets).float()
+        # The published bias is 16 sigmoid(.); softmax ignores a constant, and centred on zero the
+        # bias keeps its digits when attention runs in bf16.
+        table = 16.0 * torch.sigmoid(table) - 8.0
+        # Entry (i, j, k, l) of two nested sliding windows is table[i + k, j + l]; reversing the
+        # query axes makes it the offset (query - key). Far cheaper to differentiate on a CPU than
+        # an indexed gather, whose backward is a serial scatter.
+        table = table.T.reshape(self.heads, span, span).flip(1, 2)
+        bias = table.unfold(1, side, 1).unfold(2, side, 1).flip(1, 2)
+        bias = bias.reshape(1, self.heads, side * side, side * side)
+        return bias if self.shift_mask is None else bias + self.shift_mask[:, None]
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """``[B, H, W, C]`` to the attended values ``[B, H, W, C]``, before the output layer."""
+        batch, windows_per_side = x_BHWC.shape[0], self.grid // self.window
+        if self.shift:
+            x_BHWC = torch.roll(x_BHWC, (-self.shift, -self.shift), dims=(1, 2))
+        pattern = "b (n i) (m j) (h d) -> b (n m h) (i j) d"
+        sizes = {"i": self.window, "j": self.window, "h": self.heads}
+        query, key, value = (
+            rearrange(part(x_BHWC), pattern, **sizes) for part in (self.query, self.key, self.value)
+        )
+        scale = self.logit_scale.clamp(max=_MAX_LOG_SCALE).exp()
+        scale = scale.repeat(windows_per_side**2, 1, 1)
+        query = F.normalize(query.float(), dim=-1) * scale
+        key = F.normalize(key.float(), dim=-1)
+        bias = self.position_bias().expand(windows_per_side**2, -1, -1, -1).flatten(0, 1)
+        attended = _attend(query.to(value.dtype), key.to(value.dtype), value, bias)
+        back = "b (n m h) (i j) d -> b (n i) (m j) (h d)"
+        out = rearrange(attended, back, n=windows_per_side, m=windows_per_side, **sizes)
+        return torch.roll(out, (self.shift, self.shift), dims=(1, 2)) if self.shift else out
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q kᵀ + bias) v for ``[B, windows·heads, tokens, d]`` and bias without ``B``.
+
+    Accelerators take the fused kernel. No fused CPU kernel differentiates the bias, and the
+    unfused fallback pays a seventh of Poseidon-T's step for rows that are masked completely, of
+    which shifted windows have none; so the CPU path is written out.
+    """
+    if query.device.type != "cpu":
+        mask = bias.to(value.dtype).expand(query.shape[0], -1, -1, -1)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
+    weights = torch.softmax(query @ key.transpose(-2, -1) + bias, dim=-1)
+    return weights.to(value.dtype) @ value
+
+
+def _log_offsets(window: int) -> Tensor:
+    """``[(2 window - 1)², 2]``: signed log-spaced (Δy, Δx), ±1 at the window's full span."""
+    steps = torch.arange(1 - window, window, dtype=torch.float32)
+    steps = 8.0 * steps / max(window - 1, 1)
+    steps = torch.sign(steps) * torch.log2(steps.abs() + 1.0) / math.log2(8.0)
+    return torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).reshape(-1, 2)
+
+
+def _shift_mask(grid: int, window: int, shift: int) -> Tensor:
+    """``[windows, window², window²]``: 0 within a region of the unrolled grid, -100 across."""
+    position = torch.arange(grid)
+    region = (position >= grid - window).long() + (position >= grid - shift).long()
+    label = 3 * region[:, None] + region[None, :]
+    label = rearrange(label, "(n i) (m j) -> (n m) (i j)", i=window, j=window)
+    return torch.where(label[:, :, None] == label[:, None, :], 0.0, _MASKED_LOGIT)
+
+
+class _Dense(nn.Module):
+    """A linear layer under the name ``dense``, as in the official checkpoints."""
+
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim_in, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.dense(x))
+
+
+class _Attention(nn.Module):
+    """Windowed attention and its output layer, under the official names."""
+
+    def __init__(self, config: ScOTConfig, dim: int, heads: int, grid: int, shift: int) -> None:
+        super().__init__()
+        self.add_module("self", WindowAttention(config, dim, heads, grid, shift))
+        self.output = _Dense(dim, dim)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return cast(Tensor, self.output(self.get_submodule("self")(x_BHWC)))
+
+
+class ScOTBlock(nn.Module):
+    """Swin-v2 block with residual post-norm: ``x + N(attention(x))``, then ``x + N(mlp(x))``."""
+
+    def __init__(self, config: ScOTConfig, stage: int, shifted: bool) -> None:
+        super().__init__()
+        dim, shift = config.stage_width(stage), config.window_size // 2 if shifted else 0
+        hidden = int(dim * config.mlp_ratio)
+        self.attention = _Attention(
+            config, dim, config.num_heads[stage], config.stage_grid(stage), shift
+        )
+        self.layernorm_before = _norm(config, dim)
+        self.intermediate = _Dense(dim, hidden)
+        self.output = _Dense(hidden, dim)
+        self.layernorm_after = _norm(config, dim)
+
+    def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:
+        """``[B, H, W, C]`` and time ``[B]`` to ``[B, H, W, C]``."""
+        x_BHWC = x_BHWC + self.layernorm_before(self.attention(x_BHWC), time)
+        hidden = self.output(F.gelu(self.intermediate(x_BHWC)))
+        return cast(Tensor, x_BHWC + self.layernorm_after(hidden, time))
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise 7×7, norm, pointwise MLP, layer scale: the refinement of a skip connection."""
+
+    def __init__(self, config: ScOTConfig, stage: int) -> None:
+        super().__init__()
+        dim = config.stage_width(stage)
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.norm = _norm(config, dim)
+        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:
+        """``[B, H, W, C]`` and time ``[B]`` to ``[B, H, W, C]``."""
+        hidden = self.dwconv(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        hidden = self.pwconv2(F.gelu(self.pwconv1(self.norm(hidden, time))))
+        return torch.addcmul(x_BHWC, self.weight, hidden)
+
+
+class PatchMerging(nn.Module):
+    """Halve the token grid and double the width."""
+
+    def __init__(self, config: ScOTConfig, stage: int) -> None:
+        super().__init__()
+        dim = config.stage_width(stage)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = _norm(config, 2 * dim)
+
+    def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:
+        merged = rearrange(x_BHWC, "b (h p) (w q) c -> b h w (q p c)", p=2, q=2)
+        return cast(Tensor, self.norm(self.reduction(merged), time))
+
+
+class PatchUnmerging(nn.Module):
+    """Double the token grid and halve the width."""
+
+    def __init__(self, config: ScOTConfig, stage: int) -> None:
+        super().__init__()
+        dim = config.stage_width(stage)
+        self.upsample = nn.Linear(dim, 2 * dim, bias=False)
+        self.mixup = nn.Linear(dim // 2, dim // 2, bias=False)
+        self.norm = _norm(config, dim // 2)
+
+    def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:
+        fine = rearrange(self.upsample(x_BHWC), "b h w (p q c) -> b (h p) (w q) c", p=2, q=2)
+        return cast(Tensor, self.mixup(self.norm(fine, time)))
+
+
+class _PatchProjection(nn.Module):
+    def __init__(self, config: ScOTConfig) -> None:
+        super().__init__()
+        patch = config.patch_size
+        self.projection = nn.Conv2d(config.num_channels, config.embed_dim, patch, stride=patch)
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        return cast(Tensor, self.projection(pixels_BCHW))
+
+
+class Embeddings(nn.Module):
+    """Pixels to tokens: strided convolution and norm, no absolute position."""
+
+    def __init__(self, config: ScOTConfig) -> None:
+        super().__init__()
+        self.patch_embeddings = _PatchProjection(config)
+        self.norm = _norm(config, config.embed_dim)
+
+    def forward(self, pixels_BCHW: Tensor, time: Tensor) -> Tensor:
+        tokens = self.patch_embeddings(pixels_BCHW).permute(0, 2, 3, 1)
+        return cast(Tensor, self.norm(tokens, time))
+
+
+class PatchRecovery(nn.Module):
+    """Tokens to pixels: transposed convolution, then a 5×5 convolution over the seams."""
+
+    def __init__(self, config: ScOTConfig) -> None:
+        super().__init__()
+        patch, channels = config.patch_size, config.num_out_channels
+        self.projection = nn.ConvTranspose2d(config.embed_dim, channels, patch, stride=patch)
+        self.mixup = nn.Conv2d(channels, channels, kernel_size=5, padding=2, bias=False)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return cast(Tensor, self.mixup(self.projection(x_BHWC.permute(0, 3, 1, 2))))
