@@ -20,6 +20,7 @@ import numpy.typing as npt
 import zarr
 
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
+from pelagos.data_pipelines.store.field_statistics import default_split
 from pelagos.data_pipelines.store.manifest import Manifest, check_shard_sizes, load_manifest
 from pelagos.data_pipelines.store.object_store import ObjectStore, Range, open_store
 from pelagos.data_pipelines.store.schema import DatasetSpec
@@ -33,7 +34,6 @@ from pelagos.data_pipelines.store.shards import (
     decode_index,
     index_bytes_length,
 )
-from pelagos.data_pipelines.store.statistics import default_split
 from pelagos.data_pipelines.store.zarr_view import open_group
 
 MAX_REQUEST_BYTES = 16 * 2**20
