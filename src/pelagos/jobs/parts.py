@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pelagos.data_pipelines.batch import Batch
@@ -163,13 +162,13 @@ def describe_forecaster(job: PretrainJob, mixture: Mixture) -> dict[str, Any]:
 def count_flops(job: PretrainJob, mixture: Mixture) -> float:
     """Return the floating-point operations of forward and backward of one sample.
 
-    Counted on fake tensors with torch's own rules (matrix products, convolutions, attention);
+    Counted on the meta device with torch's own rules (matrix products, convolutions, attention);
     nothing is allocated or computed. It also proves that the model takes the mixture's grid.
 
     Raises:
         ValueError: the model does not fit the data.
     """
-    with FakeTensorMode():
+    with torch.device("meta"):
         model = build_model(job)
         batch = Batch(
             frames=torch.empty(1, *mixture.sample_shape),
