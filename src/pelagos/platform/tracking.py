@@ -28,9 +28,9 @@ NOT_METRICS = {"step", "time", "kind", "uri", "launch", "cause"}
 
 
 def tracking_uri(job: PretrainJob) -> str:
-    """Return the job's MLflow uri with a relative SQLite path made absolute."""
+    """Return the job's MLflow uri with a relative SQLite path made absolute; empty if not tracked."""
     prefix = "sqlite:///"
-    uri = job.tracking.uri
+    uri = job.tracking.uri or ""
     if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
         return prefix + str(Path(uri.removeprefix(prefix)).absolute())
     return uri
@@ -54,6 +54,8 @@ class Tracker:
 
     def sync(self, force: bool = False) -> bool:
         """Send what is new; return whether the store has everything. Never raises."""
+        if self.job.tracking.uri is None:
+            return False
         if not force and time.monotonic() < self.next_try:
             return False
         try:

@@ -217,7 +217,9 @@ class ValidationConfig(Section):
 class TrackingConfig(Section):
     """Where MLflow records go."""
 
-    uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking store or server.")
+    uri: str | None = Field(
+        "sqlite:///mlflow.db", description="MLflow tracking store or server; null: no tracking."
+    )
     experiment: str = Field("pelagos", description="MLflow experiment.")
     log_every_steps: PositiveInt = Field(1, description="Steps between logged values.")
     register_as: str | None = Field(None, description="Registered model name; default: the run's.")
