@@ -228,3 +228,19 @@ def test_prefetch_is_bounded_and_close_ends_the_threads(mixture: Mixture) -> Non
     assert threading.active_count() == before
     with pytest.raises(RuntimeError, match="closed"):
         next(loader)
+
+
+def test_a_batch_that_is_kept_is_never_written_to(mixture: Mixture) -> None:
+    sampler = Sampler(mixture, seed=2)
+    with StreamLoader(mixture, sampler, global_batch_size=4, stop_step=12) as loader:
+        kept = [batch.slice(1, 3) for batch in loader]  # slices keep the memory of the whole
+    for step, batch in enumerate(kept):
+        first = 4 * step
+        wanted = load_batch(mixture, sampler.samples(first + 1, first + 3))
+        assert torch.equal(batch.frames, wanted.frames)
+
+
+def test_memory_of_batches_that_are_gone_is_used_again(mixture: Mixture) -> None:
+    with StreamLoader(mixture, Sampler(mixture, 0), global_batch_size=4) as loader:
+        addresses = {next(loader).frames.data_ptr() for _ in range(12)}
+    assert len(addresses) <= loader.prefetch_steps + 2  # read ahead, delivered, being replaced

@@ -7,6 +7,7 @@ normalisation and marked so that the loss can leave them out.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,7 @@ class Mixture:
             raise ValueError(
                 f"normalisation is for {self.normalization.fields}, the model has {self.fields}"
             )
+        self._scratch = threading.local()
         self._plans = tuple(self._channel_plan(entry) for entry in self.entries)
 
     @property
@@ -130,7 +132,9 @@ class Mixture:
             DatasetError: naming the dataset, the trajectory and the frames.
         """
         try:
-            raw = self.entries[dataset].dataset.read_frames(trajectory, window)
+            raw = self.entries[dataset].dataset.read_frames(
+                trajectory, window, self._thread_scratch(dataset)
+            )
         except DatasetError as error:
             raise DatasetError(
                 f"{error} (while reading trajectory {trajectory}, frames {list(window)} of "
@@ -184,6 +188,15 @@ class Mixture:
                 "not be the one that was begun:\n  " + "\n  ".join(changes) + "\n"
                 "restore the data, or begin a new run from the checkpoint's weights"
             )
+
+    def _thread_scratch(self, dataset: int) -> npt.NDArray[Any]:
+        """Memory for one window as stored, kept per thread."""
+        spec = self.entries[dataset].dataset.spec
+        num_bytes = self.window_length * spec.frame_bytes
+        buffer: npt.NDArray[np.uint8] | None = getattr(self._scratch, "buffer", None)
+        if buffer is None or len(buffer) < num_bytes:
+            buffer = self._scratch.buffer = np.empty(num_bytes, np.uint8)
+        return buffer[:num_bytes].view(spec.dtype).reshape(self.window_length, *spec.frame_shape)
 
     def _channel_plan(self, entry: MixtureEntry) -> tuple[_Channel | None, ...]:
         dataset = entry.dataset

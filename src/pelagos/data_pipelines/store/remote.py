@@ -64,7 +64,9 @@ class RemoteStore:
     def read(self, key: str) -> bytes:
         return bytes(self._attempt(key, lambda: self.filesystem.cat_file(self._path(key))))
 
-    def read_ranges(self, key: str, ranges: Sequence[Range]) -> list[Bytes]:
+    def read_ranges(
+        self, key: str, ranges: Sequence[Range], scratch: Bytes | None = None
+    ) -> list[Bytes]:
         path = self._path(key)
 
         def fetch() -> list[bytes]:
