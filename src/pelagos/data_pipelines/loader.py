@@ -80,6 +80,8 @@ class StreamLoader(Iterator[Batch]):
                 f"num_threads {num_threads} must be at least 1, prefetch_steps {prefetch_steps} "
                 f"and start_step {start_step} not negative"
             )
+        if sampler.mixture is not mixture:
+            raise ValueError("the sampler orders another mixture: make it with this one")
         self.mixture = mixture
         self.sampler = sampler
         self.global_batch_size = global_batch_size
