@@ -2,10 +2,10 @@
 
 from pelagos.platform.evaluation.evaluate import (
     DatasetEvaluation,
-    EvaluationData,
     evaluate_dataset,
 )
 from pelagos.platform.evaluation.report import Provenance, write_report
+from pelagos.platform.evaluation.view import EvaluationData
 
 __all__ = [
     "DatasetEvaluation",

@@ -62,8 +62,8 @@ def shell_energy(field: Tensor, *, centred: bool) -> Tensor:
     kx = torch.fft.fftfreq(columns, 1.0 / columns, dtype=torch.float64, device=field.device)
     radius = torch.hypot(ky[:, None], kx[None, :]) + (0.5 if centred else 0.0)
     shell = radius.floor().long().flatten()
-    result = energy.new_zeros(*field.shape[:-2], int(shell.max()) + 1)
-    return result.index_add_(-1, shell, energy.flatten(-2))
+    result: Tensor = energy.new_zeros(*field.shape[:-2], int(shell.max()) + 1)
+    return result.index_add(-1, shell, energy.flatten(-2))
 
 
 def energy_spectrum(field: Tensor) -> Tensor:

@@ -72,20 +72,22 @@ class SummaryRow:
 
 def summary_rows(evaluation: DatasetEvaluation) -> list[SummaryRow]:
     """The opening table's lines for one dataset."""
-    errors = {
-        method: evaluation.mean_over_groups(method, "relative_l1")
+    autoregressive, direct, persistence = (
+        evaluation.mean_over_groups(method, "relative_l1")
         for method in ("autoregressive", "direct", "persistence")
-    }
+    )
     vrmse = np.minimum(
         evaluation.mean_over_groups("autoregressive", "vrmse"),
         evaluation.mean_over_groups("direct", "vrmse"),
     )
     return [
         SummaryRow(
-            evaluation.data.name,
-            step,
-            evaluation.lead_times[i],
-            *(float(errors[method][i]) for method in errors),
+            dataset=evaluation.data.name,
+            lead_step=step,
+            lead_time=evaluation.lead_times[i],
+            autoregressive=float(autoregressive[i]),
+            direct=float(direct[i]),
+            persistence=float(persistence[i]),
             vrmse=float(vrmse[i]),
         )
         for i, step in enumerate(evaluation.lead_steps)
