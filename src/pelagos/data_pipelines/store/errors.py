@@ -1,0 +1,15 @@
+"""The one error a reader of datasets has to know."""
+
+from __future__ import annotations
+
+
+class DatasetError(ValueError):
+    """A dataset is missing, unfinished, damaged or out of reach.
+
+    The message names the dataset, the object or shard, and the trajectory and frame where that is
+    known, and says what to do.
+    """
+
+
+class ObjectMissingError(DatasetError):
+    """An object (a file, or an S3 key) that should exist does not."""

@@ -1,0 +1,179 @@
+"""Named bytes: the few operations on files or objects that a dataset needs, and local files.
+
+`ObjectStore` is the protocol. `LocalStore` is here, `RemoteStore` (S3 and everything else that
+fsspec knows) in `remote.py`; another back end is one more class with these methods.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
+
+TEMPORARY_MARK = ".pelagos-partial-"
+MAX_OPEN_FILES = 128  # per store; further files are opened for each read
+
+Bytes = npt.NDArray[np.uint8]
+Range = tuple[int, int]  # offset, length
+
+
+class ObjectStore(Protocol):
+    """A folder of objects named by keys such as `data/c/0/0/0/0/0`. Safe to use from threads."""
+
+    uri: str
+    coalesce_gap_bytes: int  # reading this many unneeded bytes is cheaper than another request
+
+    def address(self, key: str) -> str:
+        """The full address of an object, for messages."""
+        ...
+
+    def read(self, key: str) -> bytes:
+        """A whole object. Raises ObjectMissingError, or DatasetError when it cannot be had."""
+        ...
+
+    def read_ranges(self, key: str, ranges: Sequence[Range]) -> list[Bytes]:
+        """Byte ranges of one object; a range that ends past the object's end is an error."""
+        ...
+
+    def write(self, key: str, content: bytes) -> None:
+        """Put an object there whole: a reader sees the old one or the new one, never a part."""
+        ...
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Size in bytes of every object whose key starts with the folder `prefix`."""
+        ...
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; one that is not there is no error."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_store(uri: str, storage_options: dict[str, Any] | None = None) -> ObjectStore:
+    """The store for a path, a `file://` URI, or any other scheme that fsspec knows (`s3://`)."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return LocalStore(uri)
+    if scheme == "file":
+        return LocalStore(rest)
+    from pelagos.data_pipelines.store.remote import RemoteStore  # s3fs takes 0.5 s to import
+
+    return RemoteStore(uri, storage_options)
+
+
+class LocalStore:
+    """Files under one folder. Reads with `preadv` from files kept open."""
+
+    coalesce_gap_bytes = 32 * 2**10
+
+    def __init__(self, path: str | Path) -> None:
+        self.root = Path(path).expanduser().absolute()
+        self.uri = str(path)
+        self._lock = threading.Lock()
+        self._descriptors: dict[str, int] = {}
+
+    def address(self, key: str) -> str:
+        return str(self.root / key)
+
+    def read(self, key: str) -> bytes:
+        try:
+            return (self.root / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise self._missing(key) from error
+
+    def read_ranges(self, key: str, ranges: Sequence[Range]) -> list[Bytes]:
+        descriptor, is_kept = self._descriptor(key)
+        try:
+            return [self._read_range(descriptor, key, r) for r in ranges]
+        finally:
+            if not is_kept:
+                os.close(descriptor)
+
+    def write(self, key: str, content: bytes) -> None:
+        path = self.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}{TEMPORARY_MARK}{uuid.uuid4().hex}")
+        try:
+            with partial.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        found: dict[str, int] = {}
+        for folder, _, files in os.walk(self.root / prefix):
+            for name in files:
+                path = Path(folder) / name
+                found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        return found
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            (self.root / key).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        with self._lock:
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+            self._descriptors.clear()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _descriptor(self, key: str) -> tuple[int, bool]:
+        """An open file, and whether it stays open."""
+        known = self._descriptors.get(key)
+        if known is not None:
+            return known, True
+        try:
+            opened = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise self._missing(key) from error
+        with self._lock:
+            if key in self._descriptors:  # another thread was faster
+                os.close(opened)
+                return self._descriptors[key], True
+            if len(self._descriptors) >= MAX_OPEN_FILES:
+                return opened, False
+            self._descriptors[key] = opened
+            return opened, True
+
+    def _read_range(self, descriptor: int, key: str, byte_range: Range) -> Bytes:
+        offset, length = byte_range
+        buffer = np.empty(length, np.uint8)
+        done = 0
+        while done < length:
+            count = os.preadv(descriptor, [buffer.data[done:]], offset + done)
+            if count == 0:
+                raise DatasetError(
+                    f"{self.address(key)} ends at byte {offset + done}, but bytes up to "
+                    f"{offset + length} are needed: the file is cut short"
+                )
+            done += count
+        return buffer
+
+    def _missing(self, key: str) -> ObjectMissingError:
+        return ObjectMissingError(f"{self.address(key)} does not exist")
+
+
+def sync_folder(path: Path) -> None:
+    """Make names in a folder survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

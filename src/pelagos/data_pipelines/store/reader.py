@@ -1,0 +1,331 @@
+"""Reading a dataset: planner, fetcher, decoder.
+
+The planner turns frames of a trajectory into byte ranges of one object, from the shard's index
+(read once, then kept), and joins neighbours into one range. The store fetches the ranges. The
+decoder checks every checksum and decodes into the caller's buffer. Any number of threads may read
+from one `Dataset` at once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
+from pelagos.data_pipelines.store.field_statistics import default_split
+from pelagos.data_pipelines.store.manifest import Manifest, check_shard_sizes, load_manifest
+from pelagos.data_pipelines.store.object_store import ObjectStore, Range, open_store
+from pelagos.data_pipelines.store.schema import DatasetSpec
+from pelagos.data_pipelines.store.shards import (
+    ABSENT,
+    CHECKSUM_BYTES,
+    ChecksumError,
+    FrameCodec,
+    ShardIndex,
+    check,
+    decode_index,
+    index_bytes_length,
+)
+from pelagos.data_pipelines.store.zarr_view import open_group
+
+MAX_REQUEST_BYTES = 16 * 2**20
+
+FloatArray = npt.NDArray[Any]
+
+
+def open_dataset(uri: str, storage_options: dict[str, Any] | None = None) -> Dataset:
+    """Open a finished dataset: one read of its manifest, one listing of its shards.
+
+    Args:
+        uri: a path, or `s3://bucket/path/name.zarr`.
+        storage_options: for object stores; see `remote.RemoteStore`.
+
+    Raises:
+        DatasetError: it is missing, unfinished, damaged or out of reach; the message says what
+            to do.
+    """
+    return Dataset(uri, storage_options)
+
+
+@dataclass(frozen=True)
+class PlannedRange:
+    """One byte range to fetch, and what lies in it: `(position in out, frame, offset, length)`."""
+
+    byte_range: Range
+    chunks: tuple[tuple[int, int, int, int], ...]
+
+
+class Dataset:
+    """A finished dataset, open for reading. Made by `open_dataset`.
+
+    It can be pickled (it opens again at the other end), but not carried through `fork`, which
+    breaks the threads of every asynchronous client: the child gets an error that says so.
+
+    Attributes:
+        uri, spec: where it is and what it is.
+        manifest: shards, checksums and all statistics.
+        fingerprint: SHA-256 that changes whenever a byte of the data does.
+        bytes_read: bytes fetched through this object so far.
+    """
+
+    def __init__(self, uri: str, storage_options: dict[str, Any] | None = None) -> None:
+        self.uri = uri
+        self.storage_options = storage_options
+        self.store: ObjectStore = open_store(uri, storage_options)
+        self.manifest: Manifest = load_manifest(self.store)
+        check_shard_sizes(self.store, self.manifest)
+        self.spec: DatasetSpec = self.manifest.spec
+        self.fingerprint: str = self.manifest.fingerprint
+        self.bytes_read = 0
+        self._codec = FrameCodec(self.spec)
+        self._indices: dict[int, ShardIndex] = {}
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    @property
+    def num_trajectories(self) -> int:
+        return self.spec.num_trajectories
+
+    @property
+    def num_frames(self) -> int:
+        return self.spec.num_frames
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        return self.spec.field_names
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        return self.spec.grid_shape
+
+    @property
+    def statistics(self) -> dict[str, dict[str, float]]:
+        """`{field: {mean, std, rms, min, max, delta_mean, delta_std, …}}` of the split `train`,
+        or of the whole dataset if it has no such split. `manifest.statistics` has every split."""
+        return self.manifest.statistics[default_split(self.manifest.statistics)]
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The attributes of the Zarr group."""
+        return dict(self.data_group.attrs)
+
+    @cached_property
+    def data_group(self) -> zarr.Group:
+        """The Zarr group, through zarr itself; a missing chunk is an error, not fill values."""
+        return open_group(self.uri, self.storage_options)
+
+    @cached_property
+    def data(self) -> zarr.Array[Any]:
+        """`[trajectory, time, channel, y, x]` through zarr itself: convenient, and slower than
+        `read_frames`."""
+        array = self.data_group["data"]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    @cached_property
+    def parameters(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Per-trajectory parameters, float64 `[trajectory]` each."""
+        self._refuse_fork()
+        return {name: self._read_parameter(name) for name in self.spec.parameter_names}
+
+    def split(self, name: str) -> range:
+        """The trajectories of a split; `all` is every one.
+
+        Raises:
+            DatasetError: there is no such split.
+        """
+        if name in self.spec.splits:
+            return range(*self.spec.splits[name])
+        if name == "all":
+            return range(self.num_trajectories)
+        raise DatasetError(
+            f"dataset {self.uri} has no split {name!r}; it has {[*self.spec.splits, 'all']}"
+        )
+
+    def window(self, trajectory: int, start: int, length: int) -> FloatArray:
+        """Frames `start .. start + length - 1` of a trajectory, `[length, channel, y, x]`."""
+        return self.read_frames(trajectory, range(start, start + length))
+
+    def read_frames(
+        self, trajectory: int, frames: Sequence[int], out: FloatArray | None = None
+    ) -> FloatArray:
+        """Some frames of one trajectory, in any order and not necessarily adjacent.
+
+        Args:
+            out: a C-contiguous buffer `[len(frames), channel, y, x]` of the stored type to decode
+                into; made if None.
+
+        Returns:
+            `[len(frames), channel, y, x]`.
+
+        Raises:
+            DatasetError: bytes are missing or damaged; dataset, shard, trajectory and frame are
+                named. Nothing is ever filled in.
+            IndexError: there is no such trajectory or frame.
+        """
+        self._refuse_fork()
+        self._check_bounds(trajectory, frames)
+        out = self._checked_out(len(frames), out)
+        shard, row = divmod(trajectory, self.spec.shard_trajectories)
+        plan = self.plan(shard, row, frames)
+        key = self.manifest.shards[shard].key
+        fetched = self._fetch(key, [planned.byte_range for planned in plan])
+        for planned, content in zip(plan, fetched, strict=True):
+            start = planned.byte_range[0]
+            for position, frame, offset, length in planned.chunks:
+                encoded = content[offset - start : offset - start + length]
+                try:
+                    self._codec.decode(encoded.data, out[position])
+                except (ChecksumError, RuntimeError) as error:
+                    self._decode_again(
+                        key, trajectory, frame, (offset, length), out[position], error
+                    )
+        return out
+
+    def plan(self, shard: int, row: int, frames: Sequence[int]) -> list[PlannedRange]:
+        """The byte ranges that hold `frames` of the trajectory at `row` of a shard."""
+        entries = self.shard_index(shard)[row]
+        chunks = []
+        for position, frame in enumerate(frames):
+            if entries[frame, 0] == ABSENT:
+                raise DatasetError(
+                    f"dataset {self.uri}, shard {self.manifest.shards[shard].key}: frame {frame} "
+                    f"of trajectory {shard * self.spec.shard_trajectories + row} was never written"
+                )
+            chunks.append((position, frame, int(entries[frame, 0]), int(entries[frame, 1])))
+        chunks.sort(key=lambda chunk: chunk[2])
+        return _coalesce(chunks, self.store.coalesce_gap_bytes)
+
+    def shard_index(self, shard: int) -> ShardIndex:
+        """Where each frame of a shard is: `[trajectory, time, (offset, length)]`; kept."""
+        known = self._indices.get(shard)
+        if known is not None:
+            return known
+        record = self.manifest.shards[shard]
+        length = index_bytes_length(self.spec)
+        (tail,) = self._fetch(record.key, [(record.size - length, length)])
+        try:
+            index, checksum = decode_index(self.spec, tail.data)
+            if checksum != record.index_crc32c:
+                raise ChecksumError("it is not the index that the manifest describes")
+        except ChecksumError as error:
+            raise DatasetError(
+                f"dataset {self.uri}: the index of shard {record.key} is damaged ({error}). "
+                f"Restore the shard from a copy, or write the dataset again"
+            ) from error
+        self._indices[shard] = index
+        return index
+
+    def close(self) -> None:
+        """Close files. Reading opens them again."""
+        self.store.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_dataset, (self.uri, self.storage_options)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.uri!r}, shape={self.spec.shape}, fields={self.field_names})"
+
+    def _fetch(self, key: str, ranges: list[Range]) -> list[npt.NDArray[np.uint8]]:
+        try:
+            fetched = self.store.read_ranges(key, ranges)
+        except ObjectMissingError as error:
+            raise DatasetError(
+                f"dataset {self.uri}: shard {key} was there when the dataset was opened and is "
+                f"gone now ({error})"
+            ) from error
+        except DatasetError as error:
+            raise DatasetError(f"dataset {self.uri}, shard {key}: {error}") from error
+        with self._lock:
+            self.bytes_read += sum(length for _, length in ranges)
+        return fetched
+
+    def _decode_again(
+        self,
+        key: str,
+        trajectory: int,
+        frame: int,
+        byte_range: Range,
+        out: FloatArray,
+        first_error: Exception,
+    ) -> None:
+        """Fetch a frame once more (the damage may be on the way, not at rest), then give up."""
+        (content,) = self._fetch(key, [byte_range])
+        try:
+            self._codec.decode(content.data, out)
+        except (ChecksumError, RuntimeError) as error:
+            raise DatasetError(
+                f"dataset {self.uri}, shard {key}, trajectory {trajectory}, frame {frame} (bytes "
+                f"{byte_range[0]}..{sum(byte_range) - 1}) is damaged, read twice: {first_error}. "
+                f"Restore the shard from a copy, or write the dataset again"
+            ) from error
+
+    def _read_parameter(self, name: str) -> npt.NDArray[np.float64]:
+        key = f"parameters/{name}/c/0"
+        content = self.store.read(key)
+        try:
+            check(content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:])
+            stored = int.from_bytes(content[-CHECKSUM_BYTES:], "little")
+            if stored != self.manifest.parameters_crc32c[name]:
+                raise ChecksumError("it is not what the manifest describes")
+        except ChecksumError as error:
+            raise DatasetError(f"dataset {self.uri}: {key} is damaged ({error})") from error
+        return np.frombuffer(content[:-CHECKSUM_BYTES], dtype="<f8")
+
+    def _checked_out(self, num_frames: int, out: FloatArray | None) -> FloatArray:
+        shape = (num_frames, *self.spec.frame_shape)
+        dtype = np.dtype(self.spec.dtype)
+        if out is None:
+            return np.empty(shape, dtype)
+        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+            raise ValueError(
+                f"out must be C-contiguous {dtype} {shape}, got {out.dtype} {out.shape}"
+                + ("" if out.flags.c_contiguous else ", not contiguous")
+            )
+        return out
+
+    def _check_bounds(self, trajectory: int, frames: Sequence[int]) -> None:
+        if not 0 <= trajectory < self.num_trajectories:
+            raise IndexError(
+                f"trajectory {trajectory} is outside 0..{self.num_trajectories - 1} of {self.uri}"
+            )
+        if len(frames) == 0 or min(frames) < 0 or max(frames) >= self.num_frames:
+            raise IndexError(
+                f"frames {list(frames)} must be one or more of 0..{self.num_frames - 1} "
+                f"of {self.uri}"
+            )
+
+    def _refuse_fork(self) -> None:
+        if os.getpid() != self._process:
+            raise DatasetError(
+                f"dataset {self.uri} was opened in process {self._process} and is read in its "
+                f"forked child {os.getpid()}. Open it in the child, use the spawn or forkserver "
+                f"start method, or read in threads (num_workers=0 of a DataLoader)"
+            )
+
+
+def _coalesce(chunks: list[tuple[int, int, int, int]], gap_bytes: int) -> list[PlannedRange]:
+    """Join chunks, sorted by offset, whose gap is small into ranges of bounded length."""
+    plan: list[PlannedRange] = []
+    group: list[tuple[int, int, int, int]] = []
+    start = stop = 0
+    for chunk in chunks:
+        _, _, offset, length = chunk
+        end = max(stop, offset + length)
+        if group and (offset - stop > gap_bytes or end - start > MAX_REQUEST_BYTES):
+            plan.append(PlannedRange((start, stop - start), tuple(group)))
+            group = []
+        if not group:
+            start, end = offset, offset + length
+        group.append(chunk)
+        stop = end
+    plan.append(PlannedRange((start, stop - start), tuple(group)))
+    return plan

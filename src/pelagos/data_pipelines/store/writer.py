@@ -1,0 +1,283 @@
+"""Writing a dataset: create it, write its shards in any order from any process, finalize.
+
+    writer = create_dataset("flow.zarr", spec)
+    for shard in writer.missing_shards():
+        writer.write_shard(shard, data, parameters)      # [n, time, channel, y, x]
+    writer.finalize()
+
+A shard is written whole or not at all, and a manifest is written last, so a dataset is complete or
+refuses to open. `resume_dataset` goes on where a killed run stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pelagos.data_pipelines.store import staging
+from pelagos.data_pipelines.store.errors import DatasetError
+from pelagos.data_pipelines.store.field_statistics import (
+    dataset_statistics,
+    default_split,
+    shard_sums,
+)
+from pelagos.data_pipelines.store.layout import (
+    GROUP_KEY,
+    MANIFEST_KEY,
+    SPEC_KEY,
+    array_documents,
+    dumps,
+    root_document,
+    shard_key,
+    sidecar_key,
+)
+from pelagos.data_pipelines.store.manifest import Manifest, ShardRecord, written_shards
+from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
+from pelagos.data_pipelines.store.schema import DatasetSpec
+from pelagos.data_pipelines.store.shards import (
+    checksum_bytes,
+    crc32c,
+    decode_index,
+    encode_shard,
+    index_bytes_length,
+)
+
+_METADATA_THREADS = 16
+
+
+def create_dataset(
+    uri: str,
+    spec: DatasetSpec,
+    *,
+    overwrite: bool = False,
+    storage_options: dict[str, Any] | None = None,
+) -> DatasetWriter:
+    """Begin a new dataset.
+
+    Args:
+        overwrite: replace a dataset that is there. On a local disk the old one stays readable
+            until the new one is complete. On an object store, which cannot rename, it is deleted
+            now.
+
+    Raises:
+        FileExistsError: a dataset, finished or not, or something else is there.
+    """
+    root_uri = staging.prepare(uri, overwrite, storage_options)
+    store = open_store(root_uri, storage_options)
+    store.write(SPEC_KEY, dumps({"spec": spec.to_json()}))  # first: it makes the rest resumable
+    _write_metadata(store, spec)
+    return DatasetWriter(uri, spec, root_uri, storage_options)
+
+
+def resume_dataset(
+    uri: str, spec: DatasetSpec, storage_options: dict[str, Any] | None = None
+) -> DatasetWriter:
+    """Go on with a dataset that was begun and not finished.
+
+    Raises:
+        ValueError: nothing was begun there, or with another spec (the differences are listed).
+    """
+    root_uri = staging.unfinished_root(uri, storage_options)
+    store = open_store(root_uri, storage_options)
+    found = DatasetSpec.from_json(json.loads(store.read(SPEC_KEY))["spec"])
+    differences = spec.differences(found)
+    if differences:
+        raise ValueError(
+            f"dataset {uri} was begun with another spec:\n  " + "\n  ".join(differences) + "\n"
+            "use the same spec, another uri, or overwrite"
+        )
+    _write_metadata(store, spec)  # the first run may have been killed before it had
+    return DatasetWriter(uri, spec, root_uri, storage_options)
+
+
+@dataclass(frozen=True)
+class DatasetWriter:
+    """Writes the shards of one dataset. Plain data: pickle it and use it in any process.
+
+    Attributes:
+        uri: where the dataset will be.
+        root_uri: where it is being written; another place than `uri` while it replaces a dataset.
+    """
+
+    uri: str
+    spec: DatasetSpec
+    root_uri: str
+    storage_options: dict[str, Any] | None = None
+
+    @property
+    def num_shards(self) -> int:
+        return self.spec.num_shards
+
+    def shard_trajectories(self, shard: int) -> range:
+        """The trajectories that `write_shard(shard, …)` wants."""
+        return self.spec.trajectories_of_shard(shard)
+
+    def missing_shards(self) -> list[int]:
+        """Shards still to be written, in order."""
+        done = written_shards(open_store(self.root_uri, self.storage_options), self.spec)
+        return [shard for shard in range(self.num_shards) if shard not in done]
+
+    def write_shard(
+        self,
+        shard: int,
+        data: npt.NDArray[np.floating],
+        parameters: Mapping[str, npt.NDArray[np.floating]] | None = None,
+    ) -> None:
+        """Write one shard, whole or not at all. Writing it again replaces it.
+
+        Args:
+            data: `[n, time, channel, y, x]` for the n trajectories of the shard.
+            parameters: `[n]` for each name in `spec.parameter_names`.
+
+        Raises:
+            ValueError: a shape or the parameters' names are wrong, or a value is not finite (the
+                trajectory, frame, field and grid index of the first one are named).
+        """
+        trajectories = self.shard_trajectories(shard)
+        data = self._checked(data, trajectories)
+        values = self._checked_parameters(parameters or {}, trajectories)
+        encoded = encode_shard(self.spec, data)
+        key = shard_key(self.spec, shard)
+        record = ShardRecord(key, len(encoded.content), encoded.crc32c, encoded.index_crc32c)
+        sidecar = {
+            "shard": shard,
+            "trajectories": [trajectories.start, trajectories.stop],
+            "record": asdict(record),
+            "parameters": {name: vector.tolist() for name, vector in values.items()},
+            "sums": shard_sums(data, self.spec.field_names),
+        }
+        store = open_store(self.root_uri, self.storage_options)
+        store.write(key, encoded.content)
+        store.write(sidecar_key(shard), dumps(sidecar))
+
+    def finalize(self) -> None:
+        """Pool statistics, write parameters, attributes and, last, the manifest.
+
+        Raises:
+            DatasetError: shards are missing, or differ from what was written.
+        """
+        missing = self.missing_shards()
+        if missing:
+            shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
+            raise DatasetError(
+                f"dataset {self.uri} cannot be finished: {len(missing)} of {self.num_shards} "
+                f"shards are not written ({shown})"
+            )
+        store = open_store(self.root_uri, self.storage_options)
+        with ThreadPoolExecutor(_METADATA_THREADS) as pool:
+            sidecars = list(
+                pool.map(
+                    lambda shard: _checked_sidecar(store, self.spec, shard), range(self.num_shards)
+                )
+            )
+        manifest = self._manifest(store, sidecars)
+        extra = {
+            "statistics": manifest.statistics[default_split(manifest.statistics)],
+            "statistics_split": default_split(manifest.statistics),
+            "fingerprint": manifest.fingerprint,
+        }
+        store.write(GROUP_KEY, dumps(root_document(self.spec, extra)))
+        store.write(MANIFEST_KEY, manifest.to_bytes())
+        staging.finish(self.uri, self.root_uri)
+
+    def _manifest(self, store: ObjectStore, sidecars: list[dict[str, Any]]) -> Manifest:
+        sums = {
+            name: [row for sidecar in sidecars for row in sidecar["sums"][name]]
+            for name in self.spec.field_names
+        }
+        checksums = {}
+        for name in self.spec.parameter_names:
+            values = [value for sidecar in sidecars for value in sidecar["parameters"][name]]
+            checksums[name] = _write_vector(store, f"parameters/{name}", np.array(values))
+        return Manifest(
+            self.spec,
+            tuple(ShardRecord(**sidecar["record"]) for sidecar in sidecars),
+            dataset_statistics(sums, self.spec.splits),
+            checksums,
+        )
+
+    def _checked(
+        self, data: npt.NDArray[np.floating], trajectories: range
+    ) -> npt.NDArray[np.floating]:
+        """`data` in the stored type, after its shape and its values are checked."""
+        wanted = (len(trajectories), *self.spec.shape[1:])
+        if data.shape != wanted:
+            raise ValueError(
+                f"data for trajectories {trajectories.start}..{trajectories.stop - 1} has shape "
+                f"{data.shape}, required is {wanted} = (trajectory, time, channel, "
+                f"{', '.join(self.spec.axis_names)})"
+            )
+        with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused below
+            stored = np.ascontiguousarray(data, dtype=self.spec.dtype)
+        for row, trajectory in zip(stored, trajectories, strict=True):
+            if not np.isfinite(row).all():
+                frame, channel, *point = map(int, np.argwhere(~np.isfinite(row))[0])
+                given = data[(trajectory - trajectories.start, frame, channel, *point)]
+                raise ValueError(
+                    f"trajectory {trajectory}, frame {frame}, field "
+                    f"{self.spec.field_names[channel]!r}, grid index {tuple(point)}: "
+                    f"{row[(frame, channel, *point)]} is not finite as {self.spec.dtype} "
+                    f"(value given: {given})"
+                )
+        return stored
+
+    def _checked_parameters(
+        self, parameters: Mapping[str, npt.NDArray[np.floating]], trajectories: range
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        if set(parameters) != set(self.spec.parameter_names):
+            raise ValueError(
+                f"parameters given are {sorted(parameters)}, the spec has "
+                f"{sorted(self.spec.parameter_names)}"
+            )
+        checked = {}
+        for name in self.spec.parameter_names:
+            values = np.asarray(parameters[name], dtype=np.float64)
+            if values.shape != (len(trajectories),) or not np.isfinite(values).all():
+                raise ValueError(
+                    f"parameter {name!r} must be {len(trajectories)} finite numbers, one per "
+                    f"trajectory of the shard, got {values!r}"
+                )
+            checked[name] = values
+        return checked
+
+
+def _write_metadata(store: ObjectStore, spec: DatasetSpec) -> None:
+    """Everything that plain Zarr needs, except the shards and the parameters' values."""
+    for path, document in array_documents(spec).items():
+        store.write(f"{path}/zarr.json", dumps(document))
+    for name, points in spec.coordinates().items():
+        _write_vector(store, name, points)
+    store.write(GROUP_KEY, dumps(root_document(spec, {})))
+
+
+def _write_vector(store: ObjectStore, path: str, values: npt.NDArray[np.float64]) -> int:
+    """Write a float64 vector as the single chunk of its array; returns its crc32c."""
+    content = values.astype("<f8").tobytes()
+    store.write(f"{path}/c/0", content + checksum_bytes(content))
+    return crc32c(content)
+
+
+def _checked_sidecar(store: ObjectStore, spec: DatasetSpec, shard: int) -> dict[str, Any]:
+    """A shard's sidecar, once the shard's index was found to be the one it describes."""
+    sidecar: dict[str, Any] = json.loads(store.read(sidecar_key(shard)))
+    record = ShardRecord(**sidecar["record"])
+    length = index_bytes_length(spec)
+    try:
+        (tail,) = store.read_ranges(record.key, [(record.size - length, length)])
+        found = decode_index(spec, tail.data)[1]
+    except ValueError as error:
+        raise DatasetError(
+            f"{store.address(record.key)} is damaged ({error}): write shard {shard} again"
+        ) from error
+    if found != record.index_crc32c:
+        raise DatasetError(
+            f"{store.address(record.key)} is not the shard that {sidecar_key(shard)} describes: "
+            f"write shard {shard} again"
+        )
+    return sidecar
