@@ -89,10 +89,11 @@ def check_rollout_step(lead_steps: Sequence[int], rollout_step: int) -> None:
     """Raises ValueError, naming them, for lead steps that are not positive multiples."""
     if not lead_steps:
         raise ValueError("evaluation needs at least one lead step, got none")
-    bad = [step for step in lead_steps if step < 1 or step % rollout_step]
-    if rollout_step < 1 or bad:
+    bad = [step for step in lead_steps if step < 1 or rollout_step < 1 or step % rollout_step]
+    if bad:
         raise ValueError(
-            f"lead steps must be positive multiples of rollout_step={rollout_step} frames, got {bad}"
+            f"lead steps must be positive multiples of rollout_step={rollout_step} frames (at "
+            f"least 1), got {bad}"
         )
 
 
