@@ -13,6 +13,7 @@ from torch import Tensor
 from pelagos.data_pipelines.generate import (
     FAMILIES,
     GenerationError,
+    find_family,
     generate_trajectories,
     initial_states,
     trajectory_generator,
@@ -202,5 +203,6 @@ def test_wrong_settings_are_refused(change: dict[str, object], message: str) -> 
 
 
 def test_an_unknown_family_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="known families are NS-Sines, NS-Gauss"):
+    assert find_family("ns-sines") is FAMILIES["NS-Sines"]
+    with pytest.raises(ValueError, match='mean "ns-sines".*Known families are NS-Sines, NS-Gauss'):
         generate_trajectories("NS-Sine", [0], seed=0)

@@ -12,10 +12,11 @@ vector width and library versions, as floating point does everywhere.
 
 from __future__ import annotations
 
+import difflib
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,7 @@ class Family:
     solve: Solve  # (states [n, channel, y, x], times, cfl) -> [n, time, channel, y, x]
     coarsen: Coarsen  # (frames [m, channel, y, x], resolution) -> frames
     cfl: float
+    grid_location: Literal["node", "cell"]
     parameters: Callable[[int], dict[str, float]]  # solver resolution -> constants of the PDE
     constant_fields: dict[str, float] = field(default_factory=dict)
     boundary_conditions: dict[str, str] = field(default_factory=lambda: dict(_PERIODIC))
@@ -122,6 +124,7 @@ def _incompressible(
         solve=_solve_incompressible,
         coarsen=_truncate,
         cfl=navier_stokes.DEFAULT_CFL,
+        grid_location="node",
         parameters=lambda n: {"spectral_viscosity": navier_stokes.poseidon_spectral_viscosity(n)},
         constant_fields={"density": 1.0},
         published_normalization=_published(None, tracer=tracer),
@@ -140,6 +143,7 @@ def _compressible(
         solve=_solve_compressible,
         coarsen=_cell_means,
         cfl=euler.DEFAULT_CFL,
+        grid_location="cell",
         parameters=lambda _: {"gamma": euler.GAMMA},
         published_normalization=_published(pressure_offset),
     )
@@ -189,10 +193,13 @@ FAMILIES: dict[str, Family] = {
 
 
 def find_family(name: str) -> Family:
-    """The family of that name; ValueError naming the known ones otherwise."""
-    if name not in FAMILIES:
-        raise ValueError(f'Got family "{name}"; known families are {", ".join(FAMILIES)}.')
-    return FAMILIES[name]
+    """The family of that name, upper or lower case; ValueError naming the known ones otherwise."""
+    for known, family in FAMILIES.items():
+        if name.lower() == known.lower():
+            return family
+    close = difflib.get_close_matches(name.lower(), [known.lower() for known in FAMILIES], n=1)
+    hint = f'; did you mean "{close[0]}"?' if close else "."
+    raise ValueError(f'Got family "{name}"{hint} Known families are {", ".join(FAMILIES)}.')
 
 
 def trajectory_generator(seed: int, family: str, index: int) -> np.random.Generator:
