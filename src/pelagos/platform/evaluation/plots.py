@@ -33,6 +33,7 @@ _STYLE = {  # method: (label, colour, line style)
 _METRIC_LABELS = {"relative_l1": "relative L1 error", "vrmse": "VRMSE"}
 _MAX_STRIP_COLUMNS = 6
 _PANEL_INCHES = 1.75
+_SPECTRUM_RANGE = 1e-9  # fp32 data carries nothing below
 
 
 def figure_png(figure: Figure, dpi: int = 130) -> bytes:
@@ -47,7 +48,7 @@ def forecast_panels(
 ) -> Figure:
     """One row per stored field: initial frame, truth, forecast, error, at lead index ``lead``."""
     channels = _stored_channels(evaluation)
-    figure = _figure(4 * _PANEL_INCHES + 1.9, len(channels) * _PANEL_INCHES + 0.55)
+    figure = _figure(4 * _PANEL_INCHES + 1.5, len(channels) * (_PANEL_INCHES + 0.22) + 0.3)
     axes = figure.subplots(len(channels), 4, squeeze=False)
     time = evaluation.lead_times[lead]
     titles = ("initial frame", f"truth, t + {time:g}", f"{method}, t + {time:g}", "error")
@@ -60,10 +61,12 @@ def forecast_panels(
             axes[row, :3], (example.initial[channel], truth, forecast), strict=True
         ):
             shown = _show(axis, image, norm, colours)
-        figure.colorbar(shown, ax=list(axes[row, :3]), shrink=0.9, pad=0.015, aspect=14)
+        _colorbar(figure, shown, list(axes[row, :3]), shrink=0.9, pad=0.015, aspect=14)
         error = forecast - truth
         shown = _show(axes[row, 3], error, _symmetric([error]), "PuOr_r")
-        figure.colorbar(shown, ax=axes[row, 3], shrink=0.9, pad=0.04, aspect=14)
+        share = np.abs(error).sum() / max(float(np.abs(truth).sum()), 1e-30)
+        axes[row, 3].set_xlabel(f"relative L1 {100 * share:.3g} %", fontsize=8)
+        _colorbar(figure, shown, axes[row, 3], shrink=0.9, pad=0.04, aspect=14)
         axes[row, 0].set_ylabel(field, fontsize=9)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
@@ -87,8 +90,8 @@ def rollout_strip(
         axes[0, column].set_title(f"t + {evaluation.lead_times[lead]:g}", fontsize=9)
     for axis, label in zip(axes[:, 0], ("truth", method, "error"), strict=True):
         axis.set_ylabel(label, fontsize=9)
-    figure.colorbar(shown, ax=list(axes[:2].ravel()), shrink=0.8, pad=0.015, aspect=22)
-    figure.colorbar(error, ax=list(axes[2]), shrink=0.9, pad=0.015, aspect=11)
+    _colorbar(figure, shown, list(axes[:2].ravel()), shrink=0.8, pad=0.015, aspect=22)
+    _colorbar(figure, error, list(axes[2]), shrink=0.9, pad=0.015, aspect=11)
     figure.suptitle(evaluation.data.fields[channel], fontsize=10)
     return figure
 
@@ -114,22 +117,25 @@ def rollout_animation(
     ]
     for axis, title in zip(axes, ("truth", method, "error"), strict=True):
         axis.set_title(title, fontsize=10)
-    figure.colorbar(images[1], ax=list(axes[:2]), shrink=0.85, pad=0.015, aspect=14)
-    figure.colorbar(images[2], ax=axes[2], shrink=0.85, pad=0.04, aspect=14)
+    _colorbar(figure, images[1], list(axes[:2]), shrink=0.85, pad=0.015, aspect=14)
+    _colorbar(figure, images[2], axes[2], shrink=0.85, pad=0.04, aspect=14)
+    title = figure.suptitle(evaluation.data.fields[channel], fontsize=10)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: half of each frame's time
     writer = PillowWriter(fps=frames_per_second)
     with writer.saving(figure, str(path), dpi=80):
         for lead, time in enumerate(evaluation.lead_times):
             error = forecast[lead] - truth[lead]
             for image, values in zip(images, (truth[lead], forecast[lead], error), strict=True):
                 image.set_data(values)
-            figure.suptitle(f"{evaluation.data.fields[channel]}, t + {time:g}", fontsize=10)
+            title.set_text(f"{evaluation.data.fields[channel]}, t + {time:g}")
             writer.grab_frame()
 
 
 def error_growth(evaluation: DatasetEvaluation, metric: str = "relative_l1") -> Figure:
     """Error against lead time per field: median and quartiles over trajectories."""
     groups = evaluation.group_names
-    figure = _figure(2.7 * len(groups) + 0.4, 2.9)
+    figure = _figure(2.6 * len(groups) + 2.2, 2.7)
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     times = np.array(evaluation.lead_times)
     for index, (axis, group) in enumerate(zip(axes, groups, strict=True)):
@@ -152,7 +158,7 @@ def error_growth(evaluation: DatasetEvaluation, metric: str = "relative_l1") -> 
 def spectra(evaluation: DatasetEvaluation, lead: int) -> Figure:
     """Energy spectrum per field at one lead time, truth and forecasts, mean over trajectories."""
     groups = evaluation.group_names
-    figure = _figure(2.7 * len(groups) + 0.4, 2.9)
+    figure = _figure(2.6 * len(groups) + 2.2, 2.7)
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     for index, (axis, group) in enumerate(zip(axes, groups, strict=True)):
         for method, (label, colour, line) in _STYLE.items():
@@ -161,7 +167,7 @@ def spectra(evaluation: DatasetEvaluation, lead: int) -> Figure:
         truth = evaluation.spectra["truth"][lead, index, 1:]
         positive = truth[truth > 0]
         if positive.size:
-            axis.set_ylim(max(positive.min() / 10, positive.max() * 1e-14), positive.max() * 10)
+            axis.set_ylim(max(positive.min() / 10, positive.max() * _SPECTRUM_RANGE), positive.max() * 10)
         _plain(axis)
         axis.set_title(group, fontsize=10)
         axis.set_xlabel("wave number k", fontsize=9)
@@ -180,6 +186,13 @@ def _show(axis: Axes, image: Image, norm: Normalize, colours: str) -> Any:
     axis.set_xticks([])
     axis.set_yticks([])
     return axis.imshow(image, norm=norm, cmap=colours, origin="lower", interpolation="nearest")
+
+
+def _colorbar(
+    figure: Figure, image: Any, axes: Any, *, shrink: float, pad: float, aspect: float
+) -> None:
+    bar = figure.colorbar(image, ax=axes, shrink=shrink, pad=pad, aspect=aspect)
+    bar.ax.tick_params(labelsize=7)
 
 
 def _scale(field: str, images: Sequence[Image]) -> tuple[Normalize, str]:
@@ -214,9 +227,7 @@ def _plain(axis: Axes) -> None:
 
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False
-    )
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
 
 
 def _stored_channels(evaluation: DatasetEvaluation) -> list[int]:
