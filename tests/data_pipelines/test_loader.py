@@ -228,3 +228,38 @@ def test_prefetch_is_bounded_and_close_ends_the_threads(mixture: Mixture) -> Non
     assert threading.active_count() == before
     with pytest.raises(RuntimeError, match="closed"):
         next(loader)
+
+
+def test_a_batch_that_is_kept_is_never_written_to(mixture: Mixture) -> None:
+    sampler = Sampler(mixture, seed=2)
+    with StreamLoader(mixture, sampler, global_batch_size=4, stop_step=12) as loader:
+        kept = [batch.slice(1, 3) for batch in loader]  # slices keep the memory of the whole
+    for step, batch in enumerate(kept):
+        first = 4 * step
+        wanted = load_batch(mixture, sampler.samples(first + 1, first + 3))
+        assert torch.equal(batch.frames, wanted.frames)
+
+
+def test_memory_of_batches_that_are_gone_is_used_again(mixture: Mixture) -> None:
+    with StreamLoader(mixture, Sampler(mixture, 0), global_batch_size=4) as loader:
+        addresses = {next(loader).frames.data_ptr() for _ in range(12)}
+    assert len(addresses) <= loader.prefetch_steps + 2  # read ahead, delivered, being replaced
+
+
+def test_a_dataset_with_the_models_own_channels_is_read_like_any_other(make_dataset: Any) -> None:
+    """The short cut for fields in the model's order gives the same bits as the general way."""
+    dataset, _ = make_dataset()
+    norm = Normalization.constants(
+        ["pressure", "density"],
+        {"pressure": 0.3, "density": 1.7},
+        {"pressure": 3.0, "density": 0.7},
+    )
+    entry = MixtureEntry(dataset, offset={"density": 0.1})
+    swapped = Mixture([entry], ["pressure", "density"], pairs, norm)
+    direct = Normalization(("density", "pressure"), norm.mean[::-1], norm.std[::-1])
+    same = Mixture([entry], ["density", "pressure"], pairs, direct)
+    a = load_batch(swapped, Sampler(swapped, 0).samples(0, 20))
+    b = load_batch(same, Sampler(same, 0).samples(0, 20))
+    assert torch.equal(a.frames.flip(2), b.frames)
+    assert a.present.all()
+    assert b.present.all()

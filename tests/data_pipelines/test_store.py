@@ -206,6 +206,22 @@ def test_what_exists_is_kept_until_its_replacement_is_complete(
     assert (foreign / "manifest.json").exists()
 
 
+def test_a_replacement_interrupted_between_renames_is_completed(make_dataset: Any) -> None:
+    old, _ = make_dataset(seed=1)
+    new_data = np.random.default_rng(5).normal(size=old.spec.shape).astype(np.float32)
+    place = Path(old.uri)
+    writer = create_dataset(old.uri, old.spec, overwrite=True)
+    write_all(writer, new_data)
+    # As if the power had failed after the first rename.
+    place.rename(writer.root_uri)
+    place.with_name(place.name + ".pelagos-old").mkdir()
+    with pytest.raises(DatasetError, match="replacement of .* was interrupted"):
+        open_dataset(old.uri)
+    resume_dataset(old.uri, old.spec).finalize()
+    np.testing.assert_array_equal(open_dataset(old.uri).data[:], new_data)
+    assert [p.name for p in place.parent.iterdir()] == [place.name]
+
+
 def test_concurrent_writers_of_shards_and_of_one_shard(tmp_path: Path, make_dataset: Any) -> None:
     dataset, data = make_dataset()
     writer = create_dataset(str(tmp_path / "new.zarr"), dataset.spec)

@@ -7,6 +7,7 @@ every asynchronous storage client. Reading, checksums and decompression release 
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pelagos.data_pipelines.batch import Batch
@@ -23,11 +25,10 @@ from pelagos.data_pipelines.sampler import SampleIndex, Sampler
 
 def load_batch(mixture: Mixture, samples: list[SampleIndex]) -> Batch:
     """Read a batch here and now, in this thread."""
-    batch = _empty_batch(mixture, samples)
-    frames = batch.frames.numpy()
-    for row, sample in enumerate(samples):
-        mixture.read(sample.dataset, sample.trajectory, sample.window, frames[row])
-    return batch
+    frames = np.empty((len(samples), *mixture.sample_shape), np.float32)
+    for target, sample in zip(frames, samples, strict=True):
+        mixture.read(sample.dataset, sample.trajectory, sample.window, target)
+    return _batch_around(mixture, samples, frames)
 
 
 class StreamLoader(Iterator[Batch]):
@@ -79,6 +80,8 @@ class StreamLoader(Iterator[Batch]):
                 f"num_threads {num_threads} must be at least 1, prefetch_steps {prefetch_steps} "
                 f"and start_step {start_step} not negative"
             )
+        if sampler.mixture is not mixture:
+            raise ValueError("the sampler orders another mixture: make it with this one")
         self.mixture = mixture
         self.sampler = sampler
         self.global_batch_size = global_batch_size
@@ -92,6 +95,7 @@ class StreamLoader(Iterator[Batch]):
         self._pending: deque[_PendingStep] = deque()
         self._failure: BaseException | None = None
         self._is_closed = False
+        self._buffers = _BufferPool((self.local_batch_size, *mixture.sample_shape))
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="pelagos-loader")
 
     def __next__(self) -> Batch:
@@ -143,8 +147,8 @@ class StreamLoader(Iterator[Batch]):
         ):
             first = self._next_step * self.global_batch_size + self.rank * self.local_batch_size
             samples = self.sampler.samples(first, first + self.local_batch_size)
-            batch = _empty_batch(self.mixture, samples)
-            frames = batch.frames.numpy()
+            frames = self._buffers.take()
+            batch = _batch_around(self.mixture, samples, frames)
             futures = [
                 self._pool.submit(
                     self.mixture.read, sample.dataset, sample.trajectory, sample.window, target
@@ -167,12 +171,36 @@ class _PendingStep:
     futures: list[Future[None]]
 
 
-def _empty_batch(mixture: Mixture, samples: list[SampleIndex]) -> Batch:
-    """A batch with everything but its frames."""
+class _BufferPool:
+    """Memory of batches, used again once nothing refers to it any more.
+
+    A fresh allocation of a batch costs more in page faults than reading into it. A buffer is
+    lent as a view; when the last tensor on the view is gone, the buffer comes back by itself, so a
+    batch that is kept is never written to.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._free: list[npt.NDArray[np.float32]] = []
+
+    def take(self) -> npt.NDArray[np.float32]:
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = np.empty(self._shape, np.float32)
+        view = buffer[...]
+        weakref.finalize(view, self._free.append, buffer).atexit = False
+        return view
+
+
+def _batch_around(
+    mixture: Mixture, samples: list[SampleIndex], frames: npt.NDArray[np.float32]
+) -> Batch:
+    """A batch on the memory of `frames`, `[B, F, C, y, x]`."""
     present = [mixture.present(sample.dataset) for sample in samples]
     times = [mixture.times(sample.dataset, sample.window) for sample in samples]
     return Batch(
-        frames=torch.empty((len(samples), *mixture.sample_shape), dtype=torch.float32),
+        frames=torch.from_numpy(frames),
         times=torch.tensor(times, dtype=torch.float32),
         present=torch.from_numpy(np.stack(present)),
         dataset=torch.tensor([s.dataset for s in samples], dtype=torch.int64),

@@ -30,6 +30,7 @@ from pelagos.data_pipelines.permutation import (
 )
 
 BLOCK_SIZE = 256
+_MAX_KEPT_BLOCKS = 64
 
 # Purposes of keys, so that no two uses of one seed share a stream.
 _BLOCK_ORDER, _EPOCH_ORDER, _SAMPLE_SEED = 1, 2, 3
@@ -63,6 +64,7 @@ class MixtureOrder:
         if not shares or min(shares) <= 0 or len(shares) != len(self.sizes):
             raise ValueError(f"weights must be positive, one per dataset, got {weights}")
         # conditional[d]: the share of dataset d among the datasets d, d + 1, …
+        self._recent_blocks: dict[int, tuple[IntArray, IntArray]] = {}
         self._conditional = [share / sum(shares[d:]) for d, share in enumerate(shares)]
 
     def counts_before(self, num_samples: int) -> IntArray:
@@ -82,23 +84,31 @@ class MixtureOrder:
     def draw(self, indices: IntArray) -> tuple[IntArray, IntArray]:
         """Dataset and item at each global sample index."""
         datasets = np.empty_like(indices)
-        draws = np.empty_like(indices)
+        items = np.empty_like(indices)
         blocks, positions = np.divmod(indices, BLOCK_SIZE)
         for block in np.unique(blocks):
             chosen = blocks == block
-            before, ends, order = self._block(int(block))
-            ranks = order(positions[chosen])
-            datasets[chosen] = np.searchsorted(ends, ranks, side="right")
-            starts = np.concatenate(([0], ends[:-1]))
-            draws[chosen] = (before - starts)[datasets[chosen]] + ranks
-        return datasets, self._items(datasets, draws)
+            block_datasets, block_items = self._block(int(block))
+            datasets[chosen] = block_datasets[positions[chosen]]
+            items[chosen] = block_items[positions[chosen]]
+        return datasets, items
 
-    def _block(self, block: int) -> tuple[IntArray, IntArray, KeyedPermutation]:
-        """Counts before a block, where each dataset ends in it, and its shuffle."""
+    def _block(self, block: int) -> tuple[IntArray, IntArray]:
+        """Dataset and item at each position of a block; the latest blocks are kept."""
+        kept = self._recent_blocks.get(block)
+        if kept is not None:
+            return kept
         before = self.counts_before(block * BLOCK_SIZE)
-        after = self.counts_before((block + 1) * BLOCK_SIZE)
-        order = KeyedPermutation(BLOCK_SIZE, derive_key(self.seed, _BLOCK_ORDER, block))
-        return before, np.cumsum(after - before), order
+        ends = np.cumsum(self.counts_before((block + 1) * BLOCK_SIZE) - before)
+        shuffle = KeyedPermutation(BLOCK_SIZE, derive_key(self.seed, _BLOCK_ORDER, block))
+        ranks = shuffle(np.arange(BLOCK_SIZE))
+        datasets = np.searchsorted(ends, ranks, side="right")
+        starts = np.concatenate(([0], ends[:-1]))
+        items = self._items(datasets, (before - starts)[datasets] + ranks)
+        if len(self._recent_blocks) >= _MAX_KEPT_BLOCKS:
+            self._recent_blocks = {}
+        self._recent_blocks[block] = datasets, items
+        return datasets, items
 
     def _items(self, datasets: IntArray, draws: IntArray) -> IntArray:
         items = np.empty_like(draws)

@@ -1,0 +1,50 @@
+"""Starting or joining the Ray cluster of a job. The only file that calls `ray.init`."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# What Ray prints by itself is for its developers; these settings apply only where unset.
+QUIET_ENVIRONMENT = {
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@contextmanager
+def ray_cluster(address: str | None, num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
+    """Join the cluster at `address`, or start one on this machine for the length of the context.
+
+    A started cluster dies with this process, however the process ends.
+
+    Raises:
+        ConnectionError: no cluster answers at `address`.
+    """
+    for name, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    already = ray.is_initialized()
+    if not already:
+        options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+        if address is None:
+            # a machine with fewer cores still runs the job, just slower: the cores are a ledger
+            options |= {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
+        try:
+            ray.init(address=address or "local", **options)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"resources.ray_address {address}: no Ray cluster answers there ({error}). Start "
+                "one with `ray start --head`, or leave the key out to start one for this job."
+            ) from error
+    try:
+        yield
+    finally:
+        if not already:
+            ray.shutdown()

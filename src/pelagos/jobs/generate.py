@@ -1,0 +1,317 @@
+"""`pelagos generate`: simulate datasets, in parallel, killable at any moment.
+
+    1. check the job whole: families, splits, what stands at the uris
+    2. per dataset: create it, or go on where a killed run stopped (the shards tell)
+    3. compute missing shards in Ray tasks or in this process; each is written whole or not at all
+    4. finalize (statistics, manifest), then draw a contact sheet into the dataset
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pelagos.data_pipelines.generate.tasks import (
+    GenerationRequest,
+    ShardReport,
+    dataset_spec,
+    make_shard,
+)
+from pelagos.data_pipelines.plots import contact_sheet
+from pelagos.data_pipelines.store import (
+    DatasetError,
+    DatasetSpec,
+    DatasetWriter,
+    create_dataset,
+    open_dataset,
+    resume_dataset,
+)
+from pelagos.data_pipelines.store.object_store import open_store
+from pelagos.infra.object_store import storage_options
+from pelagos.infra.ray_cluster import ray_cluster
+from pelagos.platform.config.schema import GenerateDataset, GenerateJob, ResourcesConfig
+
+logger = logging.getLogger(__name__)
+
+CONTACT_SHEET = "contact-sheet.png"
+LINE_EVERY_SECONDS = 10.0
+MAX_TASK_RETRIES = 3  # of a shard whose worker process or node died
+
+Work = Callable[[int], ShardReport]
+Launch = Callable[[Work, list[int]], Iterable[ShardReport]]
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """Where the datasets are, and what was done for them.
+
+    `metrics` holds, over all datasets: `trajectories` (complete now), `trajectories_computed` (by
+    this call), `trajectories_retried` (accepted at a smaller step), `seconds`,
+    `trajectories_per_second`.
+    """
+
+    run_name: str
+    uris: tuple[str, ...]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One dataset of the job."""
+
+    uri: str
+    request: GenerationRequest
+    spec: DatasetSpec
+    options: dict[str, Any]
+    there: Literal["nothing", "dataset", "dataset and picture"]  # of this very specification
+
+    @property
+    def is_done(self) -> bool:
+        return self.there == "dataset and picture"
+
+
+def run(job: GenerateJob, console: Console | None = None) -> GenerateResult:
+    """Simulate the job's datasets; the same job again goes on where a killed one stopped.
+
+    Datasets of the job that are complete already are kept when others are not: the job is then a
+    continuation. If all are complete, or one differs from what the job asks for, it is refused
+    unless `overwrite` is set.
+
+    Raises:
+        ValueError: the job cannot run as written (all problems are listed).
+        FileExistsError: complete datasets stand at the uris.
+        GenerationError: a trajectory is not finite at any step size tried.
+    """
+    console = console or Console()
+    started = time.monotonic()
+    plans = _plans(job)
+    total = {"trajectories": 0.0, "trajectories_computed": 0.0, "trajectories_retried": 0.0}
+    again = all(plan.is_done for plan in plans)  # asked for by `overwrite`
+    with _progress(console) as progress, _launcher(job.resources) as launch:
+        for plan in plans:
+            total["trajectories"] += plan.spec.num_trajectories
+            if plan.is_done and not again:
+                console.print(f"{plan.uri} is complete already")
+                continue
+            if again or plan.there == "nothing":
+                reports = _generate(plan, job.overwrite, launch, progress)
+            else:
+                reports = []
+            _draw(plan)
+            total["trajectories_computed"] += sum(r.num_trajectories for r in reports)
+            total["trajectories_retried"] += sum(r.num_retried for r in reports)
+    total["seconds"] = time.monotonic() - started
+    total["trajectories_per_second"] = total["trajectories_computed"] / total["seconds"]
+    return GenerateResult(job.name, tuple(plan.uri for plan in plans), total)
+
+
+def _plans(job: GenerateJob) -> list[_Plan]:
+    """Every dataset with its specification, after all checks."""
+    plans: list[_Plan] = []
+    problems: list[str] = []
+    occupied: list[str] = []
+    for i, dataset in enumerate(job.datasets):
+        try:
+            plan, obstacle = _plan(job, dataset)
+        except ValueError as error:
+            problems.append(f"datasets.{i}: {error}")
+            continue
+        plans.append(plan)
+        occupied += [obstacle] if obstacle else []
+    uris = [dataset.uri.rstrip("/") for dataset in job.datasets]
+    problems += [f"datasets share the uri {u}" for u in sorted({u for u in uris if uris.count(u) > 1})]
+    if problems:
+        raise ValueError(f"job {job.name} cannot run:\n  " + "\n  ".join(problems))
+    if all(plan.is_done for plan in plans):
+        occupied = [f"{plan.uri} is complete already" for plan in plans]
+    if occupied and not job.overwrite:
+        raise FileExistsError(
+            "\n".join(occupied) + "\nUse another uri, or overwrite=true to replace what is there."
+        )
+    return plans
+
+
+def _plan(job: GenerateJob, dataset: GenerateDataset) -> tuple[_Plan, str | None]:
+    """One dataset's plan, and what stands in its way: a complete dataset that is another one."""
+    device = "cuda" if job.resources.gpus_per_worker else "cpu"
+    request = GenerationRequest(
+        dataset.family.lower(),
+        job.seed,
+        dataset.num_trajectories,
+        dataset.resolution,
+        dataset.num_frames,
+        dataset.final_time,
+        dataset.solver_resolution,
+        dataset.solver_dtype,
+        device,
+    )
+    splits = None if dataset.splits is None else {str(k): v for k, v in dataset.splits.items()}
+    spec = dataset_spec(
+        request,
+        splits,
+        compression=dataset.compression,
+        trajectories_per_shard=dataset.trajectories_per_shard,
+    )
+    storage = job.storage
+    options = storage_options(
+        dataset.uri, storage.endpoint_url, storage.region, storage.anonymous
+    )
+    try:
+        found = open_dataset(dataset.uri, options or None)
+    except DatasetError:  # nothing there, or unfinished: creating it will tell
+        return _Plan(dataset.uri, request, spec, options, "nothing"), None
+    differences = spec.differences(found.spec)
+    found.close()
+    if differences:
+        obstacle = f"{dataset.uri} holds another complete dataset ({'; '.join(differences)})"
+        return _Plan(dataset.uri, request, spec, options, "nothing"), obstacle
+    is_drawn = CONTACT_SHEET in open_store(dataset.uri, options or None).sizes()
+    there: Literal["dataset", "dataset and picture"] = (
+        "dataset and picture" if is_drawn else "dataset"
+    )
+    return _Plan(dataset.uri, request, spec, options, there), None
+
+
+def _generate(plan: _Plan, overwrite: bool, launch: Launch, progress: _Bar) -> list[ShardReport]:
+    """Bring one dataset to its end; returns the reports of the shards this call computed."""
+    writer = _begin(plan, overwrite)
+    missing = writer.missing_shards()
+    left = sum(len(writer.shard_trajectories(shard)) for shard in missing)
+    progress.begin(plan.spec.name, plan.spec.num_trajectories, plan.spec.num_trajectories - left)
+    reports = []
+    for report in launch(functools.partial(make_shard, writer, plan.request), missing):
+        progress.advance(report.num_trajectories)
+        reports.append(report)
+    progress.end()
+    writer.finalize()
+    return reports
+
+
+def _draw(plan: _Plan) -> None:
+    picture = io.BytesIO()
+    dataset = open_dataset(plan.uri, plan.options or None)
+    contact_sheet(dataset, picture)
+    dataset.close()
+    open_store(plan.uri, plan.options or None).write(CONTACT_SHEET, picture.getvalue())
+
+
+def _begin(plan: _Plan, overwrite: bool) -> DatasetWriter:
+    """Create the dataset, or go on with an unfinished one of the same specification."""
+    options = plan.options or None
+    try:
+        return create_dataset(plan.uri, plan.spec, storage_options=options)
+    except FileExistsError:
+        pass
+    try:
+        return resume_dataset(plan.uri, plan.spec, options)
+    except ValueError:
+        if not overwrite:
+            raise
+    return create_dataset(plan.uri, plan.spec, overwrite=True, storage_options=options)
+
+
+@contextmanager
+def _launcher(resources: ResourcesConfig) -> Iterator[Launch]:
+    """A function that computes shards and yields their reports as they come."""
+    if resources.launcher == "none":
+        yield map
+        return
+    workers = resources.num_workers
+    cpus, gpus = workers * resources.cpus_per_worker, workers * resources.gpus_per_worker
+    with ray_cluster(resources.ray_address, num_cpus=cpus, num_gpus=gpus):
+        yield functools.partial(_in_ray, resources)
+
+
+def _in_ray(resources: ResourcesConfig, work: Work, shards: list[int]) -> Iterator[ShardReport]:
+    """Shards in Ray tasks, as many at a time as there are workers."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=MAX_TASK_RETRIES)(_work_in_ray)
+    waiting = list(reversed(shards))
+    running: list[Any] = []
+    while waiting or running:
+        while waiting and len(running) < resources.num_workers:
+            running.append(task.remote(work, waiting.pop(), cpus))
+        ready, running = ray.wait(running, num_returns=1)
+        try:
+            report: ShardReport = ray.get(ready[0])
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        yield report
+
+
+def _work_in_ray(work: Work, shard: int, num_threads: int) -> ShardReport:
+    torch.set_num_threads(num_threads)
+    return work(shard)
+
+
+class _Bar:
+    """Trajectories done, rate and remaining time: a live bar, or a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = console.is_terminal
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self.live,
+        )
+
+    def begin(self, name: str, total: int, done: int) -> None:
+        """Start a dataset of which `done` trajectories are there already."""
+        self.name, self.total, self.done, self.computed = name, total, done, 0
+        self.started = self.last_line = time.monotonic()
+        self.task = self.bar.add_task(name, total=total, completed=done, rate="")
+        if done:
+            self.console.print(f"{name}: {done} of {total} trajectories are there already")
+
+    def advance(self, count: int) -> None:
+        """Count trajectories that were just written."""
+        self.done += count
+        self.computed += count
+        rate = self.computed / max(1e-9, time.monotonic() - self.started)
+        self.bar.update(self.task, completed=self.done, rate=f"{rate:.2f}/s")
+        if not self.live and time.monotonic() - self.last_line >= LINE_EVERY_SECONDS:
+            self.last_line = time.monotonic()
+            left = (self.total - self.done) / rate
+            self._line(f"{rate:.2f} trajectories/s, {left:.0f} s left")
+
+    def end(self) -> None:
+        """Say how a dataset went, where no bar shows it."""
+        if not self.live:
+            self._line(f"{time.monotonic() - self.started:.1f} s")
+
+    def _line(self, text: str) -> None:
+        self.console.print(f"{self.name}: {self.done}/{self.total} {text}", highlight=False)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[_Bar]:
+    bar = _Bar(console)
+    with bar.bar:
+        yield bar

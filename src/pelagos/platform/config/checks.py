@@ -1,0 +1,98 @@
+"""Checks that need several keys of a job at once: pure arithmetic, no file is opened here."""
+
+from collections.abc import Iterator
+
+from pelagos.platform.config.schema import EvaluateJob, GenerateDataset, GenerateJob, PretrainJob
+
+Finding = tuple[tuple[str | int, ...], str]
+
+
+def check_arithmetic(job: PretrainJob | GenerateJob | EvaluateJob) -> list[Finding]:
+    """Return (key, message) for every rule that spans several keys and is broken."""
+    if isinstance(job, PretrainJob):
+        return [*_check_batch(job), *_check_pretrain(job)]
+    if isinstance(job, GenerateJob):
+        return [f for i, d in enumerate(job.datasets) for f in _check_dataset(i, d)]
+    return []
+
+
+def local_batch_size(job: PretrainJob) -> int:
+    """Samples per worker and step."""
+    return job.data.global_batch_size // job.resources.num_workers
+
+
+def micro_batch_size(job: PretrainJob) -> int:
+    """Samples per forward pass and worker."""
+    return job.parallel.micro_batch_size or local_batch_size(job)
+
+
+def _check_batch(job: PretrainJob) -> Iterator[Finding]:
+    batch, workers = job.data.global_batch_size, job.resources.num_workers
+    if batch % workers:
+        lower, upper = batch - batch % workers, batch - batch % workers + workers
+        near = f"{lower} or {upper}" if lower else str(upper)
+        yield (
+            ("data", "global_batch_size"),
+            f"got {batch}, which {workers} workers do not divide: {batch} = {batch // workers} x "
+            f"{workers} + {batch % workers}. Use {near}, or another resources.num_workers.",
+        )
+        return
+    micro, local = micro_batch_size(job), batch // workers
+    if local % micro:
+        divisors = [d for d in range(1, local + 1) if local % d == 0]
+        yield (
+            ("parallel", "micro_batch_size"),
+            f"got {micro}, which does not divide the {local} samples per worker "
+            f"(global_batch_size {batch} / num_workers {workers}). Use one of {divisors}.",
+        )
+
+
+def _check_pretrain(job: PretrainJob) -> Iterator[Finding]:
+    if job.schedule.warmup_steps >= job.schedule.total_steps:
+        yield (
+            ("schedule", "warmup_steps"),
+            f"got {job.schedule.warmup_steps}, must be below total_steps {job.schedule.total_steps}",
+        )
+    if job.parallel.strategy == "single" and job.resources.num_workers > 1:
+        yield (
+            ("parallel", "strategy"),
+            f"single runs on 1 worker, but resources.num_workers is {job.resources.num_workers}; "
+            "use ddp",
+        )
+    if job.resources.gpus_per_worker > 1:
+        yield (
+            ("resources", "gpus_per_worker"),
+            f"got {job.resources.gpus_per_worker}; a worker drives one GPU: use 0 or 1 "
+            "and raise num_workers",
+        )
+    constants = job.data.normalization
+    if not isinstance(constants, str):
+        for name, table in (("mean", constants.mean), ("std", constants.std)):
+            missing = [f for f in job.data.fields if f not in table]
+            if missing:
+                yield (("data", "normalization", name), f"lacks {', '.join(missing)}")
+    known = set(job.data.fields)
+    grouped = [f for group in (job.objective.field_groups or {}).values() for f in group]
+    strangers = [f for f in grouped if f not in known]
+    if strangers:
+        yield (
+            ("objective", "field_groups"),
+            f"names {', '.join(strangers)}, not in data.fields ({', '.join(job.data.fields)})",
+        )
+
+
+def _check_dataset(index: int, dataset: GenerateDataset) -> Iterator[Finding]:
+    key = ("datasets", index)
+    if dataset.splits is not None and sum(dataset.splits.values()) != dataset.num_trajectories:
+        total = " + ".join(str(v) for v in dataset.splits.values())
+        yield (
+            (*key, "splits"),
+            f"{total} = {sum(dataset.splits.values())}, but num_trajectories is "
+            f"{dataset.num_trajectories}",
+        )
+    solver = dataset.solver_resolution or dataset.resolution
+    if solver % dataset.resolution:
+        yield (
+            (*key, "solver_resolution"),
+            f"got {solver}, must be a multiple of resolution {dataset.resolution}",
+        )

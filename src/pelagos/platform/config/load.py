@@ -1,0 +1,279 @@
+"""Reading a job file: YAML with line numbers, dotted overrides, every error of the file at once."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from pelagos.platform.config.checks import check_arithmetic
+from pelagos.platform.config.schema import JOB_KINDS, EvaluateJob, GenerateJob, Job, PretrainJob
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a job file: where it stands and what to do about it."""
+
+    key: KeyPath
+    message: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line else ""
+        key = ".".join(str(part) for part in self.key) or "(whole file)"
+        return f"{where}{key}: {self.message}"
+
+
+class ConfigError(ValueError):
+    """A job that cannot run as written. Lists every problem found, each with line and key."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{source}: {count}\n" + "\n".join(f"  {p}" for p in problems))
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[str, tuple[Problem, ...]]]:
+        return type(self), (self.source, self.problems)
+
+
+def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job:
+    """Return the validated, frozen job of a YAML file.
+
+    Args:
+        path: the job file.
+        overrides: `dotted.key=value` strings, applied on top of the file in order.
+
+    Raises:
+        ConfigError: with every problem of the file (unknown keys, wrong types, broken arithmetic).
+    """
+    return parse_job(read_yaml_text(path), str(path), overrides)
+
+
+def read_yaml_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a job file, or raise `ConfigError` naming why it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            str(path), [Problem((), f"cannot be read: {error.strerror}. Check the path.")]
+        ) from error
+
+
+def parse_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
+    """Return the job that `text` describes; `source` names it in errors. Raises `ConfigError`."""
+    tree, lines = _parse_yaml(text, source)
+    kind = _job_kind(tree, lines, source)
+    problems = _apply_overrides(tree, lines, kind, overrides)
+    job: Job | None = None
+    try:
+        job = kind.model_validate(tree)
+    except ValidationError as error:
+        problems += _without_echoes([_explain(detail, kind, lines) for detail in error.errors()])
+    if job is not None:
+        problems += [
+            Problem(key, message, _line_of(key, lines)) for key, message in check_arithmetic(job)
+        ]
+    if problems or job is None:
+        raise ConfigError(source, sorted(problems, key=lambda p: p.line or 0))
+    return job
+
+
+def resolve_yaml(job: Job) -> str:
+    """Return the whole resolved job as YAML: reading it back gives an equal job."""
+    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def _parse_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else None
+        reason = getattr(error, "problem", None) or str(error)
+        raise ConfigError(source, [Problem((), f"not valid YAML: {reason}", line)]) from error
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            source, [Problem((), f"expected a mapping of keys, got {type(tree).__name__}", 1)]
+        )
+    lines: dict[KeyPath, int] = {}
+    duplicates: list[Problem] = []
+    _collect_lines(node, (), lines, duplicates)
+    if duplicates:
+        raise ConfigError(source, duplicates)
+    return tree, lines
+
+
+def _collect_lines(
+    node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], duplicates: list[Problem]
+) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            key = (*path, str(key_node.value))
+            line = key_node.start_mark.line + 1
+            if key in lines:
+                duplicates.append(
+                    Problem(key, f"given twice, first in line {lines[key]}; keep one", line)
+                )
+            lines[key] = line
+            _collect_lines(value_node, key, lines, duplicates)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*path, index)] = item.start_mark.line + 1
+            _collect_lines(item, (*path, index), lines, duplicates)
+
+
+def _job_kind(
+    tree: dict[str, Any], lines: dict[KeyPath, int], source: str
+) -> type[PretrainJob] | type[GenerateJob] | type[EvaluateJob]:
+    kind = tree.get("job")
+    if kind in JOB_KINDS:
+        return JOB_KINDS[str(kind)]
+    allowed = ", ".join(JOB_KINDS)
+    message = f"got {kind!r}, allowed: {allowed}{_nearest(str(kind), JOB_KINDS)}"
+    if kind is None:
+        message = f"missing; add `job: pretrain` (allowed: {allowed})"
+    raise ConfigError(source, [Problem(("job",), message, lines.get(("job",)))])
+
+
+def _apply_overrides(
+    tree: dict[str, Any], lines: dict[KeyPath, int], kind: Any, overrides: Sequence[str]
+) -> list[Problem]:
+    problems = []
+    for override in overrides:
+        dotted, separator, raw = override.partition("=")
+        if not separator or not dotted:
+            problems.append(Problem((override,), "expected dotted.key=value, e.g. optimizer.lr=1e-4"))
+            continue
+        path: KeyPath = tuple(int(p) if p.isdigit() else p for p in dotted.split("."))
+        try:
+            _set(tree, path, _parse_value(raw, _annotation_at(kind, path)))
+        except (KeyError, IndexError, TypeError):
+            problems.append(Problem(path, f"override {override!r} does not lead to a value"))
+        for key in [key for key in lines if key[: len(path)] == path]:
+            del lines[key]  # the file's line no longer tells where this value came from
+    return problems
+
+
+def _set(tree: Any, path: KeyPath, value: Any) -> None:
+    for part in path[:-1]:
+        if isinstance(tree, dict):
+            if not isinstance(tree.get(part), dict | list):
+                tree[part] = {}
+            tree = tree[part]
+        else:
+            tree = tree[part]
+    tree[path[-1]] = value
+
+
+def _parse_value(raw: str, annotation: Any) -> Any:
+    """Read an override's text as the field's type, else as YAML (lists, mappings, unknown keys)."""
+    accepts_none = annotation is not None and type(None) in get_args(annotation)
+    if accepts_none and raw.lower() in ("null", "none", "~", ""):
+        return None
+    if annotation not in (None, Any):
+        try:
+            TypeAdapter(annotation).validate_python(raw)
+            return raw
+        except ValidationError:
+            pass
+    try:
+        return yaml.safe_load(raw)
+    except yaml.YAMLError:
+        return raw
+
+
+def _annotation_at(kind: Any, path: KeyPath) -> Any:
+    """Return the type annotation of a dotted path in the schema, or None where there is none."""
+    annotation: Any = kind
+    for part in path:
+        model = next(iter(_models_in(annotation)), None)
+        if isinstance(part, int) or model is None:
+            arguments = [a for a in get_args(annotation) if a is not Ellipsis]
+            annotation = arguments[-1] if arguments else None
+        elif part in model.model_fields:
+            field = model.model_fields[part]
+            annotation = field.annotation
+        else:
+            return None
+    return annotation
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType):
+        return [m for a in get_args(annotation) for m in _models_in(a)]
+    return []
+
+
+def _section_at(kind: Any, path: KeyPath) -> type[BaseModel] | None:
+    for length in range(len(path), -1, -1):
+        models = _models_in(_annotation_at(kind, path[:length]))
+        if models:
+            return models[0]
+    return None
+
+
+def _explain(detail: Any, kind: Any, lines: dict[KeyPath, int]) -> Problem:
+    """Turn one pydantic error into a sentence: what was got, what is allowed, the nearest key."""
+    # pydantic names the member of a union it tried ("ConstantsConfig"); users never wrote that
+    key: KeyPath = tuple(
+        p for p in detail["loc"] if isinstance(p, int) or not _is_union_member(str(p))
+    )
+    line = _line_of(key, lines)
+    if detail["type"] == "extra_forbidden":
+        section = _section_at(kind, key[:-1])
+        known = list(section.model_fields) if section else []
+        return Problem(
+            key,
+            f"unknown key{_nearest(str(key[-1]), known)}; known keys here: {', '.join(known)}",
+            line,
+        )
+    if detail["type"] == "missing":
+        section = _section_at(kind, key)
+        field = section.model_fields.get(str(key[-1])) if section else None
+        hint = f" ({field.description})" if field and field.description else ""
+        return Problem(key, f"missing, and it has no default{hint}", line)
+    allowed = str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+    got = detail["input"]
+    nearest = ""
+    if detail["type"] == "literal_error" and isinstance(got, str):
+        choices = [str(a) for a in get_args(_annotation_at(kind, key))]
+        nearest = _nearest(got, choices)
+    return Problem(
+        key, f"got {got!r} ({type(got).__name__}), allowed: {allowed}{nearest}", line
+    )
+
+
+def _without_echoes(problems: list[Problem]) -> list[Problem]:
+    """Drop what pydantic says of a whole because of a fault in a part that is listed as well."""
+    return [
+        p
+        for p in problems
+        if not any(q.key[: len(p.key)] == p.key and len(q.key) > len(p.key) for q in problems)
+    ]
+
+
+def _is_union_member(part: str) -> bool:
+    return part.endswith("Config") or part.startswith(("literal[", "constrained-"))
+
+
+def _line_of(key: KeyPath, lines: dict[KeyPath, int]) -> int | None:
+    for length in range(len(key), 0, -1):
+        if key[:length] in lines:
+            return lines[key[:length]]
+    return None
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

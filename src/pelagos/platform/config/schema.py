@@ -1,0 +1,284 @@
+"""The job file as typed, frozen models: every default once, each field described, units in names.
+
+Unknown keys are refused (`load.py` turns that into an error with the nearest known key). What one
+model cannot see alone - whether a batch divides, whether dataset fields match - is checked in
+`checks.py` (arithmetic) and by the job itself (files).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+# One path component: a run name becomes a directory and an object-store prefix.
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Section(BaseModel):
+    """A part of a job file: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class StorageConfig(Section):
+    """How to reach `s3://` data. Credentials never stand here: they come from the environment."""
+
+    endpoint_url: str | None = Field(
+        None, description="S3 endpoint; default: AWS_ENDPOINT_URL, else Amazon's own."
+    )
+    region: str | None = Field(None, description="S3 region; default: AWS_REGION.")
+    anonymous: bool = Field(False, description="Send unsigned requests (public buckets).")
+
+
+class ResourcesConfig(Section):
+    """What a job runs on."""
+
+    launcher: Literal["ray", "none"] = Field(
+        "ray", description="ray: Ray workers; none: this process (alone, or as a torchrun rank)."
+    )
+    num_workers: PositiveInt = Field(1, description="Number of worker processes (world size).")
+    cpus_per_worker: PositiveInt = Field(1, description="CPU cores (and torch threads) per worker.")
+    gpus_per_worker: NonNegativeInt = Field(0, description="GPUs per worker: 0 or 1.")
+    ray_address: str | None = Field(
+        None, description="Address of a running Ray cluster; default: start one for the job."
+    )
+
+
+class GenerateDataset(Section):
+    """One dataset to simulate."""
+
+    family: str = Field(description="Initial-state family, e.g. ns-sines (see `pelagos data`).")
+    uri: str = Field(description="Where the dataset goes: a directory or s3:// prefix.")
+    num_trajectories: PositiveInt = Field(description="Number of trajectories to simulate.")
+    resolution: Annotated[int, Field(ge=16)] = Field(128, description="Stored cells per axis.")
+    solver_resolution: PositiveInt | None = Field(
+        None, description="Simulated cells per axis, a multiple of `resolution`; default: the same."
+    )
+    num_frames: Annotated[int, Field(ge=2)] = Field(21, description="Frames per trajectory.")
+    final_time: PositiveFloat = Field(1.0, description="Physical time of the last frame.")
+    splits: dict[Literal["train", "validation", "test"], NonNegativeInt] | None = Field(
+        None, description="Trajectories per split; default: 80 % / 10 % / 10 %."
+    )
+    compression: Literal["none", "lz4", "zstd"] = Field("lz4", description="Chunk compression.")
+    trajectories_per_shard: PositiveInt | None = Field(
+        None, description="Trajectories per shard object; default: chosen from their size."
+    )
+    solver_dtype: Literal["float32", "float64"] = Field(
+        "float32", description="Precision of the solver."
+    )
+
+
+class GenerateJob(Section):
+    """Simulate datasets: `pelagos generate JOB.yaml`."""
+
+    job: Literal["generate"] = "generate"
+    name: RunName = Field(description="Name of the job.")
+    seed: NonNegativeInt = Field(0, description="Seed of every random draw.")
+    datasets: Annotated[tuple[GenerateDataset, ...], Field(min_length=1)] = Field(
+        description="The datasets to simulate, one after the other."
+    )
+    resources: ResourcesConfig = ResourcesConfig()
+    storage: StorageConfig = StorageConfig()
+    overwrite: bool = Field(False, description="Replace complete datasets of the same uri.")
+
+
+class MixtureEntryConfig(Section):
+    """One dataset of the training mixture."""
+
+    uri: str = Field(description="Directory or s3:// prefix of a Pelagos dataset.")
+    weight: PositiveFloat | None = Field(
+        None, description="Relative share of samples; default: proportional to size."
+    )
+    offset: dict[str, float] = Field(
+        {}, description="Subtracted from a field before normalisation, e.g. {pressure: 2.513}."
+    )
+
+
+class ConstantsConfig(Section):
+    """Published normalisation constants, one per field of `data.fields`."""
+
+    mean: dict[str, float] = Field(description="Mean of each field.")
+    std: dict[str, PositiveFloat] = Field(description="Standard deviation of each field.")
+
+
+class DataConfig(Section):
+    """What is streamed into the model."""
+
+    mixture: Annotated[tuple[MixtureEntryConfig, ...], Field(min_length=1)] = Field(
+        description="The datasets and their weights."
+    )
+    fields: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        ("density", "velocity-x", "velocity-y", "pressure"),
+        description="Channels of the model, by field name; fields a dataset lacks are masked.",
+    )
+    global_batch_size: PositiveInt = Field(description="Samples per optimizer step, all workers.")
+    normalization: Literal["statistics", "none"] | ConstantsConfig = Field(
+        "statistics",
+        description="statistics: pooled over the mixture; none; or {mean: {...}, std: {...}}.",
+    )
+    num_threads: PositiveInt = Field(4, description="Reader threads per worker.")
+    prefetch_steps: PositiveInt = Field(2, description="Batches prepared ahead.")
+
+
+class ModelConfig(Section):
+    """Which network."""
+
+    name: str = Field(description="Name in the registry (`pelagos models`).")
+    config: dict[str, Any] = Field({}, description="Overrides of the model's own configuration.")
+
+
+class ObjectiveConfig(Section):
+    """What the network learns."""
+
+    name: str = Field("all2all", description="Name of the objective.")
+    max_lead_steps: PositiveInt | None = Field(
+        None, description="Longest lead, counted in used frames; default: the whole trajectory."
+    )
+    frame_stride: PositiveInt = Field(1, description="Use every n-th stored frame.")
+    time_scale: PositiveFloat = Field(
+        1.0, description="The model's time input is lead time divided by this physical time."
+    )
+    field_groups: dict[str, tuple[str, ...]] | None = Field(
+        None,
+        description="Group name: fields whose errors share a denominator; default: one group per "
+        "field, the components of a vector together.",
+    )
+    loss_scope: Literal["global", "micro_batch"] = Field(
+        "global", description="Over what a ratio loss is formed (micro_batch: the papers')."
+    )
+
+
+class ParameterGroupConfig(Section):
+    """Settings for the parameters whose name matches a pattern; the first match wins."""
+
+    pattern: str = Field(description="Regular expression searched in the parameter's name.")
+    lr: PositiveFloat | None = Field(None, description="Learning rate; default: optimizer.lr.")
+    weight_decay: NonNegativeFloat | None = Field(None, description="Default: optimizer's.")
+
+
+class OptimizerConfig(Section):
+    """AdamW (Loshchilov and Hutter, 2019) and gradient clipping."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: PositiveFloat = Field(1e-3, description="Peak learning rate.")
+    weight_decay: NonNegativeFloat = Field(
+        0.1, description="Decoupled decay; biases, norms and what the model names get none."
+    )
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Moment decay rates.")
+    eps: PositiveFloat = Field(1e-8, description="Added to the denominator.")
+    clip_norm: PositiveFloat | None = Field(5.0, description="Largest global gradient norm.")
+    groups: tuple[ParameterGroupConfig, ...] = Field((), description="Settings by name pattern.")
+
+
+class ScheduleConfig(Section):
+    """Learning rate over steps: linear warm-up, then the named curve."""
+
+    name: Literal["cosine", "constant"] = Field("cosine", description="Curve after warm-up.")
+    total_steps: PositiveInt = Field(description="Optimizer steps of the whole run.")
+    warmup_steps: NonNegativeInt = Field(0, description="Steps of linear warm-up from 0.")
+    final_lr_fraction: Fraction = Field(0.0, description="Rate at the end, as share of the peak.")
+
+
+class ParallelConfig(Section):
+    """How one step is spread over workers."""
+
+    strategy: Literal["single", "ddp"] = Field("ddp", description="Parallel strategy.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, fp32 weights.")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="Samples per forward pass and worker; default: no accumulation."
+    )
+    activation_checkpointing: Literal["none", "full"] = Field(
+        "none", description="full: recompute each block in the backward pass."
+    )
+    compile: bool = Field(False, description="torch.compile each block.")
+
+
+class CheckpointConfig(Section):
+    """When and where state is saved."""
+
+    every_steps: PositiveInt = Field(500, description="Steps between checkpoints.")
+    keep_last: PositiveInt = Field(3, description="Newest checkpoints kept.")
+    keep_best: bool = Field(True, description="Also keep the one with the best validation loss.")
+    uri: str | None = Field(None, description="Directory or s3:// prefix; default: the run's own.")
+
+
+class ValidationConfig(Section):
+    """Loss on held-out trajectories during training."""
+
+    every_steps: PositiveInt = Field(500, description="Steps between validations.")
+    num_samples: PositiveInt = Field(256, description="Samples drawn, the same ones every time.")
+    split: str = Field("validation", description="Split of every dataset in the mixture.")
+
+
+class TrackingConfig(Section):
+    """Where MLflow records go."""
+
+    uri: str | None = Field(
+        "sqlite:///mlflow.db", description="MLflow tracking store or server; null: no tracking."
+    )
+    experiment: str = Field("pelagos", description="MLflow experiment.")
+    log_every_steps: PositiveInt = Field(1, description="Steps between logged values.")
+    register_as: str | None = Field(None, description="Registered model name; default: the run's.")
+
+
+class HealthConfig(Section):
+    """What happens when something breaks."""
+
+    max_failures: NonNegativeInt = Field(3, description="Worker-group restarts before giving up.")
+    collective_timeout_seconds: PositiveInt = Field(
+        600, description="A collective that takes longer ends the worker group."
+    )
+
+
+class PretrainJob(Section):
+    """Train a model on a mixture of datasets: `pelagos pretrain JOB.yaml`."""
+
+    job: Literal["pretrain"] = "pretrain"
+    name: RunName = Field(description="Name of the run; names its directory.")
+    seed: NonNegativeInt = Field(0, description="Seed of weights and sample order.")
+    runs_dir: str = Field("runs", description="Directory that holds one directory per run.")
+    data: DataConfig
+    model: ModelConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig
+    parallel: ParallelConfig = ParallelConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    health: HealthConfig = HealthConfig()
+    storage: StorageConfig = StorageConfig()
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Decay of an exponential moving average of the weights; default: none."
+    )
+
+
+class EvaluateJob(Section):
+    """Measure a trained run on held-out trajectories: `pelagos evaluate RUN`."""
+
+    job: Literal["evaluate"] = "evaluate"
+    run: RunName = Field(description="The run to evaluate.")
+    runs_dir: str = Field("runs", description="Directory that holds the runs.")
+    checkpoint: str = Field("last", description="last, best, or a step number.")
+    weights: Literal["model", "ema"] = Field("model", description="Which weights.")
+    split: str = Field("test", description="Split of each dataset.")
+    max_trajectories: PositiveInt = Field(64, description="Trajectories per dataset at most.")
+    lead_steps: tuple[PositiveInt, ...] | None = Field(
+        None, description="Leads evaluated, in used frames; default: every one up to max_lead_steps."
+    )
+    batch_size: PositiveInt = Field(16, description="Trajectories forecast at once.")
+    output_dir: str | None = Field(None, description="Default: the run's evaluation directory.")
+    tracking: bool = Field(True, description="Log the results to the run's MLflow store.")
+
+
+Job = PretrainJob | GenerateJob | EvaluateJob
+JOB_KINDS: dict[str, type[PretrainJob] | type[GenerateJob] | type[EvaluateJob]] = {
+    "pretrain": PretrainJob,
+    "generate": GenerateJob,
+    "evaluate": EvaluateJob,
+}

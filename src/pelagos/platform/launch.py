@@ -1,0 +1,192 @@
+"""Starting the workers of a training job: Ray Train by default, or this process.
+
+The flow, for either launcher:
+    1. the driver holds the run's lock and records the launch
+    2. workers train; rank 0 appends to metrics.jsonl; restarts reuse the newest checkpoint
+    3. the driver watches those files: progress on the terminal, records to MLflow
+    4. Ctrl-C or SIGTERM asks the workers to save and return; a second one ends at once
+    5. the outcome is a value, read from the run's directory
+"""
+
+import contextlib
+import functools
+import logging
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pelagos.infra.ray_cluster import ray_cluster
+from pelagos.platform.config.schema import PretrainJob
+from pelagos.platform.runs import Outcome, RunDirectory
+from pelagos.platform.trainer import (
+    BuildParts,
+    destroy_process_group,
+    launched_by_torchrun,
+    train,
+)
+
+logger = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
+WORKER_LOCK_WAIT_SECONDS = 60.0
+# Errors that another try would only repeat; all else (a lost node, a dead peer) is retried.
+PERMANENT_ERRORS = (ValueError, FloatingPointError, OSError)
+
+Watcher = Callable[[], None]
+
+
+def launch(
+    job: PretrainJob,
+    run: RunDirectory,
+    build: BuildParts,
+    storage_options: dict[str, Any],
+    watcher: Watcher,
+) -> Outcome:
+    """Run the job's workers to their end and return how it ended; `watcher` is called regularly."""
+    identity = uuid.uuid4().hex
+    worker = functools.partial(_work, job, str(run.path), build, storage_options, identity)
+    with run.lock(), _stop_on_signals(run):
+        run.clear_stop()
+        run.set_status("running", launch=identity, launcher=job.resources.launcher)
+        run.append_event("launched", launch=identity, num_workers=job.resources.num_workers)
+        if job.resources.launcher == "ray":
+            failure = _run_in_ray(job, run, worker, watcher)
+        else:
+            failure = _run_here(worker, watcher)
+        outcome = run.outcome(identity)
+        if outcome is None:
+            steps = run.last_metrics(1)
+            step = int(steps[-1]["step"]) if steps else 0
+            outcome = Outcome("failed", step, failure or "the workers ended without a word")
+        run.append_event(outcome.kind, step=outcome.step, cause=outcome.cause)
+        run.set_status(outcome.kind, cause=outcome.cause)
+    watcher()
+    return outcome
+
+
+def join_as_rank(
+    job: PretrainJob, run: RunDirectory, build: BuildParts, storage_options: dict[str, Any]
+) -> None:
+    """Take part as a torchrun rank other than 0, whose driver is rank 0's process."""
+    _work(job, str(run.path), build, storage_options, "")
+
+
+def _work(
+    job: PretrainJob,
+    run_path: str,
+    build: BuildParts,
+    storage_options: dict[str, Any],
+    identity: str,
+) -> None:
+    """Train in this process. A permanent error becomes the launch's outcome before it is raised."""
+    run = RunDirectory(run_path)
+    if identity and run.outcome(identity) is not None:
+        return  # a restart after a permanent error: do not repeat it
+    try:
+        train(job, run, build, storage_options, identity)
+    except PERMANENT_ERRORS as error:
+        if isinstance(error, ConnectionError | TimeoutError):
+            raise
+        steps = run.last_metrics(1)
+        cause = f"{type(error).__name__}: {error}"
+        run.write_outcome(Outcome("failed", int(steps[-1]["step"]) if steps else 0, cause), identity)
+        raise
+    finally:
+        if launched_by_torchrun():
+            destroy_process_group()
+
+
+def _run_here(worker: Callable[[], None], watcher: Watcher) -> str:
+    """Train in this thread, watch from another. Returns the reason if it failed."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(POLL_SECONDS):
+            watcher()
+
+    thread = threading.Thread(target=watch, name="pelagos-watcher", daemon=True)
+    thread.start()
+    try:
+        worker()
+    except Exception as error:
+        logger.debug("training failed", exc_info=True)
+        return f"{type(error).__name__}: {error}"
+    finally:
+        done.set()
+        thread.join()
+    return ""
+
+
+def _run_in_ray(
+    job: PretrainJob, run: RunDirectory, worker: Callable[[], None], watcher: Watcher
+) -> str:
+    """Train in Ray Train workers, watch from this thread. Returns the reason if it failed."""
+    workers, cpus = job.resources.num_workers, job.resources.cpus_per_worker
+    gpus = workers * job.resources.gpus_per_worker
+    failure: list[str] = []
+
+    def fit() -> None:
+        try:
+            _torch_trainer(job, run, worker).fit()
+        except Exception as error:
+            logger.debug("Ray Train failed", exc_info=True)
+            failure.append(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+
+    with ray_cluster(job.resources.ray_address, num_cpus=workers * cpus, num_gpus=gpus):
+        thread = threading.Thread(target=fit, name="pelagos-ray-train", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            watcher()
+    return "; ".join(failure)
+
+
+def _torch_trainer(job: PretrainJob, run: RunDirectory, worker: Callable[[], None]) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    resources = job.resources
+    return TorchTrainer(
+        train_loop_per_worker=worker,
+        torch_config=TorchConfig(
+            backend="nccl" if resources.gpus_per_worker else "gloo",
+            timeout_s=job.health.collective_timeout_seconds,
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker={
+                "CPU": resources.cpus_per_worker,
+                **({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
+            },
+        ),
+        run_config=RunConfig(
+            # Ray's own records of one launch; a resume is a new launch from our checkpoints.
+            name=f"{run.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(Path(run.path) / "ray"),
+            failure_config=FailureConfig(max_failures=job.health.max_failures),
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _stop_on_signals(run: RunDirectory) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into a stop request; the second ends the process's work."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: object) -> None:
+        if run.stop_requested():
+            raise KeyboardInterrupt
+        run.request_stop()
+        logger.warning("%s: saving after this step, then stopping", signal.Signals(number).name)
+
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

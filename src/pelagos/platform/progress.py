@@ -1,0 +1,86 @@
+"""What a person sees while a run trains: a live bar on a terminal, a line now and then elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pelagos.platform.runs import RunDirectory
+
+LINE_EVERY_SECONDS = 10.0
+EVENTS_SHOWN = ("resumed", "validation", "checkpoint")
+
+
+class TrainingProgress:
+    """Reads a run's records and shows step, loss, throughput, data stall and remaining time."""
+
+    def __init__(self, run: RunDirectory, total_steps: int, console: Console) -> None:
+        self.run = run
+        self.total_steps = total_steps
+        self.console = console
+        self.events_seen = len(run.events())
+        self.last_line = time.monotonic()
+        self.last_step = -1
+        self.live = console.is_terminal
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("step {task.completed}/{task.total}  {task.fields[values]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self.live,
+        )
+        self.task = self.bar.add_task(run.name, total=total_steps, values="starting workers")
+
+    def __enter__(self) -> "TrainingProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.poll(final=True)
+        self.bar.stop()
+
+    def poll(self, final: bool = False) -> None:
+        """Show what has come since the last call."""
+        events = self.run.events()
+        for event in events[self.events_seen :]:
+            if event["kind"] in EVENTS_SHOWN:
+                self.console.print(describe_event(event), highlight=False)
+        self.events_seen = len(events)
+        records = self.run.last_metrics(20)
+        if not records or records[-1]["step"] == self.last_step:
+            return
+        self.last_step = records[-1]["step"]
+        values = describe_metrics(records)
+        self.bar.update(self.task, completed=self.last_step, values=values)
+        due = time.monotonic() - self.last_line >= LINE_EVERY_SECONDS
+        if not self.live and (due or final):
+            self.last_line = time.monotonic()
+            remaining = self._remaining(records)
+            self.console.print(
+                f"step {self.last_step}/{self.total_steps}  {values}  {remaining}", highlight=False
+            )
+
+    def _remaining(self, records: list[dict[str, Any]]) -> str:
+        seconds = sum(r["step_seconds"] for r in records) / len(records)
+        return f"{(self.total_steps - self.last_step) * seconds:.0f} s left"
+
+
+def describe_metrics(records: list[dict[str, Any]]) -> str:
+    """Return the last steps' loss, throughput and data stall in one line."""
+    count = len(records)
+    rate = count / sum(1 / r["samples_per_second"] for r in records)
+    stall = sum(r["data_stall_fraction"] for r in records) / count
+    return f"loss {records[-1]['loss']:.4f}  {rate:.1f} samples/s  data stall {stall:.1%}"
+
+
+def describe_event(event: dict[str, Any]) -> str:
+    """Return one event as a line."""
+    step = event.get("step")
+    if event["kind"] == "validation":
+        return f"  validation at step {step}: loss {event['validation_loss']:.4f}"
+    if event["kind"] == "checkpoint":
+        size, seconds = event["num_bytes"] / 1e6, event["seconds"]
+        return f"  checkpoint at step {step}: {size:.1f} MB in {seconds:.2f} s"
+    return f"  resumed from the checkpoint of step {step}, {event['steps_redone']} steps redone"

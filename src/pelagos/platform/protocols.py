@@ -1,0 +1,86 @@
+"""What the platform asks of a model, an objective and a data stream. It knows them only as these."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class TrainingBatch(Protocol):
+    """One rank's samples of one step: `frames [batch, frame, channel, y, x]` and what they are."""
+
+    frames: Tensor
+    dataset: Tensor  # [batch] int64: index of each sample's dataset in the mixture
+
+    def to(self, device: torch.device) -> "TrainingBatch":
+        """Return the batch on `device`."""
+
+    def slice(self, start: int, stop: int) -> "TrainingBatch":
+        """Return samples `start` to `stop`."""
+
+
+class Objective(Protocol):
+    """A loss that is a mean over field groups of sum(errors) / sum(magnitudes) over samples."""
+
+    @property
+    def loss_scope(self) -> Literal["global", "micro_batch"]:
+        """Over what the ratio is formed."""
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the groups, in the order of the last axis below."""
+
+    def magnitudes(self, batch: Any) -> Tensor:
+        """Return each sample's denominators, `[batch, group]`; depends on labels only."""
+
+    def errors(self, model: nn.Module, batch: Any) -> Tensor:
+        """Run the model once; return each sample's numerators, `[batch, group]`."""
+
+
+class Stream(Protocol):
+    """This rank's batches, one per step, in the order that (config, seed, step, slot) fixes."""
+
+    data_wait_seconds: float
+
+    def __next__(self) -> TrainingBatch:
+        """Return the batch of the next step."""
+
+    def __enter__(self) -> "Stream":
+        """Return itself; leaving the context stops the background reading."""
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the background reading."""
+
+
+class StreamFactory(Protocol):
+    """Opens the training stream at a step, and the validation batches."""
+
+    dataset_names: tuple[str, ...]
+    epoch_samples: int
+
+    def open(self, start_step: int, rank: int, world_size: int) -> Stream:
+        """Return the stream from `start_step` on, for one rank."""
+
+    def validation(self, rank: int, world_size: int) -> Iterator[TrainingBatch]:
+        """Return this rank's share of the fixed validation samples."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what identifies the sample order (small, JSON)."""
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise `ValueError` where `state`, from a checkpoint, is of another sample order."""
+
+
+@dataclass(frozen=True)
+class TrainingParts:
+    """What a job builds for the trainer in each worker."""
+
+    model: nn.Module
+    objective: Objective
+    streams: StreamFactory
+    description: dict[str, Any] = field(default_factory=dict)
+    """JSON stored in each checkpoint: what rebuilds model, fields and normalisation."""
+    flops_per_sample: float | None = None
+    """Floating-point operations of forward and backward of one sample."""

@@ -1,0 +1,242 @@
+"""The directory of a run: the one place that holds what happened, readable with any text tool.
+
+    runs/NAME/job.yaml        the resolved job
+              status.json     state of the last launch
+              metrics.jsonl   one line per step (rewritten up to the checkpoint on resume)
+              events.jsonl    launches, resumes, checkpoints, validations, the end
+              checkpoints/    unless the job names another place
+              evaluation/     reports
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pelagos.platform.config.load import load_job, resolve_yaml
+from pelagos.platform.config.schema import PretrainJob
+
+State = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
+
+
+class RunError(ValueError):
+    """A run that does not exist, exists already, or is busy; says what to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a launch ended, as a value: finished, stopped on request, or failed with its cause."""
+
+    kind: Literal["finished", "stopped", "failed"]
+    step: int
+    cause: str = ""
+
+
+class RunDirectory:
+    """Reads and writes one run's directory. Whole files are replaced by renaming."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self.name = self.path.name
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.events_path = self.path / "events.jsonl"
+
+    @classmethod
+    def create(cls, job: PretrainJob) -> "RunDirectory":
+        """Make the directory of a new run.
+
+        Raises:
+            RunError: the name is taken, or the directory cannot be written.
+        """
+        run = cls(Path(job.runs_dir) / job.name)
+        try:
+            run.path.parent.mkdir(parents=True, exist_ok=True)
+            run.path.mkdir()
+        except FileExistsError:
+            raise RunError(
+                f"run {job.name!r} exists already in {run.path.parent}: `pelagos resume "
+                f"{job.name}` continues it; a new run needs another name (name=OTHER)"
+            ) from None
+        except OSError as error:
+            raise RunError(
+                f"runs_dir {job.runs_dir}: {error.strerror}: {error.filename}. Make it writable or "
+                "choose another (runs_dir=DIR)"
+            ) from error
+        run.replace("job.yaml", resolve_yaml(job))
+        run.set_status("created")
+        return run
+
+    @classmethod
+    def open(cls, runs_dir: str, name: str) -> "RunDirectory":
+        """Return an existing run. Raises `RunError`, listing the runs there are."""
+        run = cls(Path(runs_dir) / name)
+        if not (run.path / "job.yaml").exists():
+            known = ", ".join(r.name for r in list_runs(runs_dir)) or "none"
+            raise RunError(f"no run {name!r} in {run.path.parent}; there are: {known}")
+        return run
+
+    def job(self) -> PretrainJob:
+        """Return the run's resolved job."""
+        job = load_job(self.path / "job.yaml")
+        assert isinstance(job, PretrainJob), "only training makes run directories"
+        return job
+
+    @property
+    def checkpoint_uri(self) -> str:
+        """Where the run's checkpoints stand."""
+        uri = self.job().checkpoint.uri
+        return f"{uri.rstrip('/')}/{self.name}" if uri else str(self.path / "checkpoints")
+
+    def replace(self, name: str, text: str) -> None:
+        """Write a small file whole: temporary name, flush, rename."""
+        temporary = self.path / f".{name}.{os.getpid()}.tmp"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self.path / name)
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def set_status(self, state: State, **details: Any) -> None:
+        """Record the state of the launch, keeping details recorded before."""
+        status = {**self._status_file(), **details, "state": state, "updated": time.time()}
+        self.replace("status.json", json.dumps(status, indent=1))
+
+    def status(self) -> dict[str, Any]:
+        """Return the run's state; a launch that died without saying so is `interrupted`."""
+        status = self._status_file()
+        if status.get("state") == "running" and not self.is_locked():
+            status["state"] = "interrupted"
+        last = next(iter(self.last_metrics(1)), None)
+        status["step"] = last["step"] if last else 0
+        status["metrics"] = last or {}
+        return status
+
+    def _status_file(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            loaded: dict[str, Any] = json.loads((self.path / "status.json").read_text())
+            return loaded
+        return {}
+
+    def write_outcome(self, outcome: Outcome, launch: str) -> None:
+        """Record how a launch ended (written by rank 0 of the workers, or the one that failed)."""
+        self.replace("outcome.json", json.dumps({"launch": launch, **asdict(outcome)}))
+
+    def outcome(self, launch: str) -> Outcome | None:
+        """Return how this launch ended, or None if it did not say."""
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads((self.path / "outcome.json").read_text())
+            if content.pop("launch") == launch:
+                return Outcome(**content)
+        return None
+
+    @contextlib.contextmanager
+    def lock(self, purpose: str = "driver", wait_seconds: float = 0.0) -> Iterator[None]:
+        """Hold the run exclusively. The kernel frees it when the process dies, however it dies.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        with (self.path / f".{purpose}.lock").open("w") as file:
+            deadline = time.monotonic() + wait_seconds
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise RunError(
+                            f"run {self.name!r} is in use by another process; wait for it, or "
+                            f"stop it (see `pelagos status {self.name}`)"
+                        ) from None
+                    time.sleep(0.1)
+            yield
+
+    def is_locked(self) -> bool:
+        """Return whether a live process drives the run."""
+        try:
+            with self.lock():
+                return False
+        except (RunError, OSError):
+            return True
+
+    def request_stop(self) -> None:
+        """Ask the workers to save and return after their current step."""
+        (self.path / "stop").touch()
+
+    def stop_requested(self) -> bool:
+        """Return whether a stop was asked for."""
+        return (self.path / "stop").exists()
+
+    def clear_stop(self) -> None:
+        """Forget an earlier stop request."""
+        (self.path / "stop").unlink(missing_ok=True)
+
+    # -- records ----------------------------------------------------------------------------------
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Append one step's values."""
+        _append(self.metrics_path, record)
+
+    def append_event(self, kind: str, **details: Any) -> None:
+        """Append one event."""
+        _append(self.events_path, {"time": time.time(), "kind": kind, **details})
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return every step's values, in order."""
+        return _read(self.metrics_path)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return every event, in order."""
+        return _read(self.events_path)
+
+    def last_metrics(self, count: int) -> list[dict[str, Any]]:
+        """Return the last steps' values, reading only the end of the file."""
+        try:
+            with self.metrics_path.open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - 4096 * (count + 1)))
+                lines = file.read().splitlines()
+        except OSError:
+            return []
+        return [r for line in lines if (r := _parse(line)) is not None][-count:]
+
+    def keep_metrics_until(self, step: int) -> int:
+        """Drop the values of steps after `step` (they are about to be redone); return how many."""
+        records = self.metrics()
+        kept = [r for r in records if r["step"] <= step]
+        self.replace("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
+        return len(records) - len(kept)
+
+
+def list_runs(runs_dir: str) -> list[RunDirectory]:
+    """Return the runs of a directory, by name."""
+    return [RunDirectory(p.parent) for p in sorted(Path(runs_dir).glob("*/job.yaml"))]
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    # one write of one line: a killed process leaves at most one torn last line, which reading skips
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return []
+    return [r for line in lines if (r := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,40 @@
+"""What is applied to a model from outside, in one fixed order: recompute, then compile, per block."""
+
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pelagos.platform.strategies.base import StrategyOptions
+
+
+def apply_transforms(model: nn.Module, options: StrategyOptions) -> None:
+    """Wrap the blocks that the model names (`model.blocks()`), in place.
+
+    Order matters: activation checkpointing goes inside, so that a compiled block contains its own
+    recomputation. Parameter names do not change.
+
+    Raises:
+        ValueError: the model names no blocks but a per-block transform is asked for.
+    """
+    blocks: list[nn.Module] = list(getattr(model, "blocks", list)())
+    if not blocks and (options.activation_checkpointing != "none" or options.compile):
+        raise ValueError(
+            f"{type(model).__name__} names no blocks(), which parallel.activation_checkpointing "
+            "and parallel.compile apply to; set them to none and false"
+        )
+    for block in blocks:
+        if options.activation_checkpointing == "full":
+            _checkpoint_in_place(block)
+        if options.compile:
+            block.compile()
+
+
+def _checkpoint_in_place(block: nn.Module) -> None:
+    """Recompute `block` in the backward pass, keeping the module object and its names."""
+    forward = block.forward
+
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    block.forward = recomputed

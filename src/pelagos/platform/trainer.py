@@ -1,0 +1,320 @@
+"""The training loop: an ordinary function of (job, run, rank). Read `train` and `train_step` first.
+
+It runs in one process, under torchrun, or in Ray Train workers, and does not know which. Ray,
+MLflow and DeepSpeed are not imported here.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pelagos.platform.checkpoint import CheckpointStore
+from pelagos.platform.config.checks import micro_batch_size
+from pelagos.platform.config.schema import PretrainJob
+from pelagos.platform.meters import StepMeter
+from pelagos.platform.optimizer import (
+    WeightAverage,
+    lr_factor,
+    optimizer_factory,
+    set_learning_rate,
+)
+from pelagos.platform.protocols import TrainingBatch, TrainingParts
+from pelagos.platform.runs import Outcome, RunDirectory
+from pelagos.platform.strategies import Strategy, StrategyOptions, create_strategy
+from pelagos.platform.strategies.base import TensorState
+
+BuildParts = Callable[[PretrainJob], TrainingParts]
+
+
+class TrainingDiverged(FloatingPointError):
+    """The loss or the gradient is no longer finite."""
+
+
+def train(
+    job: PretrainJob,
+    run: RunDirectory,
+    build: BuildParts,
+    storage_options: dict[str, Any],
+    launch: str = "",
+) -> Outcome:
+    """Train to the end, to a stop request, or to an error; return how it ended.
+
+    Args:
+        job: the validated job.
+        run: its directory, on a disk that every rank sees.
+        build: makes model, objective and streams; called once in each worker.
+        storage_options: fsspec options of `checkpoint.uri`.
+        launch: identifies this launch in the recorded outcome.
+    """
+    # 1. processes: the group exists already (Ray), or the strategy makes it (torchrun, single)
+    if not job.resources.gpus_per_worker:
+        torch.set_num_threads(job.resources.cpus_per_worker)
+    torch.manual_seed(job.seed)  # the weights' draw: the same on every rank
+    parts = build(job)
+    strategy = create_strategy(job.parallel.strategy, _options(job))
+    try:
+        # 2. model and optimizer, then the newest checkpoint if there is one
+        loop = TrainingLoop(job, run, parts, strategy, storage_options)
+        start = loop.restore()
+        # 3. the steps
+        with parts.streams.open(start, strategy.rank, strategy.world_size) as stream:
+            outcome = loop.run_steps(start, stream)
+        # 4. every rank is done before any leaves: gloo aborts when peers vanish
+        if strategy.rank == 0:
+            run.write_outcome(outcome, launch)
+        strategy.barrier()
+        return outcome
+    finally:
+        strategy.close()
+
+
+class TrainingLoop:
+    """The state of one worker between steps."""
+
+    def __init__(
+        self,
+        job: PretrainJob,
+        run: RunDirectory,
+        parts: TrainingParts,
+        strategy: Strategy,
+        storage_options: dict[str, Any],
+    ) -> None:
+        self.job = job
+        self.run = run
+        self.parts = parts
+        self.strategy = strategy
+        self.module = parts.model
+        self.model = strategy.prepare(parts.model, optimizer_factory(job.optimizer))
+        self.average = WeightAverage(self.module, job.ema_decay) if job.ema_decay else None
+        self.checkpoints = CheckpointStore(run.checkpoint_uri, storage_options)
+        self.best: dict[str, Any] | None = None
+        self.validated: tuple[int, float] | None = None
+        self.meter = StepMeter(
+            job.data.global_batch_size, strategy.world_size, parts.flops_per_sample, strategy.device
+        )
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def run_steps(self, start: int, stream: Any) -> Outcome:
+        """Run steps `start` up to the end or a stop request; save at the end of either."""
+        total = self.job.schedule.total_steps
+        completed = start
+        while completed < total:
+            self.meter.start(stream.data_wait_seconds)
+            batch = next(stream).to(self.strategy.device)
+            values, stop = self.train_step(completed, batch)
+            completed += 1
+            values |= self.meter.finish(stream.data_wait_seconds)
+            self._log_step(completed, values)
+            if completed % self.job.validation.every_steps == 0 or completed == total:
+                self.validate(completed)
+            if completed % self.job.checkpoint.every_steps == 0 or completed == total or stop:
+                self.save(completed)
+            if stop and completed < total:
+                return Outcome("stopped", completed, "stop requested")
+        return Outcome("finished", completed)
+
+    def train_step(self, step: int, batch: TrainingBatch) -> tuple[dict[str, float], bool]:
+        """Take optimizer step `step` (counted from 0); return its values and whether to stop.
+
+        The loss is mean over groups g of  sum_b errors[b, g] / sum_b magnitudes[b, g]. With scope
+        `global` the sums run over the global batch: denominators depend on labels only, so they are
+        summed over ranks before the first forward pass and each micro-batch adds its exact share.
+        With scope `micro_batch` each micro-batch forms its own ratio (the papers' behaviour).
+        """
+        job, strategy, objective = self.job, self.strategy, self.parts.objective
+        torch.manual_seed(_step_seed(job.seed, step, strategy.rank))
+        lr = set_learning_rate(strategy.optimizer, lr_factor(step, job.schedule))
+        micro = micro_batch_size(job)
+        num_micro = batch.frames.shape[0] // micro
+        magnitudes = objective.magnitudes(batch)
+        denominator = strategy.all_reduce_sum(magnitudes.sum(dim=0))
+        errors = torch.empty_like(magnitudes)
+        local_loss = torch.zeros((), device=strategy.device)
+        for index in range(num_micro):
+            part = slice(index * micro, (index + 1) * micro)
+            is_last = index == num_micro - 1
+            with strategy.micro_step(is_last):
+                micro_errors = objective.errors(self.model, batch.slice(part.start, part.stop))
+                if objective.loss_scope == "global":
+                    # gradients are averaged over ranks, so each rank's share is scaled back up
+                    loss = (micro_errors.sum(dim=0) / denominator).mean() * strategy.world_size
+                else:
+                    own = magnitudes[part].sum(dim=0)
+                    loss = (micro_errors.sum(dim=0) / own).mean() / num_micro
+                strategy.backward(loss)
+            errors[part] = micro_errors.detach()
+            local_loss += loss.detach()
+        values, stop = self._reduce_values(batch, errors, magnitudes, local_loss)
+        if not math.isfinite(values["loss"]):
+            raise TrainingDiverged(self._diverged(step, f"the loss is {values['loss']}"))
+        norm = strategy.step(job.optimizer.clip_norm)
+        if not math.isfinite(norm):
+            raise TrainingDiverged(self._diverged(step, f"the gradient norm is {norm}"))
+        if self.average is not None:
+            self.average.update(self.module, step)
+        return {**values, "gradient_norm": norm, "lr": lr}, stop
+
+    def _reduce_values(
+        self, batch: TrainingBatch, errors: Tensor, magnitudes: Tensor, local_loss: Tensor
+    ) -> tuple[dict[str, float], bool]:
+        """Sum everything that is logged over ranks in one reduction, a stop request included."""
+        names = self.parts.streams.dataset_names
+        stop = torch.tensor(float(self.run.stop_requested()))
+        sums = _sums_by_dataset(batch.dataset, errors, magnitudes, len(names))
+        flat = torch.cat([sums.flatten().cpu(), local_loss.double().cpu()[None], stop[None].double()])
+        flat = self.strategy.all_reduce_sum(flat.to(self.strategy.device)).cpu()
+        sums = flat[:-2].reshape(sums.shape)
+        loss = float(flat[-2]) / self.strategy.world_size
+        return {"loss": loss, **_dataset_losses(sums, names)}, bool(flat[-1] > 0)
+
+    # -- validation, checkpoints ------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self, completed: int) -> None:
+        """Log the loss over the fixed validation samples, always formed over all of them."""
+        begin = time.perf_counter()
+        names = self.parts.streams.dataset_names
+        sums = torch.zeros(2, len(names), len(self.parts.objective.group_names), dtype=torch.double)
+        self.module.eval()
+        for unplaced in self.parts.streams.validation(self.strategy.rank, self.strategy.world_size):
+            batch = unplaced.to(self.strategy.device)
+            errors = self.parts.objective.errors(self.module, batch)
+            magnitudes = self.parts.objective.magnitudes(batch)
+            sums += _sums_by_dataset(batch.dataset, errors, magnitudes, len(names)).cpu()
+        self.module.train()
+        sums = self.strategy.all_reduce_sum(sums.to(self.strategy.device)).cpu()
+        total = sums.sum(dim=1)
+        loss = float((total[0] / total[1]).mean())
+        self.validated = (completed, loss)
+        if self.strategy.rank == 0:
+            values = {"validation_loss": loss, **_dataset_losses(sums, names, "validation_loss")}
+            seconds = time.perf_counter() - begin
+            self.run.append_event("validation", step=completed, seconds=seconds, **values)
+
+    def save(self, completed: int) -> None:
+        """Write the checkpoint of `completed` steps, then delete those no longer kept."""
+        if self.validated is not None and self.validated[0] == completed:
+            loss = self.validated[1]
+            if self.best is None or loss < self.best["loss"]:
+                self.best = {"step": completed, "loss": loss}
+        report = self.checkpoints.save(completed, self._tensors(), self._trainer_state(completed))
+        if self.strategy.rank == 0:
+            self.run.append_event(
+                "checkpoint",
+                step=completed,
+                seconds=report.seconds,
+                num_bytes=report.num_bytes,
+                uri=self.checkpoints.uri,
+            )
+            keep = {self.best["step"]} if self.best and self.job.checkpoint.keep_best else set()
+            self.checkpoints.prune(self.job.checkpoint.keep_last, keep)
+        self.strategy.barrier()
+
+    def restore(self) -> int:
+        """Load the newest complete checkpoint, if any; return the number of completed steps."""
+        step = self.checkpoints.latest_step() or 0
+        lost = 0
+        if step:
+            tensors = self._tensors()
+            state = self.checkpoints.load(step, tensors)
+            self.parts.streams.check_state(state["streams"])
+            self.strategy.load_state(tensors)
+            if self.average is not None:
+                for name in self.average.tensors:
+                    self.average.tensors[name].copy_(tensors[f"ema.{name}"])
+            self.best = state["best"]
+        if self.strategy.rank == 0:
+            lost = self.run.keep_metrics_until(step)
+            if step:
+                self.run.append_event("resumed", step=step, steps_redone=lost)
+        self.strategy.barrier()
+        return step
+
+    def _tensors(self) -> TensorState:
+        tensors = self.strategy.state()
+        if self.average is not None:
+            tensors |= {f"ema.{name}": t for name, t in self.average.tensors.items()}
+        return tensors
+
+    def _trainer_state(self, completed: int) -> dict[str, Any]:
+        return {
+            "step": completed,
+            "samples": completed * self.job.data.global_batch_size,
+            "seed": self.job.seed,
+            "best": self.best,
+            "streams": self.parts.streams.state(),
+            **self.parts.description,
+        }
+
+    def _log_step(self, completed: int, values: dict[str, float]) -> None:
+        if self.strategy.rank == 0:
+            epoch = completed * self.job.data.global_batch_size / self.parts.streams.epoch_samples
+            self.run.append_metrics(
+                {"step": completed, "time": time.time(), "epoch": epoch, **values}
+            )
+
+    def _diverged(self, step: int, what: str) -> str:
+        saved = self.checkpoints.latest_step()
+        last = f"the checkpoint of step {saved} is the last good one" if saved else "none was saved"
+        return (
+            f"step {step + 1}: {what}; the weights were not changed by it; {last}. Lower "
+            "optimizer.lr, lengthen schedule.warmup_steps, or use parallel.precision: fp32."
+        )
+
+
+def _options(job: PretrainJob) -> StrategyOptions:
+    return StrategyOptions(
+        precision=job.parallel.precision,
+        activation_checkpointing=job.parallel.activation_checkpointing,
+        compile=job.parallel.compile,
+        use_gpu=job.resources.gpus_per_worker > 0,
+    )
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of what a model draws inside a step (dropout): nothing to save or restore."""
+    return (seed * 1_000_003 + step) * 65_537 + rank
+
+
+def _sums_by_dataset(
+    dataset: Tensor, errors: Tensor, magnitudes: Tensor, num_datasets: int
+) -> Tensor:
+    """Return `[2, dataset, group]`: errors and magnitudes summed over each dataset's samples."""
+    sums = torch.zeros(
+        2, num_datasets, errors.shape[1], dtype=torch.double, device=errors.device
+    )
+    sums[0].index_add_(0, dataset, errors.detach().double())
+    sums[1].index_add_(0, dataset, magnitudes.detach().double())
+    return sums
+
+
+def _dataset_losses(
+    sums: Tensor, names: tuple[str, ...], prefix: str = "loss"
+) -> dict[str, float]:
+    """Return the loss of each dataset that had samples, over the groups it has."""
+    losses = {}
+    for index, name in enumerate(names):
+        errors, magnitudes = sums[:, index]
+        used = errors > 0  # a group of fields that the dataset lacks has none
+        if used.any():
+            losses[f"{prefix}/{name}"] = float((errors[used] / magnitudes[used]).mean())
+    return losses
+
+
+def destroy_process_group() -> None:
+    """Leave the process group that this process made itself (torchrun)."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def launched_by_torchrun() -> bool:
+    """Return whether this process is one rank of several started by torchrun."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
