@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pelagos.models.precision import without_autocast
+
 
 def fourier_resize(field: Tensor, size: int) -> Tensor:
     """Resample ``[..., n, n]`` to ``[..., size, size]`` through its discrete Fourier series.
@@ -23,7 +25,7 @@ def fourier_resize(field: Tensor, size: int) -> Tensor:
         )
     if rows == size:
         return field
-    with torch.autocast(field.device.type, enabled=False):
+    with without_autocast(field):
         series = torch.fft.fft2(field.float(), norm="forward")
         series = torch.fft.fftshift(series, dim=(-2, -1))
         margin = (size - rows) // 2  # negative: crop

@@ -122,15 +122,18 @@ class ScOT(nn.Module):
         super().__init__()
         self.config = config
         stages = range(config.num_stages)
-        self.embeddings = Embeddings(config)
-        self.encoder = _Stages([EncoderStage(config, stage) for stage in stages])
-        self.decoder = _Stages([DecoderStage(config, stage) for stage in reversed(stages)])
-        self.patch_recovery = PatchRecovery(config)
-        self.residual_blocks = nn.ModuleList(
-            nn.ModuleList(ConvNeXtBlock(config, stage) for _ in range(depth))
-            for stage, depth in enumerate(config.skip_connections)
-        )
-        if not self.patch_recovery.mixup.weight.is_meta:
+        device = torch.get_default_device()
+        with torch.device("meta"):  # modules' own initialisation would only be overwritten
+            self.embeddings = Embeddings(config)
+            self.encoder = _Stages([EncoderStage(config, stage) for stage in stages])
+            self.decoder = _Stages([DecoderStage(config, stage) for stage in reversed(stages)])
+            self.patch_recovery = PatchRecovery(config)
+            self.residual_blocks = nn.ModuleList(
+                nn.ModuleList(ConvNeXtBlock(config, stage) for _ in range(depth))
+                for stage, depth in enumerate(config.skip_connections)
+            )
+        if device.type != "meta":
+            self.to_empty(device=device)
             self.reset_parameters()
 
     def forward(

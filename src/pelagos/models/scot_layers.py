@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from pelagos.models.precision import without_autocast
 from pelagos.models.scot_config import ScOTConfig
 
 _MAX_LOG_SCALE = math.log(100.0)  # cosine attention's temperature is clamped to 1/100
@@ -38,7 +39,7 @@ class ConditionalLayerNorm(nn.Module):
 
     def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:
         """``[B, H, W, C]`` and time ``[B]`` to ``[B, H, W, C]``."""
-        with torch.autocast(x_BHWC.device.type, enabled=False):
+        with without_autocast(x_BHWC):
             normal = F.layer_norm(x_BHWC.float(), (self.dim,), eps=self.eps)
             column = time.reshape(-1, 1).to(self.weight.weight.dtype)
             scale = self.weight(column)[:, None, None]

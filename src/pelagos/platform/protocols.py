@@ -24,8 +24,13 @@ class TrainingBatch(Protocol):
 class Objective(Protocol):
     """A loss that is a mean over field groups of sum(errors) / sum(magnitudes) over samples."""
 
-    loss_scope: Literal["global", "micro_batch"]
-    group_names: tuple[str, ...]
+    @property
+    def loss_scope(self) -> Literal["global", "micro_batch"]:
+        """Over what the ratio is formed."""
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the groups, in the order of the last axis below."""
 
     def magnitudes(self, batch: Any) -> Tensor:
         """Return each sample's denominators, `[batch, group]`; depends on labels only."""

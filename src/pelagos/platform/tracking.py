@@ -28,9 +28,9 @@ NOT_METRICS = {"step", "time", "kind", "uri", "launch", "cause"}
 
 
 def tracking_uri(job: PretrainJob) -> str:
-    """Return the job's MLflow uri with a relative SQLite path made absolute."""
+    """Return the job's MLflow uri with a relative SQLite path made absolute; empty if not tracked."""
     prefix = "sqlite:///"
-    uri = job.tracking.uri
+    uri = job.tracking.uri or ""
     if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
         return prefix + str(Path(uri.removeprefix(prefix)).absolute())
     return uri
@@ -54,6 +54,8 @@ class Tracker:
 
     def sync(self, force: bool = False) -> bool:
         """Send what is new; return whether the store has everything. Never raises."""
+        if self.job.tracking.uri is None:
+            return False
         if not force and time.monotonic() < self.next_try:
             return False
         try:
@@ -226,3 +228,25 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
     else:
         return {prefix.rstrip("."): str(tree)}
     return {k: v for key, value in items for k, v in _flatten(value, f"{prefix}{key}.").items()}
+
+
+def log_evaluation(
+    job: PretrainJob, run: RunDirectory, output: Path, metrics: list[tuple[str, int, float]]
+) -> None:
+    """Log a report's files and (name, step, value) metrics to the run; a store away is a warning."""
+    known = run.path / "tracking.json"
+    if job.tracking.uri is None or not known.exists():
+        return
+    try:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric
+
+        client = MlflowClient(tracking_uri=tracking_uri(job))
+        run_id = str(json.loads(known.read_text())["run_id"])
+        now = int(time.time() * 1000)
+        records = [Metric(name, value, now, step) for name, step, value in metrics]
+        for start in range(0, len(records), BATCH_METRICS):
+            client.log_batch(run_id, metrics=records[start : start + BATCH_METRICS])
+        client.log_artifacts(run_id, str(output), f"evaluation/{output.name}")
+    except Exception as error:
+        logger.warning("MLflow: the evaluation could not be logged: %s", error)

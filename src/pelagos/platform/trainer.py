@@ -298,11 +298,11 @@ def _sums_by_dataset(
 def _dataset_losses(
     sums: Tensor, names: tuple[str, ...], prefix: str = "loss"
 ) -> dict[str, float]:
-    """Return the loss of each dataset that had samples, over its groups that have a magnitude."""
+    """Return the loss of each dataset that had samples, over the groups it has."""
     losses = {}
     for index, name in enumerate(names):
         errors, magnitudes = sums[:, index]
-        used = magnitudes > 0
+        used = errors > 0  # a group of fields that the dataset lacks has none
         if used.any():
             losses[f"{prefix}/{name}"] = float((errors[used] / magnitudes[used]).mean())
     return losses

@@ -25,6 +25,7 @@ from pelagos.data_pipelines.store.layout import (
 )
 from pelagos.data_pipelines.store.object_store import ObjectStore
 from pelagos.data_pipelines.store.schema import FORMAT_NAME, FORMAT_VERSION, DatasetSpec
+from pelagos.data_pipelines.store.staging import interrupted_replacement
 
 Statistics = dict[str, dict[str, dict[str, float]]]  # split, field, statistic
 
@@ -153,6 +154,9 @@ def _why_no_manifest(store: ObjectStore) -> str:
             f"and there is no manifest. Run the job that makes it again: it writes the "
             f"{spec.num_shards - count} missing shards and finishes"
         )
+    interrupted = interrupted_replacement(store)
+    if interrupted:
+        return interrupted
     try:
         store.read(GROUP_KEY)
     except ObjectMissingError:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import zarr
 
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
+from pelagos.data_pipelines.store.field_statistics import default_split
 from pelagos.data_pipelines.store.manifest import Manifest, check_shard_sizes, load_manifest
 from pelagos.data_pipelines.store.object_store import ObjectStore, Range, open_store
 from pelagos.data_pipelines.store.schema import DatasetSpec
@@ -33,7 +34,6 @@ from pelagos.data_pipelines.store.shards import (
     decode_index,
     index_bytes_length,
 )
-from pelagos.data_pipelines.store.statistics import default_split
 from pelagos.data_pipelines.store.zarr_view import open_group
 
 MAX_REQUEST_BYTES = 16 * 2**20
@@ -88,6 +88,7 @@ class Dataset:
         self._codec = FrameCodec(self.spec)
         self._indices: dict[int, ShardIndex] = {}
         self._lock = threading.Lock()
+        self._scratch = threading.local()
         self._process = os.getpid()
 
     @property
@@ -177,7 +178,9 @@ class Dataset:
         shard, row = divmod(trajectory, self.spec.shard_trajectories)
         plan = self.plan(shard, row, frames)
         key = self.manifest.shards[shard].key
-        fetched = self._fetch(key, [planned.byte_range for planned in plan])
+        ranges = [planned.byte_range for planned in plan]
+        scratch = self._thread_scratch(sum(length for _, length in ranges))
+        fetched = self._fetch(key, ranges, scratch)
         for planned, content in zip(plan, fetched, strict=True):
             start = planned.byte_range[0]
             for position, frame, offset, length in planned.chunks:
@@ -234,9 +237,18 @@ class Dataset:
     def __repr__(self) -> str:
         return f"Dataset({self.uri!r}, shape={self.spec.shape}, fields={self.field_names})"
 
-    def _fetch(self, key: str, ranges: list[Range]) -> list[npt.NDArray[np.uint8]]:
+    def _thread_scratch(self, num_bytes: int) -> npt.NDArray[np.uint8]:
+        """Memory for encoded bytes, kept per thread."""
+        buffer: npt.NDArray[np.uint8] | None = getattr(self._scratch, "buffer", None)
+        if buffer is None or len(buffer) < num_bytes:
+            buffer = self._scratch.buffer = np.empty(num_bytes, np.uint8)
+        return buffer[:num_bytes]
+
+    def _fetch(
+        self, key: str, ranges: list[Range], scratch: npt.NDArray[np.uint8] | None = None
+    ) -> list[npt.NDArray[np.uint8]]:
         try:
-            fetched = self.store.read_ranges(key, ranges)
+            fetched = self.store.read_ranges(key, ranges, scratch)
         except ObjectMissingError as error:
             raise DatasetError(
                 f"dataset {self.uri}: shard {key} was there when the dataset was opened and is "

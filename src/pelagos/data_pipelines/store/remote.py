@@ -62,9 +62,14 @@ class RemoteStore:
         return f"{self.uri}/{key}"
 
     def read(self, key: str) -> bytes:
-        return bytes(self._attempt(key, lambda: self.filesystem.cat_file(self._path(key))))
+        # More than one connection makes s3fs ask for the size first: a second request per read.
+        options = {"max_concurrency": 1} if self.is_s3 else {}
+        path = self._path(key)
+        return bytes(self._attempt(key, lambda: self.filesystem.cat_file(path, **options)))
 
-    def read_ranges(self, key: str, ranges: Sequence[Range]) -> list[Bytes]:
+    def read_ranges(
+        self, key: str, ranges: Sequence[Range], scratch: Bytes | None = None
+    ) -> list[Bytes]:
         path = self._path(key)
 
         def fetch() -> list[bytes]:
@@ -187,7 +192,7 @@ def s3_options(options: dict[str, Any]) -> dict[str, Any]:
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "read_timeout": READ_TIMEOUT_SECONDS,
         "max_pool_connections": 64,
-        "retries": {"mode": "standard", "max_attempts": 1},
+        "retries": {"mode": "standard", "total_max_attempts": 1},
         **options.get("config_kwargs", {}),
     }
     merged: dict[str, Any] = {"use_listings_cache": False, **options}

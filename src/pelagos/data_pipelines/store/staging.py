@@ -81,6 +81,20 @@ def unfinished_root(uri: str, storage_options: dict[str, Any] | None) -> str:
     return uri
 
 
+def interrupted_replacement(store: ObjectStore) -> str | None:
+    """What to do if a dataset's replacement stopped between its two renames; None if none did."""
+    if not isinstance(store, LocalStore):
+        return None
+    new, old = _sibling(store.root, NEW_SUFFIX), _sibling(store.root, OLD_SUFFIX)
+    if not (new.exists() and old.exists()):
+        return None
+    return (
+        f"the replacement of {store.uri} was interrupted: the new dataset is complete at {new}, "
+        f"the old one at {old}. Run the job that replaces it again, or rename either to "
+        f"{store.root.name}"
+    )
+
+
 def finish(uri: str, root_uri: str) -> None:
     """Put a complete dataset in its place, and remove what killed writers left behind."""
     if "://" in uri and not uri.startswith("file://"):

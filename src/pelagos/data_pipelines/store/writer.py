@@ -22,6 +22,11 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.store import staging
 from pelagos.data_pipelines.store.errors import DatasetError
+from pelagos.data_pipelines.store.field_statistics import (
+    dataset_statistics,
+    default_split,
+    shard_sums,
+)
 from pelagos.data_pipelines.store.layout import (
     GROUP_KEY,
     MANIFEST_KEY,
@@ -42,7 +47,6 @@ from pelagos.data_pipelines.store.shards import (
     encode_shard,
     index_bytes_length,
 )
-from pelagos.data_pipelines.store.statistics import dataset_statistics, default_split, shard_sums
 
 _METADATA_THREADS = 16
 

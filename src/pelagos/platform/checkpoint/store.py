@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
@@ -83,8 +84,8 @@ class CheckpointStore:
             mine = self._own_files(staging, rank, trainer_state)
             self.place.upload(step, staging, [f.name for f in mine])
             failure = None
-        except Exception as error:
-            mine, failure = [], f"rank {rank}: {type(error).__name__}: {error}"
+        except (Exception, CheckpointException) as error:  # the latter is a BaseException
+            mine, failure = [], f"rank {rank}: {_root_cause(error)}"
         gathered = _gather((mine, failure))
         failures = [f for _, f in gathered if f]
         files = [f for part, _ in gathered for f in part]
@@ -92,7 +93,7 @@ class CheckpointStore:
             try:
                 self.place.commit(step, staging, manifest_text(step, files))
             except Exception as error:
-                failures = [f"rank 0: {type(error).__name__}: {error}"]
+                failures = [f"rank 0: {_root_cause(error)}"]
         failures = _from_rank_0(failures)
         if failures:
             with contextlib.suppress(Exception):
@@ -132,7 +133,7 @@ class CheckpointStore:
         with self._directory(step, verify=True) as directory:
             reader = FileSystemReader(directory)
             _check_shapes(reader, tensors, f"{self.uri} step {step}")
-            load_tensors(tensors, storage_reader=reader, no_dist=not _distributed())
+            _read_tensors(tensors, reader, no_dist=not _distributed())
             state: dict[str, Any] = json.loads((directory / TRAINER_STATE).read_text())
             return state
 
@@ -145,7 +146,7 @@ class CheckpointStore:
                 for name, entry in reader.read_metadata().state_dict_metadata.items()
                 if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
             }
-            load_tensors(tensors, storage_reader=reader, no_dist=True)
+            _read_tensors(tensors, reader, no_dist=True)
             return tensors
 
     def prune(self, keep_last: int, keep: set[int]) -> list[int]:
@@ -182,6 +183,19 @@ def _write_tensors(tensors: dict[str, Tensor], staging: Path) -> None:
             storage_writer=FileSystemWriter(staging, single_file_per_rank=True, overwrite=True),
             no_dist=not _distributed(),
         )
+
+
+def _root_cause(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):
+        inner = [failure[0] for failure in error.failures.values()]
+        error = inner[0] if inner else error
+    return f"{type(error).__name__}: {error}"
+
+
+def _read_tensors(tensors: dict[str, Tensor], reader: FileSystemReader, no_dist: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)  # "no_dist": one process is fine
+        load_tensors(tensors, storage_reader=reader, no_dist=no_dist)
 
 
 def _check_shapes(reader: FileSystemReader, tensors: dict[str, Tensor], uri: str) -> None:

@@ -72,7 +72,7 @@ def _check_pretrain(job: PretrainJob) -> Iterator[Finding]:
             if missing:
                 yield (("data", "normalization", name), f"lacks {', '.join(missing)}")
     known = set(job.data.fields)
-    grouped = [f for group in job.objective.field_groups or () for f in group]
+    grouped = [f for group in (job.objective.field_groups or {}).values() for f in group]
     strangers = [f for f in grouped if f not in known]
     if strangers:
         yield (

@@ -142,8 +142,10 @@ class ObjectiveConfig(Section):
     time_scale: PositiveFloat = Field(
         1.0, description="The model's time input is lead time divided by this physical time."
     )
-    field_groups: tuple[tuple[str, ...], ...] | None = Field(
-        None, description="Fields whose errors share a denominator; default: velocity together."
+    field_groups: dict[str, tuple[str, ...]] | None = Field(
+        None,
+        description="Group name: fields whose errors share a denominator; default: one group per "
+        "field, the components of a vector together.",
     )
     loss_scope: Literal["global", "micro_batch"] = Field(
         "global", description="Over what a ratio loss is formed (micro_batch: the papers')."
@@ -215,7 +217,9 @@ class ValidationConfig(Section):
 class TrackingConfig(Section):
     """Where MLflow records go."""
 
-    uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking store or server.")
+    uri: str | None = Field(
+        "sqlite:///mlflow.db", description="MLflow tracking store or server; null: no tracking."
+    )
     experiment: str = Field("pelagos", description="MLflow experiment.")
     log_every_steps: PositiveInt = Field(1, description="Steps between logged values.")
     register_as: str | None = Field(None, description="Registered model name; default: the run's.")

@@ -12,7 +12,10 @@ deviations S_i,  mean = sum n_i m_i / n,  S = sum (S_i + n_i (m_i - mean)^2),  v
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -23,32 +26,72 @@ import numpy.typing as npt
 TrajectorySums = dict[str, float]
 
 _PARTS = ("", "delta_")
+_BLOCK_VALUES = 2**15  # 256 KiB as float64
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, sum, squared deviations from the own mean, and extremes of some values."""
+
+    count: float
+    sum: float
+    deviation: float
+    min: float
+    max: float
+
+
+def merge(groups: Sequence[Moments]) -> Moments:
+    """The moments of all groups together, rounded once whatever their order."""
+    count = math.fsum(g.count for g in groups)
+    total = math.fsum(g.sum for g in groups)
+    mean = total / count
+    deviation = math.fsum(
+        term for g in groups for term in (g.deviation, g.count * (g.sum / g.count - mean) ** 2)
+    )
+    return Moments(count, total, deviation, min(g.min for g in groups), max(g.max for g in groups))
 
 
 def trajectory_sums(values: npt.NDArray[np.floating]) -> TrajectorySums:
-    """Sums of one trajectory of one field, `[time, y, x]`."""
-    wide = values.astype(np.float64)
+    """Sums of one trajectory of one field, `[time, y, x]`.
+
+    Values are widened to float64 in blocks that stay in the processor's cache.
+    """
+    flat = values.reshape(len(values), -1)
+    buffer = np.empty(min(flat.shape[1], _BLOCK_VALUES), np.float64)
+    plain, deltas = [], []
+    for start in range(0, flat.shape[1], _BLOCK_VALUES):
+        block = flat[:, start : start + _BLOCK_VALUES]
+        wide = buffer[: block.shape[1]]
+        for frame, row in enumerate(block):
+            wide[:] = row
+            plain.append(_block_moments(wide))
+            if frame > 0:
+                np.subtract(row, block[frame - 1], out=wide, dtype=np.float64)
+                deltas.append(_block_moments(wide))
     sums: TrajectorySums = {}
-    for part, array in zip(_PARTS, (wide, wide[1:] - wide[:-1]), strict=True):
-        count = array.size
-        total = float(array.sum())
-        sums[part + "count"] = float(count)
-        sums[part + "sum"] = total
-        centred = array - (total / count if count else 0.0)
-        sums[part + "deviation"] = float(np.square(centred, out=centred).sum())
-        sums[part + "min"] = float(array.min()) if count else 0.0
-        sums[part + "max"] = float(array.max()) if count else 0.0
+    for part, groups in zip(_PARTS, (plain, deltas), strict=True):
+        merged = merge(groups) if groups else Moments(0.0, 0.0, 0.0, 0.0, 0.0)
+        sums.update({part + key: value for key, value in asdict(merged).items()})
     return sums
+
+
+def _block_moments(wide: npt.NDArray[np.float64]) -> Moments:
+    """Moments of float64 values, which are overwritten."""
+    total, low, high = float(wide.sum()), float(wide.min()), float(wide.max())
+    wide -= total / wide.size
+    np.square(wide, out=wide)
+    return Moments(float(wide.size), total, float(wide.sum()), low, high)
 
 
 def shard_sums(
     data: npt.NDArray[np.floating], field_names: Sequence[str]
 ) -> dict[str, list[TrajectorySums]]:
     """Sums per field and trajectory of `[trajectory, time, channel, y, x]`."""
-    return {
-        name: [trajectory_sums(trajectory[:, channel]) for trajectory in data]
-        for channel, name in enumerate(field_names)
-    }
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return {
+            name: list(pool.map(trajectory_sums, data[:, :, channel]))
+            for channel, name in enumerate(field_names)
+        }
 
 
 def pool(trajectories: Iterable[TrajectorySums]) -> dict[str, float]:
@@ -62,23 +105,18 @@ def pool(trajectories: Iterable[TrajectorySums]) -> dict[str, float]:
     rows = list(trajectories)
     pooled: dict[str, float] = {}
     for part in _PARTS:
-        counts = [row[part + "count"] for row in rows]
-        count = math.fsum(counts)
-        if count == 0:
+        groups = [Moments(*(row[part + f.name] for f in fields(Moments))) for row in rows]
+        groups = [group for group in groups if group.count > 0]
+        if not groups:
             continue
-        mean = math.fsum(row[part + "sum"] for row in rows) / count
-        spread = math.fsum(
-            term
-            for row, n in zip(rows, counts, strict=True)
-            for term in (row[part + "deviation"], n * (row[part + "sum"] / n - mean) ** 2)
-        )
-        variance = spread / count
-        pooled[part + "count"] = count
+        merged = merge(groups)
+        mean, variance = merged.sum / merged.count, merged.deviation / merged.count
+        pooled[part + "count"] = merged.count
         pooled[part + "mean"] = mean
         pooled[part + "std"] = math.sqrt(variance)
         pooled[part + "rms"] = math.sqrt(variance + mean * mean)
-        pooled[part + "min"] = min(row[part + "min"] for row in rows)
-        pooled[part + "max"] = max(row[part + "max"] for row in rows)
+        pooled[part + "min"] = merged.min
+        pooled[part + "max"] = merged.max
     return pooled
 
 

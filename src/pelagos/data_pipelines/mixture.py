@@ -1,0 +1,298 @@
+"""A mixture: which datasets are trained on together, and how their fields become channels.
+
+The model's channels are named. Each dataset gives those it stores, by name; those it declares
+constant (density 1 of an incompressible flow) have that value; the rest are absent: zero after
+normalisation and marked so that the loss can leave them out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pelagos.data_pipelines.normalization import Normalization
+from pelagos.data_pipelines.store import Dataset, DatasetError
+
+Windows = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class MixtureEntry:
+    """One dataset of a mixture.
+
+    Args:
+        dataset: open.
+        split: which of its trajectories (`all` for every one).
+        weight: relative share of samples; None in every entry shares by number of windows.
+        offset: what to subtract from a field before normalisation, by field name.
+    """
+
+    dataset: Dataset
+    split: str = "train"
+    weight: float | None = None
+    offset: Mapping[str, float] = field(default_factory=dict)
+
+
+class Mixture:
+    """Datasets, the model's channels, and the windows that an objective asks for.
+
+    Args:
+        entries: at least one; all of one grid shape.
+        fields: names of the model's channels, in order.
+        frame_windows: frame indices of each window of a trajectory with so many frames, all of the
+            same length: `objective.frame_windows`.
+        normalization: None pools the statistics of the datasets.
+
+    Raises:
+        ValueError: datasets and channels do not fit; every reason is listed.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[MixtureEntry],
+        fields: Sequence[str],
+        frame_windows: Callable[[int], Windows],
+        normalization: Normalization | None = None,
+    ) -> None:
+        self.entries = tuple(entries)
+        self.fields = tuple(fields)
+        problems = _problems(self.entries, self.fields)
+        if problems:
+            raise ValueError("the mixture does not fit together:\n  " + "\n  ".join(problems))
+        self.windows = tuple(frame_windows(e.dataset.num_frames) for e in self.entries)
+        self.window_length = _window_length(self.entries, self.windows)
+        self.trajectories = tuple(e.dataset.split(e.split) for e in self.entries)
+        self.normalization = normalization or Normalization.from_statistics(
+            [e.dataset for e in self.entries], self.fields, [e.offset for e in self.entries]
+        )
+        if self.normalization.fields != self.fields:
+            raise ValueError(
+                f"normalisation is for {self.normalization.fields}, the model has {self.fields}"
+            )
+        self._scratch = threading.local()
+        self._plans = tuple(self._channel_plan(entry) for entry in self.entries)
+
+    @property
+    def num_windows(self) -> tuple[int, ...]:
+        """Windows of each dataset's split: trajectories times windows per trajectory."""
+        return tuple(
+            len(rows) * len(windows)
+            for rows, windows in zip(self.trajectories, self.windows, strict=True)
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """Windows of all datasets: an epoch if samples are shared by number of windows."""
+        return sum(self.num_windows)
+
+    @property
+    def weights(self) -> list[float] | None:
+        """Relative share of each dataset; None shares by number of windows."""
+        given = [e.weight for e in self.entries if e.weight is not None]
+        return given or None
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        return self.entries[0].dataset.grid_shape
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's frames: `[F, C, y, x]`."""
+        return (self.window_length, len(self.fields), *self.grid_shape)
+
+    def window_of(self, dataset: int, item: int) -> tuple[int, tuple[int, ...]]:
+        """Trajectory and frames of window number `item` of a dataset's split."""
+        row, window = divmod(item, len(self.windows[dataset]))
+        return self.trajectories[dataset][row], self.windows[dataset][window]
+
+    def times(self, dataset: int, window: tuple[int, ...]) -> list[float]:
+        """Physical time of each frame."""
+        interval = self.entries[dataset].dataset.spec.frame_interval
+        return [frame * interval for frame in window]
+
+    def present(self, dataset: int) -> npt.NDArray[np.bool_]:
+        """Which channels a dataset has, stored or constant, `[C]`."""
+        spec = self.entries[dataset].dataset.spec
+        has = {*spec.field_names, *spec.constant_fields}
+        return np.array([name in has for name in self.fields])
+
+    def read(
+        self,
+        dataset: int,
+        trajectory: int,
+        window: tuple[int, ...],
+        out: npt.NDArray[np.float32],
+    ) -> None:
+        """Read one sample and write it normalised into `out`, `[F, C, y, x]` float32.
+
+        Raises:
+            DatasetError: naming the dataset, the trajectory and the frames.
+        """
+        try:
+            raw = self.entries[dataset].dataset.read_frames(
+                trajectory, window, self._thread_scratch(dataset)
+            )
+        except DatasetError as error:
+            raise DatasetError(
+                f"{error} (while reading trajectory {trajectory}, frames {list(window)} of "
+                f"{self.entries[dataset].dataset.uri})"
+            ) from error
+        plans = self._plans[dataset]
+        if isinstance(plans, _SameChannels):  # two calls in place of two per channel
+            np.subtract(raw, plans.shift, out=out)
+            np.divide(out, plans.scale, out=out)
+            return
+        for channel, plan in enumerate(plans):
+            target = out[:, channel]
+            if plan is None:
+                target[...] = 0.0
+            elif plan.source is None:
+                target[...] = (plan.constant - plan.shift) / plan.scale
+            else:
+                np.subtract(raw[:, plan.source], np.float32(plan.shift), out=target)
+                np.divide(target, np.float32(plan.scale), out=target)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must not change for the order of samples to stay the same, as short JSON."""
+        return {
+            "fields": list(self.fields),
+            "datasets": [
+                {
+                    "uri": entry.dataset.uri[-60:],
+                    "fingerprint": entry.dataset.fingerprint[:16],
+                    "windows": windows,
+                    "weight": entry.weight,
+                }
+                for entry, windows in zip(self.entries, self.num_windows, strict=True)
+            ],
+        }
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError, listing what changed since `state` was made by `state_dict`."""
+        mine = self.state_dict()
+        changes = []
+        if list(state["fields"]) != mine["fields"]:
+            changes.append(f"fields were {list(state['fields'])}, are {mine['fields']}")
+        if len(state["datasets"]) != len(mine["datasets"]):
+            changes.append(
+                f"there were {len(state['datasets'])} datasets, are {len(mine['datasets'])}"
+            )
+        for i, (old, new) in enumerate(zip(state["datasets"], mine["datasets"], strict=False)):
+            # A dataset may have moved: what it contains counts, not where it is.
+            changes += [
+                f"dataset {i} ({new['uri']}): {key} was {old[key]}, is {new[key]}"
+                for key in ("fingerprint", "windows", "weight")
+                if old[key] != new[key]
+            ]
+        if changes:
+            raise ValueError(
+                "the data changed since the checkpoint was written, so the order of samples would "
+                "not be the one that was begun:\n  " + "\n  ".join(changes) + "\n"
+                "restore the data, or begin a new run from the checkpoint's weights"
+            )
+
+    def _thread_scratch(self, dataset: int) -> npt.NDArray[Any]:
+        """Memory for one window as stored, kept per thread."""
+        spec = self.entries[dataset].dataset.spec
+        num_bytes = self.window_length * spec.frame_bytes
+        buffer: npt.NDArray[np.uint8] | None = getattr(self._scratch, "buffer", None)
+        if buffer is None or len(buffer) < num_bytes:
+            buffer = self._scratch.buffer = np.empty(num_bytes, np.uint8)
+        return buffer[:num_bytes].view(spec.dtype).reshape(self.window_length, *spec.frame_shape)
+
+    def _channel_plan(self, entry: MixtureEntry) -> _SameChannels | tuple[_Channel | None, ...]:
+        dataset = entry.dataset
+        if dataset.field_names == self.fields:
+            columns = (len(self.fields), 1, *(1 for _ in self.grid_shape[1:]))
+            shifts = [
+                entry.offset.get(name, 0.0) + mean
+                for name, mean in zip(self.fields, self.normalization.mean, strict=True)
+            ]
+            return _SameChannels(
+                np.array(shifts, np.float32).reshape(columns),
+                np.array(self.normalization.std, np.float32).reshape(columns),
+            )
+        plans: list[_Channel | None] = []
+        for name, mean, std in zip(
+            self.fields, self.normalization.mean, self.normalization.std, strict=True
+        ):
+            shift = entry.offset.get(name, 0.0) + mean
+            if name in dataset.field_names:
+                plans.append(_Channel(dataset.field_names.index(name), 0.0, shift, std))
+            elif name in dataset.spec.constant_fields:
+                plans.append(_Channel(None, dataset.spec.constant_fields[name], shift, std))
+            else:
+                plans.append(None)
+        return tuple(plans)
+
+
+@dataclass(frozen=True)
+class _SameChannels:
+    """A dataset whose fields are the model's channels, in order: `(values - shift) / scale`."""
+
+    shift: npt.NDArray[np.float32]  # [C, 1, 1]
+    scale: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """How one model channel comes from a dataset: `(value - shift) / scale`."""
+
+    source: int | None  # channel of the stored data, or None for the constant
+    constant: float
+    shift: float
+    scale: float
+
+
+def _problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[str]:
+    if not entries:
+        return ["there is no dataset"]
+    problems = []
+    if len(set(fields)) != len(fields) or not fields:
+        problems.append(f"channels must be non-empty and distinct, got {list(fields)}")
+    for entry in entries:
+        dataset = entry.dataset
+        if not set(fields) & set(dataset.field_names):
+            problems.append(
+                f"{dataset.uri} has fields {list(dataset.field_names)}, none of the model's "
+                f"channels {list(fields)}"
+            )
+        unknown = sorted(set(entry.offset) - set(fields))
+        if unknown:
+            problems.append(f"{dataset.uri}: offset for {unknown}, which are no channels")
+        if entry.split not in (*dataset.spec.splits, "all"):
+            problems.append(
+                f"{dataset.uri} has no split {entry.split!r}; it has "
+                f"{[*dataset.spec.splits, 'all']}"
+            )
+        if entry.weight is not None and not entry.weight > 0:
+            problems.append(f"{dataset.uri}: weight must be positive, got {entry.weight}")
+    shapes = {entry.dataset.grid_shape for entry in entries}
+    if len(shapes) > 1:
+        listed = ", ".join(f"{e.dataset.uri}: {e.dataset.grid_shape}" for e in entries)
+        problems.append(f"all grids must have one shape, got {listed}: train on them separately")
+    with_weight = sum(entry.weight is not None for entry in entries)
+    if with_weight not in (0, len(entries)):
+        problems.append(
+            f"{with_weight} of {len(entries)} datasets have a weight: give one to all or to none"
+        )
+    return problems
+
+
+def _window_length(entries: Sequence[MixtureEntry], windows: Sequence[Windows]) -> int:
+    """The one number of frames that every window has."""
+    for entry, choices in zip(entries, windows, strict=True):
+        if not choices:
+            raise ValueError(
+                f"{entry.dataset.uri} has {entry.dataset.num_frames} frames per trajectory, too "
+                f"few for any window of the objective"
+            )
+    lengths = {len(window) for choices in windows for window in choices}
+    if len(lengths) != 1:
+        raise ValueError(f"windows must all have the same number of frames, got {sorted(lengths)}")
+    return lengths.pop()

@@ -1,0 +1,151 @@
+"""`pelagos evaluate`: forecast held-out trajectories with a trained run, score, draw, report."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pelagos.data_pipelines.store import open_dataset
+from pelagos.jobs.forecaster import Forecaster
+from pelagos.jobs.parts import options_for
+from pelagos.models.objectives import default_field_groups
+from pelagos.platform.config.schema import EvaluateJob, PretrainJob
+from pelagos.platform.evaluation.evaluate import DatasetEvaluation, evaluate_dataset
+from pelagos.platform.evaluation.report import (
+    Provenance,
+    SummaryRow,
+    numbers,
+    summary_rows,
+    verdict,
+    write_report,
+)
+from pelagos.platform.evaluation.view import EvaluationData
+from pelagos.platform.runs import RunDirectory
+from pelagos.platform.tracking import code_version, log_evaluation
+
+logger = logging.getLogger(__name__)
+ANIMATED_TRAJECTORIES = 1
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """Where the report lies, and the numbers in it (`metrics`: as in metrics.json)."""
+
+    run_name: str
+    report: Path
+    metrics: dict[str, Any]
+
+
+def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
+    """Evaluate a run on a split of each of its datasets.
+
+    Raises:
+        ValueError: no such run, checkpoint, split or lead; nothing was written.
+    """
+    directory = RunDirectory.open(job.runs_dir, job.run)
+    training = directory.job()
+    forecaster, step = Forecaster.from_run(directory, job.checkpoint, job.weights)
+    leads = _lead_steps(job, training)
+    evaluations = [
+        _evaluate(job, training, forecaster, record, leads)
+        for record in forecaster.description["datasets"]
+    ]
+    provenance = Provenance(
+        run_name=job.run,
+        checkpoint_step=step,
+        model=training.model.name,
+        config=training.model_dump(mode="json"),
+        code_version=code_version(),
+        links={"MLflow": training.tracking.uri or "not tracked"},
+    )
+    output = Path(job.output_dir) if job.output_dir else directory.path / "evaluation" / job.split
+    report, _ = write_report(evaluations, provenance, output)
+    values = numbers(evaluations, provenance)
+    if job.tracking:
+        log_evaluation(training, directory, output, evaluation_metrics(evaluations))
+    if console is not None:
+        _show(evaluations, report, console)
+    return EvaluateResult(job.run, report, values)
+
+
+def _lead_steps(job: EvaluateJob, training: PretrainJob) -> tuple[int, ...] | None:
+    """Return the leads in stored frames, or None for every used frame of the dataset."""
+    stride = training.objective.frame_stride
+    if job.lead_steps is not None:
+        return tuple(sorted({lead * stride for lead in job.lead_steps}))
+    if training.objective.max_lead_steps is not None:
+        return tuple(lead * stride for lead in range(1, training.objective.max_lead_steps + 1))
+    return None
+
+
+def _evaluate(
+    job: EvaluateJob,
+    training: PretrainJob,
+    forecaster: Forecaster,
+    record: dict[str, Any],
+    leads: Sequence[int] | None,
+) -> DatasetEvaluation:
+    dataset = open_dataset(record["uri"], options_for(record["uri"], training.storage) or None)
+    stride = training.objective.frame_stride
+    groups = training.objective.field_groups or default_field_groups(forecaster.fields)
+    view = EvaluationData.from_dataset(
+        dataset,
+        forecaster.fields,
+        forecaster.normalization.mean,
+        forecaster.normalization.std,
+        offset=record["offset"],
+        groups=groups,
+    )
+    return evaluate_dataset(
+        forecaster.predict_normalized,
+        view,
+        dataset.split(job.split)[: job.max_trajectories],
+        leads or range(stride, dataset.num_frames, stride),
+        rollout_step=stride,
+        batch_size=job.batch_size,
+    )
+
+
+def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[str, int, float]]:
+    """Return (name, lead step, value) of each method's median relative L1 error, for tracking."""
+    return [
+        (f"evaluation/{e.data.name}/{method}/relative_l1", lead, float(value))
+        for e in evaluations
+        for method in ("direct", "autoregressive", "one_step", "persistence")
+        for lead, value in zip(
+            e.lead_steps, e.mean_over_groups(method, "relative_l1"), strict=True
+        )
+    ]
+
+
+def _show(evaluations: Sequence[DatasetEvaluation], report: Path, console: Console) -> None:
+    for evaluation in evaluations:
+        rows = summary_rows(evaluation)
+        count = len(evaluation.trajectories)
+        table = Table(
+            "lead time", "direct", "autoregressive", "persistence", "best / persistence",
+            title=f"{evaluation.data.name}: median relative L1 error, {count} held-out trajectories",
+        )
+        for row in _thinned(rows):
+            colour = "green" if row.beats_persistence else "red"
+            table.add_row(
+                f"{row.lead_time:g}",
+                f"{row.direct:.2%}",
+                f"{row.autoregressive:.2%}",
+                f"{row.persistence:.2%}",
+                f"[{colour}]{row.ratio:.2f}[/]",
+            )
+        console.print(table)
+        console.print(f"  the model {verdict(rows)}")
+    console.print(f"report: {report}")
+
+
+def _thinned(rows: list[SummaryRow], most: int = 10) -> list[SummaryRow]:
+    """Return at most so many rows, the first and the last among them."""
+    if len(rows) <= most:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]

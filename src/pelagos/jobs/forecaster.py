@@ -1,0 +1,118 @@
+"""A trained model as a function of physical fields: loaded from a run, or from an exported directory."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pelagos.data_pipelines.normalization import Normalization
+from pelagos.jobs.parts import options_for
+from pelagos.models.objectives import Objective, create_objective
+from pelagos.models.registry import create_model
+from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
+from pelagos.platform.runs import RunDirectory
+
+WEIGHTS_FILE = "model.safetensors"
+DESCRIPTION_FILE = "forecaster.json"
+
+
+class Forecaster:
+    """Predicts fields a lead time ahead.
+
+    Attributes:
+        fields: channel names in the order of every `channel` axis here.
+        normalization: between physical and model values.
+    """
+
+    def __init__(self, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        self.description = dict(description)
+        self.fields = tuple(description["fields"])
+        self.normalization = Normalization.from_dict(description["normalization"])
+        options = {k: v for k, v in description["objective"].items() if k != "name"}
+        self.objective: Objective = create_objective(
+            description["objective"]["name"], self.fields, **options
+        )
+        channels = len(self.fields)
+        self.model: nn.Module = create_model(
+            description["model"]["name"],
+            in_channels=channels,
+            out_channels=channels,
+            **description["model"]["config"],
+        )
+        self.model.load_state_dict(dict(weights), strict=True)
+        self.model.eval()
+
+    @classmethod
+    def from_run(
+        cls, run: RunDirectory, checkpoint: str = "last", weights: str = "model"
+    ) -> tuple["Forecaster", int]:
+        """Return the forecaster of a run's checkpoint (`last`, `best` or a step), and its step.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it has no such weights.
+        """
+        job = run.job()
+        store = CheckpointStore(run.checkpoint_uri, options_for(run.checkpoint_uri, job.storage))
+        step = _step(store, checkpoint)
+        description = store.trainer_state(step)["forecaster"]
+        tensors = store.load_named(step, "model.")
+        state = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        if weights == "ema":
+            averaged = store.load_named(step, "ema.")
+            if not averaged:
+                raise CheckpointError(f"{store.uri} has no averaged weights; set ema_decay to train them")
+            state |= {name.removeprefix("ema."): tensor for name, tensor in averaged.items()}
+        return cls(description, state), step
+
+    @torch.no_grad()
+    def predict_normalized(self, frames: Tensor, lead_time: Tensor) -> Tensor:
+        """Return normalised fields `[batch, channel, y, x]`, `lead_time [batch]` after `frames`."""
+        return self.objective.predict(self.model, frames[:, None], lead_time)
+
+    def predict(self, fields: Tensor, lead_time: Tensor) -> Tensor:
+        """Return fields in physical units `[batch, channel, y, x]`, `lead_time` after `fields`."""
+        normalized = self.normalization.apply(fields)
+        return self.normalization.invert(self.predict_normalized(normalized, lead_time))
+
+    def save(self, directory: Path) -> None:
+        """Write weights (safetensors) and description (JSON) into a new directory."""
+        directory.mkdir(parents=True)
+        tensors = {k: v.contiguous() for k, v in self.model.state_dict().items()}
+        save_file(tensors, directory / WEIGHTS_FILE)
+        (directory / DESCRIPTION_FILE).write_text(json.dumps(self.description, indent=1))
+
+    @classmethod
+    def load(cls, directory: Path) -> "Forecaster":
+        """Return the forecaster that `save` wrote."""
+        description = json.loads((directory / DESCRIPTION_FILE).read_text())
+        return cls(description, load_file(directory / WEIGHTS_FILE))
+
+
+def _step(store: CheckpointStore, which: str) -> int:
+    steps = [info.step for info in store.complete()]
+    if not steps:
+        raise CheckpointError(f"{store.uri} holds no complete checkpoint yet")
+    if which == "last":
+        return steps[-1]
+    if which == "best":
+        best = store.trainer_state(steps[-1])["best"]
+        if best and best["step"] in steps:
+            return int(best["step"])
+        return steps[-1]
+    if which.isdigit() and int(which) in steps:
+        return int(which)
+    listed = ", ".join(str(s) for s in steps)
+    raise CheckpointError(f"checkpoint {which!r}: expected last, best or one of {listed}")
+
+
+def as_arrays(model_input: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return `fields [batch, channel, y, x]` and `lead_time [batch]` of an MLflow request."""
+    return (
+        np.asarray(model_input["fields"], dtype=np.float32),
+        np.asarray(model_input["lead_time"], dtype=np.float32).reshape(-1),
+    )

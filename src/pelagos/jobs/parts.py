@@ -1,0 +1,218 @@
+"""Building the parts of a training job from its configuration, and refusing early what cannot fit."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pelagos.data_pipelines.batch import Batch
+from pelagos.data_pipelines.loader import StreamLoader, load_batch
+from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.normalization import Normalization
+from pelagos.data_pipelines.sampler import Sampler
+from pelagos.data_pipelines.store import DatasetError, open_dataset
+from pelagos.infra.object_store import storage_options
+from pelagos.models.objectives import Objective, create_objective
+from pelagos.models.registry import create_model
+from pelagos.platform.config.checks import micro_batch_size
+from pelagos.platform.config.load import ConfigError, Problem
+from pelagos.platform.config.schema import DataConfig, PretrainJob, StorageConfig
+from pelagos.platform.protocols import Stream, TrainingParts
+
+VALIDATION_SEED_OFFSET = 1_000_003
+
+
+def options_for(uri: str, storage: StorageConfig) -> dict[str, Any]:
+    """Return fsspec options of `uri` under the job's `storage` section."""
+    return storage_options(uri, storage.endpoint_url, storage.region, storage.anonymous)
+
+
+def build_objective(job: PretrainJob) -> Objective:
+    """Return the job's objective over its fields. Raises `ValueError`."""
+    config = job.objective
+    return create_objective(
+        config.name,
+        job.data.fields,
+        **config.model_dump(exclude={"name"}, exclude_none=True),
+    )
+
+
+def build_model(job: PretrainJob) -> nn.Module:
+    """Return the job's network, freshly drawn from torch's generator. Raises `ValueError`."""
+    channels = len(job.data.fields)
+    return create_model(
+        job.model.name, in_channels=channels, out_channels=channels, **job.model.config
+    )
+
+
+def open_mixture(job: PretrainJob, split: str = "train") -> Mixture:
+    """Open the job's datasets. Raises `ValueError` with every reason they do not fit."""
+    entries = [
+        MixtureEntry(
+            open_dataset(entry.uri, options_for(entry.uri, job.storage)),
+            split,
+            entry.weight,
+            entry.offset,
+        )
+        for entry in job.data.mixture
+    ]
+    windows = build_objective(job).frame_windows
+    return Mixture(entries, job.data.fields, windows, _normalization(job.data))
+
+
+def _normalization(data: DataConfig) -> Normalization | None:
+    if data.normalization == "statistics":
+        return None  # pooled by the mixture itself
+    if data.normalization == "none":
+        return Normalization.identity(data.fields)
+    return Normalization.constants(data.fields, data.normalization.mean, data.normalization.std)
+
+
+class MixtureStreams:
+    """The training stream and the fixed validation samples of a job's mixture."""
+
+    def __init__(self, job: PretrainJob) -> None:
+        self.job = job
+        self.mixture = open_mixture(job)
+        self.sampler = Sampler(self.mixture, job.seed)
+        self.dataset_names = unique_names([e.dataset.spec.name for e in self.mixture.entries])
+        self.epoch_samples = self.mixture.num_samples
+        self._validation: Sampler | None = None
+
+    def open(self, start_step: int, rank: int, world_size: int) -> Stream:
+        return StreamLoader(
+            self.mixture,
+            self.sampler,
+            global_batch_size=self.job.data.global_batch_size,
+            rank=rank,
+            world_size=world_size,
+            start_step=start_step,
+            num_threads=self.job.data.num_threads,
+            prefetch_steps=self.job.data.prefetch_steps,
+            stop_step=self.job.schedule.total_steps,
+        )
+
+    def validation(self, rank: int, world_size: int) -> Iterator[Batch]:
+        """Return this rank's share: every world-size-th sample of one fixed list."""
+        if self._validation is None:
+            held_out = open_mixture(self.job, self.job.validation.split)
+            # normalised as in training, whatever the statistics of the split
+            held_out = Mixture(
+                held_out.entries,
+                self.mixture.fields,
+                build_objective(self.job).frame_windows,
+                self.mixture.normalization,
+            )
+            self._validation = Sampler(held_out, self.job.seed + VALIDATION_SEED_OFFSET)
+        samples = self._validation.samples(0, self.job.validation.num_samples)[rank::world_size]
+        size = micro_batch_size(self.job)
+        for start in range(0, len(samples), size):
+            yield load_batch(self._validation.mixture, samples[start : start + size])
+
+    def state(self) -> dict[str, Any]:
+        return self.sampler.state_dict()
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        self.sampler.check_state(state)
+
+
+def unique_names(names: list[str]) -> tuple[str, ...]:
+    """Return the names with a number behind those that come more than once."""
+    return tuple(
+        name if names.count(name) == 1 else f"{name}-{names[:i].count(name) + 1}"
+        for i, name in enumerate(names)
+    )
+
+
+def build_parts(job: PretrainJob) -> TrainingParts:
+    """Return what the trainer needs, in a worker."""
+    model = build_model(job)
+    streams = MixtureStreams(job)
+    objective = build_objective(job)
+    return TrainingParts(
+        model,
+        objective,
+        streams,
+        description={"forecaster": describe_forecaster(job, streams.mixture)},
+        flops_per_sample=count_flops(job, streams.mixture),
+    )
+
+
+def describe_forecaster(job: PretrainJob, mixture: Mixture) -> dict[str, Any]:
+    """Return the JSON that rebuilds the trained model with its fields and normalisation."""
+    return {
+        "model": job.model.model_dump(),
+        "objective": job.objective.model_dump(exclude_none=True),
+        "fields": list(job.data.fields),
+        "normalization": mixture.normalization.to_dict(),
+        "datasets": [
+            {
+                "uri": entry.dataset.uri,
+                "name": entry.dataset.spec.name,
+                "fingerprint": entry.dataset.fingerprint,
+                "offset": dict(entry.offset),
+            }
+            for entry in mixture.entries
+        ],
+    }
+
+
+def count_flops(job: PretrainJob, mixture: Mixture) -> float:
+    """Return the floating-point operations of forward and backward of one sample.
+
+    Counted on the meta device with torch's own rules (matrix products, convolutions, attention);
+    nothing is allocated or computed. It also proves that the model takes the mixture's grid.
+
+    Raises:
+        ValueError: the model does not fit the data.
+    """
+    with torch.device("meta"):
+        model = build_model(job)
+        batch = Batch(
+            frames=torch.empty(1, *mixture.sample_shape),
+            times=torch.empty(1, mixture.window_length),
+            present=torch.empty(1, len(mixture.fields), dtype=torch.bool),
+            dataset=torch.empty(1, dtype=torch.long),
+            trajectory=torch.empty(1, dtype=torch.long),
+            sample_seed=torch.empty(1, dtype=torch.long),
+        )
+        counter = FlopCounterMode(display=False)
+        with counter:
+            torch.autograd.backward(build_objective(job).errors(model, batch).sum())
+    return float(counter.get_total_flops())
+
+
+def check_parts(job: PretrainJob) -> Mixture:
+    """Build every part as far as that costs nothing; return the opened mixture.
+
+    Raises:
+        ConfigError: with every reason why the job cannot run.
+    """
+    problems: list[Problem] = []
+    mixture: Mixture | None = None
+    try:
+        build_objective(job)
+    except ValueError as error:
+        problems.append(Problem(("objective",), str(error)))
+    try:
+        with torch.device("meta"):
+            build_model(job)
+    except (ValueError, TypeError) as error:
+        problems.append(Problem(("model",), str(error)))
+    for index, entry in enumerate(job.data.mixture):
+        try:
+            open_dataset(entry.uri, options_for(entry.uri, job.storage))
+        except (DatasetError, OSError) as error:
+            problems.append(Problem(("data", "mixture", index, "uri"), str(error)))
+    if not problems:
+        try:
+            mixture = open_mixture(job)
+            open_mixture(job, job.validation.split)
+            count_flops(job, mixture)
+        except ValueError as error:
+            problems.append(Problem(("data",), str(error)))
+    if problems or mixture is None:
+        raise ConfigError(f"job {job.name}", problems)
+    return mixture

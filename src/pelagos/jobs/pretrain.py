@@ -1,0 +1,125 @@
+"""`pelagos pretrain` and `pelagos resume`: check, build, train, register."""
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from pelagos.data_pipelines.mixture import Mixture
+from pelagos.jobs.forecaster import Forecaster
+from pelagos.jobs.parts import build_parts, check_parts, options_for, unique_names
+from pelagos.jobs.register import register_model
+from pelagos.platform.config.schema import PretrainJob
+from pelagos.platform.launch import join_as_rank, launch
+from pelagos.platform.progress import TrainingProgress
+from pelagos.platform.runs import Outcome, RunDirectory
+from pelagos.platform.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """How the run ended, and the values of its last step and last validation."""
+
+    run_name: str
+    outcome: Outcome
+    metrics: dict[str, float]
+    registered_version: str | None = None
+
+
+def run(job: PretrainJob, console: Console | None = None) -> PretrainResult:
+    """Train a new run to its end.
+
+    Raises:
+        ConfigError: the job cannot run as written; nothing was made.
+        RunError: the run's name is taken.
+    """
+    mixture = check_parts(job)
+    if _other_rank():
+        return _join(job)
+    return _train(job, RunDirectory.create(job), mixture, console or Console())
+
+
+def resume(runs_dir: str, name: str, console: Console | None = None) -> PretrainResult:
+    """Continue a run from its newest complete checkpoint; a finished one is left as it is.
+
+    Raises:
+        RunError: there is no such run, or another process drives it.
+    """
+    directory = RunDirectory.open(runs_dir, name)
+    job = directory.job()
+    if directory.status().get("state") == "finished":
+        step = directory.status()["step"]
+        return PretrainResult(name, Outcome("finished", step), _last_values(directory))
+    mixture = check_parts(job)
+    if _other_rank():
+        return _join(job)
+    return _train(job, directory, mixture, console or Console())
+
+
+def _train(
+    job: PretrainJob, directory: RunDirectory, mixture: Mixture, console: Console
+) -> PretrainResult:
+    tracker = Tracker(job, directory, _dataset_records(mixture))
+    options = options_for(directory.checkpoint_uri, job.storage)
+    version = None
+    with TrainingProgress(directory, job.schedule.total_steps, console) as progress:
+
+        def watch() -> None:
+            progress.poll()
+            tracker.sync()
+
+        outcome = launch(job, directory, build_parts, options, watch)
+    tracker.sync(force=True)
+    if outcome.kind == "finished" and tracker.run_id is not None:
+        version = _register(job, directory, tracker.run_id, mixture)
+    tracker.finish(outcome.kind)
+    return PretrainResult(job.name, outcome, _last_values(directory), version)
+
+
+def _register(
+    job: PretrainJob, directory: RunDirectory, run_id: str, mixture: Mixture
+) -> str | None:
+    try:
+        weights = "ema" if job.ema_decay else "model"
+        forecaster, _ = Forecaster.from_run(directory, "last", weights)
+        return register_model(job, run_id, forecaster, mixture.grid_shape)
+    except Exception as error:  # a registry that is away does not undo a finished training
+        logger.warning("the model could not be registered in MLflow: %s", error)
+        return None
+
+
+def _dataset_records(mixture: Mixture) -> list[dict[str, Any]]:
+    names = unique_names([e.dataset.spec.name for e in mixture.entries])
+    return [
+        {
+            "name": name,
+            "uri": entry.dataset.uri,
+            "fingerprint": entry.dataset.fingerprint,
+            "statistics": entry.dataset.statistics,
+        }
+        for name, entry in zip(names, mixture.entries, strict=True)
+    ]
+
+
+def _last_values(directory: RunDirectory) -> dict[str, float]:
+    values = {k: v for r in directory.last_metrics(1) for k, v in r.items()}
+    for event in directory.events():
+        if event["kind"] == "validation":
+            values["validation_loss"] = event["validation_loss"]
+    return values
+
+
+def _other_rank() -> bool:
+    """Return whether torchrun started this process as a rank other than 0."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
+def _join(job: PretrainJob) -> PretrainResult:
+    directory = RunDirectory(os.path.join(job.runs_dir, job.name))
+    options = options_for(job.checkpoint.uri or "", job.storage)
+    join_as_rank(job, directory, build_parts, options)
+    return PretrainResult(job.name, Outcome("finished", job.schedule.total_steps), {})

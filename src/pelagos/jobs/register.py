@@ -1,0 +1,71 @@
+"""Registering a trained model in MLflow: weights, signature, and a predict in physical units."""
+
+import logging
+import os
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from pelagos import __version__
+from pelagos.jobs.forecaster import Forecaster
+from pelagos.platform.config.schema import PretrainJob
+from pelagos.platform.tracking import tracking_uri
+
+logger = logging.getLogger(__name__)
+
+
+def register_model(
+    job: PretrainJob, run_id: str, forecaster: Forecaster, grid_shape: tuple[int, ...]
+) -> str:
+    """Log the forecaster to the MLflow run and register a version of it; return the version.
+
+    `mlflow.pyfunc.load_model("models:/NAME/VERSION").predict({"fields": …, "lead_time": …})` takes
+    and gives physical units, `[batch, channel, y, x]`.
+    """
+    import mlflow
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    # the closing report of the job says where to look; MLflow need not
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    channels = len(forecaster.fields)
+    shape = (-1, channels, *grid_shape)
+    single = np.dtype(np.float32)
+    signature = ModelSignature(
+        inputs=Schema(
+            [TensorSpec(single, shape, "fields"), TensorSpec(single, (-1,), "lead_time")]
+        ),
+        outputs=Schema([TensorSpec(single, shape)]),
+    )
+    mlflow.set_tracking_uri(tracking_uri(job))
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / "forecaster"
+        forecaster.save(directory)
+        with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+            # an example input would be stored with every version; the signature says the same
+            warnings.filterwarnings("ignore", message=".*input example.*")
+            info: Any = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).with_name("registered_forecaster.py")),
+                artifacts={"forecaster": str(directory)},
+                signature=signature,
+                pip_requirements=[f"pelagos=={__version__}"],
+            )
+    return _create_version(job.tracking.register_as or job.name, info.model_uri, run_id)
+
+
+def _create_version(name: str, model_uri: str, run_id: str) -> str:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version: Any = client.create_model_version(name, source=model_uri, run_id=run_id)
+    return str(version.version)

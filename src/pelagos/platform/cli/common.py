@@ -1,0 +1,67 @@
+"""What every verb shares: consoles, exit statuses, JSON, and errors a person can act on."""
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+console = Console(highlight=False)
+error_console = Console(stderr=True, highlight=False)
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Send log records to standard error: warnings, or everything of Pelagos if verbose."""
+    handler = RichHandler(console=error_console, show_path=verbose, show_time=verbose)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("pelagos").setLevel(logging.DEBUG if verbose else logging.INFO)
+    for chatty in ("alembic", "mlflow.store.db", "mlflow.tracking", "ray.train"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Print what a user can mend and leave with status 2; anything else is our bug and shows."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        error_console.print("interrupted")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (ValueError, OSError) as error:
+        error_console.print(f"[red]error:[/red] {_escaped(error)}")
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+
+
+def finish(ok: bool) -> None:
+    """Leave with status 1 unless `ok`."""
+    if not ok:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def print_json(value: Any) -> None:
+    """Print strict JSON for programs: no colour, no wrapping."""
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def fail(message: str) -> NoReturn:
+    """Print an error and leave with status 2."""
+    error_console.print(f"[red]error:[/red] {message}")
+    raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def _escaped(error: Exception) -> str:
+    from rich.markup import escape
+
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    return escape(text)

@@ -1,0 +1,185 @@
+"""The verbs. Each imports its job when called, so that `--help` is quick."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pelagos.platform.cli import runs
+from pelagos.platform.cli.common import (
+    EXIT_INTERRUPTED,
+    console,
+    exit_on_error,
+    finish,
+    print_json,
+    set_up_logging,
+)
+from pelagos.platform.cli.data import app as data_app
+
+app = typer.Typer(
+    name="pelagos",
+    help="Train foundation models for PDEs and images on a cluster, from one YAML file.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(data_app, name="data")
+
+JobFile = Annotated[str, typer.Argument(help="The job file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides: dotted.key=value, e.g. optimizer.lr=1e-4", show_default=False),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved job and what it would take, then stop.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+RunsDir = Annotated[str, typer.Option("--runs-dir", help="Directory that holds the runs.")]
+RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
+
+
+@app.callback()
+def configure(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show debug records.")] = False,
+) -> None:
+    """Set up logging for every verb."""
+    set_up_logging(verbose)
+
+
+@app.command()
+def generate(
+    job_file: JobFile, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Simulate datasets of PDE solutions; continues where an interrupted run stopped.
+
+    Example: pelagos generate configs/quickstart/generate.yaml seed=1
+    """
+    from pelagos.jobs import generate as job_module
+    from pelagos.platform.cli.jobs import load_as
+    from pelagos.platform.config import GenerateJob
+    from pelagos.platform.planner import plan_generate
+
+    with exit_on_error():
+        job = load_as(GenerateJob, job_file, overrides)
+        if dry_run:
+            plan_generate(job).show(console, as_json)
+            return
+        result = job_module.run(job, None if as_json else console)
+        if as_json:
+            print_json({"run_name": result.run_name, "uris": result.uris, **result.metrics})
+
+
+@app.command()
+def pretrain(
+    job_file: JobFile, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Train a model on a mixture of datasets.
+
+    Example: pelagos pretrain configs/quickstart/pretrain.yaml schedule.total_steps=100
+    """
+    from pelagos.jobs import pretrain as job_module
+    from pelagos.jobs.parts import check_parts, count_flops
+    from pelagos.platform.cli.jobs import load_as, report_training
+    from pelagos.platform.config import PretrainJob
+    from pelagos.platform.planner import plan_pretrain
+
+    with exit_on_error():
+        job = load_as(PretrainJob, job_file, overrides)
+        if dry_run:
+            mixture = check_parts(job)
+            plan_pretrain(job, mixture, count_flops(job, mixture)).show(console, as_json)
+            return
+        result = job_module.run(job, console)
+        report_training(result, job.runs_dir, as_json)
+
+
+@app.command()
+def resume(
+    run: RunName, runs_dir: RunsDir = "runs", as_json: AsJson = False
+) -> None:
+    """Continue a run from its newest checkpoint, bit for bit as if it had never stopped.
+
+    Example: pelagos resume quickstart
+    """
+    from pelagos.jobs import pretrain as job_module
+    from pelagos.platform.cli.jobs import report_training
+
+    with exit_on_error():
+        result = job_module.resume(runs_dir, run, console)
+        report_training(result, runs_dir, as_json)
+
+
+@app.command()
+def evaluate(
+    run: RunName, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Measure a run on held-out trajectories: forecasts, errors against persistence, a report.
+
+    Example: pelagos evaluate quickstart split=test checkpoint=best
+    """
+    from pelagos.jobs import evaluate as job_module
+    from pelagos.platform.cli.jobs import evaluate_job
+
+    with exit_on_error():
+        result = job_module.run(evaluate_job(run, overrides), None if as_json else console)
+        if as_json:
+            print_json({"run_name": result.run_name, "report": result.report, **result.metrics})
+
+
+app.command(name="list")(runs.list_command)
+app.command(name="status")(runs.status_command)
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="One model, in detail.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the models: family, size, parameters, inputs, paper, licence of published weights.
+
+    Example: pelagos models poseidon-t
+    """
+    from pelagos.platform.cli.models import show_model, show_models
+
+    with exit_on_error():
+        if name is None:
+            show_models(as_json)
+        else:
+            show_model(name, as_json)
+
+
+@app.command()
+def doctor(as_json: AsJson = False, runs_dir: RunsDir = "runs") -> None:
+    """Check this machine: packages, devices, compiler, disk, object store; say what to fix.
+
+    Example: pelagos doctor --json
+    """
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from pelagos.infra.doctor import examine
+
+    with exit_on_error(), console.status("examining this machine"):
+        checks = examine(runs_dir)
+    if as_json:
+        print_json([asdict(c) for c in checks])
+    else:
+        table = Table("check", "", "seen", "remedy")
+        for check in checks:
+            mark = "[green]ok[/green]" if check.ok else "[red]mend[/red]"
+            table.add_row(check.name, mark, check.seen, "" if check.ok else check.remedy)
+        console.print(table)
+    finish(all(c.ok for c in checks))
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Score a model on trajectories it has not seen, beside the forecast that nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pelagos.platform.evaluation import rollout
+from pelagos.platform.evaluation.metrics import METRICS, energy_spectrum
+from pelagos.platform.evaluation.rollout import Predict
+from pelagos.platform.evaluation.view import EvaluationData
+
+FloatArray = npt.NDArray[np.float64]
+
+MODEL_METHODS = ("autoregressive", "direct", "one_step")
+METHODS = (*MODEL_METHODS, "persistence", "previous_frame")
+
+
+@dataclass
+class ExampleForecast:
+    """One trajectory kept for pictures, physical units, ``[L, C, y, x]`` at the lead steps."""
+
+    trajectory: int
+    initial: npt.NDArray[np.float32]
+    truth: npt.NDArray[np.float32]
+    forecasts: dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass
+class DatasetEvaluation:
+    """Every score of one dataset.
+
+    ``scores[method][metric]`` is ``[trajectory, lead, group]``; ``spectra[method]`` the mean
+    energy spectrum ``[lead, group, k]`` of truth and forecasts. Methods: ``autoregressive``,
+    ``direct`` and ``one_step`` of the model; ``persistence`` (the initial frame) and
+    ``previous_frame`` (the frame ``rollout_step`` before the target, beside ``one_step``).
+    """
+
+    data: EvaluationData
+    trajectories: tuple[int, ...]
+    start_frame: int
+    lead_steps: tuple[int, ...]
+    rollout_step: int
+    scores: dict[str, dict[str, FloatArray]]
+    spectra: dict[str, FloatArray]
+    examples: list[ExampleForecast] = field(default_factory=list)
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        return tuple(self.data.groups)
+
+    @property
+    def lead_times(self) -> tuple[float, ...]:
+        """Physical lead time of each lead step."""
+        return tuple(step * self.data.frame_interval for step in self.lead_steps)
+
+    def quantile(self, method: str, metric: str, q: float = 0.5) -> FloatArray:
+        """A quantile over trajectories, ``[lead, group]``; the median by default.
+
+        Scores that are not finite count as infinitely bad.
+        """
+        scores = self.scores[method][metric]
+        scores = np.where(np.isfinite(scores), scores, np.inf)
+        with np.errstate(invalid="ignore"):
+            between = np.quantile(scores, q, axis=0)
+        # Interpolating towards infinity gives NaN; there the score above counts.
+        above = np.quantile(scores, q, axis=0, method="higher")
+        return np.asarray(np.where(np.isnan(between), above, between))
+
+    def mean_over_groups(self, method: str, metric: str, q: float = 0.5) -> FloatArray:
+        """Mean over field groups of the quantile over trajectories, ``[lead]``."""
+        return np.asarray(self.quantile(method, metric, q).mean(axis=-1))
+
+
+def evaluate_dataset(
+    predict: Predict,
+    data: EvaluationData,
+    trajectories: Sequence[int],
+    lead_steps: Sequence[int],
+    *,
+    rollout_step: int = 1,
+    start_frame: int = 0,
+    batch_size: int = 8,
+    num_examples: int = 1,
+    device: torch.device | str = "cpu",
+) -> DatasetEvaluation:
+    """Forecast every trajectory from ``start_frame`` and score the forecasts at the lead steps.
+
+    ``predict(frames [B, C, y, x] normalised, lead_time [B] physical)`` gives the normalised frame
+    that much later. Errors are those of physical values. Memory is bounded by ``batch_size``
+    trajectories of ``max(lead_steps) + 1`` frames, and the ``num_examples`` kept for pictures.
+
+    Raises ValueError for lead steps beyond the trajectory's end or not on the rollout's steps.
+    """
+    leads = tuple(sorted(set(lead_steps)))
+    rollout.check_rollout_step(leads, rollout_step)
+    if not trajectories or batch_size < 1:
+        raise ValueError(
+            f"evaluation of {data.name} needs trajectories and a positive batch size, got "
+            f"{len(trajectories)} trajectories and batch_size={batch_size}"
+        )
+    if start_frame < 0 or start_frame + leads[-1] >= data.num_frames:
+        raise ValueError(
+            f"start_frame({start_frame}) + longest lead({leads[-1]}) = {start_frame + leads[-1]} "
+            f"must be below the {data.num_frames} frames of {data.name}"
+        )
+    total = _Totals()
+    with torch.no_grad():
+        for start in range(0, len(trajectories), batch_size):
+            chosen = trajectories[start : start + batch_size]
+            frames = range(start_frame, start_frame + leads[-1] + 1)
+            truth = torch.stack([data.read(index, frames) for index in chosen]).to(device)
+            forecasts = _forecasts(predict, data, truth, leads, rollout_step)
+            _score(total, data, truth[:, list(leads)], forecasts)
+            for row in range(max(0, min(len(chosen), num_examples - start))):
+                total.examples.append(_example(data, chosen[row], truth[row], leads, forecasts, row))
+    count = len(trajectories)
+    return DatasetEvaluation(
+        data=data,
+        trajectories=tuple(int(index) for index in trajectories),
+        start_frame=start_frame,
+        lead_steps=leads,
+        rollout_step=rollout_step,
+        scores={
+            method: {metric: np.concatenate(parts) for metric, parts in by_metric.items()}
+            for method, by_metric in total.scores.items()
+        },
+        spectra={method: value / count for method, value in total.spectra.items()},
+        examples=total.examples,
+    )
+
+
+@dataclass
+class _Totals:
+    """What accumulates over batches."""
+
+    scores: dict[str, dict[str, list[FloatArray]]] = field(default_factory=dict)
+    spectra: dict[str, FloatArray] = field(default_factory=dict)
+    examples: list[ExampleForecast] = field(default_factory=list)
+
+
+def _forecasts(
+    predict: Predict, data: EvaluationData, truth: Tensor, leads: Sequence[int], rollout_step: int
+) -> dict[str, Tensor]:
+    """Normalised forecasts ``[B, L, C, y, x]`` of every method, in the order of METHODS."""
+    initial, present = truth[:, 0], torch.tensor(data.present, device=truth.device)
+    interval = data.frame_interval
+    return {
+        "autoregressive": rollout.autoregressive(
+            predict, initial, leads, interval, present, rollout_step=rollout_step
+        ),
+        "direct": rollout.direct(predict, initial, leads, interval, present),
+        "one_step": rollout.one_step(
+            predict, truth, leads, interval, present, rollout_step=rollout_step
+        ),
+        "persistence": rollout.persistence(initial, leads),
+        "previous_frame": truth[:, [step - rollout_step for step in leads]],
+    }
+
+
+def _score(
+    total: _Totals, data: EvaluationData, target: Tensor, forecasts: Mapping[str, Tensor]
+) -> None:
+    physical = {"truth": data.to_physical(target)}
+    physical.update({method: data.to_physical(value) for method, value in forecasts.items()})
+    groups = [list(channels) for channels in data.groups.values()]
+    truth = [physical["truth"][:, :, channels] for channels in groups]
+    for method, values in physical.items():
+        parts = [values[:, :, channels] for channels in groups]
+        if method not in ("one_step", "previous_frame"):
+            # A vector's spectrum is the sum of its components'.
+            spectra = [energy_spectrum(part).sum(2).sum(0) for part in parts]
+            summed = torch.stack(spectra, dim=1).cpu().numpy()
+            total.spectra[method] = total.spectra.get(method, np.zeros_like(summed)) + summed
+        if method == "truth":
+            continue
+        by_metric = total.scores.setdefault(method, {})
+        for metric, function in METRICS.items():
+            scores = [function(part, true) for part, true in zip(parts, truth, strict=True)]
+            by_metric.setdefault(metric, []).append(torch.stack(scores, dim=-1).cpu().numpy())
+
+
+def _example(
+    data: EvaluationData,
+    trajectory: int,
+    truth: Tensor,
+    leads: Sequence[int],
+    forecasts: Mapping[str, Tensor],
+    row: int,
+) -> ExampleForecast:
+    def physical(values: Tensor) -> npt.NDArray[np.float32]:
+        return np.asarray(data.to_physical(values).float().cpu().numpy())
+
+    return ExampleForecast(
+        trajectory=int(trajectory),
+        initial=physical(truth[0]),
+        truth=physical(truth[list(leads)]),
+        forecasts={
+            method: physical(forecasts[method][row])
+            for method in ("autoregressive", "direct", "persistence")
+        },
+    )
+

@@ -1,0 +1,228 @@
+"""Pictures of an evaluation: panels, strips, an animation, error growth and spectra.
+
+Every function returns a figure on a canvas of its own (no pyplot, no display, no global state).
+Fields are physical, x to the right and y upwards. Truth and forecasts share one colour scale;
+errors have a symmetric one.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.animation import PillowWriter
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import CenteredNorm, Normalize
+from matplotlib.figure import Figure
+
+from pelagos.platform.evaluation.evaluate import DatasetEvaluation, ExampleForecast
+
+Image = npt.NDArray[np.float32]
+
+_STYLE = {  # method: (label, colour, line style)
+    "truth": ("truth", "#222222", "-"),
+    "autoregressive": ("model, autoregressive", "#c44e27", "-"),
+    "direct": ("model, direct", "#2a6f97", "-"),
+    "persistence": ("persistence", "#7d7d7d", "--"),
+}
+_METRIC_LABELS = {"relative_l1": "relative L1 error", "vrmse": "VRMSE"}
+_MAX_STRIP_COLUMNS = 6
+_PANEL_INCHES = 1.75
+
+
+def figure_png(figure: Figure, dpi: int = 130) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def forecast_panels(
+    evaluation: DatasetEvaluation, example: ExampleForecast, lead: int, method: str
+) -> Figure:
+    """One row per stored field: initial frame, truth, forecast, error, at lead index ``lead``."""
+    channels = _stored_channels(evaluation)
+    figure = _figure(4 * _PANEL_INCHES + 1.9, len(channels) * _PANEL_INCHES + 0.55)
+    axes = figure.subplots(len(channels), 4, squeeze=False)
+    time = evaluation.lead_times[lead]
+    titles = ("initial frame", f"truth, t + {time:g}", f"{method}, t + {time:g}", "error")
+    for row, channel in enumerate(channels):
+        truth = example.truth[lead, channel]
+        forecast = example.forecasts[method][lead, channel]
+        field = evaluation.data.fields[channel]
+        norm, colours = _scale(field, [example.initial[channel], truth])
+        for axis, image in zip(
+            axes[row, :3], (example.initial[channel], truth, forecast), strict=True
+        ):
+            shown = _show(axis, image, norm, colours)
+        figure.colorbar(shown, ax=list(axes[row, :3]), shrink=0.9, pad=0.015, aspect=14)
+        error = forecast - truth
+        shown = _show(axes[row, 3], error, _symmetric([error]), "PuOr_r")
+        figure.colorbar(shown, ax=axes[row, 3], shrink=0.9, pad=0.04, aspect=14)
+        axes[row, 0].set_ylabel(field, fontsize=9)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    return figure
+
+
+def rollout_strip(
+    evaluation: DatasetEvaluation, example: ExampleForecast, channel: int, method: str
+) -> Figure:
+    """One field through lead time: rows truth, forecast and error, a column per lead time."""
+    leads = _spread(len(evaluation.lead_steps), _MAX_STRIP_COLUMNS)
+    figure = _figure(len(leads) * 1.5 + 1.3, 3 * 1.5 + 0.6)
+    axes = figure.subplots(3, len(leads), squeeze=False)
+    truth, forecast = example.truth[:, channel], example.forecasts[method][:, channel]
+    norm, colours = _scale(evaluation.data.fields[channel], [truth[leads]])
+    error_norm = _symmetric([forecast[leads] - truth[leads]])
+    for column, lead in enumerate(leads):
+        shown = _show(axes[0, column], truth[lead], norm, colours)
+        _show(axes[1, column], forecast[lead], norm, colours)
+        error = _show(axes[2, column], forecast[lead] - truth[lead], error_norm, "PuOr_r")
+        axes[0, column].set_title(f"t + {evaluation.lead_times[lead]:g}", fontsize=9)
+    for axis, label in zip(axes[:, 0], ("truth", method, "error"), strict=True):
+        axis.set_ylabel(label, fontsize=9)
+    figure.colorbar(shown, ax=list(axes[:2].ravel()), shrink=0.8, pad=0.015, aspect=22)
+    figure.colorbar(error, ax=list(axes[2]), shrink=0.9, pad=0.015, aspect=11)
+    figure.suptitle(evaluation.data.fields[channel], fontsize=10)
+    return figure
+
+
+def rollout_animation(
+    path: Path,
+    evaluation: DatasetEvaluation,
+    example: ExampleForecast,
+    channel: int,
+    method: str,
+    *,
+    frames_per_second: int = 4,
+) -> None:
+    """Write an animated GIF of one field: truth, forecast and error through the lead times."""
+    truth, forecast = example.truth[:, channel], example.forecasts[method][:, channel]
+    norm, colours = _scale(evaluation.data.fields[channel], [truth])
+    figure = _figure(3 * 2.3 + 1.6, 2.6)
+    axes = figure.subplots(1, 3)
+    images = [
+        _show(axes[0], truth[0], norm, colours),
+        _show(axes[1], forecast[0], norm, colours),
+        _show(axes[2], forecast[0] - truth[0], _symmetric([forecast - truth]), "PuOr_r"),
+    ]
+    for axis, title in zip(axes, ("truth", method, "error"), strict=True):
+        axis.set_title(title, fontsize=10)
+    figure.colorbar(images[1], ax=list(axes[:2]), shrink=0.85, pad=0.015, aspect=14)
+    figure.colorbar(images[2], ax=axes[2], shrink=0.85, pad=0.04, aspect=14)
+    writer = PillowWriter(fps=frames_per_second)
+    with writer.saving(figure, str(path), dpi=80):
+        for lead, time in enumerate(evaluation.lead_times):
+            error = forecast[lead] - truth[lead]
+            for image, values in zip(images, (truth[lead], forecast[lead], error), strict=True):
+                image.set_data(values)
+            figure.suptitle(f"{evaluation.data.fields[channel]}, t + {time:g}", fontsize=10)
+            writer.grab_frame()
+
+
+def error_growth(evaluation: DatasetEvaluation, metric: str = "relative_l1") -> Figure:
+    """Error against lead time per field: median and quartiles over trajectories."""
+    groups = evaluation.group_names
+    figure = _figure(2.7 * len(groups) + 0.4, 2.9)
+    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    times = np.array(evaluation.lead_times)
+    for index, (axis, group) in enumerate(zip(axes, groups, strict=True)):
+        for method in ("persistence", "direct", "autoregressive"):
+            label, colour, line = _STYLE[method]
+            low, middle, high = (
+                evaluation.quantile(method, metric, q)[:, index] for q in (0.25, 0.5, 0.75)
+            )
+            axis.fill_between(times, low, high, color=colour, alpha=0.16, linewidth=0)
+            axis.plot(times, middle, line, color=colour, label=label, marker="o", markersize=2.5)
+        _plain(axis)
+        axis.set_title(group, fontsize=10)
+        axis.set_xlabel("lead time", fontsize=9)
+        axis.set_ylim(bottom=0.0, top=_robust_top(evaluation, metric, index))
+    axes[0].set_ylabel(_METRIC_LABELS.get(metric, metric), fontsize=9)
+    _legend(figure, axes[0])
+    return figure
+
+
+def spectra(evaluation: DatasetEvaluation, lead: int) -> Figure:
+    """Energy spectrum per field at one lead time, truth and forecasts, mean over trajectories."""
+    groups = evaluation.group_names
+    figure = _figure(2.7 * len(groups) + 0.4, 2.9)
+    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    for index, (axis, group) in enumerate(zip(axes, groups, strict=True)):
+        for method, (label, colour, line) in _STYLE.items():
+            values = evaluation.spectra[method][lead, index, 1:]
+            axis.loglog(np.arange(1, len(values) + 1), values, line, color=colour, label=label)
+        truth = evaluation.spectra["truth"][lead, index, 1:]
+        positive = truth[truth > 0]
+        if positive.size:
+            axis.set_ylim(max(positive.min() / 10, positive.max() * 1e-14), positive.max() * 10)
+        _plain(axis)
+        axis.set_title(group, fontsize=10)
+        axis.set_xlabel("wave number k", fontsize=9)
+    axes[0].set_ylabel(f"energy E(k) at t + {evaluation.lead_times[lead]:g}", fontsize=9)
+    _legend(figure, axes[0])
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _show(axis: Axes, image: Image, norm: Normalize, colours: str) -> Any:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    return axis.imshow(image, norm=norm, cmap=colours, origin="lower", interpolation="nearest")
+
+
+def _scale(field: str, images: Sequence[Image]) -> tuple[Normalize, str]:
+    """Symmetric and diverging for velocities, the truth's range otherwise."""
+    if field.startswith("velocity"):
+        return _symmetric(images), "RdBu_r"
+    values = np.concatenate([image.ravel() for image in images])
+    return Normalize(float(values.min()), float(values.max())), "viridis"
+
+
+def _symmetric(images: Sequence[Image]) -> Normalize:
+    """About zero, up to the largest finite magnitude."""
+    values = np.concatenate([image.ravel() for image in images])
+    finite = np.abs(values[np.isfinite(values)])
+    return CenteredNorm(0.0, halfrange=float(finite.max(initial=0.0)) or 1.0)
+
+
+def _robust_top(evaluation: DatasetEvaluation, metric: str, group: int) -> float | None:
+    """An upper limit that shows persistence and lets a diverged rollout leave the picture."""
+    baseline = evaluation.quantile("persistence", metric, 0.75)[:, group]
+    models = [evaluation.quantile(m, metric, 0.75)[:, group] for m in ("direct", "autoregressive")]
+    finite = [value[np.isfinite(value)].max(initial=0.0) for value in (baseline, *models)]
+    top = min(max(finite), 3.0 * finite[0]) if finite[0] > 0 else max(finite)
+    return 1.06 * float(top) if top > 0 else None
+
+
+def _plain(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25, linewidth=0.5)
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False
+    )
+
+
+def _stored_channels(evaluation: DatasetEvaluation) -> list[int]:
+    return sorted({channel for group in evaluation.data.groups.values() for channel in group})
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Up to ``most`` indices of ``count``, first and last among them."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})

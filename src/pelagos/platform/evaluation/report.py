@@ -1,0 +1,265 @@
+"""The report of an evaluation: one HTML file that needs no other, and a JSON of every number."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from pelagos.platform.evaluation import plots
+from pelagos.platform.evaluation.evaluate import METHODS, DatasetEvaluation
+from pelagos.platform.evaluation.metrics import METRICS
+
+REPORT_NAME = "report.html"
+NUMBERS_NAME = "metrics.json"
+_QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the evaluated model came from.
+
+    ``config`` is the resolved job as plain JSON values; ``links`` name to address (a tracking
+    server's run page), shown as text when the address is not http(s).
+    """
+
+    run_name: str
+    checkpoint_step: int
+    model: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    code_version: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One line of the opening table: errors of one dataset at one lead time.
+
+    Relative L1 errors, the median over trajectories and the mean over fields; ``best`` is the
+    better of direct and autoregressive, ``beats_persistence`` whether it is below persistence.
+    """
+
+    dataset: str
+    lead_step: int
+    lead_time: float
+    autoregressive: float
+    direct: float
+    persistence: float
+    vrmse: float
+
+    @property
+    def best(self) -> float:
+        return min(self.autoregressive, self.direct)
+
+    @property
+    def beats_persistence(self) -> bool:
+        return self.best < self.persistence
+
+    @property
+    def ratio(self) -> float:
+        """Best model error over persistence's (below 1 is better than persistence)."""
+        return self.best / self.persistence if self.persistence > 0 else math.inf
+
+
+def summary_rows(evaluation: DatasetEvaluation) -> list[SummaryRow]:
+    """The opening table's lines for one dataset."""
+    autoregressive, direct, persistence = (
+        evaluation.mean_over_groups(method, "relative_l1")
+        for method in ("autoregressive", "direct", "persistence")
+    )
+    vrmse = np.minimum(
+        evaluation.mean_over_groups("autoregressive", "vrmse"),
+        evaluation.mean_over_groups("direct", "vrmse"),
+    )
+    return [
+        SummaryRow(
+            dataset=evaluation.data.name,
+            lead_step=step,
+            lead_time=evaluation.lead_times[i],
+            autoregressive=float(autoregressive[i]),
+            direct=float(direct[i]),
+            persistence=float(persistence[i]),
+            vrmse=float(vrmse[i]),
+        )
+        for i, step in enumerate(evaluation.lead_steps)
+    ]
+
+
+def verdict(rows: Sequence[SummaryRow]) -> str:
+    """One sentence: at which lead times the model beats persistence."""
+    winners = [f"{row.lead_time:g}" for row in rows if row.beats_persistence]
+    if len(winners) == len(rows):
+        return f"beats persistence at every lead time ({winners[0]} to {winners[-1]})"
+    if not winners:
+        return "does not beat persistence at any lead time"
+    return f"beats persistence at lead time {', '.join(winners)} ({len(winners)} of {len(rows)})"
+
+
+def numbers(evaluations: Sequence[DatasetEvaluation], provenance: Provenance) -> dict[str, Any]:
+    """Every number as plain JSON values; a number that is not finite is None."""
+    datasets = []
+    for evaluation in evaluations:
+        rows = summary_rows(evaluation)
+        datasets.append(
+            {
+                "name": evaluation.data.name,
+                "uri": evaluation.data.uri,
+                "fingerprint": evaluation.data.fingerprint,
+                "trajectories": list(evaluation.trajectories),
+                "start_frame": evaluation.start_frame,
+                "lead_steps": list(evaluation.lead_steps),
+                "lead_times": list(evaluation.lead_times),
+                "rollout_step": evaluation.rollout_step,
+                "groups": list(evaluation.group_names),
+                "verdict": verdict(rows),
+                "summary": [
+                    {**asdict(row), "ratio": row.ratio, "beats_persistence": row.beats_persistence}
+                    for row in rows
+                ],
+                "scores": {
+                    method: {metric: _score_numbers(evaluation, method, metric) for metric in METRICS}
+                    for method in METHODS
+                },
+                "spectra": {m: v.tolist() for m, v in evaluation.spectra.items()},
+            }
+        )
+    plain: dict[str, Any] = _strict({"provenance": asdict(provenance), "datasets": datasets})
+    return plain
+
+
+def write_report(
+    evaluations: Sequence[DatasetEvaluation], provenance: Provenance, directory: Path
+) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``metrics.json`` into ``directory``; returns their paths.
+
+    Each is written under a temporary name and renamed into place.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    report, table = directory / REPORT_NAME, directory / NUMBERS_NAME
+    values = numbers(evaluations, provenance)
+    _write(table, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    _write(report, render(evaluations, provenance))
+    return report, table
+
+
+def render(evaluations: Sequence[DatasetEvaluation], provenance: Provenance) -> str:
+    """The HTML report, images inlined."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pelagos.platform.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["number"] = _number
+    sections = []
+    for evaluation in evaluations:
+        rows = summary_rows(evaluation)
+        sections.append(
+            {
+                "evaluation": evaluation,
+                "rows": rows,
+                "verdict": verdict(rows),
+                "fields": _field_rows(evaluation),
+                "figures": _figures(evaluation),
+            }
+        )
+    return environment.get_template("report.html.j2").render(
+        provenance=provenance,
+        config=json.dumps(_strict(dict(provenance.config)), indent=2, default=str),
+        sections=sections,
+        metrics=list(METRICS),
+    )
+
+
+def _figures(evaluation: DatasetEvaluation) -> list[tuple[str, str]]:
+    """Caption and data URI of every picture."""
+    last = len(evaluation.lead_steps) - 1
+    pictures = [
+        (
+            "Relative L1 error against lead time: median and quartiles over trajectories.",
+            _png(plots.error_growth(evaluation)),
+        ),
+        (
+            f"Energy spectra at lead time {evaluation.lead_times[last]:g}, mean over trajectories.",
+            _png(plots.spectra(evaluation, last)),
+        ),
+    ]
+    for example in evaluation.examples:
+        name = f"trajectory {example.trajectory}"
+        for method in ("direct", "autoregressive"):
+            panels = plots.forecast_panels(evaluation, example, last, method)
+            pictures.append((f"All fields at the longest lead time, {method}, {name}.", _png(panels)))
+        channel = next(iter(evaluation.data.groups.values()))[0]
+        strip = plots.rollout_strip(evaluation, example, channel, "autoregressive")
+        pictures.append((f"Autoregressive rollout, {name}.", _png(strip)))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rollout.gif"
+            plots.rollout_animation(path, evaluation, example, channel, "autoregressive")
+            animation = _data_uri("image/gif", path.read_bytes())
+        pictures.append((f"The same rollout, animated, {name}.", animation))
+    return pictures
+
+
+def _field_rows(evaluation: DatasetEvaluation) -> list[dict[str, Any]]:
+    """Per field at the longest lead time: every metric of every method, medians."""
+    return [
+        {
+            "field": group,
+            "method": method,
+            "values": [float(evaluation.quantile(method, metric)[-1, index]) for metric in METRICS],
+        }
+        for index, group in enumerate(evaluation.group_names)
+        for method in METHODS
+    ]
+
+
+def _score_numbers(evaluation: DatasetEvaluation, method: str, metric: str) -> dict[str, Any]:
+    """Quantiles ``[lead][group]`` and each trajectory's score ``[trajectory][lead][group]``."""
+    quantiles = {k: evaluation.quantile(method, metric, q).tolist() for k, q in _QUANTILES.items()}
+    return {**quantiles, "per_trajectory": evaluation.scores[method][metric].tolist()}
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _png(figure: Any) -> str:
+    return _data_uri("image/png", plots.figure_png(figure))
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %" if math.isfinite(value) else "diverged"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "diverged"
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,120 @@
+"""A dataset as an evaluation sees it: the model's channels, normalised, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pelagos.platform.evaluation import rollout
+
+
+class SpecLike(Protocol):
+    """What is read of a dataset's specification."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def frame_interval(self) -> float: ...
+    @property
+    def constant_fields(self) -> Mapping[str, float]: ...
+
+
+class DatasetLike(Protocol):
+    """What is read of a dataset."""
+
+    @property
+    def spec(self) -> Any: ...
+    @property
+    def uri(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def field_names(self) -> tuple[str, ...]: ...
+    def read_frames(self, trajectory: int, frames: Sequence[int]) -> npt.NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """A dataset as the model sees it.
+
+    ``fields`` are the model's channels; ``present [C]`` those that the dataset stores or knows to
+    be constant; ``groups`` the scored fields, name to channels: stored ones only, since a constant
+    field is forecast by persistence without error. ``read(trajectory, frames)`` gives normalised
+    ``[F, C, y, x]`` (0 where absent) and ``to_physical`` undoes the normalisation.
+    """
+
+    name: str
+    uri: str
+    fingerprint: str
+    fields: tuple[str, ...]
+    present: tuple[bool, ...]
+    groups: Mapping[str, tuple[int, ...]]
+    num_frames: int
+    frame_interval: float
+    read: Callable[[int, Sequence[int]], Tensor]
+    to_physical: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: DatasetLike,
+        fields: Sequence[str],
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        offset: Mapping[str, float] | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+    ) -> EvaluationData:
+        """View a dataset through the model's ``fields`` and ``(x - offset - mean) / std``.
+
+        ``groups`` names the fields scored together (``{"velocity": ("velocity-x",
+        "velocity-y")}``), None scores each by itself; fields which the dataset does not store are
+        left out of them. Raises ValueError if it stores none of the model's fields.
+        """
+        spec: SpecLike = dataset.spec
+        stored = {name: i for i, name in enumerate(dataset.field_names)}
+        wanted = groups or {name: (name,) for name in fields}
+        scored = {
+            key: tuple(fields.index(name) for name in names if name in stored)
+            for key, names in wanted.items()
+        }
+        scored = {key: channels for key, channels in scored.items() if channels}
+        if not scored:
+            raise ValueError(
+                f"dataset {spec.name} stores {list(stored)}, none of the scored fields "
+                f"{sorted({n for names in wanted.values() for n in names})}"
+            )
+        shift = torch.tensor([m + (offset or {}).get(f, 0.0) for f, m in zip(fields, mean, strict=True)])
+        shift, scale = shift.float()[:, None, None], torch.tensor(std).float()[:, None, None]
+        present = tuple(name in stored or name in spec.constant_fields for name in fields)
+
+        def read(trajectory: int, frames: Sequence[int]) -> Tensor:
+            raw = torch.from_numpy(np.asarray(dataset.read_frames(trajectory, frames), np.float32))
+            channels = torch.zeros(raw.shape[0], len(fields), *raw.shape[2:])
+            for i, name in enumerate(fields):
+                if name in stored:
+                    channels[:, i] = raw[:, stored[name]]
+                elif name in spec.constant_fields:
+                    channels[:, i] = spec.constant_fields[name]
+            return rollout.masked((channels - shift) / scale, torch.tensor(present))
+
+        return cls(
+            name=spec.name,
+            uri=dataset.uri,
+            fingerprint=dataset.fingerprint,
+            fields=tuple(fields),
+            present=present,
+            groups=scored,
+            num_frames=dataset.num_frames,
+            frame_interval=spec.frame_interval,
+            read=read,
+            to_physical=lambda x: x * scale.to(x.device) + shift.to(x.device),
+        )

@@ -1,0 +1,69 @@
+"""The registry: every model builds, counts, and is documented; mistakes are answered."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pelagos.models.registry import create_model, list_models, model_info
+
+PUBLISHED_SIZES = {
+    "poseidon-t": 20_774_444,
+    "poseidon-s": 39_901_076,
+    "poseidon-b": 157_729_988,
+    "poseidon-l": 628_575_524,
+}
+FORBIDDEN = ("ray", "mlflow", "zarr", "deepspeed", "accelerate", "pydantic")
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_builds_on_meta_with_the_parameters_it_states(name: str):
+    with torch.device("meta"):
+        model = create_model(name)
+        output = model(torch.empty(2, 4, 128, 128), torch.empty(2)).output
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == model_info(name).parameters == PUBLISHED_SIZES.get(name, count)
+    assert output.shape == (2, 4, 128, 128)
+    assert model.no_weight_decay() < {n for n, _ in model.named_parameters()}
+    assert len(model.blocks()) > 0
+
+
+def test_published_sizes_are_all_registered():
+    assert set(PUBLISHED_SIZES) < set(list_models())
+
+
+def test_channels_and_overrides_reach_the_configuration():
+    model = create_model("poseidon-nano", in_channels=3, out_channels=2, image_size=32)
+    assert model(torch.zeros(1, 3, 32, 32), torch.ones(1)).output.shape == (1, 2, 32, 32)
+    assert model.config.channel_slice_list_normalized_loss == (0, 1, 2)
+
+
+def test_unknown_name_lists_the_closest():
+    with pytest.raises(ValueError, match="closest: poseidon-t"):
+        create_model("posiedon-t")
+
+
+def test_unknown_override_lists_the_options():
+    with pytest.raises(ValueError, match=r"no option 'embed_dims'; .*embed_dim, .*window_size"):
+        create_model("poseidon-nano", embed_dims=3)
+
+
+def test_misfitting_override_names_the_model():
+    with pytest.raises(ValueError, match="model 'poseidon-nano': scOT config: image_size=60"):
+        create_model("poseidon-nano", image_size=60)
+
+
+def test_models_import_without_the_platforms_dependencies():
+    program = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {FORBIDDEN!r}:
+            raise ImportError('models must not import ' + name)
+sys.meta_path.insert(0, Refuse())
+import pelagos.models.registry, pelagos.models.objectives, pelagos.models.poseidon
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -1,0 +1,108 @@
+"""Metrics against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pelagos.platform.evaluation import metrics
+
+N = 32
+
+
+def wave(kx: int, ky: int, amplitude: float = 1.0) -> Tensor:
+    """``amplitude * sin(2π (kx x + ky y))`` on nodes, ``[1, N, N]`` fp64."""
+    node = torch.arange(N, dtype=torch.float64) / N
+    y, x = torch.meshgrid(node, node, indexing="ij")
+    return (amplitude * torch.sin(2 * math.pi * (kx * x + ky * y)))[None]
+
+
+@pytest.mark.parametrize("name", list(metrics.METRICS))
+def test_a_perfect_forecast_scores_zero(name: str):
+    truth = torch.randn(3, 2, N, N)
+    assert torch.equal(metrics.METRICS[name](truth, truth), torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", list(metrics.METRICS))
+def test_metrics_keep_leading_axes_and_score_samples_apart(name: str):
+    forecast, truth = torch.randn(4, 3, 2, N, N), torch.randn(4, 3, 2, N, N)
+    together = metrics.METRICS[name](forecast, truth)
+    assert together.shape == (4, 3)
+    alone = metrics.METRICS[name](forecast[2, 1], truth[2, 1])
+    torch.testing.assert_close(together[2, 1], alone, rtol=1e-12, atol=0)
+
+
+def test_relative_errors_of_a_scaled_truth_are_the_scale():
+    truth = torch.randn(2, 3, N, N, dtype=torch.float64)
+    for metric in (metrics.relative_l1, metrics.relative_l2, metrics.nrmse):
+        got = metric(1.25 * truth, truth)
+        torch.testing.assert_close(got, torch.full((2,), 0.25, dtype=torch.float64))
+
+
+def test_relative_l1_pools_the_components_of_a_vector():
+    truth = torch.stack([torch.full((N, N), 3.0), torch.full((N, N), 1.0)])
+    forecast = truth + torch.tensor([1.0, -1.0])[:, None, None]
+    assert float(metrics.relative_l1(forecast, truth)) == 2.0 / 4.0
+    assert float(metrics.relative_l2(forecast, truth)) == pytest.approx(math.sqrt(2 / 10))
+
+
+def test_vrmse_of_the_spatial_mean_is_one():
+    truth = 5.0 + wave(2, 1)
+    forecast = torch.full_like(truth, 5.0)
+    # Var = 1/2 and the definition adds 1e-7 to it: 1 - 1e-7.
+    assert float(metrics.vrmse(forecast, truth)) == pytest.approx(1.0, abs=2e-7)
+
+
+def test_vrmse_of_a_vector_takes_each_component_about_its_own_mean():
+    truth = torch.cat([100.0 + wave(1, 0), -100.0 + wave(0, 1)])
+    forecast = truth + 1.0
+    assert float(metrics.vrmse(forecast, truth)) == pytest.approx(math.sqrt(2.0), rel=1e-6)
+
+
+def test_spectrum_of_a_sine_is_one_line():
+    spectrum = metrics.energy_spectrum(wave(3, 4, amplitude=2.0)[0])  # |k| = 5
+    expected = torch.zeros(N // 2 + 1, dtype=torch.float64)
+    expected[5] = 0.5 * 2.0**2 / 2  # half the mean square of 2 sin
+    torch.testing.assert_close(spectrum, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_spectrum_rounds_wave_vectors_to_the_nearest_shell():
+    assert int(metrics.energy_spectrum(wave(2, 2)[0]).argmax()) == 3  # |k| = 2.83
+    assert int(metrics.energy_spectrum(wave(1, 1)[0]).argmax()) == 1  # |k| = 1.41
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_shells_add_up_to_the_mean_square(centred: bool):
+    field = torch.randn(2, 24, 40, dtype=torch.float64)
+    total = metrics.shell_energy(field, centred=centred).sum(-1)
+    torch.testing.assert_close(total, field.square().mean((-2, -1)), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kx", "ky", "band"), [(3, 0, "low"), (2, 3, "low"), (0, 4, "mid"), (8, 8, "mid"), (12, 0, "high")]
+)
+def test_an_error_of_one_wave_lies_in_one_band(kx: int, ky: int, band: str):
+    truth = torch.randn(1, N, N, dtype=torch.float64)
+    forecast = truth + wave(kx, ky, amplitude=0.3)
+    for name in metrics.SPECTRAL_BANDS:
+        expected = 0.3 / math.sqrt(2) if name == band else 0.0
+        got = float(metrics.band_rmse(forecast, truth, name))
+        assert got == pytest.approx(expected, abs=1e-12)
+
+
+def test_band_errors_square_to_the_mean_square_error():
+    forecast, truth = torch.randn(2, N, N), torch.randn(2, N, N)
+    total = sum(metrics.band_rmse(forecast, truth, band) ** 2 for band in metrics.SPECTRAL_BANDS)
+    mse = (forecast.double() - truth.double()).square().mean()
+    torch.testing.assert_close(total, mse, rtol=1e-12, atol=0)
+
+
+def test_a_forecast_that_is_not_finite_has_no_finite_error():
+    truth = torch.randn(1, N, N)
+    forecast = truth.clone()
+    forecast[0, 3, 3] = float("nan")
+    for name, metric in metrics.METRICS.items():
+        assert not torch.isfinite(metric(forecast, truth)), name

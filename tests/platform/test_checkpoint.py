@@ -1,0 +1,192 @@
+"""A checkpoint is complete or absent, verified when read, and refused for another architecture."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
+
+TRAINER_STATE = {"step": 3, "best": None}
+
+
+def tensors(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "model.a.weight": torch.randn(64, 33, generator=generator),
+        "model.b": torch.randn(7, generator=generator),
+        "optimizer.b.step": torch.tensor(5.0),
+    }
+
+
+def zeros_like(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(t) for name, t in state.items()}
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    report = store.save(3, tensors(), TRAINER_STATE)
+    loaded = zeros_like(tensors())
+    assert store.load(3, loaded) == TRAINER_STATE
+    assert_equal(loaded, tensors())
+    files = list((tmp_path / "step-00000003").iterdir())
+    manifest = json.loads((tmp_path / "step-00000003/manifest.json").read_text())
+    assert {f["name"] for f in manifest["files"]} == {f.name for f in files} - {"manifest.json"}
+    assert report.num_bytes == sum(f["num_bytes"] for f in manifest["files"])
+
+
+def test_only_complete_checkpoints_are_listed(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    assert store.latest_step() is None
+    for step in (3, 20):
+        store.save(step, tensors(), TRAINER_STATE)
+    (tmp_path / "step-00000020/manifest.json").unlink()
+    (tmp_path / ".unfinished-step-00000030").mkdir()
+    assert [info.step for info in store.complete()] == [3]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_is_named_and_nothing_is_loaded(tmp_path: Path, damage: str) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(3, tensors(), TRAINER_STATE)
+    path = next((tmp_path / "step-00000003").glob("__0_*"))
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[:-10])
+    else:
+        path.unlink()
+    loaded = zeros_like(tensors())
+    with pytest.raises(CheckpointError, match=rf"step 3 is damaged: {path.name}: "):
+        store.load(3, loaded)
+    assert_equal(loaded, zeros_like(tensors()))
+
+
+def test_another_architecture_is_refused_with_the_differences(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(3, tensors(), TRAINER_STATE)
+    other = zeros_like(tensors())
+    other["model.b"] = torch.zeros(8)
+    other["model.c"] = other.pop("model.a.weight")
+    with pytest.raises(CheckpointError) as caught:
+        store.load(3, other)
+    message = str(caught.value)
+    assert "another architecture: 3 differences" in message
+    assert "model.b: [7] in the checkpoint, [8] in the model" in message
+    assert "model.c: not in the checkpoint" in message
+    assert "model.a.weight: not in the model" in message
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(3, tensors(), TRAINER_STATE)
+    path = tmp_path / "step-00000003/manifest.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 99'))
+    with pytest.raises(CheckpointError, match="format version 99, this Pelagos reads up to 1"):
+        store.load(3, zeros_like(tensors()))
+
+
+def test_a_step_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(3, tensors(), TRAINER_STATE)
+    with pytest.raises(CheckpointError, match="no complete checkpoint; there are: 3"):
+        store.load(4, zeros_like(tensors()))
+
+
+def test_pruning_keeps_the_newest_and_the_named(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    for step in (1, 2, 3, 4, 5):
+        store.save(step, tensors(), TRAINER_STATE)
+    assert store.prune(keep_last=2, keep={2}) == [1, 3]
+    assert [info.step for info in store.complete()] == [2, 4, 5]
+
+
+def test_named_tensors_are_read_without_the_model(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(3, tensors(), TRAINER_STATE)
+    read = store.load_named(3, "model.")
+    assert_equal(read, {k: v for k, v in tensors().items() if k.startswith("model.")})
+
+
+SAVE_TWICE = """
+import resource, signal, sys, torch
+from pelagos.platform.checkpoint import CheckpointStore
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails with an error instead
+store = CheckpointStore(sys.argv[1])
+store.save(1, {"model.w": torch.ones(1000)}, {"step": 1})
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    store.save(2, {"model.w": torch.ones(1_000_000)}, {"step": 2})
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_is_full_leaves_earlier_checkpoints_whole(tmp_path: Path) -> None:
+    # a limit on file size makes the kernel refuse the write, as a full disk does
+    done = subprocess.run(
+        [sys.executable, "-c", SAVE_TWICE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "the checkpoint of step 2 could not be written" in done.stdout
+    assert "Earlier checkpoints are intact" in done.stdout
+    store = CheckpointStore(str(tmp_path))
+    assert [info.step for info in store.complete()] == [1]
+    loaded = {"model.w": torch.zeros(1000)}
+    store.load(1, loaded)
+    assert torch.equal(loaded["model.w"], torch.ones(1000))
+    assert os.listdir(tmp_path) == ["step-00000001"]
+
+
+@pytest.mark.s3
+def test_object_store_checkpoints_follow_the_same_rules(
+    s3_server: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.environment.items():  # type: ignore[attr-defined]
+        monkeypatch.setenv(name, value)
+    uri = s3_server.new_uri("/run")  # type: ignore[attr-defined]
+    store = CheckpointStore(uri)
+    assert store.latest_step() is None
+    for step in (1, 2, 3):
+        store.save(step, tensors(step), {"step": step, "best": None})
+    loaded = zeros_like(tensors())
+    assert store.load(2, loaded)["step"] == 2
+    assert_equal(loaded, tensors(2))
+    assert store.prune(keep_last=1, keep={1}) == [2]
+    assert [info.step for info in store.complete()] == [1, 3]
+
+
+@pytest.mark.s3
+def test_wrong_credentials_are_named(
+    s3_server: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.environment.items():  # type: ignore[attr-defined]
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    store = CheckpointStore(s3_server.new_uri("/run"))  # type: ignore[attr-defined]
+    with pytest.raises(CheckpointError, match="AWS_ACCESS_KEY_ID") as caught:
+        store.save(1, tensors(), TRAINER_STATE)
+    assert "wrong" not in str(caught.value)
+
+
+def test_an_unreachable_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    with pytest.raises(ValueError, match="endpoint http://127.0.0.1:9"):
+        CheckpointStore("s3://bucket/run").latest_step()

@@ -1,0 +1,92 @@
+"""Parameter groups hold every trainable parameter once; the schedule is the closed form."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pelagos.platform.config.schema import OptimizerConfig, ParameterGroupConfig, ScheduleConfig
+from pelagos.platform.optimizer import WeightAverage, lr_factor, optimizer_factory, parameter_groups
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 4)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 2)
+        self.scale = nn.Parameter(torch.ones(2, 2))
+
+    def no_weight_decay(self) -> set[str]:
+        return {"scale"}
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
+    model = Network()
+    model.embed.bias.requires_grad_(False)
+    config = OptimizerConfig(groups=(ParameterGroupConfig(pattern="^head", lr=1e-2),))
+    groups = parameter_groups(model, config)
+    names = [name for group in groups for name in group["names"]]
+    assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
+    assert len(names) == len(set(names))
+    rates = {name: (g["lr"], g["weight_decay"]) for g in groups for name in g["names"]}
+    assert rates["head.weight"] == (1e-2, 0.1)
+    assert rates["head.bias"] == (1e-2, 0.0)
+    assert rates["embed.weight"] == (1e-3, 0.1)
+    assert rates["norm.weight"] == (1e-3, 0.0)
+    assert rates["scale"] == (1e-3, 0.0)
+
+
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
+    config = OptimizerConfig(groups=(ParameterGroupConfig(pattern="backbone", lr=1e-2),))
+    with pytest.raises(ValueError, match="backbone match none of the 7 parameters"):
+        parameter_groups(Network(), config)
+
+
+def test_every_trainable_parameter_moves_in_the_first_step() -> None:
+    torch.manual_seed(0)
+    model = Network()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = optimizer_factory(OptimizerConfig())(model)
+    x = torch.randn(5, 3)
+    (model.head(model.norm(model.embed(x))).square().sum() + model.scale.square().sum()).backward()
+    optimizer.step()
+    assert [n for n, p in model.named_parameters() if torch.equal(p, before[n])] == []
+
+
+def test_warm_up_is_linear_and_the_cosine_ends_where_it_should() -> None:
+    schedule = ScheduleConfig(total_steps=110, warmup_steps=10, final_lr_fraction=0.1)
+    assert [lr_factor(s, schedule) for s in (0, 4, 9)] == [0.1, 0.5, 1.0]
+    assert lr_factor(10, schedule) == 1.0
+    assert lr_factor(60, schedule) == pytest.approx(0.1 + 0.9 * 0.5, abs=1e-12)
+    assert lr_factor(110, schedule) == pytest.approx(0.1, abs=1e-12)
+    middle = lr_factor(35, schedule)
+    assert middle == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi / 4)), abs=1e-12)
+
+
+def test_constant_schedule_stays() -> None:
+    schedule = ScheduleConfig(name="constant", total_steps=100, warmup_steps=2)
+    assert {lr_factor(s, schedule) for s in range(2, 100)} == {1.0}
+
+
+def test_the_average_of_constant_weights_is_the_weights() -> None:
+    model = Network()
+    average = WeightAverage(model, 0.9)
+    for step in range(5):
+        average.update(model, step)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(average.tensors[name], parameter.detach(), rtol=1e-6, atol=0)
+
+
+def test_the_average_follows_the_recursion() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(model, 0.5)
+    expected = float(model.weight)
+    for step in range(20):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        average.update(model, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert float(average.tensors["weight"]) == pytest.approx(expected, rel=1e-6)
