@@ -144,6 +144,13 @@ def test_fresh_model_ignores_its_input_at_lead_time_zero():
         assert not torch.equal(perturbed(pixels, zero).output, perturbed(-3 * pixels, zero).output)
 
 
+def test_unit_norm_init_starts_branches_at_scale_one():
+    norm = ScOT(ScOTConfig(**SMALL, unit_norm_init=True)).embeddings.norm
+    tokens = torch.randn(1, 2, 2, 8)
+    with torch.no_grad():
+        assert torch.equal(norm(tokens, torch.zeros(1)), nn.functional.layer_norm(tokens, (8,)))
+
+
 def test_compiled_fullgraph_equals_eager():
     model = small_model(depths=(2,), num_heads=(2,), skip_connections=(1,))
     pixels, time, labels = small_input()

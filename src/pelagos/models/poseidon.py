@@ -46,6 +46,7 @@ _NANO: dict[str, Any] = {
     "num_heads": (2, 4, 8),
     "window_size": 8,
     "skip_connections": (1, 1, 0),
+    "unit_norm_init": True,
 }
 SCOT_SIZES: dict[str, dict[str, Any]] = {
     "poseidon-nano": {"embed_dim": 32, "depths": (2, 2, 1), **_NANO},
@@ -170,11 +171,16 @@ class ScOT(nn.Module):
 
         Linear and convolution kernels N(0, ``initializer_range``²) with zero biases, the recovery
         projection torch's own uniform, attention temperature 1/10, layer scale 1e-6. Conditional
-        norms are no exception, so a fresh model scales each branch by about 0.02 t.
+        norms are no exception, so a fresh model scales each branch by about 0.02 t, unless
+        ``unit_norm_init`` adds 1.
         """
         with torch.no_grad():
             for module in self.modules():
                 self._reset_module(module, generator)
+            if self.config.unit_norm_init:
+                for module in self.modules():
+                    if isinstance(module, ConditionalLayerNorm):
+                        module.weight.bias.fill_(1.0)
         self.reset_buffers()
 
     def reset_buffers(self) -> None:

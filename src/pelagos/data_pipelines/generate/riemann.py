@@ -33,17 +33,18 @@ def hllc_flux(left: Tensor, right: Tensor, gamma: float) -> Tensor:
     mass = torch.where(from_left, mass_l, mass_r)
     # Zero where the fan lies wholly on one side: the flux is then that of the upwind state.
     reach = torch.where(from_left, slow.clamp_max(0.0), fast.clamp_min(0.0))
-    energy = p * (1.0 / (gamma - 1.0)) + rho * (u * u + v * v) * 0.5
     rho_star = mass / (wave - contact)
-    jump = contact - u
-    energy_star = rho_star * (energy / rho + jump * (contact + p / mass))
-    momentum = rho * u
+    # F + reach (U* - U), U* = rho* (1, contact, v, e + (contact - u)(contact + p / mass)), written
+    # with the mass flux and `push`, the part of the momentum flux that the star region adds.
+    mass_flux = rho * u + reach * (rho_star - rho)
+    push = reach * rho_star * (contact - u)
+    specific_energy = p / rho * (1.0 / (gamma - 1.0)) + (u * u + v * v) * 0.5
     return torch.stack(
         (
-            momentum + reach * (rho_star - rho),
-            momentum * u + p + reach * (rho_star * contact - momentum),
-            momentum * v + reach * (rho_star - rho) * v,
-            (energy + p) * u + reach * (energy_star - energy),
+            mass_flux,
+            mass_flux * u + (p + push),
+            mass_flux * v,
+            mass_flux * specific_energy + (p * u + push * (contact + p / mass)),
         )
     )
 
@@ -55,10 +56,10 @@ def _einfeldt_speeds(
     square_l, square_r = p_l * gamma / rho_l, p_r * gamma / rho_r
     root_l, root_r = rho_l.sqrt(), rho_r.sqrt()
     share = root_r / (root_l + root_r)
-    keep = root_l / (root_l + root_r)
-    u_roe = keep * u_l + share * u_r
     jump = u_r - u_l
-    c_roe = (keep * square_l + share * square_r + keep * share * 0.5 * (jump * jump)).sqrt()
+    u_roe = u_l + share * jump
+    excess = jump * jump * 0.5 * (1.0 - share) + (square_r - square_l)
+    c_roe = (square_l + share * excess).sqrt()
     slow = torch.minimum(u_l - square_l.sqrt(), u_roe - c_roe)
     fast = torch.maximum(u_r + square_r.sqrt(), u_roe + c_roe)
     return slow, fast
