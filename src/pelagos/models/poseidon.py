@@ -80,9 +80,13 @@ class EncoderStage(nn.Module):
         skip = x_BHWC
         for block in self.blocks:
             skip = block(skip, time)
-        return (skip, skip) if self.downsample is None else (
-            self.downsample(skip + x_BHWC, time),
-            skip,
+        return (
+            (skip, skip)
+            if self.downsample is None
+            else (
+                self.downsample(skip + x_BHWC, time),
+                skip,
+            )
         )
 
 
@@ -227,7 +231,9 @@ class ScOT(nn.Module):
         if slices is None:
             return error.mean()
         size = labels.float().abs() ** self.config.p
-        ratios = [error[:, a:b].mean() / (size[:, a:b].mean() + _LOSS_EPS) for a, b in pairwise(slices)]
+        ratios = [
+            error[:, a:b].mean() / (size[:, a:b].mean() + _LOSS_EPS) for a, b in pairwise(slices)
+        ]
         return torch.stack(ratios).mean()
 
     def _reset_module(self, module: nn.Module, generator: torch.Generator | None) -> None:
@@ -250,7 +256,12 @@ class ScOT(nn.Module):
         self, pixels: Tensor, time: Tensor, labels: Tensor | None, pixel_mask: Tensor | None
     ) -> None:
         config, shape = self.config, tuple(pixels.shape)
-        if len(shape) != 4 or shape[1] != config.num_channels or shape[2] != shape[3] or shape[3] % 2:
+        if (
+            len(shape) != 4
+            or shape[1] != config.num_channels
+            or shape[2] != shape[3]
+            or shape[3] % 2
+        ):
             raise ValueError(
                 f"scOT got pixel_values of shape {shape}, needs [batch, {config.num_channels}, N, N]: "
                 f"num_channels={config.num_channels}, a square grid with an even side "

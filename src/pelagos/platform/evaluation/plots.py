@@ -176,7 +176,9 @@ def spectra(evaluation: DatasetEvaluation, lead: int) -> Figure:
         truth = evaluation.spectra["truth"][lead, index, 1:]
         positive = truth[truth > 0]
         if positive.size:
-            axis.set_ylim(max(positive.min() / 10, positive.max() * _SPECTRUM_RANGE), positive.max() * 10)
+            axis.set_ylim(
+                max(positive.min() / 10, positive.max() * _SPECTRUM_RANGE), positive.max() * 10
+            )
         _plain(axis)
         axis.set_title(group, fontsize=10)
         axis.set_xlabel("wave number k", fontsize=9)
