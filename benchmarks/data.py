@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,7 +198,10 @@ def main() -> None:
                 f"write {compression:4}: {speed:6.0f} MB/s with statistics, "
                 f"{data.nbytes / stored:.2f}x smaller"
             )
-        benchmark_readers(make_readers(folder, data, options.length, uris), options)
+        readers = make_readers(folder, data, options.length, uris)
+        # In a thread, as the loader reads: in the main thread Blosc starts threads of its own.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(benchmark_readers, readers, options).result()
         benchmark_loader(uris["lz4"], options)
 
 

@@ -113,12 +113,14 @@ def test_epochs_and_seeds_differ() -> None:
     first, second = items[:BLOCK_SIZE], items[BLOCK_SIZE:]
     np.testing.assert_array_equal(np.sort(first), np.arange(BLOCK_SIZE))
     np.testing.assert_array_equal(np.sort(second), np.arange(BLOCK_SIZE))
-    assert not np.array_equal(first, second)
     assert not np.array_equal(items, other)
+    # By number of draw, before blocks are shuffled, which alone would make the epochs differ.
+    draws = order._items(np.zeros(2 * BLOCK_SIZE, np.int64), np.arange(2 * BLOCK_SIZE))
+    assert not np.array_equal(draws[:BLOCK_SIZE], draws[BLOCK_SIZE:])
 
 
 @given(start=st.integers(0, 10**7), length=st.integers(1, 700), cut=st.integers(0, 700))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_order_is_pure(start: int, length: int, cut: int) -> None:
     """Any cut of any range gives the same samples as the whole range at once."""
     cut = min(cut, length)

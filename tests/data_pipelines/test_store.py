@@ -167,7 +167,7 @@ def test_an_unfinished_dataset_refuses_to_open_and_can_be_finished(
     tmp_path: Path, make_dataset: Any
 ) -> None:
     dataset, data = make_dataset()
-    uri = str(tmp_path / "new.zarr")
+    uri = tmp_path / "new.zarr"
     writer = create_dataset(uri, dataset.spec)
     writer.write_shard(1, data[3:6], {"viscosity": np.arange(3, 6) / 8})
     with pytest.raises(DatasetError, match="1 of 3 shards are written"):
@@ -215,7 +215,7 @@ def test_a_replacement_interrupted_between_renames_is_completed(make_dataset: An
     # As if the power had failed after the first rename.
     place.rename(writer.root_uri)
     place.with_name(place.name + ".pelagos-old").mkdir()
-    with pytest.raises(DatasetError, match="replacement of .* was interrupted"):
+    with pytest.raises(DatasetError, match=r"replacement of .* was interrupted"):
         open_dataset(old.uri)
     resume_dataset(old.uri, old.spec).finalize()
     np.testing.assert_array_equal(open_dataset(old.uri).data[:], new_data)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
+import torch
 import xarray
 
+from pelagos.data_pipelines.loader import StreamLoader
+from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import (
     DatasetError,
     DatasetSpec,
@@ -180,8 +186,29 @@ def test_fork_is_refused_and_does_not_hang(s3_server: Any) -> None:
 
 @pytest.fixture
 def unused_endpoint() -> str:
-    import socket
-
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def test_many_threads_stream_the_same_batches_as_from_disk(s3_server: Any, tmp_path: Path) -> None:
+    remote_uri, local_uri = s3_server.new_uri("/stream.zarr"), str(tmp_path / "stream.zarr")
+    write(remote_uri, s3_server.storage_options)
+    write(local_uri, None)
+    streams = []
+    for uri, options in ((remote_uri, s3_server.storage_options), (local_uri, None)):
+        entry = MixtureEntry(open_dataset(uri, options), split="all")
+        mixture = Mixture([entry], SPEC.field_names, lambda n: ((0, n - 1), (1, 2)))
+        loader = StreamLoader(
+            mixture,
+            Sampler(mixture, seed=0),
+            global_batch_size=8,
+            num_threads=16,
+            prefetch_steps=4,
+            stop_step=10,
+        )
+        with loader:
+            streams.append([batch.frames for batch in loader])
+    assert len(streams[0]) == 10
+    for remote, local in zip(*streams, strict=True):
+        assert torch.equal(remote, local)

@@ -27,7 +27,9 @@ from pelagos.platform.config.schema import GenerateJob
 SMALL = {"resolution": 16, "num_frames": 4, "final_time": 0.1}
 
 
-def job(folder: Path, *, launcher: str = "none", overwrite: bool = False, **change: Any) -> GenerateJob:
+def job(
+    folder: Path, *, launcher: str = "none", overwrite: bool = False, **change: Any
+) -> GenerateJob:
     entry = {"family": "ns-gauss", "num_trajectories": 7, **SMALL, **change}
     entry.setdefault("uri", str(folder / "flow.zarr"))
     return GenerateJob.model_validate(

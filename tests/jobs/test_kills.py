@@ -100,7 +100,9 @@ def assert_same_run(a: RunDirectory, b: RunDirectory) -> None:
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
 
 
-def write_job(make_job: MakeJob, tmp_path: Path, name: str, **overrides: Any) -> tuple[str, RunDirectory]:
+def write_job(
+    make_job: MakeJob, tmp_path: Path, name: str, **overrides: Any
+) -> tuple[str, RunDirectory]:
     settings = {
         "schedule__total_steps": STEPS,
         "checkpoint__every_steps": 4,

@@ -97,9 +97,7 @@ def test_the_papers_scope_does_depend_on_micro_batches(make_job: MakeJob) -> Non
 
 def test_checkpoint_recompute_and_precision_options_train_alike(make_job: MakeJob) -> None:
     plain, _ = run_training(make_job("plain"))
-    recomputed, _ = run_training(
-        make_job("recomputed", parallel__activation_checkpointing="full")
-    )
+    recomputed, _ = run_training(make_job("recomputed", parallel__activation_checkpointing="full"))
     assert losses(recomputed) == losses(plain)
     half, _ = run_training(make_job("half", parallel__precision="bf16"))
     # bf16 keeps 8 bits: 2^-9 relative rounding in each product

@@ -131,7 +131,9 @@ def test_errors_and_magnitudes_are_the_sums_they_say(model: ScOT, batch: WindowS
     objective = AllToAll(FIELDS, field_groups=groups, p=2)
     label = batch.frames[:, 1].double()
     with torch.no_grad():
-        output = objective.predict(model, batch.frames[:, :1], batch.times[:, 1] - batch.times[:, 0])
+        output = objective.predict(
+            model, batch.frames[:, :1], batch.times[:, 1] - batch.times[:, 0]
+        )
         errors = objective.errors(model, batch)
     expected = (output.double() - label)[:, 1:].square().sum((1, 2, 3))
     # 768 fp32 squares summed pairwise: well under sqrt(768) * 6e-8 = 2e-6.

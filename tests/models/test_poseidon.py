@@ -79,9 +79,7 @@ def test_output_and_loss_are_the_official_ones(official: ScOT, reference: dict[s
     assert relative(result.loss, reference["loss"][0]) < PARITY
 
 
-def test_masked_output_and_loss_are_the_official_ones(
-    official: ScOT, reference: dict[str, Tensor]
-):
+def test_masked_output_and_loss_are_the_official_ones(official: ScOT, reference: dict[str, Tensor]):
     labels, mask = reference["labels"], reference["pixel_mask"].bool()
     with torch.no_grad():
         result = official(reference["input"], reference["time"], labels, pixel_mask=mask)
@@ -142,6 +140,13 @@ def test_fresh_model_ignores_its_input_at_lead_time_zero():
         assert torch.equal(model(pixels, zero).output, model(-3 * pixels, zero).output)
         perturbed = small_model()
         assert not torch.equal(perturbed(pixels, zero).output, perturbed(-3 * pixels, zero).output)
+
+
+def test_unit_norm_init_starts_branches_at_scale_one():
+    norm = ScOT(ScOTConfig(**SMALL, unit_norm_init=True)).embeddings.norm
+    tokens = torch.randn(1, 2, 2, 8)
+    with torch.no_grad():
+        assert torch.equal(norm(tokens, torch.zeros(1)), nn.functional.layer_norm(tokens, (8,)))
 
 
 def test_compiled_fullgraph_equals_eager():
@@ -275,13 +280,16 @@ def test_no_weight_decay_takes_norms_biases_and_position_bias_networks():
         block + "layernorm_before.bias.weight",
         block + "attention.self.continuous_position_bias_mlp.0.weight",
     } <= undecayed
-    assert not {
-        "embeddings.patch_embeddings.projection.weight",
-        block + "attention.self.query.weight",
-        block + "attention.self.logit_scale",
-        "patch_recovery.mixup.weight",
-        "residual_blocks.0.0.weight",
-    } & undecayed
+    assert (
+        not {
+            "embeddings.patch_embeddings.projection.weight",
+            block + "attention.self.query.weight",
+            block + "attention.self.logit_scale",
+            "patch_recovery.mixup.weight",
+            "residual_blocks.0.0.weight",
+        }
+        & undecayed
+    )
 
 
 @pytest.mark.parametrize(

@@ -172,9 +172,7 @@ def test_object_store_checkpoints_follow_the_same_rules(
 
 
 @pytest.mark.s3
-def test_wrong_credentials_are_named(
-    s3_server: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_credentials_are_named(s3_server: object, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3_server.environment.items():  # type: ignore[attr-defined]
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

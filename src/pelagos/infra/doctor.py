@@ -90,7 +90,9 @@ def _shared_memory() -> Check:
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
-        return Check("shared memory", False, "/dev/shm does not exist", "mount a tmpfs there for Ray")
+        return Check(
+            "shared memory", False, "/dev/shm does not exist", "mount a tmpfs there for Ray"
+        )
     return Check(
         "shared memory",
         free >= MINIMUM_FREE_BYTES // 4,

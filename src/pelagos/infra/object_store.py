@@ -67,7 +67,9 @@ def explained(uri: str, options: dict[str, Any]) -> Iterator[None]:
         ) from error
     except Exception as error:
         name = type(error).__name__
-        if any(word in name for word in ("EndpointConnection", "ConnectTimeout", "ClientConnector")):
+        if any(
+            word in name for word in ("EndpointConnection", "ConnectTimeout", "ClientConnector")
+        ):
             raise StorageError(
                 f"{uri}: {_endpoint(options)} cannot be reached ({name}). Check "
                 "storage.endpoint_url or AWS_ENDPOINT_URL, and the network."

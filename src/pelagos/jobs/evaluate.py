@@ -116,9 +116,7 @@ def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[s
         (f"evaluation/{e.data.name}/{method}/relative_l1", lead, float(value))
         for e in evaluations
         for method in ("direct", "autoregressive", "one_step", "persistence")
-        for lead, value in zip(
-            e.lead_steps, e.mean_over_groups(method, "relative_l1"), strict=True
-        )
+        for lead, value in zip(e.lead_steps, e.mean_over_groups(method, "relative_l1"), strict=True)
     ]
 
 
@@ -127,7 +125,11 @@ def _show(evaluations: Sequence[DatasetEvaluation], report: Path, console: Conso
         rows = summary_rows(evaluation)
         count = len(evaluation.trajectories)
         table = Table(
-            "lead time", "direct", "autoregressive", "persistence", "best / persistence",
+            "lead time",
+            "direct",
+            "autoregressive",
+            "persistence",
+            "best / persistence",
             title=f"{evaluation.data.name}: median relative L1 error, {count} held-out trajectories",
         )
         for row in _thinned(rows):

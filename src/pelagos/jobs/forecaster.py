@@ -65,7 +65,9 @@ class Forecaster:
         if weights == "ema":
             averaged = store.load_named(step, "ema.")
             if not averaged:
-                raise CheckpointError(f"{store.uri} has no averaged weights; set ema_decay to train them")
+                raise CheckpointError(
+                    f"{store.uri} has no averaged weights; set ema_decay to train them"
+                )
             state |= {name.removeprefix("ema."): tensor for name, tensor in averaged.items()}
         return cls(description, state), step
 

@@ -1,9 +1,9 @@
 """`pelagos generate`: simulate datasets, in parallel, killable at any moment.
 
-    1. check the job whole: families, splits, what stands at the uris
-    2. per dataset: create it, or go on where a killed run stopped (the shards tell)
-    3. compute missing shards in Ray tasks or in this process; each is written whole or not at all
-    4. finalize (statistics, manifest), then draw a contact sheet into the dataset
+1. check the job whole: families, splits, what stands at the uris
+2. per dataset: create it, or go on where a killed run stopped (the shards tell)
+3. compute missing shards in Ray tasks or in this process; each is written whole or not at all
+4. finalize (statistics, manifest), then draw a contact sheet into the dataset
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ def _plans(job: GenerateJob) -> list[_Plan]:
         plans.append(plan)
         occupied += [obstacle] if obstacle else []
     uris = [dataset.uri.rstrip("/") for dataset in job.datasets]
-    problems += [f"datasets share the uri {u}" for u in sorted({u for u in uris if uris.count(u) > 1})]
+    problems += [
+        f"datasets share the uri {u}" for u in sorted({u for u in uris if uris.count(u) > 1})
+    ]
     if problems:
         raise ValueError(f"job {job.name} cannot run:\n  " + "\n  ".join(problems))
     if all(plan.is_done for plan in plans):
@@ -171,9 +173,7 @@ def _plan(job: GenerateJob, dataset: GenerateDataset) -> tuple[_Plan, str | None
         trajectories_per_shard=dataset.trajectories_per_shard,
     )
     storage = job.storage
-    options = storage_options(
-        dataset.uri, storage.endpoint_url, storage.region, storage.anonymous
-    )
+    options = storage_options(dataset.uri, storage.endpoint_url, storage.region, storage.anonymous)
     try:
         found = open_dataset(dataset.uri, options or None)
     except DatasetError:  # nothing there, or unfinished: creating it will tell

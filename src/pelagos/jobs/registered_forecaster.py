@@ -20,7 +20,9 @@ class RegisteredForecaster(PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Return fields `[batch, channel, y, x]`, `lead_time [batch]` after `fields`."""
         fields, lead_time = as_arrays(model_input)
-        return self.forecaster.predict(torch.from_numpy(fields), torch.from_numpy(lead_time)).numpy()
+        return self.forecaster.predict(
+            torch.from_numpy(fields), torch.from_numpy(lead_time)
+        ).numpy()
 
 
 set_model(RegisteredForecaster())

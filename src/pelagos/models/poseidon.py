@@ -46,6 +46,7 @@ _NANO: dict[str, Any] = {
     "num_heads": (2, 4, 8),
     "window_size": 8,
     "skip_connections": (1, 1, 0),
+    "unit_norm_init": True,
 }
 SCOT_SIZES: dict[str, dict[str, Any]] = {
     "poseidon-nano": {"embed_dim": 32, "depths": (2, 2, 1), **_NANO},
@@ -79,9 +80,13 @@ class EncoderStage(nn.Module):
         skip = x_BHWC
         for block in self.blocks:
             skip = block(skip, time)
-        return (skip, skip) if self.downsample is None else (
-            self.downsample(skip + x_BHWC, time),
-            skip,
+        return (
+            (skip, skip)
+            if self.downsample is None
+            else (
+                self.downsample(skip + x_BHWC, time),
+                skip,
+            )
         )
 
 
@@ -170,11 +175,16 @@ class ScOT(nn.Module):
 
         Linear and convolution kernels N(0, ``initializer_range``²) with zero biases, the recovery
         projection torch's own uniform, attention temperature 1/10, layer scale 1e-6. Conditional
-        norms are no exception, so a fresh model scales each branch by about 0.02 t.
+        norms are no exception, so a fresh model scales each branch by about 0.02 t, unless
+        ``unit_norm_init`` adds 1.
         """
         with torch.no_grad():
             for module in self.modules():
                 self._reset_module(module, generator)
+            if self.config.unit_norm_init:
+                for module in self.modules():
+                    if isinstance(module, ConditionalLayerNorm):
+                        module.weight.bias.fill_(1.0)
         self.reset_buffers()
 
     def reset_buffers(self) -> None:
@@ -221,7 +231,9 @@ class ScOT(nn.Module):
         if slices is None:
             return error.mean()
         size = labels.float().abs() ** self.config.p
-        ratios = [error[:, a:b].mean() / (size[:, a:b].mean() + _LOSS_EPS) for a, b in pairwise(slices)]
+        ratios = [
+            error[:, a:b].mean() / (size[:, a:b].mean() + _LOSS_EPS) for a, b in pairwise(slices)
+        ]
         return torch.stack(ratios).mean()
 
     def _reset_module(self, module: nn.Module, generator: torch.Generator | None) -> None:
@@ -244,7 +256,12 @@ class ScOT(nn.Module):
         self, pixels: Tensor, time: Tensor, labels: Tensor | None, pixel_mask: Tensor | None
     ) -> None:
         config, shape = self.config, tuple(pixels.shape)
-        if len(shape) != 4 or shape[1] != config.num_channels or shape[2] != shape[3] or shape[3] % 2:
+        if (
+            len(shape) != 4
+            or shape[1] != config.num_channels
+            or shape[2] != shape[3]
+            or shape[3] % 2
+        ):
             raise ValueError(
                 f"scOT got pixel_values of shape {shape}, needs [batch, {config.num_channels}, N, N]: "
                 f"num_channels={config.num_channels}, a square grid with an even side "

@@ -115,7 +115,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """``[B, H, W, C]`` to the attended values ``[B, H, W, C]``, before the output layer."""
-        batch, windows_per_side = x_BHWC.shape[0], self.grid // self.window
+        _batch, windows_per_side = x_BHWC.shape[0], self.grid // self.window
         if self.shift:
             x_BHWC = torch.roll(x_BHWC, (-self.shift, -self.shift), dims=(1, 2))
         pattern = "b (n i) (m j) (h d) -> b (n m h) (i j) d"

@@ -91,7 +91,9 @@ def _work(
             raise
         steps = run.last_metrics(1)
         cause = f"{type(error).__name__}: {error}"
-        run.write_outcome(Outcome("failed", int(steps[-1]["step"]) if steps else 0, cause), identity)
+        run.write_outcome(
+            Outcome("failed", int(steps[-1]["step"]) if steps else 0, cause), identity
+        )
         raise
     finally:
         if launched_by_torchrun():

@@ -70,7 +70,9 @@ def step_time_percentiles(metrics: list[dict[str, Any]]) -> dict[str, float]:
     if len(seconds) == 0:
         return {}
     values = torch.quantile(seconds, torch.tensor([0.5, 0.9, 0.99])).tolist()
-    return dict(zip(("step_seconds_p50", "step_seconds_p90", "step_seconds_p99"), values, strict=True))
+    return dict(
+        zip(("step_seconds_p50", "step_seconds_p90", "step_seconds_p99"), values, strict=True)
+    )
 
 
 def goodput(events: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> float | None:

@@ -96,5 +96,3 @@ def _readable(name: str, value: Any) -> str:
     if name == "flops":
         return f"{value:.3g}"
     return f"{value:,}"
-
-

@@ -1,11 +1,11 @@
 """The directory of a run: the one place that holds what happened, readable with any text tool.
 
-    runs/NAME/job.yaml        the resolved job
-              status.json     state of the last launch
-              metrics.jsonl   one line per step (rewritten up to the checkpoint on resume)
-              events.jsonl    launches, resumes, checkpoints, validations, the end
-              checkpoints/    unless the job names another place
-              evaluation/     reports
+runs/NAME/job.yaml        the resolved job
+          status.json     state of the last launch
+          metrics.jsonl   one line per step (rewritten up to the checkpoint on resume)
+          events.jsonl    launches, resumes, checkpoints, validations, the end
+          checkpoints/    unless the job names another place
+          evaluation/     reports
 """
 
 import contextlib

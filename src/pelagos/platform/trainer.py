@@ -168,7 +168,9 @@ class TrainingLoop:
         names = self.parts.streams.dataset_names
         stop = torch.tensor(float(self.run.stop_requested()))
         sums = _sums_by_dataset(batch.dataset, errors, magnitudes, len(names))
-        flat = torch.cat([sums.flatten().cpu(), local_loss.double().cpu()[None], stop[None].double()])
+        flat = torch.cat(
+            [sums.flatten().cpu(), local_loss.double().cpu()[None], stop[None].double()]
+        )
         flat = self.strategy.all_reduce_sum(flat.to(self.strategy.device)).cpu()
         sums = flat[:-2].reshape(sums.shape)
         loss = float(flat[-2]) / self.strategy.world_size
@@ -287,17 +289,13 @@ def _sums_by_dataset(
     dataset: Tensor, errors: Tensor, magnitudes: Tensor, num_datasets: int
 ) -> Tensor:
     """Return `[2, dataset, group]`: errors and magnitudes summed over each dataset's samples."""
-    sums = torch.zeros(
-        2, num_datasets, errors.shape[1], dtype=torch.double, device=errors.device
-    )
+    sums = torch.zeros(2, num_datasets, errors.shape[1], dtype=torch.double, device=errors.device)
     sums[0].index_add_(0, dataset, errors.detach().double())
     sums[1].index_add_(0, dataset, magnitudes.detach().double())
     return sums
 
 
-def _dataset_losses(
-    sums: Tensor, names: tuple[str, ...], prefix: str = "loss"
-) -> dict[str, float]:
+def _dataset_losses(sums: Tensor, names: tuple[str, ...], prefix: str = "loss") -> dict[str, float]:
     """Return the loss of each dataset that had samples, over the groups it has."""
     losses = {}
     for index, name in enumerate(names):
@@ -317,4 +315,3 @@ def destroy_process_group() -> None:
 def launched_by_torchrun() -> bool:
     """Return whether this process is one rank of several started by torchrun."""
     return "TORCHELASTIC_RUN_ID" in os.environ
-

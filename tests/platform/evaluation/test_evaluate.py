@@ -54,13 +54,17 @@ class DecayingWaves:
     def read_frames(self, trajectory: int, frames: Sequence[int]) -> npt.NDArray[np.float32]:
         self.largest_read = max(self.largest_read, len(frames))
         node = 2 * np.pi * np.arange(GRID) / GRID
-        initial = np.stack([np.sin(node)[None, :] + 0 * node[:, None], np.cos(2 * node)[:, None] + 0 * node])
+        initial = np.stack(
+            [np.sin(node)[None, :] + 0 * node[:, None], np.cos(2 * node)[:, None] + 0 * node]
+        )
         time = np.exp(-INTERVAL * np.array(frames))[:, None, None, None]
         return ((1.0 + trajectory) * time * initial).astype(np.float32)
 
 
 def view(dataset: Any = None, **options: Any) -> EvaluationData:
-    return EvaluationData.from_dataset(dataset or DecayingWaves(), MODEL_FIELDS, MEAN, STD, **options)
+    return EvaluationData.from_dataset(
+        dataset or DecayingWaves(), MODEL_FIELDS, MEAN, STD, **options
+    )
 
 
 def exact(frames: Tensor, lead_time: Tensor) -> Tensor:
@@ -98,7 +102,9 @@ def test_an_exact_model_scores_zero_to_rounding():
         assert evaluation.scores[method]["relative_l1"].max() < 4e-6, method
 
 
-@pytest.mark.parametrize(("method", "steps"), [("persistence", LEADS), ("previous_frame", (1, 1, 1))])
+@pytest.mark.parametrize(
+    ("method", "steps"), [("persistence", LEADS), ("previous_frame", (1, 1, 1))]
+)
 def test_persistence_error_is_the_decay_it_misses(method: str, steps: tuple[int, ...]):
     scores = evaluate(exact).scores[method]["relative_l1"]
     for lead, step in enumerate(steps):
@@ -155,7 +161,10 @@ def test_diverged_trajectories_count_as_infinitely_bad():
     [
         ({"lead_steps": (1, 5)}, r"start_frame\(0\) \+ longest lead\(5\) = 5 must be below the 5"),
         ({"lead_steps": ()}, "at least one lead step"),
-        ({"lead_steps": (1,), "rollout_step": 2}, "multiples of rollout_step=2 frames .*, got \\[1\\]"),
+        (
+            {"lead_steps": (1,), "rollout_step": 2},
+            "multiples of rollout_step=2 frames .*, got \\[1\\]",
+        ),
         ({"trajectories": ()}, "needs trajectories"),
     ],
 )
@@ -191,7 +200,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, An
     folder: Path = tmp_path_factory.mktemp("report")
     evaluation = evaluate(lambda x, t: x * (1 - t[:, None, None, None]))
     provenance = Provenance(
-        "nano <&> run", 1200, "poseidon-nano", {"seed": 0, "lr": math.nan}, links={"run": "http://t/1"}
+        "nano <&> run",
+        1200,
+        "poseidon-nano",
+        {"seed": 0, "lr": math.nan},
+        links={"run": "http://t/1"},
     )
     report, table = write_report([evaluation], provenance, folder)
     assert sorted(p.name for p in folder.iterdir()) == ["metrics.json", "report.html"]
@@ -218,7 +231,13 @@ def test_the_report_opens_with_the_verdict_and_names_its_origins(
 ):
     html = written[0]
     assert html.index("beats persistence") < html.index("<figure>")
-    for origin in ("nano &lt;&amp;&gt; run", "1200", "memory://decaying-waves", "f00d", "&#34;seed&#34;"):
+    for origin in (
+        "nano &lt;&amp;&gt; run",
+        "1200",
+        "memory://decaying-waves",
+        "f00d",
+        "&#34;seed&#34;",
+    ):
         assert origin in html
 
 
@@ -232,7 +251,9 @@ def test_json_numbers_are_those_recomputed(written: tuple[str, dict[str, Any], A
     row = dataset["summary"][-1]
     assert row["direct"] == np.median(recomputed, axis=0)[-1].mean()
     assert row["lead_time"] == 4 * INTERVAL
-    assert row["beats_persistence"] == (min(row["direct"], row["autoregressive"]) < row["persistence"])
+    assert row["beats_persistence"] == (
+        min(row["direct"], row["autoregressive"]) < row["persistence"]
+    )
     assert dataset["fingerprint"] == "f00d"
     assert values["provenance"]["config"] == {"seed": 0, "lr": None}
 

@@ -82,7 +82,8 @@ def test_shells_add_up_to_the_mean_square(centred: bool):
 
 
 @pytest.mark.parametrize(
-    ("kx", "ky", "band"), [(3, 0, "low"), (2, 3, "low"), (0, 4, "mid"), (8, 8, "mid"), (12, 0, "high")]
+    ("kx", "ky", "band"),
+    [(3, 0, "low"), (2, 3, "low"), (0, 4, "mid"), (8, 8, "mid"), (12, 0, "high")],
 )
 def test_an_error_of_one_wave_lies_in_one_band(kx: int, ky: int, band: str):
     truth = torch.randn(1, N, N, dtype=torch.float64)

@@ -46,9 +46,7 @@ def test_autoregressive_takes_as_many_steps_as_it_should():
 
 def test_one_step_starts_from_the_true_previous_frame():
     truth = torch.arange(7.0).reshape(1, 7, 1, 1, 1).expand(2, 7, 2, 4, 4)
-    got = rollout.one_step(
-        lambda x, t: 10 * x, truth, (2, 6), INTERVAL, PRESENT, rollout_step=2
-    )
+    got = rollout.one_step(lambda x, t: 10 * x, truth, (2, 6), INTERVAL, PRESENT, rollout_step=2)
     assert got[0, :, 0, 0, 0].tolist() == [0.0, 40.0]
 
 

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from pelagos.data_pipelines.generate import euler, initial_states, navier_stokes, spectral
@@ -36,7 +35,9 @@ NUM_ATTEMPTS = 4  # the Courant number is halved after each failure
 CELLS_PER_BATCH = 32_768  # trajectories solved together on a CPU: what stays in cache
 
 _NS_EQUATION = "u_t + div(u u) + grad p = D u, div u = 0, D spectral viscosity"
-_CE_EQUATION = "rho_t + div(rho u) = 0, (rho u)_t + div(rho u u) + grad p = 0, E_t + div((E+p)u) = 0"
+_CE_EQUATION = (
+    "rho_t + div(rho u) = 0, (rho u)_t + div(rho u u) + grad p = 0, E_t + div((E+p)u) = 0"
+)
 _PERIODIC = {"x": "periodic", "y": "periodic"}
 
 
@@ -193,7 +194,10 @@ FAMILIES: dict[str, Family] = {
         1.0,
     ),
     "CE-Gauss": _compressible(
-        "CE-Gauss", "100 Gaussian vortices in a light, hot gas", initial_states.gaussian_state, 2.513
+        "CE-Gauss",
+        "100 Gaussian vortices in a light, hot gas",
+        initial_states.gaussian_state,
+        2.513,
     ),
 }
 

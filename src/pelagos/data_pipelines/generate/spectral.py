@@ -90,7 +90,7 @@ def velocity_from_vorticity(vorticity: Tensor) -> Tensor:
 
     omega = dv/dx - du/dy, solved by u = -d(psi)/dy, v = d(psi)/dx, Laplace(psi) = omega.
     """
-    batch, height, width = vorticity.shape
+    _batch, height, width = vorticity.shape
     modes = Modes.of((height, width), vorticity.dtype, vorticity.device)
     pairs = forward(vorticity.unsqueeze(1))
     nyquist = (2 * modes.x.abs() == width) | (2 * modes.y.abs() == height)

@@ -8,6 +8,7 @@ solvers keep the other half of that promise (see `pelagos.data_pipelines.generat
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -96,7 +97,7 @@ def check_times(times: Sequence[float]) -> None:
     """Raise ValueError unless `times` is non-empty and strictly increasing."""
     if not times:
         raise ValueError("Got no times; at least the time of the initial state is required.")
-    for earlier, later in zip(times[:-1], times[1:], strict=True):
+    for earlier, later in itertools.pairwise(times):
         if not later > earlier:
             raise ValueError(f"Got times {earlier} then {later}; times must strictly increase.")
 

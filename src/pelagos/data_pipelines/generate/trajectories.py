@@ -85,7 +85,9 @@ def generate_trajectories(
                 "solver dtype float64, another solver resolution, or another seed."
             )
         coarse = record.coarsen(frames.flatten(0, 1), resolution)
-        data[start : start + size] = coarse.float().cpu().reshape(data[start : start + size].shape).numpy()
+        data[start : start + size] = (
+            coarse.float().cpu().reshape(data[start : start + size].shape).numpy()
+        )
         cfl[start : start + size] = used
     constants = record.parameters(fine)
     parameters = {name: np.full(len(indices), value) for name, value in constants.items()}

@@ -41,7 +41,9 @@ MAX_REQUEST_BYTES = 16 * 2**20
 FloatArray = npt.NDArray[Any]
 
 
-def open_dataset(uri: str, storage_options: dict[str, Any] | None = None) -> Dataset:
+def open_dataset(
+    uri: str | os.PathLike[str], storage_options: dict[str, Any] | None = None
+) -> Dataset:
     """Open a finished dataset: one read of its manifest, one listing of its shards.
 
     Args:
@@ -52,7 +54,7 @@ def open_dataset(uri: str, storage_options: dict[str, Any] | None = None) -> Dat
         DatasetError: it is missing, unfinished, damaged or out of reach; the message says what
             to do.
     """
-    return Dataset(uri, storage_options)
+    return Dataset(os.fspath(uri), storage_options)
 
 
 @dataclass(frozen=True)

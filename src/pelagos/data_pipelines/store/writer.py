@@ -12,6 +12,7 @@ refuses to open. `resume_dataset` goes on where a killed run stopped.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -52,7 +53,7 @@ _METADATA_THREADS = 16
 
 
 def create_dataset(
-    uri: str,
+    uri: str | os.PathLike[str],
     spec: DatasetSpec,
     *,
     overwrite: bool = False,
@@ -68,6 +69,7 @@ def create_dataset(
     Raises:
         FileExistsError: a dataset, finished or not, or something else is there.
     """
+    uri = os.fspath(uri)
     root_uri = staging.prepare(uri, overwrite, storage_options)
     store = open_store(root_uri, storage_options)
     store.write(SPEC_KEY, dumps({"spec": spec.to_json()}))  # first: it makes the rest resumable
@@ -76,13 +78,16 @@ def create_dataset(
 
 
 def resume_dataset(
-    uri: str, spec: DatasetSpec, storage_options: dict[str, Any] | None = None
+    uri: str | os.PathLike[str],
+    spec: DatasetSpec,
+    storage_options: dict[str, Any] | None = None,
 ) -> DatasetWriter:
     """Go on with a dataset that was begun and not finished.
 
     Raises:
         ValueError: nothing was begun there, or with another spec (the differences are listed).
     """
+    uri = os.fspath(uri)
     root_uri = staging.unfinished_root(uri, storage_options)
     store = open_store(root_uri, storage_options)
     found = DatasetSpec.from_json(json.loads(store.read(SPEC_KEY))["spec"])

@@ -66,7 +66,9 @@ class CheckpointStore:
         complete = self.complete()
         return complete[-1].step if complete else None
 
-    def save(self, step: int, tensors: dict[str, Tensor], trainer_state: dict[str, Any]) -> SaveReport:
+    def save(
+        self, step: int, tensors: dict[str, Tensor], trainer_state: dict[str, Any]
+    ) -> SaveReport:
         """Write a checkpoint; every rank calls this with its part of the same state.
 
         Raises:

@@ -31,7 +31,8 @@ Overrides = Annotated[
     typer.Argument(help="Overrides: dotted.key=value, e.g. optimizer.lr=1e-4", show_default=False),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the resolved job and what it would take, then stop.")
+    bool,
+    typer.Option("--dry-run", help="Print the resolved job and what it would take, then stop."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 RunsDir = Annotated[str, typer.Option("--runs-dir", help="Directory that holds the runs.")]
@@ -94,9 +95,7 @@ def pretrain(
 
 
 @app.command()
-def resume(
-    run: RunName, runs_dir: RunsDir = "runs", as_json: AsJson = False
-) -> None:
+def resume(run: RunName, runs_dir: RunsDir = "runs", as_json: AsJson = False) -> None:
     """Continue a run from its newest checkpoint, bit for bit as if it had never stopped.
 
     Example: pelagos resume quickstart
@@ -110,9 +109,7 @@ def resume(
 
 
 @app.command()
-def evaluate(
-    run: RunName, overrides: Overrides = None, as_json: AsJson = False
-) -> None:
+def evaluate(run: RunName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Measure a run on held-out trajectories: forecasts, errors against persistence, a report.
 
     Example: pelagos evaluate quickstart split=test checkpoint=best

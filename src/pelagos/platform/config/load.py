@@ -151,7 +151,9 @@ def _apply_overrides(
     for override in overrides:
         dotted, separator, raw = override.partition("=")
         if not separator or not dotted:
-            problems.append(Problem((override,), "expected dotted.key=value, e.g. optimizer.lr=1e-4"))
+            problems.append(
+                Problem((override,), "expected dotted.key=value, e.g. optimizer.lr=1e-4")
+            )
             continue
         path: KeyPath = tuple(int(p) if p.isdigit() else p for p in dotted.split("."))
         try:
@@ -249,9 +251,7 @@ def _explain(detail: Any, kind: Any, lines: dict[KeyPath, int]) -> Problem:
     if detail["type"] == "literal_error" and isinstance(got, str):
         choices = [str(a) for a in get_args(_annotation_at(kind, key))]
         nearest = _nearest(got, choices)
-    return Problem(
-        key, f"got {got!r} ({type(got).__name__}), allowed: {allowed}{nearest}", line
-    )
+    return Problem(key, f"got {got!r} ({type(got).__name__}), allowed: {allowed}{nearest}", line)
 
 
 def _without_echoes(problems: list[Problem]) -> list[Problem]:

@@ -269,7 +269,8 @@ class EvaluateJob(Section):
     split: str = Field("test", description="Split of each dataset.")
     max_trajectories: PositiveInt = Field(64, description="Trajectories per dataset at most.")
     lead_steps: tuple[PositiveInt, ...] | None = Field(
-        None, description="Leads evaluated, in used frames; default: every one up to max_lead_steps."
+        None,
+        description="Leads evaluated, in used frames; default: every one up to max_lead_steps.",
     )
     batch_size: PositiveInt = Field(16, description="Trajectories forecast at once.")
     output_dir: str | None = Field(None, description="Default: the run's evaluation directory.")

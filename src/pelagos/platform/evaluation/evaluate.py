@@ -118,7 +118,9 @@ def evaluate_dataset(
             forecasts = _forecasts(predict, data, truth, leads, rollout_step)
             _score(total, data, truth[:, list(leads)], forecasts)
             for row in range(max(0, min(len(chosen), num_examples - start))):
-                total.examples.append(_example(data, chosen[row], truth[row], leads, forecasts, row))
+                total.examples.append(
+                    _example(data, chosen[row], truth[row], leads, forecasts, row)
+                )
     count = len(trajectories)
     return DatasetEvaluation(
         data=data,
@@ -205,4 +207,3 @@ def _example(
             for method in ("autoregressive", "direct", "persistence")
         },
     )
-

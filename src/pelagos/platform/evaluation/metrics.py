@@ -15,7 +15,11 @@ from torch import Tensor
 _FIELD_AXES = (-3, -2, -1)
 _VRMSE_EPS = 1e-7
 # Shells of wave numbers |k| that PDEBench calls low, middle and high (arXiv:2210.07182, app. B).
-SPECTRAL_BANDS: dict[str, tuple[int, int | None]] = {"low": (0, 4), "mid": (4, 12), "high": (12, None)}
+SPECTRAL_BANDS: dict[str, tuple[int, int | None]] = {
+    "low": (0, 4),
+    "mid": (4, 12),
+    "high": (12, None),
+}
 
 
 def relative_l1(forecast: Tensor, truth: Tensor) -> Tensor:

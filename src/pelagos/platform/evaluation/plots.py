@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.animation import PillowWriter
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
+from PIL import Image as PillowImage
 
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation, ExampleForecast
 
@@ -33,6 +34,8 @@ _STYLE = {  # method: (label, colour, line style)
 _METRIC_LABELS = {"relative_l1": "relative L1 error", "vrmse": "VRMSE"}
 _MAX_STRIP_COLUMNS = 6
 _PANEL_INCHES = 1.75
+_ERROR_COLOURS = "PuOr_r"
+_SPECTRUM_RANGE = 1e-9  # fp32 data carries nothing below
 
 
 def figure_png(figure: Figure, dpi: int = 130) -> bytes:
@@ -47,7 +50,7 @@ def forecast_panels(
 ) -> Figure:
     """One row per stored field: initial frame, truth, forecast, error, at lead index ``lead``."""
     channels = _stored_channels(evaluation)
-    figure = _figure(4 * _PANEL_INCHES + 1.9, len(channels) * _PANEL_INCHES + 0.55)
+    figure = _figure(4 * _PANEL_INCHES + 1.5, len(channels) * (_PANEL_INCHES + 0.22) + 0.3)
     axes = figure.subplots(len(channels), 4, squeeze=False)
     time = evaluation.lead_times[lead]
     titles = ("initial frame", f"truth, t + {time:g}", f"{method}, t + {time:g}", "error")
@@ -60,10 +63,12 @@ def forecast_panels(
             axes[row, :3], (example.initial[channel], truth, forecast), strict=True
         ):
             shown = _show(axis, image, norm, colours)
-        figure.colorbar(shown, ax=list(axes[row, :3]), shrink=0.9, pad=0.015, aspect=14)
+        _colorbar(figure, shown, list(axes[row, :3]), shrink=0.9, pad=0.015, aspect=14)
         error = forecast - truth
-        shown = _show(axes[row, 3], error, _symmetric([error]), "PuOr_r")
-        figure.colorbar(shown, ax=axes[row, 3], shrink=0.9, pad=0.04, aspect=14)
+        shown = _show(axes[row, 3], error, _symmetric([error]), _ERROR_COLOURS)
+        share = np.abs(error).sum() / max(float(np.abs(truth).sum()), 1e-30)
+        axes[row, 3].set_xlabel(f"relative L1 {100 * share:.3g} %", fontsize=8)
+        _colorbar(figure, shown, axes[row, 3], shrink=0.9, pad=0.04, aspect=14)
         axes[row, 0].set_ylabel(field, fontsize=9)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
@@ -83,12 +88,12 @@ def rollout_strip(
     for column, lead in enumerate(leads):
         shown = _show(axes[0, column], truth[lead], norm, colours)
         _show(axes[1, column], forecast[lead], norm, colours)
-        error = _show(axes[2, column], forecast[lead] - truth[lead], error_norm, "PuOr_r")
+        error = _show(axes[2, column], forecast[lead] - truth[lead], error_norm, _ERROR_COLOURS)
         axes[0, column].set_title(f"t + {evaluation.lead_times[lead]:g}", fontsize=9)
     for axis, label in zip(axes[:, 0], ("truth", method, "error"), strict=True):
         axis.set_ylabel(label, fontsize=9)
-    figure.colorbar(shown, ax=list(axes[:2].ravel()), shrink=0.8, pad=0.015, aspect=22)
-    figure.colorbar(error, ax=list(axes[2]), shrink=0.9, pad=0.015, aspect=11)
+    _colorbar(figure, shown, list(axes[:2].ravel()), shrink=0.8, pad=0.015, aspect=22)
+    _colorbar(figure, error, list(axes[2]), shrink=0.9, pad=0.015, aspect=11)
     figure.suptitle(evaluation.data.fields[channel], fontsize=10)
     return figure
 
@@ -105,31 +110,41 @@ def rollout_animation(
     """Write an animated GIF of one field: truth, forecast and error through the lead times."""
     truth, forecast = example.truth[:, channel], example.forecasts[method][:, channel]
     norm, colours = _scale(evaluation.data.fields[channel], [truth])
-    figure = _figure(3 * 2.3 + 1.6, 2.6)
+    figure = _figure(3 * 2.3 + 1.6, 2.8)
     axes = figure.subplots(1, 3)
     images = [
         _show(axes[0], truth[0], norm, colours),
         _show(axes[1], forecast[0], norm, colours),
-        _show(axes[2], forecast[0] - truth[0], _symmetric([forecast - truth]), "PuOr_r"),
+        _show(axes[2], forecast[0] - truth[0], _symmetric([forecast - truth]), _ERROR_COLOURS),
     ]
     for axis, title in zip(axes, ("truth", method, "error"), strict=True):
         axis.set_title(title, fontsize=10)
-    figure.colorbar(images[1], ax=list(axes[:2]), shrink=0.85, pad=0.015, aspect=14)
-    figure.colorbar(images[2], ax=axes[2], shrink=0.85, pad=0.04, aspect=14)
-    writer = PillowWriter(fps=frames_per_second)
-    with writer.saving(figure, str(path), dpi=80):
-        for lead, time in enumerate(evaluation.lead_times):
-            error = forecast[lead] - truth[lead]
-            for image, values in zip(images, (truth[lead], forecast[lead], error), strict=True):
-                image.set_data(values)
-            figure.suptitle(f"{evaluation.data.fields[channel]}, t + {time:g}", fontsize=10)
-            writer.grab_frame()
+    _colorbar(figure, images[1], list(axes[:2]), shrink=0.85, pad=0.015, aspect=14)
+    _colorbar(figure, images[2], axes[2], shrink=0.85, pad=0.04, aspect=14)
+    heading = figure.suptitle(evaluation.data.fields[channel], fontsize=10)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: half of each frame's time
+    palette, pictures = _palette(colours, _ERROR_COLOURS), []
+    for lead, time in enumerate(evaluation.lead_times):
+        error = forecast[lead] - truth[lead]
+        for image, values in zip(images, (truth[lead], forecast[lead], error), strict=True):
+            image.set_data(values)
+        heading.set_text(f"{evaluation.data.fields[channel]}, t + {time:g}")
+        pictures.append(_gif_frame(figure, palette))
+    pictures[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=round(1000 / frames_per_second),
+        loop=0,
+    )
 
 
 def error_growth(evaluation: DatasetEvaluation, metric: str = "relative_l1") -> Figure:
     """Error against lead time per field: median and quartiles over trajectories."""
     groups = evaluation.group_names
-    figure = _figure(2.7 * len(groups) + 0.4, 2.9)
+    figure = _figure(2.6 * len(groups) + 2.2, 2.7)
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     times = np.array(evaluation.lead_times)
     for index, (axis, group) in enumerate(zip(axes, groups, strict=True)):
@@ -152,7 +167,7 @@ def error_growth(evaluation: DatasetEvaluation, metric: str = "relative_l1") -> 
 def spectra(evaluation: DatasetEvaluation, lead: int) -> Figure:
     """Energy spectrum per field at one lead time, truth and forecasts, mean over trajectories."""
     groups = evaluation.group_names
-    figure = _figure(2.7 * len(groups) + 0.4, 2.9)
+    figure = _figure(2.6 * len(groups) + 2.2, 2.7)
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     for index, (axis, group) in enumerate(zip(axes, groups, strict=True)):
         for method, (label, colour, line) in _STYLE.items():
@@ -161,7 +176,9 @@ def spectra(evaluation: DatasetEvaluation, lead: int) -> Figure:
         truth = evaluation.spectra["truth"][lead, index, 1:]
         positive = truth[truth > 0]
         if positive.size:
-            axis.set_ylim(max(positive.min() / 10, positive.max() * 1e-14), positive.max() * 10)
+            axis.set_ylim(
+                max(positive.min() / 10, positive.max() * _SPECTRUM_RANGE), positive.max() * 10
+            )
         _plain(axis)
         axis.set_title(group, fontsize=10)
         axis.set_xlabel("wave number k", fontsize=9)
@@ -180,6 +197,27 @@ def _show(axis: Axes, image: Image, norm: Normalize, colours: str) -> Any:
     axis.set_xticks([])
     axis.set_yticks([])
     return axis.imshow(image, norm=norm, cmap=colours, origin="lower", interpolation="nearest")
+
+
+def _palette(colours: str, error_colours: str) -> PillowImage.Image:
+    """256 colours for a GIF: 112 of each colour map and 32 greys, so that no field is banded."""
+    parts = [colormaps[name](np.linspace(0, 1, 112))[:, :3] for name in (colours, error_colours)]
+    greys = np.repeat(np.linspace(0, 1, 32)[:, None], 3, axis=1)
+    palette = PillowImage.new("P", (1, 1))
+    palette.putpalette((255 * np.concatenate([*parts, greys])).round().astype(np.uint8).tobytes())
+    return palette
+
+
+def _gif_frame(figure: Figure, palette: PillowImage.Image) -> PillowImage.Image:
+    image = PillowImage.open(io.BytesIO(figure_png(figure, dpi=80))).convert("RGB")
+    return image.quantize(palette=palette, dither=PillowImage.Dither.NONE)
+
+
+def _colorbar(
+    figure: Figure, image: Any, axes: Any, *, shrink: float, pad: float, aspect: float
+) -> None:
+    bar = figure.colorbar(image, ax=axes, shrink=shrink, pad=pad, aspect=aspect)
+    bar.ax.tick_params(labelsize=7)
 
 
 def _scale(field: str, images: Sequence[Image]) -> tuple[Normalize, str]:
@@ -214,9 +252,7 @@ def _plain(axis: Axes) -> None:
 
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8, frameon=False
-    )
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
 
 
 def _stored_channels(evaluation: DatasetEvaluation) -> list[int]:

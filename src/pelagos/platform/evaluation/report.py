@@ -126,7 +126,9 @@ def numbers(evaluations: Sequence[DatasetEvaluation], provenance: Provenance) ->
                     for row in rows
                 ],
                 "scores": {
-                    method: {metric: _score_numbers(evaluation, method, metric) for metric in METRICS}
+                    method: {
+                        metric: _score_numbers(evaluation, method, metric) for metric in METRICS
+                    }
                     for method in METHODS
                 },
                 "spectra": {m: v.tolist() for m, v in evaluation.spectra.items()},
@@ -199,7 +201,9 @@ def _figures(evaluation: DatasetEvaluation) -> list[tuple[str, str]]:
         name = f"trajectory {example.trajectory}"
         for method in ("direct", "autoregressive"):
             panels = plots.forecast_panels(evaluation, example, last, method)
-            pictures.append((f"All fields at the longest lead time, {method}, {name}.", _png(panels)))
+            pictures.append(
+                (f"All fields at the longest lead time, {method}, {name}.", _png(panels))
+            )
         channel = next(iter(evaluation.data.groups.values()))[0]
         strip = plots.rollout_strip(evaluation, example, channel, "autoregressive")
         pictures.append((f"Autoregressive rollout, {name}.", _png(strip)))

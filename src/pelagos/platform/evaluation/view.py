@@ -92,7 +92,9 @@ class EvaluationData:
                 f"dataset {spec.name} stores {list(stored)}, none of the scored fields "
                 f"{sorted({n for names in wanted.values() for n in names})}"
             )
-        shift = torch.tensor([m + (offset or {}).get(f, 0.0) for f, m in zip(fields, mean, strict=True)])
+        shift = torch.tensor(
+            [m + (offset or {}).get(f, 0.0) for f, m in zip(fields, mean, strict=True)]
+        )
         shift, scale = shift.float()[:, None, None], torch.tensor(std).float()[:, None, None]
         present = tuple(name in stored or name in spec.constant_fields for name in fields)
 
