@@ -120,7 +120,9 @@ def test_the_same_flow_on_every_grid() -> None:
 
 def test_sines_match_their_formula_at_a_point() -> None:
     rng = trajectory_generator(0, "NS-Sines", 0)
-    a, b, c = (rng.uniform(lo, hi, (10, 10)) for lo, hi in ((-1, 1), (0, 2 * np.pi), (0, 2 * np.pi)))
+    a, b, c = (
+        rng.uniform(lo, hi, (10, 10)) for lo, hi in ((-1, 1), (0, 2 * np.pi), (0, 2 * np.pi))
+    )
     x, y, total = 3 / 16, 5 / 16, 0.0
     for i in range(1, 11):
         for j in range(1, 11):
@@ -154,9 +156,9 @@ def test_kelvin_helmholtz_borders_stay_within_their_amplitude() -> None:
 def test_solving_finer_gives_means_of_the_conserved_quantities() -> None:
     settings = {"seed": 2, "num_frames": 2, "final_time": 0.05, "dtype": "float64"}
     fine = generate_trajectories("CE-RP", [1], resolution=32, **settings)[0][0]
-    coarse = generate_trajectories(
-        "CE-RP", [1], resolution=16, solver_resolution=32, **settings
-    )[0][0]
+    coarse = generate_trajectories("CE-RP", [1], resolution=16, solver_resolution=32, **settings)[
+        0
+    ][0]
     conserved = to_conserved(torch.from_numpy(fine).double())
     means = conserved.reshape(2, 4, 16, 2, 16, 2).mean(dim=(3, 5))
     # Both results were rounded to float32 on the way.
