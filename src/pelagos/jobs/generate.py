@@ -163,6 +163,7 @@ def _plan(job: GenerateJob, dataset: GenerateDataset) -> tuple[_Plan, str | None
         dataset.solver_resolution,
         dataset.solver_dtype,
         device,
+        bool(getattr(dataset, "compile_solver", False)),
     )
     splits = None if dataset.splits is None else {str(k): v for k, v in dataset.splits.items()}
     spec = dataset_spec(
