@@ -4,6 +4,8 @@
 #   make test         the whole test suite
 #   make lint         ruff, ruff format, mypy --strict
 #   make venv         only the environment
+#   make format       let ruff mend what it can
+#   make docs         write docs/job-file.md from the schema of job files
 #
 # Another interpreter: make venv PYTHON=/path/to/python3.12
 # Some tests only:     make test PYTEST_ARGS="tests/models -k poseidon"
@@ -21,7 +23,7 @@ PYTHON_IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CODE := src tests benchmarks examples
 PYTEST_ARGS ?=
 
-.PHONY: help quickstart test lint venv format
+.PHONY: help quickstart test lint venv format docs
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -58,3 +60,7 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+# The pages that are written from the code.
+docs: $(STAMP)
+	$(BIN)/python -m pelagos.platform.config.reference > docs/job-file.md

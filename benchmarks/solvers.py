@@ -28,7 +28,7 @@ from pelagos.data_pipelines.generate import (
     trajectory_generator,
 )
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating]
 REPEATS = 5
 GAMMA = 1.4
 
@@ -41,8 +41,10 @@ def main() -> None:
         for name in arguments.families:
             rate = family_rate(name, resolution, arguments.trajectories)
             print(f"{name:14s} {resolution:4d}^2 float32  {rate:8.3f} trajectories/s on 1 core")
-    print_ratio("incompressible, 128^2 float64, 20 steps, NumPy peer", *navier_stokes_pair(128, 20))
-    print_ratio("compressible, 128^2 float64, 10 steps, NumPy peer", *euler_pair(128, 10))
+    for dtype in ("float32", "float64"):
+        label = f"128^2 {dtype}, one trajectory, NumPy peer"
+        print_ratio(f"incompressible, {label}", *navier_stokes_pair(128, 20, dtype))
+        print_ratio(f"compressible, {label}", *euler_pair(128, 10, dtype))
     for name in ("NS-Gauss", "CE-RP"):
         print_ratio(f"{name}, 8 trajectories at 32^2, one at a time", *batch_pair(name, 32, 8))
 
@@ -100,8 +102,11 @@ def batch_pair(name: str, resolution: int, count: int) -> tuple[Callable[[], obj
     return batched, one_at_a_time
 
 
-def navier_stokes_pair(n: int, steps: int) -> tuple[Callable[[], object], Callable[[], object]]:
+def navier_stokes_pair(
+    n: int, steps: int, dtype: str
+) -> tuple[Callable[[], object], Callable[[], object]]:
     velocity = FAMILIES["NS-Sines"].initial_state(trajectory_generator(0, "NS-Sines", 0), n)
+    velocity = velocity.astype(dtype)
     state, size = torch.from_numpy(velocity)[None], 1e-3
     times = [0.0, size * steps]
 
@@ -114,8 +119,8 @@ def navier_stokes_pair(n: int, steps: int) -> tuple[Callable[[], object], Callab
 def numpy_navier_stokes(velocity: Array, steps: int, dt: float, viscosity: float) -> Array:
     """Vorticity form, 2/3 rule, integrating factor, RK4; five real transforms per evaluation."""
     n = velocity.shape[-1]
-    kx = 2 * np.pi * np.fft.rfftfreq(n, 1 / n)[None, :]
-    ky = 2 * np.pi * np.fft.fftfreq(n, 1 / n)[:, None]
+    kx = (2 * np.pi * np.fft.rfftfreq(n, 1 / n)[None, :]).astype(velocity.dtype)
+    ky = (2 * np.pi * np.fft.fftfreq(n, 1 / n)[:, None]).astype(velocity.dtype)
     square = kx**2 + ky**2
     inverse = np.divide(1.0, square, out=np.zeros_like(square), where=square > 0)
     kept = (np.abs(kx) < 2 * np.pi * n / 3) & (np.abs(ky) < 2 * np.pi * n / 3)
@@ -123,7 +128,7 @@ def numpy_navier_stokes(velocity: Array, steps: int, dt: float, viscosity: float
     omega = (1j * kx * v - 1j * ky * u) * kept
     half = np.exp(-0.5 * dt * viscosity * square)
 
-    def slope(w: npt.NDArray[np.complex128]) -> npt.NDArray[np.complex128]:
+    def slope(w: npt.NDArray[np.complexfloating]) -> npt.NDArray[np.complexfloating]:
         u = np.fft.irfft2(1j * ky * inverse * w)
         v = np.fft.irfft2(-1j * kx * inverse * w)
         vorticity = np.fft.irfft2(w)
@@ -139,8 +144,8 @@ def numpy_navier_stokes(velocity: Array, steps: int, dt: float, viscosity: float
     return np.stack((np.fft.irfft2(1j * ky * inverse * omega),) * 2)
 
 
-def euler_pair(n: int, steps: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    state = FAMILIES["CE-KH"].initial_state(trajectory_generator(0, "CE-KH", 0), n)
+def euler_pair(n: int, steps: int, dtype: str) -> tuple[Callable[[], object], Callable[[], object]]:
+    state = FAMILIES["CE-KH"].initial_state(trajectory_generator(0, "CE-KH", 0), n).astype(dtype)
     tensor, size = torch.from_numpy(state)[None], 4e-4
     times = [0.0, size * steps]
 

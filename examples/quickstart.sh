@@ -1,22 +1,21 @@
 #!/usr/bin/env bash
-# From nothing to a measured model: simulate two small datasets, train on them, evaluate.
-# Everything lands in ./quickstart/. A second call goes on where the first one stopped.
+# The whole of Pelagos, small: simulate physics, pretrain, evaluate. Run it from the repository's
+# root, with `pelagos` on the PATH (`make quickstart` does both). Running it again goes on where it
+# stopped, or shows what is there.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-echo "1/3  simulating the datasets"
-if [[ -f quickstart/data/ns-sines.zarr/manifest.json && -f quickstart/data/ce-gauss.zarr/manifest.json ]]; then
-  echo "     there already: quickstart/data"
-else
-  pelagos generate configs/quickstart/generate.yaml
-fi
+say() { printf '\n\033[1m== %s\033[0m\n' "$1"; }
 
-echo "2/3  training"
-if [[ -d quickstart/runs/quickstart ]]; then
+say "1/3  simulate: pelagos generate configs/quickstart/generate.yaml"
+pelagos generate configs/quickstart/generate.yaml
+
+if [ -e quickstart/runs/quickstart/job.yaml ]; then
+  say "2/3  pretrain: pelagos resume quickstart --runs-dir quickstart/runs"
   pelagos resume quickstart --runs-dir quickstart/runs
 else
+  say "2/3  pretrain: pelagos pretrain configs/quickstart/pretrain.yaml"
   pelagos pretrain configs/quickstart/pretrain.yaml
 fi
 
-echo "3/3  evaluating on held-out trajectories"
+say "3/3  evaluate: pelagos evaluate quickstart runs_dir=quickstart/runs"
 pelagos evaluate quickstart runs_dir=quickstart/runs

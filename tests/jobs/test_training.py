@@ -187,3 +187,9 @@ def test_a_grid_that_does_not_fit_the_model_is_refused_before_training(make_job:
     job = make_job(model__config__image_size=20, model__config__patch_size=8)
     with pytest.raises(ConfigError, match="patch"):
         check_parts(job)
+
+
+def test_fewer_processes_than_workers_are_refused(make_job: MakeJob) -> None:
+    job = make_job(resources__num_workers=2)
+    with pytest.raises(ValueError, match=r"num_workers is 2, but 1 process\(es\) run"):
+        run_training(job)

@@ -30,6 +30,8 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int = 0) -> Iterat
         os.environ.setdefault(name, value)
     import ray
 
+    # Ray says at every start that tokens are on, which is how it should be
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     already = ray.is_initialized()
     if not already:
         options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}

@@ -68,7 +68,7 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     if job.tracking:
         log_evaluation(training, directory, output, evaluation_metrics(evaluations))
     if console is not None:
-        _show(evaluations, report, console)
+        _show(evaluations, report, training.tracking.uri, console)
     return EvaluateResult(job.run, report, values)
 
 
@@ -120,7 +120,12 @@ def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[s
     ]
 
 
-def _show(evaluations: Sequence[DatasetEvaluation], report: Path, console: Console) -> None:
+def _show(
+    evaluations: Sequence[DatasetEvaluation],
+    report: Path,
+    tracking_uri: str | None,
+    console: Console,
+) -> None:
     for evaluation in evaluations:
         rows = summary_rows(evaluation)
         count = len(evaluation.trajectories)
@@ -144,6 +149,8 @@ def _show(evaluations: Sequence[DatasetEvaluation], report: Path, console: Conso
         console.print(table)
         console.print(f"  the model {verdict(rows)}")
     console.print(f"report: {report}")
+    if tracking_uri is not None:
+        console.print(f"runs and plots: mlflow ui --backend-store-uri {tracking_uri}")
 
 
 def _thinned(rows: list[SummaryRow], most: int = 10) -> list[SummaryRow]:

@@ -46,7 +46,7 @@ def register_model(
         forecaster.save(directory)
         with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
             # an example input would be stored with every version; the signature says the same
-            warnings.filterwarnings("ignore", message=".*input example.*")
+            warnings.filterwarnings("ignore", message=".*(input example|type hints).*")
             info: Any = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("registered_forecaster.py")),

@@ -59,6 +59,7 @@ def train(
     parts = build(job)
     strategy = create_strategy(job.parallel.strategy, _options(job))
     try:
+        _check_world(job, strategy.world_size)
         # 2. model and optimizer, then the newest checkpoint if there is one
         loop = TrainingLoop(job, run, parts, strategy, storage_options)
         start = loop.restore()
@@ -268,6 +269,16 @@ class TrainingLoop:
         return (
             f"step {step + 1}: {what}; the weights were not changed by it; {last}. Lower "
             "optimizer.lr, lengthen schedule.warmup_steps, or use parallel.precision: fp32."
+        )
+
+
+def _check_world(job: PretrainJob, world_size: int) -> None:
+    if world_size != job.resources.num_workers:
+        raise ValueError(
+            f"resources.num_workers is {job.resources.num_workers}, but {world_size} process(es) "
+            "run. With launcher: none start as many with `torchrun --nproc-per-node="
+            f"{job.resources.num_workers} -m pelagos.platform.cli.main pretrain …`, or set "
+            f"resources.num_workers={world_size}."
         )
 
 

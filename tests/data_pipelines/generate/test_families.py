@@ -54,26 +54,27 @@ def test_every_family_gives_finite_frames_and_says_what_they_are(name: str) -> N
     assert ("density" in family.fields) == ("pressure" in offsets)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_bits_do_not_depend_on_batch_order_or_threads(name: str, dtype: str, threads: None) -> None:
-    torch.set_num_threads(1)
-    alone = [generate_trajectories(name, [i], seed=1, dtype=dtype, **SHORT)[0][0] for i in range(3)]
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        together = generate_trajectories(name, [2, 0, 1], seed=1, dtype=dtype, **SHORT)[0]
-        for row, i in enumerate((2, 0, 1)):
-            assert alone[i].tobytes() == together[row].tobytes(), (name, i, count)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, "float32") for name in NAMES), ("NS-Gauss", "float64"), ("CE-RP", "float64")],
+)
+def test_bits_do_not_depend_on_batch_or_order(name: str, dtype: str) -> None:
+    settings = {"resolution": 32, "num_frames": 3, "final_time": 0.04, "seed": 1, "dtype": dtype}
+    alone = [generate_trajectories(name, [i], **settings)[0][0] for i in range(3)]
+    together = generate_trajectories(name, [2, 0, 1], **settings)[0]
+    for row, i in enumerate((2, 0, 1)):
+        assert alone[i].tobytes() == together[row].tobytes(), (name, i)
 
 
 # MKL's FFT rounds by the number of transforms per call up to 64 points; odd sizes leave tails.
+# Five trajectories of 64 x 64 are enough for torch to share an operation among threads.
 @pytest.mark.parametrize("resolution", [12, 36, 64])
 @pytest.mark.parametrize("name", ["NS-Tracer-PwC", "NS-Gauss", "CE-CRP"])
-def test_bits_do_not_depend_on_the_batch_at_other_sizes(
+def test_bits_do_not_depend_on_batch_or_threads_at_other_sizes(
     name: str, resolution: int, threads: None
 ) -> None:
     torch.set_num_threads(2)
-    settings = {"resolution": resolution, "num_frames": 2, "final_time": 0.03, "seed": 5}
+    settings = {"resolution": resolution, "num_frames": 2, "final_time": 0.01, "seed": 5}
     together = generate_trajectories(name, range(5), **settings)[0]
     torch.set_num_threads(1)
     for i in range(5):

@@ -207,7 +207,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, An
         links={"run": "http://t/1"},
     )
     report, table = write_report([evaluation], provenance, folder)
-    assert sorted(p.name for p in folder.iterdir()) == ["metrics.json", "report.html"]
+    assert sorted(p.name for p in folder.iterdir()) == ["figures", "metrics.json", "report.html"]
+    kinds = {p.suffix for p in (folder / "figures").iterdir()}
+    assert kinds == {".png", ".gif"}
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not strict JSON")

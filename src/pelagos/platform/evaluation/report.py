@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -148,13 +149,36 @@ def write_report(
     directory.mkdir(parents=True, exist_ok=True)
     report, table = directory / REPORT_NAME, directory / NUMBERS_NAME
     values = numbers(evaluations, provenance)
-    _write(table, json.dumps(values, indent=1, allow_nan=False) + "\n")
-    _write(report, render(evaluations, provenance))
+    pictures = {e.data.name: _figures(e) for e in evaluations}
+    for name, figures in pictures.items():
+        for figure in figures:
+            _write(directory / "figures" / f"{_file_name(name)}-{figure.file_name}", figure.content)
+    _write(table, json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
+    _write(report, render(evaluations, provenance, pictures).encode())
     return report, table
 
 
-def render(evaluations: Sequence[DatasetEvaluation], provenance: Provenance) -> str:
-    """The HTML report, images inlined."""
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the report: a PNG, or a GIF if it moves."""
+
+    caption: str
+    file_name: str
+    content: bytes
+
+    @property
+    def data_uri(self) -> str:
+        """The picture as an address that needs no file beside the report."""
+        kind = "gif" if self.file_name.endswith(".gif") else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(self.content).decode('ascii')}"
+
+
+def render(
+    evaluations: Sequence[DatasetEvaluation],
+    provenance: Provenance,
+    pictures: Mapping[str, Sequence[Picture]],
+) -> str:
+    """The HTML report; ``pictures`` of each dataset, by its name, are inlined."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pelagos.platform.evaluation"),
         autoescape=True,
@@ -173,7 +197,7 @@ def render(evaluations: Sequence[DatasetEvaluation], provenance: Provenance) -> 
                 "rows": rows,
                 "verdict": verdict(rows),
                 "fields": _field_rows(evaluation),
-                "figures": _figures(evaluation),
+                "figures": [(p.caption, p.data_uri) for p in pictures[evaluation.data.name]],
             }
         )
     return environment.get_template("report.html.j2").render(
@@ -184,35 +208,41 @@ def render(evaluations: Sequence[DatasetEvaluation], provenance: Provenance) -> 
     )
 
 
-def _figures(evaluation: DatasetEvaluation) -> list[tuple[str, str]]:
-    """Caption and data URI of every picture."""
+def _figures(evaluation: DatasetEvaluation) -> list[Picture]:
+    """Every picture of one dataset."""
     last = len(evaluation.lead_steps) - 1
     pictures = [
-        (
+        Picture(
             "Relative L1 error against lead time: median and quartiles over trajectories.",
-            _png(plots.error_growth(evaluation)),
+            "error-growth.png",
+            plots.figure_png(plots.error_growth(evaluation)),
         ),
-        (
+        Picture(
             f"Energy spectra at lead time {evaluation.lead_times[last]:g}, mean over trajectories.",
-            _png(plots.spectra(evaluation, last)),
+            "spectra.png",
+            plots.figure_png(plots.spectra(evaluation, last)),
         ),
     ]
     for example in evaluation.examples:
-        name = f"trajectory {example.trajectory}"
+        name, stem = f"trajectory {example.trajectory}", f"trajectory-{example.trajectory}"
         for method in ("direct", "autoregressive"):
-            panels = plots.forecast_panels(evaluation, example, last, method)
-            pictures.append(
-                (f"All fields at the longest lead time, {method}, {name}.", _png(panels))
-            )
+            panels = plots.figure_png(plots.forecast_panels(evaluation, example, last, method))
+            caption = f"All fields at the longest lead time, {method}, {name}."
+            pictures.append(Picture(caption, f"{stem}-{method}.png", panels))
         channel = next(iter(evaluation.data.groups.values()))[0]
         strip = plots.rollout_strip(evaluation, example, channel, "autoregressive")
-        pictures.append((f"Autoregressive rollout, {name}.", _png(strip)))
+        caption = f"Autoregressive rollout, {name}."
+        pictures.append(Picture(caption, f"{stem}-rollout.png", plots.figure_png(strip)))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rollout.gif"
             plots.rollout_animation(path, evaluation, example, channel, "autoregressive")
-            animation = _data_uri("image/gif", path.read_bytes())
-        pictures.append((f"The same rollout, animated, {name}.", animation))
+            caption = f"The same rollout, animated, {name}."
+            pictures.append(Picture(caption, f"{stem}-rollout.gif", path.read_bytes()))
     return pictures
+
+
+def _file_name(dataset: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", dataset).lower()
 
 
 def _field_rows(evaluation: DatasetEvaluation) -> list[dict[str, Any]]:
@@ -244,14 +274,6 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def _png(figure: Any) -> str:
-    return _data_uri("image/png", plots.figure_png(figure))
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
 def _percent(value: float) -> str:
     return f"{100 * value:.3g} %" if math.isfinite(value) else "diverged"
 
@@ -260,10 +282,11 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "diverged"
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
