@@ -45,10 +45,10 @@ def test_streaming_into_a_plain_loop_learns(
 def test_forecasting_with_a_run(
     run_example: RunExample, make_job: Callable[..., PretrainJob]
 ) -> None:
-    job = make_job("waves", schedule__total_steps=2)
+    job = make_job("waves", schedule__total_steps=3)
     train(job, RunDirectory.create(job), build_parts, {})
     output = run_example("forecast.py", "waves", "--runs-dir", job.runs_dir)
-    assert output.startswith("waves after 2 steps")
+    assert output.startswith("waves after 3 steps")
     # frames 0.05 apart: leads 1, 3 and 4 of 4; "ns" stores velocity alone, "ce" all fields
     assert re.findall(r"velocity +lead time ([\d.]+)", output) == ["0.050", "0.150", "0.200"] * 2
     assert len(re.findall(r"pressure +lead time", output)) == 3
