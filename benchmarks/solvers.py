@@ -45,6 +45,9 @@ def main() -> None:
         label = f"128^2 {dtype}, one trajectory, NumPy peer"
         print_ratio(f"incompressible, {label}", *navier_stokes_pair(128, 20, dtype))
         print_ratio(f"compressible, {label}", *euler_pair(128, 10, dtype))
+    print_ratio(
+        "CE-RP, 2 trajectories at 128^2, compiled; peer not compiled", *compiled_pair(128, 2)
+    )
     for name in ("NS-Gauss", "CE-RP"):
         print_ratio(f"{name}, 8 trajectories at 32^2, one at a time", *batch_pair(name, 32, 8))
 
@@ -100,6 +103,15 @@ def batch_pair(name: str, resolution: int, count: int) -> tuple[Callable[[], obj
             generate_trajectories(name, [i], **settings)
 
     return batched, one_at_a_time
+
+
+def compiled_pair(resolution: int, count: int) -> tuple[Callable[[], object], ...]:
+    settings = {"seed": 0, "resolution": resolution, "num_frames": 2, "final_time": 0.1}
+
+    def solve(compiled: bool) -> Callable[[], object]:
+        return lambda: generate_trajectories("CE-RP", range(count), compiled=compiled, **settings)
+
+    return solve(True), solve(False)
 
 
 def navier_stokes_pair(

@@ -90,20 +90,20 @@ class _Plan:
 def run(job: GenerateJob, console: Console | None = None) -> GenerateResult:
     """Simulate the job's datasets; the same job again goes on where a killed one stopped.
 
-    Datasets of the job that are complete already are kept when others are not: the job is then a
-    continuation. If all are complete, or one differs from what the job asks for, it is refused
-    unless `overwrite` is set.
+    Datasets of the job that are complete already are kept. If all are, `overwrite` computes them
+    again. A complete dataset that differs from what the job asks for is refused unless `overwrite`
+    is set.
 
     Raises:
         ValueError: the job cannot run as written (all problems are listed).
-        FileExistsError: complete datasets stand at the uris.
+        FileExistsError: other complete datasets stand at the uris.
         GenerationError: a trajectory is not finite at any step size tried.
     """
     console = console or Console()
     started = time.monotonic()
     plans = _plans(job)
     total = {"trajectories": 0.0, "trajectories_computed": 0.0, "trajectories_retried": 0.0}
-    again = all(plan.is_done for plan in plans)  # asked for by `overwrite`
+    again = job.overwrite and all(plan.is_done for plan in plans)
     with _progress(console) as progress, _launcher(job.resources) as launch:
         for plan in plans:
             total["trajectories"] += plan.spec.num_trajectories
@@ -141,8 +141,6 @@ def _plans(job: GenerateJob) -> list[_Plan]:
     ]
     if problems:
         raise ValueError(f"job {job.name} cannot run:\n  " + "\n  ".join(problems))
-    if all(plan.is_done for plan in plans):
-        occupied = [f"{plan.uri} is complete already" for plan in plans]
     if occupied and not job.overwrite:
         raise FileExistsError(
             "\n".join(occupied) + "\nUse another uri, or overwrite=true to replace what is there."
@@ -163,6 +161,7 @@ def _plan(job: GenerateJob, dataset: GenerateDataset) -> tuple[_Plan, str | None
         dataset.solver_resolution,
         dataset.solver_dtype,
         device,
+        dataset.compile_solver,
     )
     splits = None if dataset.splits is None else {str(k): v for k, v in dataset.splits.items()}
     spec = dataset_spec(

@@ -13,7 +13,8 @@ whose forward Euler step keeps both positive for Courant numbers up to 1/2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,7 @@ def solve_euler(
     extent: tuple[float, float] = (1.0, 1.0),
     cfl: float = DEFAULT_CFL,
     max_step: float | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Frames [batch, time, 4, y, x] of cell values: density, velocity-x, velocity-y, pressure.
 
@@ -51,6 +53,10 @@ def solve_euler(
         extent: lengths of the domain (y, x).
         cfl: Courant number of max((|u| + c)/dx + (|v| + c)/dy).
         max_step: bound on the step, for example to measure the order of the method.
+        compiled: fuse each step with `torch.compile`, three to five times as fast on a CPU. Needs
+            a C++ compiler, and up to a minute before the first step of a grid size that this
+            machine has not compiled yet. Results differ from uncompiled ones by rounding; they
+            do not depend on the batch either, since trajectories are stepped one by one.
 
     Returns:
         Frames; a trajectory that stops being finite or positive is NaN from there on.
@@ -60,7 +66,8 @@ def solve_euler(
     """
     _check(primitive, gamma, boundary_x, boundary_y)
     height, width = primitive.shape[-2:]
-    scheme = _Scheme(gamma, (boundary_y, boundary_x), (height / extent[0], width / extent[1]))
+    per_length = (height / extent[0], width / extent[1])
+    scheme = _Scheme(gamma, (boundary_y, boundary_x), per_length, compiled)
     return march(
         to_conserved(primitive, gamma),
         times,
@@ -92,6 +99,7 @@ class _Scheme:
     gamma: float
     boundaries: tuple[Boundary, Boundary]  # y, x
     cells_per_length: tuple[float, float]  # y, x
+    compiled: bool = False
 
     def prepare(
         self, state: Tensor, _trajectories: list[int], _clocks: list[float]
@@ -113,7 +121,12 @@ class _Scheme:
         _clocks: list[float],
     ) -> Tensor:
         """One step; trajectories it leaves non-positive are stepped again at first order."""
-        after = self._runge_kutta(state, primitive, dt, second_order=True)
+        if self.compiled:
+            fused, rows = _fused_step(), range(len(dt))
+            parts = [(state[i : i + 1], primitive[i : i + 1], dt[i : i + 1]) for i in rows]
+            after = torch.cat([fused(self, *part) for part in parts])
+        else:
+            after = self._runge_kutta(state, primitive, dt, second_order=True)
         lost = (~_positive(after)).nonzero().flatten().tolist()
         if lost:
             after[lost] = self._runge_kutta(
@@ -157,6 +170,17 @@ class _Scheme:
         right = lower.narrow(axis, 1, cells + 1)
         flux = hllc_flux(left, right, self.gamma)
         return flux.narrow(axis, 1, cells) - flux.narrow(axis, 0, cells)
+
+
+@functools.cache
+def _fused_step() -> Callable[[_Scheme, Tensor, Tensor, Tensor], Tensor]:
+    """The second-order step of one trajectory, compiled once per grid size and type."""
+
+    def step(scheme: _Scheme, state: Tensor, primitive: Tensor, dt: Tensor) -> Tensor:
+        return scheme._runge_kutta(state, primitive, dt, second_order=True)
+
+    fused: Callable[[_Scheme, Tensor, Tensor, Tensor], Tensor] = torch.compile(step, dynamic=False)
+    return fused
 
 
 def _limited_half_slope(padded: Tensor, axis: int) -> Tensor:

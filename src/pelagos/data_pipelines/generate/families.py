@@ -13,6 +13,7 @@ vector width and library versions, as floating point does everywhere.
 from __future__ import annotations
 
 import difflib
+import functools
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class Family:
     fields: tuple[str, ...]
     initial_state: InitialState  # (generator, resolution) -> [channel, y, x]
     solve: Solve  # (states [n, channel, y, x], times, cfl) -> [n, time, channel, y, x]
+    solve_compiled: Solve  # the same with `torch.compile`, where that helps
     coarsen: Coarsen  # (frames [m, channel, y, x], resolution) -> frames
     cfl: float
     grid_location: Literal["node", "cell"]
@@ -78,8 +80,10 @@ def _solve_incompressible(states: Tensor, times: Sequence[float], cfl: float) ->
     )
 
 
-def _solve_compressible(states: Tensor, times: Sequence[float], cfl: float) -> Tensor:
-    return euler.solve_euler(states, times, cfl=cfl)
+def _solve_compressible(
+    states: Tensor, times: Sequence[float], cfl: float, *, compiled: bool = False
+) -> Tensor:
+    return euler.solve_euler(states, times, cfl=cfl, compiled=compiled)
 
 
 def _truncate(frames: Tensor, resolution: int) -> Tensor:
@@ -123,6 +127,7 @@ def _incompressible(
         fields=("velocity-x", "velocity-y", *(("tracer",) if tracer else ())),
         initial_state=initial,
         solve=_solve_incompressible,
+        solve_compiled=_solve_incompressible,  # bound by its FFTs
         coarsen=_truncate,
         cfl=navier_stokes.DEFAULT_CFL,
         grid_location="node",
@@ -142,6 +147,7 @@ def _compressible(
         fields=("density", "velocity-x", "velocity-y", "pressure"),
         initial_state=initial,
         solve=_solve_compressible,
+        solve_compiled=functools.partial(_solve_compressible, compiled=True),
         coarsen=_cell_means,
         cfl=euler.DEFAULT_CFL,
         grid_location="cell",

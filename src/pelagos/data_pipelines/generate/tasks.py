@@ -39,6 +39,7 @@ class GenerationRequest:
     solver_resolution: int | None = None
     dtype: str = "float32"
     device: str = "cpu"
+    compiled: bool = False
 
     def generator(self) -> dict[str, Any]:
         """The record of how the data came to be; with the same one, the same data comes out."""
@@ -138,6 +139,7 @@ def make_shard(writer: DatasetWriter, request: GenerationRequest, shard: int) ->
         dtype=request.dtype,
         device=request.device,
         solver_resolution=request.solver_resolution,
+        compiled=request.compiled,
     )
     writer.write_shard(shard, data, parameters)
     retried = int((parameters["cfl"] < find_family(request.family).cfl).sum())

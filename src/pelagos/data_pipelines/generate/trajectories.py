@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,6 +34,7 @@ def generate_trajectories(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     solver_resolution: int | None = None,
+    compiled: bool = False,
 ) -> tuple[FloatArray, dict[str, Array]]:
     """Compute trajectories `indices` of a family.
 
@@ -48,6 +50,7 @@ def generate_trajectories(
         solver_resolution: a multiple of `resolution` to solve on (None: `resolution`). Compressible
             frames are then cell means of conserved quantities, incompressible ones Fourier
             truncations.
+        compiled: fuse the compressible solver's steps (see `solve_euler`); other last bits.
 
     Returns:
         (data [n, time, channel, y, x] float32, {parameter: [n] float64}). The parameters are the
@@ -59,6 +62,8 @@ def generate_trajectories(
     """
     record = find_family(family) if isinstance(family, str) else family
     fine = resolution if solver_resolution is None else solver_resolution
+    if compiled:
+        record = dataclasses.replace(record, solve=record.solve_compiled)
     _check(resolution, fine, num_frames, final_time, dtype)
     times = [final_time * k / max(1, num_frames - 1) for k in range(num_frames)]
     data = np.empty((len(indices), num_frames, len(record.fields), resolution, resolution), "f4")

@@ -70,6 +70,10 @@ class GenerateDataset(Section):
     solver_dtype: Literal["float32", "float64"] = Field(
         "float32", description="Precision of the solver."
     )
+    compile_solver: bool = Field(
+        False,
+        description="torch.compile the compressible step: 2 to 5 times as fast after up to a minute.",
+    )
 
 
 class GenerateJob(Section):
