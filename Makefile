@@ -1,0 +1,66 @@
+# The loop: every target sets up its own environment in .venv from a bare checkout.
+#
+#   make quickstart   simulate data, train, evaluate, on the CPU of this machine
+#   make test         the whole test suite
+#   make lint         ruff, ruff format, mypy --strict
+#   make venv         only the environment
+#   make format       let ruff mend what it can
+#   make docs         write docs/job-file.md from the schema of job files
+#
+# Another interpreter: make venv PYTHON=/path/to/python3.12
+# Some tests only:     make test PYTEST_ARGS="tests/models -k poseidon"
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= python3
+PYTHON_IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+CODE := src tests benchmarks examples
+PYTEST_ARGS ?=
+
+.PHONY: help quickstart test lint venv format docs
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+venv: $(STAMP)
+
+# torch comes first: its pinned version has builds for the CPU and for CUDA, and a resolver that is
+# free to choose among all versions downloads several before it settles.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "error: no '$(PYTHON)' on the PATH. Pelagos needs Python 3.11 or newer:" \
+	       "make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(PYTHON_IS_NEW_ENOUGH)' || { \
+	  echo "error: '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Pelagos needs Python 3.11 or newer:" \
+	       "make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart.sh
+
+# One thread per process: the suite starts many processes, and sums keep one order.
+test: export OMP_NUM_THREADS ?= 1
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+# The pages that are written from the code.
+docs: $(STAMP)
+	$(BIN)/python -m pelagos.platform.config.reference > docs/job-file.md

@@ -1,0 +1,55 @@
+"""Load a trained run, forecast held-out trajectories from their first frame, compare with the truth.
+
+    python examples/forecast.py quickstart --runs-dir quickstart/runs
+
+The error of a forecast is sum |forecast - truth| / sum |truth| over a field's channels and the
+grid. Persistence, the first frame held still, is what a forecast must beat.
+"""
+
+import argparse
+
+import torch
+
+from pelagos.data_pipelines.store import open_dataset
+from pelagos.jobs.forecaster import Forecaster
+from pelagos.models.objectives import default_field_groups
+from pelagos.platform.evaluation.metrics import relative_l1
+from pelagos.platform.evaluation.view import EvaluationData
+from pelagos.platform.runs import RunDirectory
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("run")
+parser.add_argument("--runs-dir", default="runs")
+parser.add_argument("--checkpoint", default="last", help="last, best or a step")
+arguments = parser.parse_args()
+
+run = RunDirectory.open(arguments.runs_dir, arguments.run)
+forecaster, step = Forecaster.from_run(run, arguments.checkpoint)
+print(f"{run.name} after {step} steps, fields {', '.join(forecaster.fields)}")
+
+for record in forecaster.description["datasets"]:
+    dataset = open_dataset(record["uri"])
+    # the dataset in the model's channels: normalised, constants filled in, absent fields zero
+    view = EvaluationData.from_dataset(
+        dataset,
+        forecaster.fields,
+        forecaster.normalization.mean,
+        forecaster.normalization.std,
+        offset=record["offset"],
+        groups=default_field_groups(forecaster.fields),
+    )
+    trajectory = dataset.split("test")[0]
+    leads = torch.arange(1, dataset.num_frames)
+    frames = view.read(trajectory, range(dataset.num_frames))  # [frame, channel, y, x]
+    start = frames[:1].expand(len(leads), -1, -1, -1)
+    forecast = forecaster.predict_normalized(start, leads * view.frame_interval)
+    truth = view.to_physical(frames[1:])
+    print(f"{view.name}, trajectory {trajectory}")
+    for name, channels in view.groups.items():
+        of_model = relative_l1(view.to_physical(forecast)[:, channels], truth[:, channels])
+        of_persistence = relative_l1(view.to_physical(start)[:, channels], truth[:, channels])
+        for lead in (leads[0], leads[len(leads) // 2], leads[-1]):
+            print(
+                f"  {name:10s} lead time {lead * view.frame_interval:5.3f}: "
+                f"model {of_model[lead - 1]:7.2%}, persistence {of_persistence[lead - 1]:7.2%}"
+            )

@@ -1,0 +1,168 @@
+"""The reference of job files as Markdown, written from the schema itself.
+
+`python -m pelagos.platform.config.reference > docs/job-file.md`
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from pelagos.platform.config.schema import JOB_KINDS
+
+INTRODUCTION = """\
+# Job files
+
+A job is one YAML file that says how it differs from the defaults below. Every key has one place, a
+type, a default and a unit in its name where it has one (`_seconds`, `_steps`, `num_`). A key that
+is not here is an error that names the file's line and the nearest key there is; every error of a
+file is reported at once, before anything is started.
+
+Any key can be given on the command line too, after the file, with the path to it and its value in
+YAML; numbers address the items of a list:
+
+    pelagos pretrain job.yaml optimizer.lr=1e-4 data.mixture.0.weight=2 tracking.uri=null
+
+`--dry-run` prints the whole resolved job, with what it would take, and starts nothing. A run keeps
+its resolved job in `job.yaml`, which is again a job file.
+
+This page is written from the schema by `make docs`.
+"""
+JOB_KEY_DESCRIPTION = "Kind of the job."
+ONLY_CHOICE_DESCRIPTION = "The only choice."
+
+JsonSchema = dict[str, Any]
+
+
+def reference_markdown() -> str:
+    """Return the reference page: each kind of job, each of its sections, each key."""
+    lines = [INTRODUCTION]
+    seen: dict[str, str] = {}  # schema definition -> heading under which it stands
+    for kind, model in JOB_KINDS.items():
+        schema = model.model_json_schema()
+        lines += [f"## {kind}\n", f"{_docstring(model)}\n"]
+        lines += _section(kind, "", schema, schema.get("$defs", {}), seen)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(
+    kind: str, path: str, schema: JsonSchema, definitions: JsonSchema, seen: dict[str, str]
+) -> list[str]:
+    """Return the table of a section's keys, then the sections below it that are new."""
+    lines = ["| key | type | default | description |", "|---|---|---|---|"]
+    below: list[tuple[str, str]] = []
+    for key, field in schema["properties"].items():
+        for name, is_item in _sections_in(field):
+            child = f"{path}{key}" + ("[]" if is_item else "")
+            if name not in seen:
+                seen[name] = f"{kind}: {child}"
+                below.append((name, child))
+        cells = (
+            f"`{key}`",
+            _type(field, seen),
+            _default(key, field, schema),
+            _description(key, field, definitions),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
+    for name, child in below:
+        section = definitions[name]
+        lines += [f"### {kind}: {child}\n", f"{_one_line(section['description'])}\n"]
+        lines += _section(kind, f"{child}.", section, definitions, seen)
+    return lines
+
+
+def _sections_in(field: JsonSchema, is_item: bool = False) -> Iterator[tuple[str, bool]]:
+    """Yield the definitions that a field's value can be, and whether as an item of a list."""
+    if "$ref" in field:
+        yield field["$ref"].rpartition("/")[2], is_item
+    for option in field.get("anyOf", []):
+        yield from _sections_in(option, is_item)
+    if "items" in field:
+        yield from _sections_in(field["items"], True)
+
+
+def _type(field: JsonSchema, seen: dict[str, str]) -> str:
+    """Return a field's type in words."""
+    if "$ref" in field:
+        heading = seen[field["$ref"].rpartition("/")[2]]
+        return f"[section]({_anchor(heading)})"
+    if "anyOf" in field:
+        return " or ".join(_type(option, seen) for option in field["anyOf"])
+    if "const" in field or "enum" in field:
+        return " or ".join(f"`{v}`" for v in field.get("enum", [field.get("const")]))
+    match field.get("type"):
+        case "null":
+            return "`null`"
+        case "boolean":
+            return "`true` or `false`"
+        case "integer" | "number" as name:
+            return name + _bounds(field)
+        case "string":
+            return f"string like `{field['pattern']}`" if "pattern" in field else "string"
+        case "array" if "prefixItems" in field:
+            return "[" + ", ".join(_type(item, seen) for item in field["prefixItems"]) + "]"
+        case "array":
+            return f"list of {_type(field['items'], seen)}"
+        case "object":
+            return f"mapping to {_mapping_values(field, seen)}"
+    return "any value"
+
+
+def _mapping_values(field: JsonSchema, seen: dict[str, str]) -> str:
+    values = field.get("additionalProperties")
+    keys = field.get("propertyNames", {}).get("enum")
+    of_keys = f" (keys: {', '.join(f'`{k}`' for k in keys)})" if keys else ""
+    shown = _type(values, seen) if isinstance(values, dict) else "any value"
+    return shown + of_keys
+
+
+def _bounds(field: JsonSchema) -> str:
+    if "minimum" in field and "maximum" in field:
+        return f" from {field['minimum']:g} to {field['maximum']:g}"
+    signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    bounds = [f"{sign} {field[name]:g}" for name, sign in signs.items() if name in field]
+    return " " + ", ".join(bounds) if bounds else ""
+
+
+def _default(key: str, field: JsonSchema, schema: JsonSchema) -> str:
+    if key in schema.get("required", []) or key == "job":
+        return "required"
+    if "$ref" in field:
+        return "its own"
+    if field["default"] == {}:
+        return "`{}`"
+    shown = yaml.safe_dump(field["default"], default_flow_style=True, width=1000)
+    return f"`{shown.removesuffix('...' + chr(10)).strip()}`"
+
+
+def _description(key: str, field: JsonSchema, definitions: JsonSchema) -> str:
+    text = field.get("description", "")
+    if not text and "$ref" in field:
+        text = definitions[field["$ref"].rpartition("/")[2]]["description"]
+    if not text and key == "job":
+        text = JOB_KEY_DESCRIPTION
+    if not text and "const" in field:
+        text = ONLY_CHOICE_DESCRIPTION
+    return _one_line(text).replace("|", "\\|")
+
+
+def _docstring(model: type[BaseModel]) -> str:
+    return _one_line(inspect.getdoc(model) or "")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _anchor(heading: str) -> str:
+    """Return the link to a heading, as GitHub and MkDocs derive it."""
+    return "#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference_markdown())

@@ -1,0 +1,59 @@
+"""The prose: pages written from the code are up to date, links lead somewhere, commands exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from pelagos.platform.cli.main import app
+from pelagos.platform.config.reference import reference_markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"(?<![\w/.-])pelagos ([a-z]+)(?: ([a-z]+)\b)?")
+
+
+def page_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def anchors(path: Path) -> set[str]:
+    """The links that headings of a page can be reached by."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def test_the_job_file_reference_is_up_to_date() -> None:
+    committed = (ROOT / "docs" / "job-file.md").read_text(encoding="utf-8")
+    assert committed == reference_markdown(), "the schema has changed: run `make docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", link):
+            continue  # another site
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_exist(page: Path) -> None:
+    """`pelagos verb` in code is a verb that there is."""
+    root = typer.main.get_command(app)
+    verbs = getattr(root, "commands", {})
+    text = page.read_text(encoding="utf-8")
+    code = [*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)]
+    code += re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    unknown = {
+        verb for snippet in code for verb, _ in COMMAND.findall(snippet) if verb not in verbs
+    }
+    assert unknown == set()
