@@ -1,9 +1,11 @@
 """Registering a trained model in MLflow: weights, signature, and a predict in physical units."""
 
+import contextlib
 import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,7 @@ def register_model(
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "forecaster"
         forecaster.save(directory)
-        with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-            # an example input would be stored with every version; the signature says the same
-            warnings.filterwarnings("ignore", message=".*(input example|type hints).*")
+        with mlflow.start_run(run_id=run_id), _without_hints():
             info: Any = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("registered_forecaster.py")),
@@ -55,6 +55,23 @@ def register_model(
                 pip_requirements=[f"pelagos=={__version__}"],
             )
     return _create_version(job.tracking.register_as or job.name, info.model_uri, run_id)
+
+
+@contextlib.contextmanager
+def _without_hints() -> Iterator[None]:
+    """Hide MLflow's advice to add type hints and an example: the logged signature says it all.
+
+    MLflow turns warnings back on inside, so they are dropped where they would be shown.
+    """
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_others(message: Warning | str, *details: Any, **options: Any) -> None:
+            if not any(hint in str(message) for hint in ("type hints", "input example")):
+                show(message, *details, **options)
+
+        warnings.showwarning = show_others
+        yield
 
 
 def _create_version(name: str, model_uri: str, run_id: str) -> str:

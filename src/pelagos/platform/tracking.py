@@ -47,6 +47,7 @@ class Tracker:
         self.next_try = 0.0
         self.warned = False
         self._client: Any = None
+        self._monitor: Any = None
         self.run_id: str | None = None
         # a store that is away must not hold the job up: fail soon, try again later
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -80,6 +81,8 @@ class Tracker:
 
     def finish(self, kind: str) -> None:
         """Send the rest and close the MLflow run: finished, stopped or failed."""
+        if self._monitor is not None:
+            self._monitor.finish()
         if not self.sync(force=True):
             return
         try:
@@ -115,6 +118,15 @@ class Tracker:
         self.last_step = int(tags.get(LAST_STEP_TAG, 0))
         self.last_event = int(tags.get(LAST_EVENT_TAG, 0))
         self.run_id = run_id
+        self._start_system_metrics(uri, run_id)
+
+    def _start_system_metrics(self, uri: str, run_id: str) -> None:
+        """Sample CPU, memory, disk, network and GPU of the driver's machine into the run."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+        self._monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
+        self._monitor.start()
 
     def _create_run(self) -> str:
         from mlflow.entities import Param
