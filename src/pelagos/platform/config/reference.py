@@ -101,7 +101,7 @@ def _type(field: JsonSchema, seen: dict[str, str]) -> str:
         case "boolean":
             return "`true` or `false`"
         case "integer" | "number" as name:
-            return str(name) + _bounds(field)
+            return f"{name}{_bounds(field)}"
         case "string":
             return f"string like `{field['pattern']}`" if "pattern" in field else "string"
         case "array" if "prefixItems" in field:
