@@ -12,7 +12,8 @@ import pytest
 
 from pelagos.data_pipelines.store import DatasetError
 from pelagos.data_pipelines.store.errors import ObjectMissingError
-from pelagos.data_pipelines.store.remote import RemoteStore
+from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
+from pelagos.infra import object_store
 
 CONTENT = bytes(range(100))
 
@@ -29,9 +30,9 @@ class FaultyServer:
     faults: list[int | str] = field(default_factory=list)
     num_requests: int = 0
 
-    def store(self) -> RemoteStore:
+    def store(self) -> ObjectStore:
         options = {"endpoint_url": self.endpoint, "key": "k", "secret": "s"}
-        return RemoteStore("s3://bucket/folder", options)
+        return open_store("s3://bucket/folder", options)
 
 
 @pytest.fixture
@@ -98,9 +99,7 @@ def test_what_cannot_get_better_is_reported_at_once(
 def test_trouble_that_stays_ends_at_the_deadline(
     faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pelagos.data_pipelines.store import remote
-
-    monkeypatch.setattr(remote, "FIRST_ANSWER_DEADLINE_SECONDS", 5.0)
+    monkeypatch.setattr(object_store, "FIRST_ANSWER_DEADLINE_SECONDS", 5.0)
     faulty.faults = [503] * 1000
     with pytest.raises(DatasetError, match=r"no success in \d+ attempts over .* s"):
         faulty.store().read("object")

@@ -26,7 +26,8 @@ from pelagos.data_pipelines.store import (
     create_dataset,
     open_dataset,
 )
-from pelagos.data_pipelines.store.remote import FIRST_ANSWER_DEADLINE_SECONDS, RemoteStore
+from pelagos.data_pipelines.store.errors import ObjectMissingError
+from pelagos.infra.object_store import FIRST_ANSWER_DEADLINE_SECONDS, RemoteStore
 
 pytestmark = pytest.mark.s3
 
@@ -143,7 +144,7 @@ def test_transient_failures_are_tried_again(
     s3_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, options = s3_server.new_uri(), s3_server.storage_options
-    store = RemoteStore(uri, options)
+    store = RemoteStore(uri, options, error=DatasetError, missing=ObjectMissingError)
     store.write("a", b"0123456789")
     real: Callable[..., bytes] = store.filesystem.cat_file
     failures = [ConnectionResetError("reset"), TimeoutError("stalled")]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pelagos.infra import object_store
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 
 TRAINER_STATE = {"step": 3, "best": None}
@@ -183,6 +184,7 @@ def test_wrong_credentials_are_named(s3_server: object, monkeypatch: pytest.Monk
 
 
 def test_an_unreachable_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "FIRST_ANSWER_DEADLINE_SECONDS", 3.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")

@@ -1,7 +1,7 @@
 """Named bytes: the few operations on files or objects that a dataset needs, and local files.
 
 `ObjectStore` is the protocol. `LocalStore` is here, `RemoteStore` (S3 and everything else that
-fsspec knows) in `remote.py`; another back end is one more class with these methods.
+fsspec knows) in `pelagos.infra.object_store`; another back end is one more class with these methods.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
+from pelagos.infra.object_store import Bytes, Range, RemoteStore
 
 TEMPORARY_MARK = ".pelagos-partial-"
 MAX_OPEN_FILES = 128  # per store; further files are opened for each read
 
-Bytes = npt.NDArray[np.uint8]
-Range = tuple[int, int]  # offset, length
+__all__ = ["Bytes", "LocalStore", "ObjectStore", "Range", "RemoteStore", "open_store"]
 
 
 class ObjectStore(Protocol):
@@ -71,9 +70,7 @@ def open_store(uri: str, storage_options: dict[str, Any] | None = None) -> Objec
         return LocalStore(uri)
     if scheme == "file":
         return LocalStore(rest)
-    from pelagos.data_pipelines.store.remote import RemoteStore  # s3fs takes 0.5 s to import
-
-    return RemoteStore(uri, storage_options)
+    return RemoteStore(uri, storage_options, error=DatasetError, missing=ObjectMissingError)
 
 
 class LocalStore:

@@ -48,7 +48,7 @@ def open_dataset(
 
     Args:
         uri: a path, or `s3://bucket/path/name.zarr`.
-        storage_options: for object stores; see `remote.RemoteStore`.
+        storage_options: for object stores; see `pelagos.infra.object_store.RemoteStore`.
 
     Raises:
         DatasetError: it is missing, unfinished, damaged or out of reach; the message says what

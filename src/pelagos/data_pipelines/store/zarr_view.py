@@ -15,7 +15,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.layout import SHARD_PREFIX
-from pelagos.data_pipelines.store.remote import s3_options
+from pelagos.infra.object_store import S3_SCHEMES, s3_options
 
 
 class StrictStore(WrapperStore[Store]):
@@ -41,7 +41,8 @@ def open_group(uri: str, storage_options: dict[str, Any] | None = None) -> zarr.
         inner = LocalStore(rest if separator else uri, read_only=True)
     else:
         options = dict(storage_options or {})
-        if scheme in ("s3", "s3a"):
+        if scheme in S3_SCHEMES:
             options = s3_options(options)
+        options["skip_instance_cache"] = True  # it would outlive a change of credentials
         inner = FsspecStore.from_url(uri, storage_options=options, read_only=True)
     return zarr.open_group(StrictStore(inner), mode="r")

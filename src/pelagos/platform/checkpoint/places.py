@@ -3,17 +3,21 @@
 Both keep one promise: what `commit` has not finished is not among the `complete` ones.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
-from pelagos.infra.object_store import explained, open_filesystem
+from pelagos.infra.object_store import S3_SCHEMES, RemoteStore, StorageMissingError
 from pelagos.platform.checkpoint.manifest import MANIFEST, CheckpointInfo, directory_name, step_of
 
 UNFINISHED_PREFIX = ".unfinished-"
+# Putting together the parts of a large upload takes a store longer than a read.
+READ_TIMEOUT_SECONDS = 60.0
 
 
 class Place(Protocol):
@@ -34,8 +38,11 @@ class Place(Protocol):
     def discard(self, step: int, staging: Path) -> None:
         """Remove what an abandoned save left behind."""
 
-    def fetch(self, step: int) -> tuple[Path, bool]:
-        """Return a local directory with the checkpoint, and whether it is a temporary copy."""
+    def fetch(self, step: int, names: Collection[str] | None = None) -> tuple[Path, bool]:
+        """Return a local directory with the checkpoint, and whether it is a temporary copy.
+
+        Given `names`, only these files and the manifest need to be there.
+        """
 
     def delete(self, step: int) -> None:
         """Remove a complete checkpoint, its manifest first."""
@@ -72,7 +79,7 @@ class LocalPlace:
     def discard(self, step: int, staging: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
-    def fetch(self, step: int) -> tuple[Path, bool]:
+    def fetch(self, step: int, names: Collection[str] | None = None) -> tuple[Path, bool]:
         return self.root / directory_name(step), False
 
     def delete(self, step: int) -> None:
@@ -85,55 +92,52 @@ class RemotePlace:
     """Checkpoints under an object-store prefix: objects first, the manifest object last."""
 
     def __init__(self, uri: str, options: dict[str, Any]) -> None:
-        self.uri = uri.rstrip("/")
-        self.options = options
-        self.filesystem, self.prefix = open_filesystem(self.uri, options)
+        config = {"read_timeout": READ_TIMEOUT_SECONDS, **options.get("config_kwargs", {})}
+        is_s3 = uri.partition("://")[0] in S3_SCHEMES
+        self.store = RemoteStore(uri, {**options, "config_kwargs": config} if is_s3 else options)
 
     def complete(self) -> list[CheckpointInfo]:
-        with explained(self.uri, self.options):
-            self.filesystem.invalidate_cache()
-            found = []
-            for path in sorted(self.filesystem.glob(f"{self.prefix}/step-*/{MANIFEST}")):
-                step = step_of(path.split("/")[-2])
-                if step is not None:
-                    found.append(CheckpointInfo(step, f"{self.uri}/{directory_name(step)}"))
-            return found
+        found = []
+        for key in sorted(self.store.sizes()):
+            directory, _, name = key.rpartition("/")
+            step = step_of(directory)
+            if name == MANIFEST and step is not None:
+                found.append(CheckpointInfo(step, self.store.address(directory)))
+        return found
 
     def staging(self, step: int) -> Path:
         return Path(tempfile.mkdtemp(prefix="pelagos-checkpoint-"))
 
     def upload(self, step: int, staging: Path, names: list[str]) -> None:
-        with explained(self.uri, self.options):
-            for name in names:
-                target = f"{self.prefix}/{directory_name(step)}/{name}"
-                self.filesystem.put_file(str(staging / name), target)
+        for name in names:
+            self.store.upload(f"{directory_name(step)}/{name}", staging / name)
 
     def commit(self, step: int, staging: Path, manifest: str) -> None:
-        with explained(self.uri, self.options):
-            target = f"{self.prefix}/{directory_name(step)}/{MANIFEST}"
-            self.filesystem.pipe_file(target, manifest.encode())
+        self.store.write(f"{directory_name(step)}/{MANIFEST}", manifest.encode())
         shutil.rmtree(staging, ignore_errors=True)
 
     def discard(self, step: int, staging: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
-    def fetch(self, step: int) -> tuple[Path, bool]:
+    def fetch(self, step: int, names: Collection[str] | None = None) -> tuple[Path, bool]:
         local = Path(tempfile.mkdtemp(prefix="pelagos-checkpoint-"))
-        with explained(self.uri, self.options):
-            directory = f"{self.prefix}/{directory_name(step)}"
-            manifest = self.filesystem.cat_file(f"{directory}/{MANIFEST}").decode()
-            (local / MANIFEST).write_text(manifest)
-            for record in json.loads(manifest)["files"]:
-                source = f"{directory}/{record['name']}"
-                if self.filesystem.exists(source):  # a missing one is reported by verify_files
-                    self.filesystem.get_file(source, str(local / record["name"]))
+        # what is missing is reported by the reader, who knows what there is instead
+        try:
+            with contextlib.suppress(StorageMissingError):
+                manifest = self.store.read(f"{directory_name(step)}/{MANIFEST}").decode()
+                (local / MANIFEST).write_text(manifest)
+                for name in [record["name"] for record in json.loads(manifest)["files"]]:
+                    if names is None or name in names:
+                        with contextlib.suppress(StorageMissingError):
+                            self.store.download(f"{directory_name(step)}/{name}", local / name)
+        except BaseException:
+            shutil.rmtree(local, ignore_errors=True)
+            raise
         return local, True
 
     def delete(self, step: int) -> None:
-        with explained(self.uri, self.options):
-            directory = f"{self.prefix}/{directory_name(step)}"
-            self.filesystem.rm_file(f"{directory}/{MANIFEST}")
-            self.filesystem.rm(directory, recursive=True)
+        self.store.delete([f"{directory_name(step)}/{MANIFEST}"])
+        self.store.delete(list(self.store.sizes(directory_name(step))))
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class CheckpointStore:
 
     def trainer_state(self, step: int) -> dict[str, Any]:
         """Return the JSON of a checkpoint without reading its tensors."""
-        with self._directory(step, verify=False) as directory:
+        with self._directory(step, verify=False, names=(TRAINER_STATE,)) as directory:
             state: dict[str, Any] = json.loads((directory / TRAINER_STATE).read_text())
             return state
 
@@ -160,8 +160,10 @@ class CheckpointStore:
         return doomed
 
     @contextlib.contextmanager
-    def _directory(self, step: int, verify: bool) -> Iterator[Path]:
-        directory, temporary = self.place.fetch(step)
+    def _directory(
+        self, step: int, verify: bool, names: Collection[str] | None = None
+    ) -> Iterator[Path]:
+        directory, temporary = self.place.fetch(step, names)
         try:
             uri = f"{self.uri} step {step}"
             manifest = directory / MANIFEST
