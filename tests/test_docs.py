@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import typer
 
 from pelagos.platform.cli.main import app
+from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.reference import reference_markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,3 +60,30 @@ def test_commands_exist(page: Path) -> None:
         verb for snippet in code for verb, _ in COMMAND.findall(snippet) if verb not in verbs
     }
     assert unknown == set()
+
+
+def blocks(language: str) -> list[object]:
+    """The code blocks of one language on all pages, as test parameters named by page and line."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            line = text.count("\n", 0, match.start()) + 1
+            found.append(pytest.param(match.group(1), id=f"{page_id(page)}:{line}"))
+    return found
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_job_files_on_the_pages_are_valid(text: str) -> None:
+    if text.startswith("job:"):
+        parse_job(text, "the page")
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_on_the_pages_imports_what_there_is(text: str) -> None:
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pelagos"):
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")

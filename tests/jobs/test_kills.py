@@ -178,6 +178,21 @@ def test_a_run_that_is_being_driven_is_not_started_twice(make_job: MakeJob, tmp_
         assert process.poll() is None
 
 
+@pytest.mark.slow
+def test_three_ranks_resume_to_the_bit(make_job: MakeJob, tmp_path: Path) -> None:
+    # with two ranks any order of summing gives the same bits; with three it does not
+    log = tmp_path / "log.txt"
+    three = {"resources__num_workers": 3, "data__global_batch_size": 6}
+    whole_job, whole = write_job(make_job, tmp_path, "whole", **three)
+    finish(["pretrain", whole_job], log, torchrun(3))
+    job, run = write_job(make_job, tmp_path, "killed", **three)
+    with running(["pretrain", job], log, torchrun(3)) as process:
+        wait_until(lambda: steps_done(run) >= 10, process, log)
+    assert run.status()["state"] == "interrupted"
+    finish(["resume", "killed", "--runs-dir", str(run.path.parent)], log, torchrun(3))
+    assert_same_run(run, whole)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ray_workers_and_driver_may_die(make_job: MakeJob, tmp_path: Path) -> None:
