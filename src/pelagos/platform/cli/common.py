@@ -37,7 +37,8 @@ def exit_on_error() -> Iterator[None]:
         error_console.print("interrupted")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (ValueError, OSError) as error:
-        error_console.print(f"[red]error:[/red] {_escaped(error)}")
+        # one long line: addresses and keys can be searched for and copied
+        error_console.print(f"[red]error:[/red] {_escaped(error)}", soft_wrap=True)
         raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
@@ -54,7 +55,7 @@ def print_json(value: Any) -> None:
 
 def fail(message: str) -> NoReturn:
     """Print an error and leave with status 2."""
-    error_console.print(f"[red]error:[/red] {message}")
+    error_console.print(f"[red]error:[/red] {message}", soft_wrap=True)
     raise typer.Exit(EXIT_BAD_INPUT)
 
 

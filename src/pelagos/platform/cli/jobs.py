@@ -58,7 +58,7 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
         console.print(f"  go on: pelagos resume {result.run_name} --runs-dir {runs_dir}")
     else:
         console.print(f"[red]failed[/red] {result.run_name} after step {outcome.step}:")
-        console.print(f"  {outcome.cause}", markup=False)
+        console.print(f"  {outcome.cause}", markup=False, soft_wrap=True)
         console.print(f"  once mended: pelagos resume {result.run_name} --runs-dir {runs_dir}")
     status = {"finished": 0, "stopped": EXIT_INTERRUPTED, "failed": EXIT_FAILED}[outcome.kind]
     if status:
