@@ -155,6 +155,40 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(make_job: MakeJob, tmp_pat
     assert run.status()["state"] == "stopped"
 
 
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+sys.argv = ["pelagos", *sys.argv[1:]]
+from pelagos.platform.cli.main import main
+main()
+"""
+
+
+def test_a_disk_that_is_full_fails_the_run_and_loses_nothing(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    job, run = write_job(make_job, tmp_path, "full")
+    log = tmp_path / "log.txt"
+    with running(["pretrain", job], log) as process:
+        wait_until(lambda: steps_done(run) >= 9, process, log)
+        kill_everything(process)
+    store = CheckpointStore(run.checkpoint_uri)
+    before = store.latest_step()
+    assert before is not None
+    # the kernel refuses larger files, as a full disk does: the next checkpoint cannot be written
+    limited = [sys.executable, "-c", LIMITED]
+    command = ["resume", "full", "--runs-dir", str(run.path.parent)]
+    with running(command, log, limited) as process:
+        assert process.wait(WAIT_SECONDS) == 1
+    text = " ".join(log.read_text().split())
+    assert f"the checkpoint of step {before + 4} could not be written" in text
+    assert "Earlier checkpoints are intact" in text
+    assert run.status()["state"] == "failed"
+    assert store.latest_step() == before
+    finish(command, log)  # with space again, it goes on
+    assert store.latest_step() == STEPS
+
+
 def torchrun(workers: int) -> list[str]:
     return [
         sys.executable,
