@@ -181,6 +181,13 @@ def test_wrong_credentials_are_named(s3_server: object, monkeypatch: pytest.Monk
     with pytest.raises(CheckpointError, match="AWS_ACCESS_KEY_ID") as caught:
         store.save(1, tensors(), TRAINER_STATE)
     assert "wrong" not in str(caught.value)
+    # a client made under the wrong credentials is not used again once they are mended
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_key)  # type: ignore[attr-defined]
+    mended = CheckpointStore(store.uri)
+    mended.save(1, tensors(), TRAINER_STATE)
+    assert mended.trainer_state(1) == TRAINER_STATE
+    with pytest.raises(CheckpointError, match="no complete checkpoint; there are: 1"):
+        mended.trainer_state(2)
 
 
 def test_an_unreachable_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """`pelagos doctor`: what this machine has, what is missing, and what to do about it."""
 
+import contextlib
 import importlib
 import os
 import platform
@@ -36,7 +37,8 @@ def examine(runs_dir: str = "runs") -> list[Check]:
         _shared_memory,
         _object_store,
     ]
-    return [check() for check in checks]
+    with contextlib.redirect_stdout(sys.stderr):  # deepspeed logs its import to standard output
+        return [check() for check in checks]
 
 
 def _python() -> Check:

@@ -8,13 +8,16 @@ from typing import Any
 from rich.console import Console
 
 from pelagos.data_pipelines.mixture import Mixture
+from pelagos.infra.object_store import StorageError
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import build_parts, check_parts, options_for, unique_names
 from pelagos.jobs.register import register_model
+from pelagos.platform.checkpoint import CheckpointStore
+from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import PretrainJob
 from pelagos.platform.launch import join_as_rank, launch
 from pelagos.platform.progress import TrainingProgress
-from pelagos.platform.runs import Outcome, RunDirectory
+from pelagos.platform.runs import Outcome, RunDirectory, checkpoint_uri
 from pelagos.platform.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,7 @@ def run(job: PretrainJob, console: Console | None = None) -> PretrainResult:
     mixture = check_parts(job)
     if _other_rank():
         return _join(job)
+    _check_checkpoint_place(job)
     return _train(job, RunDirectory.create(job), mixture, console or Console())
 
 
@@ -78,6 +82,27 @@ def _train(
         version = _register(job, directory, tracker.run_id, mixture)
     tracker.finish(outcome.kind)
     return PretrainResult(job.name, outcome, _last_values(directory), version)
+
+
+def _check_checkpoint_place(job: PretrainJob) -> None:
+    """Refuse an object store that cannot be reached, and a place where another run has saved.
+
+    Raises:
+        ConfigError: before anything is made.
+    """
+    if job.checkpoint.uri is None:
+        return
+    uri = checkpoint_uri(job)
+    problem = ""
+    try:
+        found = CheckpointStore(uri, options_for(uri, job.storage)).complete()
+        if found:
+            steps = ", ".join(str(info.step) for info in found)
+            problem = f"{uri} holds checkpoints of another run (steps {steps}); choose another name"
+    except StorageError as error:
+        problem = str(error)
+    if problem:
+        raise ConfigError(f"job {job.name}", [Problem(("checkpoint", "uri"), problem)])
 
 
 def _register(

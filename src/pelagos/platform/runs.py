@@ -56,12 +56,12 @@ class RunDirectory:
         run = cls(Path(job.runs_dir) / job.name)
         try:
             run.path.parent.mkdir(parents=True, exist_ok=True)
+            if run.path.exists():
+                raise RunError(
+                    f"run {job.name!r} exists already in {run.path.parent}: `pelagos resume "
+                    f"{job.name}` continues it; a new run needs another name (name=OTHER)"
+                )
             run.path.mkdir()
-        except FileExistsError:
-            raise RunError(
-                f"run {job.name!r} exists already in {run.path.parent}: `pelagos resume "
-                f"{job.name}` continues it; a new run needs another name (name=OTHER)"
-            ) from None
         except OSError as error:
             raise RunError(
                 f"runs_dir {job.runs_dir}: {error.strerror}: {error.filename}. Make it writable or "
@@ -213,6 +213,14 @@ class RunDirectory:
         kept = [r for r in records if r["step"] <= step]
         self.replace("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
         return len(records) - len(kept)
+
+
+def checkpoint_uri(job: PretrainJob) -> str:
+    """Return where a run of this job keeps its checkpoints."""
+    uri = job.checkpoint.uri
+    if uri:
+        return f"{uri.rstrip('/')}/{job.name}"
+    return str(RunDirectory(Path(job.runs_dir) / job.name).path / "checkpoints")
 
 
 def list_runs(runs_dir: str) -> list[RunDirectory]:

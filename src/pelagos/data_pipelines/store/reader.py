@@ -182,7 +182,9 @@ class Dataset:
         key = self.manifest.shards[shard].key
         ranges = [planned.byte_range for planned in plan]
         scratch = self._thread_scratch(sum(length for _, length in ranges))
-        fetched = self._fetch(key, ranges, scratch)
+        shown = ", ".join(map(str, frames))
+        place = f"{key}, trajectory {trajectory}, frames {shown}"
+        fetched = self._fetch(key, ranges, scratch, place)
         for planned, content in zip(plan, fetched, strict=True):
             start = planned.byte_range[0]
             for position, frame, offset, length in planned.chunks:
@@ -247,17 +249,22 @@ class Dataset:
         return buffer[:num_bytes]
 
     def _fetch(
-        self, key: str, ranges: list[Range], scratch: npt.NDArray[np.uint8] | None = None
+        self,
+        key: str,
+        ranges: list[Range],
+        scratch: npt.NDArray[np.uint8] | None = None,
+        place: str = "",
     ) -> list[npt.NDArray[np.uint8]]:
+        """Byte ranges of an object; `place` says in messages what they hold."""
         try:
             fetched = self.store.read_ranges(key, ranges, scratch)
         except ObjectMissingError as error:
             raise DatasetError(
-                f"dataset {self.uri}: shard {key} was there when the dataset was opened and is "
-                f"gone now ({error})"
+                f"dataset {self.uri}: shard {place or key} was there when the dataset was opened "
+                f"and is gone now ({error})"
             ) from error
         except DatasetError as error:
-            raise DatasetError(f"dataset {self.uri}, shard {key}: {error}") from error
+            raise DatasetError(f"dataset {self.uri}, shard {place or key}: {error}") from error
         with self._lock:
             self.bytes_read += sum(length for _, length in ranges)
         return fetched

@@ -52,14 +52,20 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
         validation = result.metrics.get("validation_loss")
         shown = f", validation loss {validation:.4f}" if validation is not None else ""
         console.print(f"[green]finished[/green] {result.run_name} at step {outcome.step}{shown}")
-        console.print(f"  evaluate it: pelagos evaluate {result.run_name} runs_dir={runs_dir}")
+        console.print(
+            f"  evaluate it: pelagos evaluate {result.run_name} runs_dir={runs_dir}", soft_wrap=True
+        )
     elif outcome.kind == "stopped":
         console.print(f"[yellow]stopped[/yellow] {result.run_name}, saved at step {outcome.step}")
-        console.print(f"  go on: pelagos resume {result.run_name} --runs-dir {runs_dir}")
+        console.print(
+            f"  go on: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
+        )
     else:
         console.print(f"[red]failed[/red] {result.run_name} after step {outcome.step}:")
         console.print(f"  {outcome.cause}", markup=False, soft_wrap=True)
-        console.print(f"  once mended: pelagos resume {result.run_name} --runs-dir {runs_dir}")
+        console.print(
+            f"  once mended: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
+        )
     status = {"finished": 0, "stopped": EXIT_INTERRUPTED, "failed": EXIT_FAILED}[outcome.kind]
     if status:
         raise typer.Exit(status)
