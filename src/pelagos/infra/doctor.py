@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import logging
 import os
 import platform
 import shutil
@@ -47,6 +48,7 @@ def _python() -> Check:
 
 
 def _package(name: str) -> Check:
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns where there is no GPU
     try:
         importlib.import_module(name)
         return Check(name, True, version(name))

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from pelagos.platform.cli.common import console, print_json
@@ -45,7 +46,7 @@ def show_model(name: str, as_json: bool) -> None:
         return
     table = Table(title=f"{info.name}: {info.parameters:,} parameters", show_header=False)
     for key, value in asdict(info).items():
-        table.add_row(key.replace("_", " "), str(value if value is not None else "-"))
+        table.add_row(key.replace("_", " "), escape(str(value if value is not None else "-")))
     console.print(table)
     modules = Table("part", "parameters", "share")
     for part, count in parts.items():
