@@ -16,9 +16,8 @@ from mlflow import MlflowClient
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs import pretrain
 from pelagos.jobs.forecaster import Forecaster
-from pelagos.platform.config import PretrainJob
+from pelagos.platform.config import PretrainJob, resolve_yaml
 from pelagos.platform.runs import RunDirectory
-from pelagos.platform.tracking import Tracker
 
 MakeJob = Callable[..., PretrainJob]
 STEPS = 8
@@ -130,10 +129,12 @@ def test_a_store_that_is_away_costs_nothing_and_gets_everything_later(
     assert [m["step"] for m in run.metrics()] == list(range(1, STEPS + 1))
     assert not (run.path / "tracking.json").exists()
     tracking = job.tracking.model_copy(update={"uri": tracking_store})
-    tracker = Tracker(job.model_copy(update={"tracking": tracking}), run, [])
-    assert tracker.sync(force=True)
-    assert tracker.sync(force=True)  # again: nothing is sent twice
-    tracker.finish("finished")
+    run.replace("job.yaml", resolve_yaml(job.model_copy(update={"tracking": tracking})))
+    late = pretrain.resume(job.runs_dir, job.name)
+    assert late.outcome.kind == "finished"
+    assert late.registered_version == "1"
+    again = pretrain.resume(job.runs_dir, job.name)  # nothing is sent or registered twice
+    assert again.registered_version == "1"
     recorded = the_run(tracking_store, "late")
     assert recorded.info.status == "FINISHED"
     assert_each_step_is_there_once(tracking_store, recorded, run)

@@ -17,7 +17,7 @@ from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import PretrainJob
 from pelagos.platform.launch import join_as_rank, launch
 from pelagos.platform.progress import TrainingProgress
-from pelagos.platform.runs import Outcome, RunDirectory, checkpoint_uri
+from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -48,17 +48,25 @@ def run(job: PretrainJob, console: Console | None = None) -> PretrainResult:
 
 
 def resume(runs_dir: str, name: str, console: Console | None = None) -> PretrainResult:
-    """Continue a run from its newest complete checkpoint; a finished one is left as it is.
+    """Continue a run from its newest complete checkpoint; a finished one only gets its records
+    to MLflow, where that had not worked.
 
     Raises:
         RunError: there is no such run, or another process drives it.
     """
     directory = RunDirectory.open(runs_dir, name)
     job = directory.job()
-    if directory.status().get("state") == "finished":
-        step = directory.status()["step"]
-        return PretrainResult(name, Outcome("finished", step), _last_values(directory))
+    status = directory.status()
+    outcome = Outcome("finished", status["step"])
+    is_finished = status.get("state") == "finished"
+    if is_finished and (status.get("is_tracked") or job.tracking.uri is None):
+        version = status.get("registered_version")
+        return PretrainResult(name, outcome, _last_values(directory), version)
     mixture = check_parts(job)
+    if is_finished:  # the store was away at the end, or the driver was killed just before it
+        tracker = Tracker(job, directory, _dataset_records(mixture))
+        version = _close_records(job, directory, mixture, tracker, outcome)
+        return PretrainResult(name, outcome, _last_values(directory), version)
     if _other_rank():
         return _join(job)
     return _train(job, directory, mixture, console or Console())
@@ -69,7 +77,6 @@ def _train(
 ) -> PretrainResult:
     tracker = Tracker(job, directory, _dataset_records(mixture))
     options = options_for(directory.checkpoint_uri, job.storage)
-    version = None
     with TrainingProgress(directory, job.schedule.total_steps, console) as progress:
 
         def watch() -> None:
@@ -77,11 +84,26 @@ def _train(
             tracker.sync()
 
         outcome = launch(job, directory, build_parts, options, watch)
-    tracker.sync(force=True)
+    version = _close_records(job, directory, mixture, tracker, outcome)
+    return PretrainResult(job.name, outcome, _last_values(directory), version)
+
+
+def _close_records(
+    job: PretrainJob,
+    directory: RunDirectory,
+    mixture: Mixture,
+    tracker: Tracker,
+    outcome: Outcome,
+) -> str | None:
+    """Send what MLflow lacks, register the model of a finished run; return its version."""
+    version = None
+    is_sent = tracker.sync(force=True)
     if outcome.kind == "finished" and tracker.run_id is not None:
         version = _register(job, directory, tracker.run_id, mixture)
     tracker.finish(outcome.kind)
-    return PretrainResult(job.name, outcome, _last_values(directory), version)
+    if is_sent:
+        directory.set_status(outcome.kind, is_tracked=True, registered_version=version)
+    return version
 
 
 def _check_checkpoint_place(job: PretrainJob) -> None:
@@ -92,7 +114,7 @@ def _check_checkpoint_place(job: PretrainJob) -> None:
     """
     if job.checkpoint.uri is None:
         return
-    uri = checkpoint_uri(job)
+    uri = RunDirectory(os.path.join(job.runs_dir, job.name)).checkpoint_uri_of(job)
     problem = ""
     try:
         found = CheckpointStore(uri, options_for(uri, job.storage)).complete()

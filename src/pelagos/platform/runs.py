@@ -89,7 +89,11 @@ class RunDirectory:
     @property
     def checkpoint_uri(self) -> str:
         """Where the run's checkpoints stand."""
-        uri = self.job().checkpoint.uri
+        return self.checkpoint_uri_of(self.job())
+
+    def checkpoint_uri_of(self, job: PretrainJob) -> str:
+        """Where a run of this job keeps its checkpoints, whether or not it was made yet."""
+        uri = job.checkpoint.uri
         return f"{uri.rstrip('/')}/{self.name}" if uri else str(self.path / "checkpoints")
 
     def replace(self, name: str, text: str) -> None:
@@ -213,14 +217,6 @@ class RunDirectory:
         kept = [r for r in records if r["step"] <= step]
         self.replace("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
         return len(records) - len(kept)
-
-
-def checkpoint_uri(job: PretrainJob) -> str:
-    """Return where a run of this job keeps its checkpoints."""
-    uri = job.checkpoint.uri
-    if uri:
-        return f"{uri.rstrip('/')}/{job.name}"
-    return str(RunDirectory(Path(job.runs_dir) / job.name).path / "checkpoints")
 
 
 def list_runs(runs_dir: str) -> list[RunDirectory]:

@@ -36,6 +36,14 @@ def tracking_uri(job: PretrainJob) -> str:
     return uri
 
 
+def artifact_location(job: PretrainJob) -> str | None:
+    """Return where artifacts of a new experiment go: beside a SQLite store, else as it decides."""
+    uri = tracking_uri(job)
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+
+
 class Tracker:
     """The MLflow side of one run."""
 
@@ -136,7 +144,9 @@ class Tracker:
         experiment = self._client.get_experiment_by_name(name)
         try:
             experiment_id = experiment.experiment_id if experiment else None
-            experiment_id = experiment_id or self._client.create_experiment(name)
+            experiment_id = experiment_id or self._client.create_experiment(
+                name, artifact_location=artifact_location(self.job)
+            )
         except MlflowException:  # another run created it in the meantime
             experiment_id = self._client.get_experiment_by_name(name).experiment_id
         tags = {"pelagos.version": __version__, "pelagos.code": code_version()}
