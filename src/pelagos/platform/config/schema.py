@@ -51,7 +51,9 @@ class ResourcesConfig(Section):
 class GenerateDataset(Section):
     """One dataset to simulate."""
 
-    family: str = Field(description="Initial-state family, e.g. ns-sines (see `pelagos data`).")
+    family: str = Field(
+        description="Family of initial states; an unknown one is answered with all names."
+    )
     uri: str = Field(description="Where the dataset goes: a directory or s3:// prefix.")
     num_trajectories: PositiveInt = Field(description="Number of trajectories to simulate.")
     resolution: Annotated[int, Field(ge=16)] = Field(128, description="Stored cells per axis.")
