@@ -261,3 +261,18 @@ def test_default_shards_are_small_but_not_tiny() -> None:
     many = dataset_spec(GenerationRequest("ce-rp", 0, 10_000))
     # 21 frames of 4 x 128 x 128 float32 are 5.5 MB; three of them fit 16 MiB.
     assert many.shard_trajectories == 3
+
+
+@pytest.mark.s3
+def test_an_object_store_gets_the_same_dataset(
+    reference: Path, tmp_path: Path, s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    uri = s3_server.new_uri("/flow.zarr")
+    first = generate.run(job(tmp_path, uri=uri), quiet())
+    assert first.metrics["trajectories_computed"] == 7
+    found, local = open_dataset(uri), open_dataset(str(reference))
+    assert found.fingerprint == local.fingerprint
+    assert found.window(6, 0, 4).tobytes() == local.window(6, 0, 4).tobytes()
+    assert generate.run(job(tmp_path, uri=uri), quiet()).metrics["trajectories_computed"] == 0
