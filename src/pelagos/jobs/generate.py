@@ -104,7 +104,10 @@ def run(job: GenerateJob, console: Console | None = None) -> GenerateResult:
     plans = _plans(job)
     total = {"trajectories": 0.0, "trajectories_computed": 0.0, "trajectories_retried": 0.0}
     again = job.overwrite and all(plan.is_done for plan in plans)
-    with _progress(console) as progress, _launcher(job.resources) as launch:
+    resources = job.resources
+    if not again and all(plan.is_done for plan in plans):
+        resources = resources.model_copy(update={"launcher": "none"})  # nothing to start Ray for
+    with _progress(console) as progress, _launcher(resources) as launch:
         for plan in plans:
             total["trajectories"] += plan.spec.num_trajectories
             if plan.is_done and not again:
