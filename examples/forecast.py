@@ -12,9 +12,7 @@ import torch
 
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs.forecaster import Forecaster
-from pelagos.models.objectives import default_field_groups
 from pelagos.platform.evaluation.metrics import relative_l1
-from pelagos.platform.evaluation.view import EvaluationData
 from pelagos.platform.runs import RunDirectory
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -30,14 +28,7 @@ print(f"{run.name} after {step} steps, fields {', '.join(forecaster.fields)}")
 for record in forecaster.description["datasets"]:
     dataset = open_dataset(record["uri"])
     # the dataset in the model's channels: normalised, constants filled in, absent fields zero
-    view = EvaluationData.from_dataset(
-        dataset,
-        forecaster.fields,
-        forecaster.normalization.mean,
-        forecaster.normalization.std,
-        offset=record["offset"],
-        groups=default_field_groups(forecaster.fields),
-    )
+    view = forecaster.view(dataset, record["offset"])
     trajectory = dataset.split("test")[0]
     leads = torch.arange(1, dataset.num_frames)
     frames = view.read(trajectory, range(dataset.num_frames))  # [frame, channel, y, x]

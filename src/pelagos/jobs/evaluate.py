@@ -12,7 +12,6 @@ from rich.table import Table
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import options_for
-from pelagos.models.objectives import default_field_groups
 from pelagos.platform.config.schema import EvaluateJob, PretrainJob
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation, evaluate_dataset
 from pelagos.platform.evaluation.report import (
@@ -23,7 +22,6 @@ from pelagos.platform.evaluation.report import (
     verdict,
     write_report,
 )
-from pelagos.platform.evaluation.view import EvaluationData
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.tracking import code_version, log_evaluation
 
@@ -91,18 +89,9 @@ def _evaluate(
 ) -> DatasetEvaluation:
     dataset = open_dataset(record["uri"], options_for(record["uri"], training.storage) or None)
     stride = training.objective.frame_stride
-    groups = training.objective.field_groups or default_field_groups(forecaster.fields)
-    view = EvaluationData.from_dataset(
-        dataset,
-        forecaster.fields,
-        forecaster.normalization.mean,
-        forecaster.normalization.std,
-        offset=record["offset"],
-        groups=groups,
-    )
     return evaluate_dataset(
         forecaster.predict_normalized,
-        view,
+        forecaster.view(dataset, record["offset"], training.objective.field_groups),
         dataset.split(job.split)[: job.max_trajectories],
         leads or range(stride, dataset.num_frames, stride),
         rollout_step=stride,

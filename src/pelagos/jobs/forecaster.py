@@ -1,7 +1,7 @@
 """A trained model as a function of physical fields: loaded from a run, or from an exported directory."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pelagos.data_pipelines.normalization import Normalization
+from pelagos.data_pipelines.store import Dataset
 from pelagos.jobs.parts import options_for
-from pelagos.models.objectives import Objective, create_objective
+from pelagos.models.objectives import Objective, create_objective, default_field_groups
 from pelagos.models.registry import create_model
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
+from pelagos.platform.evaluation.view import EvaluationData
 from pelagos.platform.runs import RunDirectory
 
 WEIGHTS_FILE = "model.safetensors"
@@ -70,6 +72,25 @@ class Forecaster:
                 )
             state |= {name.removeprefix("ema."): tensor for name, tensor in averaged.items()}
         return cls(description, state), step
+
+    def view(
+        self,
+        dataset: Dataset,
+        offset: Mapping[str, float],
+        groups: Mapping[str, Sequence[str]] | None = None,
+    ) -> EvaluationData:
+        """Return a dataset in the model's channels: normalised, constants in, absent fields zero.
+
+        `groups` names the fields that are scored together; None: the components of a vector.
+        """
+        return EvaluationData.from_dataset(
+            dataset,
+            self.fields,
+            self.normalization.mean,
+            self.normalization.std,
+            offset=offset,
+            groups=groups or default_field_groups(self.fields),
+        )
 
     @torch.no_grad()
     def predict_normalized(self, frames: Tensor, lead_time: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Building the parts of a training job from its configuration, and refusing early what cannot fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from pelagos.data_pipelines.loader import StreamLoader, load_batch
 from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
 from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.sampler import Sampler
-from pelagos.data_pipelines.store import DatasetError, open_dataset
+from pelagos.data_pipelines.store import Dataset, DatasetError, open_dataset
 from pelagos.infra.object_store import storage_options
 from pelagos.models.objectives import Objective, create_objective
 from pelagos.models.registry import create_model
@@ -47,19 +47,36 @@ def build_model(job: PretrainJob) -> nn.Module:
     )
 
 
-def open_mixture(job: PretrainJob, split: str = "train") -> Mixture:
-    """Open the job's datasets. Raises `ValueError` with every reason they do not fit."""
+def open_datasets(job: PretrainJob) -> list[Dataset]:
+    """Open the datasets of the job's mixture. Raises `ConfigError` with all that cannot be."""
+    datasets, problems = [], []
+    for index, entry in enumerate(job.data.mixture):
+        try:
+            datasets.append(open_dataset(entry.uri, options_for(entry.uri, job.storage)))
+        except (DatasetError, OSError) as error:
+            problems.append(Problem(("data", "mixture", index, "uri"), str(error)))
+    if problems:
+        raise ConfigError(f"job {job.name}", problems)
+    return datasets
+
+
+def build_mixture(
+    job: PretrainJob,
+    datasets: Sequence[Dataset],
+    split: str = "train",
+    normalization: Normalization | None = None,
+) -> Mixture:
+    """Return the job's mixture of one split; `normalization` replaces the job's own.
+
+    Raises:
+        ValueError: with every reason why the datasets do not fit.
+    """
     entries = [
-        MixtureEntry(
-            open_dataset(entry.uri, options_for(entry.uri, job.storage)),
-            split,
-            entry.weight,
-            entry.offset,
-        )
-        for entry in job.data.mixture
+        MixtureEntry(dataset, split, entry.weight, entry.offset)
+        for dataset, entry in zip(datasets, job.data.mixture, strict=True)
     ]
     windows = build_objective(job).frame_windows
-    return Mixture(entries, job.data.fields, windows, _normalization(job.data))
+    return Mixture(entries, job.data.fields, windows, normalization or _normalization(job.data))
 
 
 def _normalization(data: DataConfig) -> Normalization | None:
@@ -75,7 +92,8 @@ class MixtureStreams:
 
     def __init__(self, job: PretrainJob) -> None:
         self.job = job
-        self.mixture = open_mixture(job)
+        self.datasets = open_datasets(job)
+        self.mixture = build_mixture(job, self.datasets)
         self.sampler = Sampler(self.mixture, job.seed)
         self.dataset_names = unique_names([e.dataset.spec.name for e in self.mixture.entries])
         self.epoch_samples = self.mixture.num_samples
@@ -97,13 +115,8 @@ class MixtureStreams:
     def validation(self, rank: int, world_size: int) -> Iterator[Batch]:
         """Return this rank's share: every world-size-th sample of one fixed list."""
         if self._validation is None:
-            held_out = open_mixture(self.job, self.job.validation.split)
-            # normalised as in training, whatever the statistics of the split
-            held_out = Mixture(
-                held_out.entries,
-                self.mixture.fields,
-                build_objective(self.job).frame_windows,
-                self.mixture.normalization,
+            held_out = build_mixture(
+                self.job, self.datasets, self.job.validation.split, self.mixture.normalization
             )
             self._validation = Sampler(held_out, self.job.seed + VALIDATION_SEED_OFFSET)
         samples = self._validation.samples(0, self.job.validation.num_samples)[rank::world_size]
@@ -201,15 +214,15 @@ def check_parts(job: PretrainJob) -> Mixture:
             build_model(job)
     except (ValueError, TypeError) as error:
         problems.append(Problem(("model",), str(error)))
-    for index, entry in enumerate(job.data.mixture):
-        try:
-            open_dataset(entry.uri, options_for(entry.uri, job.storage))
-        except (DatasetError, OSError) as error:
-            problems.append(Problem(("data", "mixture", index, "uri"), str(error)))
+    datasets: list[Dataset] = []
+    try:
+        datasets = open_datasets(job)
+    except ConfigError as error:
+        problems += error.problems
     if not problems:
         try:
-            mixture = open_mixture(job)
-            open_mixture(job, job.validation.split)
+            mixture = build_mixture(job, datasets)
+            build_mixture(job, datasets, job.validation.split)
             count_flops(job, mixture)
         except ValueError as error:
             problems.append(Problem(("data",), str(error)))

@@ -19,6 +19,7 @@ from pelagos.platform.launch import join_as_rank, launch
 from pelagos.platform.progress import TrainingProgress
 from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.tracking import Tracker
+from pelagos.platform.trainer import launched_by_torchrun
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def _last_values(directory: RunDirectory) -> dict[str, float]:
 
 def _other_rank() -> bool:
     """Return whether torchrun started this process as a rank other than 0."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+    return launched_by_torchrun() and os.environ.get("RANK", "0") != "0"
 
 
 def _join(job: PretrainJob) -> PretrainResult:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pelagos.infra.files import replace_durably
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import PretrainJob
 
@@ -98,12 +99,7 @@ class RunDirectory:
 
     def replace(self, name: str, text: str) -> None:
         """Write a small file whole: temporary name, flush, rename."""
-        temporary = self.path / f".{name}.{os.getpid()}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self.path / name)
+        replace_durably(self.path / name, text.encode())
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -210,6 +206,10 @@ class RunDirectory:
         except OSError:
             return []
         return [r for line in lines if (r := _parse(line)) is not None][-count:]
+
+    def last_step(self) -> int:
+        """Return the number of steps that have been logged."""
+        return int(next((r["step"] for r in self.last_metrics(1)), 0))
 
     def keep_metrics_until(self, step: int) -> int:
         """Drop the values of steps after `step` (they are about to be redone); return how many."""

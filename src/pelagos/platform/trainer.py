@@ -167,12 +167,12 @@ class TrainingLoop:
     ) -> tuple[dict[str, float], bool]:
         """Sum everything that is logged over ranks in one reduction, a stop request included."""
         names = self.parts.streams.dataset_names
-        stop = torch.tensor(float(self.run.stop_requested()))
-        sums = _sums_by_dataset(batch.dataset, errors, magnitudes, len(names))
-        flat = torch.cat(
-            [sums.flatten().cpu(), local_loss.double().cpu()[None], stop[None].double()]
+        stop = torch.tensor(
+            [float(self.run.stop_requested())], dtype=torch.double, device=errors.device
         )
-        flat = self.strategy.all_reduce_sum(flat.to(self.strategy.device)).cpu()
+        sums = _sums_by_dataset(batch.dataset, errors, magnitudes, len(names))
+        flat = torch.cat([sums.flatten(), local_loss.double()[None], stop])
+        flat = self.strategy.all_reduce_sum(flat).cpu()
         sums = flat[:-2].reshape(sums.shape)
         loss = float(flat[-2]) / self.strategy.world_size
         return {"loss": loss, **_dataset_losses(sums, names)}, bool(flat[-1] > 0)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
+from pelagos.infra.files import sync_directory
 from pelagos.infra.object_store import Bytes, Range, RemoteStore
 
 TEMPORARY_MARK = ".pelagos-partial-"
@@ -123,7 +124,7 @@ class LocalStore:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        sync_directory(path.parent)
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         found: dict[str, int] = {}
@@ -178,12 +179,3 @@ class LocalStore:
 
     def _missing(self, key: str) -> ObjectMissingError:
         return ObjectMissingError(f"{self.address(key)} does not exist")
-
-
-def sync_folder(path: Path) -> None:
-    """Make names in a folder survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,9 +21,9 @@ from pelagos.data_pipelines.store.object_store import (
     LocalStore,
     ObjectStore,
     open_store,
-    sync_folder,
 )
 from pelagos.data_pipelines.store.schema import FORMAT_NAME
+from pelagos.infra.files import sync_directory
 
 NEW_SUFFIX = ".pelagos-new"
 OLD_SUFFIX = ".pelagos-old"
@@ -111,7 +111,7 @@ def finish(uri: str, root_uri: str) -> None:
         shutil.rmtree(old, ignore_errors=True)
         place.rename(old)
     new.rename(place)
-    sync_folder(place.parent)
+    sync_directory(place.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -5,13 +5,13 @@ Both keep one promise: what `commit` has not finished is not among the `complete
 
 import contextlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
+from pelagos.infra.files import replace_durably, sync_directory
 from pelagos.infra.object_store import S3_SCHEMES, RemoteStore, StorageMissingError
 from pelagos.platform.checkpoint.manifest import MANIFEST, CheckpointInfo, directory_name, step_of
 
@@ -71,8 +71,7 @@ class LocalPlace:
         pass
 
     def commit(self, step: int, staging: Path, manifest: str) -> None:
-        write_durably(staging / MANIFEST, manifest)
-        sync_directory(staging)
+        replace_durably(staging / MANIFEST, manifest.encode())
         staging.rename(self.root / directory_name(step))
         sync_directory(self.root)
 
@@ -138,20 +137,3 @@ class RemotePlace:
     def delete(self, step: int) -> None:
         self.store.delete([f"{directory_name(step)}/{MANIFEST}"])
         self.store.delete(list(self.store.sizes(directory_name(step))))
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a file and flush it to the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Flush a directory's entries to the disk, so that a rename in it survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

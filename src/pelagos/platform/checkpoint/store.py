@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from pelagos.infra.files import replace_durably
 from pelagos.infra.object_store import is_remote
 from pelagos.platform.checkpoint.manifest import (
     MANIFEST,
@@ -36,7 +37,7 @@ from pelagos.platform.checkpoint.manifest import (
     record_file,
     verify_files,
 )
-from pelagos.platform.checkpoint.places import LocalPlace, Place, RemotePlace, write_durably
+from pelagos.platform.checkpoint.places import LocalPlace, Place, RemotePlace
 
 SHOWN_DIFFERENCES = 10
 
@@ -115,7 +116,7 @@ class CheckpointStore:
         """Checksum the files that this rank wrote (rank 0: the metadata and the JSON too)."""
         paths = sorted(staging.glob(f"__{rank}_*"))
         if rank == 0:
-            write_durably(staging / TRAINER_STATE, json.dumps(trainer_state, indent=1))
+            replace_durably(staging / TRAINER_STATE, json.dumps(trainer_state, indent=1).encode())
             paths += [staging / ".metadata", staging / TRAINER_STATE]
         return [record_file(p) for p in paths]
 

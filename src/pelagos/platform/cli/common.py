@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -51,12 +51,6 @@ def finish(ok: bool) -> None:
 def print_json(value: Any) -> None:
     """Print strict JSON for programs: no colour, no wrapping."""
     sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
-
-
-def fail(message: str) -> NoReturn:
-    """Print an error and leave with status 2."""
-    error_console.print(f"[red]error:[/red] {message}", soft_wrap=True)
-    raise typer.Exit(EXIT_BAD_INPUT)
 
 
 def _escaped(error: Exception) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from pelagos.infra.files import replace_durably
 from pelagos.platform.evaluation import plots
 from pelagos.platform.evaluation.evaluate import METHODS, DatasetEvaluation
 from pelagos.platform.evaluation.metrics import METRICS
@@ -284,9 +284,4 @@ def _number(value: float) -> str:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_durably(path, content)
