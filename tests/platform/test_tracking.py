@@ -140,3 +140,17 @@ def test_a_store_that_is_away_costs_nothing_and_gets_everything_later(
     assert_each_step_is_there_once(tracking_store, recorded, run)
     known = json.loads((run.path / "tracking.json").read_text())
     assert known == {"uri": tracking_store, "run_id": recorded.info.run_id}
+
+
+def test_what_a_stopped_launch_recorded_does_not_speak_for_the_next(
+    make_job: MakeJob, tracking_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job("twice", tracking__uri=tracking_store, tracking__experiment="twice")
+    with monkeypatch.context() as patch:
+        request_stop_at(patch, 3)
+        assert pretrain.run(job).outcome.kind == "stopped"
+    with monkeypatch.context() as patch:  # the driver dies between the last step and its records
+        patch.setattr(pretrain, "_close_records", lambda *_: None)
+        assert pretrain.resume(job.runs_dir, job.name).outcome.kind == "finished"
+    assert pretrain.resume(job.runs_dir, job.name).registered_version == "1"
+    assert the_run(tracking_store, "twice").info.status == "FINISHED"

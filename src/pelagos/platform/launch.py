@@ -49,7 +49,13 @@ def launch(
     worker = functools.partial(_work, job, str(run.path), build, storage_options, identity)
     with run.lock(), _stop_on_signals(run):
         run.clear_stop()
-        run.set_status("running", launch=identity, launcher=job.resources.launcher)
+        run.set_status(
+            "running",
+            launch=identity,
+            launcher=job.resources.launcher,
+            cause="",
+            is_tracked=False,  # what an earlier launch recorded does not speak for this one
+        )
         run.append_event("launched", launch=identity, num_workers=job.resources.num_workers)
         if job.resources.launcher == "ray":
             failure = _run_in_ray(job, run, worker, watcher)
@@ -57,9 +63,9 @@ def launch(
             failure = _run_here(worker, watcher)
         outcome = run.outcome(identity)
         if outcome is None:
-            steps = run.last_metrics(1)
-            step = int(steps[-1]["step"]) if steps else 0
-            outcome = Outcome("failed", step, failure or "the workers ended without a word")
+            outcome = Outcome(
+                "failed", run.last_step(), failure or "the workers ended without a word"
+            )
         run.append_event(outcome.kind, step=outcome.step, cause=outcome.cause)
         run.set_status(outcome.kind, cause=outcome.cause)
     watcher()
@@ -89,11 +95,8 @@ def _work(
     except PERMANENT_ERRORS as error:
         if isinstance(error, ConnectionError | TimeoutError):
             raise
-        steps = run.last_metrics(1)
         cause = f"{type(error).__name__}: {error}"
-        run.write_outcome(
-            Outcome("failed", int(steps[-1]["step"]) if steps else 0, cause), identity
-        )
+        run.write_outcome(Outcome("failed", run.last_step(), cause), identity)
         raise
     finally:
         if launched_by_torchrun():
