@@ -1,6 +1,7 @@
 """Single process and DDP on Hugging Face Accelerate: placement, precision, gradient synchronisation."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -56,10 +57,11 @@ class AcceleratedStrategy(Strategy):
     def step(self, clip_norm: float | None) -> float:
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         limit = float("inf") if clip_norm is None else clip_norm
-        norm = self.accelerator.clip_grad_norm_(parameters, limit)
-        self.optimizer.step()
+        norm = float(self.accelerator.clip_grad_norm_(parameters, limit) or 0.0)
+        if math.isfinite(norm):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm) if norm is not None else 0.0
+        return norm
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

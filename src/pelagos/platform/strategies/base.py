@@ -47,7 +47,10 @@ class Strategy(ABC):
 
     @abstractmethod
     def step(self, clip_norm: float | None) -> float:
-        """Clip by the global norm, take the optimizer step, clear gradients; return the norm."""
+        """Clip by the global norm, take the optimizer step, clear gradients; return the norm.
+
+        A norm that is not finite changes no weight.
+        """
 
     @property
     @abstractmethod
