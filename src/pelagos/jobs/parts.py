@@ -1,10 +1,10 @@
 """Building the parts of a training job from its configuration, and refusing early what cannot fit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pelagos.data_pipelines.batch import Batch
@@ -19,7 +19,10 @@ from pelagos.models.registry import create_model
 from pelagos.platform.config.checks import micro_batch_size
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import DataConfig, PretrainJob, StorageConfig
+from pelagos.platform.optimizer import freeze, group_settings
 from pelagos.platform.protocols import Stream, TrainingParts
+from pelagos.platform.strategies import check_strategy
+from pelagos.platform.trainer import strategy_options
 
 VALIDATION_SEED_OFFSET = 1_000_003
 
@@ -112,17 +115,24 @@ class MixtureStreams:
             stop_step=self.job.schedule.total_steps,
         )
 
-    def validation(self, rank: int, world_size: int) -> Iterator[Batch]:
-        """Return this rank's share: every world-size-th sample of one fixed list."""
+    def validation(self, rank: int, world_size: int) -> Iterator[tuple[Batch, int]]:
+        """Return this rank's share: every world-size-th sample of one fixed list.
+
+        Where the list does not divide, a rank repeats its last sample, which then does not count.
+        """
         if self._validation is None:
             held_out = build_mixture(
                 self.job, self.datasets, self.job.validation.split, self.mixture.normalization
             )
             self._validation = Sampler(held_out, self.job.seed + VALIDATION_SEED_OFFSET)
-        samples = self._validation.samples(0, self.job.validation.num_samples)[rank::world_size]
+        whole = self._validation.samples(0, self.job.validation.num_samples)
+        samples = whole[rank::world_size]
+        counted = len(samples)
+        samples = [*samples, *samples[-1:] * (-(-len(whole) // world_size) - counted)]
         size = micro_batch_size(self.job)
         for start in range(0, len(samples), size):
-            yield load_batch(self._validation.mixture, samples[start : start + size])
+            batch = load_batch(self._validation.mixture, samples[start : start + size])
+            yield batch, max(0, min(size, counted - start))
 
     def state(self) -> dict[str, Any]:
         return self.sampler.state_dict()
@@ -141,7 +151,8 @@ def unique_names(names: list[str]) -> tuple[str, ...]:
 
 def build_parts(job: PretrainJob) -> TrainingParts:
     """Return what the trainer needs, in a worker."""
-    model = build_model(job)
+    with torch.device("meta"):
+        model = build_model(job)
     streams = MixtureStreams(job)
     objective = build_objective(job)
     return TrainingParts(
@@ -150,6 +161,7 @@ def build_parts(job: PretrainJob) -> TrainingParts:
         streams,
         description={"forecaster": describe_forecaster(job, streams.mixture)},
         flops_per_sample=count_flops(job, streams.mixture),
+        example_loss=example_loss(job, streams.mixture, micro_batch_size(job)),
     )
 
 
@@ -183,18 +195,31 @@ def count_flops(job: PretrainJob, mixture: Mixture) -> float:
     """
     with torch.device("meta"):
         model = build_model(job)
-        batch = Batch(
-            frames=torch.empty(1, *mixture.sample_shape),
-            times=torch.empty(1, mixture.window_length),
-            present=torch.empty(1, len(mixture.fields), dtype=torch.bool),
-            dataset=torch.empty(1, dtype=torch.long),
-            trajectory=torch.empty(1, dtype=torch.long),
-            sample_seed=torch.empty(1, dtype=torch.long),
-        )
         counter = FlopCounterMode(display=False)
         with counter:
-            torch.autograd.backward(build_objective(job).errors(model, batch).sum())
+            torch.autograd.backward(example_loss(job, mixture, 1)(model))
     return float(counter.get_total_flops())
+
+
+def example_loss(
+    job: PretrainJob, mixture: Mixture, batch_size: int
+) -> Callable[[nn.Module], Tensor]:
+    """Return a function that runs a model forward on made-up samples, on the model's device."""
+    objective = build_objective(job)
+
+    def run(model: nn.Module) -> Tensor:
+        with next(model.parameters()).device:
+            batch = Batch(
+                frames=torch.zeros(batch_size, *mixture.sample_shape),
+                times=torch.zeros(batch_size, mixture.window_length),
+                present=torch.ones(batch_size, len(mixture.fields), dtype=torch.bool),
+                dataset=torch.zeros(batch_size, dtype=torch.long),
+                trajectory=torch.zeros(batch_size, dtype=torch.long),
+                sample_seed=torch.zeros(batch_size, dtype=torch.long),
+            )
+        return objective.errors(model, batch).sum()
+
+    return run
 
 
 def check_parts(job: PretrainJob) -> Mixture:
@@ -211,9 +236,11 @@ def check_parts(job: PretrainJob) -> Mixture:
         problems.append(Problem(("objective",), str(error)))
     try:
         with torch.device("meta"):
-            build_model(job)
+            model = build_model(job)
     except (ValueError, TypeError) as error:
         problems.append(Problem(("model",), str(error)))
+    else:
+        problems += _training_problems(job, model)
     datasets: list[Dataset] = []
     try:
         datasets = open_datasets(job)
@@ -229,3 +256,17 @@ def check_parts(job: PretrainJob) -> Mixture:
     if problems or mixture is None:
         raise ConfigError(f"job {job.name}", problems)
     return mixture
+
+
+def _training_problems(job: PretrainJob, model: nn.Module) -> Iterator[Problem]:
+    """Yield what is wrong with the optimizer's patterns and the strategy's options."""
+    try:
+        freeze(model, job.optimizer.frozen)
+        group_settings(model, job.optimizer)
+    except ValueError as error:
+        yield Problem(("optimizer",), str(error))
+    try:
+        options = strategy_options(job)
+        check_strategy(job.parallel.strategy, options, job.resources.num_workers)
+    except ValueError as error:
+        yield Problem(("parallel",), str(error))

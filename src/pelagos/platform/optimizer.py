@@ -2,64 +2,108 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pelagos.platform.config.schema import OptimizerConfig, ScheduleConfig
+from pelagos.platform.shards import local_part, with_local_part
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+GroupSettings = tuple[float, float, int]
 
 
-def optimizer_factory(config: OptimizerConfig) -> OptimizerFactory:
-    """Return the function that builds the optimizer of a model, after any sharding or wrapping."""
+def optimizer_factory(config: OptimizerConfig, model: nn.Module) -> OptimizerFactory:
+    """Return the function that builds the optimizer of `model` once it is wrapped and sharded.
 
-    def build(model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            parameter_groups(model, config), betas=config.betas, eps=config.eps
-        )
+    Which parameter is in which group is settled here: a sharded parameter may have lost its shape.
+
+    Raises:
+        ValueError: a pattern of the configuration matches no parameter.
+    """
+    settings = group_settings(model, config)
+
+    def build(sharded: nn.Module) -> torch.optim.Optimizer:
+        groups = parameter_groups(sharded, settings)
+        return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps)
 
     return build
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Return optimizer groups that hold every trainable parameter exactly once.
+def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Mark the parameters whose names match a pattern as not trained.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or nothing is left to train.
+    """
+    unmatched = set(patterns)
+    for name, parameter in model.named_parameters():
+        found = {pattern for pattern in patterns if re.search(pattern, name)}
+        unmatched -= found
+        if found:
+            parameter.requires_grad_(False)
+    if unmatched:
+        raise ValueError(_no_match("optimizer.frozen", unmatched, model))
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("optimizer.frozen matches every parameter: nothing is left to train")
+
+
+def group_settings(model: nn.Module, config: OptimizerConfig) -> dict[str, GroupSettings]:
+    """Return (learning rate, decay, index of the pattern) of every trainable parameter by name.
 
     A parameter takes the settings of the first of `config.groups` whose pattern is found in its
     name; vectors, scalars and the names of `model.no_weight_decay()` are not decayed (unless a
-    group says so).
+    group says so). Index -1: no pattern matched.
 
     Raises:
         ValueError: a pattern matches no parameter.
     """
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
     unmatched = {group.pattern for group in config.groups}
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    settings: dict[str, GroupSettings] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         lr = config.lr
         decay = 0.0 if parameter.ndim < 2 or name in exempt else config.weight_decay
-        for group in config.groups:
+        matched = -1
+        for index, group in enumerate(config.groups):
             if re.search(group.pattern, name):
                 unmatched.discard(group.pattern)
                 lr = group.lr if group.lr is not None else lr
                 decay = group.weight_decay if group.weight_decay is not None else decay
+                matched = index
                 break
+        settings[name] = (lr, decay, matched)
+    if unmatched:
+        raise ValueError(_no_match("optimizer.groups", unmatched, model))
+    return settings
+
+
+def parameter_groups(model: nn.Module, settings: dict[str, GroupSettings]) -> list[dict[str, Any]]:
+    """Return optimizer groups that hold every trainable parameter exactly once."""
+    groups: dict[GroupSettings, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if name not in settings:
+            continue
+        lr, decay, _ = settings[name]
         entry = groups.setdefault(
-            (lr, decay), {"params": [], "names": [], "lr": lr, "base_lr": lr, "weight_decay": decay}
+            settings[name],
+            {"params": [], "names": [], "lr": lr, "base_lr": lr, "weight_decay": decay},
         )
         entry["params"].append(parameter)
         entry["names"].append(name)
-    if unmatched:
-        names = [n for n, _ in model.named_parameters()]
-        raise ValueError(
-            f"optimizer.groups: {', '.join(sorted(unmatched))} match none of the "
-            f"{len(names)} parameters, e.g. {', '.join(names[:3])}"
-        )
     return list(groups.values())
+
+
+def _no_match(key: str, patterns: set[str], model: nn.Module) -> str:
+    names = [n for n, _ in model.named_parameters()]
+    return (
+        f"{key}: {', '.join(sorted(patterns))} match none of the {len(names)} parameters, "
+        f"e.g. {', '.join(names[:3])}"
+    )
 
 
 def lr_factor(step: int, schedule: ScheduleConfig) -> float:
@@ -86,24 +130,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of the trainable weights, in fp32.
+    """Exponential moving average of the trainable weights, in fp32, laid out as they are.
 
     average <- decay * average + (1 - decay) * weight, with the decay raised from small values
     over the first steps, (1 + n) / (10 + n), so that the initial weights are forgotten.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
         self.tensors = {
-            name: parameter.detach().clone().float()
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
+            name: with_local_part(weight, local_part(weight).detach().clone().float())
+            for name, weight in weights.items()
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, weights: Mapping[str, Tensor], step: int) -> None:
         """Take in the weights after optimizer step `step` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, parameter in model.named_parameters():
-            if name in self.tensors:
-                self.tensors[name].lerp_(parameter.detach().float(), 1.0 - decay)
+        for name, average in self.tensors.items():
+            local_part(average).lerp_(local_part(weights[name]).float(), 1.0 - decay)

@@ -1,6 +1,6 @@
 """What the platform asks of a model, an objective and a data stream. It knows them only as these."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -63,8 +63,9 @@ class StreamFactory(Protocol):
     def open(self, start_step: int, rank: int, world_size: int) -> Stream:
         """Return the stream from `start_step` on, for one rank."""
 
-    def validation(self, rank: int, world_size: int) -> Iterator[TrainingBatch]:
-        """Return this rank's share of the fixed validation samples."""
+    def validation(self, rank: int, world_size: int) -> Iterator[tuple[TrainingBatch, int]]:
+        """Return this rank's share of the fixed validation samples, in as many batches on every
+        rank: each with the number of its first samples that count."""
 
     def state(self) -> dict[str, Any]:
         """Return what identifies the sample order (small, JSON)."""
@@ -78,9 +79,12 @@ class TrainingParts:
     """What a job builds for the trainer in each worker."""
 
     model: nn.Module
+    """On the meta device: the strategy gives each rank its part of the initial weights."""
     objective: Objective
     streams: StreamFactory
     description: dict[str, Any] = field(default_factory=dict)
     """JSON stored in each checkpoint: what rebuilds model, fields and normalisation."""
     flops_per_sample: float | None = None
     """Floating-point operations of forward and backward of one sample."""
+    example_loss: Callable[[nn.Module], Tensor] | None = None
+    """Runs one micro-batch of made-up samples forward: what a memory budget measures."""

@@ -33,8 +33,9 @@ class FlatShard(Tensor):
 
     @staticmethod
     def __new__(cls, local: Tensor, shape: torch.Size, start: int) -> FlatShard:
-        assert local.ndim == 1 and start >= 0 and start + local.numel() <= math.prod(shape)
-        shard: FlatShard = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        assert local.ndim == 1
+        assert 0 <= start <= start + local.numel() <= math.prod(shape)
+        shard: FlatShard = Tensor._make_wrapper_subclass(
             cls, shape, dtype=local.dtype, device=local.device, requires_grad=False
         )
         shard.local = local
@@ -60,7 +61,9 @@ class FlatShard(Tensor):
         return f"FlatShard({tuple(self.shape)}, elements {self.start} to {stop})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if func is torch.ops.aten.detach.default:  # what torch.distributed.checkpoint calls
             return args[0]
         raise TypeError(f"{func}: a FlatShard holds one rank's elements; compute on its .local")

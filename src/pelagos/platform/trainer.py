@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pelagos.platform.checkpoint import CheckpointStore
-from pelagos.platform.config.checks import micro_batch_size
+from pelagos.platform.config.checks import local_batch_size, micro_batch_size
 from pelagos.platform.config.schema import PretrainJob
 from pelagos.platform.meters import StepMeter
 from pelagos.platform.optimizer import (
     WeightAverage,
+    freeze,
     lr_factor,
     optimizer_factory,
     set_learning_rate,
@@ -55,9 +56,8 @@ def train(
     # 1. processes: the group exists already (Ray), or the strategy makes it (torchrun, single)
     if not job.resources.gpus_per_worker:
         torch.set_num_threads(job.resources.cpus_per_worker)
-    torch.manual_seed(job.seed)  # the weights' draw: the same on every rank
     parts = build(job)
-    strategy = create_strategy(job.parallel.strategy, _options(job))
+    strategy = create_strategy(job.parallel.strategy, strategy_options(job, parts.example_loss))
     try:
         _check_world(job, strategy.world_size)
         # 2. model and optimizer, then the newest checkpoint if there is one
@@ -91,8 +91,10 @@ class TrainingLoop:
         self.parts = parts
         self.strategy = strategy
         self.module = parts.model
-        self.model = strategy.prepare(parts.model, optimizer_factory(job.optimizer))
-        self.average = WeightAverage(self.module, job.ema_decay) if job.ema_decay else None
+        freeze(self.module, job.optimizer.frozen)
+        make_optimizer = optimizer_factory(job.optimizer, self.module)
+        self.model = strategy.prepare(self.module, make_optimizer)
+        self.average = WeightAverage(strategy.weights(), job.ema_decay) if job.ema_decay else None
         self.checkpoints = CheckpointStore(run.checkpoint_uri, storage_options)
         self.best: dict[str, Any] | None = None
         self.validated: tuple[int, float] | None = None
@@ -155,12 +157,26 @@ class TrainingLoop:
         values, stop = self._reduce_values(batch, errors, magnitudes, local_loss)
         if not math.isfinite(values["loss"]):
             raise TrainingDiverged(self._diverged(step, f"the loss is {values['loss']}"))
-        norm = strategy.step(job.optimizer.clip_norm)
-        if not math.isfinite(norm):
-            raise TrainingDiverged(self._diverged(step, f"the gradient norm is {norm}"))
-        if self.average is not None:
-            self.average.update(self.module, step)
-        return {**values, "gradient_norm": norm, "lr": lr}, stop
+        norm = strategy.step()
+        values |= self._check_gradient(step, norm) | {"lr": lr}
+        if self.average is not None and math.isfinite(norm):
+            self.average.update(strategy.weights(), step)
+        return values, stop
+
+    def _check_gradient(self, step: int, norm: float) -> dict[str, float]:
+        """Return what is logged of the gradient; an overflow under fp16 only lowers the scale.
+
+        Raises:
+            TrainingDiverged: the norm is not finite, and no loss scale can mend that.
+        """
+        scale = self.strategy.loss_scale
+        if scale is None or scale.is_exhausted:
+            if not math.isfinite(norm):
+                raise TrainingDiverged(self._diverged(step, f"the gradient norm is {norm}"))
+            return {"gradient_norm": norm}
+        overflowed = not math.isfinite(norm)
+        logged = {"loss_scale": scale.scale, "skipped": float(overflowed)}
+        return logged if overflowed else {**logged, "gradient_norm": norm}
 
     def _reduce_values(
         self, batch: TrainingBatch, errors: Tensor, magnitudes: Tensor, local_loss: Tensor
@@ -181,16 +197,21 @@ class TrainingLoop:
 
     @torch.no_grad()
     def validate(self, completed: int) -> None:
-        """Log the loss over the fixed validation samples, always formed over all of them."""
+        """Log the loss over the fixed validation samples, always formed over all of them.
+
+        Every rank runs as many forward passes, because sharded strategies communicate in each.
+        """
         begin = time.perf_counter()
         names = self.parts.streams.dataset_names
         sums = torch.zeros(2, len(names), len(self.parts.objective.group_names), dtype=torch.double)
         self.module.eval()
-        for unplaced in self.parts.streams.validation(self.strategy.rank, self.strategy.world_size):
+        rank, world_size = self.strategy.rank, self.strategy.world_size
+        for unplaced, counted in self.parts.streams.validation(rank, world_size):
             batch = unplaced.to(self.strategy.device)
-            errors = self.parts.objective.errors(self.module, batch)
-            magnitudes = self.parts.objective.magnitudes(batch)
-            sums += _sums_by_dataset(batch.dataset, errors, magnitudes, len(names)).cpu()
+            errors = self.parts.objective.errors(self.module, batch)[:counted]
+            magnitudes = self.parts.objective.magnitudes(batch)[:counted]
+            dataset = batch.dataset[:counted]
+            sums += _sums_by_dataset(dataset, errors, magnitudes, len(names)).cpu()
         self.module.train()
         sums = self.strategy.all_reduce_sum(sums.to(self.strategy.device)).cpu()
         total = sums.sum(dim=1)
@@ -229,9 +250,8 @@ class TrainingLoop:
             state = self.checkpoints.load(step, tensors)
             self.parts.streams.check_state(state["streams"])
             self.strategy.load_state(tensors)
-            if self.average is not None:
-                for name in self.average.tensors:
-                    self.average.tensors[name].copy_(tensors[f"ema.{name}"])
+            if self.strategy.loss_scale is not None and "loss_scale" in state:
+                self.strategy.loss_scale.load(state["loss_scale"])
             self.best = state["best"]
         if self.strategy.rank == 0:
             lost = self.run.keep_metrics_until(step)
@@ -253,6 +273,7 @@ class TrainingLoop:
             "seed": self.job.seed,
             "best": self.best,
             "streams": self.parts.streams.state(),
+            **({"loss_scale": scale.state()} if (scale := self.strategy.loss_scale) else {}),
             **self.parts.description,
         }
 
@@ -282,12 +303,25 @@ def _check_world(job: PretrainJob, world_size: int) -> None:
         )
 
 
-def _options(job: PretrainJob) -> StrategyOptions:
+def strategy_options(
+    job: PretrainJob, example_loss: Callable[[nn.Module], Tensor] | None = None
+) -> StrategyOptions:
+    """Return what a job asks of its strategy."""
+    parallel = job.parallel
+    micro = micro_batch_size(job)
     return StrategyOptions(
-        precision=job.parallel.precision,
-        activation_checkpointing=job.parallel.activation_checkpointing,
-        compile=job.parallel.compile,
+        precision=parallel.precision,
+        activation_checkpointing=parallel.activation_checkpointing,
+        compile=parallel.compile,
         use_gpu=job.resources.gpus_per_worker > 0,
+        seed=job.seed,
+        clip_norm=job.optimizer.clip_norm,
+        micro_batch_size=micro,
+        num_micro_batches=local_batch_size(job) // micro,
+        collective_timeout_seconds=job.health.collective_timeout_seconds,
+        fsdp=parallel.fsdp,
+        zero=parallel.zero,
+        example_loss=example_loss,
     )
 
 

@@ -10,7 +10,7 @@ Finding = tuple[tuple[str | int, ...], str]
 def check_arithmetic(job: PretrainJob | GenerateJob | EvaluateJob) -> list[Finding]:
     """Return (key, message) for every rule that spans several keys and is broken."""
     if isinstance(job, PretrainJob):
-        return [*_check_batch(job), *_check_pretrain(job)]
+        return [*_check_batch(job), *_check_parallel(job), *_check_pretrain(job)]
     if isinstance(job, GenerateJob):
         return [f for i, d in enumerate(job.datasets) for f in _check_dataset(i, d)]
     return []
@@ -47,17 +47,78 @@ def _check_batch(job: PretrainJob) -> Iterator[Finding]:
         )
 
 
+def _check_parallel(job: PretrainJob) -> Iterator[Finding]:
+    parallel, workers = job.parallel, job.resources.num_workers
+    if parallel.strategy == "single" and workers > 1:
+        yield (
+            ("parallel", "strategy"),
+            f"single runs on 1 worker, but resources.num_workers is {workers}; use ddp",
+        )
+    size = parallel.fsdp.shard_group_size
+    if parallel.strategy == "hsdp" and size is not None and workers % size:
+        legal = [n for n in range(1, workers + 1) if workers % n == 0]
+        yield (
+            ("parallel", "fsdp", "shard_group_size"),
+            f"got {size}, which does not divide the {workers} workers: {workers} = "
+            f"{workers // size} x {size} + {workers % size}. Use one of {legal}.",
+        )
+    if parallel.precision == "tf32" and not job.resources.gpus_per_worker:
+        yield (
+            ("parallel", "precision"),
+            "tf32 is a format of NVIDIA GPUs, but resources.gpus_per_worker is 0; use fp32 or bf16",
+        )
+    if job.validation.num_samples < workers:
+        yield (
+            ("validation", "num_samples"),
+            f"got {job.validation.num_samples}, but each of {workers} workers needs one at least",
+        )
+    if parallel.strategy.startswith("zero"):
+        yield from _check_zero(job)
+
+
+def _check_zero(job: PretrainJob) -> Iterator[Finding]:
+    parallel, zero = job.parallel, job.parallel.zero
+    key = ("parallel", "zero")
+    only_zero3 = {
+        "offload_parameters": zero.offload_parameters != "none",
+        "hpz_partition_size": zero.hpz_partition_size > 1,
+        "quantized_weights": zero.quantized_weights,
+        "quantized_gradients": zero.quantized_gradients,
+    }
+    if parallel.strategy != "zero3":
+        for name, is_set in only_zero3.items():
+            if is_set:
+                yield (
+                    (*key, name),
+                    f"is an option of zero3, but the strategy is {parallel.strategy}",
+                )
+        if zero.offload_optimizer == "nvme":
+            yield (*key, "offload_optimizer"), "nvme is an option of zero3; use cpu, or zero3"
+    for name in ("quantized_weights", "quantized_gradients"):
+        if getattr(zero, name) and not job.resources.gpus_per_worker:
+            yield (*key, name), "runs on GPUs only, but resources.gpus_per_worker is 0"
+    if job.resources.num_workers % zero.hpz_partition_size:
+        yield (
+            (*key, "hpz_partition_size"),
+            f"got {zero.hpz_partition_size}, which does not divide the "
+            f"{job.resources.num_workers} workers",
+        )
+    uses_nvme = "nvme" in (zero.offload_optimizer, zero.offload_parameters)
+    if uses_nvme and zero.nvme_path is None:
+        yield (*key, "nvme_path"), "is needed for offloading to nvme: a directory on that disk"
+    if parallel.compile and parallel.strategy == "zero3":
+        yield (
+            ("parallel", "compile"),
+            "is not possible with zero3, whose hooks gather parameters inside each block; set it "
+            "to false, or use parallel.strategy: fsdp",
+        )
+
+
 def _check_pretrain(job: PretrainJob) -> Iterator[Finding]:
     if job.schedule.warmup_steps >= job.schedule.total_steps:
         yield (
             ("schedule", "warmup_steps"),
             f"got {job.schedule.warmup_steps}, must be below total_steps {job.schedule.total_steps}",
-        )
-    if job.parallel.strategy == "single" and job.resources.num_workers > 1:
-        yield (
-            ("parallel", "strategy"),
-            f"single runs on 1 worker, but resources.num_workers is {job.resources.num_workers}; "
-            "use ddp",
         )
     if job.resources.gpus_per_worker > 1:
         yield (

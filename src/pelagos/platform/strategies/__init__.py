@@ -1,14 +1,67 @@
 """Parallel strategies: one class each, chosen once by name. No other file names a backend."""
 
+import importlib.util
 from collections.abc import Callable
 
-from pelagos.platform.strategies.accelerated import AcceleratedStrategy
 from pelagos.platform.strategies.base import Strategy, StrategyOptions
 
+
+def _accelerated(options: StrategyOptions) -> Strategy:
+    from pelagos.platform.strategies.accelerated import AcceleratedStrategy
+
+    return AcceleratedStrategy(options)
+
+
+def _fully_shard(options: StrategyOptions) -> Strategy:
+    from pelagos.platform.strategies.fully_shard import FullyShardStrategy
+
+    return FullyShardStrategy(options)
+
+
+def _hybrid_shard(options: StrategyOptions) -> Strategy:
+    from pelagos.platform.strategies.fully_shard import HybridShardStrategy
+
+    return HybridShardStrategy(options)
+
+
+def _zero(stage: int) -> Callable[[StrategyOptions], Strategy]:
+    def create(options: StrategyOptions) -> Strategy:
+        from pelagos.platform.strategies import zero
+
+        return (zero.ZeroStrategy, zero.Zero2Strategy, zero.Zero3Strategy)[stage - 1](options)
+
+    return create
+
+
+# Each imports its library when it is chosen: a machine needs only that of the strategy it runs.
 STRATEGIES: dict[str, Callable[[StrategyOptions], Strategy]] = {
-    "single": AcceleratedStrategy,
-    "ddp": AcceleratedStrategy,
+    "single": _accelerated,
+    "ddp": _accelerated,
+    "fsdp": _fully_shard,
+    "hsdp": _hybrid_shard,
+    "zero1": _zero(1),
+    "zero2": _zero(2),
+    "zero3": _zero(3),
 }
+
+
+def check_strategy(name: str, options: StrategyOptions, world_size: int) -> None:
+    """Refuse what a strategy cannot do, in the driver, before a worker is started.
+
+    Raises:
+        ValueError: its library is missing, its options contradict each other or this machine.
+    """
+    if not name.startswith("zero"):
+        return
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ValueError(
+            f"parallel.strategy: {name} needs DeepSpeed, which is not installed: `pip install "
+            "deepspeed`, or use fsdp"
+        )
+    from pelagos.platform.strategies.zero_config import check_nvme, zero_config
+
+    zero_config(int(name[-1]), options, world_size)
+    check_nvme(options.zero)
 
 
 def create_strategy(name: str, options: StrategyOptions) -> Strategy:
@@ -16,4 +69,4 @@ def create_strategy(name: str, options: StrategyOptions) -> Strategy:
     return STRATEGIES[name](options)
 
 
-__all__ = ["STRATEGIES", "Strategy", "StrategyOptions", "create_strategy"]
+__all__ = ["STRATEGIES", "Strategy", "StrategyOptions", "check_strategy", "create_strategy"]

@@ -1,41 +1,76 @@
 """What a parallel strategy does for the training loop."""
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pelagos.platform.config.schema import (
+    EveryNConfig,
+    FullyShardConfig,
+    MemoryBudgetConfig,
+    ZeroConfig,
+)
 from pelagos.platform.optimizer import OptimizerFactory
+from pelagos.platform.strategies.gradients import LossScale
 
 TensorState = dict[str, Tensor]
 """Flat name -> tensor: `model.<name>`, `optimizer.<name>.<moment>`, `ema.<name>`. Names are the
-module's own, never an engine's, a rank's or a flat index."""
+module's own, never an engine's, a rank's or a flat index. A value is a tensor that every rank holds
+whole, a DTensor, or a `FlatShard`."""
+
+Recompute = Literal["none", "full", "selective"] | EveryNConfig | MemoryBudgetConfig
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
 class StrategyOptions:
     """What is applied to the model from outside."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    activation_checkpointing: Literal["none", "full"] = "none"
+    precision: Precision = "fp32"
+    activation_checkpointing: Recompute = "none"
     compile: bool = False
     use_gpu: bool = False
+    seed: int = 0
+    """Seed of the initial weights."""
+    clip_norm: float | None = None
+    micro_batch_size: int = 1
+    num_micro_batches: int = 1
+    collective_timeout_seconds: int = 600
+    fsdp: FullyShardConfig = field(default_factory=FullyShardConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    example_loss: Callable[[nn.Module], Tensor] | None = None
+    """Runs one micro-batch forward, for what a memory budget has to measure."""
 
 
 class Strategy(ABC):
-    """Spreads one training step over the process group. `model` is the bare module throughout."""
+    """Spreads one training step over the process group. `model` is the bare module throughout.
+
+    Numerics are the same under every strategy: fp32 weights, moments and reductions, autocast in
+    the forward pass, one definition of the global gradient norm and of loss scaling.
+    """
 
     rank: int
     world_size: int
     device: torch.device
 
+    def __init__(self, options: StrategyOptions) -> None:
+        self.options = options
+        self.loss_scale = LossScale() if options.precision == "fp16" else None
+
     @abstractmethod
     def prepare(self, model: nn.Module, make_optimizer: OptimizerFactory) -> nn.Module:
-        """Place, wrap and shard the model, build its optimizer; return what forward is called on."""
+        """Place, wrap and shard the model, build its optimizer; return what forward is called on.
+
+        Parameters on the meta device are drawn here, from `options.seed` and their module's name
+        alone; parameters with values keep them.
+        """
 
     @abstractmethod
     def micro_step(self, is_last: bool) -> AbstractContextManager[None]:
@@ -46,10 +81,9 @@ class Strategy(ABC):
         """Accumulate gradients of `loss`; over ranks the gradients are averaged."""
 
     @abstractmethod
-    def step(self, clip_norm: float | None) -> float:
-        """Clip by the global norm, take the optimizer step, clear gradients; return the norm.
-
-        A norm that is not finite changes no weight.
+    def step(self) -> float:
+        """Clip by the global norm, take the optimizer step, clear gradients; return the norm
+        before clipping. A norm that is not finite changes no weight.
         """
 
     @property
@@ -58,12 +92,16 @@ class Strategy(ABC):
         """The optimizer whose groups carry `lr` and `base_lr`."""
 
     @abstractmethod
+    def weights(self) -> TensorState:
+        """Return the trainable weights by parameter name, in fp32, as this rank holds them."""
+
+    @abstractmethod
     def state(self) -> TensorState:
         """Return weights and optimizer state by parameter name, in fp32, ready to be loaded into."""
 
     @abstractmethod
     def load_state(self, state: TensorState) -> None:
-        """Take over weights and optimizer state of the form that `state` returns."""
+        """Take over the values that were loaded into what `state` returned."""
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of `tensor` over ranks, the same bits on each."""
@@ -76,6 +114,12 @@ class Strategy(ABC):
         """Wait for every rank."""
         if self.world_size > 1:
             dist.barrier()
+
+    @contextlib.contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Return the context of forward passes without gradients."""
+        with torch.no_grad():
+            yield
 
     def close(self) -> None:  # noqa: B027 - most strategies hold nothing
         """Release what the strategy holds."""

@@ -1,4 +1,4 @@
-"""What is applied to a model from outside, in one fixed order: recompute, then compile, per block."""
+"""What is applied to a model from outside, in one fixed order: recompute, compile, precision."""
 
 from typing import Any
 
@@ -6,18 +6,21 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pelagos.platform.strategies.base import StrategyOptions
+from pelagos.platform.strategies.precision import apply_precision, check_precision
 
 
 def apply_transforms(model: nn.Module, options: StrategyOptions) -> None:
-    """Wrap the blocks that the model names (`model.blocks()`), in place.
+    """Wrap the blocks that the model names (`model.blocks()`), then its forward pass, in place.
 
     Order matters: activation checkpointing goes inside, so that a compiled block contains its own
     recomputation. Parameter names do not change.
 
     Raises:
-        ValueError: the model names no blocks but a per-block transform is asked for.
+        ValueError: the model names no blocks but a per-block transform is asked for, or the device
+            lacks the precision.
     """
-    blocks: list[nn.Module] = list(getattr(model, "blocks", list)())
+    check_precision(options.precision, options.use_gpu)
+    blocks = blocks_of(model)
     if not blocks and (options.activation_checkpointing != "none" or options.compile):
         raise ValueError(
             f"{type(model).__name__} names no blocks(), which parallel.activation_checkpointing "
@@ -28,6 +31,12 @@ def apply_transforms(model: nn.Module, options: StrategyOptions) -> None:
             _checkpoint_in_place(block)
         if options.compile:
             block.compile()
+    apply_precision(model, options.precision, "cuda" if options.use_gpu else "cpu")
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return the repeated blocks that the model names."""
+    return list(getattr(model, "blocks", list)())
 
 
 def _checkpoint_in_place(block: nn.Module) -> None:
