@@ -4,7 +4,9 @@ datasets of travelling waves, and a job of a model small enough to train in a bl
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -140,6 +142,96 @@ def _wait_until_ready(process: subprocess.Popen[bytes], endpoint: str, log_path:
             time.sleep(0.1)
     tail = log_path.read_text(errors="replace")[-2000:]
     raise RuntimeError(f"the S3 server did not become ready (exit {process.poll()}):\n{tail}")
+
+
+class RankPool:
+    """Processes that take part in calls as the ranks of real process groups, of any size up to its
+    own; kept alive between calls, because importing torch and DeepSpeed costs more than a call."""
+
+    def __init__(self, size: int, log: Path) -> None:
+        self.size = size
+        self.log = log
+        self._ranks: list[subprocess.Popen[str]] = []
+
+    def call(
+        self, world_size: int, file: str, function: str, timeout: float = 240.0, **arguments: Any
+    ) -> list[Any]:
+        """Call a function of a test file on every rank; return what each returned.
+
+        Raises `RuntimeError` with every rank's traceback.
+        """
+        self._start()
+        port = str(free_ports(1)[0])
+        ranks = self._ranks[:world_size]
+        for rank, process in enumerate(ranks):
+            group = {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_RANK": str(rank),
+                "LOCAL_WORLD_SIZE": str(world_size),
+                "MASTER_PORT": port,
+            }
+            request = {
+                "file": file,
+                "function": function,
+                "arguments": arguments,
+                "environment": group if world_size > 1 else {},
+            }
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        answers = [self._answer(process, time.monotonic() + timeout) for process in ranks]
+        errors = [f"rank {r}:\n{a['error']}" for r, a in enumerate(answers) if "error" in a]
+        if errors:
+            self.close()  # ranks that waited for one that failed are of no further use
+            raise RuntimeError("\n".join(errors))
+        return [a["result"] for a in answers]
+
+    def _start(self) -> None:
+        if self._ranks and all(p.poll() is None for p in self._ranks):
+            return
+        self.close()
+        program = [sys.executable, str(Path(__file__).with_name("rank_worker.py"))]
+        with self.log.open("ab") as log:
+            self._ranks = [
+                subprocess.Popen(
+                    program,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    start_new_session=True,
+                )
+                for _ in range(self.size)
+            ]
+
+    def _answer(self, process: subprocess.Popen[str], deadline: float) -> dict[str, Any]:
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], max(0.1, deadline - time.monotonic()))
+        line = process.stdout.readline() if ready else ""
+        if not line:
+            tail = self.log.read_text(errors="replace")[-2000:]
+            return {"error": f"no answer (exit status {process.poll()}); log: {tail}"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        for process in self._ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._ranks = []
+
+
+@pytest.fixture(scope="session")
+def rank_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
+    """Four ranks: `rank_pool.call(world_size, __file__, "function", **arguments)`."""
+    pool = RankPool(4, tmp_path_factory.mktemp("ranks") / "stderr.log")
+    try:
+        yield pool
+    finally:
+        pool.close()
 
 
 GRID = 16

@@ -27,6 +27,7 @@ from pelagos.models.scot_layers import (
     ConditionalLayerNorm,
     ConvNeXtBlock,
     Embeddings,
+    NormScale,
     PatchMerging,
     PatchRecovery,
     PatchUnmerging,
@@ -170,29 +171,43 @@ class ScOT(nn.Module):
             prediction = torch.where(masked, labels.to(prediction.dtype), prediction)
         return ScOTOutput(prediction, None if labels is None else self._loss(prediction, labels))
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Initialise every parameter and buffer as the official code does.
+    def reset_parameters(self) -> None:
+        """Initialise every parameter and buffer as the official code does."""
+        for module in self.modules():
+            self.init_weights(module)
+
+    @torch.no_grad()
+    def init_weights(self, module: nn.Module) -> None:
+        """Draw the own parameters and fill the own buffers of one of the model's modules.
 
         Linear and convolution kernels N(0, ``initializer_range``²) with zero biases, the recovery
         projection torch's own uniform, attention temperature 1/10, layer scale 1e-6. Conditional
         norms are no exception, so a fresh model scales each branch by about 0.02 t, unless
-        ``unit_norm_init`` adds 1.
+        ``unit_norm_init`` adds 1. Draws come from torch's global generator.
         """
-        with torch.no_grad():
-            for module in self.modules():
-                self._reset_module(module, generator)
-            if self.config.unit_norm_init:
-                for module in self.modules():
-                    if isinstance(module, ConditionalLayerNorm):
-                        module.weight.bias.fill_(1.0)
-        self.reset_buffers()
+        if isinstance(module, nn.ConvTranspose2d):
+            bound = module.weight[0].numel() ** -0.5
+            module.weight.uniform_(-bound, bound)
+            cast(Tensor, module.bias).uniform_(-bound, bound)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.weight.normal_(0.0, self.config.initializer_range)
+            if module.bias is not None:
+                is_unit = isinstance(module, NormScale) and self.config.unit_norm_init
+                module.bias.fill_(1.0 if is_unit else 0.0)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, ConvNeXtBlock):
+            module.weight.fill_(_LAYER_SCALE_INIT)
+        elif isinstance(module, WindowAttention):
+            module.logit_scale.fill_(_LOGIT_SCALE_INIT)
+            module.reset_buffers()
 
+    @torch.no_grad()
     def reset_buffers(self) -> None:
         """Fill the constant tables, which state dicts do not carry."""
-        with torch.no_grad():
-            for module in self.modules():
-                if isinstance(module, WindowAttention):
-                    module.reset_buffers()
+        for module in self.modules():
+            if isinstance(module, WindowAttention):
+                module.reset_buffers()
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay: norms, biases, position-bias networks.
@@ -235,22 +250,6 @@ class ScOT(nn.Module):
             error[:, a:b].mean() / (size[:, a:b].mean() + _LOSS_EPS) for a, b in pairwise(slices)
         ]
         return torch.stack(ratios).mean()
-
-    def _reset_module(self, module: nn.Module, generator: torch.Generator | None) -> None:
-        if isinstance(module, nn.ConvTranspose2d):
-            bound = module.weight[0].numel() ** -0.5
-            module.weight.uniform_(-bound, bound, generator=generator)
-            cast(Tensor, module.bias).uniform_(-bound, bound, generator=generator)
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
-            if module.bias is not None:
-                module.bias.zero_()
-        elif isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, ConvNeXtBlock):
-            module.weight.fill_(_LAYER_SCALE_INIT)
-        elif isinstance(module, WindowAttention):
-            module.logit_scale.fill_(_LOGIT_SCALE_INIT)
 
     def _check(
         self, pixels: Tensor, time: Tensor, labels: Tensor | None, pixel_mask: Tensor | None

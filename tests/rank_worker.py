@@ -1,0 +1,57 @@
+"""One rank of the pool in `conftest.py`: imports torch once, then takes part in one call after another.
+
+Reads a line of JSON per call: a file and a function in it, its arguments, and the process group.
+Writes a line of JSON per call: the result, or the traceback.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import traceback
+import warnings
+from types import ModuleType
+
+import torch
+import torch.distributed as dist
+
+GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+
+
+def load(path: str, loaded: dict[str, ModuleType]) -> ModuleType:
+    if path not in loaded:
+        spec = importlib.util.spec_from_file_location("called", path)
+        assert spec is not None and spec.loader is not None
+        loaded[path] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded[path])
+    return loaded[path]
+
+
+def serve() -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    answers = os.fdopen(os.dup(1), "w")  # what libraries print goes to stderr
+    os.dup2(2, 1)
+    loaded: dict[str, ModuleType] = {}
+    for line in sys.stdin:
+        call = json.loads(line)
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+        for name in GROUP_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(call["environment"])
+        try:
+            function = getattr(load(call["file"], loaded), call["function"])
+            answer = {"result": function(**call["arguments"])}
+        except BaseException:
+            answer = {"error": traceback.format_exc()}
+        finally:
+            if dist.is_initialized():
+                with contextlib.suppress(Exception):
+                    dist.destroy_process_group()
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve()
