@@ -3,7 +3,6 @@
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from pelagos.platform.strategies.base import StrategyOptions
@@ -27,8 +26,8 @@ def apply_transforms(model: nn.Module, options: StrategyOptions) -> None:
             f"{type(model).__name__} names no blocks(), which parallel.activation_checkpointing "
             "and parallel.compile apply to; set them to none and false"
         )
+    fix_order_of_gradient_sums(model)
     for block in blocks:
-        block.register_forward_pre_hook(_gather_gradients_at_input, with_kwargs=True)
         if options.activation_checkpointing == "full":
             _checkpoint_in_place(block)
         if options.compile:
@@ -41,20 +40,21 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return list(getattr(model, "blocks", list)())
 
 
-def _gather_gradients_at_input(
-    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Let a block's inputs enter through an alias, which costs nothing.
+def fix_order_of_gradient_sums(model: nn.Module) -> None:
+    """Let the inputs of every composite module enter through an alias, which copies nothing.
 
-    Backward then sums what the block contributes to the gradient of its input before that meets
-    what others contribute. FSDP2 puts such a node at the inputs of what it wraps; with one under
-    every strategy, the sums have one order, and the gradients the same bits.
+    Where a tensor has several uses, backward adds up what they contribute to its gradient. With the
+    alias, what one module contributes is added up before it meets what others do. FSDP2 and ZeRO-3
+    put autograd nodes there that have this effect; with the alias, every strategy adds in the same
+    order, and gradients have the same bits.
     """
-    return tree_map_only(Tensor, _alias, args), tree_map_only(Tensor, _alias, kwargs)
+    for module in model.modules():
+        if next(module.children(), None) is not None:
+            module.register_forward_pre_hook(_alias_inputs)
 
 
-def _alias(tensor: Tensor) -> Tensor:
-    return tensor.view_as(tensor) if tensor.requires_grad else tensor
+def _alias_inputs(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.view_as(x) if isinstance(x, Tensor) and x.requires_grad else x for x in inputs)
 
 
 def _checkpoint_in_place(block: nn.Module) -> None:

@@ -105,7 +105,9 @@ class ZeroStrategy(Strategy):
     def close(self) -> None:
         if self.engine is not None:
             self.engine.destroy()
-        self.deepspeed.comm.comm.cdb = None  # the next job in this process starts afresh
+        # DeepSpeed keeps groups per process; the next job in this process starts afresh
+        self.deepspeed.utils.groups._release_process_group_references(group=None)
+        self.deepspeed.comm.comm.cdb = None
         if self._made_group and "RANK" not in os.environ:
             dist.destroy_process_group()
 
