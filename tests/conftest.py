@@ -145,11 +145,10 @@ def _wait_until_ready(process: subprocess.Popen[bytes], endpoint: str, log_path:
 
 
 class RankPool:
-    """Processes that take part in calls as the ranks of real process groups, of any size up to its
-    own; kept alive between calls, because importing torch and DeepSpeed costs more than a call."""
+    """Processes that take part in calls as the ranks of real process groups; kept alive between
+    calls, because importing torch and DeepSpeed costs more than a call."""
 
-    def __init__(self, size: int, log: Path) -> None:
-        self.size = size
+    def __init__(self, log: Path) -> None:
         self.log = log
         self._ranks: list[subprocess.Popen[str]] = []
 
@@ -160,7 +159,7 @@ class RankPool:
 
         Raises `RuntimeError` with every rank's traceback.
         """
-        self._start()
+        self._start(world_size)
         port = str(free_ports(1)[0])
         ranks = self._ranks[:world_size]
         for rank, process in enumerate(ranks):
@@ -187,13 +186,13 @@ class RankPool:
             raise RuntimeError("\n".join(errors))
         return [a["result"] for a in answers]
 
-    def _start(self) -> None:
-        if self._ranks and all(p.poll() is None for p in self._ranks):
-            return
-        self.close()
+    def _start(self, world_size: int) -> None:
+        """Start the ranks that are missing."""
+        if any(p.poll() is not None for p in self._ranks):
+            self.close()
         program = [sys.executable, str(Path(__file__).with_name("rank_worker.py"))]
         with self.log.open("ab") as log:
-            self._ranks = [
+            self._ranks += [
                 subprocess.Popen(
                     program,
                     stdin=subprocess.PIPE,
@@ -203,7 +202,7 @@ class RankPool:
                     env={**os.environ, "OMP_NUM_THREADS": "1"},
                     start_new_session=True,
                 )
-                for _ in range(self.size)
+                for _ in range(world_size - len(self._ranks))
             ]
 
     def _answer(self, process: subprocess.Popen[str], deadline: float) -> dict[str, Any]:
@@ -226,8 +225,8 @@ class RankPool:
 
 @pytest.fixture(scope="session")
 def rank_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
-    """Four ranks: `rank_pool.call(world_size, __file__, "function", **arguments)`."""
-    pool = RankPool(4, tmp_path_factory.mktemp("ranks") / "stderr.log")
+    """As many ranks as are called: `rank_pool.call(world_size, __file__, "function", **arguments)`."""
+    pool = RankPool(tmp_path_factory.mktemp("ranks") / "stderr.log")
     try:
         yield pool
     finally:

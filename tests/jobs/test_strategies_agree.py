@@ -23,11 +23,21 @@ MakeJob = Callable[..., PretrainJob]
 FP32 = 1e-6
 
 
-def train_here(path: str, overrides: list[str]) -> dict[str, Any]:
-    """Take part in a run as one rank; return how it ended."""
+def train_here(path: str, overrides: list[str], stop_at: int | None) -> dict[str, Any]:
+    """Take part in a run as one rank, until step `stop_at` if given; return how it ended."""
     job = load_job(path, overrides)
     assert isinstance(job, PretrainJob)
     run = RunDirectory(f"{job.runs_dir}/{job.name}")
+    run.clear_stop()
+    append = run.append_metrics
+
+    def append_and_stop(record: dict[str, Any]) -> None:
+        append(record)
+        if record["step"] == stop_at - 1:  # seen in the step after
+            run.request_stop()
+
+    if stop_at is not None:
+        run.append_metrics = append_and_stop  # type: ignore[method-assign]
     outcome = train(job, run, build_parts, {})
     return {"kind": outcome.kind, "step": outcome.step}
 
@@ -41,7 +51,14 @@ class Layouts:
         self.path = directory / "job.yaml"
         self.path.write_text(resolve_yaml(job))
 
-    def run(self, name: str, strategy: str, world_size: int, **overrides: Any) -> RunDirectory:
+    def run(
+        self,
+        name: str,
+        strategy: str,
+        world_size: int,
+        stop_at: int | None = None,
+        **overrides: Any,
+    ) -> RunDirectory:
         """Train a run from where it stands, or from its beginning."""
         dotted = [f"{k.replace('__', '.')}={v}" for k, v in overrides.items()]
         dotted += [
@@ -55,7 +72,12 @@ class Layouts:
         if not run.path.exists():
             run = RunDirectory.create(job)
         self.pool.call(
-            world_size, __file__, "train_here", path=str(self.path), overrides=dotted
+            world_size,
+            __file__,
+            "train_here",
+            path=str(self.path),
+            overrides=dotted,
+            stop_at=stop_at,
         )
         return run
 
@@ -84,11 +106,112 @@ def layouts(rank_pool: Any, make_job: MakeJob, tmp_path: Path) -> Layouts:
     return Layouts(rank_pool, job, tmp_path)
 
 
+def assert_same_curve(run: RunDirectory, reference: RunDirectory, tolerance: float) -> None:
+    assert [loss for loss, _ in curve(run)] == pytest.approx(
+        [loss for loss, _ in curve(reference)], rel=tolerance
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_ranks_agree_bit_for_bit(layouts: Layouts, precision: str) -> None:
+    # a sum of two does not depend on their order, and all else is the same arithmetic
     reference = layouts.run("ddp", "ddp", 2, parallel__precision=precision)
     expected = weights(reference)
     for strategy in ("fsdp", "hsdp", "zero1", "zero2", "zero3"):
         run = layouts.run(strategy, strategy, 2, parallel__precision=precision)
-        w = weights(run)
-        print(strategy, curve(run)==curve(reference), sum(not torch.equal(w[n], expected[n]) for n in expected))
+        assert curve(run) == curve(reference), strategy
+        tensors = weights(run)
+        assert tensors.keys() == expected.keys()
+        assert [n for n in expected if not torch.equal(tensors[n], expected[n])] == [], strategy
+
+
+@pytest.mark.slow
+def test_four_ranks_agree_up_to_the_order_of_sums(layouts: Layouts) -> None:
+    reference = layouts.run("single", "single", 1)
+    for strategy in ("ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"):
+        options = {"parallel__fsdp__shard_group_size": 2} if strategy == "hsdp" else {}
+        run = layouts.run(strategy, strategy, 4, **options)
+        assert_same_curve(run, reference, FP32)
+
+
+@pytest.mark.slow
+def test_world_size_and_micro_batch_do_not_change_the_curve(layouts: Layouts) -> None:
+    common = {"data__global_batch_size": 24, "schedule__total_steps": 8}
+    reference = layouts.run("one", "single", 1, **common)
+    for strategy, world_size, micro in (
+        ("ddp", 2, 4),
+        ("zero2", 2, 3),
+        ("fsdp", 3, 8),
+        ("zero1", 3, 2),
+        ("hsdp", 4, 3),
+        ("zero3", 4, 2),
+        ("fsdp", 8, 1),
+        ("zero3", 8, 3),
+    ):
+        run = layouts.run(
+            f"{strategy}-{world_size}-{micro}",
+            strategy,
+            world_size,
+            parallel__micro_batch_size=micro,
+            **common,
+        )
+        assert_same_curve(run, reference, FP32)
+
+
+CHAIN = (
+    ("single", 1),
+    ("fsdp", 2),
+    ("zero1", 4),
+    ("ddp", 2),
+    ("zero3", 2),
+    ("hsdp", 4),
+    ("zero2", 2),
+    ("zero3", 4),
+    ("ddp", 4),
+    ("zero2", 4),
+    ("fsdp", 4),
+    ("zero1", 2),
+    ("zero3", 1),
+    ("fsdp", 1),
+    ("zero1", 1),
+)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_any_strategy_resumes_under_any_other(layouts: Layouts) -> None:
+    # moving average, two optimizer groups, frozen parameters, and parameters of two elements
+    common = {
+        "ema_decay": 0.9,
+        "optimizer__groups": "[{pattern: decoder, lr: 0.0001, weight_decay: 0.01}]",
+        "optimizer__frozen": "[residual_blocks]",
+    }
+    reference = layouts.run("whole", "single", 1, **common)
+    expected = weights(reference)
+    for index, (strategy, world_size) in enumerate(CHAIN, start=1):
+        run = layouts.run("chain", strategy, world_size, stop_at=2 * index, **common)
+    assert [m["step"] for m in run.metrics()] == list(range(1, 31))
+    assert_same_curve(run, reference, FP32)
+    tensors = weights(run)
+    assert tensors.keys() == expected.keys()
+    frozen = [n for n in expected if n.startswith("model.residual_blocks")]
+    assert frozen and all(torch.equal(tensors[n], expected[n]) for n in frozen)
+    assert not any(n.startswith("optimizer.residual_blocks") for n in tensors)
+    steps = {float(t) for n, t in tensors.items() if n.endswith(".step")}
+    assert steps == {30.0}
+    average = [n for n in expected if n.startswith("ema.")]
+    assert average
+    for name in average:
+        assert tensors[name].numpy() == pytest.approx(expected[name].numpy(), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2", "zero3"])
+def test_the_same_layout_resumes_bit_for_bit(layouts: Layouts, strategy: str) -> None:
+    common = {"schedule__total_steps": 10, "ema_decay": 0.9, "parallel__micro_batch_size": 1}
+    whole = layouts.run("whole", strategy, 2, **common)
+    layouts.run("parts", strategy, 2, stop_at=5, **common)
+    parts = layouts.run("parts", strategy, 2, **common)
+    assert curve(parts) == curve(whole)
+    tensors, expected = weights(parts), weights(whole)
+    assert [n for n in expected if not torch.equal(tensors[n], expected[n])] == []

@@ -21,7 +21,7 @@ from pelagos.platform.config import PretrainJob
 from pelagos.platform.runs import RunDirectory
 
 MakeJob = Callable[..., PretrainJob]
-FAILED, STOPPED = 1, 130
+FAILED, BAD_INPUT, STOPPED = 1, 2, 130
 UNTRACKED = "tracking.uri=null"
 
 
@@ -171,3 +171,27 @@ def test_training_and_resuming_with_everything_in_an_object_store(
     assert "checkpoint.uri" in again.output
     assert "holds checkpoints of another run" in again.output
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_resume_changes_how_steps_are_computed_but_not_which(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    make_job("run")
+    assert pelagos("pretrain", tmp_path / "run.yaml", UNTRACKED).exit_code == 0
+    run = RunDirectory(tmp_path / "runs" / "run")
+    run.set_status("stopped")
+    before = {p.name: p.read_bytes() for p in run.path.glob("job*.yaml")}
+    refused = pelagos("resume", "run", "seed=1", "optimizer.lr=1", "--runs-dir", run.path.parent)
+    assert refused.exit_code == BAD_INPUT
+    assert "cannot change optimizer.lr, seed" in " ".join(refused.output.split())
+    impossible = pelagos(
+        "resume", "run", "parallel.micro_batch_size=3", "--runs-dir", run.path.parent
+    )
+    assert impossible.exit_code == BAD_INPUT
+    assert {p.name: p.read_bytes() for p in run.path.glob("job*.yaml")} == before
+    resumed = pelagos(
+        "resume", "run", "parallel.strategy=fsdp", "--runs-dir", run.path.parent, "--json"
+    )
+    assert resumed.exit_code == 0, resumed.output
+    assert run.job().parallel.strategy == "fsdp"
+    assert (run.path / "job-1.yaml").read_bytes() == before["job.yaml"]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,15 +49,21 @@ def run(job: PretrainJob, console: Console | None = None) -> PretrainResult:
     return _train(job, RunDirectory.create(job), mixture, console or Console())
 
 
-def resume(runs_dir: str, name: str, console: Console | None = None) -> PretrainResult:
+def resume(
+    runs_dir: str, name: str, console: Console | None = None, overrides: Sequence[str] = ()
+) -> PretrainResult:
     """Continue a run from its newest complete checkpoint; a finished one only gets its records
     to MLflow, where that had not worked.
 
+    `overrides` (`parallel.strategy=fsdp`, `resources.num_workers=4`) change how the steps to come
+    are computed, and stay with the run.
+
     Raises:
-        RunError: there is no such run, or another process drives it.
+        RunError: there is no such run, another process drives it, or an override changes what the
+            run is.
     """
     directory = RunDirectory.open(runs_dir, name)
-    job = directory.job()
+    job = directory.revised_job(overrides) if overrides else directory.job()
     status = directory.status()
     outcome = Outcome("finished", status["step"])
     is_finished = status.get("state") == "finished"
@@ -70,6 +77,8 @@ def resume(runs_dir: str, name: str, console: Console | None = None) -> Pretrain
         return PretrainResult(name, outcome, _last_values(directory), version)
     if _other_rank():
         return _join(job)
+    if overrides:
+        directory.replace_job(job)
     return _train(job, directory, mixture, console or Console())
 
 

@@ -1,6 +1,7 @@
 """The directory of a run: the one place that holds what happened, readable with any text tool.
 
 runs/NAME/job.yaml        the resolved job
+          job-1.yaml      … as it was before the first `resume` that changed it
           status.json     state of the last launch
           metrics.jsonl   one line per step (rewritten up to the checkpoint on resume)
           events.jsonl    launches, resumes, checkpoints, validations, the end
@@ -13,7 +14,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,23 @@ from typing import Any, Literal
 from pelagos.infra.files import replace_durably
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import PretrainJob
+
+# What a resume may change: how the steps are computed, not which steps they are.
+CHANGEABLE = (
+    "parallel",
+    "resources",
+    "tracking",
+    "health",
+    "checkpoint.every_steps",
+    "checkpoint.keep_last",
+    "checkpoint.keep_best",
+    "checkpoint.asynchronous",
+    "checkpoint.new_parameters",
+    "validation.every_steps",
+    "data.num_threads",
+    "data.prefetch_steps",
+    "optimizer.frozen",
+)
 
 State = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
 
@@ -86,6 +104,35 @@ class RunDirectory:
         job = load_job(self.path / "job.yaml")
         assert isinstance(job, PretrainJob), "only training makes run directories"
         return job
+
+    def revised_job(self, overrides: Sequence[str]) -> PretrainJob:
+        """Return the run's job with changes to how the steps to come are computed.
+
+        Raises:
+            RunError: an override changes what the run is.
+            ConfigError: the changed job is not valid.
+        """
+        before = self.job()
+        after = load_job(self.path / "job.yaml", overrides)
+        assert isinstance(after, PretrainJob)
+        refused = [k for k in _changed_keys(before, after) if not k.startswith(CHANGEABLE)]
+        if refused:
+            raise RunError(
+                f"run {self.name!r}: a resume cannot change {', '.join(refused)}: the steps to come "
+                f"would not continue those done. It can change {', '.join(CHANGEABLE)}; for "
+                "anything else start a new run"
+            )
+        return after
+
+    def replace_job(self, job: PretrainJob) -> None:
+        """Keep `job` as the run's; the job as it was stays beside, as job-1.yaml, job-2.yaml, …."""
+        before = self.job()
+        changed = _changed_keys(before, job)
+        if changed:
+            number = 1 + len(list(self.path.glob("job-*.yaml")))
+            self.replace(f"job-{number}.yaml", resolve_yaml(before))
+            self.replace("job.yaml", resolve_yaml(job))
+            self.append_event("job_changed", keys=changed, before=f"job-{number}.yaml")
 
     @property
     def checkpoint_uri(self) -> str:
@@ -222,6 +269,19 @@ class RunDirectory:
 def list_runs(runs_dir: str) -> list[RunDirectory]:
     """Return the runs of a directory, by name."""
     return [RunDirectory(p.parent) for p in sorted(Path(runs_dir).glob("*/job.yaml"))]
+
+
+def _changed_keys(before: PretrainJob, after: PretrainJob) -> list[str]:
+    return sorted(_differences(before.model_dump(mode="json"), after.model_dump(mode="json")))
+
+
+def _differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
+    """Yield the dotted keys whose values differ."""
+    if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
+        for key in before:
+            yield from _differences(before[key], after[key], f"{path}.{key}" if path else key)
+    elif before != after:
+        yield path
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:

@@ -95,16 +95,22 @@ def pretrain(
 
 
 @app.command()
-def resume(run: RunName, runs_dir: RunsDir = "runs", as_json: AsJson = False) -> None:
-    """Continue a run from its newest checkpoint, bit for bit as if it had never stopped.
+def resume(
+    run: RunName,
+    overrides: Overrides = None,
+    runs_dir: RunsDir = "runs",
+    as_json: AsJson = False,
+) -> None:
+    """Continue a run from its newest checkpoint, as if it had never stopped; under another
+    strategy or number of workers, where these are given.
 
-    Example: pelagos resume quickstart
+    Example: pelagos resume quickstart parallel.strategy=fsdp resources.num_workers=4
     """
     from pelagos.jobs import pretrain as job_module
     from pelagos.platform.cli.jobs import report_training
 
     with exit_on_error():
-        result = job_module.resume(runs_dir, run, console)
+        result = job_module.resume(runs_dir, run, console, overrides or ())
         report_training(result, runs_dir, as_json)
 
 
