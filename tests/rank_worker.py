@@ -22,7 +22,8 @@ GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MAST
 def load(path: str, loaded: dict[str, ModuleType]) -> ModuleType:
     if path not in loaded:
         spec = importlib.util.spec_from_file_location("called", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         loaded[path] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded[path])
     return loaded[path]

@@ -42,9 +42,13 @@ class AcceleratedStrategy(TorchOptimizerStrategy):
         self.world_size = self.accelerator.num_processes
         self.device = self.accelerator.device
 
+    def static_bytes_per_parameter(self) -> float:
+        buckets = 4 if self.world_size > 1 else 0  # DDP's copy of the gradients
+        return 4 + 4 + 8 + buckets
+
     def prepare(self, model: nn.Module, make_optimizer: OptimizerFactory) -> nn.Module:
+        apply_transforms(model, self.options, self.static_bytes(model))
         draw_missing(model, self.options.seed)
-        apply_transforms(model, self.options)
         self.module = model.to(self.device)
         self._optimizer = make_optimizer(self.module)
         self.make_moments()

@@ -65,6 +65,15 @@ class Strategy(ABC):
         self.loss_scale = LossScale() if options.precision == "fp16" else None
 
     @abstractmethod
+    def static_bytes_per_parameter(self) -> float:
+        """Return the bytes of weight, gradient and moments that one rank holds per parameter."""
+
+    def static_bytes(self, model: nn.Module) -> int:
+        """Return the bytes of weights, gradients and moments that one rank holds."""
+        count = sum(p.numel() for p in model.parameters())
+        return int(count * self.static_bytes_per_parameter())
+
+    @abstractmethod
     def prepare(self, model: nn.Module, make_optimizer: OptimizerFactory) -> nn.Module:
         """Place, wrap and shard the model, build its optimizer; return what forward is called on.
 

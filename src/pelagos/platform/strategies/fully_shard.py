@@ -49,8 +49,11 @@ class FullyShardStrategy(TorchOptimizerStrategy):
     def shard_group(self) -> dist.ProcessGroup | None:
         return self.mesh.get_group("shard")
 
+    def static_bytes_per_parameter(self) -> float:
+        return 0.0 if self.options.fsdp.cpu_offload else (4 + 4 + 8) / self.mesh["shard"].size()
+
     def prepare(self, model: nn.Module, make_optimizer: OptimizerFactory) -> nn.Module:
-        apply_transforms(model, self.options)
+        apply_transforms(model, self.options, self.static_bytes(model))
         has_values = not any(is_on_meta(module) for module in model.modules())
         self._shard(model)
         if not has_values:

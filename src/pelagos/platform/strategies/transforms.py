@@ -3,21 +3,24 @@
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pelagos.platform.strategies.base import StrategyOptions
 from pelagos.platform.strategies.precision import apply_precision, check_precision
+from pelagos.platform.strategies.recompute import apply_recompute
 
 
-def apply_transforms(model: nn.Module, options: StrategyOptions) -> None:
+def apply_transforms(model: nn.Module, options: StrategyOptions, static_bytes: int) -> None:
     """Wrap the blocks that the model names (`model.blocks()`), then its forward pass, in place.
+
+    Called before the model is drawn and sharded. `static_bytes` is what weights, gradients and
+    moments take on one rank.
 
     Order matters: activation checkpointing goes inside, so that a compiled block contains its own
     recomputation. Parameter names do not change.
 
     Raises:
-        ValueError: the model names no blocks but a per-block transform is asked for, or the device
-            lacks the precision.
+        ValueError: the model names no blocks but a per-block transform is asked for, the device
+            lacks the precision, or a memory budget cannot be met.
     """
     check_precision(options.precision, options.use_gpu)
     blocks = blocks_of(model)
@@ -27,10 +30,11 @@ def apply_transforms(model: nn.Module, options: StrategyOptions) -> None:
             "and parallel.compile apply to; set them to none and false"
         )
     fix_order_of_gradient_sums(model)
-    for block in blocks:
-        if options.activation_checkpointing == "full":
-            _checkpoint_in_place(block)
-        if options.compile:
+    apply_recompute(
+        model, blocks, options.activation_checkpointing, options.example_loss, static_bytes
+    )
+    if options.compile:
+        for block in blocks:
             block.compile()
     apply_precision(model, options.precision, "cuda" if options.use_gpu else "cpu")
 
@@ -55,13 +59,3 @@ def fix_order_of_gradient_sums(model: nn.Module) -> None:
 
 def _alias_inputs(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.view_as(x) if isinstance(x, Tensor) and x.requires_grad else x for x in inputs)
-
-
-def _checkpoint_in_place(block: nn.Module) -> None:
-    """Recompute `block` in the backward pass, keeping the module object and its names."""
-    forward = block.forward
-
-    def recomputed(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    block.forward = recomputed

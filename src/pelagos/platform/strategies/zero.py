@@ -39,9 +39,15 @@ class ZeroStrategy(Strategy):
         self.deepspeed = _import_deepspeed(options.use_gpu)
         self.engine: Any = None
 
+    def static_bytes_per_parameter(self) -> float:
+        moments = 0 if self.options.zero.offload_optimizer != "none" else 4 + 8
+        whole = {1: 4 + 4, 2: 4, 3: 0}[self.stage]  # weights and gradients of every rank
+        cut_up = {1: 0, 2: 4, 3: 4}[self.stage]
+        return whole + (cut_up + moments) / self.world_size
+
     def prepare(self, model: nn.Module, make_optimizer: OptimizerFactory) -> nn.Module:
+        apply_transforms(model, self.options, self.static_bytes(model))
         self._place(model)
-        apply_transforms(model, self.options)
         self.module = model
         self.engine, *_ = self.deepspeed.initialize(
             model=model,
