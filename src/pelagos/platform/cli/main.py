@@ -14,6 +14,7 @@ from pelagos.platform.cli.common import (
     print_json,
     set_up_logging,
 )
+from pelagos.platform.cli.compare import compare_strategies_command
 from pelagos.platform.cli.data import app as data_app
 
 app = typer.Typer(
@@ -129,6 +130,7 @@ def evaluate(run: RunName, overrides: Overrides = None, as_json: AsJson = False)
             print_json({"run_name": result.run_name, "report": result.report, **result.metrics})
 
 
+app.command(name="compare-strategies")(compare_strategies_command)
 app.command(name="list")(runs.list_command)
 app.command(name="status")(runs.status_command)
 

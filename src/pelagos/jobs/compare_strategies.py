@@ -1,0 +1,152 @@
+"""`pelagos compare-strategies`: one job under several strategies and world sizes, and the table."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from pelagos.jobs.parts import check_parts
+from pelagos.platform.config.load import parse_job, resolve_yaml
+from pelagos.platform.config.schema import PretrainJob
+from pelagos.platform.evaluation.comparison import (
+    Comparison,
+    compare_runs,
+    comparison_figure,
+    comparison_markdown,
+)
+from pelagos.platform.evaluation.plots import figure_png
+from pelagos.platform.runs import RunDirectory
+from pelagos.platform.strategies import STRATEGIES
+
+SHOWN_ERROR_LINES = 3
+PROGRAM = ("-m", "pelagos.platform.cli.main", "pretrain")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A strategy at a world size."""
+
+    strategy: str
+    num_workers: int
+
+    @property
+    def name(self) -> str:
+        """Names the run."""
+        return f"{self.strategy}-{self.num_workers}"
+
+
+def run(
+    job: PretrainJob,
+    layouts: Sequence[Layout],
+    output: Path,
+    *,
+    steps: int,
+    tolerance: float,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Train the job under each layout, one after the other; write the table and the plots.
+
+    Raises:
+        ConfigError: a layout cannot run; nothing was started.
+        ValueError: the output directory exists, or no layout is given.
+    """
+    if not layouts:
+        raise ValueError("no layout to compare: name at least one strategy and one --num-workers")
+    if output.exists() and not overwrite:
+        raise ValueError(f"{output} exists already: choose another --output, or pass --overwrite")
+    jobs = [_job_of(job, layout, output, steps) for layout in layouts]
+    for checked in jobs:
+        check_parts(checked)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as staging:
+        runs = list(_train_all(jobs, layouts, Path(staging), progress))
+        comparison = compare_runs(runs, tolerance)
+        _write(comparison, Path(staging))
+        if output.exists():
+            shutil.rmtree(output)
+        shutil.copytree(staging, output)
+    return comparison
+
+
+def layouts_of(strategies: Sequence[str], num_workers: Sequence[int]) -> list[Layout]:
+    """Return every combination that makes sense: `single` comes once, on one worker.
+
+    Raises:
+        ValueError: an unknown strategy.
+    """
+    unknown = [s for s in strategies if s not in STRATEGIES]
+    if unknown:
+        raise ValueError(
+            f"unknown strategy {', '.join(unknown)}; there are {', '.join(STRATEGIES)}"
+        )
+    layouts: list[Layout] = []
+    for count in num_workers:
+        for strategy in strategies:
+            layout = Layout(strategy, 1 if strategy == "single" else count)
+            if layout not in layouts:
+                layouts.append(layout)
+    return layouts
+
+
+def _job_of(job: PretrainJob, layout: Layout, output: Path, steps: int) -> PretrainJob:
+    """Return the job of one layout: the same steps, and nothing that is not compared."""
+    overrides = [
+        f"name={layout.name}",
+        "runs_dir=runs",
+        f"parallel.strategy={layout.strategy}",
+        f"resources.num_workers={layout.num_workers}",
+        "resources.launcher=none",
+        f"schedule.total_steps={steps}",
+        f"schedule.warmup_steps={min(job.schedule.warmup_steps, steps - 1)}",
+        f"checkpoint.every_steps={steps}",
+        "checkpoint.uri=null",
+        f"validation.every_steps={steps}",
+        "tracking.uri=null",
+    ]
+    changed = parse_job(resolve_yaml(job), f"{layout.name}", overrides)
+    assert isinstance(changed, PretrainJob)
+    return changed
+
+
+def _train_all(
+    jobs: Sequence[PretrainJob],
+    layouts: Sequence[Layout],
+    directory: Path,
+    progress: Callable[[str], None],
+) -> Iterator[tuple[str, RunDirectory, str]]:
+    for number, (job, layout) in enumerate(zip(jobs, layouts, strict=True), start=1):
+        progress(f"{layout.name} ({number} of {len(layouts)})")
+        failure = _train(job, layout, directory)
+        yield layout.name, RunDirectory(directory / "runs" / layout.name), failure
+
+
+def _train(job: PretrainJob, layout: Layout, directory: Path) -> str:
+    """Train in processes of its own; return why it failed, or nothing."""
+    path = directory / f"{layout.name}.yaml"
+    content = yaml.safe_load(resolve_yaml(job)) | {"runs_dir": str(directory / "runs")}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    command = [sys.executable, *PROGRAM, str(path)]
+    if layout.num_workers > 1:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node"]
+        command = [sys.executable, "-m", *launcher, str(layout.num_workers), *PROGRAM, str(path)]
+    log = directory / f"{layout.name}.log"
+    with log.open("wb") as out:
+        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
+    if done.returncode == 0:
+        return ""
+    status = RunDirectory(directory / "runs" / layout.name).status()
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return str(status.get("cause") or "; ".join(lines[-SHOWN_ERROR_LINES:]))
+
+
+def _write(comparison: Comparison, directory: Path) -> None:
+    (directory / "comparison.json").write_text(json.dumps(comparison.to_dict(), indent=1))
+    (directory / "comparison.md").write_text(comparison_markdown(comparison))
+    (directory / "comparison.png").write_bytes(figure_png(comparison_figure(comparison)))
