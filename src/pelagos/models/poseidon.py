@@ -25,6 +25,7 @@ from pelagos.models.fourier import fourier_resize
 from pelagos.models.scot_config import ScOTConfig
 from pelagos.models.scot_layers import (
     ConditionalLayerNorm,
+    ConditionalScale,
     ConvNeXtBlock,
     Embeddings,
     PatchMerging,
@@ -178,14 +179,32 @@ class ScOT(nn.Module):
         norms are no exception, so a fresh model scales each branch by about 0.02 t, unless
         ``unit_norm_init`` adds 1.
         """
-        with torch.no_grad():
-            for module in self.modules():
-                self._reset_module(module, generator)
-            if self.config.unit_norm_init:
-                for module in self.modules():
-                    if isinstance(module, ConditionalLayerNorm):
-                        module.weight.bias.fill_(1.0)
-        self.reset_buffers()
+        for module in self.modules():
+            self.init_weights(module, generator)
+
+    @torch.no_grad()
+    def init_weights(self, module: nn.Module, generator: torch.Generator | None = None) -> None:
+        """Initialise the direct parameters and buffers of one of ``modules()``, not its children's.
+
+        Draws from torch's global generator if none is given. Once over all modules is
+        ``reset_parameters``; one at a time lets a sharded model be filled without ever being whole.
+        """
+        if isinstance(module, nn.ConvTranspose2d):
+            bound = module.weight[0].numel() ** -0.5
+            module.weight.uniform_(-bound, bound, generator=generator)
+            cast(Tensor, module.bias).uniform_(-bound, bound, generator=generator)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
+            if module.bias is not None:
+                scale = isinstance(module, ConditionalScale) and self.config.unit_norm_init
+                module.bias.fill_(float(scale))
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, ConvNeXtBlock):
+            module.weight.fill_(_LAYER_SCALE_INIT)
+        elif isinstance(module, WindowAttention):
+            module.logit_scale.fill_(_LOGIT_SCALE_INIT)
+            module.reset_buffers()
 
     def reset_buffers(self) -> None:
         """Fill the constant tables, which state dicts do not carry."""
@@ -235,22 +254,6 @@ class ScOT(nn.Module):
             error[:, a:b].mean() / (size[:, a:b].mean() + _LOSS_EPS) for a, b in pairwise(slices)
         ]
         return torch.stack(ratios).mean()
-
-    def _reset_module(self, module: nn.Module, generator: torch.Generator | None) -> None:
-        if isinstance(module, nn.ConvTranspose2d):
-            bound = module.weight[0].numel() ** -0.5
-            module.weight.uniform_(-bound, bound, generator=generator)
-            cast(Tensor, module.bias).uniform_(-bound, bound, generator=generator)
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
-            if module.bias is not None:
-                module.bias.zero_()
-        elif isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, ConvNeXtBlock):
-            module.weight.fill_(_LAYER_SCALE_INIT)
-        elif isinstance(module, WindowAttention):
-            module.logit_scale.fill_(_LOGIT_SCALE_INIT)
 
     def _check(
         self, pixels: Tensor, time: Tensor, labels: Tensor | None, pixel_mask: Tensor | None
