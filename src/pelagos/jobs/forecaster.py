@@ -94,8 +94,13 @@ class Forecaster:
 
     @torch.no_grad()
     def predict_normalized(self, frames: Tensor, lead_time: Tensor) -> Tensor:
-        """Return normalised fields `[batch, channel, y, x]`, `lead_time [batch]` after `frames`."""
-        return self.objective.predict(self.model, frames[:, None], lead_time)
+        """Return normalised fields `[batch, channel, y, x]`, `lead_time [batch]` after `frames`.
+
+        `frames` is one frame `[batch, channel, y, x]`, or several `[batch, frame, channel, y, x]`
+        for an objective that forecasts from `objective.input_frames` of them.
+        """
+        several = frames if frames.ndim == 5 else frames[:, None]
+        return self.objective.predict(self.model, several, lead_time)
 
     def predict(self, fields: Tensor, lead_time: Tensor) -> Tensor:
         """Return fields in physical units `[batch, channel, y, x]`, `lead_time` after `fields`."""
