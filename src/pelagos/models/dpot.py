@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelagos.models.precision import without_autocast
+from pelagos.models.pretrained import Pretrained
 
 __all__ = ["DPOT", "DPOT_SIZES", "DPOTConfig"]
 
@@ -228,13 +229,17 @@ class _Blocks(nn.ModuleList):
         return list(self)
 
 
-class DPOT(nn.Module):
+class DPOT(Pretrained):
     """The DPOT network: ``in_timesteps`` frames to the next ``out_timesteps``.
 
     Built under ``torch.device("meta")`` it allocates nothing; then ``to_empty(device=...)`` and
     ``reset_parameters()``, or a state dict, make it usable. It has no buffers. ``blocks()`` lists
     the repeated blocks to wrap, compile or checkpoint, each called as ``block(x)``.
     """
+
+    model_types = ("dpot",)
+    config_class = DPOTConfig
+    config: DPOTConfig
 
     def __init__(self, config: DPOTConfig) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.models.fourier import fourier_resize
+from pelagos.models.pretrained import Pretrained
 from pelagos.models.scot_config import ScOTConfig
 from pelagos.models.scot_layers import (
     ConditionalLayerNorm,
@@ -116,13 +117,17 @@ class _Stages(nn.Module):
         self.layers: Iterable[nn.Module] = nn.ModuleList(layers)
 
 
-class ScOT(nn.Module):
+class ScOT(Pretrained):
     """The Poseidon network: one frame and a lead time to the frame that much later.
 
     Built under ``torch.device("meta")`` it allocates nothing; then ``to_empty(device=...)`` and
     ``reset_parameters()`` (or ``reset_buffers()`` before loading a state dict, which carries
-    parameters only) make it usable.
+    parameters only) make it usable. ``from_pretrained`` reads the published directories too.
     """
+
+    model_types = ("scot", "swinv2")
+    config_class = ScOTConfig
+    config: ScOTConfig
 
     def __init__(self, config: ScOTConfig) -> None:
         super().__init__()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from pelagos.models.dpot import DPOT, DPOT_SIZES, DPOTConfig
 from pelagos.models.poseidon import SCOT_SIZES, ScOT, ScOTConfig
+from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config
 
 _POSEIDON_PAPER = "Herde et al., NeurIPS 2024, arXiv:2405.19101"
 _POSEIDON_INPUT = (
@@ -51,7 +51,7 @@ class _Family:
     """
 
     config: type[Any]
-    build: Callable[[Any], nn.Module]
+    build: Callable[[Any], Pretrained]
     channels: tuple[str, str]
     adapt: Callable[[int, int], dict[str, Any]]
 
@@ -117,7 +117,7 @@ def model_info(name: str) -> ModelInfo:
 
 def create_model(
     name: str, *, in_channels: int = 4, out_channels: int = 4, **config_overrides: Any
-) -> nn.Module:
+) -> Pretrained:
     """Build a freshly initialised model.
 
     ``in_channels`` and ``out_channels`` are the numbers of fields; ``config_overrides`` replace
@@ -146,6 +146,25 @@ def create_model(
     except ValueError as error:
         raise ValueError(f"model {name!r}: {error}") from error
     return family.build(config)
+
+
+def load_pretrained(directory: str | Path) -> Pretrained:
+    """Return the network of a model directory, of whichever family its ``config.json`` names.
+
+    Raises ValueError as ``ScOT.from_pretrained`` does.
+    """
+    return model_class(read_config(directory), str(directory)).from_pretrained(directory)
+
+
+def model_class(config: Mapping[str, Any], source: str) -> type[Pretrained]:
+    """The network that a ``config.json`` is for. Raises ValueError if it is none of ours."""
+    kinds = {kind: family for family in (ScOT, DPOT) for kind in family.model_types}
+    if config.get("model_type") not in kinds:
+        raise ValueError(
+            f"{source}: {CONFIG_FILE} says model_type {config.get('model_type')!r}; known are "
+            f"{', '.join(kinds)}"
+        )
+    return kinds[config["model_type"]]
 
 
 def _entry(name: str) -> _Entry:
