@@ -37,11 +37,15 @@ def test_dpot_learns_validates_and_forecasts(make_job: MakeJob) -> None:
         evaluate.run(EvaluateJob(run=job.name, runs_dir=job.runs_dir))
 
 
-def test_micro_batches_do_not_change_dpots_curve(make_job: MakeJob) -> None:
+def test_micro_batches_and_recomputation_do_not_change_the_curve(make_job: MakeJob) -> None:
     # the same sums in another order: fp32 rounding (6e-8) grows over 8 steps of Adam
     curves = []
-    for micro in (1, 4):
-        job = make_job(f"micro{micro}", **DPOT, parallel__micro_batch_size=micro)
+    for micro, recompute in ((1, "full"), (4, "none")):
+        options = {
+            "parallel__micro_batch_size": micro,
+            "parallel__activation_checkpointing": recompute,
+        }
+        job = make_job(f"micro{micro}", **DPOT, **options)
         run = RunDirectory.create(job)
         train(job, run, build_parts, {})
         curves.append([m["loss"] for m in run.metrics()])

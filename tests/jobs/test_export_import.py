@@ -164,6 +164,9 @@ class Malice:
 
 def test_a_malicious_pickle_is_refused_and_not_run(dpot: DPOT, tmp_path: Path) -> None:
     trap, source = tmp_path / "trap", tmp_path / "model.pth"
+    pickle.loads(pickle.dumps(Malice(trap)))
+    assert trap.exists()  # it would work
+    trap.rmdir()
     torch.save({"model": dpot.state_dict(), "args": Malice(trap)}, source)
     with pytest.raises(ValueError, match=r"asks to load posix\.mkdir"):
         import_weights.run(source, tmp_path / "out")

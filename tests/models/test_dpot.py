@@ -88,6 +88,22 @@ def test_the_mixer_is_a_complex_network_on_the_spectrum():
         torch.testing.assert_close(mixer(x), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_compiled_and_half_precision_blocks_stay_close():
+    torch.manual_seed(0)
+    model = DPOT(DPOTConfig(**SMALL))
+    x = torch.randn(2, 16, 16, 3, 4)
+    with torch.no_grad():
+        eager = model(x)[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model(x)[0]
+        for block in model.blocks():
+            block.compile(fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(model(x)[0], eager)
+    # bf16 rounds each product by 2^-9; a handful of layers in a row
+    assert half.dtype == torch.float32
+    assert 0 < (half - eager).norm() < 0.03 * eager.norm()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
