@@ -47,6 +47,7 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     directory = RunDirectory.open(job.runs_dir, job.run)
     training = directory.job()
     forecaster, step = Forecaster.from_run(directory, job.checkpoint, job.weights)
+    _check_input_frames(forecaster, job.run)
     leads = _lead_steps(job, training)
     evaluations = [
         _evaluate(job, training, forecaster, record, leads)
@@ -68,6 +69,16 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     if console is not None:
         _show(evaluations, report, training.tracking.uri, console)
     return EvaluateResult(job.run, report, values)
+
+
+def _check_input_frames(forecaster: Forecaster, run: str) -> None:
+    frames = forecaster.objective.input_frames
+    if frames != 1:
+        raise ValueError(
+            f"run {run} forecasts from {frames} frames; evaluate measures forecasts from one initial "
+            f"frame. Its validation loss is in `pelagos status {run}`, and Forecaster.predict takes "
+            f"{frames} frames"
+        )
 
 
 def _lead_steps(job: EvaluateJob, training: PretrainJob) -> tuple[int, ...] | None:

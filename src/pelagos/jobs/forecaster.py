@@ -7,20 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.store import Dataset
+from pelagos.jobs.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.parts import options_for
 from pelagos.models.objectives import Objective, create_objective, default_field_groups
+from pelagos.models.pretrained import WEIGHTS_FILE, read_weights
 from pelagos.models.registry import create_model
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.evaluation.view import EvaluationData
 from pelagos.platform.runs import RunDirectory
-
-WEIGHTS_FILE = "model.safetensors"
-DESCRIPTION_FILE = "forecaster.json"
 
 
 class Forecaster:
@@ -58,19 +57,7 @@ class Forecaster:
         Raises:
             CheckpointError: there is no such checkpoint, or it has no such weights.
         """
-        job = run.job()
-        store = CheckpointStore(run.checkpoint_uri, options_for(run.checkpoint_uri, job.storage))
-        step = _step(store, checkpoint)
-        description = store.trainer_state(step)["forecaster"]
-        tensors = store.load_named(step, "model.")
-        state = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-        if weights == "ema":
-            averaged = store.load_named(step, "ema.")
-            if not averaged:
-                raise CheckpointError(
-                    f"{store.uri} has no averaged weights; set ema_decay to train them"
-                )
-            state |= {name.removeprefix("ema."): tensor for name, tensor in averaged.items()}
+        description, state, step = trained_weights(run, checkpoint, weights)
         return cls(description, state), step
 
     def view(
@@ -94,8 +81,13 @@ class Forecaster:
 
     @torch.no_grad()
     def predict_normalized(self, frames: Tensor, lead_time: Tensor) -> Tensor:
-        """Return normalised fields `[batch, channel, y, x]`, `lead_time [batch]` after `frames`."""
-        return self.objective.predict(self.model, frames[:, None], lead_time)
+        """Return normalised fields `[batch, channel, y, x]`, `lead_time [batch]` after `frames`.
+
+        `frames` is one frame `[batch, channel, y, x]`, or several `[batch, frame, channel, y, x]`
+        for an objective that forecasts from `objective.input_frames` of them.
+        """
+        several = frames if frames.ndim == 5 else frames[:, None]
+        return self.objective.predict(self.model, several, lead_time)
 
     def predict(self, fields: Tensor, lead_time: Tensor) -> Tensor:
         """Return fields in physical units `[batch, channel, y, x]`, `lead_time` after `fields`."""
@@ -111,9 +103,33 @@ class Forecaster:
 
     @classmethod
     def load(cls, directory: Path) -> "Forecaster":
-        """Return the forecaster that `save` wrote."""
+        """Return the forecaster that `save` or `pelagos export` wrote."""
         description = json.loads((directory / DESCRIPTION_FILE).read_text())
-        return cls(description, load_file(directory / WEIGHTS_FILE))
+        return cls(description, read_weights(directory))
+
+
+def trained_weights(
+    run: RunDirectory, checkpoint: str = "last", weights: str = "model"
+) -> tuple[dict[str, Any], dict[str, Tensor], int]:
+    """Return description, state dict and step of a run's checkpoint; the optimizer is not read.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it has no such weights.
+    """
+    job = run.job()
+    store = CheckpointStore(run.checkpoint_uri, options_for(run.checkpoint_uri, job.storage))
+    step = _step(store, checkpoint)
+    description = store.trainer_state(step)["forecaster"]
+    tensors = store.load_named(step, "model.")
+    state = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    if weights == "ema":
+        averaged = store.load_named(step, "ema.")
+        if not averaged:
+            raise CheckpointError(
+                f"{store.uri} has no averaged weights; set ema_decay to train them"
+            )
+        state |= {name.removeprefix("ema."): tensor for name, tensor in averaged.items()}
+    return description, state, step
 
 
 def _step(store: CheckpointStore, which: str) -> int:

@@ -23,7 +23,8 @@ def register_model(
     """Log the forecaster to the MLflow run and register a version of it; return the version.
 
     `mlflow.pyfunc.load_model("models:/NAME/VERSION").predict({"fields": …, "lead_time": …})` takes
-    and gives physical units, `[batch, channel, y, x]`.
+    and gives physical units, `[batch, channel, y, x]`; several frames `[batch, frame, channel, y, x]`
+    go in where the model forecasts from several.
     """
     import mlflow
     import numpy as np
@@ -35,10 +36,12 @@ def register_model(
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     channels = len(forecaster.fields)
     shape = (-1, channels, *grid_shape)
+    frames = forecaster.objective.input_frames
+    given = shape if frames == 1 else (-1, frames, *shape[1:])
     single = np.dtype(np.float32)
     signature = ModelSignature(
         inputs=Schema(
-            [TensorSpec(single, shape, "fields"), TensorSpec(single, (-1,), "lead_time")]
+            [TensorSpec(single, given, "fields"), TensorSpec(single, (-1,), "lead_time")]
         ),
         outputs=Schema([TensorSpec(single, shape)]),
     )

@@ -21,6 +21,7 @@ LossScope = Literal["global", "micro_batch"]
 FrameWindows = tuple[tuple[int, ...], ...]
 
 _MAGNITUDE_EPS = 1e-10  # added to the mean magnitude, as in arXiv:2405.19101's code
+_NORM_EPS = 1e-8  # added to the label's norm, as in arXiv:2403.03542's code
 
 
 class WindowBatch(Protocol):
@@ -43,6 +44,11 @@ class Objective(Protocol):
 
     @property
     def group_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def input_frames(self) -> int:
+        """Frames that ``predict`` forecasts from."""
+        ...
 
     def frame_windows(self, num_frames: int) -> FrameWindows:
         """All windows of a trajectory of ``num_frames`` frames, as tuples of frame indices."""
@@ -116,6 +122,11 @@ class _FramePair:
     def group_names(self) -> tuple[str, ...]:
         """Names of the field groups, in the order of the last axis of errors and magnitudes."""
         return tuple(self.field_groups or ())
+
+    @property
+    def input_frames(self) -> int:
+        """Frames that ``predict`` forecasts from."""
+        return 1
 
     def magnitudes(self, batch: WindowBatch) -> Tensor:
         """``[B, G]``: Σ|label|^p + 1e-10·count over each group's channels and grid points."""
@@ -199,9 +210,103 @@ class NextStep(_FramePair):
         return tuple((t, t + self.frame_stride) for t in range(num_frames - self.frame_stride))
 
 
-OBJECTIVES: dict[str, type[AllToAll] | type[NextStep]] = {
+@dataclass(frozen=True)
+class Autoregressive(_FramePair):
+    """DPOT's: ``num_input_frames`` frames to the next one, relative L2 (arXiv:2403.03542).
+
+    Per sample and field group ``‖prediction - label‖₂ / (‖label‖₂ + 1e-8)``, averaged over samples
+    and groups; groups are single fields unless given. Sums over samples, as in the official code,
+    differ by the batch size. A group that a sample's dataset lacks, or whose label vanishes, has no
+    relative error and does not count.
+
+    The model is called as ``model(x [B, *grid, T, C])``, grid axes x first, and answers with a
+    tuple: the prediction ``[B, *grid, T_out, C]``, of which the first frame is taken, and what else
+    it makes. Steps are one ``frame_stride`` long: the model sees no lead time, so ``time_scale``
+    must be 1.
+    """
+
+    p: int = 2
+    num_input_frames: int = 10
+    name: ClassVar[str] = "autoregressive"
+
+    def __post_init__(self) -> None:
+        if self.field_groups is None:
+            object.__setattr__(self, "field_groups", {name: (name,) for name in self.fields})
+        super().__post_init__()
+        if self.num_input_frames < 1:
+            raise ValueError(f"num_input_frames={self.num_input_frames} must be at least 1")
+        if self.p != 2 or self.time_scale != 1.0:
+            raise ValueError(
+                f"autoregressive: p={self.p} must be 2 and time_scale={self.time_scale} must be 1: "
+                f"the error is relative L2, and the model sees no lead time"
+            )
+
+    @property
+    def input_frames(self) -> int:
+        """Frames that ``predict`` forecasts from."""
+        return self.num_input_frames
+
+    def frame_windows(self, num_frames: int) -> FrameWindows:
+        """Input frames and label, ``frame_stride`` apart, from every start."""
+        reach = self.num_input_frames * self.frame_stride
+        if num_frames <= reach:
+            raise ValueError(
+                f"autoregressive: num_frames({num_frames}) must exceed num_input_frames"
+                f"({self.num_input_frames}) * frame_stride({self.frame_stride}) = {reach}"
+            )
+        return tuple(
+            tuple(range(start, start + reach + 1, self.frame_stride))
+            for start in range(num_frames - reach)
+        )
+
+    def magnitudes(self, batch: WindowBatch) -> Tensor:
+        """``[B, G]``: 1 where the sample counts; next to nothing, lest 0 / 0, where it does not."""
+        with torch.no_grad():
+            return self._counted(batch).float().clamp_min(_MAGNITUDE_EPS)
+
+    def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
+        """``[B, G]``: relative L2 error; 0 where the sample does not count."""
+        prediction, unused = self._call(model, batch.frames[:, :-1])
+        difference = prediction - batch.frames[:, -1]
+        absent = ~batch.present.reshape(*batch.present.shape, *(1,) * (difference.ndim - 2))
+        squares = self._sums(difference.masked_fill(absent, 0.0))
+        with torch.no_grad():
+            counted, sizes = self._counted(batch), self._sums(batch.frames[:, -1]).sqrt()
+        # sqrt has an infinite slope at 0, which a masked entry would turn into NaN
+        norms = squares.where(squares > 0, 1.0).sqrt().where(counted & (squares > 0), 0.0)
+        # Heads that this loss does not use take part with weight zero: every parameter then has a
+        # gradient, which data parallel reductions wait for.
+        return norms / (sizes + _NORM_EPS) + 0.0 * sum(t.sum() for t in unused)
+
+    def predict(self, model: nn.Module, frames: Tensor, lead_time: Tensor) -> Tensor:
+        """``[B, C, *grid]``: one frame after ``frames [B, num_input_frames, C, *grid]``.
+
+        ``lead_time`` is not used: it must be the interval between the frames. Raises ValueError for
+        another number of frames.
+        """
+        if frames.shape[1] != self.num_input_frames:
+            raise ValueError(
+                f"autoregressive: got {frames.shape[1]} frame(s), the model forecasts from "
+                f"num_input_frames={self.num_input_frames}"
+            )
+        return self._call(model, frames)[0]
+
+    def _call(self, model: nn.Module, frames_BFCyx: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        axes = tuple(range(frames_BFCyx.ndim - 1, 2, -1))  # x before y
+        prediction, *unused = model(frames_BFCyx.permute(0, *axes, 1, 2))
+        first = prediction[..., 0, :]
+        grid = tuple(range(first.ndim - 2, 0, -1))
+        return first.permute(0, first.ndim - 1, *grid), tuple(unused)
+
+    def _counted(self, batch: WindowBatch) -> Tensor:
+        present = [batch.present[:, list(g)].any(dim=1) for g in self.group_channels]
+        return torch.stack(present, dim=-1) & (self._sums(batch.frames[:, -1]) > 0)
+
+
+OBJECTIVES: dict[str, type[AllToAll] | type[NextStep] | type[Autoregressive]] = {
     "all2all": AllToAll,
     "next_step": NextStep,
+    "autoregressive": Autoregressive,
 }
 
 

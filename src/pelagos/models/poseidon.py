@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.models.fourier import fourier_resize
+from pelagos.models.pretrained import Pretrained
 from pelagos.models.scot_config import ScOTConfig
 from pelagos.models.scot_layers import (
     ConditionalLayerNorm,
+    ConditionalScale,
     ConvNeXtBlock,
     Embeddings,
-    NormScale,
     PatchMerging,
     PatchRecovery,
     PatchUnmerging,
@@ -116,13 +117,17 @@ class _Stages(nn.Module):
         self.layers: Iterable[nn.Module] = nn.ModuleList(layers)
 
 
-class ScOT(nn.Module):
+class ScOT(Pretrained):
     """The Poseidon network: one frame and a lead time to the frame that much later.
 
     Built under ``torch.device("meta")`` it allocates nothing; then ``to_empty(device=...)`` and
     ``reset_parameters()`` (or ``reset_buffers()`` before loading a state dict, which carries
-    parameters only) make it usable.
+    parameters only) make it usable. ``from_pretrained`` reads the published directories too.
     """
+
+    model_types = ("scot", "swinv2")
+    config_class = ScOTConfig
+    config: ScOTConfig
 
     def __init__(self, config: ScOTConfig) -> None:
         super().__init__()
@@ -171,29 +176,33 @@ class ScOT(nn.Module):
             prediction = torch.where(masked, labels.to(prediction.dtype), prediction)
         return ScOTOutput(prediction, None if labels is None else self._loss(prediction, labels))
 
-    def reset_parameters(self) -> None:
-        """Initialise every parameter and buffer as the official code does."""
-        for module in self.modules():
-            self.init_weights(module)
-
-    @torch.no_grad()
-    def init_weights(self, module: nn.Module) -> None:
-        """Draw the own parameters and fill the own buffers of one of the model's modules.
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Initialise every parameter and buffer as the official code does.
 
         Linear and convolution kernels N(0, ``initializer_range``²) with zero biases, the recovery
         projection torch's own uniform, attention temperature 1/10, layer scale 1e-6. Conditional
         norms are no exception, so a fresh model scales each branch by about 0.02 t, unless
-        ``unit_norm_init`` adds 1. Draws come from torch's global generator.
+        ``unit_norm_init`` adds 1.
+        """
+        for module in self.modules():
+            self.init_weights(module, generator)
+
+    @torch.no_grad()
+    def init_weights(self, module: nn.Module, generator: torch.Generator | None = None) -> None:
+        """Initialise the direct parameters and buffers of one of ``modules()``, not its children's.
+
+        Draws from torch's global generator if none is given. Once over all modules is
+        ``reset_parameters``; one at a time lets a sharded model be filled without ever being whole.
         """
         if isinstance(module, nn.ConvTranspose2d):
             bound = module.weight[0].numel() ** -0.5
-            module.weight.uniform_(-bound, bound)
-            cast(Tensor, module.bias).uniform_(-bound, bound)
+            module.weight.uniform_(-bound, bound, generator=generator)
+            cast(Tensor, module.bias).uniform_(-bound, bound, generator=generator)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.weight.normal_(0.0, self.config.initializer_range)
+            module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
             if module.bias is not None:
-                is_unit = isinstance(module, NormScale) and self.config.unit_norm_init
-                module.bias.fill_(1.0 if is_unit else 0.0)
+                scale = isinstance(module, ConditionalScale) and self.config.unit_norm_init
+                module.bias.fill_(float(scale))
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
         elif isinstance(module, ConvNeXtBlock):
@@ -202,12 +211,12 @@ class ScOT(nn.Module):
             module.logit_scale.fill_(_LOGIT_SCALE_INIT)
             module.reset_buffers()
 
-    @torch.no_grad()
     def reset_buffers(self) -> None:
         """Fill the constant tables, which state dicts do not carry."""
-        for module in self.modules():
-            if isinstance(module, WindowAttention):
-                module.reset_buffers()
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, WindowAttention):
+                    module.reset_buffers()
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay: norms, biases, position-bias networks.

@@ -23,8 +23,8 @@ _MASKED_LOGIT = -100.0  # added between tokens that a cyclic shift brought toget
 _POSITION_BIAS_HIDDEN = 512
 
 
-class NormScale(nn.Linear):
-    """The linear layer that gives a conditional norm its scale; starts at 1 where so configured."""
+class ConditionalScale(nn.Linear):
+    """The affine map from lead time to a norm's scale: a type, so that it can start at scale 1."""
 
 
 class ConditionalLayerNorm(nn.Module):
@@ -38,7 +38,7 @@ class ConditionalLayerNorm(nn.Module):
         super().__init__()
         self.dim = dim
         self.eps = eps
-        self.weight = NormScale(1, dim)
+        self.weight = ConditionalScale(1, dim)
         self.bias = nn.Linear(1, dim)
 
     def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:

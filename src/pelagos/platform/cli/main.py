@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pelagos.platform.cli import runs
+from pelagos.platform.cli import runs, weights
 from pelagos.platform.cli.common import (
     EXIT_INTERRUPTED,
     console,
@@ -133,6 +133,8 @@ def evaluate(run: RunName, overrides: Overrides = None, as_json: AsJson = False)
 app.command(name="compare-strategies")(compare_strategies_command)
 app.command(name="list")(runs.list_command)
 app.command(name="status")(runs.status_command)
+app.command(name="export")(weights.export_command)
+app.command(name="import")(weights.import_command)
 
 
 @app.command()

@@ -145,6 +145,9 @@ class ObjectiveConfig(Section):
         None, description="Longest lead, counted in used frames; default: the whole trajectory."
     )
     frame_stride: PositiveInt = Field(1, description="Use every n-th stored frame.")
+    num_input_frames: PositiveInt | None = Field(
+        None, description="Frames that an autoregressive model forecasts from; default: 10."
+    )
     time_scale: PositiveFloat = Field(
         1.0, description="The model's time input is lead time divided by this physical time."
     )

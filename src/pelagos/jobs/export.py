@@ -1,0 +1,54 @@
+"""`pelagos export`: a run's trained model as a directory in the Hugging Face layout."""
+
+from pathlib import Path
+
+import torch
+
+from pelagos.jobs.forecaster import trained_weights
+from pelagos.jobs.model_directory import ModelDirectory, check_free, write_model_directory
+from pelagos.models.pretrained import check_weights
+from pelagos.models.registry import create_model
+from pelagos.platform.runs import RunDirectory
+
+
+def run(
+    name: str,
+    directory: str | Path,
+    *,
+    checkpoint: str = "last",
+    weights: str = "model",
+    max_shard_size: str = "5GB",
+    runs_dir: str = "runs",
+    overwrite: bool = False,
+) -> ModelDirectory:
+    """Write a run's model: weights, configuration, fields and normalisation.
+
+    Only the weights are read of the checkpoint (`last`, `best` or a step), not the optimizer.
+    `weights` is `model`, or `ema` for the averaged ones. `load_pretrained(directory)` reads the
+    network back, and `Forecaster.load(directory)` the network with fields and normalisation.
+
+    Raises:
+        ValueError: no such run, checkpoint or weights, or `directory` exists; nothing was written.
+    """
+    if weights not in ("model", "ema"):
+        raise ValueError(f"weights={weights!r}: expected model or ema")
+    target = Path(directory)
+    check_free(target, overwrite)
+    description, tensors, _ = trained_weights(
+        RunDirectory.open(runs_dir, name), checkpoint, weights
+    )
+    channels, chosen = len(description["fields"]), description["model"]
+    with torch.device("meta"):
+        model = create_model(
+            chosen["name"], in_channels=channels, out_channels=channels, **chosen["config"]
+        )
+    check_weights(model, tensors, f"run {name}")
+    return write_model_directory(
+        target,
+        model,
+        tensors,
+        name=chosen["name"],
+        description=description,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+    )

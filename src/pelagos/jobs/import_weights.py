@@ -1,0 +1,154 @@
+"""`pelagos import`: published or foreign weights into a model directory, without running their code."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from pelagos.jobs.model_directory import ModelDirectory, check_free, write_model_directory
+from pelagos.jobs.weight_files import ForeignWeights, read_source
+from pelagos.models.pretrained import Pretrained, check_weights, mismatches
+from pelagos.models.registry import create_model, list_models, model_class
+
+_LISTED = 10
+# A parameter that every network of the family has, and where its shapes say how many fields
+# go in and come out: (parameter, axis, what that counts beyond fields).
+_FAMILIES = {
+    "poseidon": (
+        "embeddings.patch_embeddings.projection.weight",
+        ("embeddings.patch_embeddings.projection.weight", 1, 0),
+        ("patch_recovery.mixup.weight", 0, 0),
+    ),
+    "dpot": (
+        "time_agg_layer.w",
+        ("patch_embed.proj.0.weight", 1, 3),  # three coordinates
+        ("out_layer.4.weight", 0, 0),
+    ),
+}
+
+
+def run(
+    source: str | Path,
+    directory: str | Path,
+    *,
+    model: str | None = None,
+    options: Sequence[str] = (),
+    prefix: str | None = None,
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+) -> ModelDirectory:
+    """Write the weights of `source` as a model directory, in their own precision.
+
+    `source` is a safetensors or PyTorch file, a Hugging Face directory, or a directory of
+    `torch.distributed.checkpoint`. The network is the registry's `model` with `options`
+    (`key=value`), or the one that a `config.json` beside the weights describes, or the registered
+    one that the shapes fit. `prefix` stands before the network's own names in the source, and what
+    lacks it is left behind; by default it is found.
+
+    Raises:
+        ValueError: a source that is not readable without running its code, or does not fit;
+            nothing was written.
+    """
+    target = Path(directory)
+    check_free(target, overwrite)
+    overrides = _options(options)
+    found = read_source(Path(source), prefix, [family[0] for family in _FAMILIES.values()])
+    network, name = _network(found, model, overrides)
+    check_weights(network, found.tensors, str(source))
+    return write_model_directory(
+        target,
+        network,
+        found.tensors,
+        name=name,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+    )
+
+
+def _network(
+    found: ForeignWeights, model: str | None, overrides: Mapping[str, Any]
+) -> tuple[Pretrained, str | None]:
+    """Return the network on the meta device, and its name in the registry if it has one."""
+    if model is None and found.config is not None and not overrides:
+        kind = model_class(found.config, found.source)
+        with torch.device("meta"):
+            network = kind(kind.config_class.from_official(found.config))
+        return network, _name_of(network)
+    options = {**_channels(found), **overrides}
+    if model is not None:
+        return _on_meta(model, options), model
+    return _infer(found, options)
+
+
+def _on_meta(name: str, options: Mapping[str, Any]) -> Pretrained:
+    with torch.device("meta"):
+        return create_model(name, **options)
+
+
+def _infer(found: ForeignWeights, options: Mapping[str, Any]) -> tuple[Pretrained, str]:
+    """Return the registered model that the names and shapes fit."""
+    family = _family(found.tensors)
+    if family is None:
+        names = ", ".join(sorted(found.tensors)[:_LISTED])
+        raise ValueError(
+            f"{found.source}: the names fit no model of the registry (its first names: {names}); "
+            f"give --model, and --prefix if something stands before the network's names"
+        )
+    reasons = []
+    for name in (n for n in list_models() if n.startswith(f"{family}-")):
+        try:
+            network = _on_meta(name, options)
+        except ValueError as error:
+            reasons.append(str(error))
+            continue
+        problems = mismatches(network, found.tensors)
+        if not problems:
+            return network, name
+        reasons.append(f"{name}: {problems[0]} ({len(problems)} mismatches)")
+    raise ValueError(
+        f"{found.source}: the shapes fit no registered size of {family}; give --model and the "
+        f"options that differ, key=value. " + "; ".join(reasons)
+    )
+
+
+def _family(tensors: Mapping[str, Tensor]) -> str | None:
+    return next((name for name, (marker, *_) in _FAMILIES.items() if marker in tensors), None)
+
+
+def _channels(found: ForeignWeights) -> dict[str, int]:
+    """Return the numbers of fields that the shapes tell."""
+    family = _family(found.tensors)
+    if family is None:
+        return {}
+    counts = {}
+    for key, (name, axis, extra) in zip(
+        ("in_channels", "out_channels"), _FAMILIES[family][1:], strict=True
+    ):
+        tensor = found.tensors.get(name)
+        if tensor is not None and tensor.ndim > axis and tensor.shape[axis] > extra:
+            counts[key] = tensor.shape[axis] - extra
+    return counts
+
+
+def _name_of(network: Pretrained) -> str | None:
+    """Return the registered model with the same configuration, numbers of fields aside."""
+    weights = network.state_dict()
+    channels = _channels(ForeignWeights("", weights, None))
+    family = _family(weights)
+    for name in (n for n in list_models() if n.startswith(f"{family}-")):
+        if _on_meta(name, channels).config == network.config:
+            return name
+    return None
+
+
+def _options(entries: Sequence[str]) -> dict[str, Any]:
+    options = {}
+    for entry in entries:
+        key, equals, value = entry.partition("=")
+        if not equals or not key:
+            raise ValueError(f"option {entry!r}: expected key=value, such as image_size=64")
+        options[key] = yaml.safe_load(value)
+    return options

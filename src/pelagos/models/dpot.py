@@ -1,0 +1,350 @@
+"""DPOT's network: several frames to the next one, through Fourier attention.
+
+Patches of each frame, with their coordinates, are embedded; frames are merged by learned
+matrices and cosines of time; blocks mix tokens with one small complex network shared by all
+Fourier modes (AFNO). Hao et al., "DPOT: Auto-regressive denoising operator transformer for
+large-scale PDE pre-training", ICML 2024, arXiv:2403.03542.
+
+Written from the paper and from facts about the published checkpoints, so that official state
+dicts load with ``strict=True``. Layout: input and prediction are ``[B, X, Y, T, C]``; tokens are
+``BDHW`` (``H`` along x, ``W`` along y). Two space dimensions. Single-device code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pelagos.models.precision import without_autocast
+from pelagos.models.pretrained import Pretrained
+
+__all__ = ["DPOT", "DPOT_SIZES", "DPOTConfig"]
+
+_NORM_GROUPS = 8
+_NUM_COORDINATES = 3  # x, y, t
+_INIT_STD = 0.02
+
+_SMALL_HEAD: dict[str, Any] = {"out_layer_dim": 32}
+_LARGE_HEAD: dict[str, Any] = {"out_layer_dim": 128, "mlp_ratio": 4}
+DPOT_SIZES: dict[str, dict[str, Any]] = {
+    "dpot-nano": {"img_size": 64, "embed_dim": 64, "depth": 2, "n_blocks": 4, **_SMALL_HEAD},
+    "dpot-ti": {"embed_dim": 512, "depth": 4, "n_blocks": 4, **_SMALL_HEAD},
+    "dpot-s": {"embed_dim": 1024, "depth": 6, "n_blocks": 8, **_SMALL_HEAD},
+    "dpot-m": {"embed_dim": 1024, "depth": 12, "n_blocks": 8, **_SMALL_HEAD, "mlp_ratio": 4},
+    "dpot-l": {"embed_dim": 1536, "depth": 24, "n_blocks": 16, **_LARGE_HEAD},
+    "dpot-h": {"embed_dim": 2048, "depth": 27, "n_blocks": 8, **_LARGE_HEAD},
+}
+
+
+@dataclass(frozen=True)
+class DPOTConfig:
+    """Sizes and options of one DPOT, under the official names.
+
+    ``n_blocks`` is the number of heads that the channels are split into in Fourier space, and
+    ``depth`` the number of layers. ``modes`` must reach over the whole token grid: the official
+    code would drop negative frequencies below that, and no published model does.
+
+    Raises ValueError, naming the arithmetic, for sizes that do not divide, and for options of the
+    official configuration that no published model uses.
+    """
+
+    img_size: int = 128
+    patch_size: int = 8
+    mixing_type: str = "afno"
+    in_channels: int = 4
+    out_channels: int = 4
+    in_timesteps: int = 10
+    out_timesteps: int = 1
+    n_blocks: int = 4
+    embed_dim: int = 512
+    out_layer_dim: int = 32
+    depth: int = 4
+    modes: int = 32
+    mlp_ratio: float = 1.0
+    n_cls: int = 12
+    normalize: bool = False
+    act: str = "gelu"
+    time_agg: str = "exp_mlp"
+
+    def __post_init__(self) -> None:
+        required = {"mixing_type": "afno", "normalize": False, "act": "gelu", "time_agg": "exp_mlp"}
+        problems = [
+            f"{name}={getattr(self, name)!r} is not supported, only {value!r}"
+            for name, value in required.items()
+            if getattr(self, name) != value
+        ]
+        whole = {f.name: getattr(self, f.name) for f in fields(self) if f.type == "int"}
+        problems += [
+            f"{name}={value!r} must be a whole number, at least 1"
+            for name, value in whole.items()
+            if not isinstance(value, int) or value < 1
+        ]
+        if not problems:
+            problems = self._misfits()
+        if problems:
+            raise ValueError("DPOT config: " + "; ".join(problems))
+
+    @property
+    def token_grid(self) -> int:
+        """Tokens along one side."""
+        return self.img_size // self.patch_size
+
+    @classmethod
+    def from_official(cls, config: Mapping[str, Any]) -> DPOTConfig:
+        """From a mapping with the official names; others are dropped."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in config.items() if key in known})
+
+    def _misfits(self) -> list[str]:
+        problems = []
+        if self.img_size % self.patch_size:
+            problems.append(
+                f"img_size={self.img_size} must be a multiple of patch_size={self.patch_size}"
+            )
+        for name, divisor in (("n_blocks", self.n_blocks), ("8 norm groups", _NORM_GROUPS)):
+            if self.embed_dim % divisor:
+                problems.append(
+                    f"embed_dim={self.embed_dim} must be a multiple of {name} ({divisor})"
+                )
+        if self.modes < self.token_grid:
+            problems.append(
+                f"modes={self.modes} must be at least img_size({self.img_size}) / "
+                f"patch_size({self.patch_size}) = {self.token_grid}"
+            )
+        if int(self.embed_dim * self.mlp_ratio) < 1:
+            problems.append(f"mlp_ratio={self.mlp_ratio} leaves no hidden channel")
+        return problems
+
+
+class FourierMixer(nn.Module):
+    """AFNO: a two-layer complex network, shared by all Fourier modes, added to its input.
+
+    Channels are split into heads. GELU acts on real and imaginary parts separately. Weights are
+    real tensors ``[2 (real, imaginary), head, in, out]``. Everything is computed in fp32.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        size = width // heads
+        self.w1 = nn.Parameter(torch.empty(2, heads, size, size))
+        self.b1 = nn.Parameter(torch.empty(2, heads, size))
+        self.w2 = nn.Parameter(torch.empty(2, heads, size, size))
+        self.b2 = nn.Parameter(torch.empty(2, heads, size))
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        """``[B, D, H, W]`` to the same."""
+        with without_autocast(x_BDHW):
+            x = x_BDHW.float()
+            grid = x.shape[-2:]
+            series = torch.fft.rfft2(x, norm="ortho")
+            series = series.permute(0, 2, 3, 1).unflatten(-1, self.b1.shape[1:])
+            real, imaginary = _complex_linear(series.real, series.imag, self.w1, self.b1)
+            real, imaginary = F.gelu(real), F.gelu(imaginary)
+            real, imaginary = _complex_linear(real, imaginary, self.w2, self.b2)
+            series = torch.complex(real, imaginary).flatten(-2).permute(0, 3, 1, 2)
+            mixed: Tensor = torch.fft.irfft2(series, s=grid, norm="ortho")
+            return (mixed + x).to(x_BDHW.dtype)
+
+
+def _complex_linear(
+    real: Tensor, imaginary: Tensor, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``(r + i s)(w0 + i w1) + b0 + i b1`` per head, on ``[..., head, channel]``."""
+    weight, bias = weight.float(), bias.float()
+
+    def product(part: Tensor, index: int) -> Tensor:
+        return torch.einsum("...hi,hio->...ho", part, weight[index])
+
+    return (
+        product(real, 0) - product(imaginary, 1) + bias[0],
+        product(imaginary, 0) + product(real, 1) + bias[1],
+    )
+
+
+class DPOTBlock(nn.Module):
+    """``x + MLP(N(mixer(N(x))))``: one residual around both, group norms with eight groups."""
+
+    def __init__(self, config: DPOTConfig) -> None:
+        super().__init__()
+        width, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
+        self.norm1 = nn.GroupNorm(_NORM_GROUPS, width)
+        self.filter = FourierMixer(width, config.n_blocks)
+        self.norm2 = nn.GroupNorm(_NORM_GROUPS, width)
+        self.mlp = nn.Sequential(
+            nn.Conv2d(width, hidden, 1), nn.GELU(), nn.Conv2d(hidden, width, 1)
+        )
+
+    def forward(self, x_BDHW: Tensor) -> Tensor:
+        """``[B, D, H, W]`` to the same."""
+        return cast(Tensor, x_BDHW + self.mlp(self.norm2(self.filter(self.norm1(x_BDHW)))))
+
+
+class PatchEmbedding(nn.Module):
+    """Pixels and coordinates to tokens, through a narrow strided convolution."""
+
+    def __init__(self, config: DPOTConfig) -> None:
+        super().__init__()
+        patch = config.patch_size
+        narrow = config.out_channels * patch + _NUM_COORDINATES
+        self.proj = nn.Sequential(
+            nn.Conv2d(config.in_channels + _NUM_COORDINATES, narrow, patch, stride=patch),
+            nn.GELU(),
+            nn.Conv2d(narrow, config.embed_dim, 1),
+        )
+
+    def forward(self, pixels_BCXY: Tensor) -> Tensor:
+        return cast(Tensor, self.proj(pixels_BCXY))
+
+
+class TimeAggregator(nn.Module):
+    """Frames to one: ``Σ_t W_t (x_t cos(γ t))``, t from 0 to 1.
+
+    The paper writes exp(-iγt); the published networks use the cosine alone.
+    """
+
+    def __init__(self, config: DPOTConfig) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.w = nn.Parameter(torch.empty(config.in_timesteps, width, width))
+        self.gamma = nn.Parameter(torch.empty(1, width))
+
+    def forward(self, x_BTDHW: Tensor) -> Tensor:
+        """``[B, T, D, H, W]`` to ``[B, D, H, W]``."""
+        time = torch.linspace(0, 1, x_BTDHW.shape[1], device=x_BTDHW.device)
+        with without_autocast(x_BTDHW):  # γ reaches 1024: half precision would lose the phase
+            waves = torch.cos(time[:, None] * self.gamma.float())
+        # scaling the matrices is far less work than scaling the tokens
+        return torch.einsum("tio,btihw->bohw", waves.to(self.w.dtype)[:, :, None] * self.w, x_BTDHW)
+
+
+class _Blocks(nn.ModuleList):
+    """The blocks under the official name ``blocks``; called, the list that strategies wrap."""
+
+    def __call__(self) -> list[nn.Module]:
+        return list(self)
+
+
+class DPOT(Pretrained):
+    """The DPOT network: ``in_timesteps`` frames to the next ``out_timesteps``.
+
+    Built under ``torch.device("meta")`` it allocates nothing; then ``to_empty(device=...)`` and
+    ``reset_parameters()``, or a state dict, make it usable. It has no buffers. ``blocks()`` lists
+    the repeated blocks to wrap, compile or checkpoint, each called as ``block(x)``.
+    """
+
+    model_types = ("dpot",)
+    config_class = DPOTConfig
+    config: DPOTConfig
+
+    def __init__(self, config: DPOTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, patch, hidden = config.embed_dim, config.patch_size, config.out_layer_dim
+        device = torch.get_default_device()
+        with torch.device("meta"):  # modules' own initialisation would only be overwritten
+            self.patch_embed = PatchEmbedding(config)
+            grid = config.token_grid
+            self.pos_embed = nn.Parameter(torch.empty(1, width, grid, grid))
+            self.blocks = _Blocks(DPOTBlock(config) for _ in range(config.depth))
+            self.cls_head = nn.Sequential(
+                nn.Linear(width, width),
+                nn.GELU(),
+                nn.Linear(width, width),
+                nn.GELU(),
+                nn.Linear(width, config.n_cls),
+            )
+            self.time_agg_layer = TimeAggregator(config)
+            self.out_layer = nn.Sequential(
+                nn.ConvTranspose2d(width, hidden, patch, stride=patch),
+                nn.GELU(),
+                nn.Conv2d(hidden, hidden, 1),
+                nn.GELU(),
+                nn.Conv2d(hidden, config.out_channels * config.out_timesteps, 1),
+            )
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self.reset_parameters()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict the frames after ``x [B, X, Y, T, C]``, equally spaced in time.
+
+        Returns the prediction ``[B, X, Y, T_out, C_out]`` and the logits ``[B, n_cls]`` of the
+        dataset that the trajectory is from. Raises ValueError for a shape that does not fit the
+        configuration.
+        """
+        config = self.config
+        side = config.img_size
+        expected = (side, side, config.in_timesteps, config.in_channels)
+        if tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"DPOT got x of shape {tuple(x.shape)}, needs [batch, X, Y, T, C] = "
+                f"[batch, {', '.join(map(str, expected))}]: img_size={side}, "
+                f"in_timesteps={config.in_timesteps}, in_channels={config.in_channels}"
+            )
+        pixels_BTCXY = torch.cat((x, _coordinates(x)), dim=-1).permute(0, 3, 4, 1, 2)
+        tokens = self.patch_embed(pixels_BTCXY.flatten(0, 1)) + self.pos_embed
+        tokens = self.time_agg_layer(tokens.unflatten(0, (x.shape[0], x.shape[3])))
+        for block in self.blocks:
+            tokens = block(tokens)
+        logits = self.cls_head(tokens.mean(dim=(2, 3)))
+        prediction = self.out_layer(tokens).permute(0, 2, 3, 1)
+        shape = (config.out_timesteps, config.out_channels)
+        return prediction.unflatten(-1, shape).to(x.dtype), logits.to(x.dtype)
+
+    def reset_parameters(self) -> None:
+        """Initialise every parameter as the official code does, from torch's global generator.
+
+        Convolutions, linear layers and norms torch's own way, the position embedding normal with
+        deviation 0.02 cut at ±2, mixers uniform in [0, 1/size²), time matrices normal with
+        deviation 1 / (T sqrt(D)), time frequencies from 2⁻¹⁰ to 2¹⁰.
+        """
+        for module in self.modules():
+            self.init_weights(module)
+
+    @torch.no_grad()
+    def init_weights(self, module: nn.Module) -> None:
+        """Initialise the direct parameters of one of ``modules()``, not its children's.
+
+        Draws from torch's global generator. Once over all modules is ``reset_parameters``; one at
+        a time lets a sharded model be filled without ever being whole.
+        """
+        if module is self:
+            nn.init.trunc_normal_(self.pos_embed, std=_INIT_STD)
+        elif isinstance(module, FourierMixer):
+            scale = module.w1.shape[-1] ** -2
+            for parameter in module.parameters(recurse=False):
+                parameter.uniform_(0.0, scale)
+        elif isinstance(module, TimeAggregator):
+            frames, width, _ = module.w.shape
+            module.w.normal_(0.0, 1.0 / (frames * width**0.5))
+            module.gamma.copy_(2.0 ** torch.linspace(-10, 10, width))
+        elif isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.GroupNorm)):
+            module.reset_parameters()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay: biases, norms, positions, time frequencies.
+
+        The class head too: a loss that does not use it would let it decay to nothing.
+        """
+        norms = tuple(
+            f"{name}." for name, module in self.named_modules() if isinstance(module, nn.GroupNorm)
+        )
+        kept = (*norms, "pos_embed", "time_agg_layer.gamma", "cls_head.")
+        biases = (".bias", ".filter.b1", ".filter.b2")
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name.startswith(kept) or name.endswith(biases)
+        }
+
+
+def _coordinates(x_BXYTC: Tensor) -> Tensor:
+    """``[B, X, Y, T, 3]``: x, y and t, each from 0 to 1."""
+    axes = [torch.linspace(0, 1, size, device=x_BXYTC.device) for size in x_BXYTC.shape[1:4]]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    return grid.to(x_BXYTC.dtype).expand(x_BXYTC.shape[0], -1, -1, -1, -1)

@@ -1,0 +1,171 @@
+"""Model directories: `config.json` beside safetensors, whole or in shards with an index.
+
+The layout of the Hugging Face hub, read with safetensors alone. Weights are compared with the
+network by name and shape before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_LISTED = 10  # names in an error
+
+
+class Pretrained(nn.Module):
+    """A network that is written to and read from a model directory.
+
+    ``model_types`` are the values of ``model_type`` in ``config.json`` that name the family, its
+    own first.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    config_class: ClassVar[Any]
+    config: Any
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """Return the network of a model directory, in fp32 on the CPU.
+
+        Raises ValueError for a directory that is none, of another family, with a file missing, or
+        whose tensors do not fit.
+        """
+        config = read_config(directory)
+        kind = config.get("model_type")
+        if kind not in cls.model_types:
+            raise ValueError(
+                f"{directory} holds a model of type {kind!r}; {cls.__name__} reads "
+                f"{', '.join(cls.model_types)}: use pelagos.models.registry.load_pretrained"
+            )
+        with torch.device("meta"):
+            model = cls(cls.config_class.from_official(config))
+        weights = read_weights(directory)
+        check_weights(model, weights, str(directory))
+        model.to_empty(device="cpu")
+        fill_buffers(model)
+        model.load_state_dict(weights, strict=True)
+        return model
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into a directory, new or empty."""
+        path = Path(directory)
+        if path.exists() and any(path.iterdir()):
+            raise ValueError(f"{path} exists and is not empty; nothing was written")
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        save_file(tensors, path / WEIGHTS_FILE, metadata={"format": "pt"})
+        text = json.dumps(describe(self, tensors), indent=2) + "\n"
+        (path / CONFIG_FILE).write_text(text)
+
+
+def describe(
+    model: Pretrained, tensors: Mapping[str, Tensor], name: str | None = None
+) -> dict[str, Any]:
+    """Return the contents of ``config.json``: family, registry name, dtype, every option."""
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values()}
+    return {
+        "model_type": model.model_types[0],
+        "architectures": [type(model).__name__],
+        "model_name": name,
+        "dtype": dtypes.pop() if len(dtypes) == 1 else "mixed",
+        **asdict(model.config),
+    }
+
+
+def fill_buffers(model: nn.Module) -> None:
+    """Fill the tables that state dicts do not carry, where a network has any."""
+    getattr(model, "reset_buffers", lambda: None)()
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """Return ``config.json`` of a model directory. Raises ValueError if there is none."""
+    path = Path(directory) / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{directory} is not a model directory: it has no {CONFIG_FILE}; "
+            f"`pelagos export` and `pelagos import` make one"
+        )
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
+    return config
+
+
+def read_weights(directory: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a model directory, of one file or of all its shards.
+
+    Raises ValueError for missing or damaged files, and for shards without what the index lists.
+    """
+    folder = Path(directory)
+    if not (folder / INDEX_FILE).is_file():
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise ValueError(f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+        return _read_file(folder / WEIGHTS_FILE)
+    index = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+    files = sorted(set(index.values()))
+    absent = [name for name in files if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(
+            f"{folder} lacks {len(absent)} of the {len(files)} files that {INDEX_FILE} lists: "
+            f"{_first(absent)}"
+        )
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        tensors |= _read_file(folder / name)
+    lost = sorted(index.keys() - tensors.keys())
+    if lost:
+        raise ValueError(
+            f"the files of {folder} lack tensors that {INDEX_FILE} lists: {_first(lost)}"
+        )
+    return tensors
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Raise ValueError with the first ten names or shapes that do not fit the network."""
+    problems = mismatches(model, weights)
+    if problems:
+        raise ValueError(
+            f"the weights of {source} do not fit {type(model).__name__}: {len(problems)} "
+            f"mismatches: {_first(problems, '; ')}"
+        )
+
+
+def mismatches(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Return what keeps weights from loading strictly, one line per name."""
+    own = model.state_dict()
+    return [
+        *(f"{name} is missing" for name in own if name not in weights),
+        *(f"{name} is not the network's" for name in weights if name not in own),
+        *(
+            f"{name} has shape {list(weights[name].shape)}, the network {list(t.shape)}"
+            for name, t in own.items()
+            if name in weights and weights[name].shape != t.shape
+        ),
+    ]
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def _first(names: list[str], separator: str = ", ") -> str:
+    more = len(names) - _LISTED
+    return separator.join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
