@@ -121,6 +121,7 @@ def test_official_dpot_files_are_read_with_their_arguments(dpot: DPOT, tmp_path:
     moments = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3}]}
     content = {"args": argparse.Namespace(lr=1e-3), "model": prefixed, "optimizer": moments}
     torch.save(content, source)
+    (tmp_path / "config.json").write_text('{"model_type": "of something else"}')
     assert import_weights.run(source, tmp_path / "out").model == "dpot-nano"
     model = DPOT.from_pretrained(tmp_path / "out")
     assert (model.config.in_channels, model.config.out_channels) == (3, 2)
@@ -231,6 +232,10 @@ def test_damaged_model_directories_say_what_is_missing(dpot: DPOT, tmp_path: Pat
     source = tmp_path / "a.safetensors"
     save_file(dpot.state_dict(), source)
     import_weights.run(source, tmp_path / "out", max_shard_size="100KB")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="model_type 'bert'; known are scot, swinv2, dpot"):
+        load_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"type 'dpot'; ScOT reads scot, swinv2"):
         ScOT.from_pretrained(tmp_path / "out")
     shard = sorted((tmp_path / "out").glob("model-*"))[1]

@@ -76,8 +76,8 @@ def _check_input_frames(forecaster: Forecaster, run: str) -> None:
     if frames != 1:
         raise ValueError(
             f"run {run} forecasts from {frames} frames; evaluate measures forecasts from one initial "
-            f"frame. Its validation loss is in `pelagos status {run}`, and Forecaster.predict takes "
-            f"{frames} frames"
+            f"frame. The validation losses of its training are in its events.jsonl and in MLflow, "
+            f"and Forecaster.predict takes {frames} frames"
         )
 
 

@@ -72,8 +72,8 @@ def _network(
     found: ForeignWeights, model: str | None, overrides: Mapping[str, Any]
 ) -> tuple[Pretrained, str | None]:
     """Return the network on the meta device, and its name in the registry if it has one."""
-    if model is None and found.config is not None and not overrides:
-        kind = model_class(found.config, found.source)
+    kind = model_class(found.config or {})
+    if model is None and found.config is not None and kind is not None and not overrides:
         with torch.device("meta"):
             network = kind(kind.config_class.from_official(found.config))
         return network, _name_of(network)

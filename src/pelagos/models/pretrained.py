@@ -115,7 +115,10 @@ def read_weights(directory: str | Path) -> dict[str, Tensor]:
         if not (folder / WEIGHTS_FILE).is_file():
             raise ValueError(f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}")
         return _read_file(folder / WEIGHTS_FILE)
-    index = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+    try:
+        index = dict(json.loads((folder / INDEX_FILE).read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / INDEX_FILE} is damaged: it has no weight_map") from error
     files = sorted(set(index.values()))
     absent = [name for name in files if not (folder / name).is_file()]
     if absent:

@@ -153,18 +153,21 @@ def load_pretrained(directory: str | Path) -> Pretrained:
 
     Raises ValueError as ``ScOT.from_pretrained`` does.
     """
-    return model_class(read_config(directory), str(directory)).from_pretrained(directory)
-
-
-def model_class(config: Mapping[str, Any], source: str) -> type[Pretrained]:
-    """The network that a ``config.json`` is for. Raises ValueError if it is none of ours."""
-    kinds = {kind: family for family in (ScOT, DPOT) for kind in family.model_types}
-    if config.get("model_type") not in kinds:
+    config = read_config(directory)
+    kind = model_class(config)
+    if kind is None:
+        known = ", ".join(t for family in (ScOT, DPOT) for t in family.model_types)
         raise ValueError(
-            f"{source}: {CONFIG_FILE} says model_type {config.get('model_type')!r}; known are "
-            f"{', '.join(kinds)}"
+            f"{directory}: {CONFIG_FILE} says model_type {config.get('model_type')!r}; known are "
+            f"{known}"
         )
-    return kinds[config["model_type"]]
+    return kind.from_pretrained(directory)
+
+
+def model_class(config: Mapping[str, Any]) -> type[Pretrained] | None:
+    """The network that a ``config.json`` is for, None if it is none of ours."""
+    families: tuple[type[Pretrained], ...] = (ScOT, DPOT)
+    return next((f for f in families if config.get("model_type") in f.model_types), None)
 
 
 def _entry(name: str) -> _Entry:
