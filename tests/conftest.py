@@ -210,7 +210,10 @@ class RankPool:
         ready, _, _ = select.select([process.stdout], [], [], max(0.1, deadline - time.monotonic()))
         line = process.stdout.readline() if ready else ""
         if not line:
-            tail = self.log.read_text(errors="replace")[-2000:]
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGUSR1)
+                time.sleep(1.0)
+            tail = self.log.read_text(errors="replace")[-6000:]
             return {"error": f"no answer (exit status {process.poll()}); log: {tail}"}
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -5,9 +5,11 @@ Writes a line of JSON per call: the result, or the traceback.
 """
 
 import contextlib
+import faulthandler
 import importlib.util
 import json
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -29,8 +31,19 @@ def load(path: str, loaded: dict[str, ModuleType]) -> ModuleType:
     return loaded[path]
 
 
+def start_counting_afresh() -> None:
+    """Reset DeepSpeed's counters of modules and parameters: the ranks of a group must agree on
+    them, and these processes have not all been in the same groups before."""
+    offload = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
+    partition = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    if offload is not None and partition is not None:
+        offload.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
+        partition.Init.param_id = 0
+
+
 def serve() -> None:
     torch.set_num_threads(1)
+    faulthandler.register(signal.SIGUSR1)  # the pool asks where a rank hangs
     warnings.simplefilter("ignore")
     answers = os.fdopen(os.dup(1), "w")  # what libraries print goes to stderr
     os.dup2(2, 1)
@@ -41,6 +54,7 @@ def serve() -> None:
         for name in GROUP_VARIABLES:
             os.environ.pop(name, None)
         os.environ.update(call["environment"])
+        start_counting_afresh()
         try:
             function = getattr(load(call["file"], loaded), call["function"])
             answer = {"result": function(**call["arguments"])}

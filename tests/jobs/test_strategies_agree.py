@@ -75,6 +75,7 @@ class Layouts:
             world_size,
             __file__,
             "train_here",
+            timeout=60.0,
             path=str(self.path),
             overrides=dotted,
             stop_at=stop_at,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pelagos.infra import object_store
-from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
+from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, SaveReport
 
 TRAINER_STATE = {"step": 3, "best": None}
 
@@ -36,14 +36,15 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     store = CheckpointStore(str(tmp_path))
-    report = store.save(3, tensors(), TRAINER_STATE)
+    reports: list[SaveReport] = []
+    store.save(3, tensors(), TRAINER_STATE, on_complete=reports.append)
     loaded = zeros_like(tensors())
-    assert store.load(3, loaded) == TRAINER_STATE
+    assert store.load(3, loaded).trainer_state == TRAINER_STATE
     assert_equal(loaded, tensors())
     files = list((tmp_path / "step-00000003").iterdir())
     manifest = json.loads((tmp_path / "step-00000003/manifest.json").read_text())
     assert {f["name"] for f in manifest["files"]} == {f.name for f in files} - {"manifest.json"}
-    assert report.num_bytes == sum(f["num_bytes"] for f in manifest["files"])
+    assert reports[0].num_bytes == sum(f["num_bytes"] for f in manifest["files"])
 
 
 def test_only_complete_checkpoints_are_listed(tmp_path: Path) -> None:
@@ -94,8 +95,8 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     store = CheckpointStore(str(tmp_path))
     store.save(3, tensors(), TRAINER_STATE)
     path = tmp_path / "step-00000003/manifest.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 99'))
-    with pytest.raises(CheckpointError, match="format version 99, this Pelagos reads up to 1"):
+    path.write_text(path.read_text().replace('"version":2', '"version":99'))
+    with pytest.raises(CheckpointError, match="format version 99, this Pelagos reads up to 2"):
         store.load(3, zeros_like(tensors()))
 
 
@@ -166,7 +167,7 @@ def test_object_store_checkpoints_follow_the_same_rules(
     for step in (1, 2, 3):
         store.save(step, tensors(step), {"step": step, "best": None})
     loaded = zeros_like(tensors())
-    assert store.load(2, loaded)["step"] == 2
+    assert store.load(2, loaded).trainer_state["step"] == 2
     assert_equal(loaded, tensors(2))
     assert store.prune(keep_last=1, keep={1}) == [2]
     assert [info.step for info in store.complete()] == [1, 3]

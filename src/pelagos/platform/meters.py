@@ -1,6 +1,5 @@
 """Where the time of a run goes: throughput, data stall, achieved FLOP/s, memory, goodput."""
 
-import resource
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +60,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Return the peak of allocated device memory, or of resident memory on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux: KiB
+    # not getrusage: its peak can be that of the process which started this one
+    with open("/proc/self/status") as status:
+        peak = next((line for line in status if line.startswith("VmHWM:")), "VmHWM: 0 kB")
+    return int(peak.split()[1]) * 1024
 
 
 def step_time_percentiles(metrics: list[dict[str, Any]]) -> dict[str, float]:

@@ -81,6 +81,7 @@ def describe_event(event: dict[str, Any]) -> str:
     if event["kind"] == "validation":
         return f"  validation at step {step}: loss {event['validation_loss']:.4f}"
     if event["kind"] == "checkpoint":
-        size, seconds = event["num_bytes"] / 1e6, event["seconds"]
-        return f"  checkpoint at step {step}: {size:.1f} MB in {seconds:.2f} s"
+        size, stall = event["num_bytes"] / 1e6, event["stall_seconds"]
+        beside = event["background_seconds"]
+        return f"  checkpoint of step {step}: {size:.1f} MB, waited {stall:.2f} s, wrote {beside:.2f} s"
     return f"  resumed from the checkpoint of step {step}, {event['steps_redone']} steps redone"

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -125,6 +126,37 @@ def share(tensor: Tensor, rank: int, world_size: int) -> FlatShard:
     count = tensor.numel()
     start, stop = count * rank // world_size, count * (rank + 1) // world_size
     return FlatShard(tensor.detach().reshape(-1)[start:stop], tensor.shape, start)
+
+
+def written_part(tensor: Tensor, rank: int, world_size: int) -> FlatShard:
+    """Return what this rank writes of a tensor: over all ranks, each element exactly once.
+
+    Of a tensor that every rank holds whole, its share; of one that is sharded, its own part; of one
+    that is sharded and replicated (HSDP), its share of that part.
+    """
+    if isinstance(tensor, FlatShard):
+        return tensor
+    if not isinstance(tensor, DTensor):
+        return share(tensor, rank, world_size)
+    shape, offset = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+    local = tensor.to_local().detach().reshape(-1)
+    assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "sharded along another axis than the first"
+    start = offset[0] * math.prod(tensor.shape[1:]) if local.numel() else 0
+    replica, replicas = 0, 1
+    for axis, placement in enumerate(tensor.placements):
+        if placement.is_replicate():
+            replica = replica * tensor.device_mesh.size(axis) + _coordinate(tensor, axis)
+            replicas *= tensor.device_mesh.size(axis)
+    first, last = (local.numel() * (replica + i) // replicas for i in (0, 1))
+    return FlatShard(local[first:last], tensor.shape, start + first)
+
+
+def _coordinate(tensor: DTensor, axis: int) -> int:
+    coordinate = tensor.device_mesh.get_coordinate()
+    assert coordinate is not None
+    return int(coordinate[axis])
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ It runs in one process, under torchrun, or in Ray Train workers, and does not kn
 MLflow and DeepSpeed are not imported here.
 """
 
+import contextlib
+import functools
 import math
 import os
 import time
@@ -14,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pelagos.platform.checkpoint import CheckpointStore
+from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, SaveReport
 from pelagos.platform.config.checks import local_batch_size, micro_batch_size
 from pelagos.platform.config.schema import PretrainJob
 from pelagos.platform.meters import StepMeter
@@ -63,9 +65,15 @@ def train(
         # 2. model and optimizer, then the newest checkpoint if there is one
         loop = TrainingLoop(job, run, parts, strategy, storage_options)
         start = loop.restore()
-        # 3. the steps
-        with parts.streams.open(start, strategy.rank, strategy.world_size) as stream:
-            outcome = loop.run_steps(start, stream)
+        # 3. the steps, and the end of a save that goes on beside them, also if they fail
+        try:
+            with parts.streams.open(start, strategy.rank, strategy.world_size) as stream:
+                outcome = loop.run_steps(start, stream)
+        except BaseException:
+            with contextlib.suppress(CheckpointError):
+                loop.checkpoints.wait()
+            raise
+        loop.checkpoints.wait()
         # 4. every rank is done before any leaves: gloo aborts when peers vanish
         if strategy.rank == 0:
             run.write_outcome(outcome, launch)
@@ -95,7 +103,9 @@ class TrainingLoop:
         make_optimizer = optimizer_factory(job.optimizer, self.module)
         self.model = strategy.prepare(self.module, make_optimizer)
         self.average = WeightAverage(strategy.weights(), job.ema_decay) if job.ema_decay else None
-        self.checkpoints = CheckpointStore(run.checkpoint_uri, storage_options)
+        self.checkpoints = CheckpointStore(
+            run.checkpoint_uri, storage_options, job.health.collective_timeout_seconds
+        )
         self.best: dict[str, Any] | None = None
         self.validated: tuple[int, float] | None = None
         self.meter = StepMeter(
@@ -228,18 +238,29 @@ class TrainingLoop:
             loss = self.validated[1]
             if self.best is None or loss < self.best["loss"]:
                 self.best = {"step": completed, "loss": loss}
-        report = self.checkpoints.save(completed, self._tensors(), self._trainer_state(completed))
-        if self.strategy.rank == 0:
-            self.run.append_event(
-                "checkpoint",
-                step=completed,
-                seconds=report.seconds,
-                num_bytes=report.num_bytes,
-                uri=self.checkpoints.uri,
-            )
-            keep = {self.best["step"]} if self.best and self.job.checkpoint.keep_best else set()
-            self.checkpoints.prune(self.job.checkpoint.keep_last, keep)
-        self.strategy.barrier()
+        keep = {self.best["step"]} if self.best and self.job.checkpoint.keep_best else set()
+        self.checkpoints.save(
+            completed,
+            self._tensors(),
+            self._trainer_state(completed),
+            asynchronous=self.job.checkpoint.asynchronous,
+            on_complete=functools.partial(self._saved, keep),
+        )
+
+    def _saved(self, keep: set[int], report: SaveReport) -> None:
+        """Record a checkpoint that is complete; only then delete older ones."""
+        if self.strategy.rank != 0:
+            return
+        self.run.append_event(
+            "checkpoint",
+            step=report.step,
+            stall_seconds=report.stall_seconds,
+            background_seconds=report.background_seconds,
+            bytes_per_second=report.bytes_per_second,
+            num_bytes=report.num_bytes,
+            uri=self.checkpoints.uri,
+        )
+        self.checkpoints.prune(self.job.checkpoint.keep_last, keep)
 
     def restore(self) -> int:
         """Load the newest complete checkpoint, if any; return the number of completed steps."""
@@ -247,7 +268,8 @@ class TrainingLoop:
         lost = 0
         if step:
             tensors = self._tensors()
-            state = self.checkpoints.load(step, tensors)
+            report = self.checkpoints.load(step, tensors, self.job.checkpoint.new_parameters)
+            state = report.trainer_state
             self.parts.streams.check_state(state["streams"])
             self.strategy.load_state(tensors)
             if self.strategy.loss_scale is not None and "loss_scale" in state:
@@ -256,7 +278,13 @@ class TrainingLoop:
         if self.strategy.rank == 0:
             lost = self.run.keep_metrics_until(step)
             if step:
-                self.run.append_event("resumed", step=step, steps_redone=lost)
+                self.run.append_event(
+                    "resumed",
+                    step=step,
+                    steps_redone=lost,
+                    kept_initial=report.kept_initial,
+                    not_taken=report.not_taken,
+                )
         self.strategy.barrier()
         return step
 

@@ -1,6 +1,6 @@
 """One checkpoint format for every strategy: complete or absent, verified when read."""
 
 from pelagos.platform.checkpoint.manifest import CheckpointError, CheckpointInfo
-from pelagos.platform.checkpoint.store import CheckpointStore
+from pelagos.platform.checkpoint.store import CheckpointStore, LoadReport, SaveReport
 
-__all__ = ["CheckpointError", "CheckpointInfo", "CheckpointStore"]
+__all__ = ["CheckpointError", "CheckpointInfo", "CheckpointStore", "LoadReport", "SaveReport"]

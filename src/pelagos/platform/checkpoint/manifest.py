@@ -5,13 +5,17 @@ A directory `step-00000500` holds `torch.distributed.checkpoint` files, `trainer
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
+import torch
+from torch import Tensor
 
 FORMAT = "pelagos-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no checksums of tensors
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer.json"
 READ_BYTES = 16 * 2**20
@@ -28,6 +32,36 @@ class FileRecord:
     name: str
     num_bytes: int
     crc32c: str
+
+
+@dataclass(frozen=True)
+class PieceRecord:
+    """A box of one tensor, as one rank wrote it."""
+
+    name: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    crc32c: str
+    """Of the elements' bytes, little-endian, row-major, as they were in memory."""
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor of a checkpoint: its whole shape, and the pieces it was written in."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    pieces: tuple[PieceRecord, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint consists of. Version 1 lists no tensors."""
+
+    step: int
+    files: tuple[FileRecord, ...]
+    tensors: dict[str, TensorRecord]
+    version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -58,19 +92,39 @@ def record_file(path: Path) -> FileRecord:
     return FileRecord(path.name, path.stat().st_size, checksum.hexdigest().decode())
 
 
-def manifest_text(step: int, files: list[FileRecord]) -> str:
+def tensor_crc32c(tensor: Tensor) -> str:
+    """Return the checksum of a CPU tensor's elements."""
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    data.flags.writeable = False  # what the checksum asks for
+    checksum = google_crc32c.Checksum()
+    for start in range(0, data.size, READ_BYTES):
+        checksum.update(data[start : start + READ_BYTES])
+    digest: str = checksum.hexdigest().decode()
+    return digest
+
+
+def manifest_text(manifest: Manifest) -> str:
     """Return the manifest of a checkpoint as JSON."""
+    tensors = {
+        name: {
+            "shape": record.shape,
+            "dtype": record.dtype,
+            "pieces": [[p.offsets, p.sizes, p.crc32c] for p in record.pieces],
+        }
+        for name, record in sorted(manifest.tensors.items())
+    }
     content = {
         "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "step": step,
-        "files": [asdict(f) for f in sorted(files, key=lambda f: f.name)],
+        "version": manifest.version,
+        "step": manifest.step,
+        "files": [asdict(f) for f in sorted(manifest.files, key=lambda f: f.name)],
+        "tensors": tensors,
     }
-    return json.dumps(content, indent=1)
+    return json.dumps(content, separators=(",", ":"))
 
 
-def parse_manifest(text: str, uri: str) -> list[FileRecord]:
-    """Return the files that a manifest lists.
+def parse_manifest(text: str, uri: str) -> Manifest:
+    """Return the content of a manifest.
 
     Raises:
         CheckpointError: it is not a manifest, or of a newer format than this version reads.
@@ -80,22 +134,30 @@ def parse_manifest(text: str, uri: str) -> list[FileRecord]:
         version = int(content["version"])
         if content["format"] != FORMAT:
             raise KeyError("format")
-        files = [FileRecord(**f) for f in content["files"]]
+        if version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{uri}: format version {version}, this Pelagos reads up to {FORMAT_VERSION}; "
+                "upgrade it"
+            )
+        files = tuple(FileRecord(**f) for f in content["files"])
+        tensors = {n: _tensor_record(n, t) for n, t in content.get("tensors", {}).items()}
+        return Manifest(int(content["step"]), files, tensors, version)
+    except CheckpointError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{uri}/{MANIFEST}: not a checkpoint manifest ({error})") from error
-    if version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{uri}: format version {version}, this Pelagos reads up to {FORMAT_VERSION}; upgrade it"
-        )
-    return files
 
 
-def verify_files(directory: Path, files: list[FileRecord], uri: str) -> None:
-    """Re-read every file of a checkpoint.
+def _tensor_record(name: str, content: dict[str, Any]) -> TensorRecord:
+    pieces = tuple(
+        PieceRecord(name, tuple(offsets), tuple(sizes), crc)
+        for offsets, sizes, crc in content["pieces"]
+    )
+    return TensorRecord(tuple(content["shape"]), content["dtype"], pieces)
 
-    Raises:
-        CheckpointError: names each file that is missing, short or changed.
-    """
+
+def damaged_files(directory: Path, files: Iterable[FileRecord]) -> list[str]:
+    """Re-read files; return a sentence for each that is missing, short or changed."""
     damage = []
     for expected in files:
         path = directory / expected.name
@@ -107,8 +169,4 @@ def verify_files(directory: Path, files: list[FileRecord], uri: str) -> None:
             damage.append(f"{expected.name}: {actual.num_bytes} bytes, not {expected.num_bytes}")
         elif actual.crc32c != expected.crc32c:
             damage.append(f"{expected.name}: crc32c {actual.crc32c}, not {expected.crc32c}")
-    if damage:
-        raise CheckpointError(
-            f"{uri} is damaged: {'; '.join(damage)}. Nothing was loaded; move this directory away "
-            "to go on from the checkpoint before it."
-        )
+    return damage

@@ -44,6 +44,9 @@ class Place(Protocol):
         Given `names`, only these files and the manifest need to be there.
         """
 
+    def sizes(self, step: int) -> dict[str, int]:
+        """Return the size of every file of a checkpoint."""
+
     def delete(self, step: int) -> None:
         """Remove a complete checkpoint, its manifest first."""
 
@@ -81,6 +84,10 @@ class LocalPlace:
     def fetch(self, step: int, names: Collection[str] | None = None) -> tuple[Path, bool]:
         return self.root / directory_name(step), False
 
+    def sizes(self, step: int) -> dict[str, int]:
+        directory = self.root / directory_name(step)
+        return {path.name: path.stat().st_size for path in directory.iterdir()}
+
     def delete(self, step: int) -> None:
         directory = self.root / directory_name(step)
         (directory / MANIFEST).unlink()
@@ -117,6 +124,9 @@ class RemotePlace:
 
     def discard(self, step: int, staging: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
+        uploaded = self.store.sizes(directory_name(step))
+        if not any(key.endswith(f"/{MANIFEST}") for key in uploaded):
+            self.store.delete(list(uploaded))
 
     def fetch(self, step: int, names: Collection[str] | None = None) -> tuple[Path, bool]:
         local = Path(tempfile.mkdtemp(prefix="pelagos-checkpoint-"))
@@ -133,6 +143,10 @@ class RemotePlace:
             shutil.rmtree(local, ignore_errors=True)
             raise
         return local, True
+
+    def sizes(self, step: int) -> dict[str, int]:
+        found = self.store.sizes(directory_name(step))
+        return {key.rpartition("/")[2]: size for key, size in found.items()}
 
     def delete(self, step: int) -> None:
         self.store.delete([f"{directory_name(step)}/{MANIFEST}"])

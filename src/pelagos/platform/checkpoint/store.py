@@ -1,45 +1,55 @@
-"""Saving and loading training state through `torch.distributed.checkpoint`, by every rank together.
+"""Saving and loading training state, by every rank together, beside the training.
 
-Order of a save: every rank writes its tensor files (flushed) and checksums them; rank 0 gathers
-the list, writes the trainer's JSON, then the manifest; a rename (or the manifest object) makes the
+Order of a save: every rank copies its part to host memory (training waits for that alone); in a
+thread, it writes its tensor files, checksums them, and reads them back; rank 0 gathers the lists
+and writes the trainer's JSON, then the manifest; a rename (or the manifest object) makes the
 checkpoint appear. A crash before that leaves only an unfinished directory that nothing lists.
 """
 
 import contextlib
 import json
+import re
 import shutil
+import threading
 import time
-import warnings
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
-from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from pelagos.infra.files import replace_durably
 from pelagos.infra.object_store import is_remote
+from pelagos.platform.checkpoint.group import CheckpointGroup
 from pelagos.platform.checkpoint.manifest import (
     MANIFEST,
     TRAINER_STATE,
     CheckpointError,
     CheckpointInfo,
     FileRecord,
+    Manifest,
+    PieceRecord,
+    damaged_files,
     manifest_text,
     parse_manifest,
     record_file,
-    verify_files,
+)
+from pelagos.platform.checkpoint.pieces import (
+    HostCopy,
+    StoredTensors,
+    damaged_pieces,
+    piece_records,
+    read_pieces,
+    tensor_records,
+    write_pieces,
 )
 from pelagos.platform.checkpoint.places import LocalPlace, Place, RemotePlace
 
 SHOWN_DIFFERENCES = 10
+COLLECTIVE_TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -48,15 +58,55 @@ class SaveReport:
 
     step: int
     num_bytes: int
-    seconds: float
+    stall_seconds: float
+    """What training waited: for an earlier save, and for the copy to host memory."""
+    background_seconds: float
+    """Writing, reading back, uploading and committing, beside the training."""
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bandwidth of the background work, all ranks together."""
+        return self.num_bytes / max(self.background_seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load found: the trainer's JSON, and what differs from the model in a known way."""
+
+    trainer_state: dict[str, Any]
+    kept_initial: tuple[str, ...] = ()
+    """Tensors that the checkpoint lacks and that were allowed to be missing."""
+    not_taken: tuple[str, ...] = ()
+    """Optimizer state of parameters that are frozen now."""
+
+
+OnComplete = Callable[[SaveReport], None]
+
+
+@dataclass
+class _Save:
+    """A save on its way."""
+
+    thread: threading.Thread | None = None
+    error: CheckpointError | None = None
+    on_complete: OnComplete = field(default=lambda _: None)
 
 
 class CheckpointStore:
     """The checkpoints of one run, in a local directory or under an object-store prefix."""
 
-    def __init__(self, uri: str, options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        options: dict[str, Any] | None = None,
+        timeout_seconds: int = COLLECTIVE_TIMEOUT_SECONDS,
+    ) -> None:
         self.uri = uri
+        self.timeout_seconds = timeout_seconds
         self.place: Place = RemotePlace(uri, options or {}) if is_remote(uri) else LocalPlace(uri)
+        self._copy = HostCopy()
+        self._group: CheckpointGroup | None = None
+        self._save: _Save | None = None
 
     def complete(self) -> list[CheckpointInfo]:
         """Return the complete checkpoints, oldest first."""
@@ -67,127 +117,250 @@ class CheckpointStore:
         complete = self.complete()
         return complete[-1].step if complete else None
 
+    # -- saving -----------------------------------------------------------------------------------
+
     def save(
-        self, step: int, tensors: dict[str, Tensor], trainer_state: dict[str, Any]
-    ) -> SaveReport:
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        trainer_state: dict[str, Any],
+        *,
+        asynchronous: bool = False,
+        on_complete: OnComplete = lambda _: None,
+    ) -> None:
         """Write a checkpoint; every rank calls this with its part of the same state.
 
+        With `asynchronous` it returns once the state is copied, and `wait`, or the next save,
+        raises what went wrong. `on_complete` is called on every rank when the checkpoint is there,
+        in the thread that wrote it.
+
         Raises:
-            CheckpointError: it could not be written; earlier checkpoints are untouched.
+            CheckpointError: this or the save before could not be written; earlier checkpoints are
+                untouched.
         """
-        start = time.monotonic()
-        rank, _ = _rank_and_world()
-        with contextlib.suppress(OSError):
-            if rank == 0 and isinstance(self.place, LocalPlace):
+        begin = time.monotonic()
+        self.wait()
+        if self._group is None:
+            self._group = CheckpointGroup(self.timeout_seconds)
+        copy = self._copy.take(tensors, self._group.rank, self._group.world_size)
+        save = _Save(on_complete=on_complete)
+        stall = time.monotonic() - begin
+        self._save = save
+        if not asynchronous:
+            self._run(save, self._group, step, copy, trainer_state, stall)
+            self.wait()
+            return
+        save.thread = threading.Thread(
+            target=self._run,
+            args=(save, self._group, step, copy, trainer_state, stall),
+            name=f"pelagos-checkpoint-{step}",
+            daemon=True,
+        )
+        save.thread.start()
+
+    def wait(self) -> None:
+        """Wait for the save on its way, if any.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        save, self._save = self._save, None
+        if save is None:
+            return
+        if save.thread is not None:
+            save.thread.join()
+        if save.error is not None:
+            raise save.error
+
+    def _run(
+        self,
+        save: _Save,
+        group: CheckpointGroup,
+        step: int,
+        copy: dict[str, Tensor],
+        trainer_state: dict[str, Any],
+        stall_seconds: float,
+    ) -> None:
+        begin = time.monotonic()
+        try:
+            num_bytes = self._write(group, step, copy, trainer_state)
+            seconds = time.monotonic() - begin
+            save.on_complete(SaveReport(step, num_bytes, stall_seconds, seconds))
+        except CheckpointError as error:
+            save.error = error
+        except Exception as error:  # a peer that died, a place that cannot be cleaned
+            save.error = CheckpointError(self._failed(step, [_root_cause(error)]))
+
+    def _write(
+        self,
+        group: CheckpointGroup,
+        step: int,
+        copy: dict[str, Tensor],
+        trainer_state: dict[str, Any],
+    ) -> int:
+        """Write, verify and commit; return the bytes that all ranks wrote."""
+        if group.rank == 0 and isinstance(self.place, LocalPlace):
+            with contextlib.suppress(OSError):
                 self.place.discard(step, self.place.staging(step))
-        _barrier()
+        group.barrier()
+        files: list[FileRecord] = []
+        pieces: list[PieceRecord] = []
+        staging, failure = Path(), ""
         try:
             staging = self.place.staging(step)
-            _write_tensors(tensors, staging)
-            mine = self._own_files(staging, rank, trainer_state)
-            self.place.upload(step, staging, [f.name for f in mine])
-            failure = None
+            files, pieces = self._write_own(group, staging, copy, trainer_state)
+            self.place.upload(step, staging, [f.name for f in files])
         except (Exception, CheckpointException) as error:  # the latter is a BaseException
-            mine, failure = [], f"rank {rank}: {_root_cause(error)}"
-        gathered = _gather((mine, failure))
-        failures = [f for _, f in gathered if f]
-        files = [f for part, _ in gathered for f in part]
-        if not failures and rank == 0:
+            failure = f"rank {group.rank}: {_root_cause(error)}"
+        gathered = group.gather((files, pieces, failure))
+        failures = [f for _, _, f in gathered if f]
+        all_files = [f for part, _, _ in gathered for f in part]
+        if not failures and group.rank == 0:
+            all_pieces = [p for _, part, _ in gathered for p in part]
+            manifest = Manifest(step, tuple(all_files), tensor_records(copy, all_pieces))
             try:
-                self.place.commit(step, staging, manifest_text(step, files))
+                self.place.commit(step, staging, manifest_text(manifest))
             except Exception as error:
                 failures = [f"rank 0: {_root_cause(error)}"]
-        failures = _from_rank_0(failures)
+        failures = group.from_rank_0(failures)
         if failures:
             with contextlib.suppress(Exception):
                 self.place.discard(step, staging)
-            raise CheckpointError(
-                f"{self.uri}: the checkpoint of step {step} could not be written "
-                f"({'; '.join(failures)}). Earlier checkpoints are intact. Free space or permit "
-                "writing there, then resume the run."
-            )
-        if rank != 0 and is_remote(self.uri):
-            self.place.discard(step, staging)
-        return SaveReport(step, sum(f.num_bytes for f in files), time.monotonic() - start)
+            raise CheckpointError(self._failed(step, failures))
+        if group.rank != 0 and is_remote(self.uri):
+            shutil.rmtree(staging, ignore_errors=True)
+        return sum(f.num_bytes for f in all_files)
 
-    def _own_files(
-        self, staging: Path, rank: int, trainer_state: dict[str, Any]
-    ) -> list[FileRecord]:
-        """Checksum the files that this rank wrote (rank 0: the metadata and the JSON too)."""
-        paths = sorted(staging.glob(f"__{rank}_*"))
-        if rank == 0:
+    def _write_own(
+        self,
+        group: CheckpointGroup,
+        staging: Path,
+        copy: dict[str, Tensor],
+        trainer_state: dict[str, Any],
+    ) -> tuple[list[FileRecord], list[PieceRecord]]:
+        """Write this rank's files and read them back; return what is in them."""
+        pieces = piece_records(copy)
+        written = write_pieces(copy, staging, group.process_group)
+        damage = damaged_pieces(staging, written, pieces)
+        if damage:
+            raise CheckpointError(f"what was written is not what was in memory: {damage[0]}")
+        paths = sorted(staging.glob(f"__{group.rank}_*"))
+        if group.rank == 0:
             replace_durably(staging / TRAINER_STATE, json.dumps(trainer_state, indent=1).encode())
             paths += [staging / ".metadata", staging / TRAINER_STATE]
-        return [record_file(p) for p in paths]
+        return [record_file(p) for p in paths], pieces
+
+    def _failed(self, step: int, failures: Sequence[str]) -> str:
+        return (
+            f"{self.uri}: the checkpoint of step {step} could not be written "
+            f"({'; '.join(failures)}). Earlier checkpoints are intact. Free space or permit "
+            "writing there, then resume the run."
+        )
+
+    # -- loading ----------------------------------------------------------------------------------
 
     def trainer_state(self, step: int) -> dict[str, Any]:
         """Return the JSON of a checkpoint without reading its tensors."""
-        with self._directory(step, verify=False, names=(TRAINER_STATE,)) as directory:
+        with self.opened(step, names=(TRAINER_STATE,)) as (directory, _):
             state: dict[str, Any] = json.loads((directory / TRAINER_STATE).read_text())
             return state
 
-    def load(self, step: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """Fill `tensors` in place from a checkpoint; return the trainer's JSON.
+    def load(
+        self, step: int, tensors: dict[str, Tensor], may_lack: Sequence[str] = ()
+    ) -> LoadReport:
+        """Fill `tensors`, of any layout, in place from a checkpoint.
+
+        Args:
+            step: which one.
+            tensors: the state to fill; every rank gives its part.
+            may_lack: regular expressions of parameters that the checkpoint may lack.
 
         Raises:
             CheckpointError: damaged files, or names and shapes of another architecture; nothing
                 is loaded then.
         """
-        with self._directory(step, verify=True) as directory:
-            reader = FileSystemReader(directory)
-            _check_shapes(reader, tensors, f"{self.uri} step {step}")
-            _read_tensors(tensors, reader, no_dist=not _distributed())
-            state: dict[str, Any] = json.loads((directory / TRAINER_STATE).read_text())
-            return state
+        with self.opened(step) as (directory, manifest):
+            uri = f"{self.uri} step {step}"
+            group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+            self._verify(directory, manifest, uri, group)
+            stored = StoredTensors(directory, manifest)
+            wanted, report = _match(stored.shapes(), tensors, may_lack, uri)
+            read_pieces(wanted, stored.reader, group)
+            state = json.loads((directory / TRAINER_STATE).read_text())
+            return LoadReport(state, *report)
 
     def load_named(self, step: int, prefix: str) -> dict[str, Tensor]:
         """Return the tensors whose names start with `prefix`, in one process, verified."""
-        with self._directory(step, verify=True) as directory:
-            reader = FileSystemReader(directory)
-            tensors = {
-                name: torch.empty(entry.size, dtype=entry.properties.dtype)
-                for name, entry in reader.read_metadata().state_dict_metadata.items()
-                if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
-            }
-            _read_tensors(tensors, reader, no_dist=True)
-            return tensors
+        with self.opened(step) as (directory, manifest):
+            self._verify(directory, manifest, f"{self.uri} step {step}", None)
+            stored = StoredTensors(directory, manifest)
+            return {n: stored.read(n) for n in stored.names() if n.startswith(prefix)}
 
     def prune(self, keep_last: int, keep: set[int]) -> list[int]:
-        """Delete all but the newest `keep_last` and the steps in `keep`; return what went."""
+        """Delete all but the newest `keep_last` and the steps in `keep`; return what went.
+
+        Nothing is deleted unless the newest one can be read: its manifest, and files of the sizes
+        that it lists. (Their bytes were read back before the manifest was written.)
+        """
         steps = [info.step for info in self.complete()]
         doomed = [s for s in steps[: max(0, len(steps) - keep_last)] if s not in keep]
+        if not doomed or not self._is_whole(steps[-1]):
+            return []
         for step in doomed:
             self.place.delete(step)
         return doomed
 
+    def _is_whole(self, step: int) -> bool:
+        try:
+            with self.opened(step, names=()) as (_, manifest):
+                sizes = self.place.sizes(step)
+                return all(sizes.get(f.name) == f.num_bytes for f in manifest.files)
+        except (CheckpointError, OSError):
+            return False
+
     @contextlib.contextmanager
-    def _directory(
-        self, step: int, verify: bool, names: Collection[str] | None = None
-    ) -> Iterator[Path]:
+    def opened(
+        self, step: int, names: Collection[str] | None = None
+    ) -> Iterator[tuple[Path, Manifest]]:
+        """Yield a local directory with a complete checkpoint, and its manifest.
+
+        Raises:
+            CheckpointError: there is none of that step, or its manifest cannot be read.
+        """
         directory, temporary = self.place.fetch(step, names)
         try:
             uri = f"{self.uri} step {step}"
-            manifest = directory / MANIFEST
-            if not manifest.exists():
+            path = directory / MANIFEST
+            if not path.exists():
                 steps = ", ".join(str(info.step) for info in self.complete()) or "none"
                 raise CheckpointError(f"{uri}: no complete checkpoint; there are: {steps}")
-            files = parse_manifest(manifest.read_text(), uri)
-            if verify:
-                verify_files(directory, files, uri)
-            yield directory
+            yield directory, parse_manifest(path.read_text(), uri)
         finally:
             if temporary:
                 shutil.rmtree(directory, ignore_errors=True)
 
+    def _verify(
+        self, directory: Path, manifest: Manifest, uri: str, group: dist.ProcessGroup | None
+    ) -> None:
+        """Re-read every file; on a shared disk the ranks share that work.
 
-def _write_tensors(tensors: dict[str, Tensor], staging: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=UserWarning)  # "no_dist": one process is fine
-        save_tensors(
-            tensors,
-            storage_writer=FileSystemWriter(staging, single_file_per_rank=True, overwrite=True),
-            no_dist=not _distributed(),
-        )
+        Raises:
+            CheckpointError: names each file that is missing, short or changed; on every rank.
+        """
+        files = manifest.files
+        if group is None or is_remote(self.uri):
+            damage = damaged_files(directory, files)
+        else:
+            damage = damaged_files(directory, files[dist.get_rank() :: dist.get_world_size()])
+        if group is not None:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, damage)
+            damage = sorted({sentence for part in gathered for sentence in part})
+        if damage:
+            raise CheckpointError(
+                f"{uri} is damaged: {'; '.join(damage)}. Nothing was loaded; move this directory "
+                "away to go on from the checkpoint before it."
+            )
 
 
 def _root_cause(error: BaseException) -> str:
@@ -197,21 +370,27 @@ def _root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _read_tensors(tensors: dict[str, Tensor], reader: FileSystemReader, no_dist: bool) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=UserWarning)  # "no_dist": one process is fine
-        load_tensors(tensors, storage_reader=reader, no_dist=no_dist)
+def _match(
+    stored: dict[str, tuple[int, ...]],
+    tensors: dict[str, Tensor],
+    may_lack: Sequence[str],
+    uri: str,
+) -> tuple[dict[str, Tensor], tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return what to read, and what was kept or left.
 
-
-def _check_shapes(reader: FileSystemReader, tensors: dict[str, Tensor], uri: str) -> None:
-    stored = {
-        name: tuple(entry.size)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    Raises:
+        CheckpointError: names or shapes differ otherwise; the first ten are listed.
+    """
     wanted = {name: tuple(t.shape) for name, t in tensors.items()}
-    differences = [f"{n}: not in the checkpoint" for n in wanted if n not in stored]
-    differences += [f"{n}: not in the model" for n in stored if n not in wanted]
+    missing = [n for n in wanted if n not in stored]
+    kept = [n for n in missing if any(re.search(p, _parameter(n)) for p in may_lack)]
+    surplus = [n for n in stored if n not in wanted]
+    frozen = [
+        n for n in surplus if not n.startswith("model.") and f"model.{_parameter(n)}" in wanted
+    ]
+    newly_trained = [n for n in missing if n not in kept and f"model.{_parameter(n)}" in stored]
+    differences = [f"{n}: not in the checkpoint" for n in missing if n not in kept]
+    differences += [f"{n}: not in the model" for n in surplus if n not in frozen]
     differences += [
         f"{n}: {list(stored[n])} in the checkpoint, {list(wanted[n])} in the model"
         for n in wanted
@@ -219,36 +398,25 @@ def _check_shapes(reader: FileSystemReader, tensors: dict[str, Tensor], uri: str
     ]
     if differences:
         shown = "; ".join(differences[:SHOWN_DIFFERENCES])
+        advice = "Use the model configuration that the checkpoint was made with."
+        if newly_trained:
+            advice = (
+                "Parameters that were frozen, or averaged weights that were not kept, have no such "
+                "state: name them in checkpoint.new_parameters to start it afresh."
+            )
         raise CheckpointError(
             f"{uri} is of another architecture: {len(differences)} differences, e.g. {shown}. "
-            "Use the model configuration that the checkpoint was made with."
+            f"{advice}"
         )
+    read = {n: t for n, t in tensors.items() if n in stored}
+    return read, (tuple(kept), tuple(frozen))
 
 
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
+def _parameter(name: str) -> str:
+    """Return the parameter that a tensor of the state belongs to.
 
-
-def _rank_and_world() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
-
-
-def _barrier() -> None:
-    if _distributed():
-        dist.barrier()
-
-
-def _gather(item: Any) -> list[Any]:
-    if not _distributed():
-        return [item]
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, item)
-    return gathered
-
-
-def _from_rank_0(item: Any) -> Any:
-    if not _distributed():
-        return item
-    box = [item]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    >>> _parameter("optimizer.head.weight.exp_avg"), _parameter("model.head.weight")
+    ('head.weight', 'head.weight')
+    """
+    section, _, rest = name.partition(".")
+    return rest.rpartition(".")[0] if section == "optimizer" else rest
