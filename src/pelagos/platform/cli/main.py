@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pelagos.platform.cli import runs, weights
+from pelagos.platform.cli.checkpoint import app as checkpoint_app
 from pelagos.platform.cli.common import (
     EXIT_INTERRUPTED,
     console,
@@ -25,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 JobFile = Annotated[str, typer.Argument(help="The job file (YAML).", show_default=False)]
 Overrides = Annotated[
