@@ -29,8 +29,8 @@ from pelagos.platform.config.schema import PretrainJob
 from pelagos.platform.optimizer import optimizer_factory
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.strategies import create_strategy
-from pelagos.platform.strategies.base import StrategyOptions
-from pelagos.platform.trainer import TrainingLoop
+from pelagos.platform.strategies.initialize import draw_missing
+from pelagos.platform.trainer import TrainingLoop, strategy_options
 
 WARM_UP = 3
 
@@ -54,6 +54,7 @@ def make_job(directory: Path, batch: int, size: int) -> PretrainJob:
             "schedule": {"total_steps": 10**6},
             "tracking": {"uri": None},
             "resources": {"launcher": "none"},
+            "parallel": {"strategy": "single"},
         }
     )
 
@@ -61,19 +62,26 @@ def make_job(directory: Path, batch: int, size: int) -> PretrainJob:
 FIELDS = ("density", "velocity-x", "velocity-y")
 
 
-def platform_step(job: PretrainJob) -> Callable[[], float]:
-    """Return a function that takes one step of the platform and returns its wall seconds."""
-    torch.manual_seed(0)
+def platform_step(job: PretrainJob, streams: bool) -> Callable[[], float]:
+    """Return a function that takes one step of the platform and returns its wall seconds.
+
+    Without `streams` it takes one batch from memory again and again: what reading beside the
+    training costs is then left out.
+    """
     parts = build_parts(job)
-    run = RunDirectory.create(job)
-    loop = TrainingLoop(job, run, parts, create_strategy("single", StrategyOptions()), {})
+    run = RunDirectory.create(job.model_copy(update={"name": f"streams-{streams}"}))
+    strategy = create_strategy("single", strategy_options(job))
+    loop = TrainingLoop(job, run, parts, strategy, {})
     stream = parts.streams.open(0, 0, 1)
+    held = None if streams else next(stream)
+    if held is not None:
+        stream.__exit__()
     steps = iter(range(10**6))
 
     def step() -> float:
         begin = time.perf_counter()
         loop.meter.start(stream.data_wait_seconds)
-        batch = next(stream).to(loop.strategy.device)
+        batch = (held or next(stream)).to(loop.strategy.device)
         index = next(steps)
         values, _ = loop.train_step(index, batch)
         loop._log_step(index + 1, values | loop.meter.finish(stream.data_wait_seconds))
@@ -84,11 +92,11 @@ def platform_step(job: PretrainJob) -> Callable[[], float]:
 
 def bare_step(job: PretrainJob) -> Callable[[], float]:
     """Return the same work without the platform, on one batch in memory."""
-    torch.manual_seed(0)
     parts = build_parts(job)
     model, objective = parts.model, parts.objective
     batch: Any = next(parts.streams.open(0, 0, 1))
-    optimizer = optimizer_factory(job.optimizer)(model)
+    draw_missing(model, job.seed)
+    optimizer = optimizer_factory(job.optimizer, model)(model)
 
     def step() -> float:
         begin = time.perf_counter()
@@ -118,21 +126,32 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as scratch:
         job = make_job(Path(scratch), options.batch, options.size)
-        ours, bare = platform_step(job), bare_step(job)
-        pairs = [(ours(), bare()) for _ in range(WARM_UP + options.steps)][WARM_UP:]
+        bare = bare_step(job)
+        variants = {
+            "platform": platform_step(job, streams=True),
+            "platform, batch in memory": platform_step(job, streams=False),
+        }
+        rounds = [
+            ([step() for step in variants.values()], bare()) for _ in range(WARM_UP + options.steps)
+        ][WARM_UP:]
     shape = f"{options.batch} x {len(FIELDS)} x {options.size} x {options.size}"
     print(f"poseidon-nano, {shape}, fp32, {options.steps} steps of each, interleaved")
-    for name, times in (("platform", [p for p, _ in pairs]), ("bare loop", [b for _, b in pairs])):
-        median = statistics.median(times)
+    show("bare loop", [b for _, b in rounds], options.batch)
+    for index, name in enumerate(variants):
+        show(name, [times[index] for times, _ in rounds], options.batch)
+        ratios = sorted(times[index] / b for times, b in rounds)
         print(
-            f"  {name:10s} median {median * 1e3:7.1f} ms  best {min(times) * 1e3:7.1f} ms  "
-            f"{options.batch / median:6.1f} samples/s"
+            f"    / bare: {statistics.median(ratios):.3f} (quartiles "
+            f"{ratios[len(ratios) // 4]:.3f} to {ratios[3 * len(ratios) // 4]:.3f})"
         )
-    ratios = sorted(a / b for a, b in pairs)
-    middle = statistics.median(ratios)
+
+
+def show(name: str, times: list[float], batch: int) -> None:
+    """Print median and best of a variant."""
+    median = statistics.median(times)
     print(
-        f"  platform / bare: {middle:.3f} (quartiles {ratios[len(ratios) // 4]:.3f} "
-        f"to {ratios[3 * len(ratios) // 4]:.3f})"
+        f"  {name:26s} median {median * 1e3:7.1f} ms  best {min(times) * 1e3:7.1f} ms  "
+        f"{batch / median:6.1f} samples/s"
     )
 
 

@@ -21,14 +21,14 @@ DPOT = {
 
 
 def test_dpot_learns_validates_and_forecasts(make_job: MakeJob) -> None:
-    job = make_job(**DPOT, schedule__total_steps=30, optimizer__lr=0.01)
+    job = make_job(**DPOT, schedule__total_steps=80, optimizer__lr=0.01)
     run = RunDirectory.create(job)
-    assert train(job, run, build_parts, {}) == Outcome("finished", 30)
+    assert train(job, run, build_parts, {}) == Outcome("finished", 80)
     losses = [m["loss"] for m in run.metrics()]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
-    assert sum(event["kind"] == "validation" for event in run.events()) == 3
+    assert sum(event["kind"] == "validation" for event in run.events()) == 8
     forecaster, step = Forecaster.from_run(run)
-    assert step == 30
+    assert step == 80
     frames = torch.ones(2, 3, 4, 16, 16)
     forecast = forecaster.predict(frames, torch.full((2,), 0.05))
     assert forecast.shape == (2, 4, 16, 16)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, SaveReport
+from pelagos.platform.checkpoint import CheckpointStore, SaveReport
 from pelagos.platform.config.checks import local_batch_size, micro_batch_size
 from pelagos.platform.config.schema import PretrainJob
 from pelagos.platform.meters import StepMeter
@@ -70,7 +70,7 @@ def train(
             with parts.streams.open(start, strategy.rank, strategy.world_size) as stream:
                 outcome = loop.run_steps(start, stream)
         except BaseException:
-            with contextlib.suppress(CheckpointError):
+            with contextlib.suppress(Exception):  # the first error is the one to report
                 loop.checkpoints.wait()
             raise
         loop.checkpoints.wait()

@@ -88,7 +88,7 @@ class _Save:
     """A save on its way."""
 
     thread: threading.Thread | None = None
-    error: CheckpointError | None = None
+    error: Exception | None = None
     on_complete: OnComplete = field(default=lambda _: None)
 
 
@@ -163,6 +163,7 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: it could not be written.
+            RuntimeError: another rank died meanwhile.
         """
         save, self._save = self._save, None
         if save is None:
@@ -186,10 +187,8 @@ class CheckpointStore:
             num_bytes = self._write(group, step, copy, trainer_state)
             seconds = time.monotonic() - begin
             save.on_complete(SaveReport(step, num_bytes, stall_seconds, seconds))
-        except CheckpointError as error:
+        except Exception as error:  # for `wait`; other than CheckpointError: a peer died
             save.error = error
-        except Exception as error:  # a peer that died, a place that cannot be cleaned
-            save.error = CheckpointError(self._failed(step, [_root_cause(error)]))
 
     def _write(
         self,
