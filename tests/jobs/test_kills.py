@@ -245,7 +245,8 @@ def test_ray_workers_and_driver_may_die(make_job: MakeJob, tmp_path: Path) -> No
 
     job, run = write_job(make_job, tmp_path, "ray", resources__launcher="ray", **two)
     with running(["pretrain", job], log) as process:
-        wait_until(lambda: steps_done(run) >= 6, process, log)
+        saved = run.path / "checkpoints"  # written beside the steps: wait for a complete one
+        wait_until(lambda: steps_done(run) >= 6 and any(saved.glob("step-*")), process, log)
         train_worker(process).kill()
         wait_until(lambda: any(e["kind"] == "resumed" for e in run.events()), process, log)
         wait_until(lambda: steps_done(run) >= 13, process, log)

@@ -99,6 +99,9 @@ class StoredTensors:
         self.manifest = manifest
         self.reader = FileSystemReader(directory)
         self.metadata = self.reader.read_metadata()
+        self._pieces: dict[str, list[tuple[MetadataIndex, Any]]] = {}
+        for index, info in self.metadata.storage_data.items():
+            self._pieces.setdefault(index.fqn, []).append((index, info))
 
     def names(self) -> list[str]:
         """Return the names of all tensors, sorted."""
@@ -116,8 +119,14 @@ class StoredTensors:
 
     def read(self, name: str) -> Tensor:
         """Return one tensor whole."""
-        tensor = torch.empty(self.shapes()[name], dtype=self.dtype(name))
-        read_pieces({name: tensor}, self.reader, None)
+        entry = self.metadata.state_dict_metadata[name]
+        assert isinstance(entry, TensorStorageMetadata)
+        tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
+        for index, info in self._pieces.get(name, ()):
+            piece = _read_piece(self.directory, info)
+            offsets = tuple(index.offset or ())
+            box = tuple(slice(o, o + n) for o, n in zip(offsets, piece.shape, strict=True))
+            tensor[box].copy_(piece)
         return tensor
 
     def damaged(self, name: str) -> list[str]:
@@ -146,17 +155,10 @@ class StoredTensors:
                 yield name, entry
 
     def _storage(self, name: str, offsets: tuple[int, ...]) -> Any:
-        for index, info in self._storage_of(name):
+        for index, info in self._pieces.get(name, ()):
             if tuple(index.offset or ()) == offsets:
                 return info
         raise KeyError(f"no piece of {name} at {offsets}")
-
-    def _storage_of(self, name: str) -> list[tuple[MetadataIndex, Any]]:
-        if not hasattr(self, "_by_name"):
-            self._by_name: dict[str, list[tuple[MetadataIndex, Any]]] = {}
-            for index, info in self.metadata.storage_data.items():
-                self._by_name.setdefault(index.fqn, []).append((index, info))
-        return self._by_name.get(name, [])
 
 
 def read_pieces(
