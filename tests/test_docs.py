@@ -17,7 +17,7 @@ from pelagos.platform.config.reference import reference_markdown
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-COMMAND = re.compile(r"(?<![\w/.-])pelagos ([a-z]+)(?: ([a-z]+)\b)?")
+COMMAND = re.compile(r"(?<![\w/.-])pelagos ([a-z]+(?:-[a-z]+)*)(?: ([a-z]+)\b)?")
 
 
 def page_id(path: Path) -> str:

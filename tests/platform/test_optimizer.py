@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from pelagos.platform.config.schema import OptimizerConfig, ParameterGroupConfig, ScheduleConfig
-from pelagos.platform.optimizer import WeightAverage, lr_factor, optimizer_factory, parameter_groups
+from pelagos.platform.optimizer import (
+    WeightAverage,
+    freeze,
+    group_settings,
+    lr_factor,
+    optimizer_factory,
+    parameter_groups,
+)
 
 
 class Network(nn.Module):
@@ -26,7 +33,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
     model = Network()
     model.embed.bias.requires_grad_(False)
     config = OptimizerConfig(groups=(ParameterGroupConfig(pattern="^head", lr=1e-2),))
-    groups = parameter_groups(model, config)
+    groups = parameter_groups(model, group_settings(model, config))
     names = [name for group in groups for name in group["names"]]
     assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
     assert len(names) == len(set(names))
@@ -41,14 +48,14 @@ def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     config = OptimizerConfig(groups=(ParameterGroupConfig(pattern="backbone", lr=1e-2),))
     with pytest.raises(ValueError, match="backbone match none of the 7 parameters"):
-        parameter_groups(Network(), config)
+        group_settings(Network(), config)
 
 
 def test_every_trainable_parameter_moves_in_the_first_step() -> None:
     torch.manual_seed(0)
     model = Network()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    optimizer = optimizer_factory(OptimizerConfig())(model)
+    optimizer = optimizer_factory(OptimizerConfig(), model)(model)
     x = torch.randn(5, 3)
     (model.head(model.norm(model.embed(x))).square().sum() + model.scale.square().sum()).backward()
     optimizer.step()
@@ -72,21 +79,36 @@ def test_constant_schedule_stays() -> None:
 
 def test_the_average_of_constant_weights_is_the_weights() -> None:
     model = Network()
-    average = WeightAverage(model, 0.9)
+    weights = dict(model.named_parameters())
+    average = WeightAverage(weights, 0.9)
     for step in range(5):
-        average.update(model, step)
+        average.update(weights, step)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(average.tensors[name], parameter.detach(), rtol=1e-6, atol=0)
 
 
 def test_the_average_follows_the_recursion() -> None:
     model = nn.Linear(1, 1, bias=False)
-    average = WeightAverage(model, 0.5)
+    weights = dict(model.named_parameters())
+    average = WeightAverage(weights, 0.5)
     expected = float(model.weight)
     for step in range(20):
         with torch.no_grad():
             model.weight.fill_(float(step))
-        average.update(model, step)
+        average.update(weights, step)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     assert float(average.tensors["weight"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frozen_parameters_are_those_that_match() -> None:
+    model = Network()
+    freeze(model, ("^embed", "scale"))
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert trained == ["norm.weight", "norm.bias", "head.weight", "head.bias"]
+    settings = group_settings(model, OptimizerConfig())
+    assert sorted(settings) == sorted(trained)
+    with pytest.raises(ValueError, match=r"optimizer\.frozen: backbone match none"):
+        freeze(Network(), ("backbone",))
+    with pytest.raises(ValueError, match="nothing is left to train"):
+        freeze(Network(), (".",))
