@@ -137,20 +137,11 @@ def test_four_ranks_agree_up_to_the_order_of_sums(layouts: Layouts) -> None:
         assert_same_curve(run, reference, FP32)
 
 
-@pytest.mark.slow
-def test_world_size_and_micro_batch_do_not_change_the_curve(layouts: Layouts) -> None:
+def assert_sweep(layouts: Layouts, sweep: tuple[tuple[str, int, int], ...]) -> None:
+    """Train at world sizes and micro-batches of one global batch; compare with one process."""
     common = {"data__global_batch_size": 24, "schedule__total_steps": 8}
     reference = layouts.run("one", "single", 1, **common)
-    for strategy, world_size, micro in (
-        ("ddp", 2, 4),
-        ("zero2", 2, 3),
-        ("fsdp", 3, 8),
-        ("zero1", 3, 2),
-        ("hsdp", 4, 3),
-        ("zero3", 4, 2),
-        ("fsdp", 8, 1),
-        ("zero3", 8, 3),
-    ):
+    for strategy, world_size, micro in sweep:
         run = layouts.run(
             f"{strategy}-{world_size}-{micro}",
             strategy,
@@ -159,6 +150,22 @@ def test_world_size_and_micro_batch_do_not_change_the_curve(layouts: Layouts) ->
             **common,
         )
         assert_same_curve(run, reference, FP32)
+
+
+@pytest.mark.slow
+def test_world_size_and_micro_batch_do_not_change_the_curve(layouts: Layouts) -> None:
+    assert_sweep(layouts, (("ddp", 2, 4), ("fsdp", 3, 8), ("zero2", 3, 2), ("zero3", 4, 2)))
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(1800)
+def test_eight_ranks_do_not_change_the_curve(layouts: Layouts) -> None:
+    assert_sweep(
+        layouts,
+        tuple(
+            (s, 8, m) for s in ("ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3") for m in (1, 3)
+        ),
+    )
 
 
 CHAIN = (
@@ -209,7 +216,7 @@ def test_a_checkpoint_of_any_strategy_resumes_under_any_other(layouts: Layouts) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])  # three ranks of ddp: test_kills.py
 def test_the_same_layout_resumes_bit_for_bit(layouts: Layouts, strategy: str) -> None:
     common = {"schedule__total_steps": 10, "ema_decay": 0.9, "parallel__micro_batch_size": 1}
     whole = layouts.run("whole", strategy, 2, **common)

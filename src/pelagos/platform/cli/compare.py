@@ -67,15 +67,15 @@ def _show(comparison: object, output: str) -> None:
     assert isinstance(comparison, Comparison)
     table = Table(
         "layout",
-        "final loss",
-        "loss diff.",
-        "norm diff.",
-        "weight diff.",
-        "bit-equal",
-        "step [s]",
+        "loss",
+        "loss ±",
+        "norm ±",
+        "weight ±",
+        "bits",
+        "step s",
         "ratio",
-        "memory [GiB]",
-        title=f"relative to {comparison.results[0].name}, largest over all steps",
+        "GiB",
+        title=f"±: relative difference to {comparison.results[0].name}, largest over all steps",
     )
     for row in comparison_rows(comparison):
         table.add_row(*row)

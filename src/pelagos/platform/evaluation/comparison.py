@@ -149,7 +149,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     """Return the table as Markdown."""
     lines = [
         "| layout | final loss | loss, max. relative difference | gradient norm, the same "
-        "| weights, the same | bit-equal | step, median s | ratio | peak memory, GiB |",
+        "| weights, the same | bits | step, median s | ratio | peak memory, GiB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += ["| " + " | ".join(row) + " |" for row in comparison_rows(comparison)]
@@ -168,16 +168,20 @@ def comparison_rows(comparison: Comparison) -> list[list[str]]:
             [
                 r.name,
                 f"{r.final_loss:.6g}",
-                f"{r.max_loss_difference:.1e}",
-                f"{r.max_norm_difference:.1e}",
-                f"{r.max_weight_difference:.1e}",
-                "yes" if r.is_bit_equal else "no",
+                _difference(r.max_loss_difference),
+                _difference(r.max_norm_difference),
+                _difference(r.max_weight_difference),
+                "same" if r.is_bit_equal else "other",
                 f"{r.median_step_seconds:.4f}",
                 f"{r.median_step_seconds / reference:.2f}",
                 f"{r.peak_memory_bytes / GIBIBYTE:.2f}",
             ]
         )
     return rows
+
+
+def _difference(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}"
 
 
 def comparison_figure(comparison: Comparison) -> Figure:

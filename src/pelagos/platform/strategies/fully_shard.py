@@ -65,7 +65,9 @@ class FullyShardStrategy(TorchOptimizerStrategy):
 
     def _shard(self, model: nn.Module) -> None:
         options = self.options.fsdp
-        offload: OffloadPolicy = CPUOffloadPolicy() if options.cpu_offload else OffloadPolicy()
+        offload: OffloadPolicy = OffloadPolicy()
+        if options.cpu_offload:
+            offload = CPUOffloadPolicy(pin_memory=self.options.use_gpu)
         policy = MixedPrecisionPolicy(
             param_dtype=DTYPES[options.param_dtype], reduce_dtype=DTYPES[options.reduce_dtype]
         )
