@@ -138,10 +138,11 @@ def _train(job: PretrainJob, layout: Layout, directory: Path) -> str:
         command = [sys.executable, "-m", *launcher, str(layout.num_workers), *PROGRAM, str(path)]
     log = directory / f"{layout.name}.log"
     with log.open("wb") as out:
-        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
-    if done.returncode == 0:
-        return ""
+        subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
+    # the run's own word counts: gloo may abort a process that exits after all is done
     status = RunDirectory(directory / "runs" / layout.name).status()
+    if status.get("state") == "finished":
+        return ""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return str(status.get("cause") or "; ".join(lines[-SHOWN_ERROR_LINES:]))
 
