@@ -39,18 +39,18 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 def kept_bytes_and_gradients(choice: Recompute) -> tuple[int, list[Tensor]]:
     model = network()
     apply_recompute(model, blocks_of(model), choice, example_loss, 0)
-    kept: dict[int, int] = {}
+    kept: dict[int, Tensor] = {}  # the tensors themselves: freed addresses are given again
     parameters = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
 
     def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
+            kept[storage.data_ptr()] = tensor.detach()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda t: t):
         loss = example_loss(model)
-        total = sum(kept.values())
+        total = sum(t.untyped_storage().nbytes() for t in kept.values())
     torch.autograd.backward(loss)
     return total, [p.grad for p in model.parameters() if p.grad is not None]
 

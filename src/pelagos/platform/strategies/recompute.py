@@ -115,13 +115,14 @@ def measure_blocks(
     model: nn.Module, blocks: Sequence[nn.Module], example_loss: ExampleLoss
 ) -> tuple[list[BlockCost], int]:
     """Run one forward pass; return each block's costs, and all bytes that are saved in it."""
-    seen: set[int] = {_storage(p) for p in (*model.parameters(), *model.buffers())}
+    # storages are held, not only their addresses: that of one which is freed would be given again
+    seen: dict[int, Tensor] = {_storage(p): p for p in (*model.parameters(), *model.buffers())}
     total = 0
 
     def save(tensor: Tensor) -> Tensor:
         nonlocal total
         if _storage(tensor) not in seen:
-            seen.add(_storage(tensor))
+            seen[_storage(tensor)] = tensor
             total += tensor.untyped_storage().nbytes()
         return tensor
 
