@@ -63,7 +63,7 @@ class AcceleratedStrategy(TorchOptimizerStrategy):
             yield
 
     def backward(self, loss: Tensor) -> None:
-        self.accelerator.backward(loss if self.loss_scale is None else loss * self.loss_scale.scale)
+        self.accelerator.backward(self.scaled(loss))
 
     def close(self) -> None:
         self.accelerator.free_memory()

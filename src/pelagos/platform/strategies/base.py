@@ -1,8 +1,7 @@
 """What a parallel strategy does for the training loop."""
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -123,12 +122,6 @@ class Strategy(ABC):
         """Wait for every rank."""
         if self.world_size > 1:
             dist.barrier()
-
-    @contextlib.contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Return the context of forward passes without gradients."""
-        with torch.no_grad():
-            yield
 
     def close(self) -> None:  # noqa: B027 - most strategies hold nothing
         """Release what the strategy holds."""

@@ -98,8 +98,7 @@ class FullyShardStrategy(TorchOptimizerStrategy):
         yield
 
     def backward(self, loss: Tensor) -> None:
-        scaled = loss if self.loss_scale is None else loss * self.loss_scale.scale
-        torch.autograd.backward(scaled)
+        torch.autograd.backward(self.scaled(loss))
 
     def close(self) -> None:
         if self._made_group and "RANK" not in os.environ:

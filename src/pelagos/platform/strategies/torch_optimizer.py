@@ -30,6 +30,10 @@ class TorchOptimizerStrategy(Strategy):
         assert self._optimizer is not None, "prepare() comes first"
         return self._optimizer
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return the loss times the loss scale, where there is one."""
+        return loss if self.loss_scale is None else loss * self.loss_scale.scale
+
     def step(self) -> float:
         gradients = [local_part(p.grad) for p in self.module.parameters() if p.grad is not None]
         scale = 1.0 if self.loss_scale is None else self.loss_scale.scale
