@@ -136,6 +136,27 @@ class RemoteStore:
         # One put, or one multi-part upload for large objects: both appear whole or not at all.
         self._attempt(key, lambda: self.filesystem.pipe_file(self._path(key), content))
 
+    def create(self, key: str, content: bytes) -> bool:
+        """Write an object unless one of that key exists; return whether this call wrote it.
+
+        The store decides between two callers (a put with `If-None-Match: *`). Where an answer was
+        lost and the request sent again, the object found is this call's own: contents must differ
+        between callers for that to be told.
+        """
+
+        def put() -> bool:
+            try:
+                self.filesystem.pipe_file(self._path(key), content, mode="create")
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if http_status(error) not in (409, 412):
+                    raise
+                return False
+            return True
+
+        return self._attempt(key, put) or self.read(key) == content
+
     def upload(self, key: str, path: Path) -> None:
         """Send a file from disk: a large one in parts, never whole in memory."""
         self._attempt(key, lambda: self.filesystem.put_file(str(path), self._path(key)))

@@ -16,7 +16,7 @@ from pelagos.jobs.register import register_model
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import PretrainJob
-from pelagos.platform.launch import join_as_rank, launch
+from pelagos.platform.launch import Watcher, join_as_rank, launch
 from pelagos.platform.progress import TrainingProgress
 from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.tracking import Tracker
@@ -35,8 +35,10 @@ class PretrainResult:
     registered_version: str | None = None
 
 
-def run(job: PretrainJob, console: Console | None = None) -> PretrainResult:
-    """Train a new run to its end.
+def run(
+    job: PretrainJob, console: Console | None = None, watcher: Watcher | None = None
+) -> PretrainResult:
+    """Train a new run to its end; `watcher` is called several times a second meanwhile.
 
     Raises:
         ConfigError: the job cannot run as written; nothing was made.
@@ -46,11 +48,15 @@ def run(job: PretrainJob, console: Console | None = None) -> PretrainResult:
     if _other_rank():
         return _join(job)
     _check_checkpoint_place(job)
-    return _train(job, RunDirectory.create(job), mixture, console or Console())
+    return _train(job, RunDirectory.create(job), mixture, console or Console(), watcher)
 
 
 def resume(
-    runs_dir: str, name: str, console: Console | None = None, overrides: Sequence[str] = ()
+    runs_dir: str,
+    name: str,
+    console: Console | None = None,
+    overrides: Sequence[str] = (),
+    watcher: Watcher | None = None,
 ) -> PretrainResult:
     """Continue a run from its newest complete checkpoint; a finished one only gets its records
     to MLflow, where that had not worked.
@@ -79,11 +85,15 @@ def resume(
         return _join(job)
     if overrides:
         directory.replace_job(job)
-    return _train(job, directory, mixture, console or Console())
+    return _train(job, directory, mixture, console or Console(), watcher)
 
 
 def _train(
-    job: PretrainJob, directory: RunDirectory, mixture: Mixture, console: Console
+    job: PretrainJob,
+    directory: RunDirectory,
+    mixture: Mixture,
+    console: Console,
+    watcher: Watcher | None,
 ) -> PretrainResult:
     tracker = Tracker(job, directory, _dataset_records(mixture))
     options = options_for(directory.checkpoint_uri, job.storage)
@@ -92,6 +102,8 @@ def _train(
         def watch() -> None:
             progress.poll()
             tracker.sync()
+            if watcher is not None:
+                watcher()
 
         outcome = launch(job, directory, build_parts, options, watch)
     version = _close_records(job, directory, mixture, tracker, outcome)

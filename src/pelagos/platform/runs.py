@@ -271,8 +271,13 @@ def list_runs(runs_dir: str) -> list[RunDirectory]:
     return [RunDirectory(p.parent) for p in sorted(Path(runs_dir).glob("*/job.yaml"))]
 
 
+def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return the dotted keys in which two resolved jobs differ."""
+    return sorted(_differences(before, after))
+
+
 def _changed_keys(before: PretrainJob, after: PretrainJob) -> list[str]:
-    return sorted(_differences(before.model_dump(mode="json"), after.model_dump(mode="json")))
+    return changed_keys(before.model_dump(mode="json"), after.model_dump(mode="json"))
 
 
 def _differences(before: Any, after: Any, path: str = "") -> Iterator[str]:

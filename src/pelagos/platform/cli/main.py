@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pelagos.platform.cli import runs, weights
+from pelagos.platform.cli import runs, submission, weights
 from pelagos.platform.cli.checkpoint import app as checkpoint_app
 from pelagos.platform.cli.common import (
     EXIT_INTERRUPTED,
@@ -39,7 +39,6 @@ DryRun = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 RunsDir = Annotated[str, typer.Option("--runs-dir", help="Directory that holds the runs.")]
-RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
 
 
 @app.callback()
@@ -98,27 +97,7 @@ def pretrain(
 
 
 @app.command()
-def resume(
-    run: RunName,
-    overrides: Overrides = None,
-    runs_dir: RunsDir = "runs",
-    as_json: AsJson = False,
-) -> None:
-    """Continue a run from its newest checkpoint, as if it had never stopped; under another
-    strategy or number of workers, where these are given.
-
-    Example: pelagos resume quickstart parallel.strategy=fsdp resources.num_workers=4
-    """
-    from pelagos.jobs import pretrain as job_module
-    from pelagos.platform.cli.jobs import report_training
-
-    with exit_on_error():
-        result = job_module.resume(runs_dir, run, console, overrides or ())
-        report_training(result, runs_dir, as_json)
-
-
-@app.command()
-def evaluate(run: RunName, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def evaluate(run: runs.RunName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Measure a run on held-out trajectories: forecasts, errors against persistence, a report.
 
     Example: pelagos evaluate quickstart split=test checkpoint=best
@@ -135,6 +114,14 @@ def evaluate(run: RunName, overrides: Overrides = None, as_json: AsJson = False)
 app.command(name="compare-strategies")(compare_strategies_command)
 app.command(name="list")(runs.list_command)
 app.command(name="status")(runs.status_command)
+app.command(name="resume")(runs.resume_command)
+app.command(name="submit")(submission.submit_command)
+app.command(name="logs")(submission.logs_command)
+app.command(name="stop")(submission.stop_command)
+app.command(name="wait")(submission.wait_command)
+app.command(name="clone")(submission.clone_command)
+app.command(name="diff")(submission.diff_command)
+app.command(name="clusters")(submission.clusters_command)
 app.command(name="export")(weights.export_command)
 app.command(name="import")(weights.import_command)
 

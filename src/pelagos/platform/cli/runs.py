@@ -1,39 +1,71 @@
 """`pelagos list` and `pelagos status`: what runs there are and how they fare."""
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from pelagos.platform.cli.common import console, exit_on_error, print_json
+from pelagos.platform.cli.common import console, error_console, exit_on_error, print_json
+from pelagos.platform.cli.submission import ClusterName
+from pelagos.platform.config.clusters import load_clusters
 from pelagos.platform.meters import goodput, step_time_percentiles
 from pelagos.platform.runs import RunDirectory, list_runs
 
-COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "red"}
-RunsDir = Annotated[str, typer.Option("--runs-dir", help="Directory that holds the runs.")]
+COLOURS = {
+    "finished": "green",
+    "running": "cyan",
+    "failed": "red",
+    "interrupted": "red",
+    "preempted": "yellow",
+    "queued": "blue",
+}
+DEFAULT_RUNS_DIR = "runs"
+RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
+RunsDir = Annotated[
+    str | None,
+    typer.Option(
+        "--runs-dir", help="Directory that holds the runs; default: runs, then the clusters."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def list_command(runs_dir: RunsDir = "runs", as_json: AsJson = False) -> None:
-    """List the runs: state, progress, last loss, age.
+def list_command(
+    runs_dir: RunsDir = None, cluster: ClusterName = None, as_json: AsJson = False
+) -> None:
+    """List the runs here and on every cluster: state, progress, last loss, age.
 
-    Example: pelagos list --runs-dir quickstart/runs
+    Example: pelagos list --cluster lab
     """
+    from pelagos.jobs import submitted_runs
+
     with exit_on_error():
-        summaries = [summarize(run) for run in list_runs(runs_dir)]
+        summaries: list[dict[str, Any]] = []
+        problems: list[str] = []
+        if cluster is None:
+            summaries = [summarize(run) for run in list_runs(runs_dir or DEFAULT_RUNS_DIR)]
+        if runs_dir is None:
+            found, problems = submitted_runs.find_all(cluster)
+            summaries += [_submitted_summary(submitted_runs.describe(f)) for f in found]
+    for problem in problems:
+        error_console.print(f"[yellow]not reached:[/yellow] {problem}", soft_wrap=True)
     if as_json:
         print_json(summaries)
         return
     if not summaries:
-        console.print(f"no runs in {runs_dir}; start one with `pelagos pretrain JOB.yaml`")
+        console.print(
+            f"no runs in {runs_dir or DEFAULT_RUNS_DIR}; start one with `pelagos pretrain JOB.yaml`"
+        )
         return
-    table = Table("run", "state", "step", "loss", "samples/s", "last sign")
+    table = Table("run", "cluster", "state", "step", "loss", "samples/s", "last sign")
     for s in summaries:
         table.add_row(
             s["run"],
+            s.get("cluster", "-"),
             coloured(s["state"]),
-            f"{s['step']}/{s['total_steps']}",
+            f"{s['step']}/{s['total_steps']}" if s.get("total_steps") else "-",
             _number(s["metrics"].get("loss"), "{:.4f}"),
             _number(s["metrics"].get("samples_per_second"), "{:.1f}"),
             ago(s.get("updated")),
@@ -42,16 +74,23 @@ def list_command(runs_dir: RunsDir = "runs", as_json: AsJson = False) -> None:
 
 
 def status_command(
-    run: Annotated[str, typer.Argument(help="Name of the run.", show_default=False)],
-    runs_dir: RunsDir = "runs",
+    run: RunName,
+    runs_dir: RunsDir = None,
+    cluster: ClusterName = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one run: state, cause, progress, restarts, checkpoints, goodput, where it is tracked.
 
     Example: pelagos status quickstart --json
     """
+    from pelagos.jobs import submitted_runs
+
     with exit_on_error():
-        details = describe(RunDirectory.open(runs_dir, run))
+        if is_local_run(run, runs_dir, cluster):
+            details = describe(RunDirectory.open(runs_dir or DEFAULT_RUNS_DIR, run))
+        else:
+            details = submitted_runs.describe(submitted_runs.find(run, cluster))
+            details["updated"] = ago(details["updated"]) if not as_json else details["updated"]
     if as_json:
         print_json(details)
         return
@@ -62,6 +101,57 @@ def status_command(
     for key, value in details["metrics"].items():
         table.add_row(key.replace("_", " "), _number(value, "{:.6g}"))
     console.print(table)
+
+
+def resume_command(
+    run: RunName,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Overrides: dotted.key=value", show_default=False),
+    ] = None,
+    runs_dir: RunsDir = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", help="Submitted runs: go on here; default: where it was."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a run from its newest checkpoint, as if it had never stopped; under another
+    strategy, number of workers or cluster, where these are given.
+
+    A run of this directory goes on here, in the foreground; a submitted one is submitted again.
+
+    Example: pelagos resume quickstart parallel.strategy=fsdp resources.num_workers=4
+    """
+    from pelagos.jobs import pretrain, submitted_runs
+    from pelagos.jobs.submit import Options
+    from pelagos.platform.cli.jobs import report_training
+
+    with exit_on_error():
+        if is_local_run(run, runs_dir, cluster):
+            place = runs_dir or DEFAULT_RUNS_DIR
+            report_training(pretrain.resume(place, run, console, overrides or ()), place, as_json)
+            return
+        found = submitted_runs.find(run)
+        state = submitted_runs.resume(found, cluster, overrides or (), Options())
+    if as_json:
+        print_json({"run": run, "state": state.state, "cluster": state.cluster})
+    else:
+        console.print(f"{run} is {state.state} on {state.cluster}; attempt {state.attempt}")
+
+
+def is_local_run(run: str, runs_dir: str | None, cluster: str | None) -> bool:
+    """Return whether a name means a run of a directory here, rather than a submitted one."""
+    if runs_dir is not None:
+        return True
+    if cluster is not None:
+        return False
+    exists = (Path(DEFAULT_RUNS_DIR) / run / "job.yaml").exists()
+    return exists or not load_clusters()
+
+
+def _submitted_summary(details: dict[str, Any]) -> dict[str, Any]:
+    return {"step": 0, "total_steps": None, **details}
 
 
 def summarize(run: RunDirectory) -> dict[str, Any]:

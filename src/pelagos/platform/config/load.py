@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -15,6 +15,7 @@ from pelagos.platform.config.checks import check_arithmetic
 from pelagos.platform.config.schema import JOB_KINDS, EvaluateJob, GenerateJob, Job, PretrainJob
 
 KeyPath = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def read_yaml_text(path: str | os.PathLike[str]) -> str:
 
 def parse_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
     """Return the job that `text` describes; `source` names it in errors. Raises `ConfigError`."""
-    tree, lines = _parse_yaml(text, source)
+    tree, lines = parse_yaml(text, source)
     kind = _job_kind(tree, lines, source)
     problems = _apply_overrides(tree, lines, kind, overrides)
     job: Job | None = None
@@ -91,7 +92,22 @@ def resolve_yaml(job: Job) -> str:
     return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, width=100)
 
 
-def _parse_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+def validate_section(
+    kind: type[Model], tree: Any, lines: dict[KeyPath, int], prefix: KeyPath
+) -> tuple[Model | None, list[Problem]]:
+    """Return the model of a part of a file, or what is wrong with it; `prefix` is where it stands."""
+    try:
+        return kind.model_validate(tree), []
+    except ValidationError as error:
+        size = len(prefix)
+        own = {key[size:]: line for key, line in lines.items() if key[:size] == prefix}
+        found = _without_echoes([_explain(detail, kind, own) for detail in error.errors()])
+        start = lines.get(prefix)
+        return None, [Problem((*prefix, *p.key), p.message, p.line or start) for p in found]
+
+
+def parse_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """Return a YAML mapping and the line of each of its keys. Raises `ConfigError`."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         tree = yaml.safe_load(text)
@@ -138,7 +154,7 @@ def _job_kind(
     if kind in JOB_KINDS:
         return JOB_KINDS[str(kind)]
     allowed = ", ".join(JOB_KINDS)
-    message = f"got {kind!r}, allowed: {allowed}{_nearest(str(kind), JOB_KINDS)}"
+    message = f"got {kind!r}, allowed: {allowed}{nearest(str(kind), JOB_KINDS)}"
     if kind is None:
         message = f"missing; add `job: pretrain` (allowed: {allowed})"
     raise ConfigError(source, [Problem(("job",), message, lines.get(("job",)))])
@@ -237,7 +253,7 @@ def _explain(detail: Any, kind: Any, lines: dict[KeyPath, int]) -> Problem:
         known = list(section.model_fields) if section else []
         return Problem(
             key,
-            f"unknown key{_nearest(str(key[-1]), known)}; known keys here: {', '.join(known)}",
+            f"unknown key{nearest(str(key[-1]), known)}; known keys here: {', '.join(known)}",
             line,
         )
     if detail["type"] == "missing":
@@ -247,11 +263,11 @@ def _explain(detail: Any, kind: Any, lines: dict[KeyPath, int]) -> Problem:
         return Problem(key, f"missing, and it has no default{hint}", line)
     allowed = str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
     got = detail["input"]
-    nearest = ""
+    close = ""
     if detail["type"] == "literal_error" and isinstance(got, str):
         choices = [str(a) for a in get_args(_annotation_at(kind, key))]
-        nearest = _nearest(got, choices)
-    return Problem(key, f"got {got!r} ({type(got).__name__}), allowed: {allowed}{nearest}", line)
+        close = nearest(got, choices)
+    return Problem(key, f"got {got!r} ({type(got).__name__}), allowed: {allowed}{close}", line)
 
 
 def _without_echoes(problems: list[Problem]) -> list[Problem]:
@@ -274,6 +290,7 @@ def _line_of(key: KeyPath, lines: dict[KeyPath, int]) -> int | None:
     return None
 
 
-def _nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Any) -> str:
+    """Return "; did you mean …?" if a known name is close, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -321,6 +321,11 @@ class HealthConfig(Section):
     collective_timeout_seconds: PositiveInt = Field(
         600, description="A collective that takes longer ends the worker group."
     )
+    shrink_micro_batch: bool = Field(
+        False,
+        description="Submitted runs: after running out of memory, try once more at half the "
+        "micro-batch (the same steps, other rounding).",
+    )
 
 
 class PretrainJob(Section):

@@ -1,0 +1,40 @@
+"""Clusters that runs are submitted to: one class per kind."""
+
+from pelagos.infra.clusters.base import (
+    Cluster,
+    ClusterError,
+    Code,
+    Needs,
+    SchedulerState,
+    Submission,
+)
+from pelagos.infra.clusters.kubernetes import KubernetesCluster
+from pelagos.infra.clusters.local import LocalCluster
+from pelagos.infra.clusters.ray_jobs import RayJobsCluster
+from pelagos.infra.clusters.schema import ClusterConfig
+from pelagos.infra.clusters.slurm import SlurmCluster
+
+CLUSTERS: dict[str, type[Cluster]] = {
+    "local": LocalCluster,
+    "ray": RayJobsCluster,
+    "slurm": SlurmCluster,
+    "kubernetes": KubernetesCluster,
+}
+
+
+def open_cluster(name: str, config: ClusterConfig) -> Cluster:
+    """Return the cluster of a name and its configuration; nothing is contacted yet."""
+    return CLUSTERS[config.kind](name, config)
+
+
+__all__ = [
+    "CLUSTERS",
+    "Cluster",
+    "ClusterConfig",
+    "ClusterError",
+    "Code",
+    "Needs",
+    "SchedulerState",
+    "Submission",
+    "open_cluster",
+]

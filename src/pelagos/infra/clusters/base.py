@@ -1,0 +1,159 @@
+"""What a cluster back end does: check, show what it would send, start, look, read logs, cancel."""
+
+import math
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pelagos.infra.clusters.schema import ClusterConfig
+from pelagos.infra.doctor import Check
+
+BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
+
+
+class ClusterError(ValueError):
+    """A cluster that cannot be reached, refuses, or can never hold the job; says what to do."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run needs at once."""
+
+    num_workers: int = 1
+    cpus_per_worker: int = 1
+    gpus_per_worker: int = 0
+
+    @property
+    def cpus(self) -> int:
+        return self.num_workers * self.cpus_per_worker
+
+    @property
+    def gpus(self) -> int:
+        return self.num_workers * self.gpus_per_worker
+
+
+@dataclass(frozen=True)
+class Code:
+    """The archives a run is started with, by address and sha256."""
+
+    wheel_uri: str
+    wheel_sha256: str
+    files_uri: str
+    files_sha256: str
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Everything a back end needs to know to start a run."""
+
+    run: str
+    storage: str
+    attempt: int
+    needs: Needs
+    code: Code
+    priority: int = 0
+    after: tuple[str, ...] = ()
+    after_handles: tuple[dict[str, Any], ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of bootstrap.py: where the code is, then what to run."""
+        code = self.code
+        return [
+            *("--wheel", code.wheel_uri, "--wheel-sha256", code.wheel_sha256),
+            *("--files", code.files_uri, "--files-sha256", code.files_sha256),
+            *("--", self.storage, self.run, str(self.attempt)),
+        ]
+
+
+@dataclass(frozen=True)
+class SchedulerState:
+    """What the cluster itself says of a run it was given."""
+
+    state: Literal["waiting", "running", "ended", "unknown"]
+    detail: str = ""
+    succeeded: bool | None = None
+
+
+class Cluster(ABC):
+    """One cluster of clusters.yaml.
+
+    Raises:
+        ClusterError: from every method, where the cluster cannot be reached or refuses.
+    """
+
+    # whether a run that waits for others is held by the cluster's own scheduler
+    schedules_dependencies = False
+
+    def __init__(self, name: str, config: ClusterConfig) -> None:
+        self.name, self.config = name, config
+
+    @abstractmethod
+    def check(self) -> list[Check]:
+        """Return findings: is it there, may we use it, does it have what the config says."""
+
+    @abstractmethod
+    def render(self, submission: Submission) -> dict[str, str]:
+        """Return exactly what `start` would send, as text by name."""
+
+    @abstractmethod
+    def start(self, submission: Submission) -> dict[str, Any]:
+        """Hand the run to the cluster; return what finds it there again (small, JSON)."""
+
+    @abstractmethod
+    def state(self, handle: dict[str, Any]) -> SchedulerState:
+        """Return what the cluster says of a run."""
+
+    @abstractmethod
+    def logs(self, handle: dict[str, Any]) -> str:
+        """Return what the run printed, as far as the cluster still knows it."""
+
+    @abstractmethod
+    def cancel(self, handle: dict[str, Any]) -> None:
+        """End the run at once; one that has ended already is no error."""
+
+    def check_needs(self, needs: Needs) -> None:
+        """Refuse what the cluster can never hold, with the arithmetic. Raises `ClusterError`."""
+        node, most = self.config.node, self.config.max_nodes
+        if node is None:
+            return
+        each = f"{needs.cpus_per_worker} CPU and {needs.gpus_per_worker} GPU"
+        fit = workers_per_node(needs, node.cpus, node.gpus)
+        if fit == 0:
+            raise ClusterError(
+                f"cluster {self.name}: one worker needs {each}, one node has {node.cpus} CPU and "
+                f"{node.gpus} GPU: no node can hold it. Lower resources.cpus_per_worker"
+                f"{' or gpus_per_worker' if needs.gpus_per_worker else ''}"
+            )
+        nodes = math.ceil(needs.num_workers / fit)
+        if most is not None and nodes > most:
+            raise ClusterError(
+                f"cluster {self.name}: {needs.num_workers} workers of {each} at {fit} per node take "
+                f"{nodes} nodes; it has at most {most}, which hold {most * fit}. Lower "
+                f"resources.num_workers to {most * fit} or less"
+            )
+
+    def num_nodes(self, needs: Needs) -> int:
+        """Return how many nodes the workers take, or 1 where the hardware is not described."""
+        node = self.config.node
+        if node is None:
+            return 1
+        return math.ceil(needs.num_workers / workers_per_node(needs, node.cpus, node.gpus))
+
+    def price_per_hour(self, needs: Needs) -> float | None:
+        """Return what the run costs in an hour, or None where clusters.yaml gives no price."""
+        price = self.config.price_per_device_hour
+        return None if price is None else price * (needs.gpus or needs.cpus)
+
+
+def workers_per_node(needs: Needs, cpus: float, gpus: float) -> int:
+    """Return how many workers fit on a node."""
+    by_cpu = int(cpus // needs.cpus_per_worker)
+    return min(by_cpu, int(gpus // needs.gpus_per_worker)) if needs.gpus_per_worker else by_cpu
+
+
+def local_command(submission: Submission) -> list[str]:
+    """Return the command line that starts a run with this interpreter."""
+    return [sys.executable, str(BOOTSTRAP), *submission.arguments()]

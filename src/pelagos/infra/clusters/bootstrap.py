@@ -1,0 +1,109 @@
+"""The first thing that runs on a cluster: fetch the shipped code, check it, and become it.
+
+Needs only Python and fsspec, because Pelagos is not there yet. Exit status 3: this machine lacks
+what Pelagos needs; the message says what.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import stat
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+NEEDED = ("torch", "ray", "zarr", "s3fs", "mlflow", "pydantic", "yaml", "accelerate")
+EXIT_UNFIT = 3
+
+
+def main() -> None:
+    """Fetch, verify, unpack, then replace this process by the run."""
+    parser = argparse.ArgumentParser()
+    for option in ("--wheel", "--wheel-sha256", "--files", "--files-sha256"):
+        parser.add_argument(option, required=True)
+    parser.add_argument("--module", default="pelagos.jobs.run_submitted")
+    parser.add_argument("run", nargs="+")
+    arguments = parser.parse_args()
+    read_secrets(os.environ.get("PELAGOS_SECRETS_FILE"))
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before Pelagos is there
+        leave(f"Python {sys.version.split()[0]} here; Pelagos needs 3.11 or newer")
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        leave(
+            f"{sys.executable} on {os.uname().nodename} lacks {', '.join(missing)}: use an image or "
+            "environment in which Pelagos is installed"
+        )
+    code = unpacked(arguments.wheel, arguments.wheel_sha256)
+    files = unpacked(arguments.files, arguments.files_sha256)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(code), str(files), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    os.environ["PELAGOS_CODE_PATHS"] = os.pathsep.join([str(code), str(files)])
+    os.chdir(files)
+    program = [sys.executable, "-m", arguments.module, *arguments.run]
+    os.execv(sys.executable, program)
+
+
+def unpacked(uri: str, sha256: str) -> Path:
+    """Return the directory of an archive's content, which several processes may ask for at once."""
+    cache = Path(os.environ.get("PELAGOS_CACHE") or Path.home() / ".cache" / "pelagos")
+    target = cache / "code" / sha256
+    if target.is_dir():
+        return target
+    content = fetched(uri)
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        leave(f"{uri} has sha256 {found}, expected {sha256}: it was changed; submit again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent))
+    archive = temporary / "archive"
+    archive.write_bytes(content)
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(temporary / "content")
+    try:
+        (temporary / "content").mkdir(exist_ok=True)  # an archive of nothing makes none
+        (temporary / "content").rename(target)
+    except OSError:
+        if not target.is_dir():  # else: another process was first, with the same content
+            raise
+    archive.unlink()
+    return target
+
+
+def fetched(uri: str) -> bytes:
+    """Return an object's content; credentials come from the environment."""
+    if "://" not in uri:
+        return Path(uri).read_bytes()
+    import fsspec
+
+    options = {}
+    endpoint = os.environ.get("PELAGOS_STORAGE_ENDPOINT")
+    if endpoint and uri.startswith("s3"):
+        options["endpoint_url"] = endpoint
+    filesystem, path = fsspec.core.url_to_fs(uri, **options)
+    return bytes(filesystem.cat_file(path))
+
+
+def read_secrets(path: str | None) -> None:
+    """Take NAME=value lines into the environment, from a file that nobody else can read."""
+    if not path:
+        return
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o077:
+        leave(f"{path} has mode {mode:04o}: others can read it. chmod 600 {path}")
+    for line in Path(path).read_text().splitlines():
+        name, separator, value = line.strip().removeprefix("export ").partition("=")
+        if separator and not name.startswith("#"):
+            os.environ[name] = value.strip("'\"")
+
+
+def leave(message: str) -> None:
+    """Say what is wrong and leave."""
+    sys.stderr.write(f"pelagos: {message}\n")
+    sys.exit(EXIT_UNFIT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Kubernetes: RayJob manifests for the KubeRay operator (API `ray.io/v1`), applied with kubectl's
+configuration through the Kubernetes API.
+"""
+
+import contextlib
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from importlib.metadata import version
+from typing import Any
+
+import yaml
+
+from pelagos.infra.clusters.base import (
+    BOOTSTRAP,
+    Cluster,
+    ClusterError,
+    SchedulerState,
+    Submission,
+    workers_per_node,
+)
+from pelagos.infra.clusters.schema import KubernetesConfig
+from pelagos.infra.doctor import Check
+
+TIMEOUT_SECONDS = 60
+BOOTSTRAP_PATH = "/pelagos/bootstrap.py"
+# what `status.jobDeploymentStatus` of a RayJob says when nothing more will happen
+ENDED = ("Complete", "Failed", "ValidationFailed")
+
+
+class KubernetesCluster(Cluster):
+    """Applies, reads and deletes RayJobs with the user's kubeconfig."""
+
+    config: KubernetesConfig
+
+    def check(self) -> list[Check]:
+        if shutil.which("kubectl") is None:
+            return [Check("kubectl", False, "not on the PATH", "install kubectl")]
+        checks = []
+        questions = (
+            ("api server", ["version", "--output=json"], "check the kubeconfig and its context"),
+            (
+                "KubeRay operator",
+                ["get", "customresourcedefinition", "rayjobs.ray.io", "--output=name"],
+                "install it: helm install kuberay-operator kuberay/kuberay-operator",
+            ),
+            (
+                "permission to create RayJobs",
+                ["auth", "can-i", "create", "rayjobs.ray.io", "--namespace", self.config.namespace],
+                "ask for a role with create, get, list, delete on rayjobs.ray.io",
+            ),
+        )
+        for name, command, remedy in questions:
+            try:
+                self._kubectl(*command)
+                checks.append(Check(name, True, "yes"))
+            except ClusterError as error:
+                checks.append(Check(name, False, str(error), remedy))
+        return checks
+
+    def render(self, submission: Submission) -> dict[str, str]:
+        return {
+            f"{m['kind'].lower()}.yaml": yaml.safe_dump(m, sort_keys=False, width=100)
+            for m in self.manifests(submission)
+        }
+
+    def start(self, submission: Submission) -> dict[str, Any]:
+        for manifest in self.manifests(submission):
+            self._kubectl("apply", "--filename=-", stdin=json.dumps(manifest))
+        return {"name": object_name(submission), "namespace": self.config.namespace}
+
+    def state(self, handle: dict[str, Any]) -> SchedulerState:
+        try:
+            text = self._kubectl(
+                "get",
+                "rayjobs.ray.io",
+                handle["name"],
+                "--namespace",
+                handle["namespace"],
+                "--output=json",
+            )
+        except ClusterError as error:
+            if "NotFound" in str(error):
+                return SchedulerState("ended", "the cluster has no such RayJob (any more)")
+            raise
+        status = json.loads(text).get("status") or {}
+        deployment, job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
+        detail = ", ".join(filter(None, [deployment, job, status.get("reason", "")]))
+        if deployment in ENDED or job in ("SUCCEEDED", "FAILED", "STOPPED"):
+            return SchedulerState("ended", detail, job == "SUCCEEDED")
+        return SchedulerState("running" if job == "RUNNING" else "waiting", detail)
+
+    def logs(self, handle: dict[str, Any]) -> str:
+        with contextlib.suppress(ClusterError):
+            return self._kubectl(
+                "logs",
+                "--namespace",
+                handle["namespace"],
+                f"--selector=job-name={handle['name']}",
+                "--tail=-1",
+            )
+        return ""
+
+    def cancel(self, handle: dict[str, Any]) -> None:
+        self._kubectl(
+            "delete",
+            "rayjobs.ray.io",
+            handle["name"],
+            "--namespace",
+            handle["namespace"],
+            "--ignore-not-found",
+            "--wait=false",
+        )
+
+    def manifests(self, submission: Submission) -> list[dict[str, Any]]:
+        """Return what is applied: bootstrap.py as a ConfigMap, and the RayJob."""
+        name = object_name(submission)
+        bootstrap = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": f"{name}-bootstrap", "namespace": self.config.namespace},
+            "data": {"bootstrap.py": BOOTSTRAP.read_text()},
+        }
+        return [bootstrap, self._ray_job(submission, name)]
+
+    def _ray_job(self, submission: Submission, name: str) -> dict[str, Any]:
+        config = self.config
+        labels = {"app.kubernetes.io/managed-by": "pelagos", "pelagos/run": submission.run[:63]}
+        if config.queue_name:
+            labels["kueue.x-k8s.io/queue-name"] = config.queue_name
+        return {
+            "apiVersion": "ray.io/v1",
+            "kind": "RayJob",
+            "metadata": {"name": name, "namespace": config.namespace, "labels": labels},
+            "spec": {
+                "entrypoint": shlex.join(["python", BOOTSTRAP_PATH, *submission.arguments()]),
+                "submissionMode": "K8sJobMode",
+                "shutdownAfterJobFinishes": True,
+                "ttlSecondsAfterFinished": config.keep_seconds,
+                # a lost head is one more attempt: the run goes on from its last checkpoint
+                "backoffLimit": 2,
+                # with Kueue a RayJob is created suspended and admitted when its quota allows
+                **({"suspend": True} if config.queue_name else {}),
+                "rayClusterSpec": self._ray_cluster(submission, name),
+            },
+        }
+
+    def _ray_cluster(self, submission: Submission, name: str) -> dict[str, Any]:
+        needs = submission.needs
+        groups = self.num_nodes(needs)
+        per_pod = -(-needs.num_workers // groups)
+        cpus, gpus = per_pod * needs.cpus_per_worker, per_pod * needs.gpus_per_worker
+        return {
+            "rayVersion": version("ray"),
+            "enableInTreeAutoscaling": True,
+            "autoscalerOptions": {"upscalingMode": "Default", "idleTimeoutSeconds": 60},
+            "headGroupSpec": {
+                # the driver runs here and computes nothing: workers are placed on the others
+                "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+                "template": self._pod(submission, name, cpus=2, gpus=0, is_worker=False),
+            },
+            "workerGroupSpecs": [
+                {
+                    "groupName": "workers",
+                    "replicas": groups,
+                    "minReplicas": groups,
+                    "maxReplicas": groups,
+                    "rayStartParams": {},
+                    "template": self._pod(submission, name, cpus=cpus, gpus=gpus, is_worker=True),
+                }
+            ],
+        }
+
+    def _pod(
+        self, submission: Submission, name: str, cpus: int, gpus: int, is_worker: bool
+    ) -> dict[str, Any]:
+        config = self.config
+        resources: dict[str, Any] = {"cpu": str(cpus)}
+        if gpus:
+            resources["nvidia.com/gpu"] = str(gpus)
+        if config.node and config.node.memory_bytes and is_worker:
+            fit = max(1, workers_per_node(submission.needs, config.node.cpus, config.node.gpus))
+            share = -(-submission.needs.num_workers // self.num_nodes(submission.needs)) / fit
+            resources["memory"] = str(int(config.node.memory_bytes * min(1.0, share) * 0.9))
+        environment: list[dict[str, Any]] = [
+            {"name": key, "value": value} for key, value in sorted(submission.environment.items())
+        ]
+        environment.append({"name": "PELAGOS_RAY_ADDRESS", "value": "auto"})
+        container: dict[str, Any] = {
+            "name": "ray-worker" if is_worker else "ray-head",
+            "image": config.image,
+            "imagePullPolicy": config.image_pull_policy,
+            "env": environment,
+            "resources": {"requests": dict(resources), "limits": dict(resources)},
+            "volumeMounts": [
+                {"name": "shared-memory", "mountPath": "/dev/shm"},
+                {"name": "bootstrap", "mountPath": "/pelagos", "readOnly": True},
+            ],
+        }
+        if config.secret_name:
+            container["envFrom"] = [{"secretRef": {"name": config.secret_name}}]
+        spec: dict[str, Any] = {
+            "containers": [container],
+            "volumes": [
+                {
+                    "name": "shared-memory",
+                    "emptyDir": {"medium": "Memory", "sizeLimit": str(config.shared_memory_bytes)},
+                },
+                {"name": "bootstrap", "configMap": {"name": f"{name}-bootstrap"}},
+            ],
+        }
+        if config.service_account:
+            spec["serviceAccountName"] = config.service_account
+        if priority_class := self._priority_class(submission.priority):
+            spec["priorityClassName"] = priority_class
+        if is_worker:
+            if config.node_selector:
+                spec["nodeSelector"] = dict(config.node_selector)
+            if config.spot:
+                spec["tolerations"] = [
+                    {"key": config.spot.toleration_key, "operator": "Exists", "effect": effect}
+                    for effect in ("NoSchedule", "NoExecute")
+                ]
+        return {"spec": spec}
+
+    def _priority_class(self, priority: int) -> str | None:
+        allowed = [p for p in self.config.priority_classes if p <= priority]
+        return self.config.priority_classes[max(allowed)] if allowed else None
+
+    def _kubectl(self, *command: str, stdin: str | None = None) -> str:
+        """Run kubectl; return what it printed. Raises `ClusterError` with its own words."""
+        context = [f"--context={self.config.context}"] if self.config.context else []
+        try:
+            done = subprocess.run(
+                ["kubectl", *context, f"--request-timeout={TIMEOUT_SECONDS}s", *command],
+                input=stdin,
+                capture_output=True,
+                text=True,
+                timeout=2 * TIMEOUT_SECONDS,
+            )
+        except FileNotFoundError as error:
+            raise ClusterError(f"cluster {self.name}: no kubectl on this machine") from error
+        except subprocess.TimeoutExpired as error:
+            raise ClusterError(f"cluster {self.name}: the API server does not answer") from error
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip()
+            raise ClusterError(f"cluster {self.name}: kubectl {command[0]}: {said}")
+        return done.stdout
+
+
+def object_name(submission: Submission) -> str:
+    """Return the Kubernetes name of a run's attempt: lower case, and unlike that of any other run.
+
+    Names of runs may hold what Kubernetes forbids, so where one has to be changed a digest keeps
+    two of them apart. KubeRay allows 47 characters.
+    """
+    plain = re.sub(r"[^a-z0-9-]+", "-", submission.run.lower()).strip("-")
+    tail = f"-{submission.attempt}"
+    if plain != submission.run or len(plain) + len(tail) > 47:
+        digest = hashlib.sha256(submission.run.encode()).hexdigest()[:8]
+        plain = f"{plain[: 38 - len(tail)].strip('-')}-{digest}".strip("-")
+    if not plain[0].isalpha():
+        plain = f"r-{plain}"[: 47 - len(tail)]
+    return f"{plain}{tail}"

@@ -1,0 +1,212 @@
+"""A running Ray cluster, through its Jobs API; runs wait in a queue of Pelagos's own.
+
+Ray Jobs runs an entry point once, at once: no queue, priority, dependency or retry. So `start` does
+not start the run: it makes sure that the queue's process is there (itself a Ray job, one for each
+storage), which finds the run in its record and starts it when its turn comes.
+"""
+
+import contextlib
+import hashlib
+import os
+import shlex
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pelagos.infra.clusters.base import (
+    BOOTSTRAP,
+    Cluster,
+    ClusterError,
+    SchedulerState,
+    Submission,
+)
+from pelagos.infra.clusters.schema import RayConfig
+from pelagos.infra.doctor import Check
+
+LEAST_RAY = "2.50"
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class RayJobsCluster(Cluster):
+    """Talks to the dashboard of a Ray cluster; needs no Ray of its own on this machine."""
+
+    schedules_dependencies = True
+    config: RayConfig
+
+    def check(self) -> list[Check]:
+        name = f"ray at {self.config.address}"
+        try:
+            client = self._client()
+            version = client.get_version()
+        except ClusterError as error:
+            return [Check(name, False, str(error), "see the message")]
+        return [Check(name, True, f"Ray {version}, token accepted")]
+
+    def render(self, submission: Submission) -> dict[str, str]:
+        return {
+            "queue entry point": self._queue_entrypoint(submission),
+            "run entry point": run_entrypoint(self.config.python, submission),
+        }
+
+    def start(self, submission: Submission) -> dict[str, Any]:
+        """Make sure that the queue runs; it starts the run in its turn."""
+        client = self._client()
+        with _explained(self):
+            alive = [
+                job.submission_id
+                for job in client.list_jobs()
+                if (job.metadata or {}).get("pelagos_queue") == self._queue_key(submission)
+                and job.status not in ENDED
+            ]
+            if not alive:
+                client.submit_job(
+                    entrypoint=self._queue_entrypoint(submission),
+                    submission_id=f"pelagos-queue-{self._queue_key(submission)}-{int(time.time())}",
+                    runtime_env=runtime_environment(submission.environment),
+                    metadata={"pelagos_queue": self._queue_key(submission)},
+                )
+        return {"is_queued": True}
+
+    def state(self, handle: dict[str, Any]) -> SchedulerState:
+        if "submission_id" not in handle:
+            return SchedulerState("waiting", "in the queue")
+        with _explained(self):
+            try:
+                info = self._client().get_job_info(handle["submission_id"])
+            except RuntimeError as error:
+                if "404" in str(error) or "does not exist" in str(error):
+                    return SchedulerState("ended", "the cluster knows no such job (any more)")
+                raise
+            return scheduler_state(str(info.status), info.message or "")
+
+    def logs(self, handle: dict[str, Any]) -> str:
+        if "submission_id" not in handle:
+            return ""
+        with _explained(self):
+            return str(self._client().get_job_logs(handle["submission_id"]))
+
+    def cancel(self, handle: dict[str, Any]) -> None:
+        if "submission_id" not in handle:
+            return
+        with _explained(self):
+            client = self._client()
+            if str(client.get_job_status(handle["submission_id"])) not in ENDED:
+                client.stop_job(handle["submission_id"])
+
+    def _client(self) -> Any:
+        """Return a client that has been answered. Raises `ClusterError`."""
+        from ray.job_submission import JobSubmissionClient
+
+        # without this a missing token would be looked for, and one written, in the user's home
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        with _explained(self):
+            client = JobSubmissionClient(
+                self.config.address, headers=self._headers(), verify=self.config.verify_tls
+            )
+            found = client.get_version()
+        if _numbers(found) < _numbers(LEAST_RAY):
+            raise ClusterError(
+                f"cluster {self.name} runs Ray {found}; Pelagos needs {LEAST_RAY} or newer there"
+            )
+        return client
+
+    def _headers(self) -> dict[str, str] | None:
+        token = os.environ.get(self.config.token_env, "")
+        if self.config.token_file:
+            token = read_private(self.config.token_file)
+        return {"Authorization": f"Bearer {token}"} if token else None
+
+    def _queue_key(self, submission: Submission) -> str:
+        """Name the queue: one for each storage, cluster and version of the code."""
+        text = f"{submission.storage} {self.name} {submission.code.wheel_sha256}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def _queue_entrypoint(self, submission: Submission) -> str:
+        code = submission.code
+        return shlex.join(
+            [
+                *(self.config.python, BOOTSTRAP.name),
+                *("--wheel", code.wheel_uri, "--wheel-sha256", code.wheel_sha256),
+                *("--files", code.files_uri, "--files-sha256", code.files_sha256),
+                *("--module", "pelagos.jobs.run_queue"),
+                *("--", submission.storage, self.name),
+            ]
+        )
+
+
+def run_entrypoint(python: str, submission: Submission) -> str:
+    """Return the entry point of a run's Ray job."""
+    return shlex.join([python, BOOTSTRAP.name, *submission.arguments()])
+
+
+def runtime_environment(environment: dict[str, str]) -> dict[str, Any]:
+    """Return what Ray ships with a job: bootstrap.py alone, by content, so once for all jobs."""
+    directory = Path(os.environ.get("PELAGOS_CACHE") or Path.home() / ".cache" / "pelagos")
+    directory = directory / "bootstrap"
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / BOOTSTRAP.name
+    content = BOOTSTRAP.read_bytes()
+    if not target.exists() or target.read_bytes() != content:
+        target.write_bytes(content)
+    return {
+        "working_dir": str(directory),
+        "env_vars": {**environment, "PELAGOS_RAY_ADDRESS": "auto"},
+    }
+
+
+def scheduler_state(status: str, message: str) -> SchedulerState:
+    """Translate what the Jobs API says."""
+    name = status.rpartition(".")[2]
+    if name in ENDED:
+        return SchedulerState("ended", message or name.lower(), name == "SUCCEEDED")
+    return SchedulerState("running" if name == "RUNNING" else "waiting", message)
+
+
+def read_private(path: str) -> str:
+    """Return the content of a file that nobody else may read. Raises `ClusterError`."""
+    file = Path(path).expanduser()
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+        if mode & 0o077:
+            raise ClusterError(
+                f"token file {file} has mode {mode:04o}: others can read it. chmod 600 {file}"
+            )
+        return file.read_text().strip()
+    except OSError as error:
+        raise ClusterError(f"token file {file}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _explained(cluster: RayJobsCluster) -> Iterator[None]:
+    """Turn what the client raises into `ClusterError`s that say what to do."""
+    import requests
+
+    address = cluster.config.address
+    try:
+        yield
+    except (ConnectionError, requests.exceptions.ConnectionError, requests.Timeout) as error:
+        reason = "TLS failed" if isinstance(error, requests.exceptions.SSLError) else "no answer"
+        raise ClusterError(
+            f"cluster {cluster.name} cannot be reached at {address}: {reason}. Check that it is up, "
+            "the address in clusters.yaml, and the network (a tunnel: ssh -L 8265:localhost:8265)"
+        ) from error
+    except requests.HTTPError as error:
+        code = error.response.status_code if error.response is not None else "an error"
+        raise ClusterError(f"cluster {cluster.name} at {address} answered {code}") from error
+    except RuntimeError as error:
+        text = str(error)
+        if any(word in text for word in ("401", "403", "nauthenticat", "uthentication")):
+            source = cluster.config.token_file or f"${cluster.config.token_env}"
+            raise ClusterError(
+                f"cluster {cluster.name} at {address} refused the token from {source}. Put the "
+                "cluster's token there (on its head: ray get-auth-token)"
+            ) from error
+        if "404" in text and "does not exist" in text:
+            raise
+        raise ClusterError(f"cluster {cluster.name} at {address}: {text[:300]}") from error
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())

@@ -1,0 +1,154 @@
+"""What `clusters.yaml` says of a cluster. Secrets never stand here, only where they are found."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+# Words that end up in scripts and manifests: nothing that a shell or YAML could read otherwise.
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,252}$")]
+AbsolutePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./@+-]{0,4094}$")]
+
+
+class ClusterSection(BaseModel):
+    """A part of clusters.yaml: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NodeConfig(ClusterSection):
+    """The hardware of one node."""
+
+    cpus: PositiveInt = Field(description="CPU cores that jobs may use.")
+    gpus: NonNegativeInt = Field(0, description="GPUs.")
+    memory_bytes: PositiveInt | None = Field(None, description="Host memory.")
+    gpu_type: Word | None = Field(None, description="For example h100; selects nodes and is shown.")
+
+
+class CommonConfig(ClusterSection):
+    """What every kind of cluster has."""
+
+    storage: str = Field(
+        description="Directory or s3:// prefix of runs, records, checkpoints and shipped code."
+    )
+    endpoint_url: str | None = Field(None, description="S3 endpoint of the storage.")
+    region: str | None = Field(None, description="S3 region of the storage.")
+    tracking: str | None = Field(
+        None, description="MLflow server for jobs that name none; without password."
+    )
+    defaults: dict[str, Any] = Field(
+        {}, description="Dotted job keys and values, for jobs that do not set them."
+    )
+    node: NodeConfig | None = Field(None, description="Hardware of one node, for early refusal.")
+    max_nodes: PositiveInt | None = Field(None, description="Most nodes the cluster can have.")
+    price_per_device_hour: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Price of one GPU (without GPUs: of one CPU core) for an hour."
+    )
+    currency: Word = Field("USD", description="Of the price.")
+    shared_paths: tuple[str, ...] = Field(
+        (), description="Local paths that every node sees as well; others must be object storage."
+    )
+    secrets_file: AbsolutePath | None = Field(
+        None,
+        description="File on the cluster with NAME=value lines, mode 0600, read into the job's "
+        "environment there.",
+    )
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
+        {}, description="Environment variables of the job; not for secrets."
+    )
+
+
+class LocalConfig(CommonConfig):
+    """This machine: a Ray of its own, for the length of the job."""
+
+    kind: Literal["local"]
+    shared_paths: tuple[str, ...] = ("/",)
+
+
+class RayQuotas(ClusterSection):
+    """Limits that the queue of a Ray cluster keeps."""
+
+    running_jobs_per_user: PositiveInt | None = Field(None, description="At the same time.")
+    gpus_per_user: PositiveInt | None = Field(None, description="In use at the same time.")
+    cpus_per_user: PositiveInt | None = Field(None, description="In use at the same time.")
+
+
+class RayConfig(CommonConfig):
+    """A running Ray cluster of any origin, through its Jobs API."""
+
+    kind: Literal["ray"]
+    address: Annotated[str, Field(pattern=r"^https?://[^\s@]+$")] = Field(
+        description="Of the dashboard, e.g. https://head:8265; no password in it."
+    )
+    token_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] = Field(
+        "RAY_AUTH_TOKEN", description="Environment variable that holds the token."
+    )
+    token_file: str | None = Field(None, description="File that holds the token, mode 0600.")
+    verify_tls: bool | str = Field(True, description="false, or the path of a CA bundle.")
+    python: Word = Field("python", description="Interpreter on the nodes.")
+    quotas: RayQuotas = RayQuotas()
+
+
+class SlurmConfig(CommonConfig):
+    """A Slurm cluster, from a machine that has sbatch."""
+
+    kind: Literal["slurm"]
+    partition: Word | None = Field(None, description="Partition; default: the cluster's.")
+    account: Word | None = Field(None, description="Account to charge.")
+    qos: Word | None = Field(None, description="Quality of service.")
+    constraint: Word | None = Field(None, description="Features that nodes must have.")
+    time_limit: Annotated[str, Field(pattern=r"^(\d+-)?\d{1,4}(:\d{2}){0,2}$")] | None = Field(
+        None, description="Per allocation, e.g. 24:00:00; a run that needs longer is requeued."
+    )
+    notice_seconds: Annotated[int, Field(ge=10, le=3600)] = Field(
+        300, description="Seconds before the limit at which the run saves and is requeued."
+    )
+    exclusive: bool = Field(
+        True, description="Whole nodes: Ray stops every Ray of this user on a node when it ends."
+    )
+    venv: AbsolutePath | None = Field(None, description="Virtual environment on every node.")
+    apptainer_image: AbsolutePath | None = Field(None, description="Image (.sif) to run in.")
+    modules: tuple[Word, ...] = Field((), description="Environment modules to load.")
+    shared_paths: tuple[str, ...] = ("/",)
+
+
+class SpotConfig(ClusterSection):
+    """Workers on nodes that may be taken away."""
+
+    toleration_key: Word = Field(description="Taint that such nodes carry.")
+
+
+class KubernetesConfig(CommonConfig):
+    """A Kubernetes cluster with the KubeRay operator."""
+
+    kind: Literal["kubernetes"]
+    context: str | None = Field(None, description="Context of the kubeconfig; default: current.")
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = Field(
+        "default", description="Namespace of the jobs."
+    )
+    image: Word = Field(description="Container image with Pelagos's dependencies.")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    service_account: Word | None = Field(None, description="Service account of the pods.")
+    secret_name: Word | None = Field(
+        None, description="Secret whose keys become environment variables (object store, MLflow)."
+    )
+    queue_name: Word | None = Field(None, description="Kueue local queue.")
+    priority_classes: dict[int, Word] = Field(
+        {}, description="Priority: priority class; the highest that is not above the job's."
+    )
+    node_selector: dict[Word, str] = Field({}, description="Labels of nodes for workers.")
+    spot: SpotConfig | None = None
+    shared_memory_bytes: PositiveInt = Field(16 * 2**30, description="Of /dev/shm in each pod.")
+    keep_seconds: NonNegativeInt = Field(600, description="Pods stay this long after the end.")
+
+
+ClusterConfig = LocalConfig | RayConfig | SlurmConfig | KubernetesConfig
+CLUSTER_KINDS: dict[
+    str, type[LocalConfig] | type[RayConfig] | type[SlurmConfig] | type[KubernetesConfig]
+] = {
+    "local": LocalConfig,
+    "ray": RayConfig,
+    "slurm": SlurmConfig,
+    "kubernetes": KubernetesConfig,
+}

@@ -1,0 +1,253 @@
+"""Slurm: an sbatch script built from the submission, and squeue, sacct, scancel behind the verbs."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from pelagos.infra.clusters.base import (
+    BOOTSTRAP,
+    Cluster,
+    ClusterError,
+    SchedulerState,
+    Submission,
+)
+from pelagos.infra.clusters.schema import SlurmConfig
+from pelagos.infra.doctor import Check
+from pelagos.infra.object_store import is_remote
+
+COMMANDS = ("sbatch", "squeue", "sacct", "scancel", "sinfo", "scontrol")
+TIMEOUT_SECONDS = 60
+WAITING = (
+    "PENDING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "REQUEUE_FED",
+    "CONFIGURING",
+    "RESIZING",
+    "SUSPENDED",
+)
+RUNNING = ("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT")
+EXIT_PREEMPTED = 75
+
+SCRIPT = """\
+#!/bin/bash
+{directives}
+set -uo pipefail
+{environment}
+# Slurm sends this before the time limit and on preemption: the run saves, and is requeued.
+export PELAGOS_NOTICE_FILE="${{TMPDIR:-/tmp}}/pelagos-$SLURM_JOB_ID.notice"
+rm -f "$PELAGOS_NOTICE_FILE"
+trap 'touch "$PELAGOS_NOTICE_FILE"' TERM USR1
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+address="$(getent ahostsv4 "$head" | awk '{{print $1; exit}}'):$((20000 + SLURM_JOB_ID % 20000))"
+bootstrap=$(mktemp "${{TMPDIR:-/tmp}}/pelagos-bootstrap-XXXXXX.py")
+cat > "$bootstrap" <<'PELAGOS_BOOTSTRAP'
+{bootstrap}
+PELAGOS_BOOTSTRAP
+
+export PELAGOS_RAY_ADDRESS="$address"
+srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \\
+  {container}ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \\
+  {ray_options} -- python "$bootstrap" {arguments} &
+step=$!
+# a trapped signal ends `wait`; the step goes on until it has saved
+while kill -0 "$step" 2>/dev/null; do wait "$step"; status=$?; done
+rm -f "$bootstrap"
+# the step's own last status: {preempted} means saved, to be continued
+if [ "$status" -eq {preempted} ]; then
+  rm -f "$PELAGOS_NOTICE_FILE"
+  scontrol requeue "$SLURM_JOB_ID" && sleep 60
+fi
+exit "$status"
+"""
+
+
+class SlurmCluster(Cluster):
+    """Drives the Slurm commands of this machine."""
+
+    schedules_dependencies = True
+    config: SlurmConfig
+
+    def check(self) -> list[Check]:
+        missing = [command for command in COMMANDS if shutil.which(command) is None]
+        if missing:
+            remedy = "use a login node of the cluster, or install Slurm's client commands"
+            return [Check("slurm commands", False, f"no {', '.join(missing)}", remedy)]
+        checks = [Check("slurm commands", True, self._run("sinfo", "--version").strip())]
+        try:
+            shown = self._run("sinfo", "--noheader", "--format=%R|%a|%D|%c|%G|%l")
+        except ClusterError as error:
+            return [*checks, Check("slurm controller", False, str(error), "see the message")]
+        rows = [line.split("|") for line in shown.splitlines()]
+        partitions = sorted({row[0] for row in rows})
+        checks.append(Check("slurm controller", True, f"partitions {', '.join(partitions)}"))
+        wanted = self.config.partition
+        if wanted is not None:
+            known = wanted in partitions
+            remedy = f"use one of {', '.join(partitions)} in clusters.yaml"
+            checks.append(Check("partition", known, wanted, remedy))
+        return checks
+
+    def render(self, submission: Submission) -> dict[str, str]:
+        return {"job.sbatch": self.script(submission)}
+
+    def start(self, submission: Submission) -> dict[str, Any]:
+        self._check_partition()
+        Path(self._log(submission, "")).parent.mkdir(parents=True, exist_ok=True)
+        printed = self._run(
+            "sbatch", "--parsable", *self._dependency(submission), stdin=self.script(submission)
+        )
+        job_id = printed.strip().split(";")[0]
+        return {"job_id": job_id, "log": self._log(submission, job_id)}
+
+    def state(self, handle: dict[str, Any]) -> SchedulerState:
+        job_id = handle["job_id"]
+        name, reason = self._queued(job_id) or self._accounted(job_id)
+        if name in WAITING:
+            return SchedulerState("waiting", f"job {job_id}: {name.lower()}, {reason}")
+        if name in RUNNING:
+            return SchedulerState("running", f"job {job_id} on {reason}")
+        if not name:
+            return SchedulerState("ended", f"Slurm knows no job {job_id} (any more)")
+        return SchedulerState("ended", f"job {job_id}: {name}", name == "COMPLETED")
+
+    def logs(self, handle: dict[str, Any]) -> str:
+        with contextlib.suppress(OSError):
+            return Path(handle["log"]).read_text(errors="replace")
+        return ""
+
+    def cancel(self, handle: dict[str, Any]) -> None:
+        self._run("scancel", handle["job_id"])
+
+    def script(self, submission: Submission) -> str:
+        """Return the sbatch script. Every value from a job or from clusters.yaml is quoted."""
+        needs, node = submission.needs, self.config.node
+        nodes = self.num_nodes(needs)
+        per_node = -(-needs.num_workers // nodes)
+        cpus = per_node * needs.cpus_per_worker
+        if node is not None and self.config.exclusive:
+            cpus = max(cpus, node.cpus)
+        gpus = per_node * needs.gpus_per_worker
+        quoted = shlex.quote
+        lines = [f"export {k}={quoted(v)}" for k, v in sorted(submission.environment.items())]
+        lines += [f"module load {quoted(module)}" for module in self.config.modules]
+        if self.config.venv:
+            lines.append(f"export PATH={quoted(self.config.venv + '/bin')}:$PATH")
+        container = ""
+        if self.config.apptainer_image:
+            container = (
+                f"apptainer exec {'--nv ' if gpus else ''}{quoted(self.config.apptainer_image)} "
+            )
+        return SCRIPT.format(
+            directives="\n".join(
+                f"#SBATCH {d}" for d in self._directives(submission, nodes, cpus, gpus)
+            ),
+            environment="\n".join(lines),
+            bootstrap=BOOTSTRAP.read_text().rstrip(),
+            container=container,
+            ray_options=f"--num-cpus={cpus} --num-gpus={gpus} --disable-usage-stats",
+            arguments=shlex.join(submission.arguments()),
+            preempted=EXIT_PREEMPTED,
+        )
+
+    def _directives(self, submission: Submission, nodes: int, cpus: int, gpus: int) -> list[str]:
+        config = self.config
+        chosen = {
+            "job-name": f"pelagos-{submission.run}",
+            "nodes": nodes,
+            "ntasks-per-node": 1,
+            "cpus-per-task": cpus,
+            "gpus-per-node": gpus or None,
+            "partition": config.partition,
+            "account": config.account,
+            "qos": config.qos,
+            "constraint": config.constraint,
+            "time": config.time_limit,
+            "signal": f"B:USR1@{config.notice_seconds}",
+            "output": self._log(submission, "%j"),
+            "open-mode": "append",
+            "export": "HOME,USER,LANG,PATH",
+            "nice": -submission.priority if submission.priority < 0 else None,
+        }
+        flags = ["--requeue", *(["--exclusive"] if config.exclusive else [])]
+        return [*(f"--{k}={v}" for k, v in chosen.items() if v is not None), *flags]
+
+    def _dependency(self, submission: Submission) -> list[str]:
+        ids = [h["job_id"] for h in submission.after_handles if "job_id" in h]
+        if not ids:
+            return []
+        return [f"--dependency=afterok:{':'.join(ids)}", "--kill-on-invalid-dep=yes"]
+
+    def _check_partition(self) -> None:
+        wanted = self.config.partition
+        if wanted is None:
+            return
+        known = sorted(set(self._run("sinfo", "--noheader", "--format=%R").split()))
+        if wanted not in known:
+            raise ClusterError(
+                f"cluster {self.name}: Slurm has no partition {wanted!r}; it has {', '.join(known)}. "
+                "Mend `partition` in clusters.yaml"
+            )
+
+    def _log(self, submission: Submission, job_id: str) -> str:
+        home = os.path.join(Path.home(), ".cache", "pelagos")
+        place = home if is_remote(submission.storage) else submission.storage
+        return os.path.join(place, "scheduler", f"{submission.run}-{job_id}.log")
+
+    def _queued(self, job_id: str) -> tuple[str, str] | None:
+        """Return state and reason (or nodes) of a job that the controller holds."""
+        try:
+            shown = self._run("squeue", "--noheader", f"--jobs={job_id}", "--format=%T|%R")
+        except ClusterError as error:
+            if "Invalid job id" in str(error):
+                return None
+            raise
+        line = shown.strip().splitlines()
+        if not line:
+            return None
+        name, _, reason = line[0].partition("|")
+        return name, reason
+
+    def _accounted(self, job_id: str) -> tuple[str, str]:
+        """Return the final state of a job: from accounting, or what the controller still knows."""
+        with contextlib.suppress(ClusterError):
+            shown = self._run(
+                "sacct",
+                "--noheader",
+                "--parsable2",
+                "--allocations",
+                f"--jobs={job_id}",
+                "--format=State",
+            ).split()
+            if shown:
+                return shown[0].rstrip("+"), ""
+        with contextlib.suppress(ClusterError):
+            shown_job = self._run("scontrol", "show", "job", job_id)
+            for word in shown_job.split():
+                if word.startswith("JobState="):
+                    return word.removeprefix("JobState="), ""
+        return "", ""
+
+    def _run(self, *command: str, stdin: str | None = None) -> str:
+        """Run a Slurm command; return what it printed. Raises `ClusterError` with its own words."""
+        try:
+            done = subprocess.run(
+                command, input=stdin, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+            )
+        except FileNotFoundError as error:
+            raise ClusterError(
+                f"cluster {self.name}: no {command[0]} on this machine; submit from a login node"
+            ) from error
+        except subprocess.TimeoutExpired as error:
+            raise ClusterError(
+                f"cluster {self.name}: {command[0]} did not answer in {TIMEOUT_SECONDS} s"
+            ) from error
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip()
+            raise ClusterError(f"cluster {self.name}: {command[0]}: {said}")
+        return done.stdout

@@ -1,0 +1,180 @@
+"""The queue of a Ray cluster: starts the runs of a storage when their turn comes, until none is left.
+
+    python -m pelagos.jobs.run_queue STORAGE CLUSTER
+
+It is a Ray job itself and keeps nothing: all it knows stands in the records, so it may be killed at
+any time and is started again by the next `pelagos submit`.
+"""
+
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+from pelagos.infra.clusters import Needs, Submission
+from pelagos.infra.clusters.ray_jobs import run_entrypoint, runtime_environment, scheduler_state
+from pelagos.infra.clusters.schema import CLUSTER_KINDS, RayConfig
+from pelagos.infra.directory_store import ObjectStore, open_store
+from pelagos.jobs.submit import submission_of
+from pelagos.platform.submission.causes import classify, decide_retry
+from pelagos.platform.submission.queue import NodeResources, WaitingRun, decide, place_workers
+from pelagos.platform.submission.record import RunRecord, list_records
+
+logger = logging.getLogger("pelagos.queue")
+POLL_SECONDS = 2.0
+# a submit that comes just as the queue leaves still finds it for this long
+IDLE_SECONDS = 30.0
+STARTED = ("starting", "running")
+
+
+class Queue:
+    """One cluster's queue over one storage."""
+
+    def __init__(self, store: ObjectStore, cluster: str, client: Any) -> None:
+        self.store, self.cluster, self.client = store, cluster, client
+        self.records: dict[str, RunRecord] = {}
+
+    def serve(self) -> None:
+        """Work until nothing has been waiting or running for a while."""
+        idle_since = time.monotonic()
+        while time.monotonic() - idle_since < IDLE_SECONDS:
+            if self.step():
+                idle_since = time.monotonic()
+            time.sleep(POLL_SECONDS)
+
+    def step(self) -> bool:
+        """Look at everything once and act; return whether runs are waiting or running."""
+        for record in list_records(self.store):
+            self.records.setdefault(record.run, record)
+        states = {name: record.state() for name, record in self.records.items()}
+        own = {name: s for name, s in states.items() if s.cluster == self.cluster}
+        for name, state in own.items():
+            if state.state in STARTED:
+                self._reconcile(self.records[name])
+        waiting = [
+            WaitingRun(s, self._needs(name)) for name, s in own.items() if _is_waiting(s.state)
+        ]
+        running = [
+            WaitingRun(s, self._needs(name)) for name, s in own.items() if s.state in STARTED
+        ]
+        decisions = decide(
+            waiting,
+            running,
+            {name: s.state for name, s in states.items()},
+            self._free([w.needs for w in running]),
+            self._quotas(),
+        )
+        for decision in decisions:
+            record = self.records[decision.run]
+            if record.state().stop:
+                record.append("cancelled", reason="stopped before it began")
+            elif decision.action == "start":
+                self._start(record)
+            elif decision.action == "cancel":
+                record.append("cancelled", reason=decision.reason)
+            elif record.state().reason != decision.reason:
+                record.append("queued", reason=decision.reason)
+        return bool(waiting or running)
+
+    def _start(self, record: RunRecord) -> None:
+        """Start a run as a Ray job, unless another queue did meanwhile."""
+        state = record.state()
+        attempt = state.attempt + 1 if state.handle.get("submission_id") else max(1, state.attempt)
+        submission: Submission = submission_of(record, attempt)
+        submission_id = f"pelagos-{record.run}-{len(record.events())}"
+        handle = {"submission_id": submission_id}
+        if not record.append_if(len(record.events()), "started", handle=handle, attempt=attempt):
+            return
+        config = self._config(record)
+        try:
+            self.client.submit_job(
+                entrypoint=run_entrypoint(config.python, submission),
+                submission_id=submission_id,
+                runtime_env=runtime_environment(submission.environment),
+                metadata={"pelagos_run": record.run},
+            )
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            record.append("failed", cause=cause, cause_kind="infrastructure")
+
+    def _reconcile(self, record: RunRecord) -> None:
+        """See to a run whose process ended without a word."""
+        state = record.state()
+        submission_id = state.handle.get("submission_id")
+        if submission_id is None:
+            return
+        try:
+            info = self.client.get_job_info(submission_id)
+        except RuntimeError:
+            return  # just submitted, or the head was restarted: the next look tells
+        seen = scheduler_state(str(info.status), info.message or "")
+        num_events = len(record.events())
+        if seen.state != "ended" or record.state().state not in STARTED:
+            return
+        tail = str(self.client.get_job_logs(submission_id))[-2000:]
+        cause = f"the run's process ended without a word: {seen.detail} {tail}".strip()
+        if state.stop:
+            record.append_if(num_events, "stopped", reason="stopped at once")
+            return
+        kind = classify(f"{seen.detail} {tail}") if "exit code 3" in seen.detail else "node lost"
+        retry = decide_retry(kind, state.restarts, state.retries, False, False)
+        details = {"cause": cause, "cause_kind": kind, "reason": retry.why}
+        if retry.again:
+            record.append_if(num_events, "retried", overrides=list(state.overrides), **details)
+        else:
+            record.append_if(num_events, "failed", **details)
+
+    def _free(self, running: list[Needs]) -> list[NodeResources]:
+        """Return what every node has left besides the runs that the queue has started.
+
+        A ledger of its own, because a run that was just started holds nothing in Ray yet.
+        """
+        import ray
+
+        total = [
+            NodeResources(n["Resources"].get("CPU", 0), n["Resources"].get("GPU", 0))
+            for n in ray.nodes()  # type: ignore[no-untyped-call]
+            if n["Alive"]
+        ]
+        for needs in running:
+            total = place_workers(needs, total) or total
+        return total
+
+    def _needs(self, name: str) -> Needs:
+        latest = [e for e in self.records[name].events() if "needs" in e][-1]
+        return Needs(**latest["needs"])
+
+    def _config(self, record: RunRecord) -> RayConfig:
+        latest = [e for e in record.events() if "cluster_config" in e][-1]
+        config = CLUSTER_KINDS["ray"].model_validate(latest["cluster_config"])
+        assert isinstance(config, RayConfig)
+        return config
+
+    def _quotas(self) -> Any:
+        """Return the limits of the newest submission to this cluster."""
+        own = [r for r in self.records.values() if r.state().cluster == self.cluster]
+        newest = max(own, key=lambda r: r.state().submitted_at, default=None)
+        from pelagos.infra.clusters.schema import RayQuotas
+
+        return self._config(newest).quotas if newest else RayQuotas()
+
+
+def _is_waiting(state: str) -> bool:
+    return state in ("submitted", "queued", "preempted")
+
+
+def main(arguments: list[str]) -> None:
+    """Serve as the queue of a cluster."""
+    import ray
+    from ray.job_submission import JobSubmissionClient
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    storage, cluster = arguments
+    ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
+    store = open_store(storage, os.environ.get("PELAGOS_STORAGE_ENDPOINT"))
+    Queue(store, cluster, JobSubmissionClient()).serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,275 @@
+"""What runs on the cluster for a submitted run: wait, train, record, try again where that can help.
+
+    python -m pelagos.jobs.run_submitted STORAGE RUN ATTEMPT
+
+Exit status: 0 finished or stopped on request, 1 failed, 75 preempted (the scheduler may start the
+run again: it goes on from its last checkpoint).
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from pelagos.infra.directory_store import ObjectStore, open_store
+from pelagos.infra.object_store import StorageError, is_remote
+from pelagos.jobs.submission_job import place_job
+from pelagos.platform.config.load import parse_job
+from pelagos.platform.config.schema import EvaluateJob, GenerateJob, Job, PretrainJob
+from pelagos.platform.runs import Outcome, RunDirectory
+from pelagos.platform.submission.causes import classify, decide_retry
+from pelagos.platform.submission.mirror import Mirror
+from pelagos.platform.submission.record import RunRecord
+
+logger = logging.getLogger("pelagos")
+EXIT_FAILED, EXIT_PREEMPTED = 1, 75
+POLL_SECONDS = 2.0
+PUSH_SECONDS = 5.0
+DEPENDENCY_SECONDS = 5.0
+LOG_SECONDS = 3.0
+
+
+class Driver:
+    """Drives one attempt of one run, and tells its record what happens."""
+
+    def __init__(self, store: ObjectStore, run: str, attempt: int) -> None:
+        self.record = RunRecord(store, run)
+        self.store, self.run, self.attempt = store, run, attempt
+        scratch = _scratch_directory(store)
+        self.runs_dir, self.log = scratch / "runs", scratch / "logs" / run / "output.log"
+        self.mirrors: list[Mirror] = []
+        if is_remote(store.uri):
+            self.mirrors = [
+                Mirror(store, f"runs/{run}", self.runs_dir / run),
+                Mirror(store, f"logs/{run}", self.log.parent),
+            ]
+        self.notice = os.environ.get("PELAGOS_NOTICE_FILE")
+        self.was_noticed = False
+        self._next_poll = self._next_push = 0.0
+
+    def drive(self) -> int:
+        """Run to the end; return the exit status."""
+        state = self.record.state()
+        if state.has_ended:
+            return 0
+        if not self._dependencies_finished(state.after):
+            return EXIT_FAILED
+        where = f"{socket.gethostname()} (process {os.getpid()})"
+        self.record.append("running", where=where, attempt=self.attempt)
+        while True:
+            outcome = self._execute(self.record.state().overrides)
+            self.push()
+            if outcome.kind == "finished":
+                self.record.append("finished", step=outcome.step)
+                return 0
+            if outcome.kind == "stopped":
+                return self._stopped(outcome)
+            if not self._tries_again(outcome):
+                return EXIT_FAILED
+
+    def watch(self) -> None:
+        """Look for a stop request, and push what changed; called several times a second."""
+        now = time.monotonic()
+        if now >= self._next_poll:
+            self._next_poll = now + POLL_SECONDS
+            if self.notice and Path(self.notice).exists():
+                self.was_noticed = True
+                RunDirectory(self.runs_dir / self.run).request_stop()
+            try:
+                if self.record.state().stop:
+                    RunDirectory(self.runs_dir / self.run).request_stop()
+            except (StorageError, OSError) as error:
+                logger.warning("the record cannot be read now: %s", error)
+        if now >= self._next_push:
+            self._next_push = now + PUSH_SECONDS
+            self.push()
+
+    def push(self) -> None:
+        """Send records and log to storage, where the storage is not a directory anyway."""
+        for mirror in self.mirrors:
+            if problem := mirror.try_push():
+                logger.warning("%s could not be sent yet: %s", mirror.prefix, problem)
+
+    def _execute(self, overrides: tuple[str, ...]) -> Outcome:
+        """Run the job once; every way it can end is a value."""
+        try:
+            job = place_job(
+                parse_job(self.record.job_yaml(), f"run {self.run}"), self.store.uri, self.runs_dir
+            )
+            return self._run_job(job, overrides)
+        except KeyboardInterrupt:
+            return Outcome("stopped", 0, "interrupted")
+        except Exception as error:
+            logger.debug("the job failed", exc_info=True)
+            return Outcome("failed", 0, f"{type(error).__name__}: {error}")
+
+    def _run_job(self, job: Job, overrides: tuple[str, ...]) -> Outcome:
+        console = Console(highlight=False, width=160)
+        if isinstance(job, PretrainJob):
+            return self._train(job, overrides, console)
+        if isinstance(job, GenerateJob):
+            from pelagos.jobs import generate
+
+            generate.run(job, console)
+        else:
+            self._evaluate(job, console)
+        return Outcome("finished", 0)
+
+    def _train(self, job: PretrainJob, overrides: tuple[str, ...], console: Console) -> Outcome:
+        from pelagos.jobs import pretrain
+
+        directory = self.runs_dir / self.run
+        if self.mirrors and not (directory / "job.yaml").exists():
+            self.mirrors[0].pull()
+        if not (directory / "job.yaml").exists():
+            return pretrain.run(job, console, self.watch).outcome
+        # where and how the steps are computed may have changed since the last attempt
+        moved = [f"resources.ray_address={job.resources.ray_address or 'null'}", *overrides]
+        return pretrain.resume(str(self.runs_dir), self.run, console, moved, self.watch).outcome
+
+    def _evaluate(self, job: EvaluateJob, console: Console) -> None:
+        from pelagos.jobs import evaluate
+
+        evaluated = Mirror(self.store, f"runs/{job.run}", self.runs_dir / job.run)
+        if self.mirrors:
+            evaluated.pull()
+        evaluate.run(job, console)
+        if self.mirrors:
+            evaluated.push()
+
+    def _stopped(self, outcome: Outcome) -> int:
+        if self.record.state().stop:
+            self.record.append("stopped", step=outcome.step)
+            return 0
+        reason = "time limit or preemption" if self.was_noticed else "the cluster ended the job"
+        self.record.append(
+            "preempted", cause_kind="preempted", cause=f"{reason}; saved at step {outcome.step}"
+        )
+        return EXIT_PREEMPTED
+
+    def _tries_again(self, outcome: Outcome) -> bool:
+        """Record a failure; return whether the job runs again."""
+        events, state = self.record.events(), self.record.state()
+        job = parse_job(self.record.job_yaml(), f"run {self.run}")
+        kind = classify(outcome.cause)
+        retry = decide_retry(
+            kind,
+            state.restarts,
+            state.retries,
+            may_shrink=isinstance(job, PretrainJob) and job.health.shrink_micro_batch,
+            has_shrunk=any(event.get("is_shrunk") for event in events),
+        )
+        details = {"cause_kind": kind, "cause": outcome.cause, "step": outcome.step}
+        if not retry.again:
+            self.record.append("failed", **details, reason=retry.why)
+            return False
+        overrides = list(state.overrides)
+        if retry.smaller_micro_batch:
+            overrides.append(f"parallel.micro_batch_size={_half_micro_batch(job, overrides)}")
+        self.record.append(
+            "retried",
+            **details,
+            reason=retry.why,
+            overrides=overrides,
+            is_shrunk=retry.smaller_micro_batch,
+        )
+        self.record.append("running", attempt=self.attempt)
+        return True
+
+    def _dependencies_finished(self, after: tuple[str, ...]) -> bool:
+        """Wait for the runs this one comes after; a scheduler that held it has done so already."""
+        for name in after:
+            other = RunRecord(self.store, name)
+            while not (state := other.state()).has_ended:
+                if self.record.state().stop:
+                    self.record.append("stopped", step=0)
+                    return False
+                time.sleep(DEPENDENCY_SECONDS)
+            if state.state != "finished":
+                self.record.append(
+                    "cancelled", reason=f"{name}, which it comes after, {state.state}"
+                )
+                return False
+        return True
+
+
+def _half_micro_batch(job: Job, overrides: list[str]) -> int:
+    from pelagos.platform.config.checks import local_batch_size, micro_batch_size
+
+    assert isinstance(job, PretrainJob)
+    for override in reversed(overrides):
+        if override.startswith("parallel.micro_batch_size="):
+            return max(1, int(override.partition("=")[2]) // 2)
+    whole = micro_batch_size(job)
+    return next(n for n in range(max(1, whole // 2), 0, -1) if local_batch_size(job) % n == 0)
+
+
+def _scratch_directory(store: ObjectStore) -> Path:
+    """Return where this process keeps runs and logs: the storage itself, if it is a directory."""
+    if not is_remote(store.uri):
+        return Path(store.uri)
+    default = os.path.join(tempfile.gettempdir(), f"pelagos-{os.getuid()}")
+    place = hashlib.sha256(store.uri.encode()).hexdigest()[:12]
+    return Path(os.environ.get("PELAGOS_SCRATCH") or default) / place
+
+
+@contextlib.contextmanager
+def _output_kept(path: Path) -> Iterator[None]:
+    """Append what this process and its children print to a file, besides where it went before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    read_end, write_end = os.pipe()
+    original = os.dup(1)
+
+    def copy() -> None:
+        with path.open("ab", buffering=0) as file, os.fdopen(read_end, "rb", buffering=0) as source:
+            while chunk := source.read(65536):
+                file.write(chunk)
+                with contextlib.suppress(OSError):
+                    os.write(original, chunk)
+
+    thread = threading.Thread(target=copy, name="pelagos-log", daemon=True)
+    os.dup2(write_end, 1)
+    os.dup2(write_end, 2)
+    os.close(write_end)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(original, 1)
+        os.dup2(original, 2)
+        thread.join(LOG_SECONDS)  # a child that outlives this process may hold the other end
+
+
+def main(arguments: list[str]) -> int:
+    """Run as the cluster's process of a submitted run; return the exit status."""
+    from pelagos.platform.cli.common import set_up_logging
+
+    storage, run, attempt = arguments
+    store = open_store(storage, os.environ.get("PELAGOS_STORAGE_ENDPOINT"))
+    driver = Driver(store, run, int(attempt))
+    with _output_kept(driver.log):
+        set_up_logging(verbose=False)
+        try:
+            return driver.drive()
+        except BaseException as error:
+            with contextlib.suppress(Exception):
+                cause = f"{type(error).__name__}: {error}"
+                driver.record.append("failed", cause=cause, cause_kind=classify(cause))
+            raise
+        finally:
+            driver.push()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

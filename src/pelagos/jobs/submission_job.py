@@ -1,0 +1,128 @@
+"""A job on its way to a cluster: its name, what it needs, and its paths as the cluster sees them."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pelagos.infra.clusters import ClusterConfig, Needs
+from pelagos.infra.object_store import is_remote
+from pelagos.platform.config.load import ConfigError, Problem, parse_yaml, read_yaml_text
+from pelagos.platform.config.schema import EvaluateJob, GenerateJob, Job, PretrainJob
+
+
+def name_of(job: Job) -> str:
+    """Return the name of the run that a job makes."""
+    return f"{job.run}-evaluation" if isinstance(job, EvaluateJob) else job.name
+
+
+def needs_of(job: Job) -> Needs:
+    """Return the workers that a job needs at once."""
+    if isinstance(job, EvaluateJob):
+        return Needs()
+    resources = job.resources
+    return Needs(resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker)
+
+
+def default_overrides(path: str, config: ClusterConfig) -> list[str]:
+    """Return the cluster's defaults as overrides, for keys that the job file does not set."""
+    tree, lines = parse_yaml(read_yaml_text(path), path)
+    given = {".".join(str(part) for part in key) for key in lines}
+    defaults = dict(config.defaults)
+    if config.tracking and tree.get("job") == "pretrain":
+        defaults.setdefault("tracking.uri", config.tracking)
+    if config.endpoint_url and tree.get("job") != "evaluate":
+        defaults.setdefault("storage.endpoint_url", config.endpoint_url)
+    return [
+        f"{key}={json.dumps(value)}" if not isinstance(value, str) else f"{key}={value}"
+        for key, value in defaults.items()
+        if key not in given
+    ]
+
+
+def prepare(job: Job, config: ClusterConfig) -> Job:
+    """Return the job with its local paths absolute, and files that it names taken into it.
+
+    Raises:
+        ConfigError: a local path that the cluster's nodes do not see, or a password in an address.
+    """
+    problems: list[Problem] = []
+
+    def place(key: tuple[str | int, ...], uri: str) -> str:
+        if is_remote(uri):
+            return uri
+        path = os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+        if not any(Path(path).is_relative_to(shared) for shared in config.shared_paths):
+            seen = ", ".join(config.shared_paths) or "none"
+            problems.append(
+                Problem(
+                    key,
+                    f"{path} is a path of this machine, which the cluster's nodes do not see "
+                    f"(shared_paths: {seen}). Copy it to object storage and name it s3://…, or list "
+                    "its directory in the cluster's shared_paths if the nodes do see it",
+                )
+            )
+        return path
+
+    tree = job.model_dump(mode="json")
+    if isinstance(job, PretrainJob):
+        _place_pretrain(tree, place, problems)
+    elif isinstance(job, GenerateJob):
+        for index, dataset in enumerate(tree["datasets"]):
+            dataset["uri"] = place(("datasets", index, "uri"), dataset["uri"])
+    if problems:
+        raise ConfigError(f"job {name_of(job)}", problems)
+    return type(job).model_validate(tree)
+
+
+def place_job(job: Job, storage: str, runs_dir: Path) -> Job:
+    """Return the job with its directories where this machine of the cluster has them."""
+    if isinstance(job, GenerateJob):
+        return _with(job, resources=_on_this_ray(job))
+    if isinstance(job, EvaluateJob):
+        return _with(job, runs_dir=str(runs_dir))
+    checkpoint = job.checkpoint
+    if checkpoint.uri is None and is_remote(storage):
+        checkpoint = checkpoint.model_copy(update={"uri": f"{storage}/checkpoints"})
+    return _with(job, runs_dir=str(runs_dir), checkpoint=checkpoint, resources=_on_this_ray(job))
+
+
+def password_problem(key: tuple[str | int, ...], uri: str | None) -> list[Problem]:
+    """Return a problem if an address holds a password, which would be written in many places."""
+    if uri and urlsplit(uri).password:
+        message = (
+            "holds a password, which would be kept in records and logs; set it in the environment "
+            "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, AWS_…) or the cluster's secrets_file"
+        )
+        return [Problem(key, message)]
+    return []
+
+
+def _place_pretrain(
+    tree: dict[str, Any],
+    place: Callable[[tuple[str | int, ...], str], str],
+    problems: list[Problem],
+) -> None:
+    for index, entry in enumerate(tree["data"]["mixture"]):
+        entry["uri"] = place(("data", "mixture", index, "uri"), entry["uri"])
+    if tree["checkpoint"]["uri"]:
+        tree["checkpoint"]["uri"] = place(("checkpoint", "uri"), tree["checkpoint"]["uri"])
+    zero = tree["parallel"]["zero"]
+    if isinstance(zero["config"], str):
+        zero["config"] = json.loads(Path(zero["config"]).read_text())
+    uri = tree["tracking"]["uri"]
+    problems += password_problem(("tracking", "uri"), uri)
+    if uri and uri.startswith("sqlite:///"):
+        path = uri.removeprefix("sqlite:///")
+        tree["tracking"]["uri"] = f"sqlite:///{place(('tracking', 'uri'), path)}"
+
+
+def _on_this_ray(job: PretrainJob | GenerateJob) -> Any:
+    address = os.environ.get("PELAGOS_RAY_ADDRESS") or None
+    return job.resources.model_copy(update={"ray_address": address})
+
+
+def _with(job: Job, **changes: Any) -> Job:
+    return job.model_copy(update=changes)

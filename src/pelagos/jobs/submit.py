@@ -1,0 +1,333 @@
+"""`pelagos submit`: check everything, ship the code, claim the names, hand the runs over."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pelagos.infra.clusters import (
+    Cluster,
+    ClusterConfig,
+    ClusterError,
+    Code,
+    Submission,
+    open_cluster,
+)
+from pelagos.infra.directory_store import ObjectStore, open_store
+from pelagos.infra.object_store import is_remote
+from pelagos.jobs.submission_job import (
+    default_overrides,
+    name_of,
+    needs_of,
+    password_problem,
+    prepare,
+)
+from pelagos.platform.config.clusters import find_cluster
+from pelagos.platform.config.load import (
+    ConfigError,
+    Problem,
+    load_job,
+    parse_yaml,
+    read_yaml_text,
+    resolve_yaml,
+)
+from pelagos.platform.config.schema import EvaluateJob, Job, PretrainJob
+from pelagos.platform.submission.package import FILES, WHEEL, build_archives, upload
+from pelagos.platform.submission.record import RunRecord, RunState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `submit` takes beside the job files."""
+
+    after: tuple[str, ...] = ()
+    priority: int = 0
+    retries: int = 3
+    include: tuple[str, ...] = ()
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that is ready to be handed over."""
+
+    name: str
+    job: Job
+    submission: Submission
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SubmissionPlan:
+    """All runs of one submission, the cluster, and the code that goes with them."""
+
+    cluster: Cluster
+    store: ObjectStore
+    runs: tuple[PlannedRun, ...]
+    archives: dict[str, bytes]
+    options: Options
+
+    def describe(self) -> dict[str, Any]:
+        """Return what would be sent: what the back end renders, resources, cost per hour."""
+        return {
+            "cluster": self.cluster.name,
+            "kind": self.cluster.config.kind,
+            "storage": self.store.uri,
+            "code": {key: len(content) for key, content in self.archives.items()},
+            "runs": [self._describe(run) for run in self.runs],
+        }
+
+    def _describe(self, run: PlannedRun) -> dict[str, Any]:
+        needs = run.submission.needs
+        price = self.cluster.price_per_hour(needs)
+        return {
+            "run": run.name,
+            "after": list(run.submission.after),
+            "priority": run.submission.priority,
+            "resources": {
+                "workers": needs.num_workers,
+                "cpus": needs.cpus,
+                "gpus": needs.gpus,
+                "nodes": self.cluster.num_nodes(needs),
+            },
+            "cost_per_hour": (
+                None if price is None else f"{price:.2f} {self.cluster.config.currency}"
+            ),
+            "environment": run.submission.environment,
+            "sent": self.cluster.render(run.submission),
+            "job": resolve_yaml(run.job),
+            "notes": list(run.notes),
+        }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a submission before it is read: its file, what it comes after, its overrides."""
+
+    path: str
+    after: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+
+def plan(
+    files: Sequence[str], cluster_name: str, overrides: Sequence[str], options: Options
+) -> SubmissionPlan:
+    """Read and check everything; nothing is sent.
+
+    Several job files form a chain, each after the one before. A file with a key `runs` lists runs
+    and what each comes after.
+
+    Raises:
+        ConfigError: with what is wrong with a job or with clusters.yaml.
+        ClusterError: the cluster can never hold a job.
+    """
+    config = find_cluster(cluster_name)
+    problems = password_problem(("clusters", cluster_name, "tracking"), config.tracking)
+    if problems:
+        raise ConfigError("clusters.yaml", problems)
+    cluster = open_cluster(cluster_name, config)
+    store = open_store(config.storage, config.endpoint_url, config.region)
+    archive, contents = build_archives(options.include)
+    code = Code(
+        f"{store.uri}/{archive.key(WHEEL)}",
+        archive.wheel_sha256,
+        f"{store.uri}/{archive.key(FILES)}",
+        archive.files_sha256,
+    )
+    runs: list[PlannedRun] = []
+    for entry in _entries(files, overrides):
+        given = (*default_overrides(entry.path, config), *entry.overrides)
+        job = prepare(load_job(entry.path, given), config)
+        name = options.name or name_of(job)
+        after = (*options.after, *(entry.after if entry.after != ("",) else (runs[-1].name,)))
+        notes = _check_job(job, {run.name: run.job for run in runs}, after, store)
+        needs = needs_of(job)
+        cluster.check_needs(needs)
+        submission = Submission(
+            run=name,
+            storage=store.uri,
+            attempt=1,
+            needs=needs,
+            code=code,
+            priority=options.priority,
+            after=after,
+            environment=environment_of(config),
+        )
+        runs.append(PlannedRun(name, job, submission, tuple(notes)))
+    _check_names(runs, store)
+    return SubmissionPlan(cluster, store, tuple(runs), contents, options)
+
+
+def submit(planned: SubmissionPlan, say: Callable[[str], None] = lambda text: None) -> list[str]:
+    """Ship the code, claim the names and hand the runs over; return the runs' names.
+
+    Raises:
+        RecordError: a name was taken meanwhile; runs before it in the submission stay submitted.
+        ClusterError: the cluster cannot be reached or refuses; the record says so.
+    """
+    sent = upload(planned.store, planned.archives)
+    say(f"code: {sent:,} bytes sent" if sent else "code: unchanged, nothing sent")
+    for run in planned.runs:
+        record = RunRecord(planned.store, run.name)
+        submission = run.submission
+        record.claim(
+            resolve_yaml(run.job),
+            cluster=planned.cluster.name,
+            cluster_config=planned.cluster.config.model_dump(mode="json"),
+            priority=submission.priority,
+            after=list(submission.after),
+            retries=planned.options.retries,
+            code=vars(submission.code),
+            needs=vars(submission.needs),
+        )
+        hand_over(planned.cluster, record, submission)
+        say(f"submitted {run.name} to {planned.cluster.name}")
+    return [run.name for run in planned.runs]
+
+
+def hand_over(cluster: Cluster, record: RunRecord, submission: Submission) -> None:
+    """Give a claimed run to its cluster, and record how it is found there."""
+    others = [RunRecord(record.store, name).state() for name in submission.after]
+    handles = tuple(s.handle for s in others if s.cluster == cluster.name and s.handle)
+    submission = _replaced(submission, after_handles=handles)
+    try:
+        handle = cluster.start(submission)
+    except ClusterError as error:
+        record.append("failed", cause=str(error), cause_kind="infrastructure")
+        raise
+    record.append(
+        "queued" if handle.get("is_queued") else "started",
+        handle=handle,
+        attempt=submission.attempt,
+    )
+
+
+def submission_of(record: RunRecord, attempt: int) -> Submission:
+    """Return the submission of a recorded run, for another attempt."""
+    from pelagos.infra.clusters import Needs
+
+    first = record.events()[0]
+    latest = next(
+        (e for e in reversed(record.events()) if e["kind"] in ("submitted", "resubmitted")), first
+    )
+    config = latest["cluster_config"]
+    return Submission(
+        run=record.run,
+        storage=record.store.uri,
+        attempt=attempt,
+        needs=Needs(**latest["needs"]),
+        code=Code(**latest["code"]),
+        priority=first["priority"],
+        after=tuple(first["after"]),
+        environment=environment_of(_parsed(config)),
+    )
+
+
+def environment_of(config: ClusterConfig) -> dict[str, str]:
+    """Return the environment that every run on a cluster gets; never a secret."""
+    environment = dict(config.environment)
+    if config.endpoint_url:
+        environment["PELAGOS_STORAGE_ENDPOINT"] = config.endpoint_url
+    if config.region:
+        environment["AWS_REGION"] = config.region
+    if config.secrets_file:
+        environment["PELAGOS_SECRETS_FILE"] = config.secrets_file
+    return environment
+
+
+def _entries(files: Sequence[str], overrides: Sequence[str]) -> list[Entry]:
+    if len(files) == 1 and _is_graph(files[0]):
+        if overrides:
+            raise ValueError("overrides belong to single jobs; use the `set` of a run in the file")
+        return _graph_entries(files[0])
+    if len(files) > 1 and overrides:
+        raise ValueError("overrides with several job files are ambiguous; put them into the files")
+    return [
+        Entry(path, ("",) if index else (), tuple(overrides)) for index, path in enumerate(files)
+    ]
+
+
+def _is_graph(path: str) -> bool:
+    tree, _ = parse_yaml(read_yaml_text(path), path)
+    return "runs" in tree and "job" not in tree
+
+
+def _graph_entries(path: str) -> list[Entry]:
+    """Read a file of runs: `runs: [{job: FILE, after: [NAME…], set: {key: value}}]`."""
+    tree, lines = parse_yaml(read_yaml_text(path), path)
+    problems, entries = [], []
+    for index, run in enumerate(tree["runs"] or []):
+        key = ("runs", index)
+        unknown = set(run) - {"job", "after", "set"} if isinstance(run, dict) else {"?"}
+        if unknown or "job" not in run:
+            message = "expected {job: FILE, after: [NAME, …], set: {key: value}}"
+            problems.append(Problem(key, message, lines.get(key)))
+            continue
+        after = run.get("after", [])
+        settings = tuple(f"{k}={v}" for k, v in run.get("set", {}).items())
+        file = str(Path(path).parent / run["job"])
+        entries.append(Entry(file, tuple([after] if isinstance(after, str) else after), settings))
+    if problems or not entries:
+        raise ConfigError(path, problems or [Problem(("runs",), "lists no runs", 1)])
+    return entries
+
+
+def _check_job(
+    job: Job, earlier: dict[str, Job], after: tuple[str, ...], store: ObjectStore
+) -> list[str]:
+    """Check what can be checked from here; return notes on what could not be."""
+    if isinstance(job, EvaluateJob):
+        known = job.run in earlier or RunRecord(store, job.run).exists()
+        if not known:
+            message = f"no run {job.run!r} in {store.uri}, nor earlier in this submission"
+            raise ConfigError(f"evaluation of {job.run}", [Problem(("run",), message)])
+    for name in after:
+        if name not in earlier and not RunRecord(store, name).exists():
+            message = f"no submitted run of that name in {store.uri}"
+            raise ConfigError("--after", [Problem((name,), message)])
+    if not isinstance(job, PretrainJob):
+        return []
+    from pelagos.jobs.parts import check_parts
+
+    absent = [
+        entry.uri
+        for entry in job.data.mixture
+        if not is_remote(entry.uri) and not os.path.exists(entry.uri)
+    ]
+    made = {dataset.uri for other in earlier.values() for dataset in getattr(other, "datasets", ())}
+    if absent or any(entry.uri in made for entry in job.data.mixture):
+        return [f"not checked, because not there yet or not visible from here: {', '.join(absent)}"]
+    check_parts(job)
+    return []
+
+
+def _check_names(runs: Sequence[PlannedRun], store: ObjectStore) -> None:
+    names = [run.name for run in runs]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"two runs of this submission are called {', '.join(sorted(twice))}")
+    for run in runs:
+        record = RunRecord(store, run.name)
+        if record.exists():
+            state: RunState = record.state()
+            raise ValueError(
+                f"run {run.name!r} exists already in {store.uri} ({state.state}, submitted by "
+                f"{state.submitted_by}): `pelagos resume {run.name}` continues it; a new run needs "
+                "another name (name=OTHER)"
+            )
+
+
+def _replaced(submission: Submission, **changes: Any) -> Submission:
+    from dataclasses import replace
+
+    return replace(submission, **changes)
+
+
+def _parsed(config: dict[str, Any]) -> ClusterConfig:
+    from pelagos.infra.clusters.schema import CLUSTER_KINDS
+
+    return CLUSTER_KINDS[config["kind"]].model_validate(config)

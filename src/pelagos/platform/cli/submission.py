@@ -1,0 +1,289 @@
+"""`submit` and what follows a submitted run: logs, stop, wait, clone, diff, clusters."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from pelagos.platform.cli.common import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    console,
+    exit_on_error,
+    finish,
+    print_json,
+)
+
+EXIT_TIMED_OUT = 124
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
+ClusterName = Annotated[
+    str | None,
+    typer.Option("--cluster", help="Cluster to look on; default: all of clusters.yaml."),
+]
+
+
+def submit_command(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            help="Job files (several: a chain), or a file that lists `runs`; then overrides "
+            "dotted.key=value.",
+            show_default=False,
+        ),
+    ],
+    cluster: Annotated[str, typer.Option("--cluster", help="Name in clusters.yaml.")],
+    after: Annotated[
+        list[str] | None, typer.Option("--after", help="Run to wait for; may be repeated.")
+    ] = None,
+    priority: Annotated[
+        int, typer.Option("--priority", min=-1000, max=1000, help="Higher starts first.")
+    ] = 0,
+    retries: Annotated[
+        int,
+        typer.Option("--retries", min=0, help="New tries after a lost node, a hang, preemption."),
+    ] = 3,
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", help="Your own file or directory to ship; may be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show exactly what would be sent, then stop.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job, a chain or a graph of jobs to a cluster; returns at once with the run's name.
+
+    Example: pelagos submit pretrain.yaml --cluster lab --priority 10 optimizer.lr=1e-4
+    """
+    from pelagos.jobs import submit as job_module
+
+    files = [a for a in arguments if "=" not in a]
+    overrides = [a for a in arguments if "=" in a]
+    with exit_on_error():
+        if not files:
+            raise ValueError("no job file given: pelagos submit JOB.yaml --cluster NAME")
+        options = job_module.Options(
+            after=tuple(after or ()),
+            priority=priority,
+            retries=retries,
+            include=tuple(include or ()),
+        )
+        planned = job_module.plan(files, cluster, overrides, options)
+        if dry_run:
+            _show_plan(planned.describe(), as_json)
+            return
+        for run in planned.runs:
+            for note in run.notes:
+                console.print(f"[yellow]note[/yellow] {run.name}: {note}", soft_wrap=True)
+        names = job_module.submit(planned, say=_quiet if as_json else _say)
+    if as_json:
+        print_json({"runs": names, "cluster": cluster, "storage": planned.store.uri})
+    else:
+        console.print(f"  follow it: pelagos logs -f {names[0]}   pelagos status {names[0]}")
+
+
+def logs_command(
+    run: RunName,
+    cluster: ClusterName = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")
+    ] = False,
+) -> None:
+    """Print what a submitted run printed; with -f until it ends, reconnecting as needed.
+
+    Example: pelagos logs -f ns-pretrain
+    """
+    from pelagos.jobs import submitted_runs
+
+    with exit_on_error():
+        for text in submitted_runs.follow_logs(submitted_runs.find(run, cluster), follow):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def stop_command(
+    run: RunName,
+    cluster: ClusterName = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="End it at once; what came after its checkpoint is lost.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a submitted run to save a checkpoint and stop.
+
+    Example: pelagos stop ns-pretrain
+    """
+    from pelagos.jobs import submitted_runs
+
+    with exit_on_error():
+        state = submitted_runs.stop(submitted_runs.find(run, cluster), now)
+    if as_json:
+        print_json({"run": run, "state": state.state, "stop": state.stop})
+    elif state.has_ended:
+        console.print(f"{run} is {state.state}")
+    else:
+        console.print(f"{run} saves and stops; see `pelagos wait {run}`")
+
+
+def wait_command(
+    run: RunName,
+    cluster: ClusterName = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0, help="Seconds; then exit status 124.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait until a submitted run has ended: exit status 0 finished, 1 failed, 130 stopped.
+
+    Example: pelagos wait ns-pretrain --timeout 3600
+    """
+    from pelagos.jobs import submitted_runs
+
+    with exit_on_error():
+        try:
+            state = submitted_runs.wait(submitted_runs.find(run, cluster), timeout)
+        except TimeoutError as error:
+            console.print(str(error))
+            raise typer.Exit(EXIT_TIMED_OUT) from None
+    if as_json:
+        print_json({"run": run, "state": state.state, "cause": state.cause, "reason": state.reason})
+    else:
+        console.print(f"{run}: {state.state} {state.cause or state.reason}".rstrip(), markup=False)
+    status = {"finished": 0, "failed": EXIT_FAILED}.get(state.state, EXIT_INTERRUPTED)
+    if status:
+        raise typer.Exit(status)
+
+
+def clone_command(
+    run: RunName,
+    name: Annotated[str, typer.Argument(help="Name of the new run.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides: dotted.key=value", show_default=False)
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Cluster of the new run; default: the same.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a new run with the job of another one, changed where asked.
+
+    Example: pelagos clone ns-pretrain ns-pretrain-2 optimizer.lr=5e-4
+    """
+    from pelagos.jobs import submit as job_module
+    from pelagos.jobs import submitted_runs
+
+    with exit_on_error():
+        found = submitted_runs.find(run)
+        options = job_module.Options()
+        planned = submitted_runs.clone(found, name, cluster, overrides or (), options)
+        names = job_module.submit(planned, say=_quiet if as_json else _say)
+    if as_json:
+        print_json({"runs": names, "cluster": planned.cluster.name})
+
+
+def diff_command(first: RunName, second: RunName, as_json: AsJson = False) -> None:
+    """Show the job keys in which two submitted runs differ.
+
+    Example: pelagos diff ns-pretrain ns-pretrain-2
+    """
+    from pelagos.jobs import submitted_runs
+
+    with exit_on_error():
+        found = submitted_runs.diff(submitted_runs.find(first), submitted_runs.find(second))
+    if as_json:
+        print_json({key: list(values) for key, values in found.items()})
+        return
+    table = Table("key", first, second)
+    for key, values in found.items():
+        table.add_row(key, *(json.dumps(value) for value in values))
+    console.print(table)
+
+
+def clusters_command(
+    name: Annotated[str | None, typer.Argument(help="One cluster only.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Contact them, or only list them.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """List the clusters of clusters.yaml and check that each can be reached and used.
+
+    Example: pelagos clusters lab
+    """
+    from pelagos.infra.clusters import open_cluster
+    from pelagos.infra.clusters.storage_check import check_storage
+    from pelagos.platform.config.clusters import find_cluster, load_clusters
+
+    with exit_on_error():
+        configs = {name: find_cluster(name)} if name else load_clusters()
+        rows: list[dict[str, Any]] = []
+        for key, config in configs.items():
+            checks = []
+            if check:
+                checks = [*open_cluster(key, config).check(), check_storage(config)]
+            rows.append(
+                {
+                    "cluster": key,
+                    "kind": config.kind,
+                    "storage": config.storage,
+                    "ok": all(c.ok for c in checks) if check else None,
+                    "checks": [vars(c) for c in checks],
+                }
+            )
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        console.print("no clusters: write clusters.yaml (docs/clusters/README.md)")
+    else:
+        _show_clusters(rows)
+    finish(all(row["ok"] is not False for row in rows))
+
+
+def _show_clusters(rows: list[dict[str, Any]]) -> None:
+    table = Table("cluster", "kind", "storage", "", "seen")
+    for row in rows:
+        marks = {True: "[green]ok[/green]", False: "[red]mend[/red]", None: ""}
+        bad = [f"{c['name']}: {c['seen']} - {c['remedy']}" for c in row["checks"] if not c["ok"]]
+        good = [c["seen"] for c in row["checks"] if c["ok"]]
+        shown = "\n".join(bad) if bad else "; ".join(good[-2:])
+        table.add_row(row["cluster"], row["kind"], row["storage"], marks[row["ok"]], shown)
+    console.print(table)
+
+
+def _show_plan(described: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(described)
+        return
+    for run in described["runs"]:
+        console.rule(run["run"])
+        for name, text in run["sent"].items():
+            console.print(f"[bold]{name}[/bold]")
+            console.print(text, markup=False, soft_wrap=True)
+        console.print("[bold]job[/bold]")
+        console.print(run["job"], markup=False, soft_wrap=True)
+        table = Table(title=run["run"], show_header=False)
+        rows = {
+            "cluster": f"{described['cluster']} ({described['kind']})",
+            "storage": described["storage"],
+            **run["resources"],
+            "after": ", ".join(run["after"]) or "-",
+            "priority": run["priority"],
+            "environment": run["environment"] or "-",
+            "cost per hour": run["cost_per_hour"] or "no price in clusters.yaml",
+            "notes": "; ".join(run["notes"]) or "-",
+        }
+        for key, value in rows.items():
+            table.add_row(key, str(value))
+        console.print(table)
+    console.print("dry run: nothing was sent or written")
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True)
+
+
+def _quiet(_: str) -> None:
+    pass

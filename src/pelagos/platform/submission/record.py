@@ -1,0 +1,224 @@
+"""The durable record of a submitted run: events in order, from which its state follows.
+
+STORAGE/records/RUN/job.yaml               the resolved job, as submitted
+                    events/00000000.json   submitted: by whom, from where, to which cluster
+                    events/00000001.json   … one object per event, never changed, never removed
+
+Event n exists only if event n-1 does, and is written with a create that two writers cannot both
+win: so the sequence is one order that everyone sees, and the first event is the claim of the name.
+"""
+
+import getpass
+import json
+import re
+import socket
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pelagos.infra.directory_store import ObjectStore
+
+RECORDS = "records"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# A run in one of these goes no further by itself.
+ENDED = ("finished", "failed", "stopped", "cancelled")
+# What each kind of event makes of the state; other kinds leave it as it was.
+STATE_AFTER = {
+    "submitted": "submitted",
+    "queued": "queued",
+    "started": "starting",
+    "running": "running",
+    "preempted": "preempted",
+    "retried": "queued",
+    "resubmitted": "submitted",
+    "failed": "failed",
+    "stopped": "stopped",
+    "cancelled": "cancelled",
+    "finished": "finished",
+}
+
+
+class RecordError(ValueError):
+    """A submitted run that does not exist, or whose name is taken; says what to do."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a record's events amount to."""
+
+    run: str
+    state: str
+    cluster: str
+    attempt: int
+    restarts: int
+    priority: int
+    after: tuple[str, ...]
+    retries: int
+    handle: dict[str, Any] = field(default_factory=dict)
+    where: str = ""
+    cause_kind: str = ""
+    cause: str = ""
+    stop: str = ""
+    overrides: tuple[str, ...] = ()
+    submitted_by: str = ""
+    submitted_at: float = 0.0
+    updated_at: float = 0.0
+    reason: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run goes no further by itself."""
+        return self.state in ENDED
+
+
+class RunRecord:
+    """Reads and appends to one run's record.
+
+    Raises:
+        RecordError: from the constructor, if `run` is not a legal name: one path component.
+    """
+
+    def __init__(self, store: ObjectStore, run: str) -> None:
+        if not NAME_PATTERN.fullmatch(run):
+            raise RecordError(
+                f"{run!r} is not a run's name: letters, digits, '.', '_' and '-', at most 100, the "
+                "first one a letter or digit"
+            )
+        self.store, self.run = store, run
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def claim(self, job_yaml: str, **details: Any) -> None:
+        """Begin the record: of several who claim a name at once, one succeeds.
+
+        Raises:
+            RecordError: the name is taken; says by whom and since when.
+        """
+        event = _event("submitted", {"by": _user(), "host": socket.gethostname(), **details})
+        if not self.store.create(self._key(0), _encoded({**event, "job": job_yaml})):
+            first = self.events()[0]
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(first["time"]))
+            raise RecordError(
+                f"run {self.run!r} exists already: submitted by {first['by']} from "
+                f"{first['host']} at {when}. `pelagos resume {self.run}` continues it; a new run "
+                "needs another name (name=OTHER)"
+            )
+
+    def job_yaml(self) -> str:
+        """Return the resolved job as it was submitted."""
+        return str(self._require()[0]["job"])
+
+    def append(self, kind: str, **details: Any) -> dict[str, Any]:
+        """Add an event at the end, after whatever others add at the same time."""
+        event = _event(kind, details)
+        number = len(self.events())
+        while not self.store.create(self._key(number), _encoded(event)):
+            number += 1
+        return event
+
+    def append_if(self, expected_events: int, kind: str, **details: Any) -> bool:
+        """Add an event only if the record has exactly `expected_events`; return whether it did.
+
+        This is how one of several watchers gets to act on what all of them saw.
+        """
+        return self.store.create(self._key(expected_events), _encoded(_event(kind, details)))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return every event in order. Those read before are not read again: events never change."""
+        prefix = f"{RECORDS}/{self.run}/events"
+        return self.events_among(self.store.sizes(prefix))
+
+    def events_among(self, keys: Iterable[str]) -> list[dict[str, Any]]:
+        """Return this run's events among a listing's keys."""
+        prefix = f"{RECORDS}/{self.run}/events/"
+        wanted = sorted(key for key in keys if key.startswith(prefix))
+        for key in wanted:
+            if key not in self._known:
+                self._known[key] = json.loads(self.store.read(key))
+        return [self._known[key] for key in wanted]
+
+    def state(self) -> RunState:
+        """Return what the events amount to. Raises `RecordError` where there is no such run."""
+        return replay(self.run, self._require())
+
+    def exists(self) -> bool:
+        """Return whether the name is claimed."""
+        return bool(self.events())
+
+    def _require(self) -> list[dict[str, Any]]:
+        events = self.events()
+        if not events:
+            known = ", ".join(record.run for record in list_records(self.store)) or "none"
+            raise RecordError(
+                f"no submitted run {self.run!r} in {self.store.uri}; there are: {known}"
+            )
+        return events
+
+    def _key(self, number: int) -> str:
+        return f"{RECORDS}/{self.run}/events/{number:08d}.json"
+
+
+def list_records(store: ObjectStore) -> list[RunRecord]:
+    """Return every record of a storage, by name, with one listing."""
+    keys = store.sizes(RECORDS)
+    records = []
+    for run in sorted({key.split("/")[1] for key in keys if key.count("/") >= 3}):
+        if NAME_PATTERN.fullmatch(run):
+            record = RunRecord(store, run)
+            record.events_among(keys)
+            records.append(record)
+    return records
+
+
+def replay(run: str, events: list[dict[str, Any]]) -> RunState:
+    """Return the state that a sequence of events leads to. Pure."""
+    first = events[0]
+    values: dict[str, Any] = {
+        "run": run,
+        "state": "submitted",
+        "attempt": 0,
+        "restarts": 0,
+        "handle": {},
+        "submitted_by": first["by"],
+        "submitted_at": first["time"],
+        **{k: first[k] for k in ("cluster", "priority", "retries")},
+        "after": tuple(first["after"]),
+    }
+    begun = None
+    for event in events:
+        kind = event["kind"]
+        # a run may be quicker than the one who started it is at saying so
+        is_late = kind in ("started", "queued") and event.get("attempt") == begun
+        if not is_late:
+            values["state"] = STATE_AFTER.get(kind, values["state"])
+        values["updated_at"] = event["time"]
+        for key in ("handle", "where", "cause", "cause_kind", "reason", "cluster", "attempt"):
+            if key in event:
+                values[key] = event[key]
+        if kind in ("retried", "resubmitted"):
+            values |= {"cause": "", "cause_kind": "", "stop": ""}
+            values["overrides"] = tuple(event.get("overrides", ()))
+        if kind == "retried":
+            values["restarts"] += 1
+        if kind == "stop_requested":
+            values["stop"] = "now" if event["now"] else "save"
+        if kind == "running":
+            values["reason"] = ""
+            begun = event["attempt"]
+    return RunState(**values)
+
+
+def _event(kind: str, details: dict[str, Any]) -> dict[str, Any]:
+    return {"id": uuid.uuid4().hex, "time": time.time(), "kind": kind, **details}
+
+
+def _encoded(event: dict[str, Any]) -> bytes:
+    return json.dumps(event, indent=1).encode()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
