@@ -17,7 +17,7 @@ from pelagos.jobs.submit import Options, SubmissionPlan, hand_over, plan, submis
 from pelagos.platform.config.clusters import find_cluster, load_clusters
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import PretrainJob
-from pelagos.platform.meters import goodput
+from pelagos.platform.goodput import goodput
 from pelagos.platform.runs import RunDirectory, RunError, changed_keys
 from pelagos.platform.submission.causes import classify
 from pelagos.platform.submission.mirror import PART_BYTES, Mirror

@@ -1,8 +1,7 @@
-"""Where the time of a run goes: throughput, data stall, achieved FLOP/s, memory, goodput."""
+"""Where the time of a step goes: throughput, data stall, achieved FLOP/s, memory."""
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -64,32 +63,3 @@ def peak_memory_bytes(device: torch.device) -> int:
     with open("/proc/self/status") as status:
         peak = next((line for line in status if line.startswith("VmHWM:")), "VmHWM: 0 kB")
     return int(peak.split()[1]) * 1024
-
-
-def step_time_percentiles(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the median, 90th and 99th percentile of step seconds."""
-    seconds = torch.tensor([m["step_seconds"] for m in metrics if "step_seconds" in m])
-    if len(seconds) == 0:
-        return {}
-    values = torch.quantile(seconds, torch.tensor([0.5, 0.9, 0.99])).tolist()
-    return dict(
-        zip(("step_seconds_p50", "step_seconds_p90", "step_seconds_p99"), values, strict=True)
-    )
-
-
-def goodput(events: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> float | None:
-    """Return the share of launched wall time that went into steps which were kept.
-
-    A launch lasts from its `launched` event to its last sign of life. Steps redone after a
-    failure count once; start-up, saving, validation and lost steps count as not good.
-    """
-    launches = [e["time"] for e in events if e["kind"] == "launched"]
-    signs = sorted([e["time"] for e in events] + [m["time"] for m in metrics if "time" in m])
-    if not launches or not metrics:
-        return None
-    wall = 0.0
-    for index, begin in enumerate(launches):
-        following = launches[index + 1] if index + 1 < len(launches) else float("inf")
-        wall += max((t for t in signs if begin <= t < following), default=begin) - begin
-    kept = sum(float(m.get("step_seconds", 0.0)) for m in metrics)
-    return min(1.0, kept / wall) if wall > 0 else None

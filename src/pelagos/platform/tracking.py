@@ -15,7 +15,7 @@ from typing import Any
 
 from pelagos import __version__
 from pelagos.platform.config.schema import PretrainJob
-from pelagos.platform.meters import goodput, step_time_percentiles
+from pelagos.platform.goodput import goodput, step_time_percentiles
 from pelagos.platform.runs import RunDirectory
 
 logger = logging.getLogger(__name__)

@@ -26,6 +26,7 @@ from pelagos.infra.clusters.schema import RayConfig
 from pelagos.infra.doctor import Check
 
 LEAST_RAY = "2.50"
+TIMEOUT_SECONDS = 15
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -38,8 +39,7 @@ class RayJobsCluster(Cluster):
     def check(self) -> list[Check]:
         name = f"ray at {self.config.address}"
         try:
-            client = self._client()
-            version = client.get_version()
+            version = self._version()
         except ClusterError as error:
             return [Check(name, False, str(error), "see the message")]
         return [Check(name, True, f"Ray {version}, token accepted")]
@@ -101,16 +101,30 @@ class RayJobsCluster(Cluster):
 
         # without this a missing token would be looked for, and one written, in the user's home
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        self._version()
         with _explained(self):
-            client = JobSubmissionClient(
+            return JobSubmissionClient(
                 self.config.address, headers=self._headers(), verify=self.config.verify_tls
             )
-            found = client.get_version()
+
+    def _version(self) -> str:
+        """Return the cluster's version of Ray. Raises `ClusterError` if that is too old."""
+        import requests
+
+        with _explained(self):
+            answer = requests.get(
+                f"{self.config.address.rstrip('/')}/api/version",
+                headers=self._headers(),
+                verify=self.config.verify_tls,
+                timeout=TIMEOUT_SECONDS,
+            )
+            answer.raise_for_status()
+            found = str(answer.json()["ray_version"])
         if _numbers(found) < _numbers(LEAST_RAY):
             raise ClusterError(
                 f"cluster {self.name} runs Ray {found}; Pelagos needs {LEAST_RAY} or newer there"
             )
-        return client
+        return found
 
     def _headers(self) -> dict[str, str] | None:
         token = os.environ.get(self.config.token_env, "")
@@ -193,19 +207,33 @@ def _explained(cluster: RayJobsCluster) -> Iterator[None]:
             "the address in clusters.yaml, and the network (a tunnel: ssh -L 8265:localhost:8265)"
         ) from error
     except requests.HTTPError as error:
-        code = error.response.status_code if error.response is not None else "an error"
-        raise ClusterError(f"cluster {cluster.name} at {address} answered {code}") from error
+        code = error.response.status_code if error.response is not None else 0
+        if code in (401, 403):
+            raise ClusterError(_refused(cluster)) from error
+        raise ClusterError(
+            f"cluster {cluster.name}: {address} answers {code}, so it is not a Ray dashboard"
+        ) from error
+    except ValueError as error:
+        if isinstance(error, ClusterError):
+            raise
+        raise ClusterError(
+            f"cluster {cluster.name}: what answers at {address} is not a Ray dashboard ({error})"
+        ) from error
     except RuntimeError as error:
         text = str(error)
         if any(word in text for word in ("401", "403", "nauthenticat", "uthentication")):
-            source = cluster.config.token_file or f"${cluster.config.token_env}"
-            raise ClusterError(
-                f"cluster {cluster.name} at {address} refused the token from {source}. Put the "
-                "cluster's token there (on its head: ray get-auth-token)"
-            ) from error
+            raise ClusterError(_refused(cluster)) from error
         if "404" in text and "does not exist" in text:
             raise
         raise ClusterError(f"cluster {cluster.name} at {address}: {text[:300]}") from error
+
+
+def _refused(cluster: RayJobsCluster) -> str:
+    source = cluster.config.token_file or f"the environment's {cluster.config.token_env}"
+    return (
+        f"cluster {cluster.name} at {cluster.config.address} refused the token from {source}. Put the "
+        "cluster's token there (on its head: ray get-auth-token)"
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -51,7 +51,7 @@ cat > "$bootstrap" <<'PELAGOS_BOOTSTRAP'
 PELAGOS_BOOTSTRAP
 
 export PELAGOS_RAY_ADDRESS="$address"
-srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \\
+srun --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \\
   {container}ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \\
   {ray_options} -- python "$bootstrap" {arguments} &
 step=$!

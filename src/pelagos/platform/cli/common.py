@@ -24,7 +24,14 @@ def set_up_logging(verbose: bool) -> None:
     handler = RichHandler(console=error_console, show_path=verbose, show_time=verbose)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("pelagos").setLevel(logging.DEBUG if verbose else logging.INFO)
-    for chatty in ("alembic", "mlflow.store.db", "mlflow.tracking", "ray.train"):
+    for chatty in (
+        "alembic",
+        "mlflow.store.db",
+        "mlflow.tracking",
+        "ray.train",
+        "ray.dashboard",
+        "ray._private",
+    ):
         logging.getLogger(chatty).setLevel(logging.ERROR)
 
 

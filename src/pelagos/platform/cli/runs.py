@@ -10,7 +10,7 @@ from rich.table import Table
 from pelagos.platform.cli.common import console, error_console, exit_on_error, print_json
 from pelagos.platform.cli.submission import ClusterName
 from pelagos.platform.config.clusters import load_clusters
-from pelagos.platform.meters import goodput, step_time_percentiles
+from pelagos.platform.goodput import goodput, step_time_percentiles
 from pelagos.platform.runs import RunDirectory, list_runs
 
 COLOURS = {

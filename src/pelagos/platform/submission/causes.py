@@ -13,7 +13,7 @@ CauseKind = Literal[
 PATTERNS: tuple[tuple[CauseKind, str], ...] = (
     (
         "out of memory",
-        r"out of memory|OutOfMemory|can't allocate memory|MemoryError|oom-kill|OOM[- ]?killed"
+        r"out[ _]of[ _]memory|OutOfMemory|can't allocate memory|MemoryError|oom-kill|OOM[- ]?killed"
         r"|running low on memory",
     ),
     ("preempted", r"preempt|spot (instance )?(interruption|reclaim)"),
@@ -56,7 +56,7 @@ class Retry:
 def classify(cause: str) -> CauseKind:
     """Return the kind of failure that a cause (exception type and message) is."""
     for kind, pattern in PATTERNS:
-        if re.search(pattern, cause):
+        if re.search(pattern, cause, re.IGNORECASE):
             return kind
     return "infrastructure"
 

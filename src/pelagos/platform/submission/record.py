@@ -185,7 +185,7 @@ def replay(run: str, events: list[dict[str, Any]]) -> RunState:
         **{k: first[k] for k in ("cluster", "priority", "retries")},
         "after": tuple(first["after"]),
     }
-    begun = None
+    begun = -1  # the attempt that has said it runs
     for event in events:
         kind = event["kind"]
         # a run may be quicker than the one who started it is at saying so
