@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from pelagos.platform.cli.main import app
+from pelagos.platform.config.clusters import parse_clusters
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.reference import reference_markdown
 
@@ -77,6 +78,8 @@ def blocks(language: str) -> list[object]:
 def test_job_files_on_the_pages_are_valid(text: str) -> None:
     if text.startswith("job:"):
         parse_job(text, "the page")
+    if text.startswith("clusters:"):
+        assert parse_clusters(text, "the page")
 
 
 @pytest.mark.parametrize("text", blocks("python"))

@@ -66,6 +66,7 @@ def test_a_killed_driver_is_started_again_and_loses_nothing(
     assert [m["loss"] for m in metrics] == conformance_job.losses
 
 
+@pytest.mark.targets
 def test_what_needs_the_whole_cluster_waits_its_turn_by_priority(
     lab: Path, conformance_job: Job
 ) -> None:

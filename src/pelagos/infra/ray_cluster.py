@@ -38,6 +38,10 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int = 0) -> Iterat
         if address is None:
             # a machine with fewer cores still runs the job, just slower: the cores are a ledger
             options |= {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
+        elif code := os.environ.get("PELAGOS_CODE_PATHS"):
+            # the shipped code, for workers on every node: sent by content, so once for all runs
+            package = os.path.join(code.split(os.pathsep)[0], "pelagos")
+            options["runtime_env"] = {"py_modules": [package]}
         try:
             ray.init(address=address or "local", **options)
         except ConnectionError as error:

@@ -91,10 +91,11 @@ def current_state(found: SubmittedRun) -> tuple[RunState, str]:
         seen = found.cluster.state(state.handle)
     except ClusterError as error:
         return state, str(error)
-    if seen.state == "ended" and state.state in (*UNDER_WAY, "queued"):
+    is_silent = seen.state == "ended" and state.state in (*UNDER_WAY, "queued")
+    if is_silent and not found.cluster.has_queue:
         # the process writes its end before it leaves: read again before judging
         num_events, state = len(found.record.events()), found.record.state()
-        if not state.has_ended and state.state != "preempted" and not state.handle.get("is_queued"):
+        if not state.has_ended and state.state != "preempted":
             _record_silent_end(found, state, seen.detail, num_events)
             state = found.record.state()
     return state, seen.detail

@@ -11,6 +11,7 @@ The flow, for either launcher:
 import contextlib
 import functools
 import logging
+import os
 import signal
 import threading
 import uuid
@@ -18,11 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pelagos.infra.clusters.bootstrap import read_secrets
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.platform.config.schema import PretrainJob
-from pelagos.platform.runs import Outcome, RunDirectory
+from pelagos.platform.remote_run import share
+from pelagos.platform.runs import Outcome, RunDirectory, RunRecords
 from pelagos.platform.trainer import (
     BuildParts,
+    StepObserver,
     destroy_process_group,
     launched_by_torchrun,
     train,
@@ -30,7 +34,6 @@ from pelagos.platform.trainer import (
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
-WORKER_LOCK_WAIT_SECONDS = 60.0
 # Errors that another try would only repeat; all else (a lost node, a dead peer) is retried.
 PERMANENT_ERRORS = (ValueError, FloatingPointError, OSError)
 
@@ -46,7 +49,9 @@ def launch(
 ) -> Outcome:
     """Run the job's workers to their end and return how it ended; `watcher` is called regularly."""
     identity = uuid.uuid4().hex
-    worker = functools.partial(_work, job, str(run.path), build, storage_options, identity)
+    work = functools.partial(
+        _work, job, build=build, storage_options=storage_options, identity=identity
+    )
     with run.lock(), _stop_on_signals(run):
         run.clear_stop()
         run.set_status(
@@ -58,9 +63,9 @@ def launch(
         )
         run.append_event("launched", launch=identity, num_workers=job.resources.num_workers)
         if job.resources.launcher == "ray":
-            failure = _run_in_ray(job, run, worker, watcher)
+            failure = _run_in_ray(job, run, work, watcher)
         else:
-            failure = _run_here(worker, watcher)
+            failure = _run_here(functools.partial(work, run), watcher)
         outcome = run.outcome(identity)
         if outcome is None:
             outcome = Outcome(
@@ -76,22 +81,24 @@ def join_as_rank(
     job: PretrainJob, run: RunDirectory, build: BuildParts, storage_options: dict[str, Any]
 ) -> None:
     """Take part as a torchrun rank other than 0, whose driver is rank 0's process."""
-    _work(job, str(run.path), build, storage_options, "")
+    _work(job, run, build, storage_options, "")
 
 
 def _work(
     job: PretrainJob,
-    run_path: str,
+    run: RunRecords,
     build: BuildParts,
     storage_options: dict[str, Any],
     identity: str,
+    make_observer: Callable[[], StepObserver] | None = None,
 ) -> None:
     """Train in this process. A permanent error becomes the launch's outcome before it is raised."""
-    run = RunDirectory(run_path)
+    read_secrets(os.environ.get("PELAGOS_SECRETS_FILE"))  # on this node; see docs/clusters
     if identity and run.outcome(identity) is not None:
         return  # a restart after a permanent error: do not repeat it
     try:
-        train(job, run, build, storage_options, identity)
+        observer = None if make_observer is None else make_observer()
+        train(job, run, build, storage_options, identity, observer)
     except PERMANENT_ERRORS as error:
         if isinstance(error, ConnectionError | TimeoutError):
             raise
@@ -125,7 +132,7 @@ def _run_here(worker: Callable[[], None], watcher: Watcher) -> str:
 
 
 def _run_in_ray(
-    job: PretrainJob, run: RunDirectory, worker: Callable[[], None], watcher: Watcher
+    job: PretrainJob, run: RunDirectory, work: Callable[..., None], watcher: Watcher
 ) -> str:
     """Train in Ray Train workers, watch from this thread. Returns the reason if it failed."""
     workers, cpus = job.resources.num_workers, job.resources.cpus_per_worker
@@ -134,17 +141,26 @@ def _run_in_ray(
 
     def fit() -> None:
         try:
+            # in a cluster of its own every worker is on this machine; in another, on any
+            records = share(run) if job.resources.ray_address else run
+            worker = functools.partial(
+                work, records, make_observer=functools.partial(RankMetrics, run.name)
+            )
             _torch_trainer(job, run, worker).fit()
         except Exception as error:
             logger.debug("Ray Train failed", exc_info=True)
             failure.append(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
 
     with ray_cluster(job.resources.ray_address, num_cpus=workers * cpus, num_gpus=gpus):
+        from pelagos.platform.ray_metrics import RankMetrics, RunMetrics
+
+        metrics = RunMetrics(run)
         thread = threading.Thread(target=fit, name="pelagos-ray-train", daemon=True)
         thread.start()
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             watcher()
+            metrics.update()
     return "; ".join(failure)
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pelagos.infra.files import replace_durably
 from pelagos.platform.config.load import load_job, resolve_yaml
@@ -54,6 +54,35 @@ class Outcome:
     kind: Literal["finished", "stopped", "failed"]
     step: int
     cause: str = ""
+
+
+class RunRecords(Protocol):
+    """What a rank needs of its run, wherever the run's directory is."""
+
+    @property
+    def checkpoint_uri(self) -> str:
+        """Where the run's checkpoints stand."""
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Append one step's values."""
+
+    def append_event(self, kind: str, **details: Any) -> None:
+        """Append one event."""
+
+    def keep_metrics_until(self, step: int) -> int:
+        """Drop the values of steps after `step`; return how many."""
+
+    def stop_requested(self) -> bool:
+        """Return whether a stop was asked for."""
+
+    def last_step(self) -> int:
+        """Return the number of steps that have been logged."""
+
+    def write_outcome(self, outcome: Outcome, launch: str) -> None:
+        """Record how a launch ended."""
+
+    def outcome(self, launch: str) -> Outcome | None:
+        """Return how this launch ended, or None if it did not say."""
 
 
 class RunDirectory:

@@ -28,11 +28,12 @@ from pelagos.platform.optimizer import (
     set_learning_rate,
 )
 from pelagos.platform.protocols import TrainingBatch, TrainingParts
-from pelagos.platform.runs import Outcome, RunDirectory
+from pelagos.platform.runs import Outcome, RunRecords
 from pelagos.platform.strategies import Strategy, StrategyOptions, create_strategy
 from pelagos.platform.strategies.base import TensorState
 
 BuildParts = Callable[[PretrainJob], TrainingParts]
+StepObserver = Callable[[dict[str, float]], None]
 
 
 class TrainingDiverged(FloatingPointError):
@@ -41,19 +42,21 @@ class TrainingDiverged(FloatingPointError):
 
 def train(
     job: PretrainJob,
-    run: RunDirectory,
+    run: RunRecords,
     build: BuildParts,
     storage_options: dict[str, Any],
     launch: str = "",
+    on_step: StepObserver | None = None,
 ) -> Outcome:
     """Train to the end, to a stop request, or to an error; return how it ended.
 
     Args:
         job: the validated job.
-        run: its directory, on a disk that every rank sees.
+        run: where its records go; a directory that every rank sees, or one on the driver's node.
         build: makes model, objective and streams; called once in each worker.
         storage_options: fsspec options of `checkpoint.uri`.
         launch: identifies this launch in the recorded outcome.
+        on_step: given every step's values, on each rank.
     """
     # 1. processes: the group exists already (Ray), or the strategy makes it (torchrun, single)
     if not job.resources.gpus_per_worker:
@@ -65,6 +68,7 @@ def train(
         # 2. model and optimizer, then the newest checkpoint if there is one
         loop = TrainingLoop(job, run, parts, strategy, storage_options)
         start = loop.restore()
+        loop.on_step = on_step
         # 3. the steps, and the end of a save that goes on beside them, also if they fail
         try:
             with parts.streams.open(start, strategy.rank, strategy.world_size) as stream:
@@ -89,7 +93,7 @@ class TrainingLoop:
     def __init__(
         self,
         job: PretrainJob,
-        run: RunDirectory,
+        run: RunRecords,
         parts: TrainingParts,
         strategy: Strategy,
         storage_options: dict[str, Any],
@@ -108,6 +112,7 @@ class TrainingLoop:
         )
         self.best: dict[str, Any] | None = None
         self.validated: tuple[int, float] | None = None
+        self.on_step: StepObserver | None = None
         self.meter = StepMeter(
             job.data.global_batch_size, strategy.world_size, parts.flops_per_sample, strategy.device
         )
@@ -125,6 +130,8 @@ class TrainingLoop:
             completed += 1
             values |= self.meter.finish(stream.data_wait_seconds)
             self._log_step(completed, values)
+            if self.on_step is not None:
+                self.on_step(values)
             if completed % self.job.validation.every_steps == 0 or completed == total:
                 self.validate(completed)
             if completed % self.job.checkpoint.every_steps == 0 or completed == total or stop:

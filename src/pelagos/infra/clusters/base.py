@@ -84,8 +84,8 @@ class Cluster(ABC):
         ClusterError: from every method, where the cluster cannot be reached or refuses.
     """
 
-    # whether a run that waits for others is held by the cluster's own scheduler
-    schedules_dependencies = False
+    # whether a queue of Pelagos's own sees to runs there whose process ended without a word
+    has_queue = False
 
     def __init__(self, name: str, config: ClusterConfig) -> None:
         self.name, self.config = name, config

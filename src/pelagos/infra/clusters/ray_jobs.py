@@ -33,7 +33,7 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 class RayJobsCluster(Cluster):
     """Talks to the dashboard of a Ray cluster; needs no Ray of its own on this machine."""
 
-    schedules_dependencies = True
+    has_queue = True
     config: RayConfig
 
     def check(self) -> list[Check]:

@@ -70,7 +70,6 @@ exit "$status"
 class SlurmCluster(Cluster):
     """Drives the Slurm commands of this machine."""
 
-    schedules_dependencies = True
     config: SlurmConfig
 
     def check(self) -> list[Check]:

@@ -17,6 +17,7 @@ from pelagos.platform.cli.common import (
 )
 from pelagos.platform.cli.compare import compare_strategies_command
 from pelagos.platform.cli.data import app as data_app
+from pelagos.platform.cli.infra import app as infra_app
 
 app = typer.Typer(
     name="pelagos",
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(infra_app, name="infra")
 
 JobFile = Annotated[str, typer.Argument(help="The job file (YAML).", show_default=False)]
 Overrides = Annotated[
