@@ -38,7 +38,7 @@ def test_the_image_copies_what_there_is_and_code_last() -> None:
         assert (ROOT / source).exists(), source
     assert copies[-1] == ["src"]
     installs = [i for i, s in enumerate(steps) if s[0] == "RUN" and "pip install" in s[1]]
-    code = next(i for i, s in enumerate(steps) if s == ["COPY", "src /tmp/pelagos/src"])
+    code = next(i for i, s in enumerate(steps) if s == ["COPY", "src /opt/build/src"])
     assert [i for i in installs if i > code] == [code + 1]
     assert "--no-deps" in steps[code + 1][1]
 

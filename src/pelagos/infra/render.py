@@ -70,8 +70,6 @@ def _image(name: str, config: ClusterConfig) -> dict[str, str]:
         "image": getattr(config, "image", "pelagos:latest"),
         "cpu_base": "debian:trixie-slim",
         "cuda_base": "nvidia/cuda:12.8.1-cudnn-devel-ubuntu24.04",
-        "torch_cpu_index": "https://download.pytorch.org/whl/cpu",
-        "torch_cuda_index": "https://download.pytorch.org/whl/cu128",
     }
     return {"Dockerfile": _fill("Dockerfile.j2", values)}
 

@@ -18,8 +18,8 @@ from pelagos.infra.clusters.schema import CLUSTER_KINDS, RayConfig
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.jobs.submit import submission_of
 from pelagos.platform.submission.causes import classify, decide_retry
-from pelagos.platform.submission.queue import NodeResources, WaitingRun, decide, place_workers
 from pelagos.platform.submission.record import RunRecord, list_records
+from pelagos.platform.submission.run_queue import NodeResources, WaitingRun, decide, place_workers
 
 logger = logging.getLogger("pelagos.queue")
 POLL_SECONDS = 2.0

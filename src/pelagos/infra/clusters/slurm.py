@@ -39,13 +39,12 @@ SCRIPT = """\
 set -uo pipefail
 {environment}
 # Slurm sends this before the time limit and on preemption: the run saves, and is requeued.
-export PELAGOS_NOTICE_FILE="${{TMPDIR:-/tmp}}/pelagos-$SLURM_JOB_ID.notice"
-rm -f "$PELAGOS_NOTICE_FILE"
+export PELAGOS_NOTICE_FILE=$(mktemp --dry-run -t "pelagos-$SLURM_JOB_ID-XXXXXX.notice")
 trap 'touch "$PELAGOS_NOTICE_FILE"' TERM USR1
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address="$(getent ahostsv4 "$head" | awk '{{print $1; exit}}'):$((20000 + SLURM_JOB_ID % 20000))"
-bootstrap=$(mktemp "${{TMPDIR:-/tmp}}/pelagos-bootstrap-XXXXXX.py")
+bootstrap=$(mktemp -t pelagos-bootstrap-XXXXXX.py)
 cat > "$bootstrap" <<'PELAGOS_BOOTSTRAP'
 {bootstrap}
 PELAGOS_BOOTSTRAP
