@@ -50,12 +50,21 @@ cat > "$bootstrap" <<'PELAGOS_BOOTSTRAP'
 PELAGOS_BOOTSTRAP
 
 export PELAGOS_RAY_ADDRESS="$address"
+# this allocation's own token, in the environment alone: other users of a node cannot join
+export RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \\n')
+export RAY_AUTH_TOKEN
 srun --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \\
   {container}ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \\
   {ray_options} -- python "$bootstrap" {arguments} &
 step=$!
 # a trapped signal ends `wait`; the step goes on until it has saved
-while kill -0 "$step" 2>/dev/null; do wait "$step"; status=$?; done
+while wait "$step"; status=$?; [ "$status" -gt 128 ] && kill -0 "$step" 2>/dev/null; do :; done
+if [ "$status" -gt 128 ]; then
+  wait "$step" 2>/dev/null
+  late=$?
+  [ "$late" -eq 127 ] || status=$late  # 127: there is nothing left to wait for
+fi
 rm -f "$bootstrap"
 # the step's own last status: {preempted} means saved, to be continued
 if [ "$status" -eq {preempted} ]; then

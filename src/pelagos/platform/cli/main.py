@@ -147,19 +147,29 @@ def models(
 
 
 @app.command()
-def doctor(as_json: AsJson = False, runs_dir: RunsDir = "runs") -> None:
+def doctor(
+    as_json: AsJson = False,
+    runs_dir: RunsDir = "runs",
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", help="Also check that this cluster can be reached and used."),
+    ] = None,
+) -> None:
     """Check this machine: packages, devices, compiler, disk, object store; say what to fix.
 
-    Example: pelagos doctor --json
+    Example: pelagos doctor --cluster lab --json
     """
     from dataclasses import asdict
 
     from rich.table import Table
 
     from pelagos.infra.doctor import examine
+    from pelagos.platform.cli.submission import check_cluster
 
     with exit_on_error(), console.status("examining this machine"):
         checks = examine(runs_dir)
+        if cluster is not None:
+            checks += check_cluster(cluster)
     if as_json:
         print_json([asdict(c) for c in checks])
     else:

@@ -213,17 +213,13 @@ def clusters_command(
 
     Example: pelagos clusters lab
     """
-    from pelagos.infra.clusters import open_cluster
-    from pelagos.infra.clusters.storage_check import check_storage
     from pelagos.platform.config.clusters import find_cluster, load_clusters
 
     with exit_on_error():
         configs = {name: find_cluster(name)} if name else load_clusters()
         rows: list[dict[str, Any]] = []
         for key, config in configs.items():
-            checks = []
-            if check:
-                checks = [*open_cluster(key, config).check(), check_storage(config)]
+            checks = check_cluster(key) if check else []
             rows.append(
                 {
                     "cluster": key,
@@ -240,6 +236,16 @@ def clusters_command(
     else:
         _show_clusters(rows)
     finish(all(row["ok"] is not False for row in rows))
+
+
+def check_cluster(name: str) -> list[Any]:
+    """Return findings about a cluster and its storage. Raises `ConfigError`: no such cluster."""
+    from pelagos.infra.clusters import open_cluster
+    from pelagos.infra.clusters.storage_check import check_storage
+    from pelagos.platform.config.clusters import find_cluster
+
+    config = find_cluster(name)
+    return [*open_cluster(name, config).check(), check_storage(config)]
 
 
 def _show_clusters(rows: list[dict[str, Any]]) -> None:
