@@ -44,9 +44,13 @@ class RemoteRunDirectory:
         return int(self._answer("keep_metrics_until", step))
 
     def stop_requested(self) -> bool:
-        """Return the last answer; a new question is asked once a second and never waited for."""
+        """Return the last answer; a new question is asked once a second, and only the first is waited
+        for, so that a stop asked for before the start ends the run at its first step."""
         import ray
 
+        if self._asked_at == 0.0:
+            self._stop = bool(self._answer("stop_requested"))
+            self._asked_at = time.monotonic()
         if self._asked is not None:
             ready, _ = ray.wait([self._asked], timeout=0)
             if ready:
