@@ -129,7 +129,8 @@ def test_a_notice_before_the_limit_saves_requeues_and_continues(
     wait_for(found, lambda s: s.state == "running")
     job_id = found.record.state().handle["job_id"]
     subprocess.run(["scancel", "--signal=USR1", "--batch", job_id], check=True)
-    finish(found)
+    # Slurm holds a requeued job back for two minutes
+    wait_for(found, lambda s: s.state == "finished", 480)
     events = found.record.events()
     assert [e["kind"] for e in events].count("preempted") == 1
     metrics = submitted_runs.run_directory(found).metrics()
