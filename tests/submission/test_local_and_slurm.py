@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from tests.conftest import S3Server, free_ports
 from tests.submission import slurm_server
-from tests.submission.conftest import Job, conform, finish, send, wait_for
+from tests.submission.conftest import Job, conform, send, wait_for
 
 from pelagos.infra.clusters import ClusterError
 from pelagos.jobs import submit, submitted_runs
