@@ -12,9 +12,9 @@ import sys
 import time
 from typing import Any
 
-from pelagos.infra.clusters import Needs, Submission
+from pelagos.infra.clusters import Needs, Submission, recorded_config
 from pelagos.infra.clusters.ray_jobs import run_entrypoint, runtime_environment, scheduler_state
-from pelagos.infra.clusters.schema import CLUSTER_KINDS, RayConfig
+from pelagos.infra.clusters.schema import RayConfig, RayQuotas
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.jobs.submit import submission_of
 from pelagos.platform.submission.causes import classify, decide_retry
@@ -142,21 +142,17 @@ class Queue:
         return total
 
     def _needs(self, name: str) -> Needs:
-        latest = [e for e in self.records[name].events() if "needs" in e][-1]
-        return Needs(**latest["needs"])
+        return Needs(**self.records[name].latest("needs")["needs"])
 
     def _config(self, record: RunRecord) -> RayConfig:
-        latest = [e for e in record.events() if "cluster_config" in e][-1]
-        config = CLUSTER_KINDS["ray"].model_validate(latest["cluster_config"])
-        assert isinstance(config, RayConfig)
+        config = recorded_config(record.latest("cluster_config")["cluster_config"])
+        assert isinstance(config, RayConfig), "only Ray clusters have a queue"
         return config
 
-    def _quotas(self) -> Any:
+    def _quotas(self) -> RayQuotas:
         """Return the limits of the newest submission to this cluster."""
         own = [r for r in self.records.values() if r.state().cluster == self.cluster]
         newest = max(own, key=lambda r: r.state().submitted_at, default=None)
-        from pelagos.infra.clusters.schema import RayQuotas
-
         return self._config(newest).quotas if newest else RayQuotas()
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from pelagos.infra.clusters import (
     ClusterConfig,
     ClusterError,
     Code,
+    Needs,
     Submission,
     open_cluster,
+    recorded_config,
 )
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import is_remote
@@ -35,7 +37,7 @@ from pelagos.platform.config.load import (
 )
 from pelagos.platform.config.schema import EvaluateJob, Job, PretrainJob
 from pelagos.platform.submission.package import FILES, WHEEL, build_archives, upload
-from pelagos.platform.submission.record import RunRecord, RunState
+from pelagos.platform.submission.record import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +195,7 @@ def hand_over(cluster: Cluster, record: RunRecord, submission: Submission) -> No
     """Give a claimed run to its cluster, and record how it is found there."""
     others = [RunRecord(record.store, name).state() for name in submission.after]
     handles = tuple(s.handle for s in others if s.cluster == cluster.name and s.handle)
-    submission = _replaced(submission, after_handles=handles)
+    submission = replace(submission, after_handles=handles)
     try:
         handle = cluster.start(submission)
     except ClusterError as error:
@@ -208,22 +210,18 @@ def hand_over(cluster: Cluster, record: RunRecord, submission: Submission) -> No
 
 def submission_of(record: RunRecord, attempt: int) -> Submission:
     """Return the submission of a recorded run, for another attempt."""
-    from pelagos.infra.clusters import Needs
-
     first = record.events()[0]
-    latest = next(
-        (e for e in reversed(record.events()) if e["kind"] in ("submitted", "resubmitted")), first
-    )
-    config = latest["cluster_config"]
     return Submission(
         run=record.run,
         storage=record.store.uri,
         attempt=attempt,
-        needs=Needs(**latest["needs"]),
-        code=Code(**latest["code"]),
+        needs=Needs(**record.latest("needs")["needs"]),
+        code=Code(**record.latest("code")["code"]),
         priority=first["priority"],
         after=tuple(first["after"]),
-        environment=environment_of(_parsed(config)),
+        environment=environment_of(
+            recorded_config(record.latest("cluster_config")["cluster_config"])
+        ),
     )
 
 
@@ -313,21 +311,9 @@ def _check_names(runs: Sequence[PlannedRun], store: ObjectStore) -> None:
     for run in runs:
         record = RunRecord(store, run.name)
         if record.exists():
-            state: RunState = record.state()
+            state = record.state()
             raise ValueError(
                 f"run {run.name!r} exists already in {store.uri} ({state.state}, submitted by "
                 f"{state.submitted_by}): `pelagos resume {run.name}` continues it; a new run needs "
                 "another name (name=OTHER)"
             )
-
-
-def _replaced(submission: Submission, **changes: Any) -> Submission:
-    from dataclasses import replace
-
-    return replace(submission, **changes)
-
-
-def _parsed(config: dict[str, Any]) -> ClusterConfig:
-    from pelagos.infra.clusters.schema import CLUSTER_KINDS
-
-    return CLUSTER_KINDS[config["kind"]].model_validate(config)

@@ -3,13 +3,20 @@
 import contextlib
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pelagos.infra.clusters import Cluster, ClusterConfig, ClusterError, open_cluster
+from pelagos.infra.clusters import (
+    Cluster,
+    ClusterConfig,
+    ClusterError,
+    open_cluster,
+    recorded_config,
+)
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import StorageError, StorageMissingError, is_remote
 from pelagos.jobs.submission_job import needs_of
@@ -214,8 +221,6 @@ def clone(
     found: SubmittedRun, name: str, cluster: str | None, overrides: Sequence[str], options: Options
 ) -> SubmissionPlan:
     """Plan a new run with the job of another."""
-    import tempfile
-
     job = parse_job(found.record.job_yaml(), f"run {found.record.run}")
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "job.yaml"
@@ -328,12 +333,8 @@ def _open(run: str, config: ClusterConfig) -> SubmittedRun:
 
 def _with_cluster(record: RunRecord) -> SubmittedRun:
     """Return a record with the cluster it was last given to, as it was configured then."""
-    from pelagos.infra.clusters.schema import CLUSTER_KINDS
-
-    latest = [e for e in record.events() if "cluster_config" in e][-1]
-    config = CLUSTER_KINDS[latest["cluster_config"]["kind"]].model_validate(
-        latest["cluster_config"]
-    )
+    latest = record.latest("cluster_config")
+    config = recorded_config(latest["cluster_config"])
     return SubmittedRun(record, open_cluster(latest["cluster"], config))
 
 

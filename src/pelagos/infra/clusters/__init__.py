@@ -1,5 +1,7 @@
 """Clusters that runs are submitted to: one class per kind."""
 
+from typing import Any
+
 from pelagos.infra.clusters.base import (
     Cluster,
     ClusterError,
@@ -11,7 +13,7 @@ from pelagos.infra.clusters.base import (
 from pelagos.infra.clusters.kubernetes import KubernetesCluster
 from pelagos.infra.clusters.local import LocalCluster
 from pelagos.infra.clusters.ray_jobs import RayJobsCluster
-from pelagos.infra.clusters.schema import ClusterConfig
+from pelagos.infra.clusters.schema import CLUSTER_KINDS, ClusterConfig
 from pelagos.infra.clusters.slurm import SlurmCluster
 
 CLUSTERS: dict[str, type[Cluster]] = {
@@ -27,6 +29,11 @@ def open_cluster(name: str, config: ClusterConfig) -> Cluster:
     return CLUSTERS[config.kind](name, config)
 
 
+def recorded_config(values: dict[str, Any]) -> ClusterConfig:
+    """Return a cluster's configuration from what a run's record holds of it."""
+    return CLUSTER_KINDS[values["kind"]].model_validate(values)
+
+
 __all__ = [
     "CLUSTERS",
     "Cluster",
@@ -37,4 +44,5 @@ __all__ = [
     "SchedulerState",
     "Submission",
     "open_cluster",
+    "recorded_config",
 ]

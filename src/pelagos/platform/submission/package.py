@@ -49,15 +49,15 @@ def build_archives(include: Sequence[str]) -> tuple[CodeArchive, dict[str, bytes
     Raises:
         ValueError: one does not exist, lies outside the current directory, or all are too large.
     """
-    wheel = _zipped(_package_files())
-    files = _zipped(_user_files(include))
+    own = _user_files(include)
+    wheel, files = _zipped(_package_files()), _zipped(own)
     digest = hashlib.sha256(wheel + files).hexdigest()[:32]
     archive = CodeArchive(
         digest,
         hashlib.sha256(wheel).hexdigest(),
         hashlib.sha256(files).hexdigest(),
         len(wheel) + len(files),
-        tuple(sorted(_user_files(include))),
+        tuple(sorted(own)),
     )
     return archive, {archive.key(WHEEL): wheel, archive.key(FILES): files}
 

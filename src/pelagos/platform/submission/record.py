@@ -109,6 +109,10 @@ class RunRecord:
         """Return the resolved job as it was submitted."""
         return str(self._require()[0]["job"])
 
+    def latest(self, key: str) -> dict[str, Any]:
+        """Return the newest event that holds `key`; the first one holds all a run needs."""
+        return next(event for event in reversed(self._require()) if key in event)
+
     def append(self, kind: str, **details: Any) -> dict[str, Any]:
         """Add an event at the end, after whatever others add at the same time."""
         event = _event(kind, details)
