@@ -74,6 +74,7 @@ def test_conformance_with_object_storage_and_no_secret_written(
     assert [name for name, text in texts.items() if any(p in text for p in planted)] == []
 
 
+@pytest.mark.targets
 def test_a_dependency_that_failed_cancels_what_comes_after(
     clusters: Clusters, tmp_path: Path, conformance_job: Job
 ) -> None:

@@ -50,6 +50,7 @@ def test_a_chain_by_one_submit(lab: Path, conformance_job: Job, tmp_path: Path) 
     assert (lab / "runs/reference/evaluation/test/report.html").exists()
 
 
+@pytest.mark.targets
 def test_a_killed_driver_is_started_again_and_loses_nothing(
     lab: Path, conformance_job: Job
 ) -> None:
