@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--cluster", required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     config = find_cluster(arguments.cluster)
     plain = {"ray": plain_ray, "slurm": plain_slurm}[config.kind]
     with tempfile.TemporaryDirectory() as directory:
