@@ -45,8 +45,7 @@ class Queue:
 
     def step(self) -> bool:
         """Look at everything once and act; return whether runs are waiting or running."""
-        for record in list_records(self.store):
-            self.records.setdefault(record.run, record)
+        self.records = {r.run: r for r in list_records(self.store, self.records)}
         states = {name: record.state() for name, record in self.records.items()}
         own = {name: s for name, s in states.items() if s.cluster == self.cluster}
         for name, state in own.items():

@@ -1,7 +1,6 @@
 """The durable record of a submitted run: events in order, from which its state follows.
 
-STORAGE/records/RUN/job.yaml               the resolved job, as submitted
-                    events/00000000.json   submitted: by whom, from where, to which cluster
+STORAGE/records/RUN/events/00000000.json   submitted: by whom, to which cluster, the whole job
                     events/00000001.json   … one object per event, never changed, never removed
 
 Event n exists only if event n-1 does, and is written with a create that two writers cannot both
@@ -14,7 +13,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,13 +162,18 @@ class RunRecord:
         return f"{RECORDS}/{self.run}/events/{number:08d}.json"
 
 
-def list_records(store: ObjectStore) -> list[RunRecord]:
-    """Return every record of a storage, by name, with one listing."""
+def list_records(
+    store: ObjectStore, known: Mapping[str, RunRecord] | None = None
+) -> list[RunRecord]:
+    """Return every record of a storage, by name, with one listing.
+
+    Those of `known` are returned themselves, so that events they have read are not read again.
+    """
     keys = store.sizes(RECORDS)
     records = []
     for run in sorted({key.split("/")[1] for key in keys if key.count("/") >= 3}):
         if NAME_PATTERN.fullmatch(run):
-            record = RunRecord(store, run)
+            record = (known or {}).get(run) or RunRecord(store, run)
             record.events_among(keys)
             records.append(record)
     return records
