@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 
-from pelagos.models.poseidon import ScOT
-from pelagos.models.registry import create_model, list_models, model_info
+from pelagos.models.registry import FAMILIES, create_model, list_models, model_info
 
 PUBLISHED_SIZES = {
     "poseidon-t": 20_774_444,
@@ -25,22 +24,25 @@ PUBLISHED_SIZES = {
 FORBIDDEN = ("ray", "mlflow", "zarr", "deepspeed", "accelerate", "pydantic")
 
 
-def forecast(model: torch.nn.Module) -> torch.Tensor:
-    """One forecast `[batch, field, y, x]` of two samples, in the family's own call."""
-    if isinstance(model, ScOT):
-        return model(torch.empty(2, 4, 128, 128), torch.empty(2)).output
-    side = model.config.img_size
-    return model(torch.empty(2, side, side, 10, 4))[0][..., 0, :].permute(0, 3, 2, 1)
+def forecast(name: str, model: torch.nn.Module, batch_size: int = 2) -> torch.Tensor:
+    """The model's answer to its family's example, in the family's own call."""
+    family = FAMILIES[model_info(name).family]
+    answer = model(*family.example(model.config, batch_size))
+    if family.call == "frame":
+        return answer.output
+    if family.call == "window":
+        return answer[0]
+    return answer
 
 
 @pytest.mark.parametrize("name", list_models())
 def test_every_model_builds_on_meta_with_the_parameters_it_states(name: str):
     with torch.device("meta"):
         model = create_model(name)
-        output = forecast(model)
+        output = forecast(name, model)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == model_info(name).parameters == PUBLISHED_SIZES.get(name, count)
-    assert output.shape[:2] == (2, 4)
+    assert output.shape[0] == 2
     assert model.no_weight_decay() < {n for n, _ in model.named_parameters()}
     assert len(model.blocks()) > 0
 

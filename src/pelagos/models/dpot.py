@@ -12,7 +12,6 @@ dicts load with ``strict=True``. Layout: input and prediction are ``[B, X, Y, T,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -20,29 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pelagos.models.family import Family, Options, Size
 from pelagos.models.precision import without_autocast
 from pelagos.models.pretrained import Pretrained
 
-__all__ = ["DPOT", "DPOT_SIZES", "DPOTConfig"]
+__all__ = ["DPOT", "FAMILY", "DPOTConfig"]
 
 _NORM_GROUPS = 8
 _NUM_COORDINATES = 3  # x, y, t
 _INIT_STD = 0.02
 
-_SMALL_HEAD: dict[str, Any] = {"out_layer_dim": 32}
-_LARGE_HEAD: dict[str, Any] = {"out_layer_dim": 128, "mlp_ratio": 4}
-DPOT_SIZES: dict[str, dict[str, Any]] = {
-    "dpot-nano": {"img_size": 64, "embed_dim": 64, "depth": 2, "n_blocks": 4, **_SMALL_HEAD},
-    "dpot-ti": {"embed_dim": 512, "depth": 4, "n_blocks": 4, **_SMALL_HEAD},
-    "dpot-s": {"embed_dim": 1024, "depth": 6, "n_blocks": 8, **_SMALL_HEAD},
-    "dpot-m": {"embed_dim": 1024, "depth": 12, "n_blocks": 8, **_SMALL_HEAD, "mlp_ratio": 4},
-    "dpot-l": {"embed_dim": 1536, "depth": 24, "n_blocks": 16, **_LARGE_HEAD},
-    "dpot-h": {"embed_dim": 2048, "depth": 27, "n_blocks": 8, **_LARGE_HEAD},
-}
-
 
 @dataclass(frozen=True)
-class DPOTConfig:
+class DPOTConfig(Options):
     """Sizes and options of one DPOT, under the official names.
 
     ``n_blocks`` is the number of heads that the channels are split into in Fourier space, and
@@ -93,12 +82,6 @@ class DPOTConfig:
     def token_grid(self) -> int:
         """Tokens along one side."""
         return self.img_size // self.patch_size
-
-    @classmethod
-    def from_official(cls, config: Mapping[str, Any]) -> DPOTConfig:
-        """From a mapping with the official names; others are dropped."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in config.items() if key in known})
 
     def _misfits(self) -> list[str]:
         problems = []
@@ -348,3 +331,43 @@ def _coordinates(x_BXYTC: Tensor) -> Tensor:
     axes = [torch.linspace(0, 1, size, device=x_BXYTC.device) for size in x_BXYTC.shape[1:4]]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     return grid.to(x_BXYTC.dtype).expand(x_BXYTC.shape[0], -1, -1, -1, -1)
+
+
+_LARGE: dict[str, Any] = {"out_layer_dim": 128, "mlp_ratio": 4}
+_NANO: dict[str, Any] = {"img_size": 64, "embed_dim": 64, "depth": 2, "n_blocks": 4}
+_TINY: dict[str, Any] = {"embed_dim": 512, "depth": 4, "n_blocks": 4}
+_MEDIUM: dict[str, Any] = {"embed_dim": 1024, "depth": 12, "n_blocks": 8, "mlp_ratio": 4}
+
+
+def _example(config: DPOTConfig, batch_size: int) -> tuple[Tensor, ...]:
+    side, frames = config.img_size, config.in_timesteps
+    return (torch.zeros(batch_size, side, side, frames, config.in_channels),)
+
+
+FAMILY = Family(
+    name="dpot",
+    model=DPOT,
+    paper="Hao et al., ICML 2024, arXiv:2403.03542",
+    inputs="10 equally spaced frames [batch, x, y, time, field]; a square grid of 128 a side (nano: "
+    "64); four fields in the published weights",
+    call="window",
+    example=_example,
+    sizes=(
+        Size("nano", 230_387, _NANO),
+        Size("Ti", 7_534_643, _TINY, "Apache-2.0"),
+        Size("S", 30_801_459, {"embed_dim": 1024, "depth": 6, "n_blocks": 8}, "Apache-2.0"),
+        Size("M", 122_125_875, _MEDIUM, "Apache-2.0"),
+        Size(
+            "L",
+            509_018_739,
+            {"embed_dim": 1536, "depth": 24, "n_blocks": 16, **_LARGE},
+            "Apache-2.0",
+        ),
+        Size(
+            "H",
+            1_031_082_099,
+            {"embed_dim": 2048, "depth": 27, "n_blocks": 8, **_LARGE},
+            "Apache-2.0",
+        ),
+    ),
+)

@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pelagos.models.family import Family, Size
 from pelagos.models.fourier import fourier_resize
 from pelagos.models.pretrained import Pretrained
 from pelagos.models.scot_config import ScOTConfig
@@ -36,27 +37,11 @@ from pelagos.models.scot_layers import (
     WindowAttention,
 )
 
-__all__ = ["SCOT_SIZES", "ScOT", "ScOTConfig", "ScOTOutput"]
+__all__ = ["FAMILY", "ScOT", "ScOTConfig", "ScOTOutput"]
 
 _LOSS_EPS = 1e-10
 _LAYER_SCALE_INIT = 1e-6
 _LOGIT_SCALE_INIT = math.log(10.0)
-
-_OFFICIAL: dict[str, Any] = {"image_size": 128, "num_heads": (3, 6, 12, 24), "window_size": 16}
-_NANO: dict[str, Any] = {
-    "image_size": 64,
-    "num_heads": (2, 4, 8),
-    "window_size": 8,
-    "skip_connections": (1, 1, 0),
-    "unit_norm_init": True,
-}
-SCOT_SIZES: dict[str, dict[str, Any]] = {
-    "poseidon-nano": {"embed_dim": 32, "depths": (2, 2, 1), **_NANO},
-    "poseidon-t": {"embed_dim": 48, "depths": (4, 4, 4, 4), **_OFFICIAL},
-    "poseidon-s": {"embed_dim": 48, "depths": (8, 8, 8, 8), **_OFFICIAL},
-    "poseidon-b": {"embed_dim": 96, "depths": (8, 8, 8, 8), **_OFFICIAL},
-    "poseidon-l": {"embed_dim": 192, "depths": (8, 8, 8, 8), **_OFFICIAL},
-}
 
 
 @dataclass
@@ -285,3 +270,47 @@ class ScOT(Pretrained):
             raise ValueError(f"scOT got pixel_mask of shape {got}, needs {expected[:2]}")
         if pixel_mask is not None and labels is None:
             raise ValueError("scOT got pixel_mask without labels: nothing to replace the fields by")
+
+
+_OFFICIAL: dict[str, Any] = {"image_size": 128, "num_heads": (3, 6, 12, 24), "window_size": 16}
+_SMALL: dict[str, Any] = {"embed_dim": 48, "depths": (8, 8, 8, 8), **_OFFICIAL}
+_NANO: dict[str, Any] = {
+    "image_size": 64,
+    "embed_dim": 32,
+    "depths": (2, 2, 1),
+    "num_heads": (2, 4, 8),
+    "window_size": 8,
+    "skip_connections": (1, 1, 0),
+    "unit_norm_init": True,
+}
+
+
+def _example(config: ScOTConfig, batch_size: int) -> tuple[Tensor, ...]:
+    side = config.image_size
+    return torch.zeros(batch_size, config.num_channels, side, side), torch.ones(batch_size)
+
+
+def _groups(_in_channels: int, out_channels: int) -> dict[str, Any]:
+    if out_channels == 4:  # the published groups are those of the four fluid fields
+        return {}
+    return {"channel_slice_list_normalized_loss": tuple(range(out_channels + 1))}
+
+
+FAMILY = Family(
+    name="poseidon",
+    model=ScOT,
+    paper="Herde et al., NeurIPS 2024, arXiv:2405.19101",
+    inputs="one frame [batch, field, y, x] and a lead time; density, velocity-x, velocity-y, pressure "
+    "in the published weights; square grids, 128 a side natively (nano: 64), others by Fourier resize",
+    call="frame",
+    example=_example,
+    sizes=(
+        Size("nano", 824_668, _NANO),
+        Size("T", 20_774_444, {**_SMALL, "depths": (4, 4, 4, 4)}, "CC-BY-NC-4.0"),
+        Size("S", 39_901_076, _SMALL),
+        Size("B", 157_729_988, {**_SMALL, "embed_dim": 96}, "CC-BY-NC-4.0"),
+        Size("L", 628_575_524, {**_SMALL, "embed_dim": 192}, "CC-BY-NC-4.0"),
+    ),
+    channels=("num_channels", "num_out_channels"),
+    adapt=_groups,
+)

@@ -1,0 +1,87 @@
+"""What the registry knows of a family: its network, its sizes, where it comes from, how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self
+
+from torch import Tensor
+
+from pelagos.models.pretrained import Pretrained
+
+Call = Literal["frame", "window", "image"]
+"""How an objective calls a network.
+
+- ``frame``: ``model(frame [B, C, *grid], lead_time [B])``, an object with ``.output``
+  ``[B, C_out, *grid]``.
+- ``window``: ``model(x [B, *grid, T, C])``, grid axes x first: a tuple, the prediction
+  ``[B, *grid, T_out, C_out]`` first, then whatever else it makes.
+- ``image``: ``model(image [B, C, *grid])``, a tensor (class logits ``[B, K]`` or a map
+  ``[B, K, *grid]``), or what the objective that fits it asks for.
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of the families' configurations: sizes and options, written to ``config.json``."""
+
+    @classmethod
+    def from_official(cls, config: Mapping[str, Any]) -> Self:
+        """From a mapping with the names of the fields, such as ``config.json``; others are dropped."""
+        known = {entry.name for entry in fields(cls)}
+        return cls(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in config.items()
+                if key in known
+            }
+        )
+
+
+@dataclass
+class FrameOutput:
+    """A forecast ``output [B, C_out, *grid]``."""
+
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Size:
+    """One row of a family's table.
+
+    ``parameters`` counts the network with the family's default channels; ``options`` are the
+    fields of its configuration that make this size; ``weights_license`` is the licence of the
+    weights that its authors published, None where there are none.
+    """
+
+    name: str
+    parameters: int
+    options: dict[str, Any]
+    weights_license: str | None = None
+
+
+def _no_changes(_in_channels: int, _out_channels: int) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A network in several sizes.
+
+    ``channels`` are its configuration's names of the numbers of channels in and out, and
+    ``default_channels`` their values where nobody says; ``inputs`` says in a sentence what goes
+    in; ``example`` makes the arguments of a forward pass, of a configuration and so many samples,
+    on the default device; ``adapt`` returns the options that follow from the numbers of channels.
+    """
+
+    name: str
+    model: type[Pretrained]
+    paper: str
+    inputs: str
+    call: Call
+    example: Callable[[Any, int], tuple[Tensor, ...]]
+    sizes: tuple[Size, ...]
+    channels: tuple[str, str] = ("in_channels", "out_channels")
+    default_channels: tuple[int, int] = (4, 4)
+    adapt: Callable[[int, int], dict[str, Any]] = field(default=_no_changes)
