@@ -249,9 +249,7 @@ class DPOT(Pretrained):
                 nn.GELU(),
                 nn.Conv2d(hidden, config.out_channels * config.out_timesteps, 1),
             )
-        if device.type != "meta":
-            self.to_empty(device=device)
-            self.reset_parameters()
+        self.materialize(device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Predict the frames after ``x [B, X, Y, T, C]``, equally spaced in time.

@@ -128,9 +128,7 @@ class ScOT(Pretrained):
                 nn.ModuleList(ConvNeXtBlock(config, stage) for _ in range(depth))
                 for stage, depth in enumerate(config.skip_connections)
             )
-        if device.type != "meta":
-            self.to_empty(device=device)
-            self.reset_parameters()
+        self.materialize(device)
 
     def forward(
         self,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,15 +24,47 @@ _LISTED = 10  # names in an error
 
 
 class Pretrained(nn.Module):
-    """A network that is written to and read from a model directory.
+    """A network of the registry: how it is initialised, listed, written and read.
 
     ``model_types`` are the values of ``model_type`` in ``config.json`` that name the family, its
-    own first.
+    own first. A subclass builds its modules under ``torch.device("meta")`` and then calls
+    ``materialize``; parameters of its own, and of modules without ``reset_parameters()``, it
+    initialises in ``init_weights``. It also has ``blocks()``, the repeated modules to wrap, compile
+    or checkpoint.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     config_class: ClassVar[Any]
     config: Any
+
+    def materialize(self, device: torch.device) -> None:
+        """Allocate and initialise the network on a device; on the meta device do nothing."""
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise every parameter and buffer, from torch's global generator."""
+        for module in self.modules():
+            self.init_weights(module)
+
+    @torch.no_grad()
+    def init_weights(self, module: nn.Module) -> None:
+        """Initialise the direct parameters and buffers of one of ``modules()``, not its children's.
+
+        Here: torch's own way. Once over all modules is ``reset_parameters``; one at a time lets a
+        sharded model be filled without ever being whole.
+        """
+        if module is not self and (module._parameters or module._buffers):
+            cast(Any, module).reset_parameters()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay; here vectors: biases and the scales of norms."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim < 2}
+
+    def resized_parameter(self, name: str, source: Tensor) -> Tensor | None:
+        """A source's parameter interpolated to this network's grid, None where none fits."""
+        return None
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
