@@ -13,7 +13,7 @@ import yaml
 
 from pelagos.jobs.parts import check_parts
 from pelagos.platform.config.load import parse_job, resolve_yaml
-from pelagos.platform.config.schema import PretrainJob
+from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.evaluation.comparison import (
     Comparison,
     compare_runs,
@@ -42,7 +42,7 @@ class Layout:
 
 
 def run(
-    job: PretrainJob,
+    job: TrainingJob,
     layouts: Sequence[Layout],
     output: Path,
     *,
@@ -95,7 +95,7 @@ def layouts_of(strategies: Sequence[str], num_workers: Sequence[int]) -> list[La
     return layouts
 
 
-def _job_of(job: PretrainJob, layout: Layout, output: Path, steps: int) -> PretrainJob:
+def _job_of(job: TrainingJob, layout: Layout, output: Path, steps: int) -> TrainingJob:
     """Return the job of one layout: the same steps, and nothing that is not compared."""
     overrides = [
         f"name={layout.name}",
@@ -111,12 +111,12 @@ def _job_of(job: PretrainJob, layout: Layout, output: Path, steps: int) -> Pretr
         "tracking.uri=null",
     ]
     changed = parse_job(resolve_yaml(job), f"{layout.name}", overrides)
-    assert isinstance(changed, PretrainJob)
+    assert isinstance(changed, TrainingJob)
     return changed
 
 
 def _train_all(
-    jobs: Sequence[PretrainJob],
+    jobs: Sequence[TrainingJob],
     layouts: Sequence[Layout],
     directory: Path,
     progress: Callable[[str], None],
@@ -127,7 +127,7 @@ def _train_all(
         yield layout.name, RunDirectory(directory / "runs" / layout.name), failure
 
 
-def _train(job: PretrainJob, layout: Layout, directory: Path) -> str:
+def _train(job: TrainingJob, layout: Layout, directory: Path) -> str:
     """Train in processes of its own; return why it failed, or nothing."""
     path = directory / f"{layout.name}.yaml"
     content = yaml.safe_load(resolve_yaml(job)) | {"runs_dir": str(directory / "runs")}

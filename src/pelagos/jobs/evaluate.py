@@ -12,7 +12,7 @@ from rich.table import Table
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import options_for
-from pelagos.platform.config.schema import EvaluateJob, PretrainJob
+from pelagos.platform.config.schema import EvaluateJob, TrainingJob
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation, evaluate_dataset
 from pelagos.platform.evaluation.report import (
     Provenance,
@@ -81,7 +81,7 @@ def _check_input_frames(forecaster: Forecaster, run: str) -> None:
         )
 
 
-def _lead_steps(job: EvaluateJob, training: PretrainJob) -> tuple[int, ...] | None:
+def _lead_steps(job: EvaluateJob, training: TrainingJob) -> tuple[int, ...] | None:
     """Return the leads in stored frames, or None for every used frame of the dataset."""
     stride = training.objective.frame_stride
     if job.lead_steps is not None:
@@ -93,7 +93,7 @@ def _lead_steps(job: EvaluateJob, training: PretrainJob) -> tuple[int, ...] | No
 
 def _evaluate(
     job: EvaluateJob,
-    training: PretrainJob,
+    training: TrainingJob,
     forecaster: Forecaster,
     record: dict[str, Any],
     leads: Sequence[int] | None,

@@ -14,6 +14,7 @@ from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.store import Dataset
 from pelagos.jobs.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.parts import options_for
+from pelagos.models.low_rank import merged
 from pelagos.models.objectives import Objective, create_objective, default_field_groups
 from pelagos.models.pretrained import WEIGHTS_FILE, read_weights
 from pelagos.models.registry import create_model
@@ -118,6 +119,17 @@ def trained_weights(
     """
     job = run.job()
     store = CheckpointStore(run.checkpoint_uri, options_for(run.checkpoint_uri, job.storage))
+    return store_weights(store, checkpoint, weights)
+
+
+def store_weights(
+    store: CheckpointStore, checkpoint: str = "last", weights: str = "model"
+) -> tuple[dict[str, Any], dict[str, Tensor], int]:
+    """Return description, state dict and step of a checkpoint, low-rank updates merged in.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it has no such weights.
+    """
     step = _step(store, checkpoint)
     description = store.trainer_state(step)["forecaster"]
     tensors = store.load_named(step, "model.")
@@ -129,6 +141,8 @@ def trained_weights(
                 f"{store.uri} has no averaged weights; set ema_decay to train them"
             )
         state |= {name.removeprefix("ema."): tensor for name, tensor in averaged.items()}
+    if (updates := description.get("lora")) is not None:
+        state = merged(state, updates["alpha"])
     return description, state, step
 
 

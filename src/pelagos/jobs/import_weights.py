@@ -1,6 +1,7 @@
 """`pelagos import`: published or foreign weights into a model directory, without running their code."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from pelagos.jobs.model_directory import ModelDirectory, check_free, write_model_directory
 from pelagos.jobs.weight_files import ForeignWeights, read_source
 from pelagos.models.pretrained import Pretrained, check_weights, mismatches
-from pelagos.models.registry import create_model, list_models, model_class
+from pelagos.models.registry import FAMILIES, create_model, list_models, model_class, model_info
 
 _LISTED = 10
 # A parameter that every network of the family has, and where its shapes say how many fields
@@ -28,6 +29,7 @@ _FAMILIES = {
         ("out_layer.4.weight", 0, 0),
     ),
 }
+MARKERS = tuple(family[0] for family in _FAMILIES.values())
 
 
 def run(
@@ -55,7 +57,7 @@ def run(
     target = Path(directory)
     check_free(target, overwrite)
     overrides = _options(options)
-    found = read_source(Path(source), prefix, [family[0] for family in _FAMILIES.values()])
+    found = read_source(Path(source), prefix, MARKERS)
     network, name = _network(found, model, overrides)
     check_weights(network, found.tensors, str(source))
     return write_model_directory(
@@ -66,6 +68,21 @@ def run(
         max_shard_size=max_shard_size,
         overwrite=overwrite,
     )
+
+
+def find_network(found: ForeignWeights) -> tuple[str, dict[str, Any]]:
+    """Return the registered model that weights are of, and its options where they are not the
+    registered ones; numbers of fields aside. Raises ValueError where the files do not tell.
+    """
+    network, name = _network(found, None, {})
+    if name is not None:
+        return name, {}
+    family = next(f for f in FAMILIES.values() if f.model is type(network))
+    name = next(n for n in list_models() if model_info(n).family == family.name)
+    channels = _channels(ForeignWeights("", network.state_dict(), None))
+    usual, own = asdict(_on_meta(name, channels).config), asdict(network.config)
+    counts = (*family.channels, *family.adapt(1, 1))
+    return name, {k: v for k, v in own.items() if v != usual[k] and k not in counts}
 
 
 def _network(

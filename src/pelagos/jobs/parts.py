@@ -14,16 +14,20 @@ from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import Dataset, DatasetError, open_dataset
 from pelagos.infra.object_store import storage_options
+from pelagos.models.low_rank import add_low_rank
 from pelagos.models.objectives import Objective, create_objective
+from pelagos.models.pretrained import Pretrained
 from pelagos.models.registry import create_model
 from pelagos.platform.config.checks import micro_batch_size
+from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
-from pelagos.platform.config.schema import DataConfig, PretrainJob, StorageConfig
+from pelagos.platform.config.schema import DataConfig, StorageConfig, TrainingJob
 from pelagos.platform.optimizer import freeze, group_settings
 from pelagos.platform.protocols import Stream, TrainingParts
 from pelagos.platform.strategies import check_strategy
 from pelagos.platform.trainer import strategy_options
 
+INITIAL_WEIGHTS = "initial-weights"
 VALIDATION_SEED_OFFSET = 1_000_003
 
 
@@ -32,7 +36,7 @@ def options_for(uri: str, storage: StorageConfig) -> dict[str, Any]:
     return storage_options(uri, storage.endpoint_url, storage.region, storage.anonymous)
 
 
-def build_objective(job: PretrainJob) -> Objective:
+def build_objective(job: TrainingJob) -> Objective:
     """Return the job's objective over its fields. Raises `ValueError`."""
     config = job.objective
     return create_objective(
@@ -42,15 +46,24 @@ def build_objective(job: PretrainJob) -> Objective:
     )
 
 
-def build_model(job: PretrainJob) -> nn.Module:
+def build_model(job: TrainingJob) -> nn.Module:
     """Return the job's network, freshly drawn from torch's generator. Raises `ValueError`."""
+    model = build_network(job)
+    if isinstance(job, FinetuneJob) and job.lora is not None:
+        lora = job.lora
+        add_low_rank(model, lora.targets, lora.rank, lora.alpha, lora.also_train)
+    return model
+
+
+def build_network(job: TrainingJob) -> Pretrained:
+    """Return the registry's network for the job's fields, as it is. Raises `ValueError`."""
     channels = len(job.data.fields)
     return create_model(
         job.model.name, in_channels=channels, out_channels=channels, **job.model.config
     )
 
 
-def open_datasets(job: PretrainJob) -> list[Dataset]:
+def open_datasets(job: TrainingJob) -> list[Dataset]:
     """Open the datasets of the job's mixture. Raises `ConfigError` with all that cannot be."""
     datasets, problems = [], []
     for index, entry in enumerate(job.data.mixture):
@@ -64,7 +77,7 @@ def open_datasets(job: PretrainJob) -> list[Dataset]:
 
 
 def build_mixture(
-    job: PretrainJob,
+    job: TrainingJob,
     datasets: Sequence[Dataset],
     split: str = "train",
     normalization: Normalization | None = None,
@@ -87,13 +100,15 @@ def _normalization(data: DataConfig) -> Normalization | None:
         return None  # pooled by the mixture itself
     if data.normalization == "none":
         return Normalization.identity(data.fields)
+    if data.normalization == "source":
+        raise ValueError("data.normalization: source was not replaced by the source's constants")
     return Normalization.constants(data.fields, data.normalization.mean, data.normalization.std)
 
 
 class MixtureStreams:
     """The training stream and the fixed validation samples of a job's mixture."""
 
-    def __init__(self, job: PretrainJob) -> None:
+    def __init__(self, job: TrainingJob) -> None:
         self.job = job
         self.datasets = open_datasets(job)
         self.mixture = build_mixture(job, self.datasets)
@@ -149,7 +164,7 @@ def unique_names(names: list[str]) -> tuple[str, ...]:
     )
 
 
-def build_parts(job: PretrainJob) -> TrainingParts:
+def build_parts(job: TrainingJob) -> TrainingParts:
     """Return what the trainer needs, in a worker."""
     with torch.device("meta"):
         model = build_model(job)
@@ -159,17 +174,19 @@ def build_parts(job: PretrainJob) -> TrainingParts:
         model,
         objective,
         streams,
+        initial_weights=INITIAL_WEIGHTS if isinstance(job, FinetuneJob) else None,
         description={"forecaster": describe_forecaster(job, streams.mixture)},
         flops_per_sample=count_flops(job, streams.mixture),
         example_loss=example_loss(job, streams.mixture, micro_batch_size(job)),
     )
 
 
-def describe_forecaster(job: PretrainJob, mixture: Mixture) -> dict[str, Any]:
+def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
     """Return the JSON that rebuilds the trained model with its fields and normalisation."""
     return {
         "model": job.model.model_dump(),
         "objective": job.objective.model_dump(exclude_none=True),
+        **({"lora": job.lora.model_dump()} if isinstance(job, FinetuneJob) and job.lora else {}),
         "fields": list(job.data.fields),
         "normalization": mixture.normalization.to_dict(),
         "datasets": [
@@ -184,7 +201,7 @@ def describe_forecaster(job: PretrainJob, mixture: Mixture) -> dict[str, Any]:
     }
 
 
-def count_flops(job: PretrainJob, mixture: Mixture) -> float:
+def count_flops(job: TrainingJob, mixture: Mixture) -> float:
     """Return the floating-point operations of forward and backward of one sample.
 
     Counted on the meta device with torch's own rules (matrix products, convolutions, attention);
@@ -202,7 +219,7 @@ def count_flops(job: PretrainJob, mixture: Mixture) -> float:
 
 
 def example_loss(
-    job: PretrainJob, mixture: Mixture, batch_size: int
+    job: TrainingJob, mixture: Mixture, batch_size: int
 ) -> Callable[[nn.Module], Tensor]:
     """Return a function that runs a model forward on made-up samples, on the model's device."""
     objective = build_objective(job)
@@ -222,7 +239,7 @@ def example_loss(
     return run
 
 
-def check_parts(job: PretrainJob) -> Mixture:
+def check_parts(job: TrainingJob) -> Mixture:
     """Build every part as far as that costs nothing; return the opened mixture.
 
     Raises:
@@ -258,7 +275,7 @@ def check_parts(job: PretrainJob) -> Mixture:
     return mixture
 
 
-def _training_problems(job: PretrainJob, model: nn.Module) -> Iterator[Problem]:
+def _training_problems(job: TrainingJob, model: nn.Module) -> Iterator[Problem]:
     """Yield what is wrong with the optimizer's patterns and the strategy's options."""
     try:
         freeze(model, job.optimizer.frozen)

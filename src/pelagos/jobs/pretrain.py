@@ -1,8 +1,8 @@
-"""`pelagos pretrain` and `pelagos resume`: check, build, train, register."""
+"""`pelagos pretrain`, and what every training does: check, build, train, register."""
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from pelagos.jobs.parts import build_parts, check_parts, options_for, unique_nam
 from pelagos.jobs.register import register_model
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config.load import ConfigError, Problem
-from pelagos.platform.config.schema import PretrainJob
+from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.launch import Watcher, join_as_rank, launch
 from pelagos.platform.progress import TrainingProgress
 from pelagos.platform.runs import Outcome, RunDirectory
@@ -23,6 +23,8 @@ from pelagos.platform.tracking import Tracker
 from pelagos.platform.trainer import launched_by_torchrun
 
 logger = logging.getLogger(__name__)
+
+MakeReady = Callable[[RunDirectory], None]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class PretrainResult:
 
 
 def run(
-    job: PretrainJob, console: Console | None = None, watcher: Watcher | None = None
+    job: TrainingJob, console: Console | None = None, watcher: Watcher | None = None
 ) -> PretrainResult:
     """Train a new run to its end; `watcher` is called several times a second meanwhile.
 
@@ -44,11 +46,28 @@ def run(
         ConfigError: the job cannot run as written; nothing was made.
         RunError: the run's name is taken.
     """
-    mixture = check_parts(job)
+    return start(job, check_parts(job), console or Console(), watcher)
+
+
+def start(
+    job: TrainingJob,
+    mixture: Mixture,
+    console: Console,
+    watcher: Watcher | None = None,
+    make_ready: MakeReady = lambda _: None,
+) -> PretrainResult:
+    """Train a checked job as a new run; `make_ready` writes what it needs beside its directory.
+
+    Raises:
+        ConfigError: the place of its checkpoints cannot be used; nothing was made.
+        RunError: the run's name is taken.
+    """
     if _other_rank():
         return _join(job)
     _check_checkpoint_place(job)
-    return _train(job, RunDirectory.create(job), mixture, console or Console(), watcher)
+    directory = RunDirectory.create(job)
+    make_ready(directory)
+    return _train(job, directory, mixture, console, watcher)
 
 
 def resume(
@@ -57,6 +76,7 @@ def resume(
     console: Console | None = None,
     overrides: Sequence[str] = (),
     watcher: Watcher | None = None,
+    make_ready: MakeReady = lambda _: None,
 ) -> PretrainResult:
     """Continue a run from its newest complete checkpoint; a finished one only gets its records
     to MLflow, where that had not worked.
@@ -85,11 +105,12 @@ def resume(
         return _join(job)
     if overrides:
         directory.replace_job(job)
+    make_ready(directory)
     return _train(job, directory, mixture, console or Console(), watcher)
 
 
 def _train(
-    job: PretrainJob,
+    job: TrainingJob,
     directory: RunDirectory,
     mixture: Mixture,
     console: Console,
@@ -111,7 +132,7 @@ def _train(
 
 
 def _close_records(
-    job: PretrainJob,
+    job: TrainingJob,
     directory: RunDirectory,
     mixture: Mixture,
     tracker: Tracker,
@@ -128,7 +149,7 @@ def _close_records(
     return version
 
 
-def _check_checkpoint_place(job: PretrainJob) -> None:
+def _check_checkpoint_place(job: TrainingJob) -> None:
     """Refuse an object store that cannot be reached, and a place where another run has saved.
 
     Raises:
@@ -150,7 +171,7 @@ def _check_checkpoint_place(job: PretrainJob) -> None:
 
 
 def _register(
-    job: PretrainJob, directory: RunDirectory, run_id: str, mixture: Mixture
+    job: TrainingJob, directory: RunDirectory, run_id: str, mixture: Mixture
 ) -> str | None:
     try:
         weights = "ema" if job.ema_decay else "model"
@@ -187,7 +208,7 @@ def _other_rank() -> bool:
     return launched_by_torchrun() and os.environ.get("RANK", "0") != "0"
 
 
-def _join(job: PretrainJob) -> PretrainResult:
+def _join(job: TrainingJob) -> PretrainResult:
     directory = RunDirectory(os.path.join(job.runs_dir, job.name))
     options = options_for(job.checkpoint.uri or "", job.storage)
     join_as_rank(job, directory, build_parts, options)

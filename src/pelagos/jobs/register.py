@@ -11,14 +11,16 @@ from typing import Any
 
 from pelagos import __version__
 from pelagos.jobs.forecaster import Forecaster
-from pelagos.platform.config.schema import PretrainJob
-from pelagos.platform.tracking import tracking_uri
+from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.tracking import SOURCE_TAG, tracking_uri
 
 logger = logging.getLogger(__name__)
 
+NEWEST_ALIAS = "newest"  # models:/NAME@newest is the version registered last
+
 
 def register_model(
-    job: PretrainJob, run_id: str, forecaster: Forecaster, grid_shape: tuple[int, ...]
+    job: TrainingJob, run_id: str, forecaster: Forecaster, grid_shape: tuple[int, ...]
 ) -> str:
     """Log the forecaster to the MLflow run and register a version of it; return the version.
 
@@ -57,7 +59,9 @@ def register_model(
                 signature=signature,
                 pip_requirements=[f"pelagos=={__version__}"],
             )
-    return _create_version(job.tracking.register_as or job.name, info.model_uri, run_id)
+        known = mlflow.get_run(run_id).data.tags
+    tags = {key: value for key, value in known.items() if key.startswith(SOURCE_TAG)}
+    return _create_version(job.tracking.register_as or job.name, info.model_uri, run_id, tags)
 
 
 @contextlib.contextmanager
@@ -77,7 +81,7 @@ def _without_hints() -> Iterator[None]:
         yield
 
 
-def _create_version(name: str, model_uri: str, run_id: str) -> str:
+def _create_version(name: str, model_uri: str, run_id: str, tags: dict[str, str]) -> str:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -87,5 +91,6 @@ def _create_version(name: str, model_uri: str, run_id: str) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version: Any = client.create_model_version(name, source=model_uri, run_id=run_id)
+    version: Any = client.create_model_version(name, source=model_uri, run_id=run_id, tags=tags)
+    client.set_registered_model_alias(name, NEWEST_ALIAS, version.version)
     return str(version.version)

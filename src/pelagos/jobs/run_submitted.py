@@ -23,8 +23,10 @@ from rich.console import Console
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import StorageError, is_remote
 from pelagos.jobs.submission_job import place_job
+from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import parse_job
-from pelagos.platform.config.schema import EvaluateJob, GenerateJob, Job, PretrainJob
+from pelagos.platform.config.schema import EvaluateJob, GenerateJob, TrainingJob
 from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.submission.causes import classify, decide_retry
 from pelagos.platform.submission.mirror import Mirror
@@ -114,7 +116,7 @@ class Driver:
 
     def _run_job(self, job: Job, overrides: tuple[str, ...]) -> Outcome:
         console = Console(highlight=False, width=160)
-        if isinstance(job, PretrainJob):
+        if isinstance(job, TrainingJob):
             return self._train(job, overrides, console)
         if isinstance(job, GenerateJob):
             from pelagos.jobs import generate
@@ -124,27 +126,34 @@ class Driver:
             self._evaluate(job, console)
         return Outcome("finished", 0)
 
-    def _train(self, job: PretrainJob, overrides: tuple[str, ...], console: Console) -> Outcome:
-        from pelagos.jobs import pretrain
+    def _train(self, job: TrainingJob, overrides: tuple[str, ...], console: Console) -> Outcome:
+        from pelagos.jobs import finetune, pretrain, resume
 
         directory = self.runs_dir / self.run
         if self.mirrors and not (directory / "job.yaml").exists():
             self.mirrors[0].pull()
         if not (directory / "job.yaml").exists():
+            if isinstance(job, FinetuneJob):
+                if self.mirrors and job.source.run is not None:
+                    self._mirror_of(job.source.run).pull()
+                return finetune.run(job, console, self.watch).outcome
             return pretrain.run(job, console, self.watch).outcome
         # where and how the steps are computed may have changed since the last attempt
         moved = [f"resources.ray_address={job.resources.ray_address or 'null'}", *overrides]
-        return pretrain.resume(str(self.runs_dir), self.run, console, moved, self.watch).outcome
+        return resume.run(str(self.runs_dir), self.run, console, moved, self.watch).outcome
 
     def _evaluate(self, job: EvaluateJob, console: Console) -> None:
         from pelagos.jobs import evaluate
 
-        evaluated = Mirror(self.store, f"runs/{job.run}", self.runs_dir / job.run)
+        evaluated = self._mirror_of(job.run)
         if self.mirrors:
             evaluated.pull()
         evaluate.run(job, console)
         if self.mirrors:
             evaluated.push()
+
+    def _mirror_of(self, run: str) -> Mirror:
+        return Mirror(self.store, f"runs/{run}", self.runs_dir / run)
 
     def _stopped(self, outcome: Outcome) -> int:
         if self.record.state().stop:
@@ -165,7 +174,7 @@ class Driver:
             kind,
             state.restarts,
             state.retries,
-            may_shrink=isinstance(job, PretrainJob) and job.health.shrink_micro_batch,
+            may_shrink=isinstance(job, TrainingJob) and job.health.shrink_micro_batch,
             has_shrunk=any(event.get("is_shrunk") for event in events),
         )
         details = {"cause_kind": kind, "cause": outcome.cause, "step": outcome.step}
@@ -205,7 +214,7 @@ class Driver:
 def _half_micro_batch(job: Job, overrides: list[str]) -> int:
     from pelagos.platform.config.checks import local_batch_size, micro_batch_size
 
-    assert isinstance(job, PretrainJob)
+    assert isinstance(job, TrainingJob)
     for override in reversed(overrides):
         if override.startswith("parallel.micro_batch_size="):
             return max(1, int(override.partition("=")[2]) // 2)

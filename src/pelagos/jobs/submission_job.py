@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 
 from pelagos.infra.clusters import ClusterConfig, Needs
 from pelagos.infra.object_store import is_remote
+from pelagos.platform.config.finetune import REGISTRY_SCHEME, FinetuneJob
+from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import ConfigError, Problem, parse_yaml, read_yaml_text
-from pelagos.platform.config.schema import EvaluateJob, GenerateJob, Job, PretrainJob
+from pelagos.platform.config.schema import EvaluateJob, GenerateJob, TrainingJob
 
 
 def name_of(job: Job) -> str:
@@ -31,7 +33,7 @@ def default_overrides(path: str, config: ClusterConfig) -> list[str]:
     tree, lines = parse_yaml(read_yaml_text(path), path)
     given = {".".join(str(part) for part in key) for key in lines}
     defaults = dict(config.defaults)
-    if config.tracking and tree.get("job") == "pretrain":
+    if config.tracking and tree.get("job") in ("pretrain", "finetune"):
         defaults.setdefault("tracking.uri", config.tracking)
     if config.endpoint_url and tree.get("job") != "evaluate":
         defaults.setdefault("storage.endpoint_url", config.endpoint_url)
@@ -67,8 +69,10 @@ def prepare(job: Job, config: ClusterConfig) -> Job:
         return path
 
     tree = job.model_dump(mode="json")
-    if isinstance(job, PretrainJob):
-        _place_pretrain(tree, place, problems)
+    if isinstance(job, TrainingJob):
+        _place_training(tree, place, problems)
+        if isinstance(job, FinetuneJob):
+            _place_source(tree["source"], place)
     elif isinstance(job, GenerateJob):
         for index, dataset in enumerate(tree["datasets"]):
             dataset["uri"] = place(("datasets", index, "uri"), dataset["uri"])
@@ -100,7 +104,7 @@ def password_problem(key: tuple[str | int, ...], uri: str | None) -> list[Proble
     return []
 
 
-def _place_pretrain(
+def _place_training(
     tree: dict[str, Any],
     place: Callable[[tuple[str | int, ...], str], str],
     problems: list[Problem],
@@ -119,7 +123,15 @@ def _place_pretrain(
         tree["tracking"]["uri"] = f"sqlite:///{place(('tracking', 'uri'), path)}"
 
 
-def _on_this_ray(job: PretrainJob | GenerateJob) -> Any:
+def _place_source(source: dict[str, Any], place: Callable[..., str]) -> None:
+    """Make a source's path absolute; a run is looked for among the cluster's own."""
+    uri = source["uri"]
+    if uri is not None and not uri.startswith(REGISTRY_SCHEME):
+        source["uri"] = place(("source", "uri"), uri)
+    source["runs_dir"] = None
+
+
+def _on_this_ray(job: TrainingJob | GenerateJob) -> Any:
     address = os.environ.get("PELAGOS_RAY_ADDRESS") or None
     return job.resources.model_copy(update={"ray_address": address})
 

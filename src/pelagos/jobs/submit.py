@@ -27,6 +27,8 @@ from pelagos.jobs.submission_job import (
     prepare,
 )
 from pelagos.platform.config.clusters import find_cluster
+from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import (
     ConfigError,
     Problem,
@@ -35,7 +37,7 @@ from pelagos.platform.config.load import (
     read_yaml_text,
     resolve_yaml,
 )
-from pelagos.platform.config.schema import EvaluateJob, Job, PretrainJob
+from pelagos.platform.config.schema import EvaluateJob, TrainingJob
 from pelagos.platform.submission.package import FILES, WHEEL, build_archives, upload
 from pelagos.platform.submission.record import RunRecord
 
@@ -283,11 +285,15 @@ def _check_job(
         if not known:
             message = f"no run {job.run!r} in {store.uri}, nor earlier in this submission"
             raise ConfigError(f"evaluation of {job.run}", [Problem(("run",), message)])
+    source = job.source.run if isinstance(job, FinetuneJob) else None
+    if source is not None and source not in earlier and not RunRecord(store, source).exists():
+        message = f"no run {source!r} in {store.uri}, nor earlier in this submission"
+        raise ConfigError(f"job {name_of(job)}", [Problem(("source", "run"), message)])
     for name in after:
         if name not in earlier and not RunRecord(store, name).exists():
             message = f"no submitted run of that name in {store.uri}"
             raise ConfigError("--after", [Problem((name,), message)])
-    if not isinstance(job, PretrainJob):
+    if not isinstance(job, TrainingJob):
         return []
     from pelagos.jobs.parts import check_parts
 
@@ -299,7 +305,14 @@ def _check_job(
     made = {dataset.uri for other in earlier.values() for dataset in getattr(other, "datasets", ())}
     if absent or any(entry.uri in made for entry in job.data.mixture):
         return [f"not checked, because not there yet or not visible from here: {', '.join(absent)}"]
-    check_parts(job)
+    if not isinstance(job, FinetuneJob):
+        check_parts(job)
+        return []
+    if source is not None:
+        return [f"not checked against {source}, whose weights are not there yet or only there"]
+    from pelagos.jobs import finetune
+
+    finetune.prepare(job)
     return []
 
 

@@ -23,7 +23,7 @@ from pelagos.jobs.submission_job import needs_of
 from pelagos.jobs.submit import Options, SubmissionPlan, hand_over, plan, submission_of
 from pelagos.platform.config.clusters import find_cluster, load_clusters
 from pelagos.platform.config.load import parse_job, resolve_yaml
-from pelagos.platform.config.schema import PretrainJob
+from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.goodput import goodput
 from pelagos.platform.runs import RunDirectory, RunError, changed_keys
 from pelagos.platform.submission.causes import classify
@@ -130,7 +130,7 @@ def describe(found: SubmittedRun) -> dict[str, Any]:
         "storage": found.store.uri,
     }
     metrics: dict[str, Any] = {}
-    if isinstance(job, PretrainJob):
+    if isinstance(job, TrainingJob):
         directory = run_directory(found)
         last = next(iter(directory.last_metrics(1)), {})
         share = goodput(directory.events(), directory.metrics())

@@ -21,7 +21,7 @@ from typing import Any
 
 from pelagos.infra.clusters.bootstrap import read_secrets
 from pelagos.infra.ray_cluster import ray_cluster
-from pelagos.platform.config.schema import PretrainJob
+from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.remote_run import share
 from pelagos.platform.runs import Outcome, RunDirectory, RunRecords
 from pelagos.platform.trainer import (
@@ -41,7 +41,7 @@ Watcher = Callable[[], None]
 
 
 def launch(
-    job: PretrainJob,
+    job: TrainingJob,
     run: RunDirectory,
     build: BuildParts,
     storage_options: dict[str, Any],
@@ -78,14 +78,14 @@ def launch(
 
 
 def join_as_rank(
-    job: PretrainJob, run: RunDirectory, build: BuildParts, storage_options: dict[str, Any]
+    job: TrainingJob, run: RunDirectory, build: BuildParts, storage_options: dict[str, Any]
 ) -> None:
     """Take part as a torchrun rank other than 0, whose driver is rank 0's process."""
     _work(job, run, build, storage_options, "")
 
 
 def _work(
-    job: PretrainJob,
+    job: TrainingJob,
     run: RunRecords,
     build: BuildParts,
     storage_options: dict[str, Any],
@@ -132,7 +132,7 @@ def _run_here(worker: Callable[[], None], watcher: Watcher) -> str:
 
 
 def _run_in_ray(
-    job: PretrainJob, run: RunDirectory, work: Callable[..., None], watcher: Watcher
+    job: TrainingJob, run: RunDirectory, work: Callable[..., None], watcher: Watcher
 ) -> str:
     """Train in Ray Train workers, watch from this thread. Returns the reason if it failed."""
     workers, cpus = job.resources.num_workers, job.resources.cpus_per_worker
@@ -164,7 +164,7 @@ def _run_in_ray(
     return "; ".join(failure)
 
 
-def _torch_trainer(job: PretrainJob, run: RunDirectory, worker: Callable[[], None]) -> Any:
+def _torch_trainer(job: TrainingJob, run: RunDirectory, worker: Callable[[], None]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

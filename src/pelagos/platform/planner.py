@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pelagos.platform.config.checks import local_batch_size, micro_batch_size
 from pelagos.platform.config.load import resolve_yaml
-from pelagos.platform.config.schema import GenerateJob, PretrainJob
+from pelagos.platform.config.schema import GenerateJob, TrainingJob
 
 FLOAT_BYTES = 4
 
@@ -47,7 +47,7 @@ class Mixture(Protocol):
         """Shape of one sample."""
 
 
-def plan_pretrain(job: PretrainJob, mixture: Mixture, flops_per_sample: float) -> Plan:
+def plan_pretrain(job: TrainingJob, mixture: Mixture, flops_per_sample: float) -> Plan:
     """Return steps, samples, epochs, bytes and FLOPs of a training."""
     samples = job.schedule.total_steps * job.data.global_batch_size
     sample_bytes = FLOAT_BYTES

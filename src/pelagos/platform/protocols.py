@@ -84,6 +84,9 @@ class TrainingParts:
     streams: StreamFactory
     description: dict[str, Any] = field(default_factory=dict)
     """JSON stored in each checkpoint: what rebuilds model, fields and normalisation."""
+    initial_weights: str | None = None
+    """Name, below the run's checkpoints, of the store whose step 0 holds the weights to start from;
+    the parameters that it lists as `fresh` keep their own initial values."""
     flops_per_sample: float | None = None
     """Floating-point operations of forward and backward of one sample."""
     example_loss: Callable[[nn.Module], Tensor] | None = None

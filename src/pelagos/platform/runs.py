@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 
 from pelagos.infra.files import replace_durably
 from pelagos.platform.config.load import load_job, resolve_yaml
-from pelagos.platform.config.schema import PretrainJob
+from pelagos.platform.config.schema import TrainingJob
 
 # What a resume may change: how the steps are computed, not which steps they are.
 CHANGEABLE = (
@@ -95,7 +95,7 @@ class RunDirectory:
         self.events_path = self.path / "events.jsonl"
 
     @classmethod
-    def create(cls, job: PretrainJob) -> "RunDirectory":
+    def create(cls, job: TrainingJob) -> "RunDirectory":
         """Make the directory of a new run.
 
         Raises:
@@ -128,13 +128,13 @@ class RunDirectory:
             raise RunError(f"no run {name!r} in {run.path.parent}; there are: {known}")
         return run
 
-    def job(self) -> PretrainJob:
+    def job(self) -> TrainingJob:
         """Return the run's resolved job."""
         job = load_job(self.path / "job.yaml")
-        assert isinstance(job, PretrainJob), "only training makes run directories"
+        assert isinstance(job, TrainingJob), "only training makes run directories"
         return job
 
-    def revised_job(self, overrides: Sequence[str]) -> PretrainJob:
+    def revised_job(self, overrides: Sequence[str]) -> TrainingJob:
         """Return the run's job with changes to how the steps to come are computed.
 
         Raises:
@@ -143,7 +143,7 @@ class RunDirectory:
         """
         before = self.job()
         after = load_job(self.path / "job.yaml", overrides)
-        assert isinstance(after, PretrainJob)
+        assert isinstance(after, TrainingJob)
         refused = [k for k in _changed_keys(before, after) if not k.startswith(CHANGEABLE)]
         if refused:
             raise RunError(
@@ -153,7 +153,7 @@ class RunDirectory:
             )
         return after
 
-    def replace_job(self, job: PretrainJob) -> None:
+    def replace_job(self, job: TrainingJob) -> None:
         """Keep `job` as the run's; the job as it was stays beside, as job-1.yaml, job-2.yaml, …."""
         before = self.job()
         changed = _changed_keys(before, job)
@@ -168,7 +168,7 @@ class RunDirectory:
         """Where the run's checkpoints stand."""
         return self.checkpoint_uri_of(self.job())
 
-    def checkpoint_uri_of(self, job: PretrainJob) -> str:
+    def checkpoint_uri_of(self, job: TrainingJob) -> str:
         """Where a run of this job keeps its checkpoints, whether or not it was made yet."""
         uri = job.checkpoint.uri
         return f"{uri.rstrip('/')}/{self.name}" if uri else str(self.path / "checkpoints")
@@ -305,7 +305,7 @@ def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return sorted(_differences(before, after))
 
 
-def _changed_keys(before: PretrainJob, after: PretrainJob) -> list[str]:
+def _changed_keys(before: TrainingJob, after: TrainingJob) -> list[str]:
     return changed_keys(before.model_dump(mode="json"), after.model_dump(mode="json"))
 
 

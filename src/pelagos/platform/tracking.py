@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pelagos import __version__
-from pelagos.platform.config.schema import PretrainJob
+from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.goodput import goodput, step_time_percentiles
 from pelagos.platform.runs import RunDirectory
 
@@ -23,11 +23,12 @@ RETRY_SECONDS = 15.0
 BATCH_METRICS = 900  # MLflow takes at most 1000 metrics in one call
 SYNC_SECONDS = 3.0
 LAST_STEP_TAG = "pelagos.last_step"
+SOURCE_TAG = "pelagos.source."
 LAST_EVENT_TAG = "pelagos.last_event"
 NOT_METRICS = {"step", "time", "kind", "uri", "launch", "cause"}
 
 
-def tracking_uri(job: PretrainJob) -> str:
+def tracking_uri(job: TrainingJob) -> str:
     """Return the job's MLflow uri with a relative SQLite path made absolute; empty if not tracked."""
     prefix = "sqlite:///"
     uri = job.tracking.uri or ""
@@ -36,7 +37,7 @@ def tracking_uri(job: PretrainJob) -> str:
     return uri
 
 
-def artifact_location(job: PretrainJob) -> str | None:
+def artifact_location(job: TrainingJob) -> str | None:
     """Return where artifacts of a new experiment go: beside a SQLite store, else as it decides."""
     uri = tracking_uri(job)
     if not uri.startswith("sqlite:///"):
@@ -47,7 +48,7 @@ def artifact_location(job: PretrainJob) -> str | None:
 class Tracker:
     """The MLflow side of one run."""
 
-    def __init__(self, job: PretrainJob, run: RunDirectory, datasets: list[dict[str, Any]]) -> None:
+    def __init__(self, job: TrainingJob, run: RunDirectory, datasets: list[dict[str, Any]]) -> None:
         """`datasets`: name, uri, fingerprint and statistics of each dataset of the mixture."""
         self.job = job
         self.run = run
@@ -196,12 +197,24 @@ class Tracker:
         ]
         tags = [RunTag(LAST_EVENT_TAG, str(len(events)))]
         tags += [RunTag(f"pelagos.count.{k}", str(counts.count(k))) for k in sorted(set(counts))]
+        tags += _source_tags(next((e for e in events if e["kind"] == "source"), {}))
         checkpoints = [e for e in events if e["kind"] == "checkpoint"]
         if checkpoints:
             last = checkpoints[-1]
             tags.append(RunTag("pelagos.checkpoint", f"{last['uri']} step {last['step']}"))
         self._client.log_batch(self.run_id, metrics=metrics, tags=tags)
         self.last_event = len(events)
+
+
+def _source_tags(event: dict[str, Any]) -> list[Any]:
+    """Return where a fine-tuning's weights come from: the parent's run, step and digests."""
+    from mlflow.entities import RunTag
+
+    told = {k: v for k, v in event.items() if k not in ("time", "kind")}
+    return [
+        RunTag(f"{SOURCE_TAG}{key}", value if isinstance(value, str) else json.dumps(value))
+        for key, value in told.items()
+    ]
 
 
 def code_version() -> str:
@@ -253,7 +266,7 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
 
 
 def log_evaluation(
-    job: PretrainJob, run: RunDirectory, output: Path, metrics: list[tuple[str, int, float]]
+    job: TrainingJob, run: RunDirectory, output: Path, metrics: list[tuple[str, int, float]]
 ) -> None:
     """Log a report's files and (name, step, value) metrics to the run; a store away is a warning."""
     known = run.path / "tracking.json"

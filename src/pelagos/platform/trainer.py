@@ -8,6 +8,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from pelagos.platform.checkpoint import CheckpointStore, SaveReport
 from pelagos.platform.config.checks import local_batch_size, micro_batch_size
-from pelagos.platform.config.schema import PretrainJob
+from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.meters import StepMeter
 from pelagos.platform.optimizer import (
     WeightAverage,
@@ -32,7 +33,7 @@ from pelagos.platform.runs import Outcome, RunRecords
 from pelagos.platform.strategies import Strategy, StrategyOptions, create_strategy
 from pelagos.platform.strategies.base import TensorState
 
-BuildParts = Callable[[PretrainJob], TrainingParts]
+BuildParts = Callable[[TrainingJob], TrainingParts]
 StepObserver = Callable[[dict[str, float]], None]
 
 
@@ -41,7 +42,7 @@ class TrainingDiverged(FloatingPointError):
 
 
 def train(
-    job: PretrainJob,
+    job: TrainingJob,
     run: RunRecords,
     build: BuildParts,
     storage_options: dict[str, Any],
@@ -92,7 +93,7 @@ class TrainingLoop:
 
     def __init__(
         self,
-        job: PretrainJob,
+        job: TrainingJob,
         run: RunRecords,
         parts: TrainingParts,
         strategy: Strategy,
@@ -102,11 +103,12 @@ class TrainingLoop:
         self.run = run
         self.parts = parts
         self.strategy = strategy
+        self.storage_options = storage_options
         self.module = parts.model
         freeze(self.module, job.optimizer.frozen)
         make_optimizer = optimizer_factory(job.optimizer, self.module)
         self.model = strategy.prepare(self.module, make_optimizer)
-        self.average = WeightAverage(strategy.weights(), job.ema_decay) if job.ema_decay else None
+        self.average = self._new_average()
         self.checkpoints = CheckpointStore(
             run.checkpoint_uri, storage_options, job.health.collective_timeout_seconds
         )
@@ -273,6 +275,8 @@ class TrainingLoop:
         """Load the newest complete checkpoint, if any; return the number of completed steps."""
         step = self.checkpoints.latest_step() or 0
         lost = 0
+        if not step and self.parts.initial_weights is not None:
+            self._start_from(self.parts.initial_weights)
         if step:
             tensors = self._tensors()
             report = self.checkpoints.load(step, tensors, self.job.checkpoint.new_parameters)
@@ -294,6 +298,24 @@ class TrainingLoop:
                 )
         self.strategy.barrier()
         return step
+
+    def _start_from(self, name: str) -> None:
+        """Load the weights that were made ready for the first step."""
+        store = CheckpointStore(
+            f"{self.checkpoints.uri}/{name}",
+            self.storage_options,
+            self.job.health.collective_timeout_seconds,
+        )
+        tensors = self.strategy.state()
+        weights = {key: t for key, t in tensors.items() if key.startswith("model.")}
+        fresh = store.trainer_state(0)["fresh"]
+        store.load(0, weights, may_lack=[f"^{re.escape(parameter)}$" for parameter in fresh])
+        self.strategy.load_state(tensors)
+        self.average = self._new_average()
+
+    def _new_average(self) -> WeightAverage | None:
+        decay = self.job.ema_decay
+        return WeightAverage(self.strategy.weights(), decay) if decay else None
 
     def _tensors(self) -> TensorState:
         tensors = self.strategy.state()
@@ -328,7 +350,7 @@ class TrainingLoop:
         )
 
 
-def _check_world(job: PretrainJob, world_size: int) -> None:
+def _check_world(job: TrainingJob, world_size: int) -> None:
     if world_size != job.resources.num_workers:
         raise ValueError(
             f"resources.num_workers is {job.resources.num_workers}, but {world_size} process(es) "
@@ -339,7 +361,7 @@ def _check_world(job: PretrainJob, world_size: int) -> None:
 
 
 def strategy_options(
-    job: PretrainJob, example_loss: Callable[[nn.Module], Tensor] | None = None
+    job: TrainingJob, example_loss: Callable[[nn.Module], Tensor] | None = None
 ) -> StrategyOptions:
     """Return what a job asks of its strategy."""
     parallel = job.parallel

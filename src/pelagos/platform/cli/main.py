@@ -99,6 +99,33 @@ def pretrain(
 
 
 @app.command()
+def finetune(
+    job_file: JobFile, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Train from given weights - a run, files, an official checkpoint - on a downstream task.
+
+    Example: pelagos finetune configs/quickstart/finetune.yaml source.run=quickstart
+    """
+    from pelagos.jobs import finetune as job_module
+    from pelagos.jobs.parts import count_flops
+    from pelagos.platform.cli.jobs import load_as, report_training
+    from pelagos.platform.config import FinetuneJob
+    from pelagos.platform.planner import plan_pretrain
+
+    with exit_on_error():
+        job = load_as(FinetuneJob, job_file, overrides)
+        if dry_run:
+            prepared = job_module.prepare(job)
+            if not as_json:
+                job_module.show_adaptation(prepared, console)
+            flops = count_flops(prepared.job, prepared.mixture)
+            plan_pretrain(prepared.job, prepared.mixture, flops).show(console, as_json)
+            return
+        result = job_module.run(job, console)
+        report_training(result, job.runs_dir, as_json)
+
+
+@app.command()
 def evaluate(run: runs.RunName, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Measure a run on held-out trajectories: forecasts, errors against persistence, a report.
 

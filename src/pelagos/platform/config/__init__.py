@@ -1,14 +1,18 @@
 """Job files: the typed schema, reading YAML with overrides, and errors that name file, line and key."""
 
+from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import ConfigError, load_job, resolve_yaml
-from pelagos.platform.config.schema import EvaluateJob, GenerateJob, Job, PretrainJob
+from pelagos.platform.config.schema import EvaluateJob, GenerateJob, PretrainJob, TrainingJob
 
 __all__ = [
     "ConfigError",
     "EvaluateJob",
+    "FinetuneJob",
     "GenerateJob",
     "Job",
     "PretrainJob",
+    "TrainingJob",
     "load_job",
     "resolve_yaml",
 ]

@@ -2,31 +2,31 @@
 
 from collections.abc import Iterator
 
-from pelagos.platform.config.schema import EvaluateJob, GenerateDataset, GenerateJob, PretrainJob
+from pelagos.platform.config.schema import EvaluateJob, GenerateDataset, GenerateJob, TrainingJob
 
 Finding = tuple[tuple[str | int, ...], str]
 
 
-def check_arithmetic(job: PretrainJob | GenerateJob | EvaluateJob) -> list[Finding]:
+def check_arithmetic(job: TrainingJob | GenerateJob | EvaluateJob) -> list[Finding]:
     """Return (key, message) for every rule that spans several keys and is broken."""
-    if isinstance(job, PretrainJob):
+    if isinstance(job, TrainingJob):
         return [*_check_batch(job), *_check_parallel(job), *_check_pretrain(job)]
     if isinstance(job, GenerateJob):
         return [f for i, d in enumerate(job.datasets) for f in _check_dataset(i, d)]
     return []
 
 
-def local_batch_size(job: PretrainJob) -> int:
+def local_batch_size(job: TrainingJob) -> int:
     """Samples per worker and step."""
     return job.data.global_batch_size // job.resources.num_workers
 
 
-def micro_batch_size(job: PretrainJob) -> int:
+def micro_batch_size(job: TrainingJob) -> int:
     """Samples per forward pass and worker."""
     return job.parallel.micro_batch_size or local_batch_size(job)
 
 
-def _check_batch(job: PretrainJob) -> Iterator[Finding]:
+def _check_batch(job: TrainingJob) -> Iterator[Finding]:
     batch, workers = job.data.global_batch_size, job.resources.num_workers
     if batch % workers:
         lower, upper = batch - batch % workers, batch - batch % workers + workers
@@ -47,7 +47,7 @@ def _check_batch(job: PretrainJob) -> Iterator[Finding]:
         )
 
 
-def _check_parallel(job: PretrainJob) -> Iterator[Finding]:
+def _check_parallel(job: TrainingJob) -> Iterator[Finding]:
     parallel, workers = job.parallel, job.resources.num_workers
     if parallel.strategy == "single" and workers > 1:
         yield (
@@ -76,7 +76,7 @@ def _check_parallel(job: PretrainJob) -> Iterator[Finding]:
         yield from _check_zero(job)
 
 
-def _check_zero(job: PretrainJob) -> Iterator[Finding]:
+def _check_zero(job: TrainingJob) -> Iterator[Finding]:
     parallel, zero = job.parallel, job.parallel.zero
     key = ("parallel", "zero")
     only_zero3 = {
@@ -114,7 +114,7 @@ def _check_zero(job: PretrainJob) -> Iterator[Finding]:
         )
 
 
-def _check_pretrain(job: PretrainJob) -> Iterator[Finding]:
+def _check_pretrain(job: TrainingJob) -> Iterator[Finding]:
     if job.schedule.warmup_steps >= job.schedule.total_steps:
         yield (
             ("schedule", "warmup_steps"),
@@ -127,6 +127,11 @@ def _check_pretrain(job: PretrainJob) -> Iterator[Finding]:
             "and raise num_workers",
         )
     constants = job.data.normalization
+    if constants == "source" and job.job != "finetune":
+        yield (
+            ("data", "normalization"),
+            f"source is for finetune jobs, which have one; this is a {job.job} job: use statistics",
+        )
     if not isinstance(constants, str):
         for name, table in (("mean", constants.mean), ("std", constants.std)):
             missing = [f for f in job.data.fields if f not in table]

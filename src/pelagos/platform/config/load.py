@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pelagos.platform.config.checks import check_arithmetic
-from pelagos.platform.config.schema import JOB_KINDS, EvaluateJob, GenerateJob, Job, PretrainJob
+from pelagos.platform.config.kinds import JOB_KINDS, Job
 
 KeyPath = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -147,9 +147,7 @@ def _collect_lines(
             _collect_lines(item, (*path, index), lines, duplicates)
 
 
-def _job_kind(
-    tree: dict[str, Any], lines: dict[KeyPath, int], source: str
-) -> type[PretrainJob] | type[GenerateJob] | type[EvaluateJob]:
+def _job_kind(tree: dict[str, Any], lines: dict[KeyPath, int], source: str) -> type[Job]:
     kind = tree.get("job")
     if kind in JOB_KINDS:
         return JOB_KINDS[str(kind)]

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from pelagos.platform.config.schema import JOB_KINDS
+from pelagos.platform.config.kinds import JOB_KINDS
 
 INTRODUCTION = """\
 # Job files

@@ -122,9 +122,10 @@ class DataConfig(Section):
         description="Channels of the model, by field name; fields a dataset lacks are masked.",
     )
     global_batch_size: PositiveInt = Field(description="Samples per optimizer step, all workers.")
-    normalization: Literal["statistics", "none"] | ConstantsConfig = Field(
+    normalization: Literal["statistics", "none", "source"] | ConstantsConfig = Field(
         "statistics",
-        description="statistics: pooled over the mixture; none; or {mean: {...}, std: {...}}.",
+        description="statistics: pooled over the mixture; none; source: what the weights were "
+        "trained with (finetune); or {mean: {...}, std: {...}}.",
     )
     num_threads: PositiveInt = Field(4, description="Reader threads per worker.")
     prefetch_steps: PositiveInt = Field(2, description="Batches prepared ahead.")
@@ -328,10 +329,10 @@ class HealthConfig(Section):
     )
 
 
-class PretrainJob(Section):
-    """Train a model on a mixture of datasets: `pelagos pretrain JOB.yaml`."""
+class TrainingJob(Section):
+    """What every kind of training has: data, model, objective, and how the steps are computed."""
 
-    job: Literal["pretrain"] = "pretrain"
+    job: str
     name: RunName = Field(description="Name of the run; names its directory.")
     seed: NonNegativeInt = Field(0, description="Seed of weights and sample order.")
     runs_dir: str = Field("runs", description="Directory that holds one directory per run.")
@@ -352,6 +353,12 @@ class PretrainJob(Section):
     )
 
 
+class PretrainJob(TrainingJob):
+    """Train a model on a mixture of datasets: `pelagos pretrain JOB.yaml`."""
+
+    job: Literal["pretrain"] = "pretrain"
+
+
 class EvaluateJob(Section):
     """Measure a trained run on held-out trajectories: `pelagos evaluate RUN`."""
 
@@ -369,11 +376,3 @@ class EvaluateJob(Section):
     batch_size: PositiveInt = Field(16, description="Trajectories forecast at once.")
     output_dir: str | None = Field(None, description="Default: the run's evaluation directory.")
     tracking: bool = Field(True, description="Log the results to the run's MLflow store.")
-
-
-Job = PretrainJob | GenerateJob | EvaluateJob
-JOB_KINDS: dict[str, type[PretrainJob] | type[GenerateJob] | type[EvaluateJob]] = {
-    "pretrain": PretrainJob,
-    "generate": GenerateJob,
-    "evaluate": EvaluateJob,
-}

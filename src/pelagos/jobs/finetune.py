@@ -1,0 +1,223 @@
+"""`pelagos finetune`: take the weights of a source over to a downstream task, then train."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pelagos.data_pipelines.mixture import Mixture
+from pelagos.data_pipelines.normalization import Normalization
+from pelagos.jobs import pretrain
+from pelagos.jobs.parts import INITIAL_WEIGHTS, build_model, build_network, check_parts, options_for
+from pelagos.jobs.pretrain import PretrainResult
+from pelagos.jobs.sources import Source, open_source
+from pelagos.models.adaptation import Adaptation, adapt
+from pelagos.models.low_rank import initial_updates
+from pelagos.platform.checkpoint import CheckpointStore
+from pelagos.platform.config.finetune import SOURCE_MODEL, FinetuneJob
+from pelagos.platform.config.load import ConfigError, Problem
+from pelagos.platform.config.schema import ConstantsConfig, ModelConfig
+from pelagos.platform.launch import Watcher
+from pelagos.platform.runs import RunDirectory
+from pelagos.platform.tracking import tracking_uri
+
+_COLOURS = {
+    "matched": "green",
+    "interpolated": "cyan",
+    "re-initialised": "yellow",
+    "dropped": "red",
+}
+_LISTED = 40
+
+
+@dataclass(frozen=True)
+class PreparedFinetune:
+    """A fine-tuning that can start: the job with all that the source decides filled in."""
+
+    job: FinetuneJob
+    source: Source
+    adaptation: Adaptation
+    mixture: Mixture
+    notes: tuple[str, ...]
+
+
+def run(
+    job: FinetuneJob, console: Console | None = None, watcher: Watcher | None = None
+) -> PretrainResult:
+    """Fine-tune as a new run, to its end; `watcher` is called several times a second meanwhile.
+
+    Raises:
+        ConfigError: the job cannot run as written; nothing was made.
+        RunError: the run's name is taken.
+    """
+    console = console or Console()
+    prepared = prepare(job)
+    show_adaptation(prepared, console)
+    return pretrain.start(
+        prepared.job,
+        prepared.mixture,
+        console,
+        watcher,
+        lambda directory: write_initial_weights(prepared, directory),
+    )
+
+
+def make_ready_again(directory: RunDirectory) -> None:
+    """Write the initial weights of a run that was killed before it had any.
+
+    Raises:
+        ConfigError: the source is no longer there.
+    """
+    job = directory.job()
+    assert isinstance(job, FinetuneJob)
+    uris = (
+        directory.checkpoint_uri_of(job),
+        f"{directory.checkpoint_uri_of(job)}/{INITIAL_WEIGHTS}",
+    )
+    if any(CheckpointStore(u, options_for(u, job.storage)).complete() for u in uris):
+        return
+    write_initial_weights(prepare(job), directory)
+
+
+def prepare(job: FinetuneJob) -> PreparedFinetune:
+    """Open the source and decide what becomes of each parameter; nothing is written.
+
+    Raises:
+        ConfigError: with every reason why the job cannot run.
+    """
+    try:
+        source = open_source(job.source, job.model, job.runs_dir, job.storage, tracking_uri(job))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"job {job.name}", [Problem(("source",), str(error))]) from error
+    job = _with_model(job, source)
+    job = _with_normalization(job, source)
+    try:
+        with torch.device("meta"):
+            network = build_network(job)
+        adaptation = adapt(network, source.tensors, source.name, job.reinitialize)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"job {job.name}", [Problem(("source",), str(error))]) from error
+    job = _training_fresh_parameters(job, adaptation)
+    mixture = check_parts(job)
+    return PreparedFinetune(job, source, adaptation, mixture, tuple(_notes(job, source, mixture)))
+
+
+def write_initial_weights(prepared: PreparedFinetune, directory: RunDirectory) -> None:
+    """Write what the workers start from beside the run's checkpoints, unless it is there."""
+    job = prepared.job
+    uri = f"{directory.checkpoint_uri_of(job)}/{INITIAL_WEIGHTS}"
+    store = CheckpointStore(uri, options_for(uri, job.storage))
+    lineage = _lineage(prepared)
+    directory.append_event("source", **lineage)
+    if store.latest_step() is not None:
+        return
+    with torch.device("meta"):
+        model = build_model(job)
+    tensors: dict[str, Tensor] = {n: t.float() for n, t in prepared.adaptation.tensors.items()}
+    tensors |= initial_updates(model, job.seed)
+    state = {
+        "fresh": [name for name in model.state_dict() if name not in tensors],
+        "source": lineage,
+        "adaptation": [vars(parameter) for parameter in prepared.adaptation.parameters],
+    }
+    store.save(0, {f"model.{name}": tensor for name, tensor in tensors.items()}, state)
+
+
+def show_adaptation(prepared: PreparedFinetune, console: Console) -> None:
+    """Print what becomes of each parameter: all that is not plainly matched, and the counts."""
+    parameters = prepared.adaptation.parameters
+    others = [p for p in parameters if p.action != "matched"]
+    if others:
+        table = Table("parameter", "", "source", "network", title=f"from {prepared.source.name}")
+        for p in others[:_LISTED]:
+            colour = _COLOURS[p.action]
+            table.add_row(
+                p.name, f"[{colour}]{p.action}[/]", _shape(p.source_shape), _shape(p.shape)
+            )
+        console.print(table)
+        if len(others) > _LISTED:
+            console.print(f"  and {len(others) - _LISTED} more")
+    counts = ", ".join(f"{n} {action}" for action, n in prepared.adaptation.counts().items())
+    console.print(f"{prepared.job.name} from {prepared.source.name}: {counts} parameters")
+    for note in prepared.notes:
+        console.print(f"[yellow]note[/] {note}", soft_wrap=True)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "-" if shape is None else " x ".join(map(str, shape))
+
+
+def _with_model(job: FinetuneJob, source: Source) -> FinetuneJob:
+    """Return the job with the source's network, its own options on top."""
+    if job.model.name != SOURCE_MODEL:
+        return job
+    model = ModelConfig(name=source.model, config={**source.options, **job.model.config})
+    return job.model_copy(update={"model": model})
+
+
+def _with_normalization(job: FinetuneJob, source: Source) -> FinetuneJob:
+    """Return the job with the source's constants, where it asks for them."""
+    if job.data.normalization != "source":
+        return job
+    described = (source.description or {}).get("normalization")
+    known = Normalization.from_dict(described) if described else Normalization.identity(())
+    missing = [name for name in job.data.fields if name not in known.fields]
+    if missing:
+        message = (
+            f"source: {source.name} has no constants of {', '.join(missing)}; use statistics, or "
+            "give them: {mean: {...}, std: {...}}"
+        )
+        raise ConfigError(f"job {job.name}", [Problem(("data", "normalization"), message)])
+    constants = ConstantsConfig(
+        mean=dict(zip(known.fields, known.mean, strict=True)),
+        std=dict(zip(known.fields, known.std, strict=True)),
+    )
+    data = job.data.model_copy(update={"normalization": constants})
+    return job.model_copy(update={"data": data})
+
+
+def _training_fresh_parameters(job: FinetuneJob, adaptation: Adaptation) -> FinetuneJob:
+    """Return the job with re-initialised parameters among those that are trained themselves."""
+    if job.lora is None:
+        return job
+    fresh = tuple(f"^{re.escape(name)}$" for name in adaptation.names("re-initialised"))
+    new = tuple(pattern for pattern in fresh if pattern not in job.lora.also_train)
+    lora = job.lora.model_copy(update={"also_train": (*job.lora.also_train, *new)})
+    return job.model_copy(update={"lora": lora})
+
+
+def _lineage(prepared: PreparedFinetune) -> dict[str, Any]:
+    counts = prepared.adaptation.counts()
+    return {
+        "name": prepared.source.name,
+        "digest": prepared.source.digest,
+        **prepared.source.lineage,
+        "adaptation": counts,
+    }
+
+
+def _notes(job: FinetuneJob, source: Source, mixture: Mixture) -> list[str]:
+    """Return what a user should know before the first step."""
+    notes = []
+    trained_on = source.lineage.get("datasets", {}).values()
+    shared = [
+        entry.dataset.spec.name
+        for entry in mixture.entries
+        if entry.dataset.fingerprint in trained_on
+    ]
+    if shared:
+        notes.append(
+            f"{', '.join(shared)} has been trained on by {source.name} already (same digest): what "
+            "is measured there says nothing of transfer"
+        )
+    fields = tuple((source.description or {}).get("fields", job.data.fields))
+    if fields != tuple(job.data.fields) and len(fields) == len(job.data.fields):
+        notes.append(
+            f"channels are taken over by position: {', '.join(fields)} there, "
+            f"{', '.join(job.data.fields)} here; `reinitialize` starts the outer layers afresh"
+        )
+    return notes

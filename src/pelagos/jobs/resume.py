@@ -1,0 +1,27 @@
+"""`pelagos resume`: continue a run, of whatever kind of training it is."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from pelagos.jobs import finetune, pretrain
+from pelagos.jobs.pretrain import PretrainResult
+from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.launch import Watcher
+from pelagos.platform.runs import RunDirectory
+
+
+def run(
+    runs_dir: str,
+    name: str,
+    console: Console | None = None,
+    overrides: Sequence[str] = (),
+    watcher: Watcher | None = None,
+) -> PretrainResult:
+    """Continue a run as `pretrain.resume` does; a fine-tuning that was killed before its first
+    weights stood gets them first.
+    """
+    is_finetune = isinstance(RunDirectory.open(runs_dir, name).job(), FinetuneJob)
+    if not is_finetune:
+        return pretrain.resume(runs_dir, name, console, overrides, watcher)
+    return pretrain.resume(runs_dir, name, console, overrides, watcher, finetune.make_ready_again)

@@ -1,0 +1,125 @@
+"""Carrying weights over to a network whose fields, grid or heads differ.
+
+Every parameter of the network is matched, interpolated or re-initialised, and what the source has
+beyond is dropped; which, is said for each. The published fine-tuning of Poseidon re-initialises
+exactly the parameters whose shapes differ (arXiv:2405.19101, appendix C.1).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from pelagos.models.pretrained import Pretrained
+
+Action = Literal["matched", "interpolated", "re-initialised", "dropped"]
+
+# Below this share of carried values, the source is another network, not another task.
+_LEAST_SHARE = 0.25
+_LISTED = 3
+
+
+@dataclass(frozen=True)
+class AdaptedParameter:
+    """What became of one parameter; a shape is None on the side that lacks it."""
+
+    name: str
+    action: Action
+    shape: tuple[int, ...] | None
+    source_shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """``tensors`` are the network's parameters that have values now; the others start afresh."""
+
+    tensors: dict[str, Tensor]
+    parameters: tuple[AdaptedParameter, ...]
+
+    def names(self, action: Action) -> tuple[str, ...]:
+        """Parameters with which this was done."""
+        return tuple(p.name for p in self.parameters if p.action == action)
+
+    def counts(self) -> dict[str, int]:
+        """Number of parameters by action."""
+        return dict(Counter(p.action for p in self.parameters))
+
+
+def adapt(
+    model: Pretrained,
+    weights: Mapping[str, Tensor],
+    source: str,
+    reinitialize: Sequence[str] = (),
+) -> Adaptation:
+    """Decide for each parameter of ``model`` (which may be on the meta device) what becomes of it.
+
+    ``reinitialize``: regular expressions of parameters that start afresh although they fit.
+    Raises ValueError for a pattern that matches nothing, and for weights of which less than a
+    quarter of the network's values can be taken: those of another family or size.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    _check_patterns(own, reinitialize)
+    tensors: dict[str, Tensor] = {}
+    rows: list[AdaptedParameter] = []
+    for name, shape in own.items():
+        given = weights.get(name)
+        given_shape = None if given is None else tuple(given.shape)
+        action: Action = "re-initialised"
+        if given is not None and not any(re.search(p, name) for p in reinitialize):
+            if given_shape == shape:
+                tensors[name], action = given, "matched"
+            elif (resized := model.resized_parameter(name, given)) is not None:
+                tensors[name], action = resized, "interpolated"
+        rows.append(AdaptedParameter(name, action, shape, given_shape))
+    rows += [
+        AdaptedParameter(name, "dropped", None, tuple(tensor.shape))
+        for name, tensor in weights.items()
+        if name not in own
+    ]
+    adaptation = Adaptation(tensors, tuple(rows))
+    _check_share(model, adaptation, weights, source, asked=bool(reinitialize))
+    return adaptation
+
+
+def _check_patterns(names: Mapping[str, object], patterns: Sequence[str]) -> None:
+    unmatched = [p for p in patterns if not any(re.search(p, name) for name in names)]
+    if unmatched:
+        listed = ", ".join(list(names)[:_LISTED])
+        raise ValueError(
+            f"reinitialize: {', '.join(unmatched)} match none of the {len(names)} parameters, e.g. "
+            f"{listed}"
+        )
+
+
+def _check_share(
+    model: Pretrained,
+    adaptation: Adaptation,
+    weights: Mapping[str, Tensor],
+    source: str,
+    asked: bool,
+) -> None:
+    total = sum(tensor.numel() for tensor in model.state_dict().values())
+    carried = sum(tensor.numel() for tensor in adaptation.tensors.values())
+    if adaptation.tensors and (asked or carried >= _LEAST_SHARE * total):
+        return
+    misfit = next(
+        (p for p in adaptation.parameters if p.shape and p.source_shape not in (None, p.shape)),
+        None,
+    )
+    why = (
+        f"e.g. {misfit.name} has shape {list(misfit.source_shape or ())} there and "
+        f"{list(misfit.shape or ())} here"
+        if misfit
+        else f"its names are {', '.join(list(weights)[:_LISTED])}, …; the network's "
+        f"{', '.join(list(model.state_dict())[:_LISTED])}, …"
+    )
+    raise ValueError(
+        f"{source} fits {type(model).__name__} in {carried:,} of {total:,} values only: it is of "
+        f"another family or size ({why}). Choose the model that it was made with, or leave `model` "
+        f"out to take the source's"
+    )

@@ -1,0 +1,136 @@
+"""Low-rank updates of frozen weights: W + (alpha / rank) B A, of which A and B alone are trained.
+
+Hu et al., "LoRA: Low-rank adaptation of large language models", ICLR 2022, arXiv:2106.09685, eq. 3.
+Any parameter with two axes or more can have one: matrices, kernels of convolutions (as matrices
+[out, in * kernel]), and stacks of matrices such as spectral weights [..., in, out] (one update for
+each matrix). The network's own code and names stay: the parameter is read as the sum, while under
+its name in the state dict stand the frozen values. B starts at zero, so step 0 is the source's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+_A, _B = "_lora_a", "_lora_b"
+_LISTED = 3
+
+
+def add_low_rank(
+    model: nn.Module,
+    targets: Sequence[str],
+    rank: int,
+    alpha: float,
+    also_train: Sequence[str] = (),
+) -> list[str]:
+    """Give the parameters whose names match ``targets`` an update, freeze all others but
+    ``also_train``; return the names of the updated.
+
+    A parameter that matches both is trained itself. The updates' values are those of
+    ``initial_updates``, or whatever is loaded. Raises ValueError for a pattern that matches nothing,
+    and for targets without two axes.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for key, patterns in (("lora.targets", targets), ("lora.also_train", also_train)):
+        unmatched = [p for p in patterns if not any(re.search(p, name) for name in names)]
+        if unmatched:
+            raise ValueError(
+                f"{key}: {', '.join(unmatched)} match none of the {len(names)} parameters, e.g. "
+                f"{', '.join(names[:_LISTED])}"
+            )
+    updated = []
+    for name in names:
+        module_name, _, own_name = name.rpartition(".")
+        module = model.get_submodule(module_name)
+        parameter = module._parameters[own_name]
+        assert parameter is not None
+        is_trained = any(re.search(p, name) for p in also_train)
+        parameter.requires_grad_(is_trained)
+        if is_trained or not any(re.search(p, name) for p in targets):
+            continue
+        if parameter.ndim < 2:
+            raise ValueError(
+                f"lora.targets: {name} has shape {list(parameter.shape)}; a low-rank update needs "
+                f"two axes: name weights, not biases or norms"
+            )
+        _update(module, own_name, parameter, rank, alpha / rank)
+        updated.append(name)
+    return updated
+
+
+def initial_updates(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """A uniform in ±1 / sqrt(columns), from the seed and its name alone; B zero."""
+    values = {}
+    for name, parameter in model.named_parameters():
+        if name.endswith(_B):
+            values[name] = torch.zeros(parameter.shape)
+        elif name.endswith(_A):
+            generator = torch.Generator().manual_seed(_seed(seed, name))
+            bound = parameter.shape[-1] ** -0.5
+            uniform = torch.rand(parameter.shape, generator=generator)
+            values[name] = (2.0 * uniform - 1.0) * bound
+    return values
+
+
+def merged(weights: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """The state dict of the network without updates: each is added to its weight."""
+    plain = {name: w for name, w in weights.items() if not name.endswith((_A, _B))}
+    for name in weights:
+        if name.endswith(_A):
+            base = name.removesuffix(_A)
+            a, b = weights[name], weights[base + _B]
+            plain[base] = plain[base] + _product(a, b, plain[base].shape) * (alpha / a.shape[-2])
+    return plain
+
+
+def _update(module: nn.Module, name: str, parameter: Tensor, rank: int, scale: float) -> None:
+    a, b = _factor_shapes(module, parameter, rank)
+    kind = type(module)
+    updates: dict[str, float] = {**getattr(kind, "low_rank_scales", {}), name: scale}
+    original = getattr(kind, "without_low_rank", kind)
+    module.__class__ = _with_updates(original, updates)
+    for suffix, shape in ((_A, a), (_B, b)):
+        empty = torch.empty(shape, device=parameter.device, dtype=parameter.dtype)
+        module.register_parameter(name + suffix, nn.Parameter(empty))
+
+
+def _with_updates(kind: type[nn.Module], scales: Mapping[str, float]) -> type[nn.Module]:
+    """A subclass that reads the named parameters as the sum of weight and update."""
+    members: dict[str, object] = {name: _sum_of(name, scale) for name, scale in scales.items()}
+    members |= {"low_rank_scales": dict(scales), "without_low_rank": kind}
+    return type(f"LowRank{kind.__name__}", (kind,), members)
+
+
+def _sum_of(name: str, scale: float) -> property:
+    def read(module: nn.Module) -> Tensor:
+        parameters = module._parameters
+        weight, a, b = parameters[name], parameters[name + _A], parameters[name + _B]
+        assert weight is not None
+        assert a is not None
+        assert b is not None
+        return weight + _product(a, b, weight.shape) * scale
+
+    return property(read)
+
+
+def _factor_shapes(
+    module: nn.Module, parameter: Tensor, rank: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if isinstance(module, nn.modules.conv._ConvNd) or parameter.ndim == 2:
+        rows, columns = parameter.shape[0], parameter[0].numel()
+        return (rank, columns), (rows, rank)
+    *stack, rows, columns = parameter.shape
+    return (*stack, rank, columns), (*stack, rows, rank)
+
+
+def _product(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
+    return (b @ a).reshape(shape)
+
+
+def _seed(seed: int, name: str) -> int:
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

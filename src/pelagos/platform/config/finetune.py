@@ -1,0 +1,70 @@
+"""The job file of `pelagos finetune`: a training that starts from other weights."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pelagos.platform.config.schema import (
+    ModelConfig,
+    PositiveFloat,
+    PositiveInt,
+    RunName,
+    Section,
+    TrainingJob,
+)
+
+REGISTRY_SCHEME = "models:/"
+SOURCE_MODEL = "source"
+
+
+class SourceConfig(Section):
+    """Where the weights come from: one of `run` and `uri`."""
+
+    run: RunName | None = Field(None, description="Name of a run.")
+    runs_dir: str | None = Field(None, description="Directory of that run; default: `runs_dir`.")
+    checkpoint: str = Field("last", description="Of a run: last, best, or a step number.")
+    weights: Literal["model", "ema"] = Field("model", description="Of a run: which weights.")
+    uri: str | None = Field(
+        None,
+        description="Exported or imported model directory, file of weights (safetensors, .pth), "
+        "directory of checkpoints, models:/NAME/VERSION or models:/NAME@ALIAS of MLflow; local or "
+        "s3://.",
+    )
+    prefix: str | None = Field(
+        None, description="What stands before the network's own names in a foreign file."
+    )
+
+
+class LowRankConfig(Section):
+    """Low-rank updates of frozen weights (LoRA, arXiv:2106.09685)."""
+
+    rank: PositiveInt = Field(8, description="Rank of each update.")
+    alpha: PositiveFloat = Field(16.0, description="The update is scaled by alpha / rank.")
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="Regular expressions of the parameters that are updated: matrices, kernels of "
+        "convolutions, spectral weights."
+    )
+    also_train: tuple[str, ...] = Field(
+        (),
+        description="Regular expressions of parameters that are trained themselves, e.g. heads; "
+        "everything else is frozen. Re-initialised parameters are trained always.",
+    )
+
+
+class FinetuneJob(TrainingJob):
+    """Train from given weights on a downstream task: `pelagos finetune JOB.yaml`."""
+
+    job: Literal["finetune"] = "finetune"
+    source: SourceConfig = Field(description="The weights to start from.")
+    model: ModelConfig = Field(
+        ModelConfig(name=SOURCE_MODEL),
+        description="Which network; default: the source's, with its options.",
+    )
+    reinitialize: tuple[str, ...] = Field(
+        (),
+        description="Regular expressions of parameters that start afresh although they fit, e.g. a "
+        "head.",
+    )
+    lora: LowRankConfig | None = Field(
+        None, description="Train low-rank updates instead of the weights; default: all weights."
+    )

@@ -1,0 +1,12 @@
+"""Every kind of job file, by the word that stands in its `job` key."""
+
+from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.config.schema import EvaluateJob, GenerateJob, PretrainJob, TrainingJob
+
+Job = TrainingJob | GenerateJob | EvaluateJob
+JOB_KINDS: dict[str, type[Job]] = {
+    "pretrain": PretrainJob,
+    "finetune": FinetuneJob,
+    "generate": GenerateJob,
+    "evaluate": EvaluateJob,
+}
