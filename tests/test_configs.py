@@ -15,9 +15,12 @@ from typer.testing import CliRunner
 from pelagos.data_pipelines.generate.families import find_family
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs.parts import build_model, build_objective, check_parts
+from pelagos.models.adaptation import adapt
+from pelagos.models.registry import create_model
 from pelagos.platform.cli.main import app
-from pelagos.platform.config import GenerateJob, Job, PretrainJob, load_job
+from pelagos.platform.config import FinetuneJob, GenerateJob, Job, PretrainJob, load_job
 from pelagos.platform.config.schema import ConstantsConfig, GenerateDataset
+from pelagos.platform.optimizer import group_settings
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -88,6 +91,30 @@ def invoke(*arguments: str | Path) -> Any:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_it_loads(path: Path) -> None:
     load_job(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [("poseidon/finetune.yaml", "poseidon-t"), ("dpot/finetune.yaml", "dpot-ti")],
+)
+def test_fine_tuning_recipes_fit_their_published_networks(path: str, model: str) -> None:
+    job = load(path)
+    assert isinstance(job, FinetuneJob)
+    with torch.device("meta"):
+        network = create_model(model)
+    settings = group_settings(network, job.optimizer)
+    assert len(settings) == len(list(network.parameters()))
+    kept = adapt(network, network.state_dict(), "itself", job.reinitialize).counts()
+    if model == "poseidon-t":
+        assert kept == {"matched": 844}
+        assert settings["patch_recovery.mixup.weight"][:2] == (5e-4, 1e-6)
+        assert settings["encoder.layers.0.downsample.norm.weight.weight"][:2] == (5e-4, 0.0)
+        attention = "encoder.layers.0.blocks.0.attention.self."
+        assert settings[f"{attention}query.weight"][:2] == (5e-5, 1e-6)
+        assert settings[f"{attention}query.bias"][:2] == (5e-5, 0.0)
+    else:
+        assert kept["re-initialised"] == 10
+        assert {rate for rate, _, _ in settings.values()} == {1e-3}
 
 
 @pytest.mark.parametrize(

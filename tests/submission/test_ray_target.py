@@ -4,11 +4,12 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
-from tests.submission.conftest import Job, RayServer, conform, finish, send, wait_for
+from tests.submission.conftest import STEPS, Job, RayServer, conform, finish, send, wait_for
 
 from pelagos.infra.clusters import ClusterError, open_cluster
 from pelagos.jobs import submit, submitted_runs
@@ -30,24 +31,35 @@ def test_conformance_on_ray(lab: Path, conformance_job: Job) -> None:
     assert kinds.count("running") == 2
 
 
-def test_a_chain_by_one_submit(lab: Path, conformance_job: Job, tmp_path: Path) -> None:
-    second = tmp_path / "evaluate.yaml"
-    second.write_text(
+def test_pretrain_finetune_evaluate_by_one_submit(
+    lab: Path, conformance_job: Job, tmp_path: Path
+) -> None:
+    tree = yaml.safe_load(conformance_job.path.read_text())
+    for key in ("model", "runs_dir"):
+        del tree[key]
+    tree |= {"job": "finetune", "name": "tuned", "source": {"run": "reference"}}
+    tree["resources"] = {"num_workers": 1}
+    tree["schedule"] = {"total_steps": 3}
+    second, third = tmp_path / "finetune.yaml", tmp_path / "evaluate.yaml"
+    second.write_text(yaml.safe_dump(tree))
+    third.write_text(
         yaml.safe_dump(
-            {"job": "evaluate", "run": "reference", "max_trajectories": 1, "tracking": False}
+            {"job": "evaluate", "run": "tuned", "max_trajectories": 1, "tracking": False}
         )
     )
-    files = [str(conformance_job.path), str(second)]
+    files = [str(conformance_job.path), str(second), str(third)]
     names = submit.submit(submit.plan(files, "lab", (), submit.Options()))
-    assert names == ["reference", "reference-evaluation"]
+    assert names == ["reference", "tuned", "tuned-evaluation"]
     runs = [submitted_runs.find(name) for name in names]
     wait_for(runs[1], lambda s: s.reason == "after reference")
     for run in runs:
         finish(run)
-    first_end = runs[0].record.events()[-1]["time"]
-    second_start = next(e["time"] for e in runs[1].record.events() if e["kind"] == "started")
-    assert second_start > first_end
-    assert (lab / "runs/reference/evaluation/test/report.html").exists()
+    for before, after in pairwise(runs):
+        end = before.record.events()[-1]["time"]
+        assert next(e["time"] for e in after.record.events() if e["kind"] == "started") > end
+    (source,) = [e for e in submitted_runs.run_directory(runs[1]).events() if e["kind"] == "source"]
+    assert (source["run"], source["step"]) == ("reference", STEPS)
+    assert (lab / "runs/tuned/evaluation/test/report.html").exists()
 
 
 @pytest.mark.targets
