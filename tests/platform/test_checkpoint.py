@@ -2,9 +2,11 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from pelagos.infra import object_store
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, SaveReport
+from pelagos.platform.checkpoint.manifest import record_file
 
 TRAINER_STATE = {"step": 3, "best": None}
 
@@ -198,3 +201,33 @@ def test_an_unreachable_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
     with pytest.raises(ValueError, match="endpoint http://127.0.0.1:9"):
         CheckpointStore("s3://bucket/run").latest_step()
+
+
+class Planted:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_metadata_that_would_run_code_is_refused_even_with_the_right_checksum(
+    tmp_path: Path,
+) -> None:
+    store = CheckpointStore(str(tmp_path / "checkpoints"))
+    tensors = {"model.a": torch.ones(3)}
+    store.save(1, tensors, {"step": 1})
+    (info,) = store.complete()
+    directory = Path(info.uri)
+    (directory / ".metadata").write_bytes(pickle.dumps(Planted(tmp_path / "made")))
+    manifest = json.loads((directory / "manifest.json").read_text())
+    record = record_file(directory / ".metadata")
+    for entry in manifest["files"]:
+        if entry["name"] == ".metadata":
+            entry.update({"num_bytes": record.num_bytes, "crc32c": record.crc32c})
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"asks to load \w+.mkdir"):
+        store.load(1, {"model.a": torch.zeros(3)})
+    assert not (tmp_path / "made").exists()

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pelagos.jobs.distributed_files import METADATA_FILE, read_distributed
+from pelagos.jobs.distributed_files import read_distributed
 from pelagos.models.pretrained import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -26,6 +26,7 @@ from pelagos.models.pretrained import (
     read_config,
     read_weights,
 )
+from pelagos.platform.checkpoint.safe_metadata import METADATA_FILE
 
 ALLOWED_CLASSES = (argparse.Namespace,)  # DPOT's files carry their command line
 PICKLED_WEIGHTS = "pytorch_model.bin"

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from pelagos.platform.checkpoint.manifest import Manifest, PieceRecord, TensorRecord, tensor_crc32c
+from pelagos.platform.checkpoint.safe_metadata import SafeReader
 from pelagos.platform.shards import FlatShard, local_part, with_local_part, written_part
 
 
@@ -97,8 +98,8 @@ class StoredTensors:
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self.directory = directory
         self.manifest = manifest
-        self.reader = FileSystemReader(directory)
-        self.metadata = self.reader.read_metadata()
+        self.reader = SafeReader(directory)
+        self.metadata = self.reader.metadata
         self._pieces: dict[str, list[tuple[MetadataIndex, Any]]] = {}
         for index, info in self.metadata.storage_data.items():
             self._pieces.setdefault(index.fqn, []).append((index, info))

@@ -1,0 +1,80 @@
+"""PyTorch's record of a checkpoint's tensors, read without running what it may name.
+
+The tensors themselves are read by PyTorch's restricted unpickler, but PyTorch unpickles `.metadata`
+without restriction; here it may name only what that file consists of.
+"""
+
+import importlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+METADATA_FILE = ".metadata"
+# The plain records of PyTorch's own writer, and the functions that restore a layout and a path.
+_ALLOWED = {
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "StorageMeta", "MetadataIndex", "TensorProperties", "_MEM_FORMAT_ENCODING"),
+        *("TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata"),
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "StorageMeta"},
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"PosixPath", "PurePosixPath", "Path"},
+    "collections": {"OrderedDict"},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Resolves the allowed names only; a refused one is neither imported nor called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _ALLOWED.get(module, ()):
+            return getattr(importlib.import_module(module), name)
+        if module == "torch" and (name == "Size" or isinstance(_of_torch(name), torch.dtype)):
+            return _of_torch(name)
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+
+
+def _of_torch(name: str) -> Any:
+    return vars(torch).get(name)
+
+
+class SafeReader(FileSystemReader):
+    """PyTorch's reader, with the metadata read here. Raises `ValueError` as `read_metadata_file`."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.metadata = read_metadata_file(directory / METADATA_FILE)
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        if self.metadata.storage_meta is None:
+            self.metadata.storage_meta = StorageMeta()
+        self.metadata.storage_meta.load_id = self.load_id
+        return self.metadata
+
+
+def read_metadata_file(path: Path) -> Metadata:
+    """Return the record of what a checkpoint holds.
+
+    Raises:
+        ValueError: it is damaged, or asks for more than records; nothing was run.
+    """
+    try:
+        with path.open("rb") as file:
+            metadata = _Unpickler(file).load()
+    except pickle.UnpicklingError as error:
+        message = str(error)
+        if message.startswith("GLOBAL "):
+            raise ValueError(
+                f"{path} asks to load {message.removeprefix('GLOBAL ')}, which a checkpoint's "
+                f"metadata does not need and which could run code; nothing was run"
+            ) from error
+        raise ValueError(f"{path} is damaged: {message}") from error
+    except (EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(metadata, Metadata):
+        raise ValueError(f"{path} is no checkpoint metadata: it holds {type(metadata).__name__}")
+    return metadata
