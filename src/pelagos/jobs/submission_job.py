@@ -12,7 +12,7 @@ from pelagos.infra.object_store import is_remote
 from pelagos.platform.config.finetune import REGISTRY_SCHEME, FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import ConfigError, Problem, parse_yaml, read_yaml_text
-from pelagos.platform.config.schema import EvaluateJob, GenerateJob, TrainingJob
+from pelagos.platform.config.schema import EvaluateJob, GenerateJob, ProbeJob, TrainingJob
 
 
 def name_of(job: Job) -> str:
@@ -24,6 +24,8 @@ def needs_of(job: Job) -> Needs:
     """Return the workers that a job needs at once."""
     if isinstance(job, EvaluateJob):
         return Needs()
+    if isinstance(job, ProbeJob):
+        return Needs(job.num_nodes, job.cpus_per_node, job.gpus_per_node)
     resources = job.resources
     return Needs(resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker)
 
@@ -32,6 +34,8 @@ def default_overrides(path: str, config: ClusterConfig) -> list[str]:
     """Return the cluster's defaults as overrides, for keys that the job file does not set."""
     tree, lines = parse_yaml(read_yaml_text(path), path)
     given = {".".join(str(part) for part in key) for key in lines}
+    if tree.get("job") == "probe":
+        return []
     defaults = dict(config.defaults)
     if config.tracking and tree.get("job") in ("pretrain", "finetune"):
         defaults.setdefault("tracking.uri", config.tracking)
@@ -83,6 +87,8 @@ def prepare(job: Job, config: ClusterConfig) -> Job:
 
 def place_job(job: Job, storage: str, runs_dir: Path) -> Job:
     """Return the job with its directories where this machine of the cluster has them."""
+    if isinstance(job, ProbeJob):
+        return job
     if isinstance(job, GenerateJob):
         return _with(job, resources=_on_this_ray(job))
     if isinstance(job, EvaluateJob):

@@ -27,6 +27,8 @@ from pelagos.infra.doctor import Check
 
 LEAST_RAY = "2.50"
 TIMEOUT_SECONDS = 15
+STARTING_SECONDS = 60.0
+NO_AGENT = "No available agent"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -61,7 +63,8 @@ class RayJobsCluster(Cluster):
                 and job.status not in ENDED
             ]
             if not alive:
-                client.submit_job(
+                submit_patiently(
+                    client,
                     entrypoint=self._queue_entrypoint(submission),
                     submission_id=f"pelagos-queue-{self._queue_key(submission)}-{int(time.time())}",
                     runtime_env=runtime_environment(submission.environment),
@@ -226,6 +229,18 @@ def _explained(cluster: RayJobsCluster) -> Iterator[None]:
         if "404" in text and "does not exist" in text:
             raise
         raise ClusterError(f"cluster {cluster.name} at {address}: {text[:300]}") from error
+
+
+def submit_patiently(client: Any, **job: Any) -> str:
+    """Submit a job to a cluster whose nodes may still be starting; return its id."""
+    deadline = time.monotonic() + STARTING_SECONDS
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:  # a head that answers before its agents do
+            if NO_AGENT not in str(error) or time.monotonic() >= deadline:
+                raise
+            time.sleep(1.0)
 
 
 def _refused(cluster: RayJobsCluster) -> str:

@@ -181,8 +181,17 @@ def doctor(
         str | None,
         typer.Option("--cluster", help="Also check that this cluster can be reached and used."),
     ] = None,
+    nodes: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Nodes of the cluster to look at with a short job; 0: ask no node."
+        ),
+    ] = 1,
 ) -> None:
     """Check this machine: packages, devices, compiler, disk, object store; say what to fix.
+
+    With --cluster also that cluster, its storage, and on its nodes versions, storage, clocks,
+    devices and the bandwidth between them.
 
     Example: pelagos doctor --cluster lab --json
     """
@@ -196,7 +205,7 @@ def doctor(
     with exit_on_error(), console.status("examining this machine"):
         checks = examine(runs_dir)
         if cluster is not None:
-            checks += check_cluster(cluster)
+            checks += check_cluster(cluster, nodes)
     if as_json:
         print_json([asdict(c) for c in checks])
     else:

@@ -219,7 +219,7 @@ def clusters_command(
         configs = {name: find_cluster(name)} if name else load_clusters()
         rows: list[dict[str, Any]] = []
         for key, config in configs.items():
-            checks = check_cluster(key) if check else []
+            checks = check_cluster(key, 0) if check else []
             rows.append(
                 {
                     "cluster": key,
@@ -238,14 +238,23 @@ def clusters_command(
     finish(all(row["ok"] is not False for row in rows))
 
 
-def check_cluster(name: str) -> list[Any]:
-    """Return findings about a cluster and its storage. Raises `ConfigError`: no such cluster."""
+def check_cluster(name: str, num_nodes: int) -> list[Any]:
+    """Return findings about a cluster, its storage and, where those are fine, `num_nodes` nodes.
+
+    Raises:
+        ConfigError: no such cluster.
+        TimeoutError: the nodes were not free, or did not answer.
+    """
     from pelagos.infra.clusters import open_cluster
     from pelagos.infra.clusters.storage_check import check_storage
+    from pelagos.jobs.probe_cluster import probe_cluster
     from pelagos.platform.config.clusters import find_cluster
 
     config = find_cluster(name)
-    return [*open_cluster(name, config).check(), check_storage(config)]
+    checks = [*open_cluster(name, config).check(), check_storage(config)]
+    if num_nodes == 0 or not all(check.ok for check in checks):
+        return checks
+    return [*checks, *probe_cluster(name, config, num_nodes)]
 
 
 def _show_clusters(rows: list[dict[str, Any]]) -> None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from pelagos.platform.config.schema import EvaluateJob, GenerateDataset, GenerateJob, TrainingJob
+from pelagos.platform.config.schema import GenerateDataset, GenerateJob, Section, TrainingJob
 
 Finding = tuple[tuple[str | int, ...], str]
 
 
-def check_arithmetic(job: TrainingJob | GenerateJob | EvaluateJob) -> list[Finding]:
+def check_arithmetic(job: Section) -> list[Finding]:
     """Return (key, message) for every rule that spans several keys and is broken."""
     if isinstance(job, TrainingJob):
         return [*_check_batch(job), *_check_parallel(job), *_check_pretrain(job)]

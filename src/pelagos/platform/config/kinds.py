@@ -1,12 +1,19 @@
 """Every kind of job file, by the word that stands in its `job` key."""
 
 from pelagos.platform.config.finetune import FinetuneJob
-from pelagos.platform.config.schema import EvaluateJob, GenerateJob, PretrainJob, TrainingJob
+from pelagos.platform.config.schema import (
+    EvaluateJob,
+    GenerateJob,
+    PretrainJob,
+    ProbeJob,
+    TrainingJob,
+)
 
-Job = TrainingJob | GenerateJob | EvaluateJob
+Job = TrainingJob | GenerateJob | EvaluateJob | ProbeJob
 JOB_KINDS: dict[str, type[Job]] = {
     "pretrain": PretrainJob,
     "finetune": FinetuneJob,
     "generate": GenerateJob,
     "evaluate": EvaluateJob,
+    "probe": ProbeJob,
 }

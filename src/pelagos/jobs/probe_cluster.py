@@ -1,0 +1,43 @@
+"""Submitting the job that looks at a cluster's nodes, and bringing back what it found."""
+
+import tempfile
+import time
+from pathlib import Path
+
+from pelagos.infra.clusters import ClusterConfig
+from pelagos.infra.doctor import Check
+from pelagos.jobs import submit, submitted_runs
+from pelagos.jobs.probe import read_checks
+from pelagos.platform.config.load import resolve_yaml
+from pelagos.platform.config.schema import ProbeJob
+
+WAIT_SECONDS = 600.0
+
+
+def probe_cluster(name: str, config: ClusterConfig, num_nodes: int) -> list[Check]:
+    """Return what a job on `num_nodes` nodes found there.
+
+    Raises:
+        TimeoutError: the job had not ended in time; it has been cancelled.
+    """
+    node = config.node
+    job = ProbeJob(
+        name=time.strftime("doctor-%Y%m%d-%H%M%S"),
+        num_nodes=num_nodes,
+        cpus_per_node=node.cpus if node else 1,
+        gpus_per_node=node.gpus if node else 0,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "probe.yaml"
+        path.write_text(resolve_yaml(job))
+        submit.submit(submit.plan([str(path)], name, (), submit.Options(retries=0)))
+    found = submitted_runs.find(job.name, name)
+    try:
+        state = submitted_runs.wait(found, WAIT_SECONDS)
+    except TimeoutError:
+        submitted_runs.stop(found, now=True)
+        raise
+    if state.state != "finished":
+        remedy = f"pelagos logs {job.name} shows what it printed"
+        return [Check("nodes", False, f"{state.state}: {state.cause or state.reason}", remedy)]
+    return read_checks(submitted_runs.run_directory(found).path)
