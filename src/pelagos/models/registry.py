@@ -8,13 +8,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pelagos.models import dpot, poseidon
+from pelagos.models import dpot, fno, poseidon
 from pelagos.models.family import Call, Family, Size
 from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config
 
 FAMILIES: dict[str, Family] = {
     "poseidon": poseidon.FAMILY,
     "dpot": dpot.FAMILY,
+    "fno": fno.FNO_FAMILY,
+    "tfno": fno.TFNO_FAMILY,
 }
 
 
