@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pelagos.models import dpot, fno, poseidon
+from pelagos.models import dpot, fno, poseidon, sinenet, unet
 from pelagos.models.family import Call, Family, Size
 from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config
 
@@ -17,6 +17,8 @@ FAMILIES: dict[str, Family] = {
     "dpot": dpot.FAMILY,
     "fno": fno.FNO_FAMILY,
     "tfno": fno.TFNO_FAMILY,
+    "unet": unet.FAMILY,
+    "sinenet": sinenet.FAMILY,
 }
 
 
