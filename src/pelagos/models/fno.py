@@ -147,9 +147,7 @@ class TuckerConvolution(SpectralConvolution):
         self.input_factor = nn.Parameter(torch.empty(config.width, ranks[-2], 2))
         self.output_factor = nn.Parameter(torch.empty(config.width, ranks[-1], 2))
         for axis, (side, rank) in enumerate(zip(sides[:-2], ranks[:-2], strict=True)):
-            self.register_parameter(
-                f"mode_factor_{axis}", nn.Parameter(torch.empty(side, rank, 2))
-            )
+            self.register_parameter(f"mode_factor_{axis}", nn.Parameter(torch.empty(side, rank, 2)))
 
     @property
     def mode_factors(self) -> list[Tensor]:
@@ -313,7 +311,7 @@ FNO_FAMILY = Family(
     call="frame",
     example=_example,
     # Real numbers: Poseidon's FNO of this size counts 37 million, a complex weight as one.
-    sizes=(Size("nano", 0, _NANO), Size("base", 0, _BASE)),
+    sizes=(Size("nano", 114_628, _NANO), Size("base", 73_900_228, _BASE)),
 )
 
 TFNO_FAMILY = Family(
@@ -323,5 +321,8 @@ TFNO_FAMILY = Family(
     inputs=_INPUTS,
     call="frame",
     example=_example,
-    sizes=(Size("nano", 0, {**_NANO, "rank": 0.75}), Size("base", 0, {**_BASE, "rank": 0.75})),
+    sizes=(
+        Size("nano", 38_236, {**_NANO, "rank": 0.75}),
+        Size("base", 23_653_468, {**_BASE, "rank": 0.75}),
+    ),
 )

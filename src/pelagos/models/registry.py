@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pelagos.models import dpot, fno, poseidon, sinenet, unet
+from pelagos.models import deeponet, dpot, fno, mgno, poseidon, sinenet, unet
 from pelagos.models.family import Call, Family, Size
 from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config
 
@@ -19,6 +19,8 @@ FAMILIES: dict[str, Family] = {
     "tfno": fno.TFNO_FAMILY,
     "unet": unet.FAMILY,
     "sinenet": sinenet.FAMILY,
+    "mgno": mgno.FAMILY,
+    "deeponet": deeponet.FAMILY,
 }
 
 

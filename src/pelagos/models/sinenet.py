@@ -202,5 +202,5 @@ FAMILY = Family(
     "multiples of 16, at least 32 (nano: of 4, at least 8)",
     call="frame",
     example=_example,
-    sizes=(Size("nano", 0, _NANO), Size("8", 0, {})),
+    sizes=(Size("nano", 106_540, _NANO), Size("8", 34_520_148, {})),
 )

@@ -261,5 +261,5 @@ FAMILY = Family(
     "multiples of 8 (nano: 4)",
     call="frame",
     example=_example,
-    sizes=(Size("nano", 0, _NANO), Size("base", 0, {})),
+    sizes=(Size("nano", 541_572, _NANO), Size("base", 152_274_500, {})),
 )
