@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelagos.models.family import Family, FrameOutput, Options, Size
-from pelagos.models.frame_layers import LeadTimeEmbedding, not_whole_numbers
+from pelagos.models.frame_layers import LeadTimeEmbedding, ScaleShift, not_whole_numbers
 from pelagos.models.precision import without_autocast
 from pelagos.models.pretrained import Pretrained
 
@@ -108,7 +108,8 @@ class Branch(nn.Module):
         x = frame
         for stage in self.stages:
             x = stage(x)
-        return cast(Tensor, self.out(x.flatten(1))).unflatten(1, self.shape)
+        coefficients: Tensor = self.out(x.flatten(1))
+        return coefficients.view(-1, *self.shape)
 
 
 class TrunkLayer(nn.Module):
@@ -131,6 +132,7 @@ class Trunk(nn.Module):
         self.num_waves = config.num_waves
         self.place = nn.Linear(_NUM_AXES * (1 + 2 * config.num_waves), config.trunk_width)
         self.lead_time = LeadTimeEmbedding(config.trunk_width)
+        self.scale_shift = ScaleShift(config.trunk_width, config.trunk_width)
         self.layers = nn.ModuleList(
             TrunkLayer(config.trunk_width) for _ in range(config.num_layers)
         )
@@ -142,7 +144,8 @@ class Trunk(nn.Module):
             numbers = torch.arange(1, self.num_waves + 1, device=points.device)
             phases = (2 * math.pi * places[..., None] * numbers).flatten(-2)
             features = torch.cat((places, phases.sin(), phases.cos()), dim=-1)
-        x = F.gelu(self.place(features.to(self.place.weight.dtype)) + self.lead_time(time)[:, None])
+        x = self.place(features.to(self.place.weight.dtype))
+        x = F.gelu(self.scale_shift(x.mT, self.lead_time(time)).mT)
         for layer in self.layers:
             x = layer(x)
         return cast(Tensor, self.out(x))
@@ -172,7 +175,7 @@ class DeepONet(Pretrained):
         """
         points = grid_points(self.config.grid, frame.device)
         values_BCN = self.query(frame, points.expand(frame.shape[0], -1, -1), time)
-        return FrameOutput(values_BCN.unflatten(2, self.config.grid))
+        return FrameOutput(values_BCN.view(*values_BCN.shape[:2], *self.config.grid))
 
     def query(self, frame: Tensor, points: Tensor, time: Tensor) -> Tensor:
         """Predict ``[B, C_out, N]`` at ``points [B, N, 2]``, y before x, 1 a side of the grid.
@@ -182,7 +185,7 @@ class DeepONet(Pretrained):
         self._check(frame, points, time)
         coefficients = self.branch(frame)
         basis = self.trunk(points, time)
-        values = torch.einsum("bcp,bnp->bcn", coefficients, basis) / self.config.num_basis**0.5
+        values = torch.einsum("bcp,bnp->bcn", coefficients, basis)
         return (values + self.bias[:, None]).to(frame.dtype)
 
     @torch.no_grad()
@@ -216,7 +219,8 @@ class DeepONet(Pretrained):
 def grid_points(grid: tuple[int, ...], device: torch.device) -> Tensor:
     """``[1, H W, 2]``: the places of a grid's points, row by row."""
     axes = [torch.arange(side, device=device) / side for side in grid]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)[None]
+    points: Tensor = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    return points.view(1, -1, len(grid))
 
 
 def _example(config: DeepONetConfig, batch_size: int) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ arXiv:2010.08895. TFNO stores those matrices as a Tucker decomposition: Kossaifi
 "Multi-grid tensorized Fourier neural operator for high-resolution PDEs", arXiv:2310.00120.
 
 Here each layer is also scaled and shifted by the lead time. Layout: fields are ``[B, C, *grid]``
-with one, two or three grid axes; kept modes are ``[M, B, C]``. Single-device code.
+with one, two or three grid axes. Single-device code.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from pelagos.models.frame_layers import (
     GridRule,
     LeadTimeEmbedding,
     ScaleShift,
-    at_least_float32,
     check_frame,
     not_one_of,
     not_whole_numbers,
 )
-from pelagos.models.precision import without_autocast
 from pelagos.models.pretrained import Pretrained
+from pelagos.models.spectral_layers import SpectralConvolution, TuckerConvolution
 
 __all__ = ["FNO", "FNO_FAMILY", "TFNO", "TFNO_FAMILY", "FNOConfig", "TFNOConfig"]
 
@@ -68,11 +67,6 @@ class FNOConfig(Options):
         if problems:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
 
-    @property
-    def kept_modes(self) -> tuple[int, ...]:
-        """Kept Fourier modes per axis; a real field's last axis needs no negative ones."""
-        return (2 * self.modes,) * (self.num_dimensions - 1) + (self.modes,)
-
     def _misfits(self) -> list[str]:
         return []
 
@@ -91,117 +85,11 @@ class TFNOConfig(FNOConfig):
             return []
         return [f"rank={self.rank!r} must be above 0 and at most 1, a fraction of each side"]
 
-    def tucker_rank(self, side: int) -> int:
-        """The rank of one side."""
-        return max(1, round(self.rank * side))
 
-
-class SpectralConvolution(nn.Module):
-    """One complex matrix for each kept Fourier mode: ``y_k = x_k W_k``, fp32 throughout.
-
-    ``weight`` is real, ``[*modes, in, out, 2]``, real part before imaginary, modes first so that
-    the product is a batched one. It starts complex normal with variance 1 / in, which keeps the
-    energy of the modes.
-    """
-
-    def __init__(self, config: FNOConfig) -> None:
-        super().__init__()
-        self.modes, self.num_dimensions = config.modes, config.num_dimensions
-        self._allocate(config)
-
-    def _allocate(self, config: FNOConfig) -> None:
-        width = config.width
-        self.weight = nn.Parameter(torch.empty(*config.kept_modes, width, width, 2))
-
-    def reset_parameters(self) -> None:
-        """Draw the weight from torch's global generator."""
-        _complex_normal(self.weight, 1 / self.weight.shape[-3])
-
-    def forward(self, field: Tensor) -> Tensor:
-        """``[B, C, *grid]`` to the same."""
-        with without_autocast(field):
-            series = lowest_modes(at_least_float32(field), self.modes, self.num_dimensions)
-            kept = series.shape[2:]
-            mixed_MBC = self.mix(series.flatten(2).permute(2, 0, 1))
-            series = mixed_MBC.permute(1, 2, 0).unflatten(2, kept)
-            return field_of_modes(series, self.modes, field.shape[2:]).to(field.dtype)
-
-    def mix(self, series_MBC: Tensor) -> Tensor:
-        """``[M, B, C]`` to the same: a matrix for each mode."""
-        return series_MBC @ _as_complex(self.weight).flatten(0, -3)
-
-
-class TuckerConvolution(SpectralConvolution):
-    """``SpectralConvolution`` whose weight is a Tucker decomposition.
-
-    ``W[k1, .., i, o] = Σ core[r1, .., p, q] U1[k1, r1] .. I[i, p] O[o, q]``, all complex, stored as
-    real tensors with a last axis of 2. Factors start with variance 1 / rank and the core with
-    1 / in, so that W has the dense weight's variance.
-    """
-
-    def _allocate(self, config: FNOConfig) -> None:
-        assert isinstance(config, TFNOConfig)
-        sides = (*config.kept_modes, config.width, config.width)
-        ranks = [config.tucker_rank(side) for side in sides]
-        self.core = nn.Parameter(torch.empty(*ranks, 2))
-        self.input_factor = nn.Parameter(torch.empty(config.width, ranks[-2], 2))
-        self.output_factor = nn.Parameter(torch.empty(config.width, ranks[-1], 2))
-        for axis, (side, rank) in enumerate(zip(sides[:-2], ranks[:-2], strict=True)):
-            self.register_parameter(f"mode_factor_{axis}", nn.Parameter(torch.empty(side, rank, 2)))
-
-    @property
-    def mode_factors(self) -> list[Tensor]:
-        """``[modes, rank, 2]`` of each axis."""
-        return [self.get_parameter(f"mode_factor_{axis}") for axis in range(self.num_dimensions)]
-
-    def reset_parameters(self) -> None:
-        """Draw core and factors from torch's global generator."""
-        _complex_normal(self.core, 1 / self.input_factor.shape[0])
-        for factor in (self.input_factor, self.output_factor, *self.mode_factors):
-            _complex_normal(factor, 1 / factor.shape[1])
-
-    def mix(self, series_MBC: Tensor) -> Tensor:
-        """``[M, B, C]`` to the same, without ever forming the dense weight."""
-        matrices = _as_complex(self.core)
-        for axis, factor in enumerate(self.mode_factors):
-            product = torch.tensordot(_as_complex(factor), matrices, dims=([1], [axis]))
-            matrices = product.movedim(0, axis)
-        reduced = series_MBC @ _as_complex(self.input_factor)
-        return reduced @ matrices.flatten(0, -3) @ _as_complex(self.output_factor).T
-
-
-def lowest_modes(field: Tensor, modes: int, num_dimensions: int) -> Tensor:
-    """Fourier coefficients ``[B, C, 2m, .., m]`` of wave numbers 0 .. m - 1, then -m .. -1.
-
-    Normalised to be those of the function, whatever the grid that samples it.
-    """
-    series = torch.fft.rfft(field, norm="forward").narrow(-1, 0, modes)
-    for axis in range(-2, -num_dimensions - 1, -1):
-        series = torch.fft.fft(series, dim=axis, norm="forward")
-        negative = series.narrow(axis, series.shape[axis] - modes, modes)
-        series = torch.cat((series.narrow(axis, 0, modes), negative), axis)
-    return series
-
-
-def field_of_modes(series: Tensor, modes: int, grid: torch.Size) -> Tensor:
-    """The real field ``[B, C, *grid]`` of the coefficients that ``lowest_modes`` returns."""
-    for axis in range(-len(grid), -1):
-        gap = list(series.shape)
-        gap[axis] = grid[axis] - 2 * modes
-        positive, negative = series.split(modes, axis)
-        series = torch.cat((positive, series.new_zeros(gap), negative), axis)
-        series = torch.fft.ifft(series, dim=axis, norm="forward")
-    field: Tensor = torch.fft.irfft(series, n=grid[-1], norm="forward")
-    return field
-
-
-def _as_complex(real: Tensor) -> Tensor:
-    return torch.view_as_complex(at_least_float32(real).contiguous())
-
-
-@torch.no_grad()
-def _complex_normal(parameter: Tensor, variance: float) -> None:
-    parameter.normal_(0.0, (variance / 2) ** 0.5)
+def _spectral_convolution(config: FNOConfig) -> SpectralConvolution:
+    if isinstance(config, TFNOConfig):
+        return TuckerConvolution(config.width, config.modes, config.num_dimensions, config.rank)
+    return SpectralConvolution(config.width, config.modes, config.num_dimensions)
 
 
 class FNOBlock(nn.Module):
@@ -210,11 +98,9 @@ class FNOBlock(nn.Module):
     The last block of a network has no GELU.
     """
 
-    def __init__(
-        self, config: FNOConfig, convolution: type[SpectralConvolution], *, last: bool
-    ) -> None:
+    def __init__(self, config: FNOConfig, *, last: bool) -> None:
         super().__init__()
-        self.spectral = convolution(config)
+        self.spectral = _spectral_convolution(config)
         self.pointwise = _POINTWISE[config.num_dimensions](config.width, config.width, 1)
         self.scale_shift = ScaleShift(config.width, config.width)
         self.last = last
@@ -232,9 +118,8 @@ class FNO(Pretrained):
     """
 
     model_types = ("fno",)
-    config_class: type[FNOConfig] = FNOConfig
+    config_class = FNOConfig
     config: FNOConfig
-    convolution: type[SpectralConvolution] = SpectralConvolution
 
     def __init__(self, config: FNOConfig) -> None:
         super().__init__()
@@ -246,7 +131,7 @@ class FNO(Pretrained):
             self.lead_time = LeadTimeEmbedding(width)
             self.lift = pointwise(config.in_channels + coordinates, width, 1)
             self.layers = nn.ModuleList(
-                FNOBlock(config, self.convolution, last=layer == config.num_layers - 1)
+                FNOBlock(config, last=layer == config.num_layers - 1)
                 for layer in range(config.num_layers)
             )
             self.project = nn.Sequential(
@@ -281,7 +166,6 @@ class TFNO(FNO):
 
     model_types = ("tfno",)
     config_class = TFNOConfig
-    convolution = TuckerConvolution
 
 
 def _coordinates(field: Tensor) -> Tensor:

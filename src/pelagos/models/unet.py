@@ -79,7 +79,7 @@ class UNetConfig(Options):
     @property
     def stride(self) -> int:
         """Points of the grid to one of the coarsest."""
-        return 2 ** (len(self.multipliers) - 1)
+        return int(2 ** (len(self.multipliers) - 1))
 
     def _misfits(self) -> list[str]:
         problems = []
