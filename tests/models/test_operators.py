@@ -202,6 +202,7 @@ def test_each_mode_is_multiplied_by_its_own_matrix(grid: tuple[int, ...]):
     # cos(2π k·x) in channel i becomes Re(W[k, i, o] exp(2πi k·x)) in channel o
     modes, dimensions = 3, len(grid)
     convolution = SpectralConvolution(4, modes, dimensions).double()
+    convolution.reset_parameters()
     numbers = (-2, 1, 2)[-dimensions:]
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) / n for n in grid), indexing="ij")
     phase = 2 * math.pi * sum(k * axis for k, axis in zip(numbers, axes, strict=True))

@@ -6,7 +6,7 @@ can be asked for at any point. Lu et al., "Learning nonlinear operators via Deep
 universal approximation theorem of operators", Nature Machine Intelligence 2021, arXiv:1910.03193.
 
 The sensors are the points of a grid, the branch is convolutional, and the trunk sees places as
-sines and cosines too. Layout: frames ``[B, C, H, W]``, points ``[B, N, 2]`` with y before x, in units
+sines and cosines too, scaled and shifted by the lead time. Layout: frames ``[B, C, H, W]``, points ``[B, N, 2]`` with y before x, in units
 of the grid's sides: row i of H is at y = i / H. Single-device code.
 """
 
@@ -245,5 +245,5 @@ FAMILY = Family(
     "nano: 32) and a lead time; query() answers at any points",
     call="frame",
     example=_example,
-    sizes=(Size("nano", 561_828, _NANO), Size("base", 37_643_140, {})),
+    sizes=(Size("nano", 570_148, _NANO), Size("base", 38_168_452, {})),
 )

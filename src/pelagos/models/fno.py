@@ -78,7 +78,7 @@ class TFNOConfig(FNOConfig):
     A weight then has about rank^(2 + num_dimensions) of the dense one's parameters; 1 is full rank.
     """
 
-    rank: float = 0.5
+    rank: float = 0.75
 
     def _misfits(self) -> list[str]:
         if 0 < self.rank <= 1:
@@ -206,7 +206,7 @@ TFNO_FAMILY = Family(
     call="frame",
     example=_example,
     sizes=(
-        Size("nano", 38_236, {**_NANO, "rank": 0.75}),
-        Size("base", 23_653_468, {**_BASE, "rank": 0.75}),
+        Size("nano", 38_236, _NANO),
+        Size("base", 23_653_468, _BASE),
     ),
 )

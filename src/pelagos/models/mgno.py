@@ -159,7 +159,7 @@ def _smoothers(steps: int, inputs: int, outputs: int, edges: Edges) -> nn.Module
 
 
 class MgNOLayer(nn.Module):
-    """``GELU((W u + B u + b) (1 + scale) + shift)``: V-cycle, pointwise map, lead time; eq. 3."""
+    """``GELU((W u + B u + b) (1 + scale) + shift)``: V-cycle, pointwise map, lead time."""
 
     def __init__(self, config: MgNOConfig, inputs: int) -> None:
         super().__init__()

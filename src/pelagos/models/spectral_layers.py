@@ -101,7 +101,7 @@ def lowest_modes(field: Tensor, modes: int, num_dimensions: int) -> Tensor:
 
     Normalised to be those of the function, whatever the grid that samples it.
     """
-    series = torch.fft.rfft(field, norm="forward").narrow(-1, 0, modes)
+    series: Tensor = torch.fft.rfft(field, norm="forward").narrow(-1, 0, modes)
     for axis in range(-2, -num_dimensions - 1, -1):
         series = torch.fft.fft(series, dim=axis, norm="forward")
         negative = series.narrow(axis, series.shape[axis] - modes, modes)
