@@ -155,6 +155,8 @@ def test_a_wrong_shape_shows_what_is_needed(name: str, shape: tuple[int, ...], m
         ("unet-nano", {"num_heads": 5}, r"width 64 = width\(16\) \* 4 must .* num_heads\(5\)"),
         ("sinenet-nano", {"multiplier": 0.5, "boundary": "open"}, "multiplier=0.5 must"),
         ("mgno-nano", {"boundary": "zeros"}, "must be one of 'periodic', 'dirichlet', 'neumann'"),
+        ("unet-nano", {"multipliers": (1, 0.5)}, r"multipliers=\(1, 0.5\) must be whole"),
+        ("deeponet-nano", {"image_size": 32.5}, "image_size=32.5 must be one whole number, or two"),
         ("deeponet-nano", {"image_size": 3}, r"2 \*\* num_stages\(2\) = 4; .* num_stages=1 at"),
     ],
 )

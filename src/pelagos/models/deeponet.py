@@ -6,8 +6,9 @@ can be asked for at any point. Lu et al., "Learning nonlinear operators via Deep
 universal approximation theorem of operators", Nature Machine Intelligence 2021, arXiv:1910.03193.
 
 The sensors are the points of a grid, the branch is convolutional, and the trunk sees places as
-sines and cosines too, scaled and shifted by the lead time. Layout: frames ``[B, C, H, W]``, points ``[B, N, 2]`` with y before x, in units
-of the grid's sides: row i of H is at y = i / H. Single-device code.
+sines and cosines too, scaled and shifted by the lead time. Layout: frames ``[B, C, H, W]``, points
+``[B, N, 2]`` with y before x, in units of the grid's sides: row i of H is at y = i / H.
+Single-device code.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class DeepONetConfig(Options):
     def __post_init__(self) -> None:
         counts = ("in_channels", "out_channels", "branch_width", "num_stages", "trunk_width")
         problems = not_whole_numbers(self, (*counts, "num_layers", "num_basis", "num_waves"))
-        if len(self.grid) != _NUM_AXES or min(self.grid) < 1:
+        if len(self.grid) != _NUM_AXES or not all(isinstance(n, int) and n > 0 for n in self.grid):
             problems.append(
                 f"image_size={self.image_size} must be one whole number, or two: rows and columns"
             )
@@ -73,7 +74,7 @@ class DeepONetConfig(Options):
     def grid(self) -> tuple[int, ...]:
         """Rows and columns of the sensors."""
         size = self.image_size
-        return (size, size) if isinstance(size, int) else size
+        return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
 
 
 class BranchStage(nn.Module):

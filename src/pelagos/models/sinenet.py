@@ -8,7 +8,7 @@ dual processing). Zhang et al., "SineNet: Learning temporal dynamics in time-dep
 differential equations", ICLR 2024, arXiv:2403.19507.
 
 Written from the paper: pooling by averages on the way down, bicubic interpolation on the way up. It
-is not the published network weight for weight: size 8 has 34,520,148 parameters, 1,192,960 of them
+is not the published network weight for weight: size 8 has 34,520,148 parameters, 1,188,752 of them
 to scale and shift blocks by the lead time, where SineNet-8-dual has 35,490,219. Layout:
 ``[B, C, H, W]`` throughout. Single-device code.
 """

@@ -64,7 +64,7 @@ class UNetConfig(Options):
         counts = ("in_channels", "out_channels", "width", "num_blocks", "num_heads", "norm_groups")
         problems = not_whole_numbers(self, counts)
         problems += not_one_of("boundary", self.boundary, get_args(Boundary))
-        if not self.multipliers or min(self.multipliers) < 1:
+        if not self.multipliers or not all(isinstance(m, int) and m > 0 for m in self.multipliers):
             problems.append(f"multipliers={self.multipliers} must be whole numbers, at least 1")
         if not problems:
             problems = self._misfits()
@@ -208,7 +208,7 @@ class UNet(Pretrained):
         for module in self.middle:
             x = module(x, embedding)
         for module in self.up:
-            if isinstance(module, ResidualBlock):
+            if not isinstance(module, Up):
                 x = torch.cat((x, kept.pop()), dim=1)
             x = module(x, embedding)
         return FrameOutput(self.project(F.gelu(self.norm(x))).to(frame.dtype))
