@@ -1,5 +1,7 @@
 """Submission to this machine and to a real Slurm; secrets stay out of everything that is written."""
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +11,7 @@ import fsspec
 import pytest
 from tests.conftest import S3Server, free_ports
 from tests.submission import slurm_server
-from tests.submission.conftest import Job, conform, send, wait_for
+from tests.submission.conftest import Job, conform, finish, send, wait_for
 
 from pelagos.infra.clusters import ClusterError
 from pelagos.jobs import submit, submitted_runs
@@ -32,6 +34,19 @@ def test_conformance_on_this_machine(
     assert 0 < described["goodput"] <= 1
     with pytest.raises(ValueError, match="run 'conforms' exists already"):
         send(conformance_job.path, "here", "name=conforms")
+
+
+@pytest.mark.targets
+def test_a_killed_driver_on_this_machine_is_started_again_by_who_looks(
+    clusters: Clusters, tmp_path: Path, conformance_job: Job
+) -> None:
+    clusters(here={"kind": "local", "storage": str(tmp_path / "storage")})
+    found = send(conformance_job.path, "here", "name=killed", "checkpoint.every_steps=3")
+    state = wait_for(found, lambda s: s.state == "running")
+    os.killpg(state.handle["pid"], signal.SIGKILL)
+    assert finish(found).restarts == 1
+    metrics = submitted_runs.run_directory(found).metrics()
+    assert [m["loss"] for m in metrics] == conformance_job.losses
 
 
 @pytest.mark.s3

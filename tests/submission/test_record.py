@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pelagos.infra.directory_store import DirectoryStore, ObjectStore, open_store
 from pelagos.infra.object_store import StorageError, StorageMissingError
+from pelagos.jobs.silent_ends import record_silent_end
 from pelagos.platform.submission.record import RecordError, RunRecord, list_records, replay
 
 DETAILS = {"cluster": "lab", "priority": 0, "after": [], "retries": 3}
@@ -179,3 +180,36 @@ def test_the_directory_store_never_shows_half_an_object(tmp_path: Path) -> None:
     thread.join()
     assert all(value == content for value in seen)
     assert list(store.sizes()) == ["object"]
+
+
+@pytest.mark.parametrize(
+    ("detail", "output", "kind", "state"),
+    [
+        ("process 7 on a", "step 3/8 loss 0.4", "node lost", "queued"),
+        ("process 7 on a", "ValueError: job.yaml: 1 problem", "user error", "failed"),
+        ("exit code 3", "cannot fetch the wheel: connection reset", "infrastructure", "queued"),
+        ("State=OUT_OF_MEMORY error:", "oom-kill: out of memory", "out of memory", "failed"),
+    ],
+)
+def test_a_process_that_ended_without_a_word_is_tried_again_where_that_can_help(
+    tmp_path: Path, detail: str, output: str, kind: str, state: str
+) -> None:
+    record = RunRecord(open_store(str(tmp_path)), "run")
+    record.claim("job", **DETAILS)
+    record.append("running", attempt=1)
+    again = record_silent_end(record, detail, output, 2)
+    assert again == (state == "queued")
+    event = record.events()[-1]
+    assert (event["cause_kind"], record.state().state) == (kind, state)
+    # a second watcher that saw the same has nothing left to do
+    assert not record_silent_end(record, detail, output, 2)
+    assert len(record.events()) == 3
+
+
+def test_a_run_stopped_at_once_did_not_fail(tmp_path: Path) -> None:
+    record = RunRecord(open_store(str(tmp_path)), "run")
+    record.claim("job", **DETAILS)
+    record.append("running", attempt=1)
+    record.append("stop_requested", now=True)
+    assert not record_silent_end(record, "process 7 on a", "", 3)
+    assert record.state().state == "stopped"

@@ -16,8 +16,8 @@ from pelagos.infra.clusters import Needs, Submission, recorded_config
 from pelagos.infra.clusters.ray_jobs import run_entrypoint, runtime_environment, scheduler_state
 from pelagos.infra.clusters.schema import RayConfig, RayQuotas
 from pelagos.infra.directory_store import ObjectStore, open_store
+from pelagos.jobs.silent_ends import record_silent_end
 from pelagos.jobs.submit import submission_of
-from pelagos.platform.submission.causes import classify, decide_retry
 from pelagos.platform.submission.record import RunRecord, list_records
 from pelagos.platform.submission.run_queue import NodeResources, WaitingRun, decide, place_workers
 
@@ -111,18 +111,8 @@ class Queue:
         num_events = len(record.events())
         if seen.state != "ended" or record.state().state not in STARTED:
             return
-        tail = str(self.client.get_job_logs(submission_id))[-2000:]
-        cause = f"the run's process ended without a word: {seen.detail} {tail}".strip()
-        if state.stop:
-            record.append_if(num_events, "stopped", reason="stopped at once")
-            return
-        kind = classify(f"{seen.detail} {tail}") if "exit code 3" in seen.detail else "node lost"
-        retry = decide_retry(kind, state.restarts, state.retries, False, False)
-        details = {"cause": cause, "cause_kind": kind, "reason": retry.why}
-        if retry.again:
-            record.append_if(num_events, "retried", overrides=list(state.overrides), **details)
-        else:
-            record.append_if(num_events, "failed", **details)
+        output = str(self.client.get_job_logs(submission_id))[-2000:]
+        record_silent_end(record, seen.detail, output, num_events)
 
     def _free(self, running: list[Needs]) -> list[NodeResources]:
         """Return what every node has left besides the runs that the queue has started.

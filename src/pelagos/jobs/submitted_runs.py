@@ -19,6 +19,7 @@ from pelagos.infra.clusters import (
 )
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import StorageError, StorageMissingError, is_remote
+from pelagos.jobs.silent_ends import record_silent_end
 from pelagos.jobs.submission_job import needs_of
 from pelagos.jobs.submit import Options, SubmissionPlan, hand_over, plan, submission_of
 from pelagos.platform.config.clusters import find_cluster, load_clusters
@@ -26,7 +27,6 @@ from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.goodput import goodput
 from pelagos.platform.runs import RunDirectory, RunError, changed_keys
-from pelagos.platform.submission.causes import classify
 from pelagos.platform.submission.mirror import PART_BYTES, Mirror
 from pelagos.platform.submission.record import RunRecord, RunState, list_records
 
@@ -103,7 +103,7 @@ def current_state(found: SubmittedRun) -> tuple[RunState, str]:
         # the process writes its end before it leaves: read again before judging
         num_events, state = len(found.record.events()), found.record.state()
         if not state.has_ended and state.state != "preempted":
-            _record_silent_end(found, state, seen.detail, num_events)
+            _see_to_silent_end(found, state, seen.detail, num_events)
             state = found.record.state()
     return state, seen.detail
 
@@ -302,19 +302,13 @@ def _log_from(found: SubmittedRun, position: int) -> bytes:
         number, start = number + 1, 0
 
 
-def _record_silent_end(found: SubmittedRun, state: RunState, detail: str, num_events: int) -> None:
-    """Record that a run's process is gone without having said why."""
-    tail = ""
+def _see_to_silent_end(found: SubmittedRun, state: RunState, detail: str, num_events: int) -> None:
+    """Record that a run's process is gone without having said why; start it again if that helps."""
+    output = ""
     with contextlib.suppress(ClusterError):
-        tail = found.cluster.logs(state.handle)[-2000:]
-    if state.stop == "now":
-        found.record.append_if(num_events, "stopped", reason="stopped at once")
-        return
-    text = f"the run's process ended without a word: {detail}"
-    last_line = tail.strip().splitlines()[-1:] or [""]
-    kind = classify(f"{detail} {last_line[0]}") if last_line[0] else "node lost"
-    cause = f"{text}; its last line: {last_line[0]}" if last_line[0] else text
-    found.record.append_if(num_events, "failed", cause=cause, cause_kind=kind)
+        output = found.cluster.logs(state.handle)[-2000:]
+    if record_silent_end(found.record, detail, output, num_events):
+        hand_over(found.cluster, found.record, submission_of(found.record, state.attempt + 1))
 
 
 def _revised(found: SubmittedRun, overrides: Sequence[str]) -> Any:
