@@ -1,0 +1,167 @@
+"""What the error of predicted fields is, as sums that a trainer can reduce over any samples.
+
+A loss gives numerators and denominators per sample and group of fields; the objective's loss is the
+mean over groups of summed numerators over summed denominators. ``ratio`` sums errors and magnitudes
+over the batch, as Poseidon's code does (arXiv:2405.19101); the others are means over samples of an
+error that is relative in each, so their denominators count samples.
+
+Fields are ``[B, C, *grid]``; results ``[B, G]``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pelagos.models.precision import without_autocast
+
+Groups = Sequence[Sequence[int]]
+
+MAGNITUDE_EPS = 1e-10  # added to the mean magnitude, as in arXiv:2405.19101's code
+_NORM_EPS = 1e-8  # added to the label's norm, as in arXiv:2403.03542's code
+
+
+class Loss(Protocol):
+    """Errors of predictions and what they are relative to."""
+
+    def magnitudes(self, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        """``[B, G]``: denominators, of ``label [B, C, *grid]`` and ``present [B, C]``."""
+
+    def errors(self, difference: Tensor, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        """``[B, G]``: numerators, of prediction - label; absent fields contribute nothing."""
+
+
+def grouped(per_channel: Tensor, groups: Groups) -> Tensor:
+    """Sum ``[B, C]`` over the channels of each group: ``[B, G]``."""
+    return torch.stack([per_channel[:, list(g)].sum(-1) for g in groups], dim=-1)
+
+
+def without_absent(fields: Tensor, present: Tensor) -> Tensor:
+    """``[B, C, *grid]`` with zeros where a sample's dataset lacks the field."""
+    absent = ~present.reshape(*present.shape, *(1,) * (fields.ndim - 2))
+    return fields.masked_fill(absent, 0.0)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Σ|error|^p / (Σ|label|^p + 1e-10 count), the sums over all samples of the batch."""
+
+    p: int = 1
+
+    def magnitudes(self, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        """``[B, G]``: Σ|label|^p + 1e-10·count over each group's channels and grid points."""
+        sizes = self._sums(label, groups)
+        counts = [len(channels) * label[0, 0].numel() for channels in groups]
+        return sizes + MAGNITUDE_EPS * sizes.new_tensor(counts)
+
+    def errors(self, difference: Tensor, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        """``[B, G]``: Σ|prediction - label|^p."""
+        return self._sums(without_absent(difference, present), groups)
+
+    def _sums(self, values: Tensor, groups: Groups) -> Tensor:
+        powers = values.float().abs() if self.p == 1 else values.float().square()
+        return grouped(powers.flatten(2).sum(dim=-1), groups)
+
+
+@dataclass(frozen=True)
+class RelativePerSample:
+    """‖error‖ / (‖label‖ + 1e-8) in each sample and group; a group whose label vanishes, or that the
+    sample's dataset lacks, does not count. Subclasses say which powers are summed, and the root.
+    """
+
+    def magnitudes(self, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        """``[B, G]``: 1 where the sample counts; next to nothing, lest 0 / 0, where it does not."""
+        return self._counted(label, present, groups).float().clamp_min(MAGNITUDE_EPS)
+
+    def errors(self, difference: Tensor, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        """``[B, G]``: relative errors; 0 where the sample does not count."""
+        powers = grouped(self._powers(without_absent(difference, present)), groups)
+        with torch.no_grad():
+            counted = self._counted(label, present, groups)
+            sizes = self._root(grouped(self._powers(self._reference(label)), groups))
+        # a root has an infinite slope at 0, which a masked entry would turn into NaN
+        norms = self._root(powers.where(powers > 0, 1.0)).where(counted & (powers > 0), 0.0)
+        return norms / (sizes + _NORM_EPS)
+
+    def _counted(self, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+        has = torch.stack([present[:, list(g)].any(dim=1) for g in groups], dim=-1)
+        return has & (grouped(self._powers(self._reference(label)), groups) > 0)
+
+    def _powers(self, values: Tensor) -> Tensor:
+        return values.float().square().flatten(2).sum(dim=-1)
+
+    def _root(self, powers: Tensor) -> Tensor:
+        return powers.sqrt()
+
+    def _reference(self, label: Tensor) -> Tensor:
+        return label
+
+
+class RelativeL2(RelativePerSample):
+    """‖error‖₂ / ‖label‖₂ per sample: DPOT's (arXiv:2403.03542), and PDEBench's nRMSE
+    (arXiv:2210.07182, appendix B)."""
+
+
+class RelativeL1(RelativePerSample):
+    """‖error‖₁ / ‖label‖₁ per sample."""
+
+    def _powers(self, values: Tensor) -> Tensor:
+        return values.float().abs().flatten(2).sum(dim=-1)
+
+    def _root(self, powers: Tensor) -> Tensor:
+        return powers
+
+
+class VRMSE(RelativePerSample):
+    """sqrt(mean error² / variance of the label over space): The Well's (arXiv:2412.00568, eq. 1)."""
+
+    def _reference(self, label: Tensor) -> Tensor:
+        values = label.float().flatten(2)
+        return values - values.mean(dim=-1, keepdim=True)
+
+
+class Spectral(RelativePerSample):
+    """Relative error in H¹: each Fourier mode weighs 1 + |k|², so that small scales count.
+
+    ``k`` are whole wave numbers over the domain; Parseval makes weight 1 the relative L2 error.
+    """
+
+    def _powers(self, values: Tensor) -> Tensor:
+        with without_autocast(values):
+            axes = tuple(range(2, values.ndim))
+            modes = torch.fft.fftn(values.float(), dim=axes, norm="ortho")
+            squared = modes.real.square() + modes.imag.square()
+            weighted: Tensor = squared * _one_plus_wave_number_squared(values)
+            return weighted.flatten(2).sum(dim=-1)
+
+
+def _one_plus_wave_number_squared(values: Tensor) -> Tensor:
+    weights = torch.ones((), device=values.device)
+    grid = values.shape[2:]
+    for axis, size in enumerate(grid):
+        k = torch.fft.fftfreq(size, 1 / size, device=values.device)
+        weights = weights + k.square().reshape(-1, *(1,) * (len(grid) - axis - 1))
+    return weights
+
+
+LOSSES: dict[str, Loss] = {
+    "ratio": Ratio(),
+    "relative_l1": RelativeL1(),
+    "relative_l2": RelativeL2(),
+    "nrmse": RelativeL2(),
+    "vrmse": VRMSE(),
+    "spectral": Spectral(),
+}
+
+
+def find_loss(name: str) -> Loss:
+    """The named loss. Raises ValueError, with the closest name, for an unknown one."""
+    if name not in LOSSES:
+        close = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.0)
+        raise ValueError(f"unknown loss {name!r}; closest: {close[0]}; all: {', '.join(LOSSES)}")
+    return LOSSES[name]

@@ -1,0 +1,61 @@
+"""Training objectives: which frames a sample needs, and what a prediction's error is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from pelagos.models.objectives.base import (
+    FrameWindows,
+    LossScope,
+    Objective,
+    WindowBatch,
+    default_field_groups,
+    ratio_loss,
+)
+from pelagos.models.objectives.frame_pairs import AllToAll, NextStep, Steady
+from pelagos.models.objectives.frame_windows import Autoregressive
+
+__all__ = [
+    "OBJECTIVES",
+    "AllToAll",
+    "Autoregressive",
+    "FrameWindows",
+    "LossScope",
+    "NextStep",
+    "Objective",
+    "Steady",
+    "WindowBatch",
+    "create_objective",
+    "default_field_groups",
+    "ratio_loss",
+]
+
+OBJECTIVES: dict[str, type[Any]] = {
+    "all2all": AllToAll,
+    "next_step": NextStep,
+    "steady": Steady,
+    "autoregressive": Autoregressive,
+}
+
+
+def create_objective(name: str, field_names: Sequence[str], **options: Any) -> Objective:
+    """The named objective over the model's ``field_names``, with its options checked.
+
+    Raises ValueError for an unknown name (with the closest) or option (with all that exist).
+    """
+    if name not in OBJECTIVES:
+        close = difflib.get_close_matches(name, OBJECTIVES, n=1, cutoff=0.0)
+        raise ValueError(
+            f"unknown objective {name!r}; closest: {close[0]}; all: {', '.join(OBJECTIVES)}"
+        )
+    known = [f.name for f in fields(OBJECTIVES[name]) if f.init and f.name != "fields"]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"objective {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}"
+        )
+    objective: Objective = OBJECTIVES[name](fields=tuple(field_names), **options)
+    return objective

@@ -1,0 +1,201 @@
+"""What an objective is, and what those that predict fields have in common.
+
+An objective splits its loss into per-sample sums, so that the trainer can reduce a ratio over
+exactly the samples it should: ``loss = mean_g( sum_b errors[b, g] / sum_b magnitudes[b, g] )``
+over samples ``b`` and field groups ``g``. With ``loss_scope="global"`` the sums run over the whole
+global batch, all ranks and micro-batches, and the gradient does not depend on how it was split;
+with ``"micro_batch"`` each micro-batch takes its own ratio, as the papers' code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pelagos.models.family import Call
+from pelagos.models.losses import Loss, Ratio, find_loss
+
+LossScope = Literal["global", "micro_batch"]
+FrameWindows = tuple[tuple[int, ...], ...]
+
+
+class WindowBatch(Protocol):
+    """What an objective reads of a batch.
+
+    ``frames [B, F, C, *grid]`` normalised, ``times [B, F]`` physical time of each frame,
+    ``present [B, C]`` bool: False where the sample's dataset lacks the field, ``sample_seed [B]``
+    for whatever is drawn for a sample, whichever rank has it.
+    """
+
+    frames: Tensor
+    times: Tensor
+    present: Tensor
+    sample_seed: Tensor
+
+
+class Objective(Protocol):
+    """One way of training a model on windows of a trajectory."""
+
+    @property
+    def loss_scope(self) -> LossScope: ...
+
+    @property
+    def group_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def input_frames(self) -> int:
+        """Frames that ``predict`` forecasts from."""
+        ...
+
+    @property
+    def call(self) -> Call:
+        """How it calls the model."""
+        ...
+
+    @property
+    def model_channels(self) -> tuple[int, int]:
+        """Channels that the model takes in and gives out."""
+        ...
+
+    def frame_windows(self, num_frames: int) -> FrameWindows:
+        """All windows of a trajectory of ``num_frames`` frames, as tuples of frame indices."""
+        ...
+
+    def magnitudes(self, batch: WindowBatch) -> Tensor:
+        """``[B, G]``: each sample's share of the denominators; labels only, no gradient."""
+        ...
+
+    def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
+        """``[B, G]``: each sample's share of the numerators; runs the model forward once."""
+        ...
+
+    def predict(self, model: nn.Module, frames: Tensor, lead_time: Tensor) -> Tensor:
+        """Normalised ``[B, C, *grid]`` one ``lead_time [B]`` after ``frames [B, F, C, *grid]``."""
+        ...
+
+
+def ratio_loss(errors: Tensor, magnitudes: Tensor) -> Tensor:
+    """Mean over groups of summed errors over summed magnitudes, both ``[B, G]``."""
+    return (errors.sum(dim=0) / magnitudes.sum(dim=0)).mean()
+
+
+def default_field_groups(field_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """One group per field, the components of a vector (``velocity-x``, ``-y``) together.
+
+    >>> default_field_groups(["density", "velocity-x", "velocity-y", "pressure"])
+    {'density': ('density',), 'velocity': ('velocity-x', 'velocity-y'), 'pressure': ('pressure',)}
+    """
+    groups: dict[str, tuple[str, ...]] = {}
+    for name in field_names:
+        stem, _, axis = name.rpartition("-")
+        key = stem if stem and axis in ("x", "y", "z") else name
+        groups[key] = (*groups.get(key, ()), name)
+    return groups
+
+
+@dataclass(frozen=True)
+class FieldObjective:
+    """An error of predicted fields against later frames of a trajectory.
+
+    ``fields``: the model's channels; ``field_groups``: name to channels (names or indices), None
+    groups vector components; ``field_weights``: group name to its weight in the mean over groups, 1
+    where not named; ``frame_stride``: frames per step; ``time_scale``: the model sees lead times
+    divided by it; ``loss``: a name of ``losses.LOSSES``, and ``p`` the power of its ``ratio``.
+    """
+
+    fields: tuple[str, ...]
+    field_groups: Mapping[str, Sequence[str | int]] | None = None
+    frame_stride: int = 1
+    time_scale: float = 1.0
+    loss_scope: LossScope = "global"
+    p: int = 1
+    loss: str = "ratio"
+    field_weights: Mapping[str, float] | None = None
+    group_channels: tuple[tuple[int, ...], ...] = field(init=False, repr=False)
+    error: Loss = field(init=False, repr=False)
+    call: ClassVar[Call] = "frame"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", tuple(self.fields))
+        problems = []
+        if self.loss_scope not in ("global", "micro_batch"):
+            problems.append(f"loss_scope={self.loss_scope!r} must be 'global' or 'micro_batch'")
+        if self.p not in (1, 2):
+            problems.append(f"p={self.p} must be 1 or 2")
+        if self.frame_stride < 1:
+            problems.append(f"frame_stride={self.frame_stride} must be at least 1")
+        if not self.time_scale > 0:
+            problems.append(f"time_scale={self.time_scale} must be positive")
+        if problems:
+            raise ValueError(f"objective {type(self).__name__}: " + "; ".join(problems))
+        groups = self.field_groups or self._default_groups()
+        channels = tuple(tuple(self._channel(entry) for entry in g) for g in groups.values())
+        if not channels or not all(channels):
+            raise ValueError(f"objective: every field group needs a field, got {dict(groups)}")
+        object.__setattr__(self, "field_groups", {k: tuple(v) for k, v in groups.items()})
+        object.__setattr__(self, "group_channels", channels)
+        error = Ratio(self.p) if self.loss == "ratio" else find_loss(self.loss)
+        object.__setattr__(self, "error", error)
+        self._check_weights()
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the field groups, in the order of the last axis of errors and magnitudes."""
+        return tuple(self.field_groups or ())
+
+    @property
+    def input_frames(self) -> int:
+        """Frames that ``predict`` forecasts from."""
+        return 1
+
+    @property
+    def model_channels(self) -> tuple[int, int]:
+        """Channels that the model takes in and gives out: every field both ways."""
+        return len(self.fields), len(self.fields)
+
+    def magnitudes(self, batch: WindowBatch) -> Tensor:
+        """``[B, G]``: the denominators, of the last frame."""
+        with torch.no_grad():
+            label = batch.frames[:, -1]
+            return self.error.magnitudes(label, batch.present, self.group_channels)
+
+    def _errors(self, prediction: Tensor, label: Tensor, batch: WindowBatch) -> Tensor:
+        """``[B, G]``: the numerators, weighted by group."""
+        difference = prediction - label
+        errors = self.error.errors(difference, label, batch.present, self.group_channels)
+        return errors if self.field_weights is None else errors * self._weights(errors)
+
+    def _weights(self, errors: Tensor) -> Tensor:
+        given = self.field_weights or {}
+        weights = errors.new_tensor([given.get(name, 1.0) for name in self.group_names])
+        return weights * len(weights) / weights.sum()  # the loss stays a weighted mean
+
+    def _check_weights(self) -> None:
+        weights = self.field_weights or {}
+        strangers = sorted(set(weights) - set(self.group_names))
+        if strangers:
+            raise ValueError(
+                f"objective: field_weights names {', '.join(strangers)}; the field groups are "
+                f"{', '.join(self.group_names)}"
+            )
+        if any(weight < 0 for weight in weights.values()) or (
+            weights and not any(weights.get(name, 1.0) for name in self.group_names)
+        ):
+            raise ValueError(f"objective: field_weights {dict(weights)} must be positive somewhere")
+
+    def _default_groups(self) -> Mapping[str, Sequence[str | int]]:
+        return default_field_groups(self.fields)
+
+    def _channel(self, entry: str | int) -> int:
+        if isinstance(entry, int) and 0 <= entry < len(self.fields):
+            return entry
+        if isinstance(entry, str) and entry in self.fields:
+            return self.fields.index(entry)
+        raise ValueError(
+            f"objective: field group names {entry!r}; the model's fields are {list(self.fields)}, "
+            f"channels 0 to {len(self.fields) - 1}"
+        )

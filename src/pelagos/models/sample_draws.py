@@ -1,0 +1,33 @@
+"""Random numbers of one sample, from its own seed: the same whichever rank or micro-batch has it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def normal_like(values: Tensor, seeds: Tensor) -> Tensor:
+    """Standard normal numbers of the shape of ``values [B, ...]``, sample b's from ``seeds[b]``.
+
+    Drawn on the values' device: another kind of device draws other numbers.
+    """
+    return torch.stack(
+        [
+            torch.randn(sample.shape, generator=generator, device=values.device, dtype=values.dtype)
+            for sample, generator in zip(values, _generators(seeds, values.device), strict=True)
+        ]
+    )
+
+
+def uniform(shape: tuple[int, ...], seeds: Tensor, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1) ``[B, *shape]``, sample b's from ``seeds[b]``."""
+    return torch.stack(
+        [
+            torch.rand(shape, generator=generator, device=device)
+            for generator in _generators(seeds, device)
+        ]
+    )
+
+
+def _generators(seeds: Tensor, device: torch.device) -> list[torch.Generator]:
+    return [torch.Generator(device).manual_seed(int(seed)) for seed in seeds.tolist()]
