@@ -8,13 +8,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pelagos.models import dpot, poseidon
+from pelagos.models import dpot, mae, poseidon, vit
 from pelagos.models.family import Call, Family, Size
 from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config
 
 FAMILIES: dict[str, Family] = {
     "poseidon": poseidon.FAMILY,
     "dpot": dpot.FAMILY,
+    "vit": vit.FAMILY,
+    "mae": mae.FAMILY,
 }
 
 
