@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pelagos.models import dpot, mae, poseidon, vit
+from pelagos.models import dpot, mae, mednext, nnunet, poseidon, stunet, vit
 from pelagos.models.family import Call, Family, Size
 from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config
 
@@ -17,6 +17,9 @@ FAMILIES: dict[str, Family] = {
     "dpot": dpot.FAMILY,
     "vit": vit.FAMILY,
     "mae": mae.FAMILY,
+    "nnunet": nnunet.FAMILY,
+    "stunet": stunet.FAMILY,
+    "mednext": mednext.FAMILY,
 }
 
 
