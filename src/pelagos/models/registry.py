@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pelagos.models import dpot, mae, mednext, nnunet, poseidon, stunet, vit
+from pelagos.models import dpot, gnot, mae, mednext, nnunet, poseidon, simvp, stunet, vit
 from pelagos.models.family import Call, Family, Size
 from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config
 
@@ -20,6 +20,8 @@ FAMILIES: dict[str, Family] = {
     "nnunet": nnunet.FAMILY,
     "stunet": stunet.FAMILY,
     "mednext": mednext.FAMILY,
+    "simvp": simvp.FAMILY,
+    "gnot": gnot.FAMILY,
 }
 
 
