@@ -17,7 +17,17 @@ POSEIDON_DRAWS = {
     "7781d40242e8f05f769c1d4d63c94706212d84ef4802131a157c3424c8926fa9": {"unit_norm_init": False},
     "0c0104b6d0a9dc37bf1c70da5e0232c4d45593bbfc73bc002c5f3cd53cb85de7": {"use_conditioning": False},
 }
-SMALL_MODELS = ["poseidon-nano", "dpot-nano"]
+SMALL_MODELS = [
+    "poseidon-nano",
+    "dpot-nano",
+    "vit-nano",
+    "mae-nano",
+    "nnunet-nano",
+    "stunet-nano",
+    "mednext-nano",
+    "simvp-nano",
+    "gnot-nano",
+]
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pelagos.models.convolutions import CONVOLUTION, INSTANCE_NORM, TRANSPOSED
 from pelagos.models.family import Family, Size
 from pelagos.models.precision import without_autocast
-from pelagos.models.unet3d import UNet, UNetConfig, example
+from pelagos.models.unet3d import UNet, UNetBlock, UNetConfig, example
 
 __all__ = ["FAMILY", "GlobalResponseNorm", "MedNeXt", "MedNeXtConfig"]
 
@@ -85,7 +85,7 @@ class GlobalResponseNorm(nn.Module):
             return (x + self.scale.float() * (x * share) + self.shift.float()).to(x.dtype)
 
 
-class MedNeXtBlock(nn.Module):
+class MedNeXtBlock(UNetBlock):
     """Depthwise convolution, norm, expansion, GELU, compression, and a residual around them.
 
     ``change``: ``none`` keeps level and width; ``down`` halves the grid and ``up`` doubles it, by

@@ -192,7 +192,7 @@ class SimVP(Pretrained):
             features = layer(features)
             if depth == 0:
                 skip = features.unflatten(0, (len(x), config.in_timesteps))[:, -1:]
-        stacked = self.enter(features.unflatten(0, (len(x), config.in_timesteps)).flatten(1, 2))
+        stacked = self.enter(features.reshape(len(x), -1, *features.shape[2:]))
         for block in self.translator:
             stacked = block(stacked)
         stacked = self.leave(stacked)

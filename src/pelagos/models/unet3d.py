@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelagos.models.checks import fail_on, lists_to_tuples, nearest_multiples, not_whole
@@ -143,10 +144,11 @@ class UNet(Pretrained):
         return tuple(maps) if self.training and self.config.deep_supervision else maps[0]
 
     def blocks(self) -> list[nn.Module]:
-        """Stem, levels' blocks, changes of level, to wrap, compile or checkpoint: ``block(x)``."""
+        """Blocks of the levels and between them to wrap, compile or checkpoint: ``block(x)``."""
         stages = [*self.encoder, *self.decoder]
         inside = [block for stage in stages for block in cast(nn.Sequential, stage)]
-        return [self.stem, *inside, *self.down, *self.up]
+        units = [self.stem, *inside, *self.down, *self.up]
+        return [unit for unit in units if isinstance(unit, UNetBlock)]
 
     def _check(self, image: Tensor) -> None:
         config, shape = self.config, tuple(image.shape)
@@ -172,18 +174,23 @@ class UNet(Pretrained):
         )
 
 
-class ConvolutionBlock(nn.Sequential):
+class UNetBlock(nn.Module):
+    """Base of what levels are made of: the units that `UNet.blocks` lists."""
+
+
+class ConvolutionBlock(UNetBlock):
     """A convolution of kernel 3, instance norm, leaky rectifier."""
 
     def __init__(self, axes: int, width_in: int, width: int, stride: int = 1) -> None:
-        super().__init__(
-            CONVOLUTION[axes](width_in, width, 3, stride=stride, padding=1),
-            INSTANCE_NORM[axes](width, affine=True),
-            nn.LeakyReLU(_SLOPE, inplace=True),
-        )
+        super().__init__()
+        self.convolution = CONVOLUTION[axes](width_in, width, 3, stride=stride, padding=1)
+        self.norm = INSTANCE_NORM[axes](width, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(self.convolution(x)), _SLOPE, inplace=True)
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(UNetBlock):
     """Two convolutions around which the input is added.
 
     Where width or stride change, the input passes ``shortcut``: averaging (``pools``) or strided,
@@ -210,7 +217,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         summed = self.second(self.first(x)) + self.shortcut(x)
-        return nn.functional.leaky_relu(summed, _SLOPE)
+        return F.leaky_relu(summed, _SLOPE)
 
 
 def example(config: UNetConfig, batch_size: int) -> tuple[Tensor, ...]:
