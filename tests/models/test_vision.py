@@ -93,7 +93,7 @@ def test_every_parameter_has_a_gradient_and_half_precision_stays_close(name: str
         assert 0 < (half - output).norm() < 0.1 * output.norm()
 
 
-@pytest.mark.parametrize("name", NANO_MODELS)
+@pytest.mark.parametrize("name", [n for n in NANO_MODELS if n != "mae-nano"])  # its blocks: vit's
 def test_compiled_blocks_give_the_same_answer(name: str):
     torch.manual_seed(0)
     model = create_model(name).eval()
@@ -147,15 +147,12 @@ def test_positions_are_interpolated_to_another_grid(options: dict, wider: tuple)
     assert resized.shape == large.encoder.position.shape
     constant = large.resized_parameter("encoder.position", torch.ones_like(source))
     torch.testing.assert_close(constant, torch.ones_like(resized))
-    # twice as many tokens per axis: away from the edges the mean of each cell is kept by a ramp
-    ramp = torch.arange(source.shape[-1], dtype=torch.float32).expand_as(source)
-    fine = large.resized_parameter("encoder.position", ramp).unflatten(-1, (-1, 2)).mean(-1)
-    torch.testing.assert_close(
-        fine[..., 1:-1],
-        ramp[0, 0].flatten()[1 : fine.shape[-1] - 1].expand_as(fine[..., 1:-1]),
-        atol=0.1,
-        rtol=0,
-    )
+    # twice as many tokens: the two in the middle lie a quarter of an old step from the centre
+    old = source.shape[-1]
+    ramp = torch.arange(old, dtype=torch.float32).expand_as(source)
+    middle = large.resized_parameter("encoder.position", ramp)[..., old - 1 : old + 1]
+    expected = torch.tensor([old / 2 - 0.75, old / 2 - 0.25]).expand_as(middle)
+    torch.testing.assert_close(middle, expected)
     assert model.resized_parameter("head.logits.weight", source) is None
     assert model.resized_parameter("encoder.position", source[:, 1:]) is None
 
