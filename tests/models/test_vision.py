@@ -152,7 +152,8 @@ def test_positions_are_interpolated_to_another_grid(options: dict, wider: tuple)
     ramp = torch.arange(old, dtype=torch.float32).expand_as(source)
     middle = large.resized_parameter("encoder.position", ramp)[..., old - 1 : old + 1]
     expected = torch.tensor([old / 2 - 0.75, old / 2 - 0.25]).expand_as(middle)
-    torch.testing.assert_close(middle, expected)
+    # torch's cubic (a = -3/4) misses a straight line by 3/64 there; a shift by half a token, by 1/4
+    torch.testing.assert_close(middle, expected, rtol=0, atol=0.05)
     assert model.resized_parameter("head.logits.weight", source) is None
     assert model.resized_parameter("encoder.position", source[:, 1:]) is None
 
@@ -241,23 +242,34 @@ def test_the_encoder_hands_over_to_the_classifier_bit_for_bit():
         assert names == {n for n in target.state_dict() if n.startswith("encoder.")}
 
 
-def test_local_predictions_have_the_shapes_and_masks_of_their_targets():
-    model = MAE(
-        MAEConfig(**{**VOLUME, "image_size": (8, 8, 4)}, **LIGHT, local_reconstruction=True)
-    )
-    image = torch.randn(2, 1, 8, 8, 4)
-    keep = random_masks(2, 32, 20)
+@pytest.mark.parametrize(("grid", "patch"), [((8, 12), (2, 2)), ((8, 4, 12), (2, 2, 2))])
+def test_local_predictions_have_the_shapes_and_masks_of_their_targets(grid: tuple, patch: tuple):
+    sizes = {**SMALL, **LIGHT, "image_size": grid, "patch_size": patch}
+    model = MAE(MAEConfig(**sizes, local_reconstruction=True))
+    tokens, children = model.config.num_tokens, 2 ** len(grid)
+    image = torch.randn(2, 1, *grid)
+    keep = random_masks(2, tokens, tokens * 3 // 4)
     output = model(image, keep)
-    shapes = [(2, 32 * 8, 1), (2, 32 // 8, 8)]
+    shapes = [(2, tokens * children, 1), (2, tokens // children, children)]
     assert [tuple(o.prediction.shape) for o in output.local] == shapes
     assert [tuple(t.shape) for t in model.local_targets(image)] == shapes
-    # the mask as an image of voxels, cut into regions of both scales
-    voxels = model.unpatchify((~keep)[..., None].expand(-1, -1, 8).float())
+    # the mask as an image, cut into regions of both scales
+    pixels = model.unpatchify((~keep)[..., None].expand(-1, -1, children).float())
     for local, side in zip(output.local, (1, 4), strict=True):
-        assert torch.equal(local.masked, patchify(voxels, (side,) * 3).amax(-1).bool())
+        regions = patchify(pixels, (side,) * len(grid))
+        assert torch.equal(local.masked, regions.amax(-1).bool())
     finer, coarser = model.local_targets(image)
-    assert torch.equal(finer, patchify(image, (1, 1, 1)))
+    assert torch.equal(finer, patchify(image, (1,) * len(grid)))
     torch.testing.assert_close(coarser.mean(), image.mean())
+
+
+def test_kept_tokens_bring_their_own_positions():
+    encoder = ViT(ViTConfig(**PLANE)).encoder
+    patches, order = torch.randn(1, 16, 6), torch.randperm(16)
+    # attention sums in another order: a few times 6e-8 of values around 1
+    torch.testing.assert_close(
+        encoder(patches, order[None])[0], encoder(patches)[0][:, order], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_local_predictions_train_the_lower_blocks_alone():
@@ -320,6 +332,17 @@ def test_the_coarsest_level_reaches_the_finest_map(name: str):
         for parameter in model.down[-1].parameters():
             parameter.mul_(2.0)
         assert (model(image) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_skips_reach_the_map_past_the_coarser_levels(name: str):
+    torch.manual_seed(0)
+    model = create_model(name, num_dimensions=2).eval()
+    with torch.no_grad():
+        for parameter in model.up[0].parameters():
+            parameter.zero_()
+        answer = model(torch.randn(1, 1, 16, 16))
+    assert answer.std(dim=(2, 3)).min() > 1e-3
 
 
 def test_global_response_norm_is_its_formula():
