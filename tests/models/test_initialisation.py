@@ -26,6 +26,13 @@ SMALL_MODELS = [
     "sinenet-nano",
     "mgno-nano",
     "deeponet-nano",
+    "vit-nano",
+    "mae-nano",
+    "nnunet-nano",
+    "stunet-nano",
+    "mednext-nano",
+    "simvp-nano",
+    "gnot-nano",
 ]
 
 

@@ -20,6 +20,11 @@ PUBLISHED_SIZES = {
     "dpot-m": 122_125_875,
     "dpot-l": 509_018_739,
     "dpot-h": 1_031_082_099,
+    # with a class token and its position, which the mean-pooled network has not: 2 D more
+    "vit-s": 22_050_664 - 2 * 384,
+    "vit-b": 86_567_656 - 2 * 768,
+    "vit-l": 304_326_632 - 2 * 1024,
+    "vit-h": 632_045_800 - 2 * 1280,
 }
 FORBIDDEN = ("ray", "mlflow", "zarr", "deepspeed", "accelerate", "pydantic")
 
@@ -32,6 +37,8 @@ def forecast(name: str, model: torch.nn.Module, batch_size: int = 2) -> torch.Te
         return answer.output
     if family.call == "window":
         return answer[0]
+    if family.call == "masked":
+        return answer.prediction
     return answer
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pelagos.models.pretrained import Pretrained
 
-Call = Literal["frame", "window", "image"]
+Call = Literal["frame", "window", "image", "masked"]
 """How an objective calls a network.
 
 - ``frame``: ``model(frame [B, C, *grid], lead_time [B])``, an object with ``.output``
@@ -19,6 +19,9 @@ Call = Literal["frame", "window", "image"]
   ``[B, *grid, T_out, C_out]`` first, then whatever else it makes.
 - ``image``: ``model(image [B, C, *grid])``, a tensor (class logits ``[B, K]`` or a map
   ``[B, K, *grid]``), or what the objective that fits it asks for.
+- ``masked``: ``model(image [B, C, *grid], keep [B, N])``, ``keep`` True for the patches that the
+  encoder may see, as many in every sample: an object with ``.prediction [B, N, values]`` of every
+  patch and ``.masked [B, N]``, the patches that were hidden.
 """
 
 

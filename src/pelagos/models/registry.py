@@ -8,7 +8,22 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pelagos.models import deeponet, dpot, fno, mgno, poseidon, sinenet, unet
+from pelagos.models import (
+    deeponet,
+    dpot,
+    fno,
+    gnot,
+    mae,
+    mednext,
+    mgno,
+    nnunet,
+    poseidon,
+    simvp,
+    sinenet,
+    stunet,
+    unet,
+    vit,
+)
 from pelagos.models.family import Call, Family, Size
 from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config
 
@@ -21,6 +36,13 @@ FAMILIES: dict[str, Family] = {
     "sinenet": sinenet.FAMILY,
     "mgno": mgno.FAMILY,
     "deeponet": deeponet.FAMILY,
+    "vit": vit.FAMILY,
+    "mae": mae.FAMILY,
+    "nnunet": nnunet.FAMILY,
+    "stunet": stunet.FAMILY,
+    "mednext": mednext.FAMILY,
+    "simvp": simvp.FAMILY,
+    "gnot": gnot.FAMILY,
 }
 
 

@@ -1,0 +1,50 @@
+"""What configurations check alike: whole numbers, tuples, sizes that divide."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from pelagos.models.family import Options
+
+
+def lists_to_tuples(options: Options) -> None:
+    """Turn lists, as files hold them, into tuples: equal configurations then compare equal."""
+    for entry in fields(options):
+        value = getattr(options, entry.name)
+        if isinstance(value, list):
+            object.__setattr__(options, entry.name, tuple(value))
+
+
+def not_whole(options: Options) -> list[str]:
+    """A line for every field ``int`` or ``tuple[int, ...]`` that is not made of numbers from 1 on."""
+    problems = []
+    for entry in fields(options):
+        value = getattr(options, entry.name)
+        if entry.type == "int" and not _is_count(value):
+            problems.append(f"{entry.name}={value!r} must be a whole number, at least 1")
+        if entry.type == "tuple[int, ...]" and not (
+            isinstance(value, tuple) and value and all(map(_is_count, value))
+        ):
+            problems.append(f"{entry.name}={value!r} must list whole numbers, each at least 1")
+    return problems
+
+
+def nearest_multiples(size: int, divisor: int) -> str:
+    """The valid choices next to a size that ``divisor`` does not divide.
+
+    >>> nearest_multiples(50, 16), nearest_multiples(5, 16)
+    ('48 or 64', '16')
+    """
+    below = size // divisor * divisor
+    return f"{below} or {below + divisor}" if below else f"{divisor}"
+
+
+def fail_on(problems: list[str], what: str) -> None:
+    """Raise one ValueError with every problem, or none."""
+    if problems:
+        raise ValueError(f"{what}: " + "; ".join(problems))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
