@@ -17,6 +17,7 @@ class Batch:
         present: `[B, C]` bool; False where the dataset lacks the channel, and frames are 0 there.
         dataset, trajectory: `[B]` int64, where each sample came from.
         sample_seed: `[B]` int64, non-negative, for whatever is drawn per sample.
+        label: `[B]` int64, the trajectory's parameter `label`; -1 where the dataset has none.
     """
 
     frames: torch.Tensor
@@ -25,6 +26,7 @@ class Batch:
     dataset: torch.Tensor
     trajectory: torch.Tensor
     sample_seed: torch.Tensor
+    label: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.frames)

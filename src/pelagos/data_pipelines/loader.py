@@ -206,4 +206,5 @@ def _batch_around(
         dataset=torch.tensor([s.dataset for s in samples], dtype=torch.int64),
         trajectory=torch.tensor([s.trajectory for s in samples], dtype=torch.int64),
         sample_seed=torch.tensor([s.sample_seed for s in samples], dtype=torch.int64),
+        label=torch.tensor([mixture.label(s.dataset, s.trajectory) for s in samples]),
     )

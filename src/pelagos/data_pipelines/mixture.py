@@ -19,6 +19,7 @@ from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.store import Dataset, DatasetError
 
 Windows = tuple[tuple[int, ...], ...]
+LABEL_PARAMETER = "label"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Mixture:
                 f"normalisation is for {self.normalization.fields}, the model has {self.fields}"
             )
         self._scratch = threading.local()
+        self._labels = tuple(_labels(e.dataset) for e in self.entries)
         self._plans = tuple(self._channel_plan(entry) for entry in self.entries)
 
     @property
@@ -120,6 +122,11 @@ class Mixture:
         spec = self.entries[dataset].dataset.spec
         has = {*spec.field_names, *spec.constant_fields}
         return np.array([name in has for name in self.fields])
+
+    def label(self, dataset: int, trajectory: int) -> int:
+        """A trajectory's class, the parameter `label`; -1 where the dataset has none."""
+        labels = self._labels[dataset]
+        return -1 if labels is None else int(labels[trajectory])
 
     def read(
         self,
@@ -282,6 +289,11 @@ def _problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[st
             f"{with_weight} of {len(entries)} datasets have a weight: give one to all or to none"
         )
     return problems
+
+
+def _labels(dataset: Dataset) -> npt.NDArray[np.float64] | None:
+    has = LABEL_PARAMETER in dataset.spec.parameter_names
+    return dataset.parameters[LABEL_PARAMETER] if has else None
 
 
 def _window_length(entries: Sequence[MixtureEntry], windows: Sequence[Windows]) -> int:

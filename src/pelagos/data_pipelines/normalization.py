@@ -107,6 +107,12 @@ class Normalization:
         mean, std = self._columns(values)
         return values * std + mean
 
+    def unscaled(self, name: str) -> Normalization:
+        """The same, but with one field left as it is."""
+        at = self.fields.index(name)
+        mean = (*self.mean[:at], 0.0, *self.mean[at + 1 :])
+        return Normalization(self.fields, mean, (*self.std[:at], 1.0, *self.std[at + 1 :]))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON; `from_dict` is its inverse."""
         return {"fields": list(self.fields), "mean": list(self.mean), "std": list(self.std)}

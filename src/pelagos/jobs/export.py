@@ -4,10 +4,9 @@ from pathlib import Path
 
 import torch
 
-from pelagos.jobs.forecaster import trained_weights
+from pelagos.jobs.forecaster import described_network, trained_weights
 from pelagos.jobs.model_directory import ModelDirectory, check_free, write_model_directory
 from pelagos.models.pretrained import check_weights
-from pelagos.models.registry import create_model
 from pelagos.platform.runs import RunDirectory
 
 
@@ -37,17 +36,14 @@ def run(
     description, tensors, _ = trained_weights(
         RunDirectory.open(runs_dir, name), checkpoint, weights
     )
-    channels, chosen = len(description["fields"]), description["model"]
     with torch.device("meta"):
-        model = create_model(
-            chosen["name"], in_channels=channels, out_channels=channels, **chosen["config"]
-        )
+        model = described_network(description)
     check_weights(model, tensors, f"run {name}")
     return write_model_directory(
         target,
         model,
         tensors,
-        name=chosen["name"],
+        name=description["model"]["name"],
         description=description,
         max_shard_size=max_shard_size,
         overwrite=overwrite,

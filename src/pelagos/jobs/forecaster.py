@@ -16,7 +16,7 @@ from pelagos.jobs.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.parts import options_for
 from pelagos.models.low_rank import merged
 from pelagos.models.objectives import Objective, create_objective, default_field_groups
-from pelagos.models.pretrained import WEIGHTS_FILE, read_weights
+from pelagos.models.pretrained import WEIGHTS_FILE, Pretrained, read_weights
 from pelagos.models.registry import create_model
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.evaluation.view import EvaluationData
@@ -35,17 +35,8 @@ class Forecaster:
         self.description = dict(description)
         self.fields = tuple(description["fields"])
         self.normalization = Normalization.from_dict(description["normalization"])
-        options = {k: v for k, v in description["objective"].items() if k != "name"}
-        self.objective: Objective = create_objective(
-            description["objective"]["name"], self.fields, **options
-        )
-        channels = len(self.fields)
-        self.model: nn.Module = create_model(
-            description["model"]["name"],
-            in_channels=channels,
-            out_channels=channels,
-            **description["model"]["config"],
-        )
+        self.objective = described_objective(description)
+        self.model: nn.Module = described_network(description)
         self.model.load_state_dict(dict(weights), strict=True)
         self.model.eval()
 
@@ -107,6 +98,19 @@ class Forecaster:
         """Return the forecaster that `save` or `pelagos export` wrote."""
         description = json.loads((directory / DESCRIPTION_FILE).read_text())
         return cls(description, read_weights(directory))
+
+
+def described_objective(description: Mapping[str, Any]) -> Objective:
+    """Return the objective that a training left the description of."""
+    options = {k: v for k, v in description["objective"].items() if k != "name"}
+    return create_objective(description["objective"]["name"], description["fields"], **options)
+
+
+def described_network(description: Mapping[str, Any]) -> Pretrained:
+    """Return the network that a training left the description of, freshly drawn."""
+    inputs, outputs = described_objective(description).model_channels
+    model = description["model"]
+    return create_model(model["name"], in_channels=inputs, out_channels=outputs, **model["config"])
 
 
 def trained_weights(

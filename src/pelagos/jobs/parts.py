@@ -15,9 +15,9 @@ from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import Dataset, DatasetError, open_dataset
 from pelagos.infra.object_store import storage_options
 from pelagos.models.low_rank import add_low_rank
-from pelagos.models.objectives import Objective, create_objective
+from pelagos.models.objectives import OBJECTIVES, Objective, Segmentation, create_objective
 from pelagos.models.pretrained import Pretrained
-from pelagos.models.registry import create_model
+from pelagos.models.registry import create_model, model_info
 from pelagos.platform.config.checks import micro_batch_size
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
@@ -28,6 +28,12 @@ from pelagos.platform.strategies import check_strategy
 from pelagos.platform.trainer import strategy_options
 
 INITIAL_WEIGHTS = "initial-weights"
+CALLS = {
+    "frame": "one frame and a lead time",
+    "window": "several frames",
+    "image": "one image",
+    "masked": "an image and what is hidden of it",
+}
 VALIDATION_SEED_OFFSET = 1_000_003
 
 
@@ -38,12 +44,12 @@ def options_for(uri: str, storage: StorageConfig) -> dict[str, Any]:
 
 def build_objective(job: TrainingJob) -> Objective:
     """Return the job's objective over its fields. Raises `ValueError`."""
-    config = job.objective
-    return create_objective(
-        config.name,
-        job.data.fields,
-        **config.model_dump(exclude={"name"}, exclude_none=True),
-    )
+    return create_objective(job.objective.name, job.data.fields, **objective_options(job))
+
+
+def objective_options(job: TrainingJob) -> dict[str, Any]:
+    """Return the options of the job's objective that differ from the usual ones."""
+    return job.objective.model_dump(exclude={"name"}, exclude_defaults=True, exclude_none=True)
 
 
 def build_model(job: TrainingJob) -> nn.Module:
@@ -57,9 +63,18 @@ def build_model(job: TrainingJob) -> nn.Module:
 
 def build_network(job: TrainingJob) -> Pretrained:
     """Return the registry's network for the job's fields, as it is. Raises `ValueError`."""
-    channels = len(job.data.fields)
+    objective = build_objective(job)
+    call = model_info(job.model.name).call
+    if call != objective.call:
+        fitting = [name for name, kind in OBJECTIVES.items() if kind.call == call]
+        raise ValueError(
+            f"{job.model.name} is called with {CALLS[call]}, the objective {job.objective.name} "
+            f"calls with {CALLS[objective.call]}: use objective.name {' or '.join(fitting)}, or "
+            f"another model"
+        )
+    inputs, outputs = objective.model_channels
     return create_model(
-        job.model.name, in_channels=channels, out_channels=channels, **job.model.config
+        job.model.name, in_channels=inputs, out_channels=outputs, **job.model.config
     )
 
 
@@ -91,8 +106,18 @@ def build_mixture(
         MixtureEntry(dataset, split, entry.weight, entry.offset)
         for dataset, entry in zip(datasets, job.data.mixture, strict=True)
     ]
-    windows = build_objective(job).frame_windows
-    return Mixture(entries, job.data.fields, windows, normalization or _normalization(job.data))
+    objective = build_objective(job)
+    mixture = Mixture(
+        entries,
+        job.data.fields,
+        objective.frame_windows,
+        normalization or _normalization(job.data),
+    )
+    if normalization is None and isinstance(objective, Segmentation):
+        # classes are whole numbers, not values to be scaled
+        kept = mixture.normalization.unscaled(objective.label_field)
+        return Mixture(entries, job.data.fields, objective.frame_windows, kept)
+    return mixture
 
 
 def _normalization(data: DataConfig) -> Normalization | None:
@@ -185,7 +210,7 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
     """Return the JSON that rebuilds the trained model with its fields and normalisation."""
     return {
         "model": job.model.model_dump(),
-        "objective": job.objective.model_dump(exclude_none=True),
+        "objective": {"name": job.objective.name, **objective_options(job)},
         **({"lora": job.lora.model_dump()} if isinstance(job, FinetuneJob) and job.lora else {}),
         "fields": list(job.data.fields),
         "normalization": mixture.normalization.to_dict(),
@@ -233,6 +258,7 @@ def example_loss(
                 dataset=torch.zeros(batch_size, dtype=torch.long),
                 trajectory=torch.zeros(batch_size, dtype=torch.long),
                 sample_seed=torch.zeros(batch_size, dtype=torch.long),
+                label=torch.zeros(batch_size, dtype=torch.long),
             )
         return objective.errors(model, batch).sum()
 
@@ -251,9 +277,10 @@ def check_parts(job: TrainingJob) -> Mixture:
         build_objective(job)
     except ValueError as error:
         problems.append(Problem(("objective",), str(error)))
+    make = _any_network if problems else build_model
     try:
         with torch.device("meta"):
-            model = build_model(job)
+            model = make(job)
     except (ValueError, TypeError) as error:
         problems.append(Problem(("model",), str(error)))
     else:
@@ -273,6 +300,14 @@ def check_parts(job: TrainingJob) -> Mixture:
     if problems or mixture is None:
         raise ConfigError(f"job {job.name}", problems)
     return mixture
+
+
+def _any_network(job: TrainingJob) -> nn.Module:
+    """Return the job's network with as many channels as fields, whatever the objective."""
+    channels = len(job.data.fields)
+    return create_model(
+        job.model.name, in_channels=channels, out_channels=channels, **job.model.config
+    )
 
 
 def _training_problems(job: TrainingJob, model: nn.Module) -> Iterator[Problem]:

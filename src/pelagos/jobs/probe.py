@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pelagos.infra.directory_store import open_store
-from pelagos.infra.doctor import Check
+from pelagos.infra.doctor import PACKAGES, Check
 from pelagos.infra.files import replace_durably
 from pelagos.infra.object_store import StorageError
 from pelagos.infra.ray_cluster import ray_cluster
@@ -29,7 +29,6 @@ from pelagos.platform.config.schema import ProbeJob
 logger = logging.getLogger(__name__)
 
 CHECKS_FILE = "checks.json"
-PACKAGES = ("pelagos", "torch", "ray", "deepspeed", "accelerate", "mlflow", "zarr")
 CLOCK_TOLERANCE_SECONDS = 1.0
 CLOCK_READINGS = 5
 ALL_REDUCE_BYTES = 32 * 2**20
@@ -58,7 +57,7 @@ class NodeProbe:
         import torch
 
         versions = {"python": platform.python_version()}
-        for name in PACKAGES:
+        for name in ("pelagos", *PACKAGES):
             with suppress(ModuleNotFoundError):
                 versions[name] = version(name)
         cpus = len(os.sched_getaffinity(0))

@@ -106,10 +106,12 @@ class MAEConfig(PatchOptions):
 
 @dataclass
 class LocalOutput:
-    """What an intermediate depth says of its regions: values ``[B, R, V]``, masked ``[B, R]``."""
+    """What an intermediate depth says of its regions: values ``[B, R, V]``, masked ``[B, R]``, and
+    the image's own values ``[B, R, V]``."""
 
     prediction: Tensor
     masked: Tensor
+    target: Tensor
 
 
 @dataclass
@@ -223,7 +225,7 @@ class MAE(Pretrained):
             for decoder, x_BKD in zip(self.local_decoders, between, strict=True)
         ]
         prediction = self.decoder(tokens, kept).to(image.dtype)
-        return MaskedOutput(prediction, ~keep, self._local_outputs(local, ~keep))
+        return MaskedOutput(prediction, ~keep, self._local_outputs(image, local, ~keep))
 
     def patchify(self, image: Tensor) -> Tensor:
         """``[B, C, *grid]`` to ``[B, N, volume * C]``, what ``prediction`` is compared with."""
@@ -281,17 +283,20 @@ class MAE(Pretrained):
             )
         return most
 
-    def _local_outputs(self, predictions: list[Tensor], masked: Tensor) -> tuple[LocalOutput, ...]:
+    def _local_outputs(
+        self, image: Tensor, predictions: list[Tensor], masked: Tensor
+    ) -> tuple[LocalOutput, ...]:
         if not predictions:
             return ()
         grid = self.config.token_grid
         finer, coarser = predictions
+        finer_target, coarser_target = self.local_targets(image)
         column = masked[..., None].to(torch.uint8)
         masked_finer = split(column.expand(-1, -1, 2 ** len(grid)), grid)[..., 0].bool()
         masked_coarser = merged(column, grid, "max")[..., 0].bool()
         return (
-            LocalOutput(split(finer, grid), masked_finer),
-            LocalOutput(coarser, masked_coarser),
+            LocalOutput(split(finer, grid), masked_finer, finer_target),
+            LocalOutput(coarser, masked_coarser, coarser_target),
         )
 
 

@@ -11,6 +11,8 @@ def normal_like(values: Tensor, seeds: Tensor) -> Tensor:
 
     Drawn on the values' device: another kind of device draws other numbers.
     """
+    if seeds.is_meta:
+        return torch.empty_like(values)
     return torch.stack(
         [
             torch.randn(sample.shape, generator=generator, device=values.device, dtype=values.dtype)
@@ -21,6 +23,8 @@ def normal_like(values: Tensor, seeds: Tensor) -> Tensor:
 
 def uniform(shape: tuple[int, ...], seeds: Tensor, device: torch.device) -> Tensor:
     """Uniform numbers in [0, 1) ``[B, *shape]``, sample b's from ``seeds[b]``."""
+    if seeds.is_meta:
+        return torch.empty(len(seeds), *shape, device=device)
     return torch.stack(
         [
             torch.rand(shape, generator=generator, device=device)

@@ -17,15 +17,19 @@ from pelagos.models.objectives.base import (
 )
 from pelagos.models.objectives.frame_pairs import AllToAll, NextStep, Steady
 from pelagos.models.objectives.frame_windows import Autoregressive
+from pelagos.models.objectives.images import Classification, Masked, Segmentation
 
 __all__ = [
     "OBJECTIVES",
     "AllToAll",
     "Autoregressive",
+    "Classification",
     "FrameWindows",
     "LossScope",
+    "Masked",
     "NextStep",
     "Objective",
+    "Segmentation",
     "Steady",
     "WindowBatch",
     "create_objective",
@@ -38,6 +42,9 @@ OBJECTIVES: dict[str, type[Any]] = {
     "next_step": NextStep,
     "steady": Steady,
     "autoregressive": Autoregressive,
+    "masked": Masked,
+    "classification": Classification,
+    "segmentation": Segmentation,
 }
 
 

@@ -28,13 +28,14 @@ class WindowBatch(Protocol):
 
     ``frames [B, F, C, *grid]`` normalised, ``times [B, F]`` physical time of each frame,
     ``present [B, C]`` bool: False where the sample's dataset lacks the field, ``sample_seed [B]``
-    for whatever is drawn for a sample, whichever rank has it.
+    for whatever is drawn for a sample, whichever rank has it, ``label [B]`` the class of an image.
     """
 
     frames: Tensor
     times: Tensor
     present: Tensor
     sample_seed: Tensor
+    label: Tensor
 
 
 class Objective(Protocol):

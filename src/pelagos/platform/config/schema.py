@@ -160,6 +160,41 @@ class ObjectiveConfig(Section):
     loss_scope: Literal["global", "micro_batch"] = Field(
         "global", description="Over what a ratio loss is formed (micro_batch: the papers')."
     )
+    loss: str | None = Field(
+        None,
+        description="ratio, relative_l1, relative_l2, nrmse, vrmse or spectral; default: the "
+        "objective's own (docs/concepts.md).",
+    )
+    field_weights: dict[str, NonNegativeFloat] | None = Field(
+        None, description="Field group: its weight in the mean over groups; default: 1 each."
+    )
+    noise_scale: NonNegativeFloat | None = Field(
+        None,
+        description="autoregressive: noise on the inputs in training, as a share of each field's "
+        "norm over the window (DPOT: 5e-4, size L 5e-5).",
+    )
+    num_unrolled_steps: PositiveInt | None = Field(
+        None, description="autoregressive: steps on the model's own frames; default: 1."
+    )
+    backpropagate: Literal["all", "last"] | None = Field(
+        None, description="Through all unrolled steps, or the last alone (push-forward)."
+    )
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="masked: share of the patches that are hidden; default: 0.75."
+    )
+    patch_size: PositiveInt | tuple[PositiveInt, ...] | None = Field(
+        None, description="masked: the model's patch size; default: 16."
+    )
+    normalize_patches: bool | None = Field(
+        None, description="masked: targets with mean 0 and variance 1 per patch; default: true."
+    )
+    num_classes: PositiveInt | None = Field(
+        None, description="classification, segmentation: number of classes; default: 2."
+    )
+    label_smoothing: Fraction | None = Field(None, description="classification: default: 0.")
+    label_field: str | None = Field(
+        None, description="segmentation: the field that holds the classes; default: label."
+    )
 
 
 class ParameterGroupConfig(Section):

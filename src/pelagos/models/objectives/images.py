@@ -1,0 +1,228 @@
+"""Objectives of single frames and images: masked autoencoding, classification, segmentation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pelagos.models.family import Call
+from pelagos.models.objectives.base import FrameWindows, LossScope, WindowBatch
+from pelagos.models.sample_draws import uniform
+from pelagos.models.vit_layers import patchify
+
+_VARIANCE_EPS = 1e-6
+_DICE_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class _SingleFrame:
+    """A mean over samples of an error that each sample has of its own, from one frame of it."""
+
+    fields: tuple[str, ...]
+    frame_stride: int = 1
+    loss_scope: LossScope = "global"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", tuple(self.fields))
+        if self.frame_stride < 1:
+            raise ValueError(f"frame_stride={self.frame_stride} must be at least 1")
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """One group: the whole sample."""
+        return ("sample",)
+
+    @property
+    def input_frames(self) -> int:
+        """Frames that the model takes."""
+        return 1
+
+    @property
+    def model_channels(self) -> tuple[int, int]:
+        """Channels that the model takes in and gives out: every field both ways."""
+        return len(self.fields), len(self.fields)
+
+    def frame_windows(self, num_frames: int) -> FrameWindows:
+        """Every ``frame_stride``-th frame by itself."""
+        return tuple((frame,) for frame in range(0, num_frames, self.frame_stride))
+
+    def magnitudes(self, batch: WindowBatch) -> Tensor:
+        """``[B, 1]``: each sample counts once."""
+        return torch.ones(batch.frames.shape[0], 1, device=batch.frames.device)
+
+    def predict(self, model: nn.Module, frames: Tensor, lead_time: Tensor) -> Tensor:
+        """Not a forecast: raises ValueError."""
+        raise ValueError(f"{type(self).__name__} learns from single frames and forecasts nothing")
+
+
+@dataclass(frozen=True)
+class Masked(_SingleFrame):
+    """Masked autoencoding: the error of patches that the encoder did not see (arXiv:2111.06377).
+
+    ``mask_ratio``: share of the patches that are hidden, drawn for each sample from its own seed;
+    ``patch_size``: the model's, along every axis; ``normalize_patches``: targets have mean 0 and
+    variance 1 in each patch (sec. 4.1, "reconstruction target"). The loss is the mean square over
+    hidden patches alone. Where the model also predicts locally, at intermediate depths, those
+    errors are averaged with it.
+    """
+
+    mask_ratio: float = 0.75
+    patch_size: int | Sequence[int] = 16
+    normalize_patches: bool = True
+    name: ClassVar[str] = "masked"
+    call: ClassVar[Call] = "masked"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio={self.mask_ratio} must be between 0 and 1")
+
+    def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
+        """``[B, 1]``: mean square error over the hidden patches."""
+        image = batch.frames[:, 0]
+        patch = self._patch(image.ndim - 2)
+        output = model(image, self.draw_kept(batch))
+        target = self._target(patchify(image, patch))
+        errors = [_masked_mean((output.prediction - target).float().square(), output.masked)]
+        for local in output.local:
+            difference = (local.prediction - self._target(local.target)).float().square()
+            errors.append(_masked_mean(difference, local.masked))
+        return torch.stack(errors).mean(dim=0)[:, None]
+
+    def draw_kept(self, batch: WindowBatch) -> Tensor:
+        """``[B, N]`` bool: the patches that the encoder sees, as many in every sample."""
+        image = batch.frames[:, 0]
+        grid = [
+            side // patch
+            for side, patch in zip(image.shape[2:], self._patch(image.ndim - 2), strict=True)
+        ]
+        num_patches = math.prod(grid)
+        order = uniform((num_patches,), batch.sample_seed, image.device).argsort(dim=1)
+        num_kept = max(1, round(num_patches * (1 - self.mask_ratio)))
+        return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :num_kept], True)
+
+    def _patch(self, num_dimensions: int) -> tuple[int, ...]:
+        if isinstance(self.patch_size, int):
+            return (self.patch_size,) * num_dimensions
+        return tuple(self.patch_size)
+
+    def _target(self, patches: Tensor) -> Tensor:
+        if not self.normalize_patches:
+            return patches
+        values = patches.float()
+        variance, mean = torch.var_mean(values, dim=-1, keepdim=True)
+        return (values - mean) / (variance + _VARIANCE_EPS).sqrt()
+
+
+@dataclass(frozen=True)
+class Classification(_SingleFrame):
+    """Cross entropy of class logits ``[B, K]``, with label smoothing.
+
+    The class of a trajectory (an image) is the parameter ``label`` of its dataset.
+    """
+
+    num_classes: int = 2
+    label_smoothing: float = 0.0
+    name: ClassVar[str] = "classification"
+    call: ClassVar[Call] = "image"
+
+    @property
+    def model_channels(self) -> tuple[int, int]:
+        """Every field in, one logit per class out."""
+        return len(self.fields), self.num_classes
+
+    def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
+        """``[B, 1]``. Raises ValueError for labels that are no class."""
+        labels = batch.label
+        if not labels.is_meta and not bool(((labels >= 0) & (labels < self.num_classes)).all()):
+            raise ValueError(
+                f"classification: labels {sorted(set(labels.tolist()))[:5]} are not all in 0 to "
+                f"num_classes({self.num_classes}) - 1; -1 stands for a dataset without a parameter "
+                f"'label'"
+            )
+        logits = model(batch.frames[:, 0])
+        smoothing = self.label_smoothing
+        losses = F.cross_entropy(
+            logits.float(), labels, reduction="none", label_smoothing=smoothing
+        )
+        return losses[:, None]
+
+
+@dataclass(frozen=True)
+class Segmentation(_SingleFrame):
+    """Cross entropy plus soft Dice of a map of classes, as nnU-Net's (arXiv:1809.10486, sec. 3.3).
+
+    ``label_field``: the field that holds the class of every point as a whole number; the others go
+    in. Per sample ``mean CE + 1 - mean Dice``, Dice over the classes from 1 on (0 is background).
+    Where the model answers with maps of several resolutions, finest first, each half as fine counts
+    half, against labels taken at its points.
+    """
+
+    label_field: str = "label"
+    num_classes: int = 2
+    name: ClassVar[str] = "segmentation"
+    call: ClassVar[Call] = "image"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_field not in self.fields or len(self.fields) < 2:
+            raise ValueError(
+                f"segmentation: label_field={self.label_field!r} must be one of the fields, beside "
+                f"what goes into the model; the fields are {', '.join(self.fields)}"
+            )
+        if self.num_classes < 2:
+            raise ValueError(f"segmentation: num_classes={self.num_classes} must be at least 2")
+
+    @property
+    def model_channels(self) -> tuple[int, int]:
+        """Every field but the label in, one logit per class out."""
+        return len(self.fields) - 1, self.num_classes
+
+    def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
+        """``[B, 1]``. Raises ValueError for labels that are no class."""
+        image, labels = self.split(batch.frames[:, 0])
+        answer = model(image)
+        maps = answer if isinstance(answer, tuple) else (answer,)
+        weights = [0.5**level for level in range(len(maps))]
+        errors = [w * self._error(m, _at(labels, m)) for w, m in zip(weights, maps, strict=True)]
+        return torch.stack(errors).sum(dim=0)[:, None] / sum(weights)
+
+    def split(self, frame: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes in ``[B, C - 1, *grid]``, and the classes ``[B, *grid]``."""
+        channel = self.fields.index(self.label_field)
+        others = [index for index in range(len(self.fields)) if index != channel]
+        labels = frame[:, channel].round().long()
+        if not labels.is_meta and not bool(((labels >= 0) & (labels < self.num_classes)).all()):
+            raise ValueError(
+                f"segmentation: {self.label_field} has classes from {int(labels.min())} to "
+                f"{int(labels.max())}, not all in 0 to num_classes({self.num_classes}) - 1"
+            )
+        return frame[:, others], labels
+
+    def _error(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = logits.float()
+        cross_entropy = F.cross_entropy(logits, labels, reduction="none").flatten(1).mean(dim=1)
+        shares = logits.softmax(dim=1).flatten(2)[:, 1:]
+        truth = F.one_hot(labels.flatten(1), self.num_classes).transpose(1, 2)[:, 1:].float()
+        overlap = 2 * (shares * truth).sum(dim=2) + _DICE_EPS
+        dice = overlap / (shares.sum(dim=2) + truth.sum(dim=2) + _DICE_EPS)
+        return cross_entropy + 1 - dice.mean(dim=1)
+
+
+def _masked_mean(squares_BNV: Tensor, masked_BN: Tensor) -> Tensor:
+    means = squares_BNV.mean(dim=-1)
+    return (means * masked_BN).sum(dim=1) / masked_BN.sum(dim=1)
+
+
+def _at(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels ``[B, *grid]`` at the points of a coarser map."""
+    if labels.shape[1:] == logits.shape[2:]:
+        return labels
+    coarse = F.interpolate(labels[:, None].float(), size=logits.shape[2:], mode="nearest-exact")
+    return coarse[:, 0].long()

@@ -1,0 +1,136 @@
+"""Losses of fields: closed forms, weights, and what does not count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pelagos.models.losses import LOSSES, VRMSE, Loss, RelativeL1, RelativeL2, Spectral, find_loss
+from pelagos.models.objectives import NextStep, Steady, create_objective, ratio_loss
+
+GROUPS = ((0,), (1, 2))
+PRESENT = torch.ones(2, 3, dtype=torch.bool)
+
+
+def fields(seed: int) -> Tensor:
+    return torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(loss: Loss, prediction: Tensor, label: Tensor, present: Tensor = PRESENT) -> Tensor:
+    errors = loss.errors(prediction - label, label, present, GROUPS)
+    return errors / loss.magnitudes(label, present, GROUPS)
+
+
+def test_relative_errors_are_those_of_their_definition():
+    label, prediction = fields(0), fields(1)
+    difference = prediction - label
+    for loss, p in ((RelativeL1(), 1), (RelativeL2(), 2)):
+        norm = torch.linalg.vector_norm
+        expected = torch.stack(
+            [
+                norm(difference[:, list(g)], ord=p, dim=(1, 2, 3))
+                / norm(label[:, list(g)], ord=p, dim=(1, 2, 3))
+                if p == 2
+                else difference[:, list(g)].abs().sum((1, 2, 3))
+                / label[:, list(g)].abs().sum((1, 2, 3))
+                for g in GROUPS
+            ],
+            dim=-1,
+        )
+        torch.testing.assert_close(loss_of(loss, prediction, label), expected)
+
+
+def test_vrmse_of_the_mean_is_one_and_ignores_a_common_shift():
+    label = fields(0)
+    mean = label.mean(dim=(2, 3), keepdim=True).expand_as(label)
+    torch.testing.assert_close(loss_of(VRMSE(), mean, label), torch.ones(2, 2))
+    prediction = fields(1)
+    shifted = loss_of(VRMSE(), prediction + 100, label + 100)
+    # adding 100 rounds values of size 1 at 4e-6
+    torch.testing.assert_close(shifted, loss_of(VRMSE(), prediction, label), rtol=1e-4, atol=0)
+    assert not torch.allclose(
+        loss_of(RelativeL2(), prediction + 100, label + 100),
+        loss_of(RelativeL2(), prediction, label),
+        rtol=0.5,
+    )
+
+
+def test_spectral_errors_weigh_a_mode_by_its_wave_number():
+    _, x = torch.meshgrid(torch.arange(8) / 8, torch.arange(8) / 8, indexing="ij")
+    waves = [torch.cos(2 * torch.pi * k * x) for k in (1, 3)]
+    label = waves[0][None, None]
+    present = torch.ones(1, 1, dtype=torch.bool)
+    errors = []
+    for wave in waves:
+        part = Spectral().errors(0.1 * wave[None, None], label, present, ((0,),))
+        errors.append(float(part / Spectral().magnitudes(label, present, ((0,),))))
+    # mode 1 against itself: 0.1; mode 3: sqrt((1 + 9) / (1 + 1)) times as much
+    assert errors == pytest.approx([0.1, 0.1 * 5**0.5], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_absent_fields_and_vanishing_labels_do_not_reach_the_gradient(name: str):
+    label, present = fields(0), PRESENT.clone()
+    present[0, 0] = False
+    label[1, 1:] = 0.0
+    prediction = fields(1).requires_grad_()
+    loss = find_loss(name)
+    errors = loss.errors(prediction - label, label, present, GROUPS)
+    ratio_loss(errors, loss.magnitudes(label, present, GROUPS)).backward()
+    assert prediction.grad is not None
+    assert prediction.grad.isfinite().all()
+    assert torch.equal(prediction.grad[0, 0], torch.zeros(8, 6))
+    assert prediction.grad[0, 1:].abs().sum() > 0
+
+
+def test_an_unknown_loss_names_the_closest():
+    with pytest.raises(ValueError, match="unknown loss 'vmse'; closest: vrmse"):
+        create_objective("all2all", ["a"], loss="vmse")
+
+
+@dataclass
+class Windows:
+    frames: Tensor
+    times: Tensor
+    present: Tensor
+
+
+class Zero(nn.Module):
+    @dataclass
+    class Answer:
+        output: Tensor
+
+    def forward(self, frame: Tensor, time: Tensor) -> Answer:
+        return self.Answer(0.5 * frame)
+
+
+def test_field_weights_make_a_weighted_mean_of_the_groups():
+    batch = Windows(
+        fields(0)[:, None].expand(-1, 2, -1, -1, -1).clone(), torch.zeros(2, 2), PRESENT
+    )
+    batch.frames[:, 0, 0] *= 4  # group a is wrong by all of itself, b and c by half
+
+    def loss(**options: object) -> float:
+        groups = {"a": ["a"], "bc": ["b", "c"]}
+        objective = NextStep(("a", "b", "c"), groups, **options)  # type: ignore[arg-type]
+        errors = objective.errors(Zero(), batch)
+        return float(ratio_loss(errors, objective.magnitudes(batch)))
+
+    only_a, only_bc = loss(field_weights={"bc": 0.0}), loss(field_weights={"a": 0.0})
+    assert only_a != pytest.approx(only_bc)
+    assert loss() == pytest.approx((only_a + only_bc) / 2)
+    weighted = loss(field_weights={"a": 3.0})
+    assert weighted == pytest.approx((3 * only_a + only_bc) / 4)
+    with pytest.raises(ValueError, match="field_weights names c; the field groups are a, bc"):
+        loss(field_weights={"c": 1.0})
+
+
+def test_a_steady_problem_is_its_first_and_its_last_frame():
+    objective = Steady(("source", "solution"), {"solution": ["solution"]})
+    assert objective.frame_windows(2) == ((0, 1),)
+    assert objective.group_names == ("solution",)
+    with pytest.raises(ValueError, match=r"num_frames\(1\) must be 2"):
+        objective.frame_windows(1)
