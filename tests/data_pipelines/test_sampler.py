@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pelagos.data_pipelines.mixture_order import BLOCK_SIZE, MixtureOrder
 from pelagos.data_pipelines.permutation import KeyedPermutation, derive_key, keyed_hash
-from pelagos.data_pipelines.sampler import BLOCK_SIZE, MixtureOrder
 
 keys = st.integers(min_value=0, max_value=2**64 - 1)
 
@@ -145,3 +145,30 @@ FIRST_EIGHT = "[[1, 0, 0, 0, 1, 1, 1, 0], [27, 600, 86, 123, 42, 93, 86, 212]]"
 def test_bad_weights_are_refused(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="weights must be positive"):
         MixtureOrder(0, [3, 3], weights)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    run_length=st.sampled_from([2, 4, 16]),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=30, deadline=None)
+def test_runs_come_from_one_dataset_in_the_same_proportions_and_epochs(
+    sizes: list[int], run_length: int, seed: int
+) -> None:
+    order = MixtureOrder(seed, sizes, [1.0] * len(sizes), run_length)
+    num_runs = 2 * BLOCK_SIZE
+    datasets, items = order.draw(np.arange(num_runs * run_length))
+    per_run = datasets.reshape(num_runs, run_length)
+    assert (per_run == per_run[:, :1]).all()
+    counts = np.bincount(per_run[:, 0], minlength=len(sizes))
+    assert counts.max() - counts.min() <= len(sizes)
+    for dataset, size in enumerate(sizes):
+        own = items[datasets == dataset]
+        # the draws of a dataset, in the order of its draw numbers, are whole epochs
+        runs = np.flatnonzero(per_run[:, 0] == dataset)
+        _, turns = order.choose(runs)
+        drawn = own.reshape(-1, run_length)[np.argsort(turns)].ravel()
+        for epoch in range(len(drawn) // size):
+            one = drawn[epoch * size : (epoch + 1) * size]
+            np.testing.assert_array_equal(np.sort(one), np.arange(size))

@@ -53,7 +53,7 @@ def test_every_fault_of_a_file_is_listed_with_its_line() -> None:
     found = problems(text)
     assert len(found) == 3
     assert found[0].startswith("line 5: data.mixture.0.wieght: unknown key; did you mean 'weight'")
-    assert "known keys here: uri, weight, offset" in found[0]
+    assert "known keys here: uri, weight, repeat, offset" in found[0]
     assert found[1].startswith(
         "line 7: data.global_batch_size: got 'eight' (str), allowed: a valid"
     )

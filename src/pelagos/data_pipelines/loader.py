@@ -24,8 +24,8 @@ from pelagos.data_pipelines.sampler import SampleIndex, Sampler
 
 
 def load_batch(mixture: Mixture, samples: list[SampleIndex]) -> Batch:
-    """Read a batch here and now, in this thread."""
-    frames = np.empty((len(samples), *mixture.sample_shape), np.float32)
+    """Read a batch, of grids of one shape, here and now, in this thread."""
+    frames = np.empty((len(samples), *_shape_of(mixture, samples)), np.float32)
     for target, sample in zip(frames, samples, strict=True):
         mixture.read(sample.dataset, sample.trajectory, sample.window, target)
     return _batch_around(mixture, samples, frames)
@@ -80,6 +80,11 @@ class StreamLoader(Iterator[Batch]):
                 f"num_threads {num_threads} must be at least 1, prefetch_steps {prefetch_steps} "
                 f"and start_step {start_step} not negative"
             )
+        if len(mixture.distinct_shapes) > 1 and sampler.samples_per_step != global_batch_size:
+            raise ValueError(
+                f"grids of several shapes: the sampler orders steps of {sampler.samples_per_step} "
+                f"samples, the loader has {global_batch_size}"
+            )
         if sampler.mixture is not mixture:
             raise ValueError("the sampler orders another mixture: make it with this one")
         self.mixture = mixture
@@ -95,7 +100,10 @@ class StreamLoader(Iterator[Batch]):
         self._pending: deque[_PendingStep] = deque()
         self._failure: BaseException | None = None
         self._is_closed = False
-        self._buffers = _BufferPool((self.local_batch_size, *mixture.sample_shape))
+        self._buffers = {
+            shape: _BufferPool((self.local_batch_size, *shape))
+            for shape in map(mixture.shape_on, mixture.distinct_shapes)
+        }
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="pelagos-loader")
 
     def __next__(self) -> Batch:
@@ -147,7 +155,7 @@ class StreamLoader(Iterator[Batch]):
         ):
             first = self._next_step * self.global_batch_size + self.rank * self.local_batch_size
             samples = self.sampler.samples(first, first + self.local_batch_size)
-            frames = self._buffers.take()
+            frames = self._buffers[_shape_of(self.mixture, samples)].take()
             batch = _batch_around(self.mixture, samples, frames)
             futures = [
                 self._pool.submit(
@@ -191,6 +199,11 @@ class _BufferPool:
         view = buffer[...]
         weakref.finalize(view, self._free.append, buffer).atexit = False
         return view
+
+
+def _shape_of(mixture: Mixture, samples: list[SampleIndex]) -> tuple[int, ...]:
+    """The shape of one sample's frames, `[F, C, y, x]`; all of a step have one."""
+    return mixture.shape_on(mixture.grid_shapes[samples[0].dataset])
 
 
 def _batch_around(

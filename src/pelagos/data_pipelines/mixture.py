@@ -7,6 +7,7 @@ normalisation and marked so that the loss can leave them out.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,19 +32,21 @@ class MixtureEntry:
         split: which of its trajectories (`all` for every one).
         weight: relative share of samples; None in every entry shares by number of windows.
         offset: what to subtract from a field before normalisation, by field name.
+        repeat: how often each of its windows counts where datasets share by number of windows.
     """
 
     dataset: Dataset
     split: str = "train"
     weight: float | None = None
     offset: Mapping[str, float] = field(default_factory=dict)
+    repeat: int = 1
 
 
 class Mixture:
     """Datasets, the model's channels, and the windows that an objective asks for.
 
     Args:
-        entries: at least one; all of one grid shape.
+        entries: at least one; all with as many grid axes.
         fields: names of the model's channels, in order.
         frame_windows: frame indices of each window of a trajectory with so many frames, all of the
             same length: `objective.frame_windows`.
@@ -95,17 +98,35 @@ class Mixture:
     @property
     def weights(self) -> list[float] | None:
         """Relative share of each dataset; None shares by number of windows."""
+        if any(e.repeat != 1 for e in self.entries):
+            sizes = zip(self.entries, self.num_windows, strict=True)
+            return [float(entry.repeat * windows) for entry, windows in sizes]
         given = [e.weight for e in self.entries if e.weight is not None]
         return given or None
 
     @property
+    def grid_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Grid of each dataset."""
+        return tuple(entry.dataset.grid_shape for entry in self.entries)
+
+    @property
+    def distinct_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The grids there are, in the order in which datasets first have them."""
+        return tuple(dict.fromkeys(self.grid_shapes))
+
+    @property
     def grid_shape(self) -> tuple[int, ...]:
-        return self.entries[0].dataset.grid_shape
+        """The largest grid."""
+        return max(self.distinct_shapes, key=math.prod)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample's frames: `[F, C, y, x]`."""
-        return (self.window_length, len(self.fields), *self.grid_shape)
+        """Shape of the frames of a sample on the largest grid: `[F, C, y, x]`."""
+        return self.shape_on(self.grid_shape)
+
+    def shape_on(self, grid_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the frames of a sample on a grid: `[F, C, y, x]`."""
+        return (self.window_length, len(self.fields), *grid_shape)
 
     def window_of(self, dataset: int, item: int) -> tuple[int, tuple[int, ...]]:
         """Trajectory and frames of window number `item` of a dataset's split."""
@@ -174,6 +195,7 @@ class Mixture:
                     "fingerprint": entry.dataset.fingerprint[:16],
                     "windows": windows,
                     "weight": entry.weight,
+                    **({"repeat": entry.repeat} if entry.repeat != 1 else {}),
                 }
                 for entry, windows in zip(self.entries, self.num_windows, strict=True)
             ],
@@ -192,9 +214,9 @@ class Mixture:
         for i, (old, new) in enumerate(zip(state["datasets"], mine["datasets"], strict=False)):
             # A dataset may have moved: what it contains counts, not where it is.
             changes += [
-                f"dataset {i} ({new['uri']}): {key} was {old[key]}, is {new[key]}"
-                for key in ("fingerprint", "windows", "weight")
-                if old[key] != new[key]
+                f"dataset {i} ({new['uri']}): {key} was {old.get(key, 1)}, is {new.get(key, 1)}"
+                for key in ("fingerprint", "windows", "weight", "repeat")
+                if old.get(key, 1) != new.get(key, 1)
             ]
         if changes:
             raise ValueError(
@@ -215,7 +237,7 @@ class Mixture:
     def _channel_plan(self, entry: MixtureEntry) -> _SameChannels | tuple[_Channel | None, ...]:
         dataset = entry.dataset
         if dataset.field_names == self.fields:
-            columns = (len(self.fields), 1, *(1 for _ in self.grid_shape[1:]))
+            columns = (len(self.fields), *(1 for _ in dataset.grid_shape))
             shifts = [
                 entry.offset.get(name, 0.0) + mean
                 for name, mean in zip(self.fields, self.normalization.mean, strict=True)
@@ -279,15 +301,16 @@ def _problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[st
             )
         if entry.weight is not None and not entry.weight > 0:
             problems.append(f"{dataset.uri}: weight must be positive, got {entry.weight}")
-    shapes = {entry.dataset.grid_shape for entry in entries}
-    if len(shapes) > 1:
+    if len({len(entry.dataset.grid_shape) for entry in entries}) > 1:
         listed = ", ".join(f"{e.dataset.uri}: {e.dataset.grid_shape}" for e in entries)
-        problems.append(f"all grids must have one shape, got {listed}: train on them separately")
+        problems.append(f"all grids must have as many axes, got {listed}: train on them separately")
     with_weight = sum(entry.weight is not None for entry in entries)
     if with_weight not in (0, len(entries)):
         problems.append(
             f"{with_weight} of {len(entries)} datasets have a weight: give one to all or to none"
         )
+    if with_weight and any(entry.repeat != 1 for entry in entries):
+        problems.append("datasets have weights and repeats: use one of the two")
     return problems
 
 

@@ -103,7 +103,7 @@ def build_mixture(
         ValueError: with every reason why the datasets do not fit.
     """
     entries = [
-        MixtureEntry(dataset, split, entry.weight, entry.offset)
+        MixtureEntry(dataset, split, entry.weight, entry.offset, entry.repeat)
         for dataset, entry in zip(datasets, job.data.mixture, strict=True)
     ]
     objective = build_objective(job)
@@ -137,7 +137,9 @@ class MixtureStreams:
         self.job = job
         self.datasets = open_datasets(job)
         self.mixture = build_mixture(job, self.datasets)
-        self.sampler = Sampler(self.mixture, job.seed)
+        self.sampler = Sampler(
+            self.mixture, job.seed, job.data.global_batch_size, job.data.run_length
+        )
         self.dataset_names = unique_names([e.dataset.spec.name for e in self.mixture.entries])
         self.epoch_samples = self.mixture.num_samples
         self._validation: Sampler | None = None
@@ -159,20 +161,23 @@ class MixtureStreams:
         """Return this rank's share: every world-size-th sample of one fixed list.
 
         Where the list does not divide, a rank repeats its last sample, which then does not count.
+        Samples of grids of other shapes come in batches of their own, as many on every rank.
         """
         if self._validation is None:
             held_out = build_mixture(
                 self.job, self.datasets, self.job.validation.split, self.mixture.normalization
             )
             self._validation = Sampler(held_out, self.job.seed + VALIDATION_SEED_OFFSET)
-        whole = self._validation.samples(0, self.job.validation.num_samples)
-        samples = whole[rank::world_size]
-        counted = len(samples)
-        samples = [*samples, *samples[-1:] * (-(-len(whole) // world_size) - counted)]
-        size = micro_batch_size(self.job)
-        for start in range(0, len(samples), size):
-            batch = load_batch(self._validation.mixture, samples[start : start + size])
-            yield batch, max(0, min(size, counted - start))
+        drawn = self._validation.samples(0, self.job.validation.num_samples)
+        mixture, size = self._validation.mixture, micro_batch_size(self.job)
+        for shape in mixture.distinct_shapes:
+            whole = [s for s in drawn if mixture.grid_shapes[s.dataset] == shape]
+            own = whole[rank::world_size]
+            missing = -(-len(whole) // world_size) - len(own)
+            samples = [*own, *(own or whole)[-1:] * missing]
+            for start in range(0, len(samples), size):
+                batch = load_batch(mixture, samples[start : start + size])
+                yield batch, max(0, min(size, len(own) - start))
 
     def state(self) -> dict[str, Any]:
         return self.sampler.state_dict()
@@ -227,7 +232,7 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
 
 
 def count_flops(job: TrainingJob, mixture: Mixture) -> float:
-    """Return the floating-point operations of forward and backward of one sample.
+    """Return the floating-point operations of forward and backward of one sample, on average.
 
     Counted on the meta device with torch's own rules (matrix products, convolutions, attention);
     nothing is allocated or computed. It also proves that the model takes the mixture's grid.
@@ -235,24 +240,35 @@ def count_flops(job: TrainingJob, mixture: Mixture) -> float:
     Raises:
         ValueError: the model does not fit the data.
     """
+    flops = []
+    weights = mixture.weights or list(mixture.num_windows)
     with torch.device("meta"):
         model = build_model(job)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            torch.autograd.backward(example_loss(job, mixture, 1)(model))
-    return float(counter.get_total_flops())
+        for shape in mixture.distinct_shapes:
+            with FlopCounterMode(display=False) as counter:
+                torch.autograd.backward(example_loss(job, mixture, 1, shape)(model))
+            share = sum(w for w, s in zip(weights, mixture.grid_shapes, strict=True) if s == shape)
+            flops.append(counter.get_total_flops() * share)
+    return float(sum(flops) / sum(weights))
 
 
 def example_loss(
-    job: TrainingJob, mixture: Mixture, batch_size: int
+    job: TrainingJob,
+    mixture: Mixture,
+    batch_size: int,
+    grid_shape: tuple[int, ...] | None = None,
 ) -> Callable[[nn.Module], Tensor]:
-    """Return a function that runs a model forward on made-up samples, on the model's device."""
+    """Return a function that runs a model forward on made-up samples, on the model's device.
+
+    `grid_shape` is one of the mixture's, the largest if none is given.
+    """
+    shape = mixture.shape_on(grid_shape or mixture.grid_shape)
     objective = build_objective(job)
 
     def run(model: nn.Module) -> Tensor:
         with next(model.parameters()).device:
             batch = Batch(
-                frames=torch.zeros(batch_size, *mixture.sample_shape),
+                frames=torch.zeros(batch_size, *shape),
                 times=torch.zeros(batch_size, mixture.window_length),
                 present=torch.ones(batch_size, len(mixture.fields), dtype=torch.bool),
                 dataset=torch.zeros(batch_size, dtype=torch.long),

@@ -37,6 +37,13 @@ def _check_batch(job: TrainingJob) -> Iterator[Finding]:
             f"{workers} + {batch % workers}. Use {near}, or another resources.num_workers.",
         )
         return
+    run = job.data.run_length
+    if batch % run:
+        divisors = [d for d in range(1, batch + 1) if batch % d == 0]
+        yield (
+            ("data", "run_length"),
+            f"got {run}, which does not divide global_batch_size {batch}. Use one of {divisors}.",
+        )
     micro, local = micro_batch_size(job), batch // workers
     if local % micro:
         divisors = [d for d in range(1, local + 1) if local % d == 0]
@@ -126,6 +133,9 @@ def _check_pretrain(job: TrainingJob) -> Iterator[Finding]:
             f"got {job.resources.gpus_per_worker}; a worker drives one GPU: use 0 or 1 "
             "and raise num_workers",
         )
+    entries = job.data.mixture
+    if any(e.weight is not None for e in entries) and any(e.repeat != 1 for e in entries):
+        yield ("data", "mixture"), "has weights and repeats: use one of the two"
     constants = job.data.normalization
     if constants == "source" and job.job != "finetune":
         yield (

@@ -99,6 +99,9 @@ class MixtureEntryConfig(Section):
     weight: PositiveFloat | None = Field(
         None, description="Relative share of samples; default: proportional to size."
     )
+    repeat: PositiveInt = Field(
+        1, description="Without weights: how often each of its samples counts in an epoch."
+    )
     offset: dict[str, float] = Field(
         {}, description="Subtracted from a field before normalisation, e.g. {pressure: 2.513}."
     )
@@ -126,6 +129,12 @@ class DataConfig(Section):
         "statistics",
         description="statistics: pooled over the mixture; none; source: what the weights were "
         "trained with (finetune); or {mean: {...}, std: {...}}.",
+    )
+    run_length: PositiveInt = Field(
+        1,
+        description="Consecutive samples of a batch from one dataset: 1 mixes freely, "
+        "global_batch_size takes each batch from one dataset, its share per shard group gives each "
+        "group one.",
     )
     num_threads: PositiveInt = Field(4, description="Reader threads per worker.")
     prefetch_steps: PositiveInt = Field(2, description="Batches prepared ahead.")
