@@ -22,6 +22,8 @@ PYTHON ?= python3
 PYTHON_IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 CODE := src tests benchmarks examples
 PYTEST_ARGS ?=
+# These never wait; they fill the time in which the others wait for Ray, Slurm and ranks.
+ONE_CORE_TESTS := tests/models tests/data_pipelines
 
 .PHONY: help quickstart test lint venv format docs
 
@@ -50,7 +52,15 @@ quickstart: $(STAMP)
 # One thread per process: the suite starts many processes, and sums keep one order.
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)
+ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	@nice -n 19 $(BIN)/python -m pytest $(ONE_CORE_TESTS) src/pelagos > $(VENV)/one-core.log 2>&1 & \
+	beside=$$!; status=0; \
+	$(BIN)/python -m pytest tests $(addprefix --ignore=,$(ONE_CORE_TESTS)) || status=$$?; \
+	wait $$beside || status=$$?; \
+	echo "== the tests that ran beside: $(ONE_CORE_TESTS)"; cat $(VENV)/one-core.log; exit $$status
+endif
 
 lint: $(STAMP)
 	$(BIN)/ruff check $(CODE)

@@ -206,6 +206,10 @@ def test_what_programs_read_is_json(finished: Path, tmp_path: Path) -> None:
     models = json.loads(pelagos("models", "--json").output)
     assert {"name", "family", "parameters", "paper"} <= models[0].keys()
     one = json.loads(pelagos("models", "poseidon-nano", "--json").output)
+    shapes = {part["name"]: part["gives"] for part in one["structure"]}
+    assert one["inputs"] == [[1, 4, 64, 64], [1]]
+    assert shapes["embeddings"] == [[1, 16, 16, 32]]
+    assert shapes["patch_recovery"] == [[1, 4, 64, 64]]
     assert one["parameters"] == sum(one["parts"].values())
 
 
