@@ -33,8 +33,14 @@ def test_dpot_learns_validates_and_forecasts(make_job: MakeJob) -> None:
     forecast = forecaster.predict(frames, torch.full((2,), 0.05))
     assert forecast.shape == (2, 4, 16, 16)
     assert forecast.isfinite().all()
-    with pytest.raises(ValueError, match="forecasts from 3 frames; evaluate measures"):
-        evaluate.run(EvaluateJob(run=job.name, runs_dir=job.runs_dir))
+    result = evaluate.run(EvaluateJob(run=job.name, runs_dir=job.runs_dir))
+    # five frames: three go in, leads 1 and 2 are left; no lead time can be chosen
+    for dataset in result.metrics["datasets"]:
+        assert dataset["lead_steps"] == [1, 2]
+        assert "direct" not in dataset["scores"]
+        assert dataset["summary"][0]["direct"] is None
+        assert dataset["scores"]["autoregressive"]["relative_l1"]["median"][0][0] > 0
+    assert "autoregressive" in result.report.read_text()
 
 
 def test_micro_batches_and_recomputation_do_not_change_the_curve(make_job: MakeJob) -> None:

@@ -1,6 +1,7 @@
 """`pelagos evaluate`: forecast held-out trajectories with a trained run, score, draw, report."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     directory = RunDirectory.open(job.runs_dir, job.run)
     training = directory.job()
     forecaster, step = Forecaster.from_run(directory, job.checkpoint, job.weights)
-    _check_input_frames(forecaster, job.run)
+    _check_forecasts(forecaster, job.run)
     leads = _lead_steps(job, training)
     evaluations = [
         _evaluate(job, training, forecaster, record, leads)
@@ -71,13 +72,12 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     return EvaluateResult(job.run, report, values)
 
 
-def _check_input_frames(forecaster: Forecaster, run: str) -> None:
-    frames = forecaster.objective.input_frames
-    if frames != 1:
+def _check_forecasts(forecaster: Forecaster, run: str) -> None:
+    if forecaster.objective.call not in ("frame", "window"):
+        name = forecaster.description["objective"]["name"]
         raise ValueError(
-            f"run {run} forecasts from {frames} frames; evaluate measures forecasts from one initial "
-            f"frame. The validation losses of its training are in its events.jsonl and in MLflow, "
-            f"and Forecaster.predict takes {frames} frames"
+            f"run {run} was trained for {name}, which forecasts nothing; evaluate measures "
+            f"forecasts. The validation losses of its training are in its events.jsonl and in MLflow"
         )
 
 
@@ -99,13 +99,15 @@ def _evaluate(
     leads: Sequence[int] | None,
 ) -> DatasetEvaluation:
     dataset = open_dataset(record["uri"], options_for(record["uri"], training.storage) or None)
-    stride = training.objective.frame_stride
+    stride, frames = training.objective.frame_stride, forecaster.objective.input_frames
+    history = (frames - 1) * stride
     return evaluate_dataset(
         forecaster.predict_normalized,
         forecaster.view(dataset, record["offset"], training.objective.field_groups),
         dataset.split(job.split)[: job.max_trajectories],
-        leads or range(stride, dataset.num_frames, stride),
+        leads or range(stride, dataset.num_frames - history, stride),
         rollout_step=stride,
+        input_frames=frames,
         batch_size=job.batch_size,
     )
 
@@ -115,7 +117,7 @@ def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[s
     return [
         (f"evaluation/{e.data.name}/{method}/relative_l1", lead, float(value))
         for e in evaluations
-        for method in ("direct", "autoregressive", "one_step", "persistence")
+        for method in (*e.forecast_methods, "one_step", "persistence")
         for lead, value in zip(e.lead_steps, e.mean_over_groups(method, "relative_l1"), strict=True)
     ]
 
@@ -141,7 +143,7 @@ def _show(
             colour = "green" if row.beats_persistence else "red"
             table.add_row(
                 f"{row.lead_time:g}",
-                f"{row.direct:.2%}",
+                "-" if math.isnan(row.direct) else f"{row.direct:.2%}",
                 f"{row.autoregressive:.2%}",
                 f"{row.persistence:.2%}",
                 f"[{colour}]{row.ratio:.2f}[/]",

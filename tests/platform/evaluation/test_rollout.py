@@ -81,3 +81,24 @@ def test_lead_steps_off_the_rollout_are_refused(leads: tuple[int, ...], step: in
 def test_a_forecast_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="as many channels as it takes in"):
         rollout.direct(lambda x, t: x[:, :1], torch.zeros(1, 2, 4, 4), (1,), INTERVAL, PRESENT)
+
+
+def test_states_of_several_frames_move_on_by_one_frame_each_step():
+    """Fibonacci: the next frame is the sum of the last two, and every method knows it."""
+
+    def add(state: Tensor, lead_time: Tensor) -> Tensor:
+        assert state.shape[1] == 2
+        return state[:, 0] + state[:, 1]
+
+    numbers = torch.tensor([1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0])
+    truth = numbers.view(1, -1, 1, 1, 1).expand(2, -1, 1, 4, 4)
+    present = torch.ones(1, dtype=torch.bool)
+    start = rollout.state_at(truth, 1, 1, 2)
+    leads = [1, 3, 5]
+    forecast = rollout.autoregressive(add, start, leads, 0.1, present)
+    assert forecast[0, :, 0, 0, 0].tolist() == [2.0, 5.0, 13.0]
+    stepped = rollout.one_step(add, truth, leads, 0.1, present, input_frames=2)
+    assert torch.equal(stepped, forecast)
+    # every second frame: 1, 2, 5 and so on
+    strided = rollout.state_at(truth, 4, 2, 3)
+    assert strided[0, :, 0, 0, 0].tolist() == [1.0, 2.0, 5.0]

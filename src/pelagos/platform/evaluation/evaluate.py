@@ -38,7 +38,8 @@ class DatasetEvaluation:
     ``scores[method][metric]`` is ``[trajectory, lead, group]``; ``spectra[method]`` the mean
     energy spectrum ``[lead, group, k]`` of truth and forecasts. Methods: ``autoregressive``,
     ``direct`` and ``one_step`` of the model; ``persistence`` (the initial frame) and
-    ``previous_frame`` (the frame ``rollout_step`` before the target, beside ``one_step``).
+    ``previous_frame`` (the frame ``rollout_step`` before the target, beside ``one_step``). Models
+    that take several frames have no lead time to choose, and make no ``direct`` forecasts.
     """
 
     data: EvaluationData
@@ -53,6 +54,16 @@ class DatasetEvaluation:
     @property
     def group_names(self) -> tuple[str, ...]:
         return tuple(self.data.groups)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that were scored, in the order of ``METHODS``."""
+        return tuple(method for method in METHODS if method in self.scores)
+
+    @property
+    def forecast_methods(self) -> tuple[str, ...]:
+        """The model's ways to the lead times, of ``direct`` and ``autoregressive``."""
+        return tuple(m for m in ("direct", "autoregressive") if m in self.scores)
 
     @property
     def lead_times(self) -> tuple[float, ...]:
@@ -85,6 +96,7 @@ def evaluate_dataset(
     *,
     rollout_step: int = 1,
     start_frame: int = 0,
+    input_frames: int = 1,
     batch_size: int = 8,
     num_examples: int = 1,
     device: torch.device | str = "cpu",
@@ -92,8 +104,10 @@ def evaluate_dataset(
     """Forecast every trajectory from ``start_frame`` and score the forecasts at the lead steps.
 
     ``predict(frames [B, C, y, x] normalised, lead_time [B] physical)`` gives the normalised frame
-    that much later. Errors are those of physical values. Memory is bounded by ``batch_size``
-    trajectories of ``max(lead_steps) + 1`` frames, and the ``num_examples`` kept for pictures.
+    that much later. With ``input_frames`` F > 1 it is given ``[B, F, C, y, x]``, the frames from
+    ``start_frame`` on, ``rollout_step`` apart, and leads count from the last of them. Errors are
+    those of physical values. Memory is bounded by ``batch_size`` trajectories of the frames from
+    the first input to the longest lead, and the ``num_examples`` kept for pictures.
 
     Raises ValueError for lead steps beyond the trajectory's end or not on the rollout's steps.
     """
@@ -104,22 +118,25 @@ def evaluate_dataset(
             f"evaluation of {data.name} needs trajectories and a positive batch size, got "
             f"{len(trajectories)} trajectories and batch_size={batch_size}"
         )
-    if start_frame < 0 or start_frame + leads[-1] >= data.num_frames:
+    history = (input_frames - 1) * rollout_step
+    last = start_frame + history + leads[-1]
+    if start_frame < 0 or last >= data.num_frames:
+        before = f" + {input_frames - 1} earlier frames({history})" if history else ""
         raise ValueError(
-            f"start_frame({start_frame}) + longest lead({leads[-1]}) = {start_frame + leads[-1]} "
+            f"start_frame({start_frame}){before} + longest lead({leads[-1]}) = {last} "
             f"must be below the {data.num_frames} frames of {data.name}"
         )
     total = _Totals()
     with torch.no_grad():
         for start in range(0, len(trajectories), batch_size):
             chosen = trajectories[start : start + batch_size]
-            frames = range(start_frame, start_frame + leads[-1] + 1)
+            frames = range(start_frame, last + 1)
             truth = torch.stack([data.read(index, frames) for index in chosen]).to(device)
-            forecasts = _forecasts(predict, data, truth, leads, rollout_step)
-            _score(total, data, truth[:, list(leads)], forecasts)
+            forecasts = _forecasts(predict, data, truth, leads, rollout_step, input_frames)
+            _score(total, data, truth[:, [history + lead for lead in leads]], forecasts)
             for row in range(max(0, min(len(chosen), num_examples - start))):
                 total.examples.append(
-                    _example(data, chosen[row], truth[row], leads, forecasts, row)
+                    _example(data, chosen[row], truth[row, history:], leads, forecasts, row)
                 )
     count = len(trajectories)
     return DatasetEvaluation(
@@ -147,21 +164,36 @@ class _Totals:
 
 
 def _forecasts(
-    predict: Predict, data: EvaluationData, truth: Tensor, leads: Sequence[int], rollout_step: int
+    predict: Predict,
+    data: EvaluationData,
+    truth: Tensor,
+    leads: Sequence[int],
+    rollout_step: int,
+    input_frames: int,
 ) -> dict[str, Tensor]:
     """Normalised forecasts ``[B, L, C, y, x]`` of every method, in the order of METHODS."""
-    initial, present = truth[:, 0], torch.tensor(data.present, device=truth.device)
-    interval = data.frame_interval
-    return {
+    present, interval = torch.tensor(data.present, device=truth.device), data.frame_interval
+    start = (input_frames - 1) * rollout_step
+    initial = rollout.state_at(truth, start, rollout_step, input_frames)
+    forecasts = {
         "autoregressive": rollout.autoregressive(
             predict, initial, leads, interval, present, rollout_step=rollout_step
-        ),
-        "direct": rollout.direct(predict, initial, leads, interval, present),
+        )
+    }
+    if input_frames == 1:
+        forecasts["direct"] = rollout.direct(predict, initial, leads, interval, present)
+    return forecasts | {
         "one_step": rollout.one_step(
-            predict, truth, leads, interval, present, rollout_step=rollout_step
+            predict,
+            truth,
+            leads,
+            interval,
+            present,
+            rollout_step=rollout_step,
+            input_frames=input_frames,
         ),
-        "persistence": rollout.persistence(initial, leads),
-        "previous_frame": truth[:, [step - rollout_step for step in leads]],
+        "persistence": rollout.persistence(truth[:, start], leads),
+        "previous_frame": truth[:, [start + step - rollout_step for step in leads]],
     }
 
 
@@ -205,5 +237,6 @@ def _example(
         forecasts={
             method: physical(forecasts[method][row])
             for method in ("autoregressive", "direct", "persistence")
+            if method in forecasts
         },
     )

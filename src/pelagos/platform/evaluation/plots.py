@@ -148,7 +148,7 @@ def error_growth(evaluation: DatasetEvaluation, metric: str = "relative_l1") -> 
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     times = np.array(evaluation.lead_times)
     for index, (axis, group) in enumerate(zip(axes, groups, strict=True)):
-        for method in ("persistence", "direct", "autoregressive"):
+        for method in ("persistence", *evaluation.forecast_methods):
             label, colour, line = _STYLE[method]
             low, middle, high = (
                 evaluation.quantile(method, metric, q)[:, index] for q in (0.25, 0.5, 0.75)
@@ -171,6 +171,8 @@ def spectra(evaluation: DatasetEvaluation, lead: int) -> Figure:
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     for index, (axis, group) in enumerate(zip(axes, groups, strict=True)):
         for method, (label, colour, line) in _STYLE.items():
+            if method not in evaluation.spectra:
+                continue
             values = evaluation.spectra[method][lead, index, 1:]
             axis.loglog(np.arange(1, len(values) + 1), values, line, color=colour, label=label)
         truth = evaluation.spectra["truth"][lead, index, 1:]
@@ -238,7 +240,7 @@ def _symmetric(images: Sequence[Image]) -> Normalize:
 def _robust_top(evaluation: DatasetEvaluation, metric: str, group: int) -> float | None:
     """An upper limit that shows persistence and lets a diverged rollout leave the picture."""
     baseline = evaluation.quantile("persistence", metric, 0.75)[:, group]
-    models = [evaluation.quantile(m, metric, 0.75)[:, group] for m in ("direct", "autoregressive")]
+    models = [evaluation.quantile(m, metric, 0.75)[:, group] for m in evaluation.forecast_methods]
     finite = [value[np.isfinite(value)].max(initial=0.0) for value in (baseline, *models)]
     top = min(max(finite), 3.0 * finite[0]) if finite[0] > 0 else max(finite)
     return 1.06 * float(top) if top > 0 else None

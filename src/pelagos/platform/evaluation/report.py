@@ -17,7 +17,7 @@ import numpy as np
 
 from pelagos.infra.files import replace_durably
 from pelagos.platform.evaluation import plots
-from pelagos.platform.evaluation.evaluate import METHODS, DatasetEvaluation
+from pelagos.platform.evaluation.evaluate import DatasetEvaluation
 from pelagos.platform.evaluation.metrics import METRICS
 
 REPORT_NAME = "report.html"
@@ -45,8 +45,9 @@ class Provenance:
 class SummaryRow:
     """One line of the opening table: errors of one dataset at one lead time.
 
-    Relative L1 errors, the median over trajectories and the mean over fields; ``best`` is the
-    better of direct and autoregressive, ``beats_persistence`` whether it is below persistence.
+    Relative L1 errors, the median over trajectories and the mean over fields; ``direct`` is NaN of
+    models that forecast step by step only; ``best`` is the better of direct and autoregressive,
+    ``beats_persistence`` whether it is below persistence.
     """
 
     dataset: str
@@ -59,7 +60,7 @@ class SummaryRow:
 
     @property
     def best(self) -> float:
-        return min(self.autoregressive, self.direct)
+        return float(np.fmin(self.autoregressive, self.direct))
 
     @property
     def beats_persistence(self) -> bool:
@@ -73,13 +74,15 @@ class SummaryRow:
 
 def summary_rows(evaluation: DatasetEvaluation) -> list[SummaryRow]:
     """The opening table's lines for one dataset."""
-    autoregressive, direct, persistence = (
+    autoregressive, persistence = (
         evaluation.mean_over_groups(method, "relative_l1")
-        for method in ("autoregressive", "direct", "persistence")
+        for method in ("autoregressive", "persistence")
     )
-    vrmse = np.minimum(
-        evaluation.mean_over_groups("autoregressive", "vrmse"),
-        evaluation.mean_over_groups("direct", "vrmse"),
+    direct = np.full_like(autoregressive, np.nan)
+    if "direct" in evaluation.methods:
+        direct = evaluation.mean_over_groups("direct", "relative_l1")
+    vrmse = np.min(
+        [evaluation.mean_over_groups(m, "vrmse") for m in evaluation.forecast_methods], axis=0
     )
     return [
         SummaryRow(
@@ -130,7 +133,7 @@ def numbers(evaluations: Sequence[DatasetEvaluation], provenance: Provenance) ->
                     method: {
                         metric: _score_numbers(evaluation, method, metric) for metric in METRICS
                     }
-                    for method in METHODS
+                    for method in evaluation.methods
                 },
                 "spectra": {m: v.tolist() for m, v in evaluation.spectra.items()},
             }
@@ -225,7 +228,7 @@ def _figures(evaluation: DatasetEvaluation) -> list[Picture]:
     ]
     for example in evaluation.examples:
         name, stem = f"trajectory {example.trajectory}", f"trajectory-{example.trajectory}"
-        for method in ("direct", "autoregressive"):
+        for method in evaluation.forecast_methods:
             panels = plots.figure_png(plots.forecast_panels(evaluation, example, last, method))
             caption = f"All fields at the longest lead time, {method}, {name}."
             pictures.append(Picture(caption, f"{stem}-{method}.png", panels))
@@ -254,7 +257,7 @@ def _field_rows(evaluation: DatasetEvaluation) -> list[dict[str, Any]]:
             "values": [float(evaluation.quantile(method, metric)[-1, index]) for metric in METRICS],
         }
         for index, group in enumerate(evaluation.group_names)
-        for method in METHODS
+        for method in evaluation.methods
     ]
 
 

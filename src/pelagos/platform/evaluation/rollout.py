@@ -1,8 +1,9 @@
-"""Forecasts from a model that is only a function of a state and a lead time.
+"""Forecasts from a model that is only a function of past frames and a lead time.
 
-States are ``[B, C, y, x]``, normalised; truth is ``[B, T, C, y, x]``. ``present [C]`` bool marks the
-channels that the dataset has: the others go into the model as zeros (the normalised mean) at every
-step, as in training, whatever the model made of them.
+A state is one frame ``[B, C, y, x]``, normalised, or the latest F frames ``[B, F, C, y, x]``, one
+rollout step apart, for models that take several; truth is ``[B, T, C, y, x]``. ``present [C]`` bool
+marks the channels that the dataset has: the others go into the model as zeros (the normalised mean)
+at every step, as in training, whatever the model made of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Predict = Callable[[Tensor, Tensor], Tensor]  # (frames [B, C, y, x], lead_time [B]) -> same shape
+# (state, lead_time [B]) -> the frame [B, C, y, x] that much later
+Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 def direct(
@@ -44,9 +46,10 @@ def autoregressive(
     check_rollout_step(lead_steps, rollout_step)
     wanted, state, kept = set(lead_steps), masked(initial, present), {}
     for step in range(rollout_step, max(wanted) + 1, rollout_step):
-        state = _advance(predict, state, rollout_step * frame_interval, present)
+        frame = _advance(predict, state, rollout_step * frame_interval, present)
+        state = frame if state.ndim == 4 else torch.cat((state[:, 1:], frame[:, None]), dim=1)
         if step in wanted:
-            kept[step] = state
+            kept[step] = frame
     return torch.stack([kept[step] for step in lead_steps], dim=1)
 
 
@@ -58,21 +61,34 @@ def one_step(
     present: Tensor,
     *,
     rollout_step: int = 1,
+    input_frames: int = 1,
 ) -> Tensor:
-    """Each target frame from the true frame ``rollout_step`` before it, ``[B, leads, C, y, x]``.
+    """Each target frame from the true frames up to ``rollout_step`` before it, ``[B, leads, ...]``.
 
-    ``truth[:, 0]`` is the initial frame, so ``truth`` needs ``max(lead_steps) + 1`` frames.
+    ``truth`` begins with the first of the ``input_frames`` that a rollout starts from, and reaches
+    to the last lead.
     """
+    start = (input_frames - 1) * rollout_step
     forecasts = [
         _advance(
             predict,
-            masked(truth[:, step - rollout_step], present),
+            masked(
+                state_at(truth, start + step - rollout_step, rollout_step, input_frames), present
+            ),
             rollout_step * frame_interval,
             present,
         )
         for step in lead_steps
     ]
     return torch.stack(forecasts, dim=1)
+
+
+def state_at(truth: Tensor, frame: int, rollout_step: int, input_frames: int) -> Tensor:
+    """The state whose latest frame is ``truth[:, frame]``."""
+    if input_frames == 1:
+        return truth[:, frame]
+    first = frame - (input_frames - 1) * rollout_step
+    return truth[:, first : frame + 1 : rollout_step]
 
 
 def persistence(initial: Tensor, lead_steps: Sequence[int]) -> Tensor:
@@ -99,7 +115,7 @@ def check_rollout_step(lead_steps: Sequence[int], rollout_step: int) -> None:
 
 def _advance(predict: Predict, state: Tensor, lead_time: float, present: Tensor) -> Tensor:
     forecast = predict(state, state.new_full((state.shape[0],), lead_time))
-    if forecast.shape != state.shape:
+    if forecast.shape != (state.shape[0], *state.shape[-3:]):
         raise ValueError(
             f"predict returned shape {tuple(forecast.shape)} for frames of {tuple(state.shape)}; "
             f"a forecast needs as many channels as it takes in"
