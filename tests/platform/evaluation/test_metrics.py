@@ -107,3 +107,24 @@ def test_a_forecast_that_is_not_finite_has_no_finite_error():
     forecast[0, 3, 3] = float("nan")
     for name, metric in metrics.METRICS.items():
         assert not torch.isfinite(metric(forecast, truth)), name
+
+
+def test_a_shift_is_what_is_not_conserved_and_a_wave_is():
+    truth = torch.randn(1, N, N, dtype=torch.float64)
+    shifted = metrics.conserved_rmse(truth + 0.25, truth)
+    assert float(shifted) == pytest.approx(0.25)
+    assert float(metrics.rmse(truth + 0.25, truth)) == pytest.approx(0.25)
+    # a whole wave has mean 0 and root mean square 1 / sqrt 2
+    assert float(metrics.conserved_rmse(truth + wave(2, 1), truth)) == pytest.approx(0, abs=1e-15)
+    assert float(metrics.rmse(truth + wave(2, 1), truth)) == pytest.approx(2**-0.5)
+
+
+def test_the_boundary_counts_each_outermost_point_once():
+    truth = torch.zeros(1, 4, 5, dtype=torch.float64)
+    inside, corner = truth.clone(), truth.clone()
+    inside[0, 1:3, 1:4] = 7.0
+    corner[0, 0, 0] = 3.0
+    assert float(metrics.boundary_rmse(inside, truth)) == 0.0
+    # 4 x 5 points have 14 on the boundary
+    assert float(metrics.boundary_rmse(corner, truth)) == pytest.approx(3.0 / 14**0.5)
+    assert float(metrics.max_error(corner - inside, truth)) == 7.0

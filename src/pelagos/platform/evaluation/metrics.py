@@ -53,6 +53,35 @@ def vrmse(forecast: Tensor, truth: Tensor) -> Tensor:
     return (error / (variance + _VRMSE_EPS)).sqrt()
 
 
+def rmse(forecast: Tensor, truth: Tensor) -> Tensor:
+    """Root mean square error, in the field's units, ``[...]`` (PDEBench's RMSE)."""
+    return (forecast.double() - truth.double()).square().mean(_FIELD_AXES).sqrt()
+
+
+def conserved_rmse(forecast: Tensor, truth: Tensor) -> Tensor:
+    """Error of the mean over space, root mean square over channels, ``[...]``.
+
+    PDEBench's cRMSE (arXiv:2210.07182, app. B): what a conserved quantity is off by, per point.
+    """
+    difference = (forecast.double() - truth.double()).mean((-2, -1))
+    return difference.square().mean(-1).sqrt()
+
+
+def boundary_rmse(forecast: Tensor, truth: Tensor) -> Tensor:
+    """Root mean square error over the outermost points of the grid, ``[...]``.
+
+    PDEBench's bRMSE (arXiv:2210.07182, app. B).
+    """
+    squares = (forecast.double() - truth.double()).square()
+    edges = (squares[..., 0, :], squares[..., -1, :], squares[..., 1:-1, 0], squares[..., 1:-1, -1])
+    return torch.cat(edges, dim=-1).mean((-2, -1)).sqrt()
+
+
+def max_error(forecast: Tensor, truth: Tensor) -> Tensor:
+    """Largest error at any point, in the field's units, ``[...]`` (PDEBench's maximum error)."""
+    return (forecast.double() - truth.double()).abs().amax(_FIELD_AXES)
+
+
 def shell_energy(field: Tensor, *, centred: bool) -> Tensor:
     """Σ|f̂(k)|² over the shells of wave vectors k, ``[..., y, x]`` to ``[..., shell]``.
 
@@ -100,5 +129,9 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relative_l2": relative_l2,
     "nrmse": nrmse,
     "vrmse": vrmse,
+    "rmse": rmse,
+    "conserved_rmse": conserved_rmse,
+    "boundary_rmse": boundary_rmse,
+    "max_error": max_error,
     **{f"frmse_{band}": _band(band) for band in SPECTRAL_BANDS},
 }
