@@ -2,7 +2,7 @@
 
 ``forecast`` and ``truth`` are ``[..., channel, y, x]`` in physical units. Errors reduce the last
 three axes, so a vector field passed as its channels is scored as one, and a scalar field as
-``[..., 1, y, x]``. Arithmetic is in fp64. A forecast that is not finite gives an error that is not.
+``[..., 1, y, x]``. Arithmetic is in fp64. Points that are not finite give an error that is not.
 """
 
 from __future__ import annotations
