@@ -1,0 +1,141 @@
+"""Training-step time, peak memory and achieved FLOP/s of every family of the registry.
+
+    python benchmarks/families.py                         # the nano sizes, on this machine's device
+    python benchmarks/families.py --models poseidon-t dpot-ti unet-base --batch 4
+
+One step is forward, backward of the mean square of what comes out, clipping to 5 and AdamW, in fp32,
+on the family's own example input. Each model runs in a process of its own, so that its peak memory
+is its own; the models take turns, and the best and the median of all turns are reported. FLOPs are
+counted with torch's rules (matrix products, convolutions, attention; no Fourier transforms), so
+the rate of spectral models is a lower bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pelagos.models.registry import FAMILIES, create_model, list_models, model_info
+
+
+def values_of(answer: Any) -> list[Tensor]:
+    """Return every floating tensor of a network's answer."""
+    if isinstance(answer, Tensor):
+        return [answer] if answer.is_floating_point() else []
+    if isinstance(answer, tuple | list):
+        return [tensor for entry in answer for tensor in values_of(entry)]
+    return [
+        tensor
+        for entry in vars(answer).values()
+        if entry is not None
+        for tensor in values_of(entry)
+    ]
+
+
+def loss_of(model: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack([v.float().square().mean() for v in values_of(model(*given))]).sum()
+
+
+def example(name: str, config: Any, batch: int) -> tuple[Tensor, ...]:
+    given = FAMILIES[model_info(name).family].example(config, batch)
+    return tuple(torch.randn_like(t) if t.is_floating_point() and t.ndim > 1 else t for t in given)
+
+
+def count_flops(name: str, batch: int) -> int:
+    with torch.device("meta"):
+        model = create_model(name)
+        with FlopCounterMode(display=False) as counter:
+            loss_of(model, example(name, model.config, batch)).backward()
+    return counter.get_total_flops()
+
+
+def measure(name: str, batch: int, steps: int) -> dict[str, Any]:
+    """Train one model for some steps in this process."""
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with device:
+        model = create_model(name)
+        given = example(name, model.config, batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    seconds = []
+    for _ in range(steps + 1):  # the first one warms up
+        start = time.perf_counter()
+        loss_of(model, given).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated()
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds[1:], "memory": memory, "shape": [list(t.shape) for t in given]}
+
+
+def run_apart(name: str, batch: int, steps: int) -> dict[str, Any]:
+    command = [
+        sys.executable,
+        __file__,
+        "--one",
+        name,
+        "--batch",
+        str(batch),
+        "--steps",
+        str(steps),
+    ]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(json.loads(output.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    nano = [name for name in list_models() if name.endswith("-nano")]
+    parser.add_argument("--models", nargs="+", default=nano, choices=list_models())
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5, help="per turn")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(arguments.one, arguments.batch, arguments.steps)))
+        return
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.machine()
+    print(
+        f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+    )
+    print("| model | parameters | input | best s | median s | samples/s | GFLOP/s | peak MiB |")
+    print("|---|---|---|---|---|---|---|---|")
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.models}
+    for _ in range(arguments.turns):
+        for name in arguments.models:
+            results[name].append(run_apart(name, arguments.batch, arguments.steps))
+    for name, turns in results.items():
+        seconds = [s for turn in turns for s in turn["seconds"]]
+        best = min(seconds)
+        shape = " + ".join("x".join(map(str, s)) for s in turns[0]["shape"])
+        print(
+            f"| {name} | {model_info(name).parameters:,} | {shape} | {best:.4f} | "
+            f"{statistics.median(seconds):.4f} | {arguments.batch / best:.1f} | "
+            f"{count_flops(name, arguments.batch) / best / 1e9:.1f} | "
+            f"{max(turn['memory'] for turn in turns) / 2**20:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
