@@ -20,6 +20,10 @@ PUBLISHED_SIZES = {
     "dpot-m": 122_125_875,
     "dpot-l": 509_018_739,
     "dpot-h": 1_031_082_099,
+    "mpp-ti": 7_285_884,
+    "mpp-s": 28_979_436,
+    "mpp-b": 115_608_012,
+    "mpp-l": 407_055_628,
 }
 FORBIDDEN = ("ray", "mlflow", "zarr", "deepspeed", "accelerate", "pydantic")
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pelagos.models.family import Family, Options, Size
 from pelagos.models.precision import without_autocast
-from pelagos.models.pretrained import Pretrained
+from pelagos.models.pretrained import BlockList, Pretrained
 
 __all__ = ["DPOT", "FAMILY", "DPOTConfig"]
 
@@ -205,13 +205,6 @@ class TimeAggregator(nn.Module):
         return torch.einsum("tio,btihw->bohw", waves.to(self.w.dtype)[:, :, None] * self.w, x_BTDHW)
 
 
-class _Blocks(nn.ModuleList):
-    """The blocks under the official name ``blocks``; called, the list that strategies wrap."""
-
-    def __call__(self) -> list[nn.Module]:
-        return list(self)
-
-
 class DPOT(Pretrained):
     """The DPOT network: ``in_timesteps`` frames to the next ``out_timesteps``.
 
@@ -233,7 +226,7 @@ class DPOT(Pretrained):
             self.patch_embed = PatchEmbedding(config)
             grid = config.token_grid
             self.pos_embed = nn.Parameter(torch.empty(1, width, grid, grid))
-            self.blocks = _Blocks(DPOTBlock(config) for _ in range(config.depth))
+            self.blocks = BlockList(DPOTBlock(config) for _ in range(config.depth))
             self.cls_head = nn.Sequential(
                 nn.Linear(width, width),
                 nn.GELU(),
