@@ -20,6 +20,7 @@ POSEIDON_DRAWS = {
 SMALL_MODELS = [
     "poseidon-nano",
     "dpot-nano",
+    "dpot3d-nano",
     "mpp-nano",
     "fno-nano",
     "tfno-nano",

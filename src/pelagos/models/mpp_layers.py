@@ -271,7 +271,7 @@ class FieldProjection(nn.Module):
 
     def forward(self, fields: Tensor) -> Tensor:
         """``[..., C]`` to ``[..., width]``."""
-        scale = (self.weight.shape[1] / len(self.entries)) ** 0.5
+        scale: float = (self.weight.shape[1] / len(self.entries)) ** 0.5
         weight = columns(self.weight, 1, self.entries)
         return F.linear(fields, weight, self.bias) * scale
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pelagos.models import deeponet, dpot, fno, mgno, mpp, poseidon, sinenet, unet
+from pelagos.models import deeponet, dpot, dpot3d, fno, mgno, mpp, poseidon, sinenet, unet
 from pelagos.models.family import Call, Family, Size
 from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config
 
 FAMILIES: dict[str, Family] = {
     "poseidon": poseidon.FAMILY,
     "dpot": dpot.FAMILY,
+    "dpot3d": dpot3d.FAMILY,
     "mpp": mpp.FAMILY,
     "fno": fno.FNO_FAMILY,
     "tfno": fno.TFNO_FAMILY,
