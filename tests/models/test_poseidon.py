@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pelagos.models.poseidon import ScOT, ScOTConfig
-from pelagos.models.scot_layers import WindowAttention, _attend, _log_offsets
+from pelagos.models.scot_layers import (
+    _TABLES,
+    WindowAttention,
+    _attend,
+    _log_offsets,
+    window_tables,
+)
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "scot_tiny.safetensors"
 # fp32 sums of a few hundred terms in another order differ by about sqrt(300) * 6e-8 = 1e-6 of the
@@ -315,3 +321,145 @@ def test_bad_grids_are_refused(shape: tuple[int, ...], message: str):
 def test_bad_sizes_are_refused_with_the_arithmetic(options: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         ScOTConfig(**{**SMALL, **options})  # type: ignore[arg-type]
+
+
+def with_labels(height: int, width: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    pixels, labels = (torch.randn(batch, 4, height, width, generator=generator) for _ in range(2))
+    return pixels, torch.linspace(0.1, 1.0, batch), labels
+
+
+def test_without_resize_the_native_size_keeps_its_bits():
+    results = []
+    for resize in ("fourier", "none"):
+        model = small_model(resize=resize)
+        result = model(*small_input())
+        result.loss.backward()
+        results.append((result.output, gradients(model)))
+    (first, first_gradients), (second, second_gradients) = results
+    assert torch.equal(first, second)
+    assert all(torch.equal(g, second_gradients[name]) for name, g in first_gradients.items())
+
+
+@pytest.mark.parametrize("size", [4, 8, 32])
+def test_without_resize_another_size_is_the_network_made_for_it(size: int):
+    model = small_model(resize="none")
+    made_for_it = ScOT(ScOTConfig(**{**SMALL, "image_size": size}))
+    made_for_it.load_state_dict(model.state_dict(), strict=True)
+    pixels, time, labels = small_input(size=size)
+    got, expected = model(pixels, time, labels), made_for_it(pixels, time, labels)
+    assert torch.equal(got.output, expected.output)
+    got.loss.backward()
+    expected.loss.backward()
+    expected_gradients = gradients(made_for_it)
+    assert all(torch.equal(g, expected_gradients[name]) for name, g in gradients(model).items())
+
+
+@pytest.mark.parametrize("grid", [(8, 16), (32, 16), (4, 32)])
+@pytest.mark.parametrize("learn_residual", [False, True])
+def test_rectangles_run_and_every_parameter_has_a_gradient(
+    grid: tuple[int, int], learn_residual: bool
+):
+    model = small_model(resize="none", learn_residual=learn_residual)
+    result = model(*with_labels(*grid))
+    assert result.output.shape == (2, 4, *grid)
+    result.loss.backward()
+    got = gradients(model)
+    assert got.keys() == dict(model.named_parameters()).keys()
+    assert all(gradient.isfinite().all() for gradient in got.values())
+
+
+def test_a_rectangles_attention_is_that_of_its_definition():
+    """Every pair of tokens of one shifted window and one region, one by one."""
+    attention = next(
+        m for m in small_model().modules() if isinstance(m, WindowAttention) and m.shift
+    )
+    rows, columns = 2, 12  # one window of 2 down, unshifted; three of 4 across, shifted by 2
+    tokens = torch.randn(1, rows, columns, 8)
+    with torch.no_grad():
+        got = attention(tokens)[0]
+        parts = [part(tokens)[0] for part in (attention.query, attention.key, attention.value)]
+        query, key, value = (part.unflatten(-1, (2, 4)) for part in parts)
+        query, key = (nn.functional.normalize(part, dim=-1) for part in (query, key))
+        steps = torch.tensor([1.0, 8 / 3, 16 / 3, 8.0]).add(torch.tensor([-1.0, 0, 0, 0]))
+        logs = torch.log2(steps + 1) / 3
+        expected = torch.zeros_like(value)
+        for y, x in ((0, 0), (1, 1), (0, 2), (1, 5), (1, 7), (0, 10), (1, 11)):
+            first = 0 if x < 2 else 2 + 4 * ((x - 2) // 4)  # windows 0-1 | 2-5 | 6-9 | 10-11
+            last = 2 if x < 2 else min(first + 4, columns)
+            logits, values = [], []
+            for ky in range(rows):
+                for kx in range(first, last):
+                    offset = torch.tensor(
+                        [
+                            float(y - ky) * float(torch.log2(torch.tensor(9.0)) / 3),
+                            float(logs[abs(x - kx)]) * (1 if x > kx else -1),
+                        ]
+                    )
+                    bias = 16 * torch.sigmoid(attention.continuous_position_bias_mlp(offset))
+                    scale = attention.logit_scale[:, 0, 0].exp()
+                    logits.append((query[y, x] * key[ky, kx]).sum(-1) * scale + bias)
+                    values.append(value[ky, kx])
+            weights = torch.softmax(torch.stack(logits), dim=0)
+            expected[y, x] = (weights[..., None] * torch.stack(values)).sum(0)
+            assert relative(got[y, x], expected[y, x].flatten()) < PARITY
+
+
+def test_a_compiled_rectangle_equals_eager():
+    model = small_model(depths=(2,), num_heads=(2,), skip_connections=(1,), resize="none")
+    pixels, time, labels = with_labels(8, 16)
+    eager = model(pixels, time, labels)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(pixels, time, labels)
+    assert relative(compiled.output, eager.output) < PARITY
+
+
+def test_tables_are_shared_between_blocks_and_usable_after_inference():
+    _TABLES.clear()
+    model = small_model(resize="none", depths=(2, 2))
+    with torch.inference_mode():
+        expected = model(*with_labels(16, 32)).output
+    kept = dict(_TABLES)
+    # first stage: with and without shift; second stage, 4 x 8 tokens: likewise
+    assert len(kept) == 4
+    result = model(*with_labels(16, 32))
+    result.loss.backward()
+    assert torch.equal(result.output, expected)
+    assert all(_TABLES[key] is tables for key, tables in kept.items())
+    with torch.device("meta"):
+        abstract = ScOT(ScOTConfig(**SMALL, resize="none"))
+        assert abstract(*with_labels_like_meta()).output.shape == (2, 4, 16, 32)
+    assert len(_TABLES) == 4
+
+
+def with_labels_like_meta() -> tuple[Tensor, Tensor]:
+    return torch.zeros(2, 4, 16, 32, device="meta"), torch.ones(2, device="meta")
+
+
+def test_kept_tables_are_bounded():
+    _TABLES.clear()
+    for width in range(4, 4 * 50, 4):
+        window_tables((4, width), (4, 4), (0, 2), torch.empty(0))
+    assert len(_TABLES) == 32
+    _TABLES.clear()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 4, 12, 17), r"window_size=4 tokens .* the nearest grid is 8x16"),
+        ((2, 4, 24, 3), "the nearest grid is 16x4"),
+        (
+            (2, 4, 18, 31),
+            r"patch_size\(2\) \* 2\*\*\(stages\(2\) - 1\) = 4, .* nearest grid is 16x32",
+        ),
+        ((2, 3, 16, 16), "num_channels=4"),
+    ],
+)
+def test_without_resize_bad_grids_name_the_nearest(shape: tuple[int, ...], message: str):
+    with pytest.raises(ValueError, match=message):
+        small_model(resize="none")(torch.zeros(shape), torch.zeros(2))
+
+
+def test_only_known_ways_of_resizing():
+    with pytest.raises(ValueError, match="resize='linear' must be 'fourier' or 'none'"):
+        ScOTConfig(**SMALL, resize="linear")  # type: ignore[arg-type]
