@@ -139,6 +139,17 @@ def test_forecasts_follow_each_samples_scale_and_offset():
     )
 
 
+def test_fields_at_rest_keep_their_value_and_finite_gradients():
+    model, x = small_model().float(), frames(32, 32).float()
+    x[0], x[1, ..., 1] = 2.0, 3.0  # a sample without any motion; one field without
+    (prediction,) = model(x)
+    # the deviation, 1e-7, times outputs of at most a few 1e6, the norms' bound
+    torch.testing.assert_close(prediction[0], torch.full_like(prediction[0], 2.0), rtol=0, atol=1)
+    torch.testing.assert_close(prediction[1, ..., 1], torch.full((32, 32, 1), 3.0))
+    prediction.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("grid", [(64, 48), (16, 80)])
 def test_on_a_periodic_grid_rolls_by_patches_commute(grid: tuple[int, int]):
     model, x = small_model(boundary="periodic"), frames(*grid)

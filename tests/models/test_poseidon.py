@@ -15,13 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pelagos.models.poseidon import ScOT, ScOTConfig
-from pelagos.models.scot_layers import (
-    _TABLES,
-    WindowAttention,
-    _attend,
-    _log_offsets,
-    window_tables,
-)
+from pelagos.models.scot_layers import WindowAttention, _attend, _log_offsets
+from pelagos.models.tables import _KEPT
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "scot_tiny.safetensors"
 # fp32 sums of a few hundred terms in another order differ by about sqrt(300) * 6e-8 = 1e-6 of the
@@ -408,30 +403,22 @@ def test_a_block_compiled_on_a_rectangle_equals_eager():
 
 
 def test_tables_are_shared_between_blocks_and_usable_after_inference():
-    _TABLES.clear()
+    _KEPT.clear()
     model = small_model(resize="none", depths=(2, 2))
     with torch.inference_mode():
         expected = model(*with_labels(16, 32)).output
-    kept = dict(_TABLES)
+    kept = dict(_KEPT)
     # first stage: with and without shift; second stage, 4 x 8 tokens: likewise
     assert len(kept) == 4
     result = model(*with_labels(16, 32))
     result.loss.backward()
     assert torch.equal(result.output, expected)
-    assert all(_TABLES[key] is tables for key, tables in kept.items())
+    assert all(_KEPT[key] is tables for key, tables in kept.items())
     with torch.device("meta"):
         abstract = ScOT(ScOTConfig(**SMALL, resize="none"))
         pixels, time = torch.zeros(2, 4, 16, 32), torch.ones(2)
         assert abstract(pixels, time).output.shape == pixels.shape
-    assert len(_TABLES) == 4
-
-
-def test_kept_tables_are_bounded():
-    _TABLES.clear()
-    for width in range(4, 4 * 50, 4):
-        window_tables((4, width), (4, 4), (0, 2), torch.empty(0))
-    assert len(_TABLES) == 32
-    _TABLES.clear()
+    assert len(_KEPT) == 4
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pelagos.models.frame_layers import at_least_float32
 from pelagos.models.precision import without_autocast
+from pelagos.models.tables import kept
 
 Boundary = Literal["open", "periodic", "published-periodic"]
 """Whether opposite edges of the grid are neighbours.
@@ -32,11 +33,15 @@ _NUM_BUCKETS = 32  # half for keys before the query, half for keys behind it
 _NUM_EXACT = 8  # offsets with a bucket each; beyond, four buckets per octave up to 32 tokens
 _RMS_EPS = 1e-8
 _LAYER_SCALE_INIT = 1e-6
+_ROUNDING = 1e-6  # of the mean, in fp32 with the sums of some layers
 _LEAST_VARIANCE = 1e-20  # far below the square of the eps: only the square root's slope needs it
 
 
 class GridRMSNorm(nn.Module):
     """Each channel divided by its deviation over the grid, times a scale; the mean stays.
+
+    A deviation below a millionth of the mean is taken for rounding: a sample at rest, constant
+    throughout, would otherwise grow by 1e8 in each norm, as it does in the official code.
 
     The published checkpoints carry a shift that their network never adds. It takes part with
     weight zero here, so that every parameter has a gradient, which data parallel reductions await.
@@ -59,7 +64,9 @@ class GridRMSNorm(nn.Module):
             scale = self.weight + 0.0 * self.bias
             axes = (-3, -2) if self.channels_last else (-2, -1)
             values = at_least_float32(x)
-            variance = values.var(axes, keepdim=True).clamp_min(_LEAST_VARIANCE)
+            variance, mean = torch.var_mean(values, axes, keepdim=True)
+            floor = (_ROUNDING * mean.detach()).square().clamp_min(_LEAST_VARIANCE)
+            variance = torch.maximum(variance, floor)
             scale = scale if self.channels_last else scale[:, None, None]
             return (values * (scale / (variance.sqrt() + _RMS_EPS))).to(x.dtype)
 
@@ -109,7 +116,7 @@ class RelativePositionBias(nn.Module):
     def forward(self, tokens: Tensor, axis: int, boundary: Boundary = "open") -> Tensor:
         """``[heads, n, n]`` (query, key) for the n tokens along an axis of ``tokens``."""
         length = tokens.shape[axis]
-        shares = bucket_shares(length, boundary, tokens.device)
+        shares = kept(bucket_shares, length, boundary, like=tokens)
         with without_autocast(tokens):  # half precision would round the table
             table = self.relative_attention_bias(shares).T
         # entry (s, k) of the sliding window is table[s + k]; reversing the queries makes it the

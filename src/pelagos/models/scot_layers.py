@@ -17,15 +17,13 @@ from torch import Tensor, nn
 
 from pelagos.models.precision import without_autocast
 from pelagos.models.scot_config import ScOTConfig
+from pelagos.models.tables import kept
 
 _MAX_LOG_SCALE = math.log(100.0)  # cosine attention's temperature is clamped to 1/100
 _MASKED_LOGIT = -100.0  # added between tokens that a cyclic shift brought together
 _POSITION_BIAS_HIDDEN = 512
-_MOST_TABLES = 32  # grids times stages; a mask of 128 × 128 tokens takes 16 MiB
 
 Axes = tuple[int, int]  # y, x
-Tables = tuple[Tensor, Tensor | None]
-_TABLES: dict[tuple[object, ...], Tables] = {}
 
 
 class ConditionalScale(nn.Linear):
@@ -134,7 +132,9 @@ class WindowAttention(nn.Module):
         (rows, columns), shift = self.layout(grid)
         offsets, mask = cast(Tensor, self.offsets), self.shift_mask
         if grid != (self.grid, self.grid):
-            offsets, mask = window_tables(grid, (rows, columns), shift, offsets)
+            dtype = offsets.dtype
+            offsets, mask = kept(_window_tables, grid, (rows, columns), shift, like=offsets)
+            offsets, mask = offsets.to(dtype), None if mask is None else mask.to(dtype)
         table = self.continuous_position_bias_mlp(offsets).float()
         # The published bias is 16 sigmoid(.); softmax ignores a constant, and centred on zero the
         # bias keeps its digits when attention runs in bf16.
@@ -212,28 +212,12 @@ def _shift_mask(
     return torch.where(label[:, :, None] == label[:, None, :], 0.0, _MASKED_LOGIT)
 
 
-def window_tables(grid: Axes, window: Axes, shift: Axes, like: Tensor) -> Tables:
-    """A grid's offsets and, with a shift, its mask, on the device and with the dtype of ``like``.
-
-    Made once and shared by all blocks. Not while a graph is traced, and not from tensors without
-    values, which an ordinary call could not use.
-    """
-    key = (grid, window, shift, like.device, like.dtype)
-    if torch.compiler.is_compiling() or type(like) is not Tensor or like.is_meta:
-        return _make_tables(grid, window, shift, like)
-    if key not in _TABLES:
-        if len(_TABLES) >= _MOST_TABLES:
-            _TABLES.pop(next(iter(_TABLES)))
-        with torch.inference_mode(False):  # a later training step may need them
-            _TABLES[key] = _make_tables(grid, window, shift, like)
-    return _TABLES[key]
-
-
-def _make_tables(grid: Axes, window: Axes, shift: Axes, like: Tensor) -> Tables:
-    offsets = _log_offsets(*window, like.device).to(like.dtype)
-    if not any(shift):
-        return offsets, None
-    return offsets, _shift_mask(grid, window, shift, like.device).to(like.dtype)
+def _window_tables(
+    grid: Axes, window: Axes, shift: Axes, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Offsets and, with a shift, the mask of a grid that is not the native one."""
+    offsets = _log_offsets(*window, device)
+    return offsets, _shift_mask(grid, window, shift, device) if any(shift) else None
 
 
 class _Dense(nn.Module):
