@@ -11,7 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from pelagos.models.adaptation import adapt
 from pelagos.models.dpot import DPOT, DPOTConfig, FourierMixer
+from pelagos.models.dpot_layers import resize_linear
 from pelagos.models.objectives import Autoregressive, create_objective, ratio_loss
 from pelagos.models.registry import create_model
 
@@ -122,6 +124,50 @@ def test_sizes_that_do_not_fit_show_the_arithmetic(overrides: dict, message: str
 def test_a_wrong_shape_names_what_is_needed():
     with pytest.raises(ValueError, match=r"\[batch, 16, 16, 3, 4\]"):
         DPOT(DPOTConfig(**SMALL))(torch.zeros(1, 16, 16, 4, 4))
+
+
+def native_model() -> DPOT:
+    torch.manual_seed(0)
+    return DPOT(DPOTConfig(**SMALL))
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (16, 24), (40, 8)])
+def test_any_grid_of_whole_patches_and_every_parameter_has_a_gradient(grid: tuple[int, int]):
+    model = native_model()
+    prediction, logits = model(torch.randn(2, *grid, 3, 4))
+    assert prediction.shape == (2, *grid, 1, 4)
+    (prediction.square().sum() + logits.sum()).backward()
+    gradients = [p.grad for p in model.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+
+
+def test_positions_are_interpolated_as_torch_does_and_kept_at_the_native_size():
+    table = torch.randn(1, 3, 4, 6)
+    assert resize_linear(table, (4, 6)) is table
+    for grid in ((8, 6), (2, 3), (7, 11)):
+        expected = nn.functional.interpolate(table, grid, mode="bilinear", align_corners=False)
+        # two products of weights in [0, 1], each rounded by 6e-8
+        torch.testing.assert_close(resize_linear(table, grid), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_of_another_size_carries_over():
+    source = native_model()
+    model = DPOT(DPOTConfig(**{**SMALL, "img_size": 32}))
+    adaptation = adapt(model, source.state_dict(), "source")
+    assert adaptation.counts() == {"matched": len(source.state_dict()) - 1, "interpolated": 1}
+    model.load_state_dict(adaptation.tensors, strict=True)
+    x = torch.randn(1, 32, 32, 3, 4)
+    with torch.no_grad():
+        assert torch.equal(model(x)[0], source(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "nearest"),
+    [((1, 20, 27, 3, 4), "16, 24, 3, 4"), ((1, 3, 16, 3, 4), "8, 16, 3, 4"), ((1, 16), "16, 16")],
+)
+def test_a_grid_of_broken_patches_names_the_nearest(shape: tuple[int, ...], nearest: str):
+    with pytest.raises(ValueError, match=rf"patch_size=8, .* nearest is \[batch, {nearest}"):
+        native_model()(torch.zeros(shape))
 
 
 @dataclass

@@ -20,6 +20,8 @@ POSEIDON_DRAWS = {
 SMALL_MODELS = [
     "poseidon-nano",
     "dpot-nano",
+    "dpot3d-nano",
+    "mpp-nano",
     "fno-nano",
     "tfno-nano",
     "unet-nano",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pelagos.models.poseidon import ScOT, ScOTConfig
 from pelagos.models.scot_layers import WindowAttention, _attend, _log_offsets
+from pelagos.models.tables import _KEPT
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "scot_tiny.safetensors"
 # fp32 sums of a few hundred terms in another order differ by about sqrt(300) * 6e-8 = 1e-6 of the
@@ -315,3 +318,126 @@ def test_bad_grids_are_refused(shape: tuple[int, ...], message: str):
 def test_bad_sizes_are_refused_with_the_arithmetic(options: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         ScOTConfig(**{**SMALL, **options})  # type: ignore[arg-type]
+
+
+def with_labels(height: int, width: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    pixels, labels = (torch.randn(batch, 4, height, width, generator=generator) for _ in range(2))
+    return pixels, torch.linspace(0.1, 1.0, batch), labels
+
+
+def test_without_resize_the_native_size_keeps_its_bits():
+    results = []
+    for resize in ("fourier", "none"):
+        model = small_model(resize=resize)
+        result = model(*small_input())
+        result.loss.backward()
+        results.append((result.output, gradients(model)))
+    (first, first_gradients), (second, second_gradients) = results
+    assert torch.equal(first, second)
+    assert all(torch.equal(g, second_gradients[name]) for name, g in first_gradients.items())
+
+
+@pytest.mark.parametrize("size", [4, 8, 32])
+def test_without_resize_another_size_is_the_network_made_for_it(size: int):
+    model = small_model(resize="none")
+    made_for_it = ScOT(ScOTConfig(**{**SMALL, "image_size": size}))
+    made_for_it.load_state_dict(model.state_dict(), strict=True)
+    pixels, time, labels = small_input(size=size)
+    got, expected = model(pixels, time, labels), made_for_it(pixels, time, labels)
+    assert torch.equal(got.output, expected.output)
+    got.loss.backward()
+    expected.loss.backward()
+    expected_gradients = gradients(made_for_it)
+    assert all(torch.equal(g, expected_gradients[name]) for name, g in gradients(model).items())
+
+
+@pytest.mark.parametrize("grid", [(8, 16), (32, 16), (4, 32)])
+@pytest.mark.parametrize("learn_residual", [False, True])
+def test_rectangles_run_and_every_parameter_has_a_gradient(
+    grid: tuple[int, int], learn_residual: bool
+):
+    model = small_model(resize="none", learn_residual=learn_residual)
+    result = model(*with_labels(*grid))
+    assert result.output.shape == (2, 4, *grid)
+    result.loss.backward()
+    got = gradients(model)
+    assert got.keys() == dict(model.named_parameters()).keys()
+    assert all(gradient.isfinite().all() for gradient in got.values())
+
+
+def log_step(step: int, window: int) -> float:
+    """A step's place on the position bias's logarithmic axis, 1 at 8 (arXiv:2111.09883, eq. 4)."""
+    return math.copysign(math.log2(8 * abs(step) / (window - 1) + 1) / 3, step)
+
+
+def test_a_rectangles_attention_is_that_of_its_definition():
+    """Token by token: keys of the same shifted window and region, offsets scaled per axis."""
+    attention = next(
+        m for m in small_model().modules() if isinstance(m, WindowAttention) and m.shift
+    )
+    tokens = torch.randn(1, 2, 12, 8)  # one window of 2 down, unshifted; of 4 across, shifted by 2
+    windows = [range(2), range(2, 6), range(6, 10), range(10, 12)]
+    with torch.no_grad():
+        got = attention(tokens)[0]
+        parts = [part(tokens)[0] for part in (attention.query, attention.key, attention.value)]
+        query, key, value = (part.unflatten(-1, (2, 4)) for part in parts)
+        query, key = (nn.functional.normalize(part, dim=-1) for part in (query, key))
+        temperature = attention.logit_scale[:, 0, 0].exp()
+        for y, x in itertools.product(range(2), range(12)):
+            keys = [(i, j) for i in range(2) for j in next(w for w in windows if x in w)]
+            offsets = [[log_step(y - i, 2), log_step(x - j, 4)] for i, j in keys]
+            bias = attention.continuous_position_bias_mlp(torch.tensor(offsets))
+            products = torch.stack([(query[y, x] * key[at]).sum(-1) for at in keys])
+            weights = torch.softmax(temperature * products + 16 * torch.sigmoid(bias), dim=0)
+            expected = (weights[..., None] * torch.stack([value[at] for at in keys])).sum(0)
+            assert relative(got[y, x], expected.flatten()) < PARITY
+
+
+def test_a_block_compiled_on_a_rectangle_equals_eager():
+    block = small_model().blocks()[1]  # shifted
+    tokens, time = torch.randn(2, 4, 16, 8), torch.tensor([0.2, 0.9])
+    with torch.no_grad():
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=False)
+        assert relative(compiled(tokens, time), block(tokens, time)) < PARITY
+
+
+def test_tables_are_shared_between_blocks_and_usable_after_inference():
+    _KEPT.clear()
+    model = small_model(resize="none", depths=(2, 2))
+    with torch.inference_mode():
+        expected = model(*with_labels(16, 32)).output
+    kept = dict(_KEPT)
+    # first stage: with and without shift; second stage, 4 x 8 tokens: likewise
+    assert len(kept) == 4
+    result = model(*with_labels(16, 32))
+    result.loss.backward()
+    assert torch.equal(result.output, expected)
+    assert all(_KEPT[key] is tables for key, tables in kept.items())
+    with torch.device("meta"):
+        abstract = ScOT(ScOTConfig(**SMALL, resize="none"))
+        pixels, time = torch.zeros(2, 4, 16, 32), torch.ones(2)
+        assert abstract(pixels, time).output.shape == pixels.shape
+    assert len(_KEPT) == 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 4, 12, 17), r"window_size=4 tokens .* the nearest grid is 8x16"),
+        ((2, 4, 24, 3), "the nearest grid is 16x4"),
+        (
+            (2, 4, 18, 31),
+            r"patch_size\(2\) \* 2\*\*\(stages\(2\) - 1\) = 4, .* nearest grid is 16x32",
+        ),
+        ((2, 3, 16, 16), "num_channels=4"),
+    ],
+)
+def test_without_resize_bad_grids_name_the_nearest(shape: tuple[int, ...], message: str):
+    with pytest.raises(ValueError, match=message):
+        small_model(resize="none")(torch.zeros(shape), torch.zeros(2))
+
+
+def test_only_known_ways_of_resizing():
+    with pytest.raises(ValueError, match="resize='linear' must be 'fourier' or 'none'"):
+        ScOTConfig(**SMALL, resize="linear")  # type: ignore[arg-type]

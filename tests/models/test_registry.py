@@ -25,6 +25,17 @@ PUBLISHED_SIZES = {
     "vit-b": 86_567_656 - 2 * 768,
     "vit-l": 304_326_632 - 2 * 1024,
     "vit-h": 632_045_800 - 2 * 1280,
+    "dpot3d-nano": 1_279_732,
+    "dpot3d-ti": 15_138_036,
+    "dpot3d-s": 45_876_468,
+    "dpot3d-m": 137_200_884,
+    "dpot3d-l": 597_625_652,
+    "dpot3d-h": 1_149_180_724,
+    "mpp-nano": 153_052,
+    "mpp-ti": 7_285_884,
+    "mpp-s": 28_979_436,
+    "mpp-b": 115_608_012,
+    "mpp-l": 407_055_628,
 }
 FORBIDDEN = ("ray", "mlflow", "zarr", "deepspeed", "accelerate", "pydantic")
 

@@ -13,20 +13,28 @@ dicts load with ``strict=True``. Layout: input and prediction are ``[B, X, Y, T,
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pelagos.models.dpot_layers import (
+    CONVOLUTIONS,
+    NORM_GROUPS,
+    TRANSPOSED,
+    DPOTBlock,
+    FourierMixer,
+    PatchEmbedding,
+    TimeAggregator,
+    coordinates,
+    resize_linear,
+)
 from pelagos.models.family import Family, Options, Size
-from pelagos.models.precision import without_autocast
-from pelagos.models.pretrained import Pretrained
+from pelagos.models.frame_layers import GridRule
+from pelagos.models.pretrained import BlockList, Pretrained
 
-__all__ = ["DPOT", "FAMILY", "DPOTConfig"]
+__all__ = ["DPOT", "FAMILY", "DPOTConfig", "FourierMixer"]
 
-_NORM_GROUPS = 8
-_NUM_COORDINATES = 3  # x, y, t
 _INIT_STD = 0.02
 
 
@@ -89,7 +97,7 @@ class DPOTConfig(Options):
             problems.append(
                 f"img_size={self.img_size} must be a multiple of patch_size={self.patch_size}"
             )
-        for name, divisor in (("n_blocks", self.n_blocks), ("8 norm groups", _NORM_GROUPS)):
+        for name, divisor in (("n_blocks", self.n_blocks), ("8 norm groups", NORM_GROUPS)):
             if self.embed_dim % divisor:
                 problems.append(
                     f"embed_dim={self.embed_dim} must be a multiple of {name} ({divisor})"
@@ -104,114 +112,6 @@ class DPOTConfig(Options):
         return problems
 
 
-class FourierMixer(nn.Module):
-    """AFNO: a two-layer complex network, shared by all Fourier modes, added to its input.
-
-    Channels are split into heads. GELU acts on real and imaginary parts separately. Weights are
-    real tensors ``[2 (real, imaginary), head, in, out]``. Everything is computed in fp32.
-    """
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        size = width // heads
-        self.w1 = nn.Parameter(torch.empty(2, heads, size, size))
-        self.b1 = nn.Parameter(torch.empty(2, heads, size))
-        self.w2 = nn.Parameter(torch.empty(2, heads, size, size))
-        self.b2 = nn.Parameter(torch.empty(2, heads, size))
-
-    def forward(self, x_BDHW: Tensor) -> Tensor:
-        """``[B, D, H, W]`` to the same."""
-        with without_autocast(x_BDHW):
-            x = x_BDHW.float()
-            grid = x.shape[-2:]
-            series = torch.fft.rfft2(x, norm="ortho")
-            series = series.permute(0, 2, 3, 1).unflatten(-1, self.b1.shape[1:])
-            real, imaginary = _complex_linear(series.real, series.imag, self.w1, self.b1)
-            real, imaginary = F.gelu(real), F.gelu(imaginary)
-            real, imaginary = _complex_linear(real, imaginary, self.w2, self.b2)
-            series = torch.complex(real, imaginary).flatten(-2).permute(0, 3, 1, 2)
-            mixed: Tensor = torch.fft.irfft2(series, s=grid, norm="ortho")
-            return (mixed + x).to(x_BDHW.dtype)
-
-
-def _complex_linear(
-    real: Tensor, imaginary: Tensor, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``(r + i s)(w0 + i w1) + b0 + i b1`` per head, on ``[..., head, channel]``."""
-    weight, bias = weight.float(), bias.float()
-
-    def product(part: Tensor, index: int) -> Tensor:
-        return torch.einsum("...hi,hio->...ho", part, weight[index])
-
-    return (
-        product(real, 0) - product(imaginary, 1) + bias[0],
-        product(imaginary, 0) + product(real, 1) + bias[1],
-    )
-
-
-class DPOTBlock(nn.Module):
-    """``x + MLP(N(mixer(N(x))))``: one residual around both, group norms with eight groups."""
-
-    def __init__(self, config: DPOTConfig) -> None:
-        super().__init__()
-        width, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
-        self.norm1 = nn.GroupNorm(_NORM_GROUPS, width)
-        self.filter = FourierMixer(width, config.n_blocks)
-        self.norm2 = nn.GroupNorm(_NORM_GROUPS, width)
-        self.mlp = nn.Sequential(
-            nn.Conv2d(width, hidden, 1), nn.GELU(), nn.Conv2d(hidden, width, 1)
-        )
-
-    def forward(self, x_BDHW: Tensor) -> Tensor:
-        """``[B, D, H, W]`` to the same."""
-        return cast(Tensor, x_BDHW + self.mlp(self.norm2(self.filter(self.norm1(x_BDHW)))))
-
-
-class PatchEmbedding(nn.Module):
-    """Pixels and coordinates to tokens, through a narrow strided convolution."""
-
-    def __init__(self, config: DPOTConfig) -> None:
-        super().__init__()
-        patch = config.patch_size
-        narrow = config.out_channels * patch + _NUM_COORDINATES
-        self.proj = nn.Sequential(
-            nn.Conv2d(config.in_channels + _NUM_COORDINATES, narrow, patch, stride=patch),
-            nn.GELU(),
-            nn.Conv2d(narrow, config.embed_dim, 1),
-        )
-
-    def forward(self, pixels_BCXY: Tensor) -> Tensor:
-        return cast(Tensor, self.proj(pixels_BCXY))
-
-
-class TimeAggregator(nn.Module):
-    """Frames to one: ``Σ_t W_t (x_t cos(γ t))``, t from 0 to 1.
-
-    The paper writes exp(-iγt); the published networks use the cosine alone.
-    """
-
-    def __init__(self, config: DPOTConfig) -> None:
-        super().__init__()
-        width = config.embed_dim
-        self.w = nn.Parameter(torch.empty(config.in_timesteps, width, width))
-        self.gamma = nn.Parameter(torch.empty(1, width))
-
-    def forward(self, x_BTDHW: Tensor) -> Tensor:
-        """``[B, T, D, H, W]`` to ``[B, D, H, W]``."""
-        time = torch.linspace(0, 1, x_BTDHW.shape[1], device=x_BTDHW.device)
-        with without_autocast(x_BTDHW):  # γ reaches 1024: half precision would lose the phase
-            waves = torch.cos(time[:, None] * self.gamma.float())
-        # scaling the matrices is far less work than scaling the tokens
-        return torch.einsum("tio,btihw->bohw", waves.to(self.w.dtype)[:, :, None] * self.w, x_BTDHW)
-
-
-class _Blocks(nn.ModuleList):
-    """The blocks under the official name ``blocks``; called, the list that strategies wrap."""
-
-    def __call__(self) -> list[nn.Module]:
-        return list(self)
-
-
 class DPOT(Pretrained):
     """The DPOT network: ``in_timesteps`` frames to the next ``out_timesteps``.
 
@@ -221,6 +121,7 @@ class DPOT(Pretrained):
     """
 
     model_types = ("dpot",)
+    num_dimensions: ClassVar[int] = 2
     config_class = DPOTConfig
     config: DPOTConfig
 
@@ -228,12 +129,14 @@ class DPOT(Pretrained):
         super().__init__()
         self.config = config
         width, patch, hidden = config.embed_dim, config.patch_size, config.out_layer_dim
+        dimensions = self.num_dimensions
+        convolution = CONVOLUTIONS[dimensions]
         device = torch.get_default_device()
         with torch.device("meta"):  # modules' own initialisation would only be overwritten
-            self.patch_embed = PatchEmbedding(config)
-            grid = config.token_grid
-            self.pos_embed = nn.Parameter(torch.empty(1, width, grid, grid))
-            self.blocks = _Blocks(DPOTBlock(config) for _ in range(config.depth))
+            self.patch_embed = PatchEmbedding(config, dimensions)
+            grid = (config.token_grid,) * dimensions
+            self.pos_embed = nn.Parameter(torch.empty(1, width, *grid))
+            self.blocks = BlockList(DPOTBlock(config, dimensions) for _ in range(config.depth))
             self.cls_head = nn.Sequential(
                 nn.Linear(width, width),
                 nn.GELU(),
@@ -243,39 +146,41 @@ class DPOT(Pretrained):
             )
             self.time_agg_layer = TimeAggregator(config)
             self.out_layer = nn.Sequential(
-                nn.ConvTranspose2d(width, hidden, patch, stride=patch),
+                TRANSPOSED[dimensions](width, hidden, patch, stride=patch),
                 nn.GELU(),
-                nn.Conv2d(hidden, hidden, 1),
+                convolution(hidden, hidden, 1),
                 nn.GELU(),
-                nn.Conv2d(hidden, config.out_channels * config.out_timesteps, 1),
+                convolution(hidden, config.out_channels * config.out_timesteps, 1),
             )
         self.materialize(device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict the frames after ``x [B, X, Y, T, C]``, equally spaced in time.
+        """Predict the frames after ``x [B, *grid, T, C]``, equally spaced in time.
 
-        Returns the prediction ``[B, X, Y, T_out, C_out]`` and the logits ``[B, n_cls]`` of the
-        dataset that the trajectory is from. Raises ValueError for a shape that does not fit the
-        configuration.
+        The grid has two axes, X and Y (three in ``DPOT3D``), whose sides are any multiples of the
+        patch: away from ``img_size``, the position embedding is interpolated linearly. Returns the
+        prediction ``[B, *grid, T_out, C_out]`` and the logits ``[B, n_cls]`` of the dataset that
+        the trajectory is from. Raises ValueError for a shape that does not fit the configuration.
         """
+        self._check(tuple(x.shape))
         config = self.config
-        side = config.img_size
-        expected = (side, side, config.in_timesteps, config.in_channels)
-        if tuple(x.shape[1:]) != expected:
-            raise ValueError(
-                f"DPOT got x of shape {tuple(x.shape)}, needs [batch, X, Y, T, C] = "
-                f"[batch, {', '.join(map(str, expected))}]: img_size={side}, "
-                f"in_timesteps={config.in_timesteps}, in_channels={config.in_channels}"
-            )
-        pixels_BTCXY = torch.cat((x, _coordinates(x)), dim=-1).permute(0, 3, 4, 1, 2)
-        tokens = self.patch_embed(pixels_BTCXY.flatten(0, 1)) + self.pos_embed
-        tokens = self.time_agg_layer(tokens.unflatten(0, (x.shape[0], x.shape[3])))
+        pixels_BTC = torch.cat((x, coordinates(x)), dim=-1).movedim((-2, -1), (1, 2))
+        tokens = self.patch_embed(pixels_BTC.flatten(0, 1))
+        tokens = tokens + resize_linear(self.pos_embed, tokens.shape[2:])
+        tokens = self.time_agg_layer(tokens.unflatten(0, pixels_BTC.shape[:2]))
         for block in self.blocks:
             tokens = block(tokens)
-        logits = self.cls_head(tokens.mean(dim=(2, 3)))
-        prediction = self.out_layer(tokens).permute(0, 2, 3, 1)
+        logits = self.cls_head(tokens.mean(dim=tuple(range(2, tokens.ndim))))
+        prediction = self.out_layer(tokens).movedim(1, -1)
         shape = (config.out_timesteps, config.out_channels)
         return prediction.unflatten(-1, shape).to(x.dtype), logits.to(x.dtype)
+
+    def resized_parameter(self, name: str, source: Tensor) -> Tensor | None:
+        """The position embedding of another ``img_size`` or patch, interpolated linearly."""
+        own = self.pos_embed.shape
+        if name != "pos_embed" or source.ndim != len(own) or source.shape[:2] != own[:2]:
+            return None
+        return resize_linear(source, own[2:])
 
     def reset_parameters(self) -> None:
         """Initialise every parameter as the official code does, from torch's global generator.
@@ -304,8 +209,8 @@ class DPOT(Pretrained):
             frames, width, _ = module.w.shape
             module.w.normal_(0.0, 1.0 / (frames * width**0.5))
             module.gamma.copy_(2.0 ** torch.linspace(-10, 10, width))
-        elif isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.GroupNorm)):
-            module.reset_parameters()
+        else:
+            super().init_weights(module)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay: biases, norms, positions, time frequencies.
@@ -323,12 +228,19 @@ class DPOT(Pretrained):
             if name.startswith(kept) or name.endswith(biases)
         }
 
-
-def _coordinates(x_BXYTC: Tensor) -> Tensor:
-    """``[B, X, Y, T, 3]``: x, y and t, each from 0 to 1."""
-    axes = [torch.linspace(0, 1, size, device=x_BXYTC.device) for size in x_BXYTC.shape[1:4]]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    return grid.to(x_BXYTC.dtype).expand(x_BXYTC.shape[0], -1, -1, -1, -1)
+    def _check(self, shape: tuple[int, ...]) -> None:
+        config, axes = self.config, "XYZ"[: self.num_dimensions]
+        patch, last = config.patch_size, (config.in_timesteps, config.in_channels)
+        rule = GridRule(self.num_dimensions, patch, patch, f"patch_size={patch}")
+        grid = shape[1:-2]
+        if len(grid) == len(axes) and shape[-2:] == last and rule.fits(grid):
+            return
+        near = rule.nearest(grid) if len(grid) == len(axes) else (config.img_size,) * len(axes)
+        raise ValueError(
+            f"{type(self).__name__} got x of shape {shape}, needs [batch, {', '.join(axes)}, T, C] "
+            f"with {', '.join(axes)} multiples of patch_size={patch}, in_timesteps={last[0]}, "
+            f"in_channels={last[1]}: nearest is [batch, {', '.join(map(str, (*near, *last)))}]"
+        )
 
 
 _LARGE: dict[str, Any] = {"out_layer_dim": 128, "mlp_ratio": 4}
@@ -346,8 +258,8 @@ FAMILY = Family(
     name="dpot",
     model=DPOT,
     paper="Hao et al., ICML 2024, arXiv:2403.03542",
-    inputs="10 equally spaced frames [batch, x, y, time, field]; a square grid of 128 a side (nano: "
-    "64); four fields in the published weights",
+    inputs="10 equally spaced frames [batch, x, y, time, field]; any grid of multiples of 8, 128 a "
+    "side natively (nano: 64); four fields in the published weights",
     call="window",
     example=_example,
     sizes=(

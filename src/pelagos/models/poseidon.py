@@ -139,21 +139,24 @@ class ScOT(Pretrained):
     ) -> ScOTOutput:
         """Predict the frame after the lead time.
 
-        ``pixel_values [B, C_in, N, N]`` normalised fields, ``time [B]`` lead time as a fraction of
-        the longest, ``labels [B, C_out, N, N]``, ``pixel_mask [B, C_out]`` bool: True replaces the
-        prediction by the label (the field is not the model's to predict). N other than the
-        configured ``image_size`` is resampled to it and back through the Fourier series.
+        ``pixel_values [B, C_in, H, W]`` normalised fields, ``time [B]`` lead time as a fraction of
+        the longest, ``labels [B, C_out, H, W]``, ``pixel_mask [B, C_out]`` bool: True replaces the
+        prediction by the label (the field is not the model's to predict). Square grids other than
+        the configured ``image_size`` are resampled to it and back through the Fourier series; with
+        ``resize="none"`` the network runs on the given grid.
 
         With labels, ``loss`` is the relative L1 (or L2², ``p=2``) error over the whole batch, mean
         over the field groups. Raises ValueError for a shape that does not fit the configuration.
         """
         self._check(pixel_values, time, labels, pixel_mask)
-        size = pixel_values.shape[-1]
-        resized = fourier_resize(pixel_values, self.config.image_size)
-        prediction = self._predict(resized, time).to(pixel_values.dtype)
+        native = pixel_values
+        if self.config.resize == "fourier":
+            native = fourier_resize(pixel_values, self.config.image_size)
+        prediction = self._predict(native, time).to(pixel_values.dtype)
         if self.config.learn_residual:
-            prediction = prediction + resized[:, : self.config.num_out_channels]
-        prediction = fourier_resize(prediction, size)
+            prediction = prediction + native[:, : self.config.num_out_channels]
+        if self.config.resize == "fourier":
+            prediction = fourier_resize(prediction, pixel_values.shape[-1])
         if pixel_mask is not None and labels is not None:
             masked = pixel_mask.to(torch.bool)[:, :, None, None]
             prediction = torch.where(masked, labels.to(prediction.dtype), prediction)
@@ -247,17 +250,9 @@ class ScOT(Pretrained):
         self, pixels: Tensor, time: Tensor, labels: Tensor | None, pixel_mask: Tensor | None
     ) -> None:
         config, shape = self.config, tuple(pixels.shape)
-        if (
-            len(shape) != 4
-            or shape[1] != config.num_channels
-            or shape[2] != shape[3]
-            or shape[3] % 2
-        ):
-            raise ValueError(
-                f"scOT got pixel_values of shape {shape}, needs [batch, {config.num_channels}, N, N]: "
-                f"num_channels={config.num_channels}, a square grid with an even side "
-                f"({config.image_size} natively, others through a Fourier resize)"
-            )
+        problem = _grid_problem(config, shape)
+        if problem:
+            raise ValueError(f"scOT got pixel_values of shape {shape}, {problem}")
         expected = (shape[0], config.num_out_channels, *shape[2:])
         if labels is not None and tuple(labels.shape) != expected:
             raise ValueError(f"scOT got labels of shape {tuple(labels.shape)}, needs {expected}")
@@ -268,6 +263,30 @@ class ScOT(Pretrained):
             raise ValueError(f"scOT got pixel_mask of shape {got}, needs {expected[:2]}")
         if pixel_mask is not None and labels is None:
             raise ValueError("scOT got pixel_mask without labels: nothing to replace the fields by")
+
+
+def _grid_problem(config: ScOTConfig, shape: tuple[int, ...]) -> str:
+    """What a shape of pixels should be instead, empty if it fits."""
+    channels = config.num_channels
+    fits = len(shape) == 4 and shape[1] == channels
+    if config.resize == "fourier":
+        if fits and shape[2] == shape[3] and shape[3] % 2 == 0:
+            return ""
+        return (
+            f"needs [batch, {channels}, N, N]: num_channels={channels}, a square grid with an even "
+            f"side ({config.image_size} natively, others through a Fourier resize; resize='none' "
+            f"takes other grids)"
+        )
+    if fits and all(map(config.takes_side, shape[2:])):
+        return ""
+    near = "x".join(str(config.nearest_side(side)) for side in shape[2:]) if fits else ""
+    return (
+        f"needs [batch, {channels}, H, W]: num_channels={channels}, both sides multiples of "
+        f"patch_size({config.patch_size}) * 2**(stages({config.num_stages}) - 1) = "
+        f"{config.coarsest}, and in every stage, of {config.patch_size} pixels a token in the first, "
+        f"at most window_size={config.window_size} tokens or a multiple of it"
+        + (f"; the nearest grid is {near}" if near else "")
+    )
 
 
 _OFFICIAL: dict[str, Any] = {"image_size": 128, "num_heads": (3, 6, 12, 24), "window_size": 16}
@@ -299,7 +318,8 @@ FAMILY = Family(
     model=ScOT,
     paper="Herde et al., NeurIPS 2024, arXiv:2405.19101",
     inputs="one frame [batch, field, y, x] and a lead time; density, velocity-x, velocity-y, pressure "
-    "in the published weights; square grids, 128 a side natively (nano: 64), others by Fourier resize",
+    "in the published weights; square grids, 128 a side natively (nano: 64), others by Fourier "
+    "resize; any grid that whole windows cover with resize='none'",
     call="frame",
     example=_example,
     sizes=(

@@ -23,6 +23,13 @@ INDEX_FILE = "model.safetensors.index.json"
 _LISTED = 10  # names in an error
 
 
+class BlockList(nn.ModuleList):
+    """Blocks under the official name ``blocks``; called, the list that strategies wrap."""
+
+    def __call__(self) -> list[nn.Module]:
+        return list(self)
+
+
 class Pretrained(nn.Module):
     """A network of the registry: how it is initialised, listed, written and read.
 

@@ -11,11 +11,13 @@ from typing import Any
 from pelagos.models import (
     deeponet,
     dpot,
+    dpot3d,
     fno,
     gnot,
     mae,
     mednext,
     mgno,
+    mpp,
     nnunet,
     poseidon,
     simvp,
@@ -30,6 +32,8 @@ from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config
 FAMILIES: dict[str, Family] = {
     "poseidon": poseidon.FAMILY,
     "dpot": dpot.FAMILY,
+    "dpot3d": dpot3d.FAMILY,
+    "mpp": mpp.FAMILY,
     "fno": fno.FNO_FAMILY,
     "tfno": fno.TFNO_FAMILY,
     "unet": unet.FAMILY,

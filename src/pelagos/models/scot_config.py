@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,10 @@ class ScOTConfig:
     stage ``i`` is ``embed_dim * 2**i`` and its token grid ``image_size / patch_size / 2**i``.
     ``channel_slice_list_normalized_loss`` holds the boundaries of the field groups of the built-in
     loss: ``(0, 1, 3, 4)`` is density | velocity | pressure; None is a plain Lp mean.
+
+    ``resize``: what becomes of a grid that is not ``image_size`` square. ``"fourier"``, the official
+    way, resamples square ones to it and the forecast back; ``"none"`` runs on the grid as it is,
+    square or not, if ``takes_side`` holds for both sides.
 
     ``unit_norm_init``, which the official code has not, starts conditional norms at scale 1 instead
     of about 0.02 t: short trainings of small models gain by it. It does not change the network.
@@ -47,6 +51,7 @@ class ScOTConfig:
     use_conditioning: bool = True
     learn_residual: bool = False
     unit_norm_init: bool = False
+    resize: Literal["fourier", "none"] = "fourier"
 
     def __post_init__(self) -> None:
         for name in (
@@ -74,6 +79,25 @@ class ScOTConfig:
         """Tokens along one side of one stage (0 is the finest)."""
         return int(self.image_size // self.patch_size // 2**stage)
 
+    @property
+    def coarsest(self) -> int:
+        """Pixels along one side of a token of the last stage."""
+        return int(self.patch_size * 2 ** (self.num_stages - 1))
+
+    def takes_side(self, side: int) -> bool:
+        """Whether whole windows cover a grid's side in every stage, without resampling.
+
+        Each stage's tokens must be at most ``window_size`` or a multiple of it.
+        """
+        tokens = [side // self.patch_size // 2**stage for stage in range(self.num_stages)]
+        whole = side >= self.coarsest and side % self.coarsest == 0
+        return whole and all(n <= self.window_size or n % self.window_size == 0 for n in tokens)
+
+    def nearest_side(self, side: int) -> int:
+        """The nearest side that ``takes_side`` (the smaller of two)."""
+        reach = side + self.coarsest * self.window_size  # of which every multiple fits
+        return min(filter(self.takes_side, range(1, reach + 1)), key=lambda n: abs(n - side))
+
     @classmethod
     def from_official(cls, config: Mapping[str, Any]) -> ScOTConfig:
         """From a published ``config.json``: known names are taken, the framework's are dropped."""
@@ -93,7 +117,11 @@ class ScOTConfig:
             f"{name}={getattr(self, name)!r} is not supported, only {value!r}"
             for name, value in required.items()
             if getattr(self, name) != value
-        ] + ([] if self.p in (1, 2) else [f"p={self.p} must be 1 or 2"])
+        ] + [
+            f"{name}={getattr(self, name)!r} must be {' or '.join(map(repr, choices))}"
+            for name, choices in {"p": (1, 2), "resize": ("fourier", "none")}.items()
+            if getattr(self, name) not in choices
+        ]
 
     def _misfits(self) -> list[str]:
         problems = []
@@ -103,11 +131,10 @@ class ScOTConfig:
                 problems.append(
                     f"{name}={getattr(self, name)} needs len(depths) = {stages} entries"
                 )
-        factor = self.patch_size * 2 ** (stages - 1)
-        if stages < 1 or self.image_size % factor:
+        if stages < 1 or self.image_size % self.coarsest:
             problems.append(
                 f"image_size={self.image_size} must be a multiple of "
-                f"patch_size({self.patch_size}) * 2**(stages({stages}) - 1) = {factor}"
+                f"patch_size({self.patch_size}) * 2**(stages({stages}) - 1) = {self.coarsest}"
             )
         if problems:
             return problems

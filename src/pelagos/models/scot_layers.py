@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from pelagos.models.precision import without_autocast
 from pelagos.models.scot_config import ScOTConfig
+from pelagos.models.tables import kept
 
 _MAX_LOG_SCALE = math.log(100.0)  # cosine attention's temperature is clamped to 1/100
 _MASKED_LOGIT = -100.0  # added between tokens that a cyclic shift brought together
 _POSITION_BIAS_HIDDEN = 512
+
+Axes = tuple[int, int]  # y, x
 
 
 class ConditionalScale(nn.Linear):
@@ -69,12 +72,18 @@ class WindowAttention(nn.Module):
     ``window`` tokens a side; ``shift`` > 0 rolls the grid first, so that windows straddle the
     borders of the unshifted ones, and masks pairs which the roll alone brought together (the
     domain is not treated as periodic). Keys carry no bias.
+
+    Both, and the tables in the buffers, are those of the native, square ``grid``. Another grid has
+    its own window and shift on each axis: as wide as the grid up to the configured size, and no
+    shift where one window covers the axis.
     """
 
     def __init__(self, config: ScOTConfig, dim: int, heads: int, grid: int, shift: int) -> None:
         super().__init__()
         self.heads = heads
         self.grid = grid
+        self.widest_window = config.window_size
+        self.widest_shift = shift
         self.window = min(config.window_size, grid)
         self.shift = shift if self.window < grid else 0
         self.logit_scale = nn.Parameter(torch.empty(heads, 1, 1))
@@ -100,42 +109,65 @@ class WindowAttention(nn.Module):
         offsets = cast(Tensor, self.offsets)
         offsets.copy_(_log_offsets(self.window))
         if self.shift_mask is not None:
-            self.shift_mask.copy_(_shift_mask(self.grid, self.window, self.shift))
+            window, shift = self.layout((self.grid, self.grid))
+            self.shift_mask.copy_(_shift_mask((self.grid, self.grid), window, shift))
 
-    def position_bias(self) -> Tensor:
-        """``[windows or 1, heads, window², window²]``: bias of each token pair, with the mask."""
-        side, span = self.window, 2 * self.window - 1
-        table = self.continuous_position_bias_mlp(self.offsets).float()
+    def layout(self, grid: Axes) -> tuple[Axes, Axes]:
+        """Window and shift on each axis of a grid."""
+        if grid == (self.grid, self.grid):
+            return (self.window, self.window), (self.shift, self.shift)
+        rows, columns = (min(self.widest_window, side) for side in grid)
+        shift = [
+            self.widest_shift if n < side else 0
+            for n, side in zip((rows, columns), grid, strict=True)
+        ]
+        return (rows, columns), (shift[0], shift[1])
+
+    def position_bias(self, grid: Axes | None = None) -> Tensor:
+        """``[windows or 1, heads, area, area]``: bias of each token pair of a window, with the mask.
+
+        Of the native grid if none is given.
+        """
+        grid = grid or (self.grid, self.grid)
+        (rows, columns), shift = self.layout(grid)
+        offsets, mask = cast(Tensor, self.offsets), self.shift_mask
+        if grid != (self.grid, self.grid):
+            dtype = offsets.dtype
+            offsets, mask = kept(_window_tables, grid, (rows, columns), shift, like=offsets)
+            offsets, mask = offsets.to(dtype), None if mask is None else mask.to(dtype)
+        table = self.continuous_position_bias_mlp(offsets).float()
         # The published bias is 16 sigmoid(.); softmax ignores a constant, and centred on zero the
         # bias keeps its digits when attention runs in bf16.
         table = 16.0 * torch.sigmoid(table) - 8.0
         # Entry (i, j, k, l) of two nested sliding windows is table[i + k, j + l]; reversing the
         # query axes makes it the offset (query - key). Far cheaper to differentiate on a CPU than
         # an indexed gather, whose backward is a serial scatter.
-        table = table.T.reshape(self.heads, span, span).flip(1, 2)
-        bias = table.unfold(1, side, 1).unfold(2, side, 1).flip(1, 2)
-        bias = bias.reshape(1, self.heads, side * side, side * side)
-        return bias if self.shift_mask is None else bias + self.shift_mask[:, None]
+        table = table.T.reshape(self.heads, 2 * rows - 1, 2 * columns - 1).flip(1, 2)
+        bias = table.unfold(1, rows, 1).unfold(2, columns, 1).flip(1, 2)
+        bias = bias.reshape(1, self.heads, rows * columns, rows * columns)
+        return bias if mask is None else bias + mask[:, None]
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """``[B, H, W, C]`` to the attended values ``[B, H, W, C]``, before the output layer."""
-        _batch, windows_per_side = x_BHWC.shape[0], self.grid // self.window
-        if self.shift:
-            x_BHWC = torch.roll(x_BHWC, (-self.shift, -self.shift), dims=(1, 2))
+        grid = (x_BHWC.shape[1], x_BHWC.shape[2])
+        (rows, columns), (down, right) = self.layout(grid)
+        num_rows, num_columns = grid[0] // rows, grid[1] // columns
+        if down or right:
+            x_BHWC = torch.roll(x_BHWC, (-down, -right), dims=(1, 2))
         pattern = "b (n i) (m j) (h d) -> b (n m h) (i j) d"
-        sizes = {"i": self.window, "j": self.window, "h": self.heads}
+        sizes = {"i": rows, "j": columns, "h": self.heads}
         query, key, value = (
             rearrange(part(x_BHWC), pattern, **sizes) for part in (self.query, self.key, self.value)
         )
         scale = self.logit_scale.clamp(max=_MAX_LOG_SCALE).exp()
-        scale = scale.repeat(windows_per_side**2, 1, 1)
+        scale = scale.repeat(num_rows * num_columns, 1, 1)
         query = F.normalize(query.float(), dim=-1) * scale
         key = F.normalize(key.float(), dim=-1)
-        bias = self.position_bias().expand(windows_per_side**2, -1, -1, -1).flatten(0, 1)
+        bias = self.position_bias(grid).expand(num_rows * num_columns, -1, -1, -1).flatten(0, 1)
         attended = _attend(query.to(value.dtype), key.to(value.dtype), value, bias)
         back = "b (n m h) (i j) d -> b (n i) (m j) (h d)"
-        out = rearrange(attended, back, n=windows_per_side, m=windows_per_side, **sizes)
-        return torch.roll(out, (self.shift, self.shift), dims=(1, 2)) if self.shift else out
+        out = rearrange(attended, back, n=num_rows, m=num_columns, **sizes)
+        return torch.roll(out, (down, right), dims=(1, 2)) if down or right else out
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -152,21 +184,40 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     return weights.to(value.dtype) @ value
 
 
-def _log_offsets(window: int) -> Tensor:
-    """``[(2 window - 1)², 2]``: signed log-spaced (Δy, Δx), ±1 at the window's full span."""
-    steps = torch.arange(1 - window, window, dtype=torch.float32)
-    steps = 8.0 * steps / max(window - 1, 1)
-    steps = torch.sign(steps) * torch.log2(steps.abs() + 1.0) / math.log2(8.0)
-    return torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).reshape(-1, 2)
+def _log_offsets(
+    rows: int, columns: int | None = None, device: torch.device | None = None
+) -> Tensor:
+    """``[offsets, 2]``: signed log-spaced (Δy, Δx) of a window, ±1 at its full span; square if one."""
+
+    def steps(window: int) -> Tensor:
+        step = torch.arange(1 - window, window, dtype=torch.float32, device=device)
+        step = 8.0 * step / max(window - 1, 1)
+        return torch.sign(step) * torch.log2(step.abs() + 1.0) / math.log2(8.0)
+
+    axes = (steps(rows), steps(rows if columns is None else columns))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
 
 
-def _shift_mask(grid: int, window: int, shift: int) -> Tensor:
-    """``[windows, window², window²]``: 0 within a region of the unrolled grid, -100 across."""
-    position = torch.arange(grid)
-    region = (position >= grid - window).long() + (position >= grid - shift).long()
-    label = 3 * region[:, None] + region[None, :]
-    label = rearrange(label, "(n i) (m j) -> (n m) (i j)", i=window, j=window)
+def _shift_mask(
+    grid: Axes, window: Axes, shift: Axes, device: torch.device | None = None
+) -> Tensor:
+    """``[windows, area, area]``: 0 within a region of the unrolled grid, -100 across."""
+    rows, columns = (
+        (position >= side - width).long() + (position >= side - step).long()
+        for side, width, step in zip(grid, window, shift, strict=True)
+        for position in [torch.arange(side, device=device)]
+    )
+    label = 3 * rows[:, None] + columns[None, :]
+    label = rearrange(label, "(n i) (m j) -> (n m) (i j)", i=window[0], j=window[1])
     return torch.where(label[:, :, None] == label[:, None, :], 0.0, _MASKED_LOGIT)
+
+
+def _window_tables(
+    grid: Axes, window: Axes, shift: Axes, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Offsets and, with a shift, the mask of a grid that is not the native one."""
+    offsets = _log_offsets(*window, device)
+    return offsets, _shift_mask(grid, window, shift, device) if any(shift) else None
 
 
 class _Dense(nn.Module):
