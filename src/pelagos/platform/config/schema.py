@@ -172,7 +172,7 @@ class ObjectiveConfig(Section):
     loss: str | None = Field(
         None,
         description="ratio, relative_l1, relative_l2, nrmse, vrmse or spectral; default: the "
-        "objective's own (docs/concepts.md).",
+        "objective's own (docs/models.md).",
     )
     field_weights: dict[str, NonNegativeFloat] | None = Field(
         None, description="Field group: its weight in the mean over groups; default: 1 each."
