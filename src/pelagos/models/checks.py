@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -38,6 +39,24 @@ def nearest_multiples(size: int, divisor: int) -> str:
     """
     below = size // divisor * divisor
     return f"{below} or {below + divisor}" if below else f"{divisor}"
+
+
+def not_whole_numbers(config: Any, names: Iterable[str]) -> list[str]:
+    """What to say of options that must be whole numbers, at least 1, and are not."""
+    given = {name: getattr(config, name) for name in names}
+    return [
+        f"{name}={value!r} must be a whole number, at least 1"
+        for name, value in given.items()
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1
+    ]
+
+
+def not_one_of(name: str, value: object, known: Iterable[object]) -> list[str]:
+    """What to say of an option that is none of the known values."""
+    choices = list(known)
+    if value in choices:
+        return []
+    return [f"{name}={value!r} must be one of {', '.join(map(repr, choices))}"]
 
 
 def fail_on(problems: list[str], what: str) -> None:

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pelagos.models.checks import not_whole_numbers
 from pelagos.models.family import Family, FrameOutput, Options, Size
-from pelagos.models.frame_layers import LeadTimeEmbedding, ScaleShift, not_whole_numbers
+from pelagos.models.frame_layers import LeadTimeEmbedding, ScaleShift
 from pelagos.models.precision import without_autocast
 from pelagos.models.pretrained import Pretrained
 

@@ -19,15 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pelagos.models.checks import not_one_of, not_whole_numbers
 from pelagos.models.family import Family, FrameOutput, Options, Size
-from pelagos.models.frame_layers import (
-    GridRule,
-    LeadTimeEmbedding,
-    ScaleShift,
-    check_frame,
-    not_one_of,
-    not_whole_numbers,
-)
+from pelagos.models.frame_layers import GridRule, LeadTimeEmbedding, ScaleShift, check_frame
 from pelagos.models.pretrained import Pretrained
 from pelagos.models.spectral_layers import SpectralConvolution, TuckerConvolution
 

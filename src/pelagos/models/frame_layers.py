@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,6 @@ __all__ = [
     "ScaleShift",
     "at_least_float32",
     "check_frame",
-    "not_one_of",
-    "not_whole_numbers",
     "pad_edges",
 ]
 
@@ -168,21 +166,3 @@ def check_frame(name: str, frame: Tensor, time: Tensor, channels: int, rule: Gri
         )
     if tuple(time.shape) != shape[:1]:
         raise ValueError(f"{name} got time of shape {tuple(time.shape)}, needs ({shape[0]},)")
-
-
-def not_whole_numbers(config: Any, names: Iterable[str]) -> list[str]:
-    """What to say of options that must be whole numbers, at least 1, and are not."""
-    given = {name: getattr(config, name) for name in names}
-    return [
-        f"{name}={value!r} must be a whole number, at least 1"
-        for name, value in given.items()
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1
-    ]
-
-
-def not_one_of(name: str, value: object, known: Iterable[object]) -> list[str]:
-    """What to say of an option that is none of the known values."""
-    choices = list(known)
-    if value in choices:
-        return []
-    return [f"{name}={value!r} must be one of {', '.join(map(repr, choices))}"]

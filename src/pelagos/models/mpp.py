@@ -19,13 +19,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from pelagos.models.checks import not_one_of, not_whole_numbers
 from pelagos.models.family import Family, Options, Size
-from pelagos.models.frame_layers import (
-    GridRule,
-    at_least_float32,
-    not_one_of,
-    not_whole_numbers,
-)
+from pelagos.models.frame_layers import GridRule, at_least_float32
 from pelagos.models.mpp_layers import (
     Boundary,
     FieldProjection,

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pelagos.models.checks import not_one_of, not_whole_numbers
 from pelagos.models.family import Family, FrameOutput, Options, Size
 from pelagos.models.frame_layers import (
     BoundaryConv2d,
@@ -29,8 +30,6 @@ from pelagos.models.frame_layers import (
     LeadTimeEmbedding,
     ScaleShift,
     check_frame,
-    not_one_of,
-    not_whole_numbers,
     pad_edges,
 )
 from pelagos.models.pretrained import Pretrained
