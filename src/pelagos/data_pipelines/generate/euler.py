@@ -21,19 +21,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pelagos.data_pipelines.generate.muscl import (
+    NUM_GHOSTS,
+    Boundary,
+    limited_half_slope,
+    pad,
+)
 from pelagos.data_pipelines.generate.riemann import hllc_flux
 from pelagos.data_pipelines.generate.stepping import march
 
 DEFAULT_CFL = 0.45  # of the sum over both axes; positivity is shown for at most 0.5
 GAMMA = 1.4
-
-Boundary = Literal["periodic", "outflow"]
-_NUM_GHOSTS = 2
 
 
 @dataclass(frozen=True)
@@ -221,10 +223,10 @@ class _Scheme:
     ) -> Tensor:
         """Flux out minus flux in along `axis` for fields [4, n, y, x], normal velocity second."""
         cells = fields.shape[axis]
-        padded = _pad(fields, axis, boundary)
+        padded = pad(fields, axis, boundary)
         inner = padded.narrow(axis, 1, cells + 2)
         if second_order:
-            half = _limited_half_slope(padded, axis)
+            half = limited_half_slope(padded, axis)
             upper, lower = inner + half, inner - half
         else:
             upper = lower = inner
@@ -245,33 +247,6 @@ def _fused_step() -> Callable[[_Scheme, Tensor, Tensor, Tensor], Tensor]:
     return fused
 
 
-def _limited_half_slope(padded: Tensor, axis: int) -> Tensor:
-    """Half the monotonised-central slope of all cells but the outermost.
-
-    min(|a + b|/4, |a|, |b|) with the sign of a where the differences a, b agree in sign, else 0.
-    """
-    count = padded.shape[axis] - 1
-    steps = padded.narrow(axis, 1, count) - padded.narrow(axis, 0, count)
-    a, b = steps.narrow(axis, 0, count - 1), steps.narrow(axis, 1, count - 1)
-    low, high = torch.minimum(a, b), torch.maximum(a, b)
-    central = (a + b) * 0.25
-    # Both positive: min(central, low). Both negative: max(central, high). Otherwise 0.
-    return torch.minimum(central, low.clamp_min(0.0)).maximum(high.clamp_max(0.0))
-
-
-def _pad(fields: Tensor, axis: int, boundary: Boundary) -> Tensor:
-    cells = fields.shape[axis]
-    if boundary == "periodic":
-        before = fields.narrow(axis, cells - _NUM_GHOSTS, _NUM_GHOSTS)
-        after = fields.narrow(axis, 0, _NUM_GHOSTS)
-    else:
-        repeat = [1] * fields.ndim
-        repeat[axis] = _NUM_GHOSTS
-        before = fields.narrow(axis, 0, 1).repeat(repeat)
-        after = fields.narrow(axis, cells - 1, 1).repeat(repeat)
-    return torch.cat((before, fields, after), dim=axis)
-
-
 def _positive(state: Tensor) -> Tensor:
     """[n] bool: density and internal energy positive (and not NaN) in every cell."""
     rho, mu, mv, energy = state.unbind(1)
@@ -285,7 +260,7 @@ def _check(primitive: Tensor, gamma: float, boundary_x: str, boundary_y: str) ->
             f"Got a state of shape {tuple(primitive.shape)}; [batch, 4 (density, velocity-x, "
             "velocity-y, pressure), y, x] is required."
         )
-    if min(primitive.shape[-2:]) < _NUM_GHOSTS:
+    if min(primitive.shape[-2:]) < NUM_GHOSTS:
         raise ValueError(f"Got a grid of {tuple(primitive.shape[-2:])}; at least 2 x 2 is needed.")
     if not gamma > 1.0:
         raise ValueError(f"Got gamma={gamma}; a ratio of specific heats above 1 is required.")

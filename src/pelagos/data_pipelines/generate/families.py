@@ -17,7 +17,7 @@ import zlib
 
 import numpy as np
 
-from pelagos.data_pipelines.generate import families_fluids
+from pelagos.data_pipelines.generate import families_evolution, families_fluids
 from pelagos.data_pipelines.generate.family import Family
 
 NUM_ATTEMPTS = 4  # the Courant number is halved after each failure
@@ -25,6 +25,7 @@ CELLS_PER_BATCH = 32_768  # trajectories solved together on a CPU: what stays in
 
 FAMILIES: dict[str, Family] = {
     **families_fluids.FAMILIES,
+    **families_evolution.FAMILIES,
 }
 
 
