@@ -73,7 +73,7 @@ def test_bits_do_not_depend_on_batch_or_order(name: str, dtype: str) -> None:
 # MKL's FFT rounds by the number of transforms per call up to 64 points; odd sizes leave tails.
 # Five trajectories of 64 x 64 are enough for torch to share an operation among threads.
 @pytest.mark.parametrize("resolution", [12, 36, 64])
-@pytest.mark.parametrize("name", ["NS-Tracer-PwC", "NS-Gauss", "CE-CRP"])
+@pytest.mark.parametrize("name", ["NS-Tracer-PwC", "NS-Gauss", "CE-CRP", "Darcy"])
 def test_bits_do_not_depend_on_batch_or_threads_at_other_sizes(
     name: str, resolution: int, threads: None
 ) -> None:

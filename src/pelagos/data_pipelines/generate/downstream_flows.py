@@ -120,7 +120,12 @@ def sheet_vorticity(amplitude: Array, offset: Array, resolution: int) -> Array:
 
 
 def kolmogorov_state(rng: np.random.Generator, resolution: int) -> Array:
-    """FNS-KF: the velocity of NS-PwC and the field f = 0.1 sin(2 pi (x + y)); [3, y, x]."""
+    """FNS-KF: the velocity of NS-PwC and the field f = 0.1 sin(2 pi (x + y)); [3, y, x].
+
+    The paper gives one field and no direction. Chosen: it accelerates velocity-x (on both
+    components it would be a gradient, which the pressure takes up). Velocities then have a standard
+    deviation of 0.05; Poseidon's loader divides them by 0.22, so the released data is stronger.
+    """
     position = nodes(resolution)
     forcing = np.sin(2.0 * np.pi * (position[None, :] + position[:, None])) * FORCING_AMPLITUDE
     return np.concatenate((piecewise_constant_velocity(rng, resolution), forcing[None]))

@@ -1,8 +1,9 @@
 """The named problem families whose trajectories Pelagos can generate, and their generation.
 
-The families are those of Poseidon (Herde et al., arXiv 2405.19101): six for pretraining and two
-downstream ones that are fully described. What could not be checked against the paper is said where
-it is chosen, in `pelagos.data_pipelines.generate.initial_states`.
+The families are those of Poseidon (Herde et al., arXiv 2405.19101), six for pretraining and its
+downstream tasks but for the flow around airfoils, and problems of PDEBench (Takamoto et al., arXiv
+2210.07182). What could not be checked against a paper is said where it is chosen, in
+`pelagos.data_pipelines.generate`: `initial_states`, `downstream_flows` and `downstream_fields`.
 
 Trajectory *i* of a family is a pure function of (seed, family, i, resolution, solver resolution,
 frames, time, dtype): its random numbers come from a generator keyed by the first three, and its bits
@@ -17,7 +18,11 @@ import zlib
 
 import numpy as np
 
-from pelagos.data_pipelines.generate import families_evolution, families_fluids
+from pelagos.data_pipelines.generate import (
+    families_evolution,
+    families_fluids,
+    families_steady,
+)
 from pelagos.data_pipelines.generate.family import Family
 
 NUM_ATTEMPTS = 4  # the Courant number is halved after each failure
@@ -26,6 +31,7 @@ CELLS_PER_BATCH = 32_768  # trajectories solved together on a CPU: what stays in
 FAMILIES: dict[str, Family] = {
     **families_fluids.FAMILIES,
     **families_evolution.FAMILIES,
+    **families_steady.FAMILIES,
 }
 
 

@@ -58,7 +58,7 @@ class Burgers:
         along_x = turned * spectral.as_pairs(modes.x)
         along_y = turned * spectral.as_pairs(modes.y)
         fields = spectral.inverse(torch.cat((pairs, along_x, along_y), dim=1), modes.shape)
-        velocity, by_x, by_y = fields.split(2, dim=1)
+        velocity, by_x, by_y = fields[:, :2], fields[:, 2:4], fields[:, 4:]
         u, v = velocity[:, :1], velocity[:, 1:]
         height, width = modes.shape
         rates = (u.abs() * float(width) + v.abs() * float(height)).amax(dim=(-3, -2, -1))
