@@ -259,6 +259,21 @@ def test_gravity_does_work_and_moves_momentum_like_its_density() -> None:
     assert float(moved[2].abs().max()) < 1e-14
 
 
+def test_energy_with_the_potential_is_conserved_at_second_order() -> None:
+    sizes, errors = [16, 32, 64], []
+    for n in sizes:
+        family = FAMILIES["GCE-RT"]
+        state = torch.from_numpy(draw("GCE-RT", 0, n))[None]
+        frames = family.solve(state, [0.0, 0.25], family.cfl)[0]
+        energy = to_conserved(frames[:, :4], 2.0)[:, 3]
+        total = (energy + frames[:, 0] * frames[:, 4]).mean(dim=(-2, -1))
+        released = (frames[1, 0] - frames[0, 0]).mul(frames[0, 4]).mean()
+        errors.append(float((total[1] - total[0]).abs() / released.abs()))
+    slope = -np.polyfit(np.log(sizes), np.log(errors), 1)[0]
+    assert 1.7 < slope < 2.5, (slope, errors)
+    assert errors[-1] < 0.005  # of the energy that the fall has released
+
+
 def test_rayleigh_taylor_statistics_are_the_published_ones() -> None:
     states = np.stack([draw("GCE-RT", i, 16) for i in range(500)])
     published = FAMILIES["GCE-RT"].published_normalization

@@ -251,6 +251,21 @@ def test_dam_break_reaches_the_middle_state_and_its_bore_the_right_place() -> No
     assert errors[-1] < 2.0 * (middle - low + velocity) / sizes[-1]  # two cells of the bore
 
 
+def test_a_dam_break_carries_the_velocity_along_the_dam() -> None:
+    """It jumps at the contact, which moves with the water; it stays between its two values."""
+    n, time = 256, 0.2
+    _, velocity = stoker(2.0, 1.0)
+    x = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    start = torch.zeros(1, 3, 4, n, dtype=torch.float64)
+    start[:, 0] = torch.where(x < 0.5, 2.0, 1.0).double()
+    start[:, 2] = (x < 0.5).double()
+    along = solve_shallow_water(start, [0.0, time])[0, 1, 2, 0]
+    assert -0.01 < float(along.min()) <= float(along.max()) < 1.01
+    # A contact smears like h^(2/3) but stays in place to a cell or two.
+    assert float(along.sum()) / n == pytest.approx(0.5 + velocity * time, abs=2.0 / n)
+    assert int((along > 0.5).sum()) / n == pytest.approx(0.5 + velocity * time, abs=2.0 / n)
+
+
 def swell(n: int) -> Tensor:
     x, y = grid(n, 0.5)
     h = 1.0 + 0.1 * torch.sin(TAU * x) * torch.cos(TAU * y)

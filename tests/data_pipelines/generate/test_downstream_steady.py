@@ -191,3 +191,17 @@ def test_darcy_media_are_the_same_on_every_grid_and_half_and_half() -> None:
     high = np.mean(np.stack(draws) == 12.0)
     # The field has no mean, and a sample's share scatters by 0.15: by 0.011 over 200.
     assert high == pytest.approx(0.5, abs=0.045)
+
+
+def test_darcy_permeability_is_the_sign_of_its_series() -> None:
+    table = trajectory_generator(0, "Darcy", 3).standard_normal((64, 64))
+    medium = downstream_fields.darcy_medium(trajectory_generator(0, "Darcy", 3), 16)[0]
+    number = np.arange(64)
+    weight = np.where(number > 0, math.sqrt(2.0), 1.0)
+    scale = weight[:, None] * weight / (math.pi**2 * (number[:, None] ** 2 + number**2) + 9.0)
+    scale[0, 0] = 0.0
+    for j in range(16):
+        for i in range(16):
+            waves_y, waves_x = (np.cos(math.pi * number * (m + 0.5) / 16) for m in (j, i))
+            value = (table * scale * waves_y[:, None] * waves_x).sum()
+            assert medium[j, i] == (12.0 if value >= 0.0 else 3.0)

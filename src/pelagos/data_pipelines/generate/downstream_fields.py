@@ -146,10 +146,9 @@ def helmholtz_medium(rng: np.random.Generator, resolution: int) -> Array:
 
     The coefficient is -sum_i A_i exp(-|x - x_i|^2 / (2 s_i^2)), brought to [0, 1] by its smallest
     and largest value on the grid; 2 to 7 wells, A ~ U[0.5, 10], s ~ U[0.05, 0.1],
-    x ~ U[0.2, 0.8]^2; boundary value ~ U[0.25, 0.5]. Now and then a
-    medium comes near a resonance: of 150, five had solutions above 10, one of 125. The published
-    standard deviation is 0.83 and the number of samples odd, 19,675, so such samples may have been
-    left out there; none is here.
+    x ~ U[0.2, 0.8]^2; boundary value ~ U[0.25, 0.5]. Now and then a medium comes near a resonance:
+    of 150, five had solutions above 10, one of 125. The published standard deviation is 0.83 and
+    the number of samples odd, 19,675, so such samples may have been left out there; none is here.
     """
     boundary = rng.uniform(0.25, 0.5)
     count = int(rng.integers(2, MAX_WELLS + 1))
