@@ -3,11 +3,10 @@
 from pelagos.data_pipelines.generate.euler import solve_euler
 from pelagos.data_pipelines.generate.families import (
     FAMILIES,
-    Family,
-    GenerationError,
     find_family,
     trajectory_generator,
 )
+from pelagos.data_pipelines.generate.family import Family, GenerationError
 from pelagos.data_pipelines.generate.navier_stokes import solve_navier_stokes
 from pelagos.data_pipelines.generate.trajectories import generate_trajectories
 

@@ -3,32 +3,47 @@
     rho_t + div(rho u) = 0,  (rho u)_t + div(rho u u) + grad p = 0,  E_t + div((E + p) u) = 0,
     E = p/(gamma - 1) + rho |u|^2 / 2
 
+and, in a gravitational potential phi, -rho grad phi and -rho u . grad phi on the right.
+
 Space: MUSCL on the primitive variables with the monotonised-central limiter (van Leer, J. Comput.
 Phys. 32, 1979), so that face values stay between neighbouring cell values, and HLLC fluxes.
 Time: the two-stage strong-stability-preserving Runge-Kutta method (Shu and Osher, J. Comput. Phys.
 77, 1988); each stage is an average of forward Euler steps. A trajectory in which a step would leave
 a density or pressure that is not positive takes that step again with piecewise constant states,
 whose forward Euler step keeps both positive for Courant numbers up to 1/2.
+Gravity: a source per cell. Where the residual of the discrete equations at a given hydrostatic state
+is subtracted from every slope, that state is kept to the last bit: a scheme for the deviation from it
+(Berberich, Chandrashekar and Klingenberg, Comput. Fluids 219, 2021).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from pelagos.data_pipelines.generate.muscl import (
+    NUM_GHOSTS,
+    Boundary,
+    limited_half_slope,
+    pad,
+)
 from pelagos.data_pipelines.generate.riemann import hllc_flux
 from pelagos.data_pipelines.generate.stepping import march
 
 DEFAULT_CFL = 0.45  # of the sum over both axes; positivity is shown for at most 0.5
 GAMMA = 1.4
 
-Boundary = Literal["periodic", "outflow"]
-_NUM_GHOSTS = 2
+
+@dataclass(frozen=True)
+class Gravity:
+    """A steady potential, and the hydrostatic state that the discrete equations shall keep."""
+
+    potential: Tensor  # [batch, y, x]
+    rest: Tensor  # [batch, 4, y, x], primitive
 
 
 def solve_euler(
@@ -42,6 +57,7 @@ def solve_euler(
     cfl: float = DEFAULT_CFL,
     max_step: float | None = None,
     compiled: bool = False,
+    gravity: Gravity | None = None,
 ) -> Tensor:
     """Frames [batch, time, 4, y, x] of cell values: density, velocity-x, velocity-y, pressure.
 
@@ -57,6 +73,7 @@ def solve_euler(
             a C++ compiler, and up to a minute before the first step of a grid size that this
             machine has not compiled yet. Results differ from uncompiled ones by rounding; they
             do not depend on the batch either, since trajectories are stepped one by one.
+        gravity: a potential and a state at rest in it; with periodic boundaries, not compiled.
 
     Returns:
         Frames; a trajectory that stops being finite or positive is NaN from there on.
@@ -68,6 +85,10 @@ def solve_euler(
     height, width = primitive.shape[-2:]
     per_length = (height / extent[0], width / extent[1])
     scheme = _Scheme(gamma, (boundary_y, boundary_x), per_length, compiled)
+    if gravity is not None:
+        if compiled or (boundary_x, boundary_y) != ("periodic", "periodic"):
+            raise ValueError("gravity is implemented for periodic boundaries, not compiled.")
+        scheme = scheme.with_gravity(gravity)
     return march(
         to_conserved(primitive, gamma),
         times,
@@ -95,11 +116,50 @@ def to_primitive(conserved: Tensor, gamma: float = GAMMA) -> Tensor:
 
 
 @dataclass(frozen=True)
+class _Source:
+    """Gravity on the grid, first axis the trajectories."""
+
+    acceleration: Tensor  # [n, 2 (x, y), y, x]
+    residuals: tuple[Tensor, Tensor]  # [n, 4, y, x] at first and at second order
+
+    def rows(self, trajectories: list[int]) -> _Source:
+        first, second = self.residuals
+        return _Source(self.acceleration[trajectories], (first[trajectories], second[trajectories]))
+
+    def forces(self, primitive: Tensor) -> Tensor:
+        """rho g and rho u . g beside no source of mass, [n, 4, y, x]."""
+        rho, u, v, _ = primitive.unbind(1)
+        along_x, along_y = (rho.unsqueeze(1) * self.acceleration).unbind(1)
+        work = u * along_x + v * along_y
+        return torch.stack((torch.zeros_like(rho), along_x, along_y, work), dim=1)
+
+
+@dataclass(frozen=True)
 class _Scheme:
     gamma: float
     boundaries: tuple[Boundary, Boundary]  # y, x
     cells_per_length: tuple[float, float]  # y, x
     compiled: bool = False
+    source: _Source | None = None
+
+    def with_gravity(self, gravity: Gravity) -> _Scheme:
+        """This scheme with the central gradient of a periodic potential, balanced at rest."""
+        per_y, per_x = self.cells_per_length
+        potential = gravity.potential
+        along_x = (potential.roll(1, -1) - potential.roll(-1, -1)) * (0.5 * per_x)
+        along_y = (potential.roll(1, -2) - potential.roll(-1, -2)) * (0.5 * per_y)
+        acceleration = torch.stack((along_x, along_y), dim=1)
+        rest = to_primitive(to_conserved(gravity.rest, self.gamma), self.gamma)
+        nothing = torch.zeros_like(rest)
+        plain = replace(self, source=_Source(acceleration, (nothing, nothing)))
+        residuals = (plain._slope(rest, False), plain._slope(rest, True))
+        return replace(self, source=_Source(acceleration, residuals))
+
+    def rows(self, trajectories: list[int]) -> _Scheme:
+        """The scheme of some trajectories."""
+        if self.source is None:
+            return self
+        return replace(self, source=self.source.rows(trajectories))
 
     def prepare(
         self, state: Tensor, _trajectories: list[int], _clocks: list[float]
@@ -117,7 +177,7 @@ class _Scheme:
         state: Tensor,
         primitive: Tensor,
         dt: Tensor,
-        _trajectories: list[int],
+        trajectories: list[int],
         _clocks: list[float],
     ) -> Tensor:
         """One step; trajectories it leaves non-positive are stepped again at first order."""
@@ -126,10 +186,10 @@ class _Scheme:
             parts = [(state[i : i + 1], primitive[i : i + 1], dt[i : i + 1]) for i in rows]
             after = torch.cat([fused(self, *part) for part in parts])
         else:
-            after = self._runge_kutta(state, primitive, dt, second_order=True)
+            after = self.rows(trajectories)._runge_kutta(state, primitive, dt, second_order=True)
         lost = (~_positive(after)).nonzero().flatten().tolist()
         if lost:
-            after[lost] = self._runge_kutta(
+            after[lost] = self.rows([trajectories[row] for row in lost])._runge_kutta(
                 state[lost], primitive[lost], dt[lost], second_order=False
             )
         return after
@@ -152,17 +212,21 @@ class _Scheme:
         mass_x, mu_x, mv_x, energy_x = along_x * per_x
         mass_y, mv_y, mu_y, energy_y = along_y * per_y
         total = (mass_x + mass_y, mu_x + mu_y, mv_x + mv_y, energy_x + energy_y)
-        return -torch.stack(total, dim=1)
+        slope = -torch.stack(total, dim=1)
+        if self.source is None:
+            return slope
+        forced = slope + self.source.forces(primitive)
+        return forced - self.source.residuals[int(second_order)]
 
     def _difference(
         self, fields: Tensor, axis: int, boundary: Boundary, second_order: bool
     ) -> Tensor:
         """Flux out minus flux in along `axis` for fields [4, n, y, x], normal velocity second."""
         cells = fields.shape[axis]
-        padded = _pad(fields, axis, boundary)
+        padded = pad(fields, axis, boundary)
         inner = padded.narrow(axis, 1, cells + 2)
         if second_order:
-            half = _limited_half_slope(padded, axis)
+            half = limited_half_slope(padded, axis)
             upper, lower = inner + half, inner - half
         else:
             upper = lower = inner
@@ -183,33 +247,6 @@ def _fused_step() -> Callable[[_Scheme, Tensor, Tensor, Tensor], Tensor]:
     return fused
 
 
-def _limited_half_slope(padded: Tensor, axis: int) -> Tensor:
-    """Half the monotonised-central slope of all cells but the outermost.
-
-    min(|a + b|/4, |a|, |b|) with the sign of a where the differences a, b agree in sign, else 0.
-    """
-    count = padded.shape[axis] - 1
-    steps = padded.narrow(axis, 1, count) - padded.narrow(axis, 0, count)
-    a, b = steps.narrow(axis, 0, count - 1), steps.narrow(axis, 1, count - 1)
-    low, high = torch.minimum(a, b), torch.maximum(a, b)
-    central = (a + b) * 0.25
-    # Both positive: min(central, low). Both negative: max(central, high). Otherwise 0.
-    return torch.minimum(central, low.clamp_min(0.0)).maximum(high.clamp_max(0.0))
-
-
-def _pad(fields: Tensor, axis: int, boundary: Boundary) -> Tensor:
-    cells = fields.shape[axis]
-    if boundary == "periodic":
-        before = fields.narrow(axis, cells - _NUM_GHOSTS, _NUM_GHOSTS)
-        after = fields.narrow(axis, 0, _NUM_GHOSTS)
-    else:
-        repeat = [1] * fields.ndim
-        repeat[axis] = _NUM_GHOSTS
-        before = fields.narrow(axis, 0, 1).repeat(repeat)
-        after = fields.narrow(axis, cells - 1, 1).repeat(repeat)
-    return torch.cat((before, fields, after), dim=axis)
-
-
 def _positive(state: Tensor) -> Tensor:
     """[n] bool: density and internal energy positive (and not NaN) in every cell."""
     rho, mu, mv, energy = state.unbind(1)
@@ -223,7 +260,7 @@ def _check(primitive: Tensor, gamma: float, boundary_x: str, boundary_y: str) ->
             f"Got a state of shape {tuple(primitive.shape)}; [batch, 4 (density, velocity-x, "
             "velocity-y, pressure), y, x] is required."
         )
-    if min(primitive.shape[-2:]) < _NUM_GHOSTS:
+    if min(primitive.shape[-2:]) < NUM_GHOSTS:
         raise ValueError(f"Got a grid of {tuple(primitive.shape[-2:])}; at least 2 x 2 is needed.")
     if not gamma > 1.0:
         raise ValueError(f"Got gamma={gamma}; a ratio of specific heats above 1 is required.")

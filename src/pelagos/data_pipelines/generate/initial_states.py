@@ -55,8 +55,8 @@ def sines_velocity(rng: np.random.Generator, resolution: int) -> Array:
     angle = 2.0 * np.pi * number[:, None] * nodes(resolution)[None, :]
     across = angle[:, None, :] + phase_x[:, :, None]  # [i, j, x]
     up = angle[None, :, :] + phase_y[:, :, None]  # [i, j, y]
-    u = _sum_of_products(amplitude[:, :, None] * np.sin(across), np.sin(up))
-    v = _sum_of_products(amplitude[:, :, None] * np.cos(across), np.cos(up))
+    u = sum_of_products(amplitude[:, :, None] * np.sin(across), np.sin(up))
+    v = sum_of_products(amplitude[:, :, None] * np.cos(across), np.cos(up))
     return np.stack((u, v))
 
 
@@ -77,8 +77,8 @@ def gaussian_velocity(rng: np.random.Generator, positions: Array) -> Array:
         distance = np.minimum(distance, 1.0 - distance)
         return np.asarray(np.exp(-0.5 * (distance / width[:, None]) ** 2))
 
-    vorticity = _sum_of_products((strength / width)[:, None] * bell(centre_x), bell(centre_y))
-    return _velocity(vorticity)
+    vorticity = sum_of_products((strength / width)[:, None] * bell(centre_x), bell(centre_y))
+    return velocity_of(vorticity)
 
 
 def piecewise_constant_velocity(rng: np.random.Generator, resolution: int) -> Array:
@@ -87,7 +87,7 @@ def piecewise_constant_velocity(rng: np.random.Generator, resolution: int) -> Ar
     index = np.minimum(
         (nodes(resolution) * NUM_VORTICITY_CELLS).astype(np.int64), NUM_VORTICITY_CELLS - 1
     )
-    return _velocity(values[index][:, index])
+    return velocity_of(values[index][:, index])
 
 
 def disk_tracer(resolution: int) -> Array:
@@ -126,8 +126,8 @@ def curved_riemann_state(rng: np.random.Generator, resolution: int) -> Array:
             for axis in range(2):
                 angle = 2.0 * np.pi * (turns + phase[axis, i, j])
                 shift[axis] += amplitude[axis, i, j] * np.sin(angle)
-    column = _part(centres[None, :] + shift[0])
-    row = _part(centres[:, None] + shift[1])
+    column = part_of_circle(centres[None, :] + shift[0])
+    row = part_of_circle(centres[:, None] + shift[1])
     return states[:, row, column]
 
 
@@ -174,13 +174,13 @@ def _random_states(rng: np.random.Generator) -> Array:
     return np.concatenate((density[None], velocity, pressure[None]))
 
 
-def _part(coordinate: Array) -> npt.NDArray[np.int64]:
+def part_of_circle(coordinate: Array) -> npt.NDArray[np.int64]:
     """Number of the part of the circle, cut in `NUM_QUADRANTS`, that holds a coordinate."""
     part = ((coordinate % 1.0) * NUM_QUADRANTS).astype(np.int64)
     return np.minimum(part, NUM_QUADRANTS - 1)
 
 
-def _sum_of_products(across: Array, up: Array) -> Array:
+def sum_of_products(across: Array, up: Array) -> Array:
     """sum_k across[k, x] up[k, y] as [y, x], in a fixed order (no BLAS, whose bits vary)."""
     across, up = across.reshape(-1, across.shape[-1]), up.reshape(-1, up.shape[-1])
     total = np.zeros((up.shape[1], across.shape[1]))
@@ -189,6 +189,7 @@ def _sum_of_products(across: Array, up: Array) -> Array:
     return total
 
 
-def _velocity(vorticity: Array) -> Array:
+def velocity_of(vorticity: Array) -> Array:
+    """Divergence-free velocity [2, y, x] of a vorticity [y, x], whose mean is dropped."""
     velocity: Array = velocity_from_vorticity(torch.from_numpy(vorticity)[None])[0].numpy()
     return velocity

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from pelagos.data_pipelines.generate import spectral
+from pelagos.data_pipelines.generate.runge_kutta import lawson_step
 from pelagos.data_pipelines.generate.spectral import Modes
 from pelagos.data_pipelines.generate.stepping import march, per_trajectory
 
@@ -207,23 +208,12 @@ class _Scheme:
         self, state: Tensor, first: Tensor, dt: Tensor, trajectories: list[int], clocks: list[float]
     ) -> Tensor:
         """One integrating-factor RK4 step; `dt` [n] may differ between trajectories."""
-        rows = zip(trajectories, dt, strict=True)
-        # One exponential per trajectory: vectorised exp may round by position in the array.
-        half = torch.stack([torch.exp(self.damping[i] * (-0.5 * h)) for i, h in rows])
-        half = spectral.as_pairs(half)
-        h = dt.view(-1, 1, 1, 1, 1)
-        middle = [time + 0.5 * size for time, size in zip(clocks, dt.tolist(), strict=True)]
-        end = [time + size for time, size in zip(clocks, dt.tolist(), strict=True)]
 
         def slope(pairs: Tensor, at: list[float]) -> Tensor:
             return self.slope(spectral.inverse(pairs, self.modes.shape), trajectories, at)
 
-        carried = half * state
-        second = slope(half * (state + first * (0.5 * h)), middle)
-        third = slope(carried + second * (0.5 * h), middle)
-        fourth = slope(half * (carried + third * h), end)
-        inner = half * (first * (h / 6.0)) + (second + third) * (h / 3.0)
-        return half * (carried + inner) + fourth * (h / 6.0)
+        damping = [self.damping[i] for i in trajectories]
+        return lawson_step(state, first, dt, damping, slope, clocks)
 
     def frame(self, state: Tensor) -> Tensor:
         """Physical fields; + 0.0 turns a negative zero into a zero."""

@@ -85,7 +85,7 @@ def dataset_spec(
         num_frames=request.num_frames,
         grid_shape=(request.resolution, request.resolution),
         frame_interval=request.final_time / max(1, request.num_frames - 1),
-        domain_extent=(1.0, 1.0),
+        domain_extent=family.domain_extent,
         boundary_conditions=family.boundary_conditions,
         splits=split_ranges(request.num_trajectories, splits),
         parameter_names=family.parameter_names,

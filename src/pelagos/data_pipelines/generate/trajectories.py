@@ -12,13 +12,10 @@ from torch import Tensor
 from pelagos.data_pipelines.generate.families import (
     CELLS_PER_BATCH,
     NUM_ATTEMPTS,
-    Array,
-    Family,
-    FloatArray,
-    GenerationError,
     find_family,
     trajectory_generator,
 )
+from pelagos.data_pipelines.generate.family import Array, Family, FloatArray, GenerationError
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
