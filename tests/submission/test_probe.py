@@ -34,7 +34,7 @@ def test_nodes_that_agree_are_fine() -> None:
         ({"versions": {"python": "3.11.7"}}, "versions", "torch missing on b"),
         ({"clock_offset_seconds": -3.0}, "clocks", r"3.000 s apart at most \(b by -3.0 s\)"),
         ({"storage_problem": "refused"}, "storage on nodes", "b: refused"),
-        ({"gpus": 0}, "devices", "b has 8 CPU and 0 GPU"),
+        ({"gpus": 0}, "devices on nodes", "b has 8 CPU and 0 GPU"),
     ],
 )
 def test_the_node_that_differs_is_named(changed: dict[str, Any], name: str, seen: str) -> None:

@@ -255,7 +255,7 @@ def _devices(reports: Sequence[NodeReport], job: ProbeJob) -> Check:
         "it, or look for a missing driver (nvidia-smi)"
     )
     seen = "; ".join(short) or ", ".join(f"{r.cpus} CPU and {r.gpus} GPU" for r in reports)
-    return Check("devices", not short, seen, remedy)
+    return Check("devices on nodes", not short, seen, remedy)
 
 
 def storage_problem(storage: str, endpoint_url: str | None) -> str:
