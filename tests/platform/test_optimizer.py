@@ -14,6 +14,7 @@ from pelagos.platform.optimizer import (
     lr_factor,
     optimizer_factory,
     parameter_groups,
+    set_learning_rate,
 )
 
 
@@ -112,3 +113,45 @@ def test_frozen_parameters_are_those_that_match() -> None:
         freeze(Network(), ("backbone",))
     with pytest.raises(ValueError, match="nothing is left to train"):
         freeze(Network(), (".",))
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(2, 2)
+        self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+        self.head = nn.Linear(2, 2)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
+
+
+def test_rates_fall_by_the_layer_decay_from_the_head_to_the_embedding() -> None:
+    settings = group_settings(Stack(), OptimizerConfig(lr=1.0, layer_decay=0.5))
+    rates = {name.removesuffix(".weight"): s.lr for name, s in settings.items() if "weight" in name}
+    expected = {"head": 1.0, "layers.2": 0.5, "layers.1": 0.25, "layers.0": 0.125, "embed": 0.0625}
+    assert rates == expected
+    pattern = ParameterGroupConfig(pattern="layers.1", lr=8.0)
+    settings = group_settings(Stack(), OptimizerConfig(lr=1.0, layer_decay=0.5, groups=(pattern,)))
+    assert settings["layers.1.weight"].lr == 2.0
+
+
+def test_a_group_stays_as_it_is_until_its_step() -> None:
+    torch.manual_seed(0)
+    model = Stack()
+    late = ParameterGroupConfig(pattern="embed|layers.0", frozen_until_step=2)
+    optimizer = optimizer_factory(OptimizerConfig(lr=0.1, groups=(late,)), model)(model)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    moved = []
+    for step in range(3):
+        assert set_learning_rate(optimizer, 1.0, step) == 0.1
+        x = model.embed(torch.ones(1, 2))
+        for layer in model.layers:
+            x = layer(x)
+        model.head(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        after = dict(model.named_parameters())
+        moved.append({n.rpartition(".")[0] for n in before if not torch.equal(before[n], after[n])})
+    assert moved[0] == moved[1] == {"layers.1", "layers.2", "head"}
+    assert moved[2] == {"embed", "layers.0", "layers.1", "layers.2", "head"}

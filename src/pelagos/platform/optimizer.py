@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,15 @@ from pelagos.platform.config.schema import OptimizerConfig, ScheduleConfig
 from pelagos.platform.shards import local_part, with_local_part
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
-GroupSettings = tuple[float, float, int]
+
+
+class GroupSettings(NamedTuple):
+    """What the optimizer does with a parameter; `pattern` is the index of the one that matched."""
+
+    lr: float
+    weight_decay: float
+    pattern: int = -1
+    frozen_until_step: int = 0
 
 
 def optimizer_factory(config: OptimizerConfig, model: nn.Module) -> OptimizerFactory:
@@ -51,35 +59,59 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
 
 
 def group_settings(model: nn.Module, config: OptimizerConfig) -> dict[str, GroupSettings]:
-    """Return (learning rate, decay, index of the pattern) of every trainable parameter by name.
+    """Return the settings of every trainable parameter by name.
 
     A parameter takes the settings of the first of `config.groups` whose pattern is found in its
     name; vectors, scalars and the names of `model.no_weight_decay()` are not decayed (unless a
-    group says so). Index -1: no pattern matched.
+    group says so). Rates fall towards the input by `config.layer_decay` (layer-wise decay, as in
+    BEiT, arXiv:2106.08254, appendix G).
 
     Raises:
         ValueError: a pattern matches no parameter.
     """
     exempt: set[str] = getattr(model, "no_weight_decay", set)()
     unmatched = {group.pattern for group in config.groups}
+    shares = layer_shares(model, config.layer_decay)
     settings: dict[str, GroupSettings] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         lr = config.lr
         decay = 0.0 if parameter.ndim < 2 or name in exempt else config.weight_decay
-        matched = -1
+        matched, frozen_until = -1, 0
         for index, group in enumerate(config.groups):
             if re.search(group.pattern, name):
                 unmatched.discard(group.pattern)
                 lr = group.lr if group.lr is not None else lr
                 decay = group.weight_decay if group.weight_decay is not None else decay
-                matched = index
+                matched, frozen_until = index, group.frozen_until_step
                 break
-        settings[name] = (lr, decay, matched)
+        settings[name] = GroupSettings(lr * shares[name], decay, matched, frozen_until)
     if unmatched:
         raise ValueError(_no_match("optimizer.groups", unmatched, model))
     return settings
+
+
+def layer_shares(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Return what share of the rate each parameter gets: `layer_decay` to the power of the number of
+    layers above it, the layers being `model.blocks()` in order, what comes before them, and after.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if layer_decay == 1.0:
+        return dict.fromkeys(names, 1.0)
+    blocks = getattr(model, "blocks", list)()
+    places = {module: name for name, module in model.named_modules()}
+    prefixes = [f"{places[block]}." for block in blocks]
+    inside = {
+        name: depth
+        for name in names
+        for depth, prefix in enumerate(prefixes, start=1)
+        if name.startswith(prefix)
+    }
+    first = next((i for i, name in enumerate(names) if name in inside), 0)
+    top = len(blocks) + 1
+    depths = {name: inside.get(name, 0 if i < first else top) for i, name in enumerate(names)}
+    return {name: layer_decay ** (top - depth) for name, depth in depths.items()}
 
 
 def parameter_groups(model: nn.Module, settings: dict[str, GroupSettings]) -> list[dict[str, Any]]:
@@ -88,10 +120,17 @@ def parameter_groups(model: nn.Module, settings: dict[str, GroupSettings]) -> li
     for name, parameter in model.named_parameters():
         if name not in settings:
             continue
-        lr, decay, _ = settings[name]
+        own = settings[name]
         entry = groups.setdefault(
-            settings[name],
-            {"params": [], "names": [], "lr": lr, "base_lr": lr, "weight_decay": decay},
+            own,
+            {
+                "params": [],
+                "names": [],
+                "lr": own.lr,
+                "base_lr": own.lr,
+                "weight_decay": own.weight_decay,
+                "frozen_until_step": own.frozen_until_step,
+            },
         )
         entry["params"].append(parameter)
         entry["names"].append(name)
@@ -122,11 +161,16 @@ def lr_factor(step: int, schedule: ScheduleConfig) -> float:
     return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set each group's rate to `factor` times its peak; return the first group's rate."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float, step: int) -> float:
+    """Set each group's rate for `step` to `factor` times its peak; return the highest.
+
+    A rate of 0 leaves a group's weights as they are, bit for bit: AdamW's decay is times the rate
+    too. So a group stays frozen until its step (gradual unfreezing, arXiv:1801.06146, sec. 3.3).
+    """
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-    return float(optimizer.param_groups[0]["lr"])
+        is_frozen = step < group.get("frozen_until_step", 0)
+        group["lr"] = 0.0 if is_frozen else group["base_lr"] * factor
+    return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
 class WeightAverage:

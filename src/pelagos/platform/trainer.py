@@ -152,7 +152,7 @@ class TrainingLoop:
         """
         job, strategy, objective = self.job, self.strategy, self.parts.objective
         torch.manual_seed(_step_seed(job.seed, step, strategy.rank))
-        lr = set_learning_rate(strategy.optimizer, lr_factor(step, job.schedule))
+        lr = set_learning_rate(strategy.optimizer, lr_factor(step, job.schedule), step)
         micro = micro_batch_size(job)
         num_micro = batch.frames.shape[0] // micro
         magnitudes = objective.magnitudes(batch)

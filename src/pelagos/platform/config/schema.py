@@ -212,6 +212,9 @@ class ParameterGroupConfig(Section):
     pattern: str = Field(description="Regular expression searched in the parameter's name.")
     lr: PositiveFloat | None = Field(None, description="Learning rate; default: optimizer.lr.")
     weight_decay: NonNegativeFloat | None = Field(None, description="Default: optimizer's.")
+    frozen_until_step: NonNegativeInt = Field(
+        0, description="These stay as they are until so many steps are done (gradual unfreezing)."
+    )
 
 
 class OptimizerConfig(Section):
@@ -226,6 +229,11 @@ class OptimizerConfig(Section):
     eps: PositiveFloat = Field(1e-8, description="Added to the denominator.")
     clip_norm: PositiveFloat | None = Field(5.0, description="Largest global gradient norm.")
     groups: tuple[ParameterGroupConfig, ...] = Field((), description="Settings by name pattern.")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Each block's rate is so much of that of the block after it; what comes before "
+        "the blocks gets the lowest, what comes after them the whole.",
+    )
     frozen: tuple[str, ...] = Field(
         (), description="Regular expressions of parameters that are not trained."
     )
