@@ -262,3 +262,13 @@ def test_the_verbs_report_what_they_wrote(dpot: DPOT, tmp_path: Path) -> None:
     assert CliRunner().invoke(app, verb).exit_code == 2
     missing = CliRunner().invoke(app, ["export", "none", str(out), "--runs-dir", str(tmp_path)])
     assert missing.exit_code == 2
+
+
+def test_mpp_weights_with_the_wrapper_s_prefix_are_recognised(tmp_path: Path) -> None:
+    network = create_model("mpp-nano")
+    wrapped = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"iters": 3, "model_state": wrapped}, tmp_path / "ckpt.tar")
+    written = import_weights.run(tmp_path / "ckpt.tar", tmp_path / "out")
+    assert written.model == "mpp-nano"
+    again = load_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(again[name], t) for name, t in network.state_dict().items())

@@ -17,7 +17,7 @@ from pelagos.models.registry import FAMILIES, create_model, list_models, model_c
 _LISTED = 10
 # A parameter that every network of the family has, and where its shapes say how many fields
 # go in and come out: (parameter, axis, what that counts beyond fields).
-_FAMILIES = {
+_FAMILIES: dict[str, tuple[Any, ...]] = {
     "poseidon": (
         "embeddings.patch_embeddings.projection.weight",
         ("embeddings.patch_embeddings.projection.weight", 1, 0),
@@ -28,6 +28,8 @@ _FAMILIES = {
         ("patch_embed.proj.0.weight", 1, 3),  # three coordinates
         ("out_layer.4.weight", 0, 0),
     ),
+    # a vocabulary of fields, whatever is chosen of it: the shapes are those of all
+    "mpp": ("space_bag.weight",),
 }
 MARKERS = tuple(family[0] for family in _FAMILIES.values())
 
@@ -141,9 +143,8 @@ def _channels(found: ForeignWeights) -> dict[str, int]:
     if family is None:
         return {}
     counts = {}
-    for key, (name, axis, extra) in zip(
-        ("in_channels", "out_channels"), _FAMILIES[family][1:], strict=True
-    ):
+    told = zip(("in_channels", "out_channels"), _FAMILIES[family][1:], strict=False)
+    for key, (name, axis, extra) in told:
         tensor = found.tensors.get(name)
         if tensor is not None and tensor.ndim > axis and tensor.shape[axis] > extra:
             counts[key] = tensor.shape[axis] - extra

@@ -30,7 +30,7 @@ from pelagos.platform.checkpoint.safe_metadata import METADATA_FILE
 
 ALLOWED_CLASSES = (argparse.Namespace,)  # DPOT's files carry their command line
 PICKLED_WEIGHTS = "pytorch_model.bin"
-_STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
+_STATE_KEYS = ("model", "state_dict", "model_state_dict", "model_state", "module")
 _LISTED = 10
 
 

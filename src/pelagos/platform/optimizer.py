@@ -99,7 +99,7 @@ def layer_shares(model: nn.Module, layer_decay: float) -> dict[str, float]:
     names = [name for name, _ in model.named_parameters()]
     if layer_decay == 1.0:
         return dict.fromkeys(names, 1.0)
-    blocks = getattr(model, "blocks", list)()
+    blocks: list[nn.Module] = getattr(model, "blocks", list)()
     places = {module: name for name, module in model.named_modules()}
     prefixes = [f"{places[block]}." for block in blocks]
     inside = {
