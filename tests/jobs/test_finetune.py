@@ -1,6 +1,7 @@
 """Fine-tuning: what is carried over, what is trained, where it may start from, and what is refused."""
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -393,3 +394,22 @@ def test_the_table_says_what_becomes_of_each_parameter(make_finetune: MakeFinetu
     assert "4 x 4 x 5 x 5" in shown
     assert "5 x 5 x 5 x 5" in shown
     assert "4 re-initialised" in shown
+
+
+def test_what_is_trained_decides_the_memory(make_finetune: MakeFinetune) -> None:
+    def memory(**overrides: Any) -> tuple[int, int, float]:
+        text = finetune.training_memory(finetune.prepare(make_finetune(**overrides)).job)
+        found = re.match(r"([\d,]+) of ([\d,]+) values are trained: ([\d.,]+) MB", text)
+        assert found
+        trained, total = (int(found[i].replace(",", "")) for i in (1, 2))
+        return trained, total, float(found[3].replace(",", ""))
+
+    everything = memory()
+    assert everything[0] == everything[1]
+    adapted = memory(lora__targets="[query.weight]", lora__rank=1)
+    frozen = memory(optimizer__frozen="[encoder]")
+    assert adapted[0] < 0.02 * everything[0]
+    # 4 of 16 bytes stay per weight, and the updates come on top
+    assert adapted[2] == pytest.approx((4 * adapted[1] + 12 * adapted[0]) / 1e6, abs=0.06)
+    assert adapted[2] < 0.3 * everything[2]
+    assert adapted[2] < frozen[2] < everything[2]

@@ -22,6 +22,7 @@ from pelagos.platform.config.finetune import SOURCE_MODEL, FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import ConstantsConfig, ModelConfig
 from pelagos.platform.launch import Watcher
+from pelagos.platform.optimizer import freeze
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.tracking import tracking_uri
 
@@ -143,8 +144,26 @@ def show_adaptation(prepared: PreparedFinetune, console: Console) -> None:
             console.print(f"  and {len(others) - _LISTED} more")
     counts = ", ".join(f"{n} {action}" for action, n in prepared.adaptation.counts().items())
     console.print(f"{prepared.job.name} from {prepared.source.name}: {counts} parameters")
+    console.print(f"  {training_memory(prepared.job)}", soft_wrap=True)
     for note in prepared.notes:
         console.print(f"[yellow]note[/] {note}", soft_wrap=True)
+
+
+def training_memory(job: FinetuneJob) -> str:
+    """Return how much is trained, and what that takes before sharding, in fp32.
+
+    A weight takes 4 bytes; a trained one 4 more for its gradient and 8 for AdamW's moments.
+    """
+    with torch.device("meta"):
+        model = build_model(job)
+    freeze(model, job.optimizer.frozen)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    total, trained = sum(n for n, _ in sizes), sum(n for n, is_trained in sizes if is_trained)
+    megabytes = (4 * total + 12 * trained) / 1e6
+    return (
+        f"{trained:,} of {total:,} values are trained: {megabytes:,.1f} MB of weights, gradients and "
+        f"moments ({16 * total / 1e6:,.1f} MB if all were)"
+    )
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
