@@ -151,6 +151,7 @@ class Tracker:
         except MlflowException:  # another run created it in the meantime
             experiment_id = self._client.get_experiment_by_name(name).experiment_id
         tags = {"pelagos.version": __version__, "pelagos.code": code_version()}
+        tags |= self.job.tracking.tags
         created = self._client.create_run(experiment_id, run_name=self.run.name, tags=tags)
         run_id = str(created.info.run_id)
         flat = _flatten(self.job.model_dump(mode="json"))
