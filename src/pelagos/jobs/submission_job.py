@@ -24,7 +24,9 @@ def name_of(job: Job) -> str:
 def needs_of(job: Job) -> Needs:
     """Return the workers that a job needs at once."""
     if isinstance(job, SweepJob):
-        message = "sweeps are not submitted yet: run `pelagos sweep` on the cluster, with ray_address"
+        message = (
+            "sweeps are not submitted yet: run `pelagos sweep` on the cluster, with ray_address"
+        )
         raise ConfigError(f"job {job.name}", [Problem(("job",), message)])
     if isinstance(job, EvaluateJob):
         return Needs()

@@ -50,7 +50,9 @@ def test_different_exponents() -> None:
     baseline, model = power_law(1.0, 0.3), power_law(0.9, 0.6)
     for size in (4, 16, 64, 256):
         needed = 0.9 ** (1 / 0.6) * size ** (0.3 / 0.6)
-        assert efficiency_gain(baseline, model, size).value == pytest.approx(size / needed, rel=1e-9)
+        assert efficiency_gain(baseline, model, size).value == pytest.approx(
+            size / needed, rel=1e-9
+        )
         expected = size**0.3 / 0.9
         assert accuracy_gain(baseline, model, size) == pytest.approx(expected, rel=1e-9)
 

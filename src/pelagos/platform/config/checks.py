@@ -215,8 +215,9 @@ def _check_search(job: SweepJob) -> Iterator[Finding]:
 
 def _check_sweep(job: SweepJob) -> Iterator[Finding]:
     if job.baseline is not None and job.baseline not in job.jobs:
-        yield ("baseline",), f"got {job.baseline!r}, which is no label; there are: " + ", ".join(
-            job.jobs
+        yield (
+            ("baseline",),
+            f"got {job.baseline!r}, which is no label; there are: " + ", ".join(job.jobs),
         )
     for key in ("trajectories", "seeds"):
         values = getattr(job, key)

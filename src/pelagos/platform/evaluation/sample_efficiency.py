@@ -13,6 +13,7 @@ the most, the gain is a bound.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def efficiency_gain(baseline: Mapping[int, float], model: Mapping[int, float], s
     if model[sizes[0]] <= target:
         is_exact = model[sizes[0]] == target
         return Gain(size / sizes[0], "exact" if is_exact else "above")
-    for left, right in zip(sizes, sizes[1:], strict=False):
+    for left, right in itertools.pairwise(sizes):
         if model[right] <= target:
             return Gain(size / _crossing(left, model[left], right, model[right], target))
     return Gain(size / sizes[-1], "below")
@@ -96,7 +97,7 @@ def _crossing(left: int, left_error: float, right: int, right_error: float, targ
     if not math.isfinite(left_error):
         return float(right)
     share = math.log(left_error / target) / math.log(left_error / right_error)
-    return float(left) * (right / left) ** share
+    return float(left * math.exp(share * math.log(right / left)))
 
 
 def gain_rows(
@@ -118,7 +119,10 @@ def _row(name: str, size: int, baseline: Errors, errors: Errors, num_resamples: 
     efficiency = bootstrap(
         baseline, errors, lambda b, m: efficiency_gain(b, m, size).value, num_resamples
     )
-    bounds = efficiency and (_bounded(efficiency[0], size, curve), _bounded(efficiency[1], size, curve))
+    bounds = efficiency and (
+        _bounded(efficiency[0], size, curve),
+        _bounded(efficiency[1], size, curve),
+    )
     return GainRow(
         name,
         size,
