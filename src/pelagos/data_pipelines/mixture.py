@@ -22,13 +22,8 @@ from pelagos.data_pipelines.store import Dataset, DatasetError
 Windows = tuple[tuple[int, ...], ...]
 LABEL_PARAMETER = "label"
 # What the state keeps of each dataset, and the value that an absent key stands for.
-_STATE_KEYS = {
-    "fingerprint": None,
-    "windows": None,
-    "weight": None,
-    "repeat": 1,
-    "max_trajectories": None,
-}
+_STATE_KEYS: dict[str, int | None] = {"fingerprint": None, "windows": None, "weight": None}
+_STATE_KEYS |= {"repeat": 1, "max_trajectories": None}
 
 
 @dataclass(frozen=True)
@@ -51,10 +46,10 @@ class MixtureEntry:
     repeat: int = 1
     max_trajectories: int | None = None
 
-    @property
-    def trajectories(self) -> range:
-        """Numbers of the trajectories that are drawn from."""
-        return self.dataset.split(self.split)[: self.max_trajectories]
+    def unusual(self) -> dict[str, int]:
+        """What differs from the usual `repeat` and `max_trajectories`, for the state."""
+        values = {"repeat": self.repeat, "max_trajectories": self.max_trajectories}
+        return {k: v for k, v in values.items() if v is not None and v != _STATE_KEYS[k]}
 
 
 class Mixture:
@@ -85,7 +80,9 @@ class Mixture:
             raise ValueError("the mixture does not fit together:\n  " + "\n  ".join(problems))
         self.windows = tuple(frame_windows(e.dataset.num_frames) for e in self.entries)
         self.window_length = _window_length(self.entries, self.windows)
-        self.trajectories = tuple(e.trajectories for e in self.entries)
+        self.trajectories = tuple(
+            e.dataset.split(e.split)[: e.max_trajectories] for e in self.entries
+        )
         self.normalization = normalization or Normalization.from_statistics(
             [e.dataset for e in self.entries], self.fields, [e.offset for e in self.entries]
         )
@@ -210,12 +207,7 @@ class Mixture:
                     "fingerprint": entry.dataset.fingerprint[:16],
                     "windows": windows,
                     "weight": entry.weight,
-                    **({"repeat": entry.repeat} if entry.repeat != 1 else {}),
-                    **(
-                        {"max_trajectories": entry.max_trajectories}
-                        if entry.max_trajectories is not None
-                        else {}
-                    ),
+                    **entry.unusual(),
                 }
                 for entry, windows in zip(self.entries, self.num_windows, strict=True)
             ],
@@ -321,7 +313,12 @@ def _problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[st
                 f"{[*dataset.spec.splits, 'all']}"
             )
         elif entry.max_trajectories is not None:
-            problems += _trajectory_problems(entry, entry.max_trajectories)
+            available = len(dataset.split(entry.split))
+            if not 0 < entry.max_trajectories <= available:
+                problems.append(
+                    f"{dataset.uri} has {available} trajectories in its split {entry.split}; "
+                    f"max_trajectories is {entry.max_trajectories}, it must be 1 to {available}"
+                )
         if entry.weight is not None and not entry.weight > 0:
             problems.append(f"{dataset.uri}: weight must be positive, got {entry.weight}")
     if len({len(entry.dataset.grid_shape) for entry in entries}) > 1:
@@ -335,16 +332,6 @@ def _problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[st
     if with_weight and any(entry.repeat != 1 for entry in entries):
         problems.append("datasets have weights and repeats: use one of the two")
     return problems
-
-
-def _trajectory_problems(entry: MixtureEntry, wanted: int) -> list[str]:
-    available = len(entry.dataset.split(entry.split))
-    if 0 < wanted <= available:
-        return []
-    return [
-        f"{entry.dataset.uri} has {available} trajectories in its split {entry.split}; "
-        f"max_trajectories is {wanted}, it must be 1 to {available}"
-    ]
 
 
 def _labels(dataset: Dataset) -> npt.NDArray[np.float64] | None:

@@ -25,7 +25,7 @@ def needs_of(job: Job) -> Needs:
     """Return the workers that a job needs at once."""
     if isinstance(job, SweepJob):
         message = (
-            "sweeps are not submitted yet: run `pelagos sweep` on the cluster, with ray_address"
+            "a sweep cannot be submitted: run `pelagos sweep` on the cluster, with ray_address"
         )
         raise ConfigError(f"job {job.name}", [Problem(("job",), message)])
     if isinstance(job, EvaluateJob):
@@ -40,7 +40,7 @@ def default_overrides(path: str, config: ClusterConfig) -> list[str]:
     """Return the cluster's defaults as overrides, for keys that the job file does not set."""
     tree, lines = parse_yaml(read_yaml_text(path), path)
     given = {".".join(str(part) for part in key) for key in lines}
-    if tree.get("job") == "probe":
+    if tree.get("job") in ("probe", "sweep"):
         return []
     defaults = dict(config.defaults)
     if config.tracking and tree.get("job") in ("pretrain", "finetune"):

@@ -73,8 +73,8 @@ def run(sweep: SweepJob, console: Console | None = None) -> SweepResult:
         console.print(f"{sweep.name}: {len(trials)} trials, {len(trials) - len(left)} done before")
     if left:
         tags = {**sweep.tracking.tags, **child_tags(sweep, parent)}
-        causes = _tune(sweep, [_tagged(sweep, t, tags) for t in left], directory, console)
-        _settle(sweep, left, causes)
+        ended, causes = _tune(sweep, [_tagged(sweep, t, tags) for t in left], directory, console)
+        _settle(left, ended, causes)
     report = report_of(sweep, trials)
     path = write_sweep_report(report, directory)
     close_parent(sweep, parent, directory, _best_values(report), not report.failures)
@@ -142,13 +142,14 @@ def _tagged(sweep: SweepJob, trial: Trial, tags: dict[str, str]) -> Trial:
 
 def _tune(
     sweep: SweepJob, trials: Sequence[Trial], directory: Path, console: Console | None
-) -> dict[str, str]:
-    """Run the trials; return why Ray lost those that could not say so themselves."""
+) -> tuple[set[str], dict[str, str]]:
+    """Run the trials; return which Tune saw to an end, and why it lost others, by name."""
     cpus = max(t.job.resources.cpus_per_worker for t in trials) * sweep.max_concurrent
     with ray_cluster(sweep.ray_address, cpus, _num_gpus(sweep, trials)):
         from ray import tune
 
         by_name = {trial.name: trial for trial in trials}
+        progress = _progress(sweep, by_name, console)
         found = tune.Tuner(
             tune.with_resources(
                 lambda config: _trainable(config, sweep, by_name),
@@ -167,10 +168,10 @@ def _tune(
                 name="ray",
                 storage_path=str(directory.absolute()),
                 verbose=0,
-                callbacks=[_progress(by_name, console)],
+                callbacks=[progress],
             ),
         ).fit()
-        return {
+        return progress.ended, {
             str((result.config or {}).get("trial")): str(result.error).strip().splitlines()[-1]
             for result in (found[number] for number in range(len(found)))
             if result.error is not None
@@ -228,40 +229,51 @@ def _trainable(config: dict[str, Any], sweep: SweepJob, trials: dict[str, Trial]
     return {metric: float("inf") if loss is None else loss, "validations": losses}
 
 
-def _progress(trials: dict[str, Trial], console: Console | None) -> Any:
+def _progress(sweep: SweepJob, trials: dict[str, Trial], console: Console | None) -> Any:
+    """Return a Tune callback that prints how trials ended, and keeps which of them Tune ended."""
     from ray.tune import Callback
 
+    by_name = trials
+
     class Progress(Callback):
-        """Prints how each trial ended, when it has."""
+        def __init__(self) -> None:
+            self.ended: set[str] = set()
+
+        def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+            return Callback, ()  # Tune keeps a copy of its settings on disk; this is not for it
 
         def on_trial_complete(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
-            if console is None:
-                return
             name = str(trial.config["trial"])
+            self.ended.add(name)
             result = read_result(by_name[name])
+            # Tune tells of a lagging trial before that has saved and kept its own result
+            lags = result.state == "interrupted" and sweep.search.name == EARLY_STOPPING
             loss = result.validation_loss
             shown = result.cause or (f"validation loss {loss:.4g}" if loss is not None else "")
-            console.print(f"  {result.state:13} {name}  {shown}", markup=False, soft_wrap=True)
+            state = "stopped early" if lags else result.state
+            if console is not None:
+                console.print(f"  {state:13} {name}  {shown}", markup=False, soft_wrap=True)
 
-    by_name = trials
     return Progress()
 
 
-def _settle(sweep: SweepJob, trials: Sequence[Trial], causes: dict[str, str]) -> None:
-    """Record trials that Ray ended before they could do so themselves."""
+def _settle(trials: Sequence[Trial], ended: set[str], causes: dict[str, str]) -> None:
+    """Record trials that Ray ended before they could do so themselves.
+
+    What a signal to this process cut off stays interrupted, and goes on next time.
+    """
     for trial in trials:
-        if read_result(trial).state != "interrupted":
-            if trial.name in causes and read_result(trial).state == "waiting":
-                write_result(trial, TrialResult("failed", cause=causes[trial.name]))
+        state = read_result(trial).state
+        if state not in ("interrupted", "waiting"):
             continue
         run_directory = RunDirectory(trial.path)
         step, losses = run_directory.last_step(), validation_losses(run_directory)
         loss = losses[-1] if losses else None
         if trial.name in causes:
             write_result(trial, TrialResult("failed", step, loss, cause=causes[trial.name]))
-        elif sweep.search.name == EARLY_STOPPING and losses:
+        elif trial.name in ended and state == "interrupted":
             run_directory.set_status("stopped", cause="")
             write_result(trial, TrialResult("stopped early", step, loss))
 

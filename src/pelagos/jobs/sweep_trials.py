@@ -48,12 +48,6 @@ class Trial:
     job: TrainingJob
 
     @property
-    def series(self) -> str:
-        """What is the same for all seeds and numbers of trajectories: label and overrides."""
-        told = " ".join(f"{key}={value}" for key, value in self.overrides.items())
-        return f"{self.label} {told}".strip()
-
-    @property
     def path(self) -> Path:
         """The run's directory."""
         return Path(self.job.runs_dir) / self.name
