@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from pelagos.platform.cli.common import console, exit_on_error, finish, print_json
 
@@ -67,7 +67,8 @@ def show_report(report: "SweepReport", path: Path) -> None:
     from pelagos.platform.evaluation.sweep_report import METHOD_TITLES, gain_cells
 
     methods = [m for m in report.methods if m in ("direct", "autoregressive")]
-    table = Table("", "run", "state", "validation loss", *methods, title=report.name)
+    run = Column("run", overflow="fold")
+    table = Table("", run, "state", "validation loss", *methods, title=report.name)
     for rank, row in enumerate(report.rows[:_LISTED], 1):
         loss = "" if row.validation_loss is None else f"{row.validation_loss:.4g}"
         errors = [f"{row.errors[m]:.2%}" if m in row.errors else "" for m in methods]
