@@ -15,10 +15,18 @@ from typer.testing import CliRunner
 from pelagos.data_pipelines.generate.families import find_family
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs.parts import build_model, build_objective, check_parts
+from pelagos.jobs.sweep_trials import trials_of
 from pelagos.models.adaptation import adapt
 from pelagos.models.registry import create_model
 from pelagos.platform.cli.main import app
-from pelagos.platform.config import FinetuneJob, GenerateJob, Job, PretrainJob, load_job
+from pelagos.platform.config import (
+    FinetuneJob,
+    GenerateJob,
+    Job,
+    PretrainJob,
+    SweepJob,
+    load_job,
+)
 from pelagos.platform.config.schema import ConstantsConfig, GenerateDataset
 from pelagos.platform.optimizer import group_settings
 
@@ -38,10 +46,14 @@ def load_pretrain(name: str) -> PretrainJob:
 
 
 def generated(directory: Path) -> dict[str, GenerateDataset]:
-    """What the `generate.yaml` of a directory makes, by uri."""
-    job = load_job(directory / "generate.yaml")
-    assert isinstance(job, GenerateJob)
-    return {dataset.uri: dataset for dataset in job.datasets}
+    """What `generate.yaml` and `downstream.yaml` of a directory make, by uri."""
+    made = {}
+    for path in (directory / "generate.yaml", directory / "downstream.yaml"):
+        if path.exists():
+            job = load_job(path)
+            assert isinstance(job, GenerateJob)
+            made |= {dataset.uri: dataset for dataset in job.datasets}
+    return made
 
 
 def write_stand_in(uri: str, like: GenerateDataset) -> None:
@@ -122,7 +134,7 @@ def test_fine_tuning_recipes_fit_their_published_networks(path: str, model: str)
     [p for p in FILES if isinstance(load_job(p), PretrainJob)],
     ids=lambda p: str(p.relative_to(CONFIGS)),
 )
-def test_its_data_is_what_the_generate_job_beside_it_makes(path: Path) -> None:
+def test_its_data_is_what_the_generate_jobs_beside_it_make(path: Path) -> None:
     job = load_job(path)
     assert isinstance(job, PretrainJob)
     assert {entry.uri for entry in job.data.mixture} <= generated(path.parent).keys()
@@ -130,7 +142,9 @@ def test_its_data_is_what_the_generate_job_beside_it_makes(path: Path) -> None:
 
 def test_quickstart_generates_on_paper(tmp_path: Path) -> None:
     plan = invoke("generate", CONFIGS / "quickstart/generate.yaml", "--dry-run", "--json")
-    datasets = generated(CONFIGS / "quickstart").values()
+    job = load("quickstart/generate.yaml")
+    assert isinstance(job, GenerateJob)
+    datasets = job.datasets
     assert plan["rows"]["trajectories"] == sum(d.num_trajectories for d in datasets)
 
 
@@ -142,6 +156,21 @@ def test_quickstart_trains_on_paper(tmp_path: Path) -> None:
     assert plan["rows"]["samples"] == job.schedule.total_steps * job.data.global_batch_size
     assert plan["rows"]["flops"] > 0
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_sweep_names_job_files_that_ship(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    sweep = load("quickstart/sweep.yaml")
+    assert isinstance(sweep, SweepJob)
+    trials = trials_of(sweep)
+    assert len(trials) == len({t.name for t in trials}) == 3 * 3 * 2
+    largest = generated(CONFIGS / "quickstart")["quickstart/data/ns-gauss.zarr"]
+    assert max(sweep.trajectories) == (largest.splits or {})["train"]
+    # the same network with and without pretraining
+    assert (
+        load_pretrain("quickstart/scratch.yaml").model
+        == load_pretrain("quickstart/pretrain.yaml").model
+    )
 
 
 # -- the published Poseidon recipes -----------------------------------------------------------------

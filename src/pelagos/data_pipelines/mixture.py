@@ -21,6 +21,9 @@ from pelagos.data_pipelines.store import Dataset, DatasetError
 
 Windows = tuple[tuple[int, ...], ...]
 LABEL_PARAMETER = "label"
+# What the state keeps of each dataset, and the value that an absent key stands for.
+_STATE_KEYS: dict[str, int | None] = {"fingerprint": None, "windows": None, "weight": None}
+_STATE_KEYS |= {"repeat": 1, "max_trajectories": None}
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class MixtureEntry:
         weight: relative share of samples; None in every entry shares by number of windows.
         offset: what to subtract from a field before normalisation, by field name.
         repeat: how often each of its windows counts where datasets share by number of windows.
+        max_trajectories: only the first so many trajectories of the split; None takes all.
     """
 
     dataset: Dataset
@@ -40,6 +44,12 @@ class MixtureEntry:
     weight: float | None = None
     offset: Mapping[str, float] = field(default_factory=dict)
     repeat: int = 1
+    max_trajectories: int | None = None
+
+    def unusual(self) -> dict[str, int]:
+        """What differs from the usual `repeat` and `max_trajectories`, for the state."""
+        values = {"repeat": self.repeat, "max_trajectories": self.max_trajectories}
+        return {k: v for k, v in values.items() if v is not None and v != _STATE_KEYS[k]}
 
 
 class Mixture:
@@ -70,7 +80,9 @@ class Mixture:
             raise ValueError("the mixture does not fit together:\n  " + "\n  ".join(problems))
         self.windows = tuple(frame_windows(e.dataset.num_frames) for e in self.entries)
         self.window_length = _window_length(self.entries, self.windows)
-        self.trajectories = tuple(e.dataset.split(e.split) for e in self.entries)
+        self.trajectories = tuple(
+            e.dataset.split(e.split)[: e.max_trajectories] for e in self.entries
+        )
         self.normalization = normalization or Normalization.from_statistics(
             [e.dataset for e in self.entries], self.fields, [e.offset for e in self.entries]
         )
@@ -195,7 +207,7 @@ class Mixture:
                     "fingerprint": entry.dataset.fingerprint[:16],
                     "windows": windows,
                     "weight": entry.weight,
-                    **({"repeat": entry.repeat} if entry.repeat != 1 else {}),
+                    **entry.unusual(),
                 }
                 for entry, windows in zip(self.entries, self.num_windows, strict=True)
             ],
@@ -214,9 +226,10 @@ class Mixture:
         for i, (old, new) in enumerate(zip(state["datasets"], mine["datasets"], strict=False)):
             # A dataset may have moved: what it contains counts, not where it is.
             changes += [
-                f"dataset {i} ({new['uri']}): {key} was {old.get(key, 1)}, is {new.get(key, 1)}"
-                for key in ("fingerprint", "windows", "weight", "repeat")
-                if old.get(key, 1) != new.get(key, 1)
+                f"dataset {i} ({new['uri']}): {key} was {old.get(key, usual)}, is "
+                f"{new.get(key, usual)}"
+                for key, usual in _STATE_KEYS.items()
+                if old.get(key, usual) != new.get(key, usual)
             ]
         if changes:
             raise ValueError(
@@ -299,6 +312,13 @@ def _problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[st
                 f"{dataset.uri} has no split {entry.split!r}; it has "
                 f"{[*dataset.spec.splits, 'all']}"
             )
+        elif entry.max_trajectories is not None:
+            available = len(dataset.split(entry.split))
+            if not 0 < entry.max_trajectories <= available:
+                problems.append(
+                    f"{dataset.uri} has {available} trajectories in its split {entry.split}; "
+                    f"max_trajectories is {entry.max_trajectories}, it must be 1 to {available}"
+                )
         if entry.weight is not None and not entry.weight > 0:
             problems.append(f"{dataset.uri}: weight must be positive, got {entry.weight}")
     if len({len(entry.dataset.grid_shape) for entry in entries}) > 1:

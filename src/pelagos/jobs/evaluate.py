@@ -47,13 +47,7 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     """
     directory = RunDirectory.open(job.runs_dir, job.run)
     training = directory.job()
-    forecaster, step = Forecaster.from_run(directory, job.checkpoint, job.weights)
-    _check_forecasts(forecaster, job.run)
-    leads = _lead_steps(job, training)
-    evaluations = [
-        _evaluate(job, training, forecaster, record, leads)
-        for record in forecaster.description["datasets"]
-    ]
+    evaluations, step = measure(job)
     provenance = Provenance(
         run_name=job.run,
         checkpoint_step=step,
@@ -70,6 +64,24 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     if console is not None:
         _show(evaluations, report, training.tracking.uri, console)
     return EvaluateResult(job.run, report, values)
+
+
+def measure(job: EvaluateJob) -> tuple[list[DatasetEvaluation], int]:
+    """Return the scores on each of the run's datasets, and the checkpoint's step; writes nothing.
+
+    Raises:
+        ValueError: no such run, checkpoint, split or lead.
+    """
+    directory = RunDirectory.open(job.runs_dir, job.run)
+    training = directory.job()
+    forecaster, step = Forecaster.from_run(directory, job.checkpoint, job.weights)
+    _check_forecasts(forecaster, job.run)
+    leads = _lead_steps(job, training)
+    evaluations = [
+        _evaluate(job, training, forecaster, record, leads)
+        for record in forecaster.description["datasets"]
+    ]
+    return evaluations, step
 
 
 def _check_forecasts(forecaster: Forecaster, run: str) -> None:

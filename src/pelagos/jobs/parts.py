@@ -35,6 +35,7 @@ CALLS = {
     "masked": "an image and what is hidden of it",
 }
 VALIDATION_SEED_OFFSET = 1_000_003
+TRAINING_SPLIT = "train"
 
 
 def options_for(uri: str, storage: StorageConfig) -> dict[str, Any]:
@@ -94,16 +95,19 @@ def open_datasets(job: TrainingJob) -> list[Dataset]:
 def build_mixture(
     job: TrainingJob,
     datasets: Sequence[Dataset],
-    split: str = "train",
+    split: str = TRAINING_SPLIT,
     normalization: Normalization | None = None,
 ) -> Mixture:
     """Return the job's mixture of one split; `normalization` replaces the job's own.
 
+    `data.max_trajectories` limits the training split alone.
+
     Raises:
         ValueError: with every reason why the datasets do not fit.
     """
+    most = job.data.max_trajectories if split == TRAINING_SPLIT else None
     entries = [
-        MixtureEntry(dataset, split, entry.weight, entry.offset, entry.repeat)
+        MixtureEntry(dataset, split, entry.weight, entry.offset, entry.repeat, most)
         for dataset, entry in zip(datasets, job.data.mixture, strict=True)
     ]
     objective = build_objective(job)

@@ -126,8 +126,10 @@ class Driver:
             from pelagos.jobs import probe
 
             probe.run(job, self.store.uri, self.runs_dir)
-        else:
+        elif isinstance(job, EvaluateJob):
             self._evaluate(job, console)
+        else:
+            raise ValueError(f"a {job.job} job cannot be submitted")
         return Outcome("finished", 0)
 
     def _train(self, job: TrainingJob, overrides: tuple[str, ...], console: Console) -> Outcome:

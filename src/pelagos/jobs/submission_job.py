@@ -13,6 +13,7 @@ from pelagos.platform.config.finetune import REGISTRY_SCHEME, FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import ConfigError, Problem, parse_yaml, read_yaml_text
 from pelagos.platform.config.schema import EvaluateJob, GenerateJob, ProbeJob, TrainingJob
+from pelagos.platform.config.sweep import SweepJob
 
 
 def name_of(job: Job) -> str:
@@ -22,6 +23,11 @@ def name_of(job: Job) -> str:
 
 def needs_of(job: Job) -> Needs:
     """Return the workers that a job needs at once."""
+    if isinstance(job, SweepJob):
+        message = (
+            "a sweep cannot be submitted: run `pelagos sweep` on the cluster, with ray_address"
+        )
+        raise ConfigError(f"job {job.name}", [Problem(("job",), message)])
     if isinstance(job, EvaluateJob):
         return Needs()
     if isinstance(job, ProbeJob):
@@ -34,7 +40,7 @@ def default_overrides(path: str, config: ClusterConfig) -> list[str]:
     """Return the cluster's defaults as overrides, for keys that the job file does not set."""
     tree, lines = parse_yaml(read_yaml_text(path), path)
     given = {".".join(str(part) for part in key) for key in lines}
-    if tree.get("job") == "probe":
+    if tree.get("job") in ("probe", "sweep"):
         return []
     defaults = dict(config.defaults)
     if config.tracking and tree.get("job") in ("pretrain", "finetune"):
@@ -87,7 +93,7 @@ def prepare(job: Job, config: ClusterConfig) -> Job:
 
 def place_job(job: Job, storage: str, runs_dir: Path) -> Job:
     """Return the job with its directories where this machine of the cluster has them."""
-    if isinstance(job, ProbeJob):
+    if isinstance(job, ProbeJob | SweepJob):
         return job
     if isinstance(job, GenerateJob):
         return _with(job, resources=_on_this_ray(job))

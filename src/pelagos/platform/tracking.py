@@ -15,6 +15,7 @@ from typing import Any
 
 from pelagos import __version__
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.goodput import goodput, step_time_percentiles
 from pelagos.platform.runs import RunDirectory
 
@@ -28,7 +29,7 @@ LAST_EVENT_TAG = "pelagos.last_event"
 NOT_METRICS = {"step", "time", "kind", "uri", "launch", "cause"}
 
 
-def tracking_uri(job: TrainingJob) -> str:
+def tracking_uri(job: TrainingJob | SweepJob) -> str:
     """Return the job's MLflow uri with a relative SQLite path made absolute; empty if not tracked."""
     prefix = "sqlite:///"
     uri = job.tracking.uri or ""
@@ -37,12 +38,26 @@ def tracking_uri(job: TrainingJob) -> str:
     return uri
 
 
-def artifact_location(job: TrainingJob) -> str | None:
+def artifact_location(job: TrainingJob | SweepJob) -> str | None:
     """Return where artifacts of a new experiment go: beside a SQLite store, else as it decides."""
     uri = tracking_uri(job)
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+
+
+def experiment_id(client: Any, job: TrainingJob | SweepJob) -> str:
+    """Return the id of the job's experiment, which is made if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    name = job.tracking.experiment
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    try:
+        return str(client.create_experiment(name, artifact_location=artifact_location(job)))
+    except MlflowException:  # another run created it in the meantime
+        return str(client.get_experiment_by_name(name).experiment_id)
 
 
 class Tracker:
@@ -139,19 +154,11 @@ class Tracker:
 
     def _create_run(self) -> str:
         from mlflow.entities import Param
-        from mlflow.exceptions import MlflowException
 
-        name = self.job.tracking.experiment
-        experiment = self._client.get_experiment_by_name(name)
-        try:
-            experiment_id = experiment.experiment_id if experiment else None
-            experiment_id = experiment_id or self._client.create_experiment(
-                name, artifact_location=artifact_location(self.job)
-            )
-        except MlflowException:  # another run created it in the meantime
-            experiment_id = self._client.get_experiment_by_name(name).experiment_id
+        experiment = experiment_id(self._client, self.job)
         tags = {"pelagos.version": __version__, "pelagos.code": code_version()}
-        created = self._client.create_run(experiment_id, run_name=self.run.name, tags=tags)
+        tags |= self.job.tracking.tags
+        created = self._client.create_run(experiment, run_name=self.run.name, tags=tags)
         run_id = str(created.info.run_id)
         flat = _flatten(self.job.model_dump(mode="json"))
         params = [Param(k, v[:6000]) for k, v in flat.items()]

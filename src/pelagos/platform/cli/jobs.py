@@ -9,10 +9,17 @@ import typer
 import yaml
 
 from pelagos.platform.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, console, print_json
-from pelagos.platform.config import EvaluateJob, FinetuneJob, GenerateJob, PretrainJob, load_job
+from pelagos.platform.config import (
+    EvaluateJob,
+    FinetuneJob,
+    GenerateJob,
+    PretrainJob,
+    SweepJob,
+    load_job,
+)
 from pelagos.platform.config.load import parse_job
 
-AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, EvaluateJob)
+AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, EvaluateJob, SweepJob)
 
 
 def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> AnyJob:

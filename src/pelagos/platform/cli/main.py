@@ -18,6 +18,7 @@ from pelagos.platform.cli.common import (
 from pelagos.platform.cli.compare import compare_strategies_command
 from pelagos.platform.cli.data import app as data_app
 from pelagos.platform.cli.infra import app as infra_app
+from pelagos.platform.cli.sweep import sweep_command
 
 app = typer.Typer(
     name="pelagos",
@@ -140,6 +141,7 @@ def evaluate(run: runs.RunName, overrides: Overrides = None, as_json: AsJson = F
             print_json({"run_name": result.run_name, "report": result.report, **result.metrics})
 
 
+app.command(name="sweep")(sweep_command)
 app.command(name="compare-strategies")(compare_strategies_command)
 app.command(name="list")(runs.list_command)
 app.command(name="status")(runs.status_command)

@@ -4,6 +4,7 @@ from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import ConfigError, load_job, resolve_yaml
 from pelagos.platform.config.schema import EvaluateJob, GenerateJob, PretrainJob, TrainingJob
+from pelagos.platform.config.sweep import SweepJob
 
 __all__ = [
     "ConfigError",
@@ -12,6 +13,7 @@ __all__ = [
     "GenerateJob",
     "Job",
     "PretrainJob",
+    "SweepJob",
     "TrainingJob",
     "load_job",
     "resolve_yaml",

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob, Section, TrainingJob
+from pelagos.platform.config.sweep import EARLY_STOPPING, SweepJob
 
 Finding = tuple[tuple[str | int, ...], str]
 
@@ -13,6 +14,8 @@ def check_arithmetic(job: Section) -> list[Finding]:
         return [*_check_batch(job), *_check_parallel(job), *_check_pretrain(job)]
     if isinstance(job, GenerateJob):
         return [f for i, d in enumerate(job.datasets) for f in _check_dataset(i, d)]
+    if isinstance(job, SweepJob):
+        return [*_check_search(job), *_check_sweep(job)]
     return []
 
 
@@ -172,3 +175,62 @@ def _check_dataset(index: int, dataset: GenerateDataset) -> Iterator[Finding]:
             (*key, "solver_resolution"),
             f"got {solver}, must be a multiple of resolution {dataset.resolution}",
         )
+
+
+# Keys that a sweep sets itself, and the key of the sweep that says how.
+_SWEEP_SETS = {
+    "seed": "seeds",
+    "data.max_trajectories": "trajectories",
+    "name": "name",
+    "runs_dir": "runs_dir",
+    "resources.launcher": "max_concurrent",
+    "resources.ray_address": "ray_address",
+}
+
+
+def _check_search(job: SweepJob) -> Iterator[Finding]:
+    search = job.search
+    if search.name == "population":
+        yield (
+            ("search", "name"),
+            "population based training is not supported: it changes settings within a run, which "
+            "could not be resumed or repeated bit for bit. Use grid, random or asha",
+        )
+    if search.name == "random" and not job.random:
+        yield ("random",), "is empty, but search.name is random: give {key: {low: …, high: …}}"
+    if search.name == "grid" and job.random:
+        yield ("search", "name"), "got grid, but `random` gives ranges; use random or asha"
+    if search.name == EARLY_STOPPING and search.grace_validations >= search.max_validations:
+        yield (
+            ("search", "grace_validations"),
+            f"got {search.grace_validations}, must be below max_validations "
+            f"{search.max_validations}",
+        )
+    for key, span in job.random.items():
+        if not span.low < span.high:
+            yield ("random", key), f"low {span.low:g} must be below high {span.high:g}"
+        if span.log and span.low <= 0:
+            yield ("random", key, "low"), f"got {span.low:g}, must be above 0 where log is true"
+
+
+def _check_sweep(job: SweepJob) -> Iterator[Finding]:
+    if job.baseline is not None and job.baseline not in job.jobs:
+        yield (
+            ("baseline",),
+            f"got {job.baseline!r}, which is no label; there are: " + ", ".join(job.jobs),
+        )
+    for key in ("trajectories", "seeds"):
+        values = getattr(job, key)
+        if len(set(values)) != len(values):
+            yield (key,), f"got {list(values)}, where one comes twice"
+    both = sorted(set(job.grid) & set(job.random))
+    if both:
+        yield ("random",), f"{', '.join(both)} is in `grid` too; keep one"
+    swept = {("grid", k) for k in job.grid} | {("random", k) for k in job.random}
+    places: list[tuple[str, ...]] = [*swept]
+    places += [("jobs", label, "set", k) for label, entry in job.jobs.items() for k in entry.set]
+    for path in sorted(places):
+        if path[-1] in _SWEEP_SETS:
+            yield path, f"is set by the sweep itself: use its key `{_SWEEP_SETS[path[-1]]}`"
+        elif path[-1].startswith("tracking."):
+            yield path, "is set by the sweep itself: use its key `tracking`"

@@ -8,12 +8,14 @@ from pelagos.platform.config.schema import (
     ProbeJob,
     TrainingJob,
 )
+from pelagos.platform.config.sweep import SweepJob
 
-Job = TrainingJob | GenerateJob | EvaluateJob | ProbeJob
+Job = TrainingJob | GenerateJob | EvaluateJob | SweepJob | ProbeJob
 JOB_KINDS: dict[str, type[Job]] = {
     "pretrain": PretrainJob,
     "finetune": FinetuneJob,
     "generate": GenerateJob,
     "evaluate": EvaluateJob,
+    "sweep": SweepJob,
     "probe": ProbeJob,
 }

@@ -56,8 +56,8 @@ def _section(
     lines = ["| key | type | default | description |", "|---|---|---|---|"]
     below: list[tuple[str, str]] = []
     for key, field in schema["properties"].items():
-        for name, is_item in _sections_in(field):
-            child = f"{path}{key}" + ("[]" if is_item else "")
+        for name, place in _sections_in(field):
+            child = f"{path}{key}{place}"
             if name not in seen:
                 seen[name] = f"{kind}: {child}"
                 below.append((name, child))
@@ -76,14 +76,24 @@ def _section(
     return lines
 
 
-def _sections_in(field: JsonSchema, is_item: bool = False) -> Iterator[tuple[str, bool]]:
-    """Yield the definitions that a field's value can be, and whether as an item of a list."""
+def _sections_in(field: JsonSchema, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the definitions that a field's value can be, and where: itself, item, mapped value."""
     if "$ref" in field:
-        yield field["$ref"].rpartition("/")[2], is_item
+        yield field["$ref"].rpartition("/")[2], place
     for option in field.get("anyOf", []):
-        yield from _sections_in(option, is_item)
+        yield from _sections_in(option, place)
     if "items" in field:
-        yield from _sections_in(field["items"], True)
+        yield from _sections_in(field["items"], "[]")
+    values = _values_of(field)
+    if values is not None:
+        yield from _sections_in(values, ".KEY")
+
+
+def _values_of(field: JsonSchema) -> JsonSchema | None:
+    """Return the schema of a mapping's values, or None where they can be anything."""
+    by_pattern = field.get("patternProperties", {})
+    values = next(iter(by_pattern.values()), field.get("additionalProperties"))
+    return values if isinstance(values, dict) else None
 
 
 def _type(field: JsonSchema, seen: dict[str, str]) -> str:
@@ -114,10 +124,10 @@ def _type(field: JsonSchema, seen: dict[str, str]) -> str:
 
 
 def _mapping_values(field: JsonSchema, seen: dict[str, str]) -> str:
-    values = field.get("additionalProperties")
+    values = _values_of(field)
     keys = field.get("propertyNames", {}).get("enum")
     of_keys = f" (keys: {', '.join(f'`{k}`' for k in keys)})" if keys else ""
-    shown = _type(values, seen) if isinstance(values, dict) else "any value"
+    shown = "any value" if values is None else _type(values, seen)
     return shown + of_keys
 
 

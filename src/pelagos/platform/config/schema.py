@@ -130,6 +130,11 @@ class DataConfig(Section):
         description="statistics: pooled over the mixture; none; source: what the weights were "
         "trained with (finetune); or {mean: {...}, std: {...}}.",
     )
+    max_trajectories: PositiveInt | None = Field(
+        None,
+        description="Train on the first so many trajectories of each dataset's split; default: all "
+        "(validation and constants of normalisation are not affected).",
+    )
     run_length: PositiveInt = Field(
         1,
         description="Consecutive samples of a batch from one dataset: 1 mixes freely, "
@@ -365,6 +370,7 @@ class TrackingConfig(Section):
     experiment: str = Field("pelagos", description="MLflow experiment.")
     log_every_steps: PositiveInt = Field(1, description="Steps between logged values.")
     register_as: str | None = Field(None, description="Registered model name; default: the run's.")
+    tags: dict[str, str] = Field({}, description="Further tags of the MLflow run.")
 
 
 class HealthConfig(Section):

@@ -1,0 +1,287 @@
+"""`pelagos sweep`: run every trial that is not over yet on Ray Tune, then report on all.
+
+1. the trials follow from the job file alone; their names say which are over already
+2. each label's job is checked before anything starts
+3. Ray Tune places the others, as many at once as asked for; each is an ordinary run
+4. what is known of every trial becomes sweep.json and report.html
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pelagos.infra.files import replace_durably
+from pelagos.infra.ray_cluster import ray_cluster
+from pelagos.jobs import finetune
+from pelagos.jobs.parts import build_objective, check_parts
+from pelagos.jobs.sweep_trial import run_trial, validation_losses
+from pelagos.jobs.sweep_trials import (
+    FINAL_STATES,
+    Trial,
+    TrialResult,
+    read_result,
+    trials_of,
+    write_result,
+)
+from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.config.load import ConfigError, Problem, resolve_yaml
+from pelagos.platform.config.sweep import DEFAULT_BASELINE, EARLY_STOPPING, SweepJob
+from pelagos.platform.evaluation.sweep_report import (
+    SweepReport,
+    SweepRow,
+    ranked,
+    write_sweep_report,
+)
+from pelagos.platform.runs import RunDirectory
+from pelagos.platform.sweep_tracking import child_tags, close_parent, open_parent
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What is known of every trial, and where the report lies."""
+
+    report: SweepReport
+    path: Path
+
+    @property
+    def ok(self) -> bool:
+        """Whether every trial came to an end."""
+        return not self.report.failures
+
+
+def run(sweep: SweepJob, console: Console | None = None) -> SweepResult:
+    """Run what is left of a sweep and report on all of it.
+
+    Raises:
+        ConfigError: a job, the grid or an amount of data cannot be run as written; nothing was made.
+    """
+    trials = trials_of(sweep)
+    left = [t for t in trials if read_result(t).state not in FINAL_STATES]
+    check_labels(sweep, {t.label for t in left})
+    directory = Path(sweep.runs_dir) / sweep.name
+    directory.mkdir(parents=True, exist_ok=True)
+    replace_durably(directory / "sweep.yaml", resolve_yaml(sweep).encode())
+    parent = open_parent(sweep, directory)
+    if console is not None:
+        console.print(f"{sweep.name}: {len(trials)} trials, {len(trials) - len(left)} done before")
+    if left:
+        tags = {**sweep.tracking.tags, **child_tags(sweep, parent)}
+        ended, causes = _tune(sweep, [_tagged(sweep, t, tags) for t in left], directory, console)
+        _settle(left, ended, causes)
+    report = report_of(sweep, trials)
+    path = write_sweep_report(report, directory)
+    close_parent(sweep, parent, directory, _best_values(report), not report.failures)
+    return SweepResult(report, path)
+
+
+def report_of(sweep: SweepJob, trials: Sequence[Trial]) -> SweepReport:
+    """Return what is known of each trial now, the best first."""
+    default = DEFAULT_BASELINE if DEFAULT_BASELINE in sweep.jobs else None
+    rows = []
+    for trial in trials:
+        known = dataclasses.asdict(read_result(trial))
+        rows.append(
+            SweepRow(
+                trial.name, trial.label, trial.overrides, trial.seed, trial.trajectories, **known
+            )
+        )
+    return SweepReport(sweep.name, ranked(rows), sweep.baseline or default)
+
+
+def check_labels(sweep: SweepJob, labels: set[str]) -> None:
+    """Check each label's job with the most trajectories, as far as that costs nothing.
+
+    Raises:
+        ConfigError: with every reason, under the label.
+    """
+    changes: dict[str, Any] = {
+        "jobs": {label: entry for label, entry in sweep.jobs.items() if label in labels},
+        "grid": {},
+        "random": {},
+        "trajectories": (max(sweep.trajectories),) if sweep.trajectories else (),
+        "seeds": sweep.seeds[:1],
+    }
+    problems = []
+    for trial in trials_of(sweep.model_copy(update=changes)):
+        try:
+            _check(sweep, trial)
+        except ConfigError as error:
+            key = ("jobs", trial.label)
+            problems += [Problem((*key, *p.key), p.message) for p in error.problems]
+    if problems:
+        raise ConfigError(f"sweep {sweep.name}", problems)
+
+
+def _check(sweep: SweepJob, trial: Trial) -> None:
+    if isinstance(trial.job, FinetuneJob):
+        finetune.prepare(trial.job)
+    else:
+        check_parts(trial.job)
+    frames = build_objective(trial.job).input_frames
+    if sweep.evaluate is not None and frames != 1:
+        message = (
+            f"{trial.job.objective.name} forecasts from {frames} frames, the evaluation from one: "
+            "set evaluate: null to compare validation losses"
+        )
+        raise ConfigError(f"sweep {sweep.name}", [Problem(("objective", "name"), message)])
+
+
+def _tagged(sweep: SweepJob, trial: Trial, tags: dict[str, str]) -> Trial:
+    tracking = sweep.tracking.model_copy(
+        update={"tags": tags, "register_as": sweep.tracking.register_as or sweep.name}
+    )
+    return dataclasses.replace(trial, job=trial.job.model_copy(update={"tracking": tracking}))
+
+
+def _tune(
+    sweep: SweepJob, trials: Sequence[Trial], directory: Path, console: Console | None
+) -> tuple[set[str], dict[str, str]]:
+    """Run the trials; return which Tune saw to an end, and why it lost others, by name."""
+    cpus = max(t.job.resources.cpus_per_worker for t in trials) * sweep.max_concurrent
+    with ray_cluster(sweep.ray_address, cpus, _num_gpus(sweep, trials)):
+        from ray import tune
+
+        by_name = {trial.name: trial for trial in trials}
+        progress = _progress(sweep, by_name, console)
+        found = tune.Tuner(
+            tune.with_resources(
+                lambda config: _trainable(config, sweep, by_name),
+                lambda config: _resources(by_name[config["trial"]]),
+            ),
+            param_space={"trial": tune.grid_search(list(by_name))},
+            tune_config=tune.TuneConfig(
+                metric=sweep.search.metric,
+                mode=sweep.search.mode,
+                scheduler=_scheduler(sweep),
+                max_concurrent_trials=sweep.max_concurrent,
+                # a stopped trial may still be saving in its process, which the next must not share
+                reuse_actors=sweep.search.name != EARLY_STOPPING,
+            ),
+            run_config=tune.RunConfig(
+                name="ray",
+                storage_path=str(directory.absolute()),
+                verbose=0,
+                callbacks=[progress],
+            ),
+        ).fit()
+        return progress.ended, {
+            str((result.config or {}).get("trial")): str(result.error).strip().splitlines()[-1]
+            for result in (found[number] for number in range(len(found)))
+            if result.error is not None
+        }
+
+
+def _num_gpus(sweep: SweepJob, trials: Sequence[Trial]) -> int:
+    """Return how many GPUs the trials can use at once on this machine."""
+    import torch
+
+    wanted = sweep.max_concurrent * max(t.job.resources.gpus_per_worker for t in trials)
+    return min(wanted, torch.cuda.device_count())
+
+
+def _resources(trial: Trial) -> Any:
+    from ray.tune import PlacementGroupFactory
+
+    resources = trial.job.resources
+    gpus = {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+    return PlacementGroupFactory([{"CPU": resources.cpus_per_worker, **gpus}])
+
+
+def _scheduler(sweep: SweepJob) -> Any:
+    from ray.tune.schedulers import ASHAScheduler
+
+    if sweep.search.name != EARLY_STOPPING:
+        return None
+    return ASHAScheduler(
+        time_attr="validations",
+        grace_period=sweep.search.grace_validations,
+        max_t=sweep.search.max_validations,
+        reduction_factor=sweep.search.reduction_factor,
+        stop_last_trials=False,
+    )
+
+
+def _trainable(config: dict[str, Any], sweep: SweepJob, trials: dict[str, Trial]) -> dict[str, Any]:
+    """Run one trial in a worker of Ray Tune."""
+    from ray import tune
+
+    metric = sweep.search.metric
+
+    def report(validations: int, loss: float) -> bool:
+        if sweep.search.name != EARLY_STOPPING:
+            return True
+        try:
+            tune.report({metric: loss, "validations": validations})
+        except SystemExit:  # so Tune tells the thread that reports that the trial lags
+            return False
+        return True
+
+    result = run_trial(sweep, trials[config["trial"]], report)
+    loss = result.validation_loss
+    losses = len(validation_losses(RunDirectory(trials[config["trial"]].path)))
+    return {metric: float("inf") if loss is None else loss, "validations": losses}
+
+
+def _progress(sweep: SweepJob, trials: dict[str, Trial], console: Console | None) -> Any:
+    """Return a Tune callback that prints how trials ended, and keeps which of them Tune ended."""
+    from ray.tune import Callback
+
+    by_name = trials
+
+    class Progress(Callback):
+        def __init__(self) -> None:
+            self.ended: set[str] = set()
+
+        def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+            return Callback, ()  # Tune keeps a copy of its settings on disk; this is not for it
+
+        def on_trial_complete(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
+            name = str(trial.config["trial"])
+            self.ended.add(name)
+            result = read_result(by_name[name])
+            # Tune tells of a lagging trial before that has saved and kept its own result
+            lags = result.state == "interrupted" and sweep.search.name == EARLY_STOPPING
+            loss = result.validation_loss
+            shown = result.cause or (f"validation loss {loss:.4g}" if loss is not None else "")
+            state = "stopped early" if lags else result.state
+            if console is not None:
+                console.print(f"  {state:13} {name}  {shown}", markup=False, soft_wrap=True)
+
+    return Progress()
+
+
+def _settle(trials: Sequence[Trial], ended: set[str], causes: dict[str, str]) -> None:
+    """Record trials that Ray ended before they could do so themselves.
+
+    What a signal to this process cut off stays interrupted, and goes on next time.
+    """
+    for trial in trials:
+        state = read_result(trial).state
+        if state not in ("interrupted", "waiting"):
+            continue
+        run_directory = RunDirectory(trial.path)
+        step, losses = run_directory.last_step(), validation_losses(run_directory)
+        loss = losses[-1] if losses else None
+        if trial.name in causes:
+            write_result(trial, TrialResult("failed", step, loss, cause=causes[trial.name]))
+        elif trial.name in ended and state == "interrupted":
+            run_directory.set_status("stopped", cause="")
+            write_result(trial, TrialResult("stopped early", step, loss))
+
+
+def _best_values(report: SweepReport) -> dict[str, float]:
+    """Return the numbers of the best trial, for tracking."""
+    best = next((row for row in report.rows if row.state == "finished"), None)
+    if best is None or best.validation_loss is None:
+        return {}
+    errors = {f"best_{method}_error": value for method, value in best.errors.items()}
+    return {"best_validation_loss": best.validation_loss, **errors}

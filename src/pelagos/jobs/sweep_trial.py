@@ -1,0 +1,112 @@
+"""What a Ray worker does with one trial: train or go on, measure, keep the result.
+
+A trial's own failure is a result with its cause; it never ends the sweep.
+"""
+
+import io
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from pelagos.jobs import evaluate, finetune, pretrain, resume
+from pelagos.jobs.pretrain import PretrainResult
+from pelagos.jobs.sweep_trials import FINAL_STATES, Trial, TrialResult, write_result
+from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.config.schema import EvaluateJob
+from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.evaluation.evaluate import DatasetEvaluation
+from pelagos.platform.evaluation.sample_efficiency import median_sample_error
+from pelagos.platform.runs import RunDirectory
+
+logger = logging.getLogger(__name__)
+METHODS = ("direct", "autoregressive")
+Report = Callable[[int, float], bool]
+"""Takes the number of a validation and its loss; returns whether the trial shall go on."""
+
+
+def run_trial(sweep: SweepJob, trial: Trial, report: Report) -> TrialResult:
+    """Run a trial to its end and keep its result; never raises for what the trial does."""
+    watcher = _ValidationWatcher(trial, report)
+    try:
+        ended = _train(trial, watcher)
+        result = _result(sweep, trial, ended, watcher.is_stopped)
+    except Exception as error:  # whatever breaks one trial, the others go on
+        logger.debug("trial %s failed", trial.name, exc_info=True)
+        result = TrialResult("failed", cause=f"{type(error).__name__}: {error}")
+    if result.state in FINAL_STATES or result.state == "failed":
+        write_result(trial, result)
+    return result
+
+
+def _train(trial: Trial, watcher: Callable[[], None]) -> PretrainResult:
+    console = Console(file=io.StringIO())
+    if (trial.path / "job.yaml").exists():
+        return resume.run(trial.job.runs_dir, trial.name, console, watcher=watcher)
+    if trial.path.exists():  # a trial that could not be built left its cause, or was killed at once
+        (trial.path / "trial.json").unlink(missing_ok=True)
+        trial.path.rmdir()
+    if isinstance(trial.job, FinetuneJob):
+        return finetune.run(trial.job, console, watcher)
+    return pretrain.run(trial.job, console, watcher)
+
+
+def _result(sweep: SweepJob, trial: Trial, ended: PretrainResult, is_stopped: bool) -> TrialResult:
+    outcome = ended.outcome
+    loss = ended.metrics.get("validation_loss")
+    if outcome.kind == "failed":
+        return TrialResult("failed", outcome.step, loss, cause=outcome.cause)
+    if outcome.kind == "stopped":
+        state = "stopped early" if is_stopped else "interrupted"
+        return TrialResult(state, outcome.step, loss)  # type: ignore[arg-type]
+    return TrialResult("finished", outcome.step, loss, measured_errors(sweep, trial))
+
+
+def measured_errors(sweep: SweepJob, trial: Trial) -> dict[str, float]:
+    """Return each method's error on the sweep's held-out split, the mean over datasets."""
+    if sweep.evaluate is None:
+        return {}
+    job = EvaluateJob(
+        run=trial.name,
+        runs_dir=trial.job.runs_dir,
+        split=sweep.evaluate.split,
+        max_trajectories=sweep.evaluate.max_trajectories,
+        batch_size=sweep.evaluate.batch_size,
+    )
+    evaluations, _ = evaluate.measure(job)
+    return {method: _mean_error(evaluations, method) for method in METHODS}
+
+
+def _mean_error(evaluations: list[DatasetEvaluation], method: str) -> float:
+    errors = [median_sample_error(e.scores[method]["relative_l1"].tolist()) for e in evaluations]
+    return math.fsum(errors) / len(errors)
+
+
+class _ValidationWatcher:
+    """Reports each validation of a run once; asks the run to stop when told to."""
+
+    def __init__(self, trial: Trial, report: Report) -> None:
+        self.run = RunDirectory(trial.path)
+        self.report = report
+        self.num_reported = 0
+        self.is_stopped = False
+
+    def __call__(self) -> None:
+        if self.is_stopped:
+            return
+        losses = validation_losses(self.run)
+        for number in range(self.num_reported, len(losses)):
+            self.num_reported = number + 1
+            if not self.report(number + 1, losses[number]):
+                self.is_stopped = True
+                self.run.request_stop()
+                return
+
+
+def validation_losses(run: RunDirectory) -> list[float]:
+    """Return the loss of each validation, by step; one redone after a restart counts once."""
+    events: list[dict[str, Any]] = [e for e in run.events() if e["kind"] == "validation"]
+    by_step = {e["step"]: float(e["validation_loss"]) for e in events}
+    return [by_step[step] for step in sorted(by_step)]

@@ -1,0 +1,208 @@
+"""The trials of a sweep: which there are, what they are called, and what is known of each.
+
+A trial is an ordinary run. Its name follows from the sweep's name and from what the trial is, and
+ends in a digest of all that decides its steps: another learning rate in the job file is another
+run. What a sweep adds to a run is `trial.json` in the run's directory, written when it is over.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from pelagos.infra.files import replace_durably
+from pelagos.platform.config.load import ConfigError, Problem, load_job
+from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.config.sweep import RandomRangeConfig, SweepJob
+
+RECORD_NAME = "trial.json"
+MAX_NAME_LENGTH = 100
+DIGEST_LENGTH = 6
+# How and where steps are computed and recorded, not which steps they are.
+NOT_IN_DIGEST = {"name", "runs_dir", "resources", "tracking", "health", "storage", "checkpoint"}
+
+TrialState = Literal["waiting", "finished", "stopped early", "failed", "interrupted"]
+FINAL_STATES = ("finished", "stopped early")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep, before it has run."""
+
+    name: str
+    label: str
+    overrides: dict[str, Any]
+    """Values of the keys in `grid` and `random`."""
+    seed: int
+    trajectories: int | None
+    """Training trajectories of each dataset; None: all."""
+    job: TrainingJob
+
+    @property
+    def path(self) -> Path:
+        """The run's directory."""
+        return Path(self.job.runs_dir) / self.name
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How a trial ended, and what was measured."""
+
+    state: TrialState
+    steps: int = 0
+    validation_loss: float | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+    """Forecast method: median over samples of the mean relative L1 error at the last lead."""
+    cause: str = ""
+
+
+def write_result(trial: Trial, result: TrialResult) -> None:
+    """Keep a trial's result in its run's directory."""
+    trial.path.mkdir(parents=True, exist_ok=True)
+    told = {k: v if not _is_endless(v) else None for k, v in asdict(result).items()}
+    told["errors"] = {k: None if _is_endless(v) else v for k, v in result.errors.items()}
+    text = json.dumps({"label": trial.label, "overrides": trial.overrides, **told}, indent=1)
+    replace_durably(trial.path / RECORD_NAME, text.encode())
+
+
+def read_result(trial: Trial) -> TrialResult:
+    """Return what is known of a trial; one that has no record waits, or was interrupted."""
+    with contextlib.suppress(OSError, ValueError):
+        told = json.loads((trial.path / RECORD_NAME).read_text())
+        known = {f.name: told[f.name] for f in fields(TrialResult)}
+        known["errors"] = {k: math.inf if v is None else v for k, v in known["errors"].items()}
+        return TrialResult(**known)
+    return TrialResult("interrupted" if (trial.path / "job.yaml").exists() else "waiting")
+
+
+def _is_endless(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def trials_of(sweep: SweepJob) -> list[Trial]:
+    """Return every trial of a sweep, always in the same order.
+
+    Raises:
+        ConfigError: with all that is wrong with the jobs, the grid and the ranges.
+    """
+    problems: list[Problem] = []
+    trials: list[Trial] = []
+    for label, overrides in _variants(sweep):
+        for trajectories, seed in itertools.product(sweep.trajectories or (None,), sweep.seeds):
+            try:
+                trials.append(_trial(sweep, label, overrides, trajectories, seed))
+            except ConfigError as error:
+                problems += _where_it_stands(sweep, label, overrides, error)
+    if problems:
+        raise ConfigError(f"sweep {sweep.name}", list(dict.fromkeys(problems)))
+    return trials
+
+
+def _variants(sweep: SweepJob) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield label and overrides; the draws are the same for every label and combination."""
+    generator = np.random.default_rng(sweep.search.seed)
+    count = sweep.search.num_samples if sweep.random else 1
+    draws = [
+        {key: _draw(span, generator.random()) for key, span in sorted(sweep.random.items())}
+        for _ in range(count)
+    ]
+    for label, values, draw in itertools.product(
+        sweep.jobs, itertools.product(*sweep.grid.values()), draws
+    ):
+        yield label, {**dict(zip(sweep.grid, values, strict=True)), **draw}
+
+
+def _draw(span: RandomRangeConfig, share: float) -> float:
+    """Return the value at a share of the range, to four digits, so that names can hold it."""
+    if span.log:
+        value = span.low * (span.high / span.low) ** share
+    else:
+        value = span.low + (span.high - span.low) * share
+    return float(f"{value:.4g}")
+
+
+def _trial(
+    sweep: SweepJob, label: str, overrides: dict[str, Any], trajectories: int | None, seed: int
+) -> Trial:
+    """Return one trial. Raises `ConfigError` naming the job file's keys."""
+    entry = sweep.jobs[label]
+    values = {**entry.set, **overrides, "seed": seed}
+    if trajectories is not None:
+        values["data.max_trajectories"] = trajectories
+    job = load_job(entry.file, [f"{key}={_text(value)}" for key, value in values.items()])
+    if not isinstance(job, TrainingJob):
+        raise ConfigError(
+            entry.file, [Problem(("job",), f"is {job.job}; a sweep takes pretrain and finetune")]
+        )
+    if job.resources.num_workers != 1:
+        raise ConfigError(
+            entry.file,
+            [
+                Problem(
+                    ("resources", "num_workers"),
+                    f"is {job.resources.num_workers}; a trial runs in one process. Set it to 1 in "
+                    f"jobs.{label}.set, and max_concurrent to as many trials as fit",
+                )
+            ],
+        )
+    name = _name(sweep.name, label, overrides, trajectories, seed, job)
+    resources = {"launcher": "none", "ray_address": None}
+    job = job.model_copy(
+        update={
+            "name": name,
+            "runs_dir": sweep.runs_dir,
+            "resources": job.resources.model_copy(update=resources),
+            "tracking": sweep.tracking,
+        }
+    )
+    return Trial(name, label, overrides, seed, trajectories, job)
+
+
+def _text(value: Any) -> str:
+    """Return a value as it would be given on the command line."""
+    if isinstance(value, str):
+        return value
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
+    return text.removesuffix("...\n").strip()
+
+
+def _name(
+    sweep: str,
+    label: str,
+    overrides: Mapping[str, Any],
+    trajectories: int | None,
+    seed: int,
+    job: TrainingJob,
+) -> str:
+    """Return SWEEP-LABEL-key-value-…-nN-sSEED-DIGEST, shortened in the middle if need be."""
+    parts = [f"{key.rpartition('.')[2]}-{_text(value)}" for key, value in overrides.items()]
+    parts += [f"n{trajectories}"] if trajectories is not None else []
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([sweep, label, *parts, f"s{seed}"]))
+    told = json.dumps(job.model_dump(mode="json", exclude=NOT_IN_DIGEST), sort_keys=True)
+    digest = hashlib.sha256(told.encode()).hexdigest()[:DIGEST_LENGTH]
+    return f"{readable[: MAX_NAME_LENGTH - DIGEST_LENGTH - 1]}-{digest}"
+
+
+def _where_it_stands(
+    sweep: SweepJob, label: str, overrides: Mapping[str, Any], error: ConfigError
+) -> Iterator[Problem]:
+    """Yield each problem of a trial's job under the sweep's key that brought it about."""
+    for problem in error.problems:
+        dotted = ".".join(map(str, problem.key))
+        if dotted in overrides:
+            key: tuple[str, ...] = ("grid" if dotted in sweep.grid else "random", dotted)
+        elif dotted in sweep.jobs[label].set:
+            key = ("jobs", label, "set", dotted)
+        else:
+            key = ("jobs", label, "file")
+        told = problem.message if key[-1] == dotted else f"{error.source}: {problem}"
+        yield Problem(key, told)

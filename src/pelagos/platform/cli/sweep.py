@@ -1,0 +1,88 @@
+"""The verb `sweep`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Column, Table
+
+from pelagos.platform.cli.common import console, exit_on_error, finish, print_json
+
+if TYPE_CHECKING:
+    from pelagos.platform.evaluation.sweep_report import SweepReport
+
+_LISTED = 20
+
+
+def sweep_command(
+    job_file: Annotated[str, typer.Argument(help="A sweep job (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides: dotted.key=value", show_default=False)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the trials and which are over, then stop.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Train many variants of jobs and compare them; run it again and it goes on.
+
+    Example: pelagos sweep configs/quickstart/sweep.yaml seeds=[0] --dry-run
+    """
+    from pelagos.jobs import sweep as job_module
+    from pelagos.jobs.sweep_trials import FINAL_STATES, trials_of
+    from pelagos.platform.cli.jobs import load_as
+    from pelagos.platform.config import SweepJob
+
+    with exit_on_error():
+        job = load_as(SweepJob, job_file, overrides)
+        if dry_run:
+            trials = trials_of(job)
+            job_module.check_labels(job, set(job.jobs))
+            report = job_module.report_of(job, trials)
+            by_name = {row.name: row for row in report.rows}
+            rows = [(t.name, by_name[t.name].state) for t in trials]
+            num_done = sum(state in FINAL_STATES for _, state in rows)
+            _show_plan(rows, num_done, as_json)
+            return
+        result = job_module.run(job, None if as_json else console)
+    if as_json:
+        print_json({**result.report.to_dict(), "report": str(result.path)})
+    else:
+        show_report(result.report, result.path)
+    finish(result.ok)
+
+
+def _show_plan(rows: list[tuple[str, str]], num_done: int, as_json: bool) -> None:
+    if as_json:
+        trials = [{"name": name, "state": state} for name, state in rows]
+        print_json({"num_trials": len(rows), "num_done": num_done, "trials": trials})
+        return
+    for name, state in rows:
+        console.print(f"  {state:13} {name}", soft_wrap=True)
+    console.print(f"{len(rows)} trials, {num_done} done, {len(rows) - num_done} to run")
+
+
+def show_report(report: "SweepReport", path: Path) -> None:
+    """Print the best trials, the gains, and what failed."""
+    from pelagos.platform.evaluation.sweep_report import METHOD_TITLES, gain_cells
+
+    methods = [m for m in report.methods if m in ("direct", "autoregressive")]
+    run = Column("run", overflow="fold")
+    table = Table("", run, "state", "validation loss", *methods, title=report.name)
+    for rank, row in enumerate(report.rows[:_LISTED], 1):
+        loss = "" if row.validation_loss is None else f"{row.validation_loss:.4g}"
+        errors = [f"{row.errors[m]:.2%}" if m in row.errors else "" for m in methods]
+        table.add_row(str(rank), row.name, row.state, loss, *errors)
+    console.print(table)
+    if len(report.rows) > _LISTED:
+        console.print(f"  and {len(report.rows) - _LISTED} more")
+    for gains in report.gains():
+        title = f"gains, {METHOD_TITLES.get(gains.method, gains.method)}, against {gains.baseline}"
+        table = Table("model", "trajectories", "error", "baseline's", "AG", "EG", title=title)
+        for gain in gains.rows:
+            table.add_row(*gain_cells(gain))
+        console.print(table)
+    for row in report.failures:
+        console.print(f"[red]{row.state}[/red] {row.name}", soft_wrap=True)
+        console.print(f"  {row.cause}", markup=False, soft_wrap=True)
+    console.print(f"report: {path}", soft_wrap=True)

@@ -1,0 +1,102 @@
+"""The job file of `pelagos sweep`: training jobs over grids, random draws, amounts of data, seeds."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pelagos.platform.config.schema import (
+    NonNegativeInt,
+    PositiveInt,
+    RunName,
+    Section,
+    TrackingConfig,
+)
+
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,29}$")]
+DEFAULT_BASELINE = "fno"
+EARLY_STOPPING = "asha"
+
+
+class SweptJobConfig(Section):
+    """A training job of the sweep."""
+
+    file: str = Field(description="Its job file: pretrain or finetune.")
+    set: dict[str, Any] = Field({}, description="Dotted keys of that file: values instead.")
+
+
+class RandomRangeConfig(Section):
+    """A range that values are drawn from."""
+
+    low: float = Field(description="Smallest value.")
+    high: float = Field(description="Largest value.")
+    log: bool = Field(False, description="Uniform in the logarithm.")
+
+
+class SearchConfig(Section):
+    """How the trials are chosen and when they are given up."""
+
+    name: Literal["grid", "random", "asha", "population"] = Field(
+        "grid",
+        description="grid: every combination; random: draws on top of it; asha: either, and trials "
+        "that lag are stopped (arXiv:1810.05934); population is not supported.",
+    )
+    metric: Literal["validation_loss"] = Field(
+        "validation_loss", description="What trials are ranked by."
+    )
+    mode: Literal["min"] = Field("min", description="Smaller is better.")
+    num_samples: PositiveInt = Field(1, description="Draws from `random` for each combination.")
+    seed: NonNegativeInt = Field(0, description="Seed of the draws.")
+    grace_validations: PositiveInt = Field(
+        1, description="asha: validations before a trial may be stopped."
+    )
+    max_validations: PositiveInt = Field(
+        100, description="asha: no trial is compared after so many validations."
+    )
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(
+        3, description="asha: one in so many trials goes on at each comparison."
+    )
+
+
+class TrialEvaluationConfig(Section):
+    """What each finished trial is measured on."""
+
+    split: str = Field("test", description="Split of each dataset.")
+    max_trajectories: PositiveInt = Field(64, description="Trajectories per dataset at most.")
+    batch_size: PositiveInt = Field(16, description="Trajectories forecast at once.")
+
+
+class SweepJob(Section):
+    """Train many variants and compare them: `pelagos sweep JOB.yaml`."""
+
+    job: Literal["sweep"] = "sweep"
+    name: RunName = Field(description="Name of the sweep; names its directory and its runs.")
+    runs_dir: str = Field("runs", description="Directory of the sweep's records and of its runs.")
+    jobs: Annotated[dict[Label, SweptJobConfig], Field(min_length=1)] = Field(
+        description="Label: training job. All are run over all that follows."
+    )
+    grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+        {}, description="Dotted key of the jobs: its values; every combination is run."
+    )
+    random: dict[str, RandomRangeConfig] = Field(
+        {}, description="Dotted key of the jobs: range that `search.num_samples` are drawn from."
+    )
+    search: SearchConfig = SearchConfig()
+    trajectories: tuple[PositiveInt, ...] = Field(
+        (), description="Numbers of training trajectories (data.max_trajectories); default: all."
+    )
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = Field(
+        (0,), description="Seeds; every variant is run with each."
+    )
+    baseline: str | None = Field(
+        None, description="Label that gains are measured against; default: fno, if there is one."
+    )
+    evaluate: TrialEvaluationConfig | None = Field(
+        TrialEvaluationConfig(), description="Measurement of finished trials; null: none."
+    )
+    max_concurrent: PositiveInt = Field(2, description="Trials at the same time, at most.")
+    ray_address: str | None = Field(
+        None,
+        description="Address of a running Ray cluster whose nodes see `runs_dir`; default: start "
+        "one on this machine.",
+    )
+    tracking: TrackingConfig = TrackingConfig()

@@ -1,0 +1,192 @@
+"""How many training trajectories a model saves, and how much more accurate it is with as many.
+
+The gains of Herde et al., "Poseidon: Efficient Foundation Models for PDEs" (arXiv:2405.19101,
+section 4 and supplementary material). With E_S the error of a model trained on S trajectories,
+
+    accuracy gain    AG_S = E_S(baseline) / E_S(model)
+    efficiency gain  EG_S = S / s,  where E_s(model) = E_S(baseline)
+
+E_s(model) is linear between measured points in log s and log E. Nothing is extrapolated: where the
+model is at or below the baseline's error with the fewest trajectories already, or above it with
+the most, the gain is a bound.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+import numpy as np
+
+Errors = Mapping[int, Mapping[int, float]]
+"""Number of trajectories: seed: error."""
+
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A gain, or a bound of it: `exact`, `above` (at least `value`) or `below` (less than it)."""
+
+    value: float
+    kind: Literal["exact", "above", "below"] = "exact"
+
+    def __str__(self) -> str:
+        sign = {"exact": "", "above": "> ", "below": "< "}[self.kind]
+        return f"{sign}{self.value:.3g}"
+
+
+@dataclass(frozen=True)
+class GainRow:
+    """Both gains of one model at one number of trajectories, with their intervals over seeds.
+
+    An interval is (low, high); it is None with a single seed, where there is no spread to see.
+    """
+
+    model: str
+    num_trajectories: int
+    error: float
+    baseline_error: float
+    accuracy_gain: float
+    accuracy_interval: tuple[float, float] | None
+    efficiency_gain: Gain
+    efficiency_interval: tuple[Gain, Gain] | None
+
+
+def mean_curve(errors: Errors) -> dict[int, float]:
+    """Return the mean error over seeds at each number of trajectories, in rising order.
+
+    Raises:
+        ValueError: an error is not positive, so has no logarithm, or there is none at all.
+    """
+    curve = {n: fmean(errors[n].values()) for n in sorted(errors) if errors[n]}
+    wrong = [n for n, error in curve.items() if not error > 0]
+    if wrong or not curve:
+        raise ValueError(f"errors must be given and positive, got {curve}")
+    return curve
+
+
+def accuracy_gain(baseline: Mapping[int, float], model: Mapping[int, float], size: int) -> float:
+    """Return AG_S at S = `size`; both curves must have been measured there."""
+    return baseline[size] / model[size]
+
+
+def efficiency_gain(baseline: Mapping[int, float], model: Mapping[int, float], size: int) -> Gain:
+    """Return EG_S at S = `size`, where the baseline must have been measured.
+
+    Where the model's curve crosses the error more than once, the first crossing counts.
+    """
+    target = baseline[size]
+    sizes = sorted(model)
+    if model[sizes[0]] <= target:
+        is_exact = model[sizes[0]] == target
+        return Gain(size / sizes[0], "exact" if is_exact else "above")
+    for left, right in itertools.pairwise(sizes):
+        if model[right] <= target:
+            return Gain(size / _crossing(left, model[left], right, model[right], target))
+    return Gain(size / sizes[-1], "below")
+
+
+def _crossing(left: int, left_error: float, right: int, right_error: float, target: float) -> float:
+    """Return where the line through two points in log-log reaches `target`."""
+    if not math.isfinite(left_error):
+        return float(right)
+    share = math.log(left_error / target) / math.log(left_error / right_error)
+    return float(left * math.exp(share * math.log(right / left)))
+
+
+def gain_rows(
+    baseline: Errors, models: Mapping[str, Errors], num_resamples: int = NUM_RESAMPLES
+) -> list[GainRow]:
+    """Return the gains of each model at every number of trajectories that both have."""
+    rows = []
+    reference = mean_curve(baseline)
+    for name, errors in models.items():
+        curve = mean_curve(errors)
+        for size in (n for n in reference if n in curve):
+            rows.append(_row(name, size, baseline, errors, num_resamples))
+    return rows
+
+
+def _row(name: str, size: int, baseline: Errors, errors: Errors, num_resamples: int) -> GainRow:
+    reference, curve = mean_curve(baseline), mean_curve(errors)
+    accuracy = bootstrap(baseline, errors, lambda b, m: accuracy_gain(b, m, size), num_resamples)
+    efficiency = bootstrap(
+        baseline, errors, lambda b, m: efficiency_gain(b, m, size).value, num_resamples
+    )
+    bounds = efficiency and (
+        _bounded(efficiency[0], size, curve),
+        _bounded(efficiency[1], size, curve),
+    )
+    return GainRow(
+        name,
+        size,
+        curve[size],
+        reference[size],
+        accuracy_gain(reference, curve, size),
+        accuracy,
+        efficiency_gain(reference, curve, size),
+        bounds,
+    )
+
+
+def _bounded(value: float, size: int, curve: Mapping[int, float]) -> Gain:
+    """Mark an end of an interval that lies on an end of the measured range."""
+    if value >= size / min(curve):
+        return Gain(value, "above")
+    return Gain(value, "below" if value <= size / max(curve) else "exact")
+
+
+def bootstrap(
+    baseline: Errors,
+    model: Errors,
+    statistic: Callable[[Mapping[int, float], Mapping[int, float]], float],
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float] | None:
+    """Return the percentile interval of a statistic of two mean curves, seeds drawn anew.
+
+    A seed is drawn with its whole curve, as it was trained; the two models' seeds independently.
+    None where neither has more than one seed. (Efron, 1979.)
+    """
+    if max(len(_seeds(baseline)), len(_seeds(model))) < 2:
+        return None
+    generator = np.random.default_rng(0)
+    values = [
+        statistic(_resampled(baseline, generator), _resampled(model, generator))
+        for _ in range(num_resamples)
+    ]
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _seeds(errors: Errors) -> list[int]:
+    return sorted({seed for by_seed in errors.values() for seed in by_seed})
+
+
+def _resampled(errors: Errors, generator: np.random.Generator) -> dict[int, float]:
+    """Return the mean curve over as many seeds, drawn with replacement."""
+    seeds = _seeds(errors)
+    drawn = [seeds[i] for i in generator.integers(len(seeds), size=len(seeds))]
+    curve = {}
+    for size, by_seed in errors.items():
+        if by_seed:
+            # a seed that failed at this size leaves the others to speak for it
+            present = [by_seed[seed] for seed in drawn if seed in by_seed]
+            curve[size] = fmean(present or by_seed.values())
+    return curve
+
+
+def median_sample_error(scores: Sequence[Sequence[Sequence[float]]]) -> float:
+    """Return the median over samples of the mean over field groups, at the last lead.
+
+    `scores[sample][lead][group]` are relative L1 errors; what is not finite counts as infinite.
+    """
+    last = np.array([sample[-1] for sample in scores], dtype=np.float64)
+    last = np.where(np.isfinite(last), last, np.inf)
+    return float(np.median(last.mean(axis=-1)))

@@ -1,0 +1,272 @@
+"""The result of a sweep: every trial, error against training trajectories, gains, as JSON and HTML."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
+
+from pelagos.infra.files import replace_durably
+from pelagos.platform.evaluation.comparison import COLOURS
+from pelagos.platform.evaluation.plots import figure_png
+from pelagos.platform.evaluation.report import Picture
+from pelagos.platform.evaluation.sample_efficiency import (
+    CONFIDENCE,
+    Errors,
+    Gain,
+    GainRow,
+    gain_rows,
+)
+
+NUMBERS_NAME = "sweep.json"
+REPORT_NAME = "report.html"
+FIGURE_NAME = "sweep.png"
+VALIDATION_LOSS = "validation_loss"
+METHOD_TITLES = {
+    "direct": "direct forecast",
+    "autoregressive": "autoregressive forecast",
+    VALIDATION_LOSS: "validation loss",
+}
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One trial: what it was, how it ended, what was measured."""
+
+    name: str
+    label: str
+    overrides: dict[str, Any]
+    seed: int
+    trajectories: int | None
+    state: str
+    steps: int
+    validation_loss: float | None
+    errors: dict[str, float] = field(default_factory=dict)
+    cause: str = ""
+
+    @property
+    def setting(self) -> str:
+        """The overrides in words."""
+        return " ".join(f"{key}={value}" for key, value in self.overrides.items())
+
+    @property
+    def series(self) -> str:
+        """What is the same for all seeds and numbers of trajectories."""
+        return f"{self.label} {self.setting}".strip()
+
+    def measured(self, method: str) -> float | None:
+        """Return the error of a forecast method, or the validation loss; None if not measured."""
+        if self.state != "finished":
+            return None
+        return self.validation_loss if method == VALIDATION_LOSS else self.errors.get(method)
+
+
+@dataclass(frozen=True)
+class GainTable:
+    """Gains against the baseline with the same overrides, by one way of measuring."""
+
+    method: str
+    baseline: str
+    rows: list[GainRow]
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """A sweep's trials, best first, and what follows from them."""
+
+    name: str
+    rows: list[SweepRow]
+    baseline: str | None
+
+    @property
+    def methods(self) -> list[str]:
+        """How errors were measured: the evaluation's ways, else the validation loss."""
+        found = dict.fromkeys(m for row in self.rows for m in row.errors)
+        return list(found) or [VALIDATION_LOSS]
+
+    @property
+    def failures(self) -> list[SweepRow]:
+        """Trials that did not come to an end."""
+        return [row for row in self.rows if row.state not in ("finished", "stopped early")]
+
+    def curves(self, method: str) -> dict[str, Errors]:
+        """Return series: number of trajectories: seed: error, of finished trials."""
+        curves: dict[str, dict[int, dict[int, float]]] = {}
+        for row in self.rows:
+            value = row.measured(method)
+            if row.trajectories is not None and value is not None:
+                by_size = curves.setdefault(row.series, {})
+                by_size.setdefault(row.trajectories, {})[row.seed] = value
+        return {name: dict(sorted(curves[name].items())) for name in sorted(curves)}
+
+    def gains(self) -> list[GainTable]:
+        """Return the tables of gains: none without a baseline or numbers of trajectories."""
+        settings = dict.fromkeys(row.setting for row in self.rows)
+        tables = [self._gains(m, setting) for m in self.methods for setting in settings]
+        return [table for table in tables if table is not None and table.rows]
+
+    def _gains(self, method: str, setting: str) -> GainTable | None:
+        curves = self.curves(method)
+        name = f"{self.baseline} {setting}".strip()
+        if self.baseline is None or name not in curves:
+            return None
+        same = {row.series for row in self.rows if row.setting == setting and row.series != name}
+        models = {series: curve for series, curve in curves.items() if series in same}
+        return GainTable(method, name, gain_rows(curves[name], models))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as strict JSON; what is not finite is None."""
+        plain: dict[str, Any] = _strict(
+            {
+                "name": self.name,
+                "baseline": self.baseline,
+                "trials": [{"rank": i + 1, **asdict(row)} for i, row in enumerate(self.rows)],
+                "gains": [asdict(table) for table in self.gains()],
+            }
+        )
+        return plain
+
+
+def ranked(rows: Sequence[SweepRow]) -> list[SweepRow]:
+    """Return the trials by validation loss, the best first; those without one at the end."""
+
+    def order(row: SweepRow) -> tuple[bool, float, str]:
+        loss = row.validation_loss
+        known = loss is not None and math.isfinite(loss)
+        return row.state != "finished", loss if known and loss is not None else math.inf, row.name
+
+    return sorted(rows, key=order)
+
+
+def write_sweep_report(report: SweepReport, directory: Path) -> Path:
+    """Write sweep.json, sweep.png and report.html; return the last one's path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    image = figure_png(sweep_figure(report))
+    numbers = json.dumps(report.to_dict(), indent=1, allow_nan=False)
+    replace_durably(directory / NUMBERS_NAME, numbers.encode() + b"\n")
+    replace_durably(directory / FIGURE_NAME, image)
+    replace_durably(directory / REPORT_NAME, render(report, image).encode())
+    return directory / REPORT_NAME
+
+
+def render(report: SweepReport, image: bytes) -> str:
+    """Return the page, which needs no other file."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pelagos.platform.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    tables = [
+        {
+            "title": f"{METHOD_TITLES.get(t.method, t.method)}, against {t.baseline}",
+            "rows": [gain_cells(row) for row in t.rows],
+        }
+        for t in report.gains()
+    ]
+    return environment.get_template("sweep.html.j2").render(
+        report=report,
+        tables=tables,
+        picture=Picture("", FIGURE_NAME, image).data_uri,
+        confidence=f"{CONFIDENCE:.0%}",
+        titles=METHOD_TITLES,
+    )
+
+
+def gain_cells(row: GainRow) -> list[str]:
+    """Return the cells of a row of the table of gains."""
+    return [
+        row.model,
+        str(row.num_trajectories),
+        _number(row.error),
+        _number(row.baseline_error),
+        _number(row.accuracy_gain) + _interval(row.accuracy_interval),
+        str(row.efficiency_gain) + _interval(row.efficiency_interval),
+    ]
+
+
+def _interval(ends: tuple[float, float] | tuple[Gain, Gain] | None) -> str:
+    if ends is None:
+        return ""
+    low, high = (_number(end) if isinstance(end, float) else str(end) for end in ends)
+    return f" ({low} to {high})"
+
+
+def sweep_figure(report: SweepReport) -> Figure:
+    """Error against trajectories, a panel per way of measuring; without them, losses by series."""
+    methods = [m for m in report.methods if report.curves(m)]
+    figure = Figure(figsize=(5.4 * max(len(methods), 1) + 1.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, max(len(methods), 1), squeeze=False)[0]
+    if not methods:
+        _losses(axes[0], report)
+        return figure
+    for axis, method in zip(axes, methods, strict=True):
+        _curves(axis, report.curves(method))
+        axis.set_title(METHOD_TITLES.get(method, method), fontsize=10)
+    axes[0].set_ylabel("error at the last lead" if report.methods != [VALIDATION_LOSS] else "loss")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    return figure
+
+
+def _curves(axis: Axes, curves: dict[str, Errors]) -> None:
+    """Mean over seeds as a line, their range as a band, each seed as a dot."""
+    sizes = sorted({size for curve in curves.values() for size in curve})
+    for number, (name, curve) in enumerate(curves.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        values = {n: [v for v in s.values() if math.isfinite(v)] for n, s in curve.items()}
+        known = [n for n in curve if values[n]]
+        mean = [math.fsum(values[n]) / len(values[n]) for n in known]
+        axis.plot(known, mean, color=colour, label=name, linewidth=1.6)
+        low, high = [min(values[n]) for n in known], [max(values[n]) for n in known]
+        axis.fill_between(known, low, high, color=colour, alpha=0.18, linewidth=0)
+        dots = [(n, v) for n in known for v in values[n]]
+        axis.plot([n for n, _ in dots], [v for _, v in dots], "o", color=colour, markersize=3.5)
+    axis.set(xscale="log", yscale="log", xlabel="training trajectories")
+    axis.set_xticks(sizes)
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.grid(alpha=0.25, linewidth=0.5)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _losses(axis: Axes, report: SweepReport) -> None:
+    """Validation loss of each trial, a line of dots per series, the best series at the top."""
+    names = list(dict.fromkeys(row.series for row in report.rows))
+    found = [
+        (r.validation_loss, names.index(r.series))
+        for r in report.rows
+        if r.validation_loss is not None and math.isfinite(r.validation_loss)
+    ]
+    axis.plot([x for x, _ in found], [y for _, y in found], "o", color=COLOURS[4], markersize=5)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("validation loss")
+    axis.grid(alpha=0.25, linewidth=0.5)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if math.isfinite(value) else "diverged"
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _strict(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,69 @@
+"""The MLflow side of a sweep: one parent run, whose children are the trials. Never stops a sweep."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from pelagos import __version__
+from pelagos.infra.files import replace_durably
+from pelagos.platform.config.load import resolve_yaml
+from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.tracking import code_version, experiment_id, tracking_uri
+
+logger = logging.getLogger(__name__)
+PARENT_TAG = "mlflow.parentRunId"
+SWEEP_TAG = "pelagos.sweep"
+RECORD_NAME = "tracking.json"
+
+
+def open_parent(sweep: SweepJob, directory: Path) -> str | None:
+    """Return the id of the sweep's MLflow run, a new one or an earlier launch's; None without."""
+    if sweep.tracking.uri is None:
+        return None
+    try:
+        client = _client(sweep)
+        record = directory / RECORD_NAME
+        if record.exists():
+            run_id = str(json.loads(record.read_text())["run_id"])
+            client.update_run(run_id, status="RUNNING")
+            return run_id
+        tags = {"pelagos.version": __version__, "pelagos.code": code_version()}
+        tags |= {SWEEP_TAG: sweep.name, **sweep.tracking.tags}
+        created = client.create_run(experiment_id(client, sweep), run_name=sweep.name, tags=tags)
+        run_id = str(created.info.run_id)
+        client.log_text(run_id, resolve_yaml(sweep), "sweep.yaml")
+        text = json.dumps({"uri": tracking_uri(sweep), "run_id": run_id})
+        replace_durably(record, text.encode())
+        return run_id
+    except Exception as error:
+        logger.warning("MLflow: the sweep is not recorded there: %s", error)
+        return None
+
+
+def close_parent(
+    sweep: SweepJob, run_id: str | None, directory: Path, metrics: dict[str, float], ok: bool
+) -> None:
+    """Log the report and the best trial's values; close the sweep's MLflow run."""
+    if run_id is None:
+        return
+    try:
+        client = _client(sweep)
+        for name, value in metrics.items():
+            client.log_metric(run_id, name, value)
+        for name in ("sweep.json", "sweep.png", "report.html"):
+            client.log_artifact(run_id, str(directory / name), "sweep")
+        client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
+    except Exception as error:
+        logger.warning("MLflow: the end of the sweep could not be recorded: %s", error)
+
+
+def child_tags(sweep: SweepJob, run_id: str | None) -> dict[str, str]:
+    """Return the tags that make a trial's MLflow run a child of the sweep's."""
+    return {SWEEP_TAG: sweep.name, **({PARENT_TAG: run_id} if run_id is not None else {})}
+
+
+def _client(sweep: SweepJob) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking_uri(sweep))

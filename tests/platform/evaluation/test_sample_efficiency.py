@@ -1,0 +1,122 @@
+"""Gains of curves whose gains are known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pelagos.platform.evaluation.sample_efficiency import (
+    Errors,
+    Gain,
+    accuracy_gain,
+    bootstrap,
+    efficiency_gain,
+    gain_rows,
+    mean_curve,
+    median_sample_error,
+)
+
+SIZES = (1, 4, 16, 64, 256)
+
+
+def power_law(scale: float, exponent: float, sizes: tuple[int, ...] = SIZES) -> dict[int, float]:
+    """E = scale * s^-exponent, a straight line in log-log."""
+    return {s: scale * s**-exponent for s in sizes}
+
+
+def one_seed(curve: dict[int, float]) -> Errors:
+    return {size: {0: error} for size, error in curve.items()}
+
+
+@pytest.mark.parametrize("exponent", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("ratio", [1.0, 1.3, 1.9])
+def test_parallel_power_laws(exponent: float, ratio: float) -> None:
+    """The same exponent: AG is the ratio of scales, EG its 1/exponent-th power, at every S."""
+    baseline, model = power_law(ratio, exponent), power_law(1.0, exponent)
+    for size in (64, 256):
+        assert accuracy_gain(baseline, model, size) == pytest.approx(ratio, rel=1e-12)
+        gain = efficiency_gain(baseline, model, size)
+        expected = ratio ** (1 / exponent)
+        if expected <= size:
+            assert gain.kind == "exact"
+            assert gain.value == pytest.approx(expected, rel=1e-9)
+        else:
+            assert gain == Gain(size, "above")
+
+
+def test_different_exponents() -> None:
+    """c_m s^-a_m = c_b S^-a_b gives s = (c_m / c_b)^(1/a_m) S^(a_b/a_m)."""
+    baseline, model = power_law(1.0, 0.3), power_law(0.9, 0.6)
+    for size in (4, 16, 64, 256):
+        needed = 0.9 ** (1 / 0.6) * size ** (0.3 / 0.6)
+        assert efficiency_gain(baseline, model, size).value == pytest.approx(
+            size / needed, rel=1e-9
+        )
+        expected = size**0.3 / 0.9
+        assert accuracy_gain(baseline, model, size) == pytest.approx(expected, rel=1e-9)
+
+
+def test_interpolation_is_exact_on_a_line_whatever_its_sizes() -> None:
+    model = power_law(0.5, 0.4, (2, 3, 50, 300))
+    gain = efficiency_gain({100: 0.5 * 17.0**-0.4}, model, 100)
+    assert gain.value == pytest.approx(100 / 17, rel=1e-9)
+
+
+def test_nothing_is_extrapolated() -> None:
+    baseline, model = power_law(1.0, 0.5), power_law(1.0, 0.5, (4, 16))
+    assert efficiency_gain(baseline, model, 1) == Gain(1 / 4, "above")  # reached with fewer than 4
+    assert efficiency_gain(baseline, model, 4) == Gain(1.0)
+    assert efficiency_gain(baseline, model, 64) == Gain(64 / 16, "below")  # more than 16 needed
+    assert [str(Gain(2.5, k)) for k in ("exact", "above", "below")] == ["2.5", "> 2.5", "< 2.5"]
+
+
+def test_the_first_of_several_crossings_counts() -> None:
+    model = {1: 1.0, 4: 0.25, 16: 0.8, 64: 0.2}
+    assert efficiency_gain({64: 0.5}, model, 64).value == pytest.approx(64 / 2, rel=1e-12)
+
+
+def test_a_diverged_beginning_counts_from_where_it_is_finite() -> None:
+    assert efficiency_gain({16: 0.5}, {1: math.inf, 4: 0.5, 16: 0.1}, 16) == Gain(4.0)
+
+
+def test_rows_are_of_means_over_seeds() -> None:
+    baseline = {4: {0: 0.8, 1: 1.2}, 16: {0: 0.5, 1: 0.5}, 64: {0: 0.25}}
+    model = {4: {0: 0.5, 1: 0.5}, 16: {0: 0.25, 1: 0.25}}
+    rows = {row.num_trajectories: row for row in gain_rows(baseline, {"m": model}, 200)}
+    assert sorted(rows) == [4, 16]  # 64 was measured for the baseline alone
+    assert rows[4].baseline_error == pytest.approx(1.0)
+    assert rows[4].accuracy_gain == pytest.approx(2.0)
+    assert rows[16].efficiency_gain == Gain(4.0)
+    low, high = rows[4].accuracy_interval or (0.0, 0.0)
+    assert (low, high) == pytest.approx((0.8 / 0.5, 1.2 / 0.5))
+
+
+def test_the_bootstrap_covers_the_spread_of_seeds() -> None:
+    """Of the mean of n values with variance v, 95 % lie within 1.96 sqrt(v / n), nearly."""
+    values = [1.0 + 0.1 * math.sin(12.9898 * i) for i in range(40)]
+    mean = sum(values) / 40
+    half = 1.96 * math.sqrt(sum((v - mean) ** 2 for v in values) / 40 / 40)
+    interval = bootstrap({1: dict(enumerate(values))}, {1: {0: 1.0}}, lambda b, m: b[1] / m[1])
+    assert interval == pytest.approx((mean - half, mean + half), abs=0.2 * half)
+
+
+def test_a_single_seed_has_no_interval() -> None:
+    errors = one_seed(power_law(1.0, 0.5))
+    (row, *_) = gain_rows(errors, {"itself": errors})
+    assert row.accuracy_interval is None
+    assert row.efficiency_interval is None
+    assert (row.accuracy_gain, row.efficiency_gain) == (1.0, Gain(1.0))
+
+
+def test_errors_without_a_logarithm_are_refused() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        mean_curve({1: {0: 0.0}})
+    with pytest.raises(ValueError, match="given"):
+        mean_curve({})
+
+
+def test_the_error_of_a_trial_is_the_median_over_samples_of_the_mean_over_groups() -> None:
+    scores = [[[9.0, 9.0], [0.1, 0.3]], [[9.0, 9.0], [0.5, 0.7]], [[9.0, 9.0], [0.2, 0.2]]]
+    assert median_sample_error(scores) == pytest.approx(0.2)  # of 0.2, 0.6, 0.2
+    assert median_sample_error([[[math.nan, 0.1]]]) == math.inf
