@@ -124,11 +124,11 @@ def _check(sweep: SweepJob, trial: Trial) -> None:
         finetune.prepare(trial.job)
     else:
         check_parts(trial.job)
-    frames = build_objective(trial.job).input_frames
-    if sweep.evaluate is not None and frames != 1:
+    call = build_objective(trial.job).call
+    if sweep.evaluate is not None and call not in ("frame", "window"):
         message = (
-            f"{trial.job.objective.name} forecasts from {frames} frames, the evaluation from one: "
-            "set evaluate: null to compare validation losses"
+            f"{trial.job.objective.name} forecasts nothing that could be evaluated: set evaluate: "
+            "null to compare validation losses"
         )
         raise ConfigError(f"sweep {sweep.name}", [Problem(("objective", "name"), message)])
 
