@@ -152,7 +152,7 @@ def test_bad_weights_are_refused(weights: list[float]) -> None:
     run_length=st.sampled_from([2, 4, 16]),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_runs_come_from_one_dataset_in_the_same_proportions_and_epochs(
     sizes: list[int], run_length: int, seed: int
 ) -> None:

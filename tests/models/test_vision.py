@@ -57,9 +57,12 @@ def random_inputs(name: str, model: nn.Module) -> tuple[Tensor, ...]:
 
 
 def tensors_in(answer: object) -> list[Tensor]:
+    """What the network says; not the image's own values beside it."""
     if isinstance(answer, Tensor):
         return [answer] if answer.is_floating_point() else []
-    parts = answer if isinstance(answer, tuple) else vars(answer).values()
+    parts = answer
+    if not isinstance(answer, tuple):
+        parts = tuple(value for key, value in vars(answer).items() if key != "target")
     return [tensor for part in parts for tensor in tensors_in(part)]
 
 
