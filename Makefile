@@ -56,9 +56,11 @@ test: $(STAMP)
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
-	@nice -n 10 $(BIN)/python -m pytest -m "not ray and $(USUAL)" > $(VENV)/beside.log 2>&1 & \
+	@nice -n 10 $(BIN)/python -m pytest -m "not ray and $(USUAL)" --ignore=tests/platform \
+	    > $(VENV)/beside.log 2>&1 & \
 	beside=$$!; status=0; \
 	$(BIN)/python -m pytest tests -m "ray and $(USUAL)" || status=$$?; \
+	$(BIN)/python -m pytest tests/platform || status=$$?; \
 	echo "== waiting for the tests that run beside these: $(VENV)/beside.log"; \
 	wait $$beside || status=$$?; cat $(VENV)/beside.log; exit $$status
 endif
