@@ -368,7 +368,11 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
         ({"source": "{run: nobody, runs_dir: /nowhere}"}, "no run 'nobody'"),
         ({"source": "{}"}, "expected one of run and uri, got neither"),
         ({"source": "{uri: 'missing/dir'}"}, "missing/dir does not exist"),
-        ({"model": "{name: dpot-nano}"}, "another family or size"),
+        ({"model": "{name: dpot-nano}"}, "called with several frames"),
+        (
+            {"model": "{name: dpot-nano}", "objective": "{name: autoregressive}"},
+            "another family or size",
+        ),
         ({"model": "{name: poseidon-nano}"}, "another family or size"),
         ({"reinitialize": "[no_such_layer]"}, "match none"),
         ({"lora": "{targets: [no_such_layer]}"}, "lora.targets: no_such_layer match none"),
