@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pelagos.data_pipelines.generate import FAMILIES, trajectory_generator
-from pelagos.data_pipelines.generate.wave import solve_wave
+from pelagos.data_pipelines.generate.wave_equation import solve_wave
 
 TAU = 2.0 * math.pi
 
