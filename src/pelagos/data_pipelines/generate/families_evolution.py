@@ -16,7 +16,7 @@ from pelagos.data_pipelines.generate import (
     reaction_diffusion,
     semilinear,
     shallow_water,
-    wave,
+    wave_equation,
 )
 from pelagos.data_pipelines.generate.family import (
     Coarsen,
@@ -81,7 +81,9 @@ def _family(
 def _solve_wave(states: Tensor, times: Sequence[float], cfl: float) -> Tensor:
     """Displacement and, unchanged, speed in m/s."""
     speed = states[:, 1]
-    frames = wave.solve_wave(states[:, 0], speed * (1.0 / WAVE_DOMAIN_METRES), times, cfl=cfl)
+    frames = wave_equation.solve_wave(
+        states[:, 0], speed * (1.0 / WAVE_DOMAIN_METRES), times, cfl=cfl
+    )
     still = speed[:, None, None].expand(-1, len(times), 1, -1, -1)
     return torch.cat((frames[:, :, :1], still), dim=2)
 
@@ -100,7 +102,7 @@ def _wave_family(
         ("displacement", "speed"),
         initial,
         _solve_wave,
-        wave.DEFAULT_CFL,
+        wave_equation.DEFAULT_CFL,
         {"domain_metres": WAVE_DOMAIN_METRES},
         boundary="absorbing",
         normalization=published(mean, std),
