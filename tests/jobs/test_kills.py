@@ -229,6 +229,7 @@ def test_three_ranks_resume_to_the_bit(make_job: MakeJob, tmp_path: Path) -> Non
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ray_workers_and_driver_may_die(make_job: MakeJob, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     # at ten times this rate the tiny model's training is chaotic: rounding grows tenfold in 5 steps
