@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pelagos.jobs import export, finetune, pretrain, resume
+from pelagos.jobs import export, finetune, pretrain, training
 from pelagos.jobs.forecaster import Forecaster, trained_weights
 from pelagos.jobs.parts import INITIAL_WEIGHTS, build_model, build_parts
 from pelagos.models.low_rank import add_low_rank, initial_updates, merged
@@ -273,7 +273,7 @@ def test_a_run_killed_before_its_first_weights_gets_them_on_resume(
     run = RunDirectory.create(prepared.job)
     with pytest.raises(CheckpointError, match="no complete checkpoint"):  # never from scratch
         train(prepared.job, run, build_parts, {})
-    assert resume.run(prepared.job.runs_dir, "killed", quiet()).outcome.kind == "finished"
+    assert training.resume(prepared.job.runs_dir, "killed", quiet()).outcome.kind == "finished"
     assert [m["loss"] for m in run.metrics()] == [m["loss"] for m in whole.metrics()]
 
 

@@ -15,23 +15,7 @@ from pelagos.models.pretrained import Pretrained, check_weights, mismatches
 from pelagos.models.registry import FAMILIES, create_model, list_models, model_class, model_info
 
 _LISTED = 10
-# A parameter that every network of the family has, and where its shapes say how many fields
-# go in and come out: (parameter, axis, what that counts beyond fields).
-_FAMILIES: dict[str, tuple[Any, ...]] = {
-    "poseidon": (
-        "embeddings.patch_embeddings.projection.weight",
-        ("embeddings.patch_embeddings.projection.weight", 1, 0),
-        ("patch_recovery.mixup.weight", 0, 0),
-    ),
-    "dpot": (
-        "time_agg_layer.w",
-        ("patch_embed.proj.0.weight", 1, 3),  # three coordinates
-        ("out_layer.4.weight", 0, 0),
-    ),
-    # a vocabulary of fields, whatever is chosen of it: the shapes are those of all
-    "mpp": ("space_bag.weight",),
-}
-MARKERS = tuple(family[0] for family in _FAMILIES.values())
+MARKERS = tuple(family.marker for family in FAMILIES.values() if family.marker is not None)
 
 
 def run(
@@ -134,7 +118,7 @@ def _infer(found: ForeignWeights, options: Mapping[str, Any]) -> tuple[Pretraine
 
 
 def _family(tensors: Mapping[str, Tensor]) -> str | None:
-    return next((name for name, (marker, *_) in _FAMILIES.items() if marker in tensors), None)
+    return next((name for name, f in FAMILIES.items() if f.marker in tensors), None)
 
 
 def _channels(found: ForeignWeights) -> dict[str, int]:
@@ -143,7 +127,7 @@ def _channels(found: ForeignWeights) -> dict[str, int]:
     if family is None:
         return {}
     counts = {}
-    told = zip(("in_channels", "out_channels"), _FAMILIES[family][1:], strict=False)
+    told = zip(("in_channels", "out_channels"), FAMILIES[family].channel_axes, strict=False)
     for key, (name, axis, extra) in told:
         tensor = found.tensors.get(name)
         if tensor is not None and tensor.ndim > axis and tensor.shape[axis] > extra:

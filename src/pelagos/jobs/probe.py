@@ -11,7 +11,6 @@ import platform
 import socket
 import statistics
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pelagos.infra.clusters.storage_check import check_store
 from pelagos.infra.directory_store import open_store
 from pelagos.infra.doctor import PACKAGES, Check
 from pelagos.infra.files import replace_durably
@@ -259,13 +259,9 @@ def _devices(reports: Sequence[NodeReport], job: ProbeJob) -> Check:
 
 
 def storage_problem(storage: str, endpoint_url: str | None) -> str:
-    """Write, read and remove a small object; return what went wrong, or nothing."""
-    key = f"checks/{uuid.uuid4().hex}"
+    """Return what keeps this node from using the storage, or nothing."""
     try:
-        store = open_store(storage, endpoint_url)
-        store.write(key, b"probe")
-        content = store.read(key)
-        store.delete([key])
+        check = check_store(open_store(storage, endpoint_url))
     except (StorageError, OSError) as error:
         return str(error)
-    return "" if content == b"probe" else "read something else than was written"
+    return "" if check.ok else check.seen

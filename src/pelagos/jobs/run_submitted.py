@@ -133,20 +133,18 @@ class Driver:
         return Outcome("finished", 0)
 
     def _train(self, job: TrainingJob, overrides: tuple[str, ...], console: Console) -> Outcome:
-        from pelagos.jobs import finetune, pretrain, resume
+        from pelagos.jobs import training
 
         directory = self.runs_dir / self.run
         if self.mirrors and not (directory / "job.yaml").exists():
             self.mirrors[0].pull()
         if not (directory / "job.yaml").exists():
-            if isinstance(job, FinetuneJob):
-                if self.mirrors and job.source.run is not None:
-                    self._mirror_of(job.source.run).pull()
-                return finetune.run(job, console, self.watch).outcome
-            return pretrain.run(job, console, self.watch).outcome
+            if self.mirrors and isinstance(job, FinetuneJob) and job.source.run is not None:
+                self._mirror_of(job.source.run).pull()
+            return training.start(job, console, self.watch).outcome
         # where and how the steps are computed may have changed since the last attempt
         moved = [f"resources.ray_address={job.resources.ray_address or 'null'}", *overrides]
-        return resume.run(str(self.runs_dir), self.run, console, moved, self.watch).outcome
+        return training.resume(str(self.runs_dir), self.run, console, moved, self.watch).outcome
 
     def _evaluate(self, job: EvaluateJob, console: Console) -> None:
         from pelagos.jobs import evaluate

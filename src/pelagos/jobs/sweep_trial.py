@@ -11,10 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from pelagos.jobs import evaluate, finetune, pretrain, resume
+from pelagos.jobs import evaluate, training
 from pelagos.jobs.pretrain import PretrainResult
-from pelagos.jobs.sweep_trials import FINAL_STATES, Trial, TrialResult, write_result
-from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.jobs.sweep_trials import FINAL_STATES, RECORD_NAME, Trial, TrialResult, write_result
 from pelagos.platform.config.schema import EvaluateJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation
@@ -22,7 +21,6 @@ from pelagos.platform.evaluation.sample_efficiency import median_sample_error
 from pelagos.platform.runs import RunDirectory
 
 logger = logging.getLogger(__name__)
-METHODS = ("direct", "autoregressive")
 Report = Callable[[int, float], bool]
 """Takes the number of a validation and its loss; returns whether the trial shall go on."""
 
@@ -44,13 +42,11 @@ def run_trial(sweep: SweepJob, trial: Trial, report: Report) -> TrialResult:
 def _train(trial: Trial, watcher: Callable[[], None]) -> PretrainResult:
     console = Console(file=io.StringIO())
     if (trial.path / "job.yaml").exists():
-        return resume.run(trial.job.runs_dir, trial.name, console, watcher=watcher)
+        return training.resume(trial.job.runs_dir, trial.name, console, watcher=watcher)
     if trial.path.exists():  # a trial that could not be built left its cause, or was killed at once
-        (trial.path / "trial.json").unlink(missing_ok=True)
+        (trial.path / RECORD_NAME).unlink(missing_ok=True)
         trial.path.rmdir()
-    if isinstance(trial.job, FinetuneJob):
-        return finetune.run(trial.job, console, watcher)
-    return pretrain.run(trial.job, console, watcher)
+    return training.start(trial.job, console, watcher)
 
 
 def _result(sweep: SweepJob, trial: Trial, ended: PretrainResult, is_stopped: bool) -> TrialResult:
@@ -76,7 +72,8 @@ def measured_errors(sweep: SweepJob, trial: Trial) -> dict[str, float]:
         batch_size=sweep.evaluate.batch_size,
     )
     evaluations, _ = evaluate.measure(job)
-    return {method: _mean_error(evaluations, method) for method in METHODS}
+    methods = evaluations[0].forecast_methods
+    return {method: _mean_error(evaluations, method) for method in methods}
 
 
 def _mean_error(evaluations: list[DatasetEvaluation], method: str) -> float:

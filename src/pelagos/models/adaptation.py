@@ -15,6 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from pelagos.models.checks import check_patterns
 from pelagos.models.pretrained import Pretrained
 
 Action = Literal["matched", "interpolated", "re-initialised", "dropped"]
@@ -63,7 +64,7 @@ def adapt(
     quarter of the network's values can be taken: those of another family or size.
     """
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    _check_patterns(own, reinitialize)
+    check_patterns("reinitialize", reinitialize, list(own))
     tensors: dict[str, Tensor] = {}
     rows: list[AdaptedParameter] = []
     for name, shape in own.items():
@@ -84,16 +85,6 @@ def adapt(
     adaptation = Adaptation(tensors, tuple(rows))
     _check_share(model, adaptation, weights, source, asked=bool(reinitialize))
     return adaptation
-
-
-def _check_patterns(names: Mapping[str, object], patterns: Sequence[str]) -> None:
-    unmatched = [p for p in patterns if not any(re.search(p, name) for name in names)]
-    if unmatched:
-        listed = ", ".join(list(names)[:_LISTED])
-        raise ValueError(
-            f"reinitialize: {', '.join(unmatched)} match none of the {len(names)} parameters, e.g. "
-            f"{listed}"
-        )
 
 
 def _check_share(

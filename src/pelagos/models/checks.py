@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
 from pelagos.models.family import Options
+
+_LISTED = 3
 
 
 def lists_to_tuples(options: Options) -> None:
@@ -57,6 +60,16 @@ def not_one_of(name: str, value: object, known: Iterable[object]) -> list[str]:
     if value in choices:
         return []
     return [f"{name}={value!r} must be one of {', '.join(map(repr, choices))}"]
+
+
+def check_patterns(key: str, patterns: Iterable[str], names: Sequence[str]) -> None:
+    """Raise ValueError for regular expressions that are found in none of the names."""
+    unmatched = [p for p in patterns if not any(re.search(p, name) for name in names)]
+    if unmatched:
+        raise ValueError(
+            f"{key}: {', '.join(unmatched)} match none of the {len(names)} parameters, e.g. "
+            f"{', '.join(names[:_LISTED])}"
+        )
 
 
 def fail_on(problems: list[str], what: str) -> None:

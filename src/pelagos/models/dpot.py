@@ -280,4 +280,9 @@ FAMILY = Family(
             "Apache-2.0",
         ),
     ),
+    marker="time_agg_layer.w",
+    channel_axes=(
+        ("patch_embed.proj.0.weight", 1, 3),  # three coordinates
+        ("out_layer.4.weight", 0, 0),
+    ),
 )

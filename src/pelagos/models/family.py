@@ -76,6 +76,10 @@ class Family:
     ``default_channels`` their values where nobody says; ``inputs`` says in a sentence what goes
     in; ``example`` makes the arguments of a forward pass, of a configuration and so many samples,
     on the default device; ``adapt`` returns the options that follow from the numbers of channels.
+
+    ``marker`` is a parameter that only this family's networks have, by which weights of others are
+    recognised; ``channel_axes`` says where shapes tell the numbers of channels in and out:
+    (parameter, axis, what that counts beyond channels).
     """
 
     name: str
@@ -88,3 +92,5 @@ class Family:
     channels: tuple[str, str] = ("in_channels", "out_channels")
     default_channels: tuple[int, int] = (4, 4)
     adapt: Callable[[int, int], dict[str, Any]] = field(default=_no_changes)
+    marker: str | None = None
+    channel_axes: tuple[tuple[str, int, int], ...] = ()

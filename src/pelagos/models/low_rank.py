@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from pelagos.models.checks import check_patterns
+
 _A, _B = "_lora_a", "_lora_b"
-_LISTED = 3
 
 
 def add_low_rank(
@@ -35,13 +36,8 @@ def add_low_rank(
     and for targets without two axes.
     """
     names = [name for name, _ in model.named_parameters()]
-    for key, patterns in (("lora.targets", targets), ("lora.also_train", also_train)):
-        unmatched = [p for p in patterns if not any(re.search(p, name) for name in names)]
-        if unmatched:
-            raise ValueError(
-                f"{key}: {', '.join(unmatched)} match none of the {len(names)} parameters, e.g. "
-                f"{', '.join(names[:_LISTED])}"
-            )
+    check_patterns("lora.targets", targets, names)
+    check_patterns("lora.also_train", also_train, names)
     updated = []
     for name in names:
         module_name, _, own_name = name.rpartition(".")

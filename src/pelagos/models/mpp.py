@@ -236,4 +236,6 @@ FAMILY = Family(
         Size("B", 115_608_012, _BASE, "MIT"),
         Size("L", 407_055_628, _LARGE, "MIT"),
     ),
+    # a vocabulary of fields, whatever is chosen of it: the shapes are those of all
+    marker="space_bag.weight",
 )

@@ -331,4 +331,9 @@ FAMILY = Family(
     ),
     channels=("num_channels", "num_out_channels"),
     adapt=_groups,
+    marker="embeddings.patch_embeddings.projection.weight",
+    channel_axes=(
+        ("embeddings.patch_embeddings.projection.weight", 1, 0),
+        ("patch_recovery.mixup.weight", 0, 0),
+    ),
 )

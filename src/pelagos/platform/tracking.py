@@ -204,7 +204,7 @@ class Tracker:
         ]
         tags = [RunTag(LAST_EVENT_TAG, str(len(events)))]
         tags += [RunTag(f"pelagos.count.{k}", str(counts.count(k))) for k in sorted(set(counts))]
-        tags += _source_tags(next((e for e in events if e["kind"] == "source"), {}))
+        tags += [tag for e in new if e["kind"] == "source" for tag in _source_tags(e)]
         checkpoints = [e for e in events if e["kind"] == "checkpoint"]
         if checkpoints:
             last = checkpoints[-1]

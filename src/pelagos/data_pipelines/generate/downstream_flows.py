@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.generate.initial_states import (
+    between_curves,
     cell_centres,
     nodes,
-    part_of_circle,
     piecewise_constant_velocity,
     sum_of_products,
     velocity_of,
@@ -148,18 +148,7 @@ def uneven_riemann_state(rng: np.random.Generator, resolution: int) -> Array:
     velocity = rng.uniform(-10.0, 10.0, (2, 2, 2))
     pressure = rng.uniform(5.0, 7.0, (1, 2, 2))
     states = np.concatenate((density, velocity, pressure))
-    centres = cell_centres(resolution)
-    shift = np.zeros((2, resolution, resolution))
-    for i in range(count):
-        for j in range(count):
-            high = 2 * count**2 + 1
-            turns = (i + high) * centres[None, :] + (j + high) * centres[:, None]
-            for axis in range(2):
-                angle = 2.0 * np.pi * (turns + phase[axis, i, j])
-                shift[axis] += amplitude[axis, i, j] * np.sin(angle)
-    column = part_of_circle(centres[None, :] + shift[0])
-    row = part_of_circle(centres[:, None] + shift[1])
-    return states[:, row, column]
+    return between_curves(states, amplitude, phase, 2 * count**2 + 1, resolution)
 
 
 def richtmyer_meshkov_state(rng: np.random.Generator, resolution: int) -> Array:

@@ -30,6 +30,7 @@ from pelagos.data_pipelines.generate.muscl import (
     Boundary,
     limited_half_slope,
     pad,
+    signal_rate,
 )
 from pelagos.data_pipelines.generate.riemann import hllc_flux
 from pelagos.data_pipelines.generate.stepping import march
@@ -168,9 +169,7 @@ class _Scheme:
         primitive = to_primitive(state, self.gamma)
         rho, u, v, p = primitive.unbind(1)
         sound = (p * self.gamma / rho).sqrt()
-        per_y, per_x = self.cells_per_length
-        rate = (u.abs() + sound) * per_x + (v.abs() + sound) * per_y
-        return primitive, rate.amax(dim=(-2, -1))
+        return primitive, signal_rate(u, v, sound, self.cells_per_length)
 
     def step(
         self,

@@ -118,11 +118,24 @@ def curved_riemann_state(rng: np.random.Generator, resolution: int) -> Array:
     amplitude = rng.uniform(-0.1, 0.1, shape)
     phase = rng.uniform(0.0, 1.0, shape)
     states = _random_states(rng)
+    return between_curves(states, amplitude, phase, 1, resolution)
+
+
+def between_curves(
+    states: Array, amplitude: Array, phase: Array, lowest: int, resolution: int
+) -> Array:
+    """Constant states [field, 2, 2] on regions with curved borders, [field, y, x].
+
+    A point (x, y) belongs to the square that holds the fractional part of (x + s_x, y + s_y), with
+    s = sum_ij a_ij sin(2 pi (i x + j y + b_ij)), i and j from `lowest` on; a = `amplitude` and
+    b = `phase` are [2, i, j].
+    """
+    _, num_i, num_j = amplitude.shape
     centres = cell_centres(resolution)
     shift = np.zeros((2, resolution, resolution))
-    for i in range(NUM_CURVE_MODES):
-        for j in range(NUM_CURVE_MODES):
-            turns = (i + 1) * centres[None, :] + (j + 1) * centres[:, None]
+    for i in range(num_i):
+        for j in range(num_j):
+            turns = (i + lowest) * centres[None, :] + (j + lowest) * centres[:, None]
             for axis in range(2):
                 angle = 2.0 * np.pi * (turns + phase[axis, i, j])
                 shift[axis] += amplitude[axis, i, j] * np.sin(angle)

@@ -26,6 +26,15 @@ def limited_half_slope(padded: Tensor, axis: int) -> Tensor:
     return torch.minimum(central, low.clamp_min(0.0)).maximum(high.clamp_max(0.0))
 
 
+def signal_rate(
+    u: Tensor, v: Tensor, speed: Tensor, cells_per_length: tuple[float, float]
+) -> Tensor:
+    """max((|u| + c)/dx + (|v| + c)/dy) over the grid, [n], of fields [n, y, x]: the Courant limit."""
+    per_y, per_x = cells_per_length
+    rate = (u.abs() + speed) * per_x + (v.abs() + speed) * per_y
+    return rate.amax(dim=(-2, -1))
+
+
 def pad(fields: Tensor, axis: int, boundary: Boundary) -> Tensor:
     """`fields` with `NUM_GHOSTS` cells more at both ends of `axis`."""
     cells = fields.shape[axis]

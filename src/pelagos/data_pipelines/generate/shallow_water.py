@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pelagos.data_pipelines.generate.muscl import Boundary, limited_half_slope, pad
+from pelagos.data_pipelines.generate.muscl import Boundary, limited_half_slope, pad, signal_rate
 from pelagos.data_pipelines.generate.stepping import march
 
 DEFAULT_CFL = 0.45
@@ -90,9 +90,7 @@ class _Scheme:
         primitive = to_velocities(state)
         h, u, v = primitive.unbind(1)
         wave = (h * self.gravity).sqrt()
-        per_y, per_x = self.cells_per_length
-        rate = (u.abs() + wave) * per_x + (v.abs() + wave) * per_y
-        return primitive, rate.amax(dim=(-2, -1))
+        return primitive, signal_rate(u, v, wave, self.cells_per_length)
 
     def step(
         self,

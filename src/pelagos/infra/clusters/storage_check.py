@@ -1,16 +1,20 @@
-"""Whether a cluster's storage can be written and read from this machine."""
+"""Whether a storage can be written and read from where this runs."""
 
 import uuid
 
 from pelagos.infra.clusters.schema import ClusterConfig
-from pelagos.infra.directory_store import open_store
+from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.doctor import Check
 from pelagos.infra.object_store import StorageError
 
 
 def check_storage(config: ClusterConfig) -> Check:
+    """Return whether this machine can use a cluster's storage."""
+    return check_store(open_store(config.storage, config.endpoint_url, config.region))
+
+
+def check_store(store: ObjectStore) -> Check:
     """Write, read and remove a small object; also see that a name is given out once only."""
-    store = open_store(config.storage, config.endpoint_url, config.region)
     key = f"checks/{uuid.uuid4().hex}"
     try:
         first = store.create(key, b"first")

@@ -98,8 +98,24 @@ def default_field_groups(field_names: Sequence[str]) -> dict[str, tuple[str, ...
     return groups
 
 
+class OneFrameIn:
+    """What holds of an objective on ``fields`` unless it says otherwise."""
+
+    fields: tuple[str, ...]
+
+    @property
+    def input_frames(self) -> int:
+        """Frames that ``predict`` forecasts from."""
+        return 1
+
+    @property
+    def model_channels(self) -> tuple[int, int]:
+        """Channels that the model takes in and gives out: every field both ways."""
+        return len(self.fields), len(self.fields)
+
+
 @dataclass(frozen=True)
-class FieldObjective:
+class FieldObjective(OneFrameIn):
     """An error of predicted fields against later frames of a trajectory.
 
     ``fields``: the model's channels; ``field_groups``: name to channels (names or indices), None
@@ -147,16 +163,6 @@ class FieldObjective:
     def group_names(self) -> tuple[str, ...]:
         """Names of the field groups, in the order of the last axis of errors and magnitudes."""
         return tuple(self.field_groups or ())
-
-    @property
-    def input_frames(self) -> int:
-        """Frames that ``predict`` forecasts from."""
-        return 1
-
-    @property
-    def model_channels(self) -> tuple[int, int]:
-        """Channels that the model takes in and gives out: every field both ways."""
-        return len(self.fields), len(self.fields)
 
     def magnitudes(self, batch: WindowBatch) -> Tensor:
         """``[B, G]``: the denominators, of the last frame."""

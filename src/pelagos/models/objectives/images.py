@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelagos.models.family import Call
-from pelagos.models.objectives.base import FrameWindows, LossScope, WindowBatch
+from pelagos.models.objectives.base import FrameWindows, LossScope, OneFrameIn, WindowBatch
 from pelagos.models.sample_draws import uniform
 from pelagos.models.vit_layers import patchify
 
@@ -21,7 +21,7 @@ _DICE_EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class _SingleFrame:
+class _SingleFrame(OneFrameIn):
     """A mean over samples of an error that each sample has of its own, from one frame of it."""
 
     fields: tuple[str, ...]
@@ -37,16 +37,6 @@ class _SingleFrame:
     def group_names(self) -> tuple[str, ...]:
         """One group: the whole sample."""
         return ("sample",)
-
-    @property
-    def input_frames(self) -> int:
-        """Frames that the model takes."""
-        return 1
-
-    @property
-    def model_channels(self) -> tuple[int, int]:
-        """Channels that the model takes in and gives out: every field both ways."""
-        return len(self.fields), len(self.fields)
 
     def frame_windows(self, num_frames: int) -> FrameWindows:
         """Every ``frame_stride``-th frame by itself."""

@@ -123,14 +123,14 @@ def resume_command(
 
     Example: pelagos resume quickstart parallel.strategy=fsdp resources.num_workers=4
     """
-    from pelagos.jobs import resume, submitted_runs
+    from pelagos.jobs import submitted_runs, training
     from pelagos.jobs.submit import Options
     from pelagos.platform.cli.jobs import report_training
 
     with exit_on_error():
         if is_local_run(run, runs_dir, cluster):
             place = runs_dir or DEFAULT_RUNS_DIR
-            report_training(resume.run(place, run, console, overrides or ()), place, as_json)
+            report_training(training.resume(place, run, console, overrides or ()), place, as_json)
             return
         found = submitted_runs.find(run)
         state = submitted_runs.resume(found, cluster, overrides or (), Options())

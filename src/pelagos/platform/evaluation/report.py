@@ -176,19 +176,24 @@ class Picture:
         return f"data:image/{kind};base64,{base64.b64encode(self.content).decode('ascii')}"
 
 
-def render(
-    evaluations: Sequence[DatasetEvaluation],
-    provenance: Provenance,
-    pictures: Mapping[str, Sequence[Picture]],
-) -> str:
-    """The HTML report; ``pictures`` of each dataset, by its name, are inlined."""
-    environment = jinja2.Environment(
+def page_environment() -> jinja2.Environment:
+    """Return what fills the templates of this package's pages."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("pelagos.platform.evaluation"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(
+    evaluations: Sequence[DatasetEvaluation],
+    provenance: Provenance,
+    pictures: Mapping[str, Sequence[Picture]],
+) -> str:
+    """The HTML report; ``pictures`` of each dataset, by its name, are inlined."""
+    environment = page_environment()
     environment.filters["percent"] = _percent
     environment.filters["number"] = _number
     sections = []

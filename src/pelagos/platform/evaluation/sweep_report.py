@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from pelagos.infra.files import replace_durably
 from pelagos.platform.evaluation.comparison import COLOURS
 from pelagos.platform.evaluation.plots import figure_png
-from pelagos.platform.evaluation.report import Picture
+from pelagos.platform.evaluation.report import Picture, page_environment
 from pelagos.platform.evaluation.sample_efficiency import (
     CONFIDENCE,
     Errors,
@@ -160,13 +159,7 @@ def write_sweep_report(report: SweepReport, directory: Path) -> Path:
 
 def render(report: SweepReport, image: bytes) -> str:
     """Return the page, which needs no other file."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pelagos.platform.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["number"] = _number
     tables = [
         {

@@ -1,4 +1,4 @@
-"""`pelagos resume`: continue a run, of whatever kind of training it is."""
+"""Starting a training and continuing a run, of whatever kind the job is."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,21 @@ from rich.console import Console
 from pelagos.jobs import finetune, pretrain
 from pelagos.jobs.pretrain import PretrainResult
 from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.launch import Watcher
 from pelagos.platform.runs import RunDirectory
 
 
-def run(
+def start(
+    job: TrainingJob, console: Console | None = None, watcher: Watcher | None = None
+) -> PretrainResult:
+    """Train a new run to its end, as the `run` of its kind does."""
+    if isinstance(job, FinetuneJob):
+        return finetune.run(job, console, watcher)
+    return pretrain.run(job, console, watcher)
+
+
+def resume(
     runs_dir: str,
     name: str,
     console: Console | None = None,
