@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from tests.conftest import free_ports
+from tests.submission import slurm_server
 
 from pelagos.jobs import pretrain, submit, submitted_runs
 from pelagos.jobs.submitted_runs import SubmittedRun
@@ -234,3 +236,12 @@ def _wait_for_nodes(port: int, token: str, count: int) -> None:
             return
         time.sleep(0.5)
     raise RuntimeError(f"Ray has not {count} nodes after 120 s: {answer.text[:500]}")
+
+
+@pytest.fixture(scope="module")
+def real_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    problem = slurm_server.install()
+    if problem:
+        pytest.skip(problem)
+    with slurm_server.slurm(tmp_path_factory.mktemp("slurm"), free_ports(2)):
+        yield

@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 import pytest
-from tests.conftest import S3Server, free_ports
-from tests.submission import slurm_server
+from tests.conftest import S3Server
 from tests.submission.conftest import Job, conform, finish, send, wait_for
 
 from pelagos.infra.clusters import ClusterError
@@ -102,15 +101,6 @@ def test_a_dependency_that_failed_cancels_what_comes_after(
     assert state.restarts == 0
     state = wait_for(after, lambda s: s.state == "cancelled")
     assert state.reason == "broken, which it comes after, failed"
-
-
-@pytest.fixture(scope="module")
-def real_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    problem = slurm_server.install()
-    if problem:
-        pytest.skip(problem)
-    with slurm_server.slurm(tmp_path_factory.mktemp("slurm"), free_ports(2)):
-        yield
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ def run(
     at: float = 0.0,
     after: tuple[str, ...] = (),
     by: str = "ada",
+    after_ended: tuple[str, ...] = (),
 ) -> WaitingRun:
     state = RunState(
         run=name,
@@ -29,6 +30,7 @@ def run(
         restarts=0,
         priority=priority,
         after=after,
+        after_ended=after_ended,
         retries=0,
         submitted_by=by,
         submitted_at=at,
@@ -120,3 +122,10 @@ def test_what_starts_always_fits_together(sizes, nodes) -> None:  # type: ignore
     order = sorted(waiting, key=lambda w: (-w.state.priority, w.state.submitted_at))
     actions = [found[w.state.run][0] for w in order]
     assert actions == sorted(actions, key=lambda a: a != "start")
+
+
+@pytest.mark.parametrize("end", ["finished", "failed", "stopped", "cancelled"])
+def test_what_comes_after_the_end_of_others_starts_however_they_ended(end: str) -> None:
+    report = run("report", after_ended=("a", "b"))
+    assert decisions([report], states={"a": end, "b": "running"})["report"] == ("wait", "after b")
+    assert decisions([report], states={"a": end, "b": end})["report"][0] == "start"

@@ -72,9 +72,8 @@ def test_hostile_values_stay_values_in_the_script(value: str, prefix: str) -> No
     """The part of the script that Pelagos fills in, run by bash: nothing in it is executed."""
     script = slurm().script(submission(f"/scratch/{prefix}", HOSTILE=value))
     body = script[script.index("export HOSTILE=") : script.index("# Slurm sends this")]
-    start = script.index('python "$bootstrap" ') + len('python "$bootstrap" ')
-    arguments = script[start : script.index(" &\nstep=$!")]
-    program = f"{body}\nprintf '%s\\0' \"$HOSTILE\" {arguments}"
+    arguments = script[script.rindex("\nset -- ") : script.index("\n\nhead=$(scontrol")]
+    program = f'{body}{arguments}\nprintf \'%s\\0\' "$HOSTILE" "$@"'
     done = subprocess.run(
         ["bash", "-c", program], capture_output=True, env={"PATH": os.environ["PATH"]}
     )

@@ -16,8 +16,8 @@ from pelagos.infra.clusters import Needs, Submission, recorded_config
 from pelagos.infra.clusters.ray_jobs import run_entrypoint, runtime_environment, scheduler_state
 from pelagos.infra.clusters.schema import RayConfig, RayQuotas
 from pelagos.infra.directory_store import ObjectStore, open_store
+from pelagos.jobs.hand_over import submission_of
 from pelagos.jobs.silent_ends import record_silent_end
-from pelagos.jobs.submit import submission_of
 from pelagos.platform.submission.record import RunRecord, list_records
 from pelagos.platform.submission.run_queue import NodeResources, WaitingRun, decide, place_workers
 

@@ -23,14 +23,16 @@ from rich.console import Console
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import StorageError, is_remote
 from pelagos.jobs.submission_job import place_job
+from pelagos.jobs.sweep_trials import trials_of
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.schema import EvaluateJob, GenerateJob, ProbeJob, TrainingJob
+from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.submission.causes import classify, decide_retry
 from pelagos.platform.submission.mirror import Mirror
-from pelagos.platform.submission.record import RunRecord
+from pelagos.platform.submission.record import RunRecord, RunState
 
 logger = logging.getLogger("pelagos")
 EXIT_FAILED, EXIT_PREEMPTED = 1, 75
@@ -63,7 +65,7 @@ class Driver:
         state = self.record.state()
         if state.has_ended:
             return 0
-        if not self._dependencies_finished(state.after):
+        if not self._dependencies_met(state):
             return EXIT_FAILED
         where = f"{socket.gethostname()} (process {os.getpid()})"
         self.record.append("running", where=where, attempt=self.attempt)
@@ -128,8 +130,8 @@ class Driver:
             probe.run(job, self.store.uri, self.runs_dir)
         elif isinstance(job, EvaluateJob):
             self._evaluate(job, console)
-        else:
-            raise ValueError(f"a {job.job} job cannot be submitted")
+        elif isinstance(job, SweepJob):
+            self._report_on_sweep(job)
         return Outcome("finished", 0)
 
     def _train(self, job: TrainingJob, overrides: tuple[str, ...], console: Console) -> Outcome:
@@ -155,6 +157,20 @@ class Driver:
         evaluate.run(job, console)
         if self.mirrors:
             evaluated.push()
+
+    def _report_on_sweep(self, sweep: SweepJob) -> None:
+        from pelagos.jobs import sweep_report_job
+        from pelagos.platform.cli.sweep import show_report
+
+        ends = {}
+        for trial in trials_of(sweep):
+            ends[trial.name] = RunRecord(self.store, trial.name).state()
+            if self.mirrors:
+                self._mirror_of(trial.name).pull()
+        result = sweep_report_job.run(sweep, ends)
+        show_report(result.report, result.path)
+        for mirror in self.mirrors and [self._mirror_of(name) for name in ends]:
+            mirror.push()
 
     def _mirror_of(self, run: str) -> Mirror:
         return Mirror(self.store, f"runs/{run}", self.runs_dir / run)
@@ -198,16 +214,16 @@ class Driver:
         self.record.append("running", attempt=self.attempt)
         return True
 
-    def _dependencies_finished(self, after: tuple[str, ...]) -> bool:
+    def _dependencies_met(self, own: RunState) -> bool:
         """Wait for the runs this one comes after; a scheduler that held it has done so already."""
-        for name in after:
+        for name in (*own.after, *own.after_ended):
             other = RunRecord(self.store, name)
             while not (state := other.state()).has_ended:
                 if self.record.state().stop:
                     self.record.append("stopped", step=0)
                     return False
                 time.sleep(DEPENDENCY_SECONDS)
-            if state.state != "finished":
+            if state.state != "finished" and name in own.after:
                 self.record.append(
                     "cancelled", reason=f"{name}, which it comes after, {state.state}"
                 )

@@ -23,12 +23,7 @@ def name_of(job: Job) -> str:
 
 def needs_of(job: Job) -> Needs:
     """Return the workers that a job needs at once."""
-    if isinstance(job, SweepJob):
-        message = (
-            "a sweep cannot be submitted: run `pelagos sweep` on the cluster, with ray_address"
-        )
-        raise ConfigError(f"job {job.name}", [Problem(("job",), message)])
-    if isinstance(job, EvaluateJob):
+    if isinstance(job, EvaluateJob | SweepJob):  # of a sweep, its report
         return Needs()
     if isinstance(job, ProbeJob):
         return Needs(job.num_nodes, job.cpus_per_node, job.gpus_per_node)
@@ -38,20 +33,25 @@ def needs_of(job: Job) -> Needs:
 
 def default_overrides(path: str, config: ClusterConfig) -> list[str]:
     """Return the cluster's defaults as overrides, for keys that the job file does not set."""
-    tree, lines = parse_yaml(read_yaml_text(path), path)
-    given = {".".join(str(part) for part in key) for key in lines}
-    if tree.get("job") in ("probe", "sweep"):
-        return []
-    defaults = dict(config.defaults)
-    if config.tracking and tree.get("job") in ("pretrain", "finetune"):
-        defaults.setdefault("tracking.uri", config.tracking)
-    if config.endpoint_url and tree.get("job") != "evaluate":
-        defaults.setdefault("storage.endpoint_url", config.endpoint_url)
     return [
         f"{key}={json.dumps(value)}" if not isinstance(value, str) else f"{key}={value}"
-        for key, value in defaults.items()
-        if key not in given
+        for key, value in cluster_defaults(path, config).items()
     ]
+
+
+def cluster_defaults(path: str, config: ClusterConfig) -> dict[str, Any]:
+    """Return the cluster's values of dotted keys that the job file does not set."""
+    tree, lines = parse_yaml(read_yaml_text(path), path)
+    given = {".".join(str(part) for part in key) for key in lines}
+    kind = tree.get("job")
+    if kind == "probe":
+        return {}
+    defaults = dict(config.defaults) if kind != "sweep" else {}
+    if config.tracking and kind in ("pretrain", "finetune", "sweep"):
+        defaults.setdefault("tracking.uri", config.tracking)
+    if config.endpoint_url and kind not in ("evaluate", "sweep"):
+        defaults.setdefault("storage.endpoint_url", config.endpoint_url)
+    return {key: value for key, value in defaults.items() if key not in given}
 
 
 def prepare(job: Job, config: ClusterConfig) -> Job:
@@ -86,6 +86,8 @@ def prepare(job: Job, config: ClusterConfig) -> Job:
     elif isinstance(job, GenerateJob):
         for index, dataset in enumerate(tree["datasets"]):
             dataset["uri"] = place(("datasets", index, "uri"), dataset["uri"])
+    elif isinstance(job, SweepJob):
+        _place_tracking(tree["tracking"], place, problems)
     if problems:
         raise ConfigError(f"job {name_of(job)}", problems)
     return type(job).model_validate(tree)
@@ -93,11 +95,11 @@ def prepare(job: Job, config: ClusterConfig) -> Job:
 
 def place_job(job: Job, storage: str, runs_dir: Path) -> Job:
     """Return the job with its directories where this machine of the cluster has them."""
-    if isinstance(job, ProbeJob | SweepJob):
+    if isinstance(job, ProbeJob):
         return job
     if isinstance(job, GenerateJob):
         return _with(job, resources=_on_this_ray(job))
-    if isinstance(job, EvaluateJob):
+    if isinstance(job, EvaluateJob | SweepJob):
         return _with(job, runs_dir=str(runs_dir))
     checkpoint = job.checkpoint
     if checkpoint.uri is None and is_remote(storage):
@@ -128,11 +130,19 @@ def _place_training(
     zero = tree["parallel"]["zero"]
     if isinstance(zero["config"], str):
         zero["config"] = json.loads(Path(zero["config"]).read_text())
-    uri = tree["tracking"]["uri"]
+    _place_tracking(tree["tracking"], place, problems)
+
+
+def _place_tracking(
+    tracking: dict[str, Any],
+    place: Callable[[tuple[str | int, ...], str], str],
+    problems: list[Problem],
+) -> None:
+    uri = tracking["uri"]
     problems += password_problem(("tracking", "uri"), uri)
     if uri and uri.startswith("sqlite:///"):
         path = uri.removeprefix("sqlite:///")
-        tree["tracking"]["uri"] = f"sqlite:///{place(('tracking', 'uri'), path)}"
+        tracking["uri"] = f"sqlite:///{place(('tracking', 'uri'), path)}"
 
 
 def _place_source(source: dict[str, Any], place: Callable[..., str]) -> None:

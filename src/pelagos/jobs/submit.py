@@ -1,5 +1,6 @@
 """`pelagos submit`: check everything, ship the code, claim the names, hand the runs over."""
 
+import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -9,16 +10,14 @@ from typing import Any
 
 from pelagos.infra.clusters import (
     Cluster,
-    ClusterConfig,
-    ClusterError,
     Code,
     Needs,
     Submission,
     open_cluster,
-    recorded_config,
 )
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import is_remote
+from pelagos.jobs.hand_over import environment_of, hand_over, hand_over_array
 from pelagos.jobs.submission_job import (
     default_overrides,
     name_of,
@@ -26,6 +25,7 @@ from pelagos.jobs.submission_job import (
     password_problem,
     prepare,
 )
+from pelagos.jobs.submit_sweep import expand, needs_of_all
 from pelagos.platform.config.clusters import find_cluster
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
@@ -38,6 +38,7 @@ from pelagos.platform.config.load import (
     resolve_yaml,
 )
 from pelagos.platform.config.schema import EvaluateJob, TrainingJob
+from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.submission.package import FILES, WHEEL, build_archives, upload
 from pelagos.platform.submission.record import RunRecord
 
@@ -56,6 +57,14 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Array:
+    """Runs that are handed over together: the trials of a sweep."""
+
+    name: str
+    at_once: int
+
+
+@dataclass(frozen=True)
 class PlannedRun:
     """A run that is ready to be handed over."""
 
@@ -63,6 +72,7 @@ class PlannedRun:
     job: Job
     submission: Submission
     notes: tuple[str, ...] = ()
+    array: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -82,15 +92,30 @@ class SubmissionPlan:
             "kind": self.cluster.config.kind,
             "storage": self.store.uri,
             "code": {key: len(content) for key, content in self.archives.items()},
-            "runs": [self._describe(run) for run in self.runs],
+            "runs": [
+                self._describe(run, self._rendered(group) if number == 0 else {})
+                for group in self.groups()
+                for number, run in enumerate(group)
+            ],
         }
 
-    def _describe(self, run: PlannedRun) -> dict[str, Any]:
+    def groups(self) -> list[tuple[PlannedRun, ...]]:
+        """Return the runs in order, those that are handed over together in one tuple."""
+        by_array = itertools.groupby(self.runs, key=lambda run: run.array or run.name)
+        return [tuple(group) for _, group in by_array]
+
+    def _rendered(self, group: Sequence[PlannedRun]) -> dict[str, str]:
+        if group[0].array is None:
+            return self.cluster.render(group[0].submission)
+        return self.cluster.render_array([run.submission for run in group])
+
+    def _describe(self, run: PlannedRun, sent: dict[str, str]) -> dict[str, Any]:
         needs = run.submission.needs
         price = self.cluster.price_per_hour(needs)
         return {
             "run": run.name,
             "after": list(run.submission.after),
+            "after_ended": list(run.submission.after_ended),
             "priority": run.submission.priority,
             "resources": {
                 "workers": needs.num_workers,
@@ -102,7 +127,7 @@ class SubmissionPlan:
                 None if price is None else f"{price:.2f} {self.cluster.config.currency}"
             ),
             "environment": run.submission.environment,
-            "sent": self.cluster.render(run.submission),
+            "sent": sent,
             "job": resolve_yaml(run.job),
             "notes": list(run.notes),
         }
@@ -142,28 +167,57 @@ def plan(
         f"{store.uri}/{archive.key(FILES)}",
         archive.files_sha256,
     )
+    common = Submission(
+        run="",
+        storage=store.uri,
+        attempt=1,
+        needs=Needs(),
+        code=code,
+        priority=options.priority,
+        environment=environment_of(config),
+    )
     runs: list[PlannedRun] = []
     for entry in _entries(files, overrides):
         given = (*default_overrides(entry.path, config), *entry.overrides)
-        job = prepare(load_job(entry.path, given), config)
-        name = options.name or name_of(job)
+        job = load_job(entry.path, given)
         after = (*options.after, *(entry.after if entry.after != ("",) else (runs[-1].name,)))
-        notes = _check_job(job, {run.name: run.job for run in runs}, after, store)
-        needs = needs_of(job)
-        cluster.check_needs(needs)
-        submission = Submission(
-            run=name,
-            storage=store.uri,
-            attempt=1,
-            needs=needs,
-            code=code,
-            priority=options.priority,
-            after=after,
-            environment=environment_of(config),
-        )
-        runs.append(PlannedRun(name, job, submission, tuple(notes)))
+        earlier = {run.name: run.job for run in runs}
+        common = replace(common, after=after)
+        if isinstance(job, SweepJob):
+            runs += _plan_sweep(job, cluster, common, earlier, store)
+        else:
+            job = prepare(job, config)
+            notes = _check_job(job, earlier, after, store)
+            submission = replace(common, run=options.name or name_of(job), needs=needs_of(job))
+            runs.append(PlannedRun(submission.run, job, submission, tuple(notes)))
+    for run in runs:
+        cluster.check_needs(run.submission.needs)
     _check_names(runs, store)
     return SubmissionPlan(cluster, store, tuple(runs), contents, options)
+
+
+def _plan_sweep(
+    sweep: SweepJob,
+    cluster: Cluster,
+    common: Submission,
+    earlier: dict[str, Job],
+    store: ObjectStore,
+) -> list[PlannedRun]:
+    """Return the trials, handed over together, and the report on them once they have ended."""
+    sweep, trials = expand(sweep, cluster)
+    array = Array(sweep.name, sweep.max_concurrent)
+    common = replace(common, needs=needs_of_all(trials), uses_ray=cluster.trains_through_ray)
+    runs, seen = [], set()
+    for trial in trials:
+        # the trials of a label differ in what no data set or network refuses
+        is_new = trial.label not in seen
+        notes = _check_job(trial.job, earlier, common.after, store) if is_new else []
+        seen.add(trial.label)
+        submission = replace(common, run=trial.name)
+        runs.append(PlannedRun(trial.name, trial.job, submission, tuple(notes), array))
+    names = tuple(trial.name for trial in trials)
+    report = replace(common, run=sweep.name, after=(), after_ended=names)
+    return [*runs, PlannedRun(sweep.name, sweep, report)]
 
 
 def submit(planned: SubmissionPlan, say: Callable[[str], None] = lambda text: None) -> list[str]:
@@ -175,68 +229,35 @@ def submit(planned: SubmissionPlan, say: Callable[[str], None] = lambda text: No
     """
     sent = upload(planned.store, planned.archives)
     say(f"code: {sent:,} bytes sent" if sent else "code: unchanged, nothing sent")
-    for run in planned.runs:
-        record = RunRecord(planned.store, run.name)
-        submission = run.submission
-        record.claim(
-            resolve_yaml(run.job),
-            cluster=planned.cluster.name,
-            cluster_config=planned.cluster.config.model_dump(mode="json"),
-            priority=submission.priority,
-            after=list(submission.after),
-            retries=planned.options.retries,
-            code=vars(submission.code),
-            needs=vars(submission.needs),
-        )
-        hand_over(planned.cluster, record, submission)
-        say(f"submitted {run.name} to {planned.cluster.name}")
+    for group in planned.groups():
+        records = [_claimed(planned, run) for run in group]
+        if group[0].array is None:
+            hand_over(planned.cluster, records[0], group[0].submission)
+            say(f"submitted {group[0].name} to {planned.cluster.name}")
+        else:
+            submissions = [run.submission for run in group]
+            hand_over_array(planned.cluster, records, submissions, group[0].array.at_once)
+            say(f"submitted {len(group)} trials of {group[0].array.name} to {planned.cluster.name}")
     return [run.name for run in planned.runs]
 
 
-def hand_over(cluster: Cluster, record: RunRecord, submission: Submission) -> None:
-    """Give a claimed run to its cluster, and record how it is found there."""
-    others = [RunRecord(record.store, name).state() for name in submission.after]
-    handles = tuple(s.handle for s in others if s.cluster == cluster.name and s.handle)
-    submission = replace(submission, after_handles=handles)
-    try:
-        handle = cluster.start(submission)
-    except ClusterError as error:
-        record.append("failed", cause=str(error), cause_kind="infrastructure")
-        raise
-    record.append(
-        "queued" if handle.get("is_queued") else "started",
-        handle=handle,
-        attempt=submission.attempt,
+def _claimed(planned: SubmissionPlan, run: PlannedRun) -> RunRecord:
+    """Claim a run's name, with everything that starting it again needs."""
+    record = RunRecord(planned.store, run.name)
+    submission = run.submission
+    record.claim(
+        resolve_yaml(run.job),
+        cluster=planned.cluster.name,
+        cluster_config=planned.cluster.config.model_dump(mode="json"),
+        priority=submission.priority,
+        after=list(submission.after),
+        after_ended=list(submission.after_ended),
+        retries=planned.options.retries,
+        code=vars(submission.code),
+        needs=vars(submission.needs),
+        uses_ray=submission.uses_ray,
     )
-
-
-def submission_of(record: RunRecord, attempt: int) -> Submission:
-    """Return the submission of a recorded run, for another attempt."""
-    first = record.events()[0]
-    return Submission(
-        run=record.run,
-        storage=record.store.uri,
-        attempt=attempt,
-        needs=Needs(**record.latest("needs")["needs"]),
-        code=Code(**record.latest("code")["code"]),
-        priority=first["priority"],
-        after=tuple(first["after"]),
-        environment=environment_of(
-            recorded_config(record.latest("cluster_config")["cluster_config"])
-        ),
-    )
-
-
-def environment_of(config: ClusterConfig) -> dict[str, str]:
-    """Return the environment that every run on a cluster gets; never a secret."""
-    environment = dict(config.environment)
-    if config.endpoint_url:
-        environment["PELAGOS_STORAGE_ENDPOINT"] = config.endpoint_url
-    if config.region:
-        environment["AWS_REGION"] = config.region
-    if config.secrets_file:
-        environment["PELAGOS_SECRETS_FILE"] = config.secrets_file
-    return environment
+    return record
 
 
 def _entries(files: Sequence[str], overrides: Sequence[str]) -> list[Entry]:

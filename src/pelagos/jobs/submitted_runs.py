@@ -19,9 +19,10 @@ from pelagos.infra.clusters import (
 )
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import StorageError, StorageMissingError, is_remote
+from pelagos.jobs.hand_over import hand_over, submission_of
 from pelagos.jobs.silent_ends import record_silent_end
 from pelagos.jobs.submission_job import needs_of
-from pelagos.jobs.submit import Options, SubmissionPlan, hand_over, plan, submission_of
+from pelagos.jobs.submit import Options, SubmissionPlan, plan
 from pelagos.platform.config.clusters import find_cluster, load_clusters
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob

@@ -25,6 +25,7 @@ from pelagos.jobs.sweep_trials import (
     Trial,
     TrialResult,
     read_result,
+    tracked,
     trials_of,
     write_result,
 )
@@ -65,16 +66,28 @@ def run(sweep: SweepJob, console: Console | None = None) -> SweepResult:
     trials = trials_of(sweep)
     left = [t for t in trials if read_result(t).state not in FINAL_STATES]
     check_labels(sweep, {t.label for t in left})
-    directory = Path(sweep.runs_dir) / sweep.name
-    directory.mkdir(parents=True, exist_ok=True)
-    replace_durably(directory / "sweep.yaml", resolve_yaml(sweep).encode())
+    directory = sweep_directory(sweep)
     parent = open_parent(sweep, directory)
     if console is not None:
         console.print(f"{sweep.name}: {len(trials)} trials, {len(trials) - len(left)} done before")
     if left:
-        tags = {**sweep.tracking.tags, **child_tags(sweep, parent)}
-        ended, causes = _tune(sweep, [_tagged(sweep, t, tags) for t in left], directory, console)
+        tags = child_tags(sweep, parent)
+        ended, causes = _tune(sweep, [tracked(sweep, t, tags) for t in left], directory, console)
         _settle(left, ended, causes)
+    return conclude(sweep, trials, parent)
+
+
+def sweep_directory(sweep: SweepJob) -> Path:
+    """Return the directory of a sweep's own records, with the sweep as it was read in it."""
+    directory = Path(sweep.runs_dir) / sweep.name
+    directory.mkdir(parents=True, exist_ok=True)
+    replace_durably(directory / "sweep.yaml", resolve_yaml(sweep).encode())
+    return directory
+
+
+def conclude(sweep: SweepJob, trials: Sequence[Trial], parent: str | None) -> SweepResult:
+    """Report on all trials as they are now, in the sweep's directory and in its MLflow run."""
+    directory = sweep_directory(sweep)
     report = report_of(sweep, trials)
     path = write_sweep_report(report, directory)
     close_parent(sweep, parent, directory, _best_values(report), not report.failures)
@@ -131,13 +144,6 @@ def _check(sweep: SweepJob, trial: Trial) -> None:
             "null to compare validation losses"
         )
         raise ConfigError(f"sweep {sweep.name}", [Problem(("objective", "name"), message)])
-
-
-def _tagged(sweep: SweepJob, trial: Trial, tags: dict[str, str]) -> Trial:
-    tracking = sweep.tracking.model_copy(
-        update={"tags": tags, "register_as": sweep.tracking.register_as or sweep.name}
-    )
-    return dataclasses.replace(trial, job=trial.job.model_copy(update={"tracking": tracking}))
 
 
 def _tune(

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from pelagos.infra.files import replace_durably
-from pelagos.platform.config.load import ConfigError, Problem, load_job
+from pelagos.platform.config.load import ConfigError, Problem, parse_job, read_yaml_text
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import RandomRangeConfig, SweepJob
 
@@ -107,6 +107,17 @@ def trials_of(sweep: SweepJob) -> list[Trial]:
     return trials
 
 
+def tracked(sweep: SweepJob, trial: Trial, tags: Mapping[str, str]) -> Trial:
+    """Return the trial with these tags beside the sweep's own, in the registry under its name."""
+    tracking = sweep.tracking.model_copy(
+        update={
+            "tags": {**sweep.tracking.tags, **tags},
+            "register_as": sweep.tracking.register_as or sweep.name,
+        }
+    )
+    return replace(trial, job=trial.job.model_copy(update={"tracking": tracking}))
+
+
 def _variants(sweep: SweepJob) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield label and overrides; the draws are the same for every label and combination."""
     generator = np.random.default_rng(sweep.search.seed)
@@ -138,14 +149,16 @@ def _trial(
     values = {**entry.set, **overrides, "seed": seed}
     if trajectories is not None:
         values["data.max_trajectories"] = trajectories
-    job = load_job(entry.file, [f"{key}={_text(value)}" for key, value in values.items()])
+    source = entry.file or f"jobs.{label}.job"
+    text = read_yaml_text(entry.file) if entry.file else yaml.safe_dump(entry.job)
+    job = parse_job(text, source, [f"{key}={_text(value)}" for key, value in values.items()])
     if not isinstance(job, TrainingJob):
         raise ConfigError(
-            entry.file, [Problem(("job",), f"is {job.job}; a sweep takes pretrain and finetune")]
+            source, [Problem(("job",), f"is {job.job}; a sweep takes pretrain and finetune")]
         )
     if job.resources.num_workers != 1:
         raise ConfigError(
-            entry.file,
+            source,
             [
                 Problem(
                     ("resources", "num_workers"),
@@ -203,6 +216,6 @@ def _where_it_stands(
         elif dotted in sweep.jobs[label].set:
             key = ("jobs", label, "set", dotted)
         else:
-            key = ("jobs", label, "file")
+            key = ("jobs", label, "file" if sweep.jobs[label].file else "job")
         told = problem.message if key[-1] == dotted else f"{error.source}: {problem}"
         yield Problem(key, told)

@@ -41,6 +41,20 @@ def open_parent(sweep: SweepJob, directory: Path) -> str | None:
         return None
 
 
+def adopt_children(sweep: SweepJob, run_id: str | None) -> None:
+    """Make the trials' MLflow runs, which began before the sweep's own, its children."""
+    if run_id is None:
+        return
+    try:
+        client = _client(sweep)
+        wanted = f"tags.`{SWEEP_TAG}` = '{sweep.name}'"
+        for run in client.search_runs([experiment_id(client, sweep)], wanted):
+            if run.info.run_id != run_id:
+                client.set_tag(run.info.run_id, PARENT_TAG, run_id)
+    except Exception as error:
+        logger.warning("MLflow: the trials could not be put under their sweep: %s", error)
+
+
 def close_parent(
     sweep: SweepJob, run_id: str | None, directory: Path, metrics: dict[str, float], ok: bool
 ) -> None:

@@ -3,6 +3,7 @@
 import math
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -46,16 +47,24 @@ class Code:
 
 @dataclass(frozen=True)
 class Submission:
-    """Everything a back end needs to know to start a run."""
+    """Everything a back end needs to know to start a run.
+
+    It starts when the runs of `after` have finished and those of `after_ended` have ended in any
+    way; `after_handles` and `ended_handles` find those of them that are on the same cluster.
+    A run that does not use Ray is one process, which trains by itself.
+    """
 
     run: str
     storage: str
     attempt: int
     needs: Needs
     code: Code
+    uses_ray: bool = True
     priority: int = 0
     after: tuple[str, ...] = ()
+    after_ended: tuple[str, ...] = ()
     after_handles: tuple[dict[str, Any], ...] = ()
+    ended_handles: tuple[dict[str, Any], ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
     def arguments(self) -> list[str]:
@@ -86,6 +95,10 @@ class Cluster(ABC):
 
     # whether a queue of Pelagos's own sees to runs there whose process ended without a word
     has_queue = False
+    # whether many runs can be handed over at once: something there makes them wait for room
+    makes_runs_wait = True
+    # whether a run of one process gets its devices through Ray, not from the scheduler itself
+    trains_through_ray = True
 
     def __init__(self, name: str, config: ClusterConfig) -> None:
         self.name, self.config = name, config
@@ -98,9 +111,19 @@ class Cluster(ABC):
     def render(self, submission: Submission) -> dict[str, str]:
         """Return exactly what `start` would send, as text by name."""
 
+    def render_array(self, submissions: Sequence[Submission]) -> dict[str, str]:
+        """Return exactly what `start_array` would send, as text by name."""
+        rendered = [(s.run, self.render(s)) for s in submissions]
+        return {f"{run}/{name}": text for run, texts in rendered for name, text in texts.items()}
+
     @abstractmethod
     def start(self, submission: Submission) -> dict[str, Any]:
         """Hand the run to the cluster; return what finds it there again (small, JSON)."""
+
+    def start_array(self, submissions: Sequence[Submission], at_once: int) -> list[dict[str, Any]]:
+        """Hand many like runs over; return what finds each. A back end without arrays starts each
+        by itself, and its own queue says how many run `at_once`."""
+        return [self.start(submission) for submission in submissions]
 
     @abstractmethod
     def state(self, handle: dict[str, Any]) -> SchedulerState:

@@ -15,6 +15,8 @@ from pelagos.infra.doctor import Check, examine
 class LocalCluster(Cluster):
     """Starts a run as a detached process, which outlives the terminal it was started from."""
 
+    makes_runs_wait = False
+
     def check(self) -> list[Check]:
         return examine(self.config.storage if "://" not in self.config.storage else "runs")
 

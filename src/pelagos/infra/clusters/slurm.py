@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,13 @@ set -uo pipefail
 export PELAGOS_NOTICE_FILE=$(mktemp --dry-run -t "pelagos-$SLURM_JOB_ID-XXXXXX.notice")
 trap 'touch "$PELAGOS_NOTICE_FILE"' TERM USR1
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address="$(getent ahostsv4 "$head" | awk '{{print $1; exit}}'):$((20000 + SLURM_JOB_ID % 20000))"
 bootstrap=$(mktemp -t pelagos-bootstrap-XXXXXX.py)
 cat > "$bootstrap" <<'PELAGOS_BOOTSTRAP'
 {bootstrap}
 PELAGOS_BOOTSTRAP
+{arguments}
 
-export PELAGOS_RAY_ADDRESS="$address"
-# this allocation's own token, in the environment alone: other users of a node cannot join
-export RAY_AUTH_MODE=token
-RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \\n')
-export RAY_AUTH_TOKEN
-srun --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \\
-  {container}ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \\
-  {ray_options} -- python "$bootstrap" {arguments} &
+{launch} python "$bootstrap" "$@" &
 step=$!
 # a trapped signal ends `wait`; the step goes on until it has saved
 while wait "$step"; status=$?; [ "$status" -gt 128 ] && kill -0 "$step" 2>/dev/null; do :; done
@@ -74,11 +67,26 @@ fi
 exit "$status"
 """
 
+RAY_LAUNCH = """\
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+address="$(getent ahostsv4 "$head" | awk '{{print $1; exit}}'):$((20000 + SLURM_JOB_ID % 20000))"
+export PELAGOS_RAY_ADDRESS="$address"
+# this allocation's own token, in the environment alone: other users of a node cannot join
+export RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \\n')
+export RAY_AUTH_TOKEN
+srun --export=ALL --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \\
+  {container}ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \\
+  {ray_options} --"""
+
+PLAIN_LAUNCH = "srun --export=ALL --ntasks=1 --cpus-per-task={cpus} {container}"
+
 
 class SlurmCluster(Cluster):
     """Drives the Slurm commands of this machine."""
 
     config: SlurmConfig
+    trains_through_ray = False
 
     def check(self) -> list[Check]:
         missing = [command for command in COMMANDS if shutil.which(command) is None]
@@ -103,6 +111,9 @@ class SlurmCluster(Cluster):
     def render(self, submission: Submission) -> dict[str, str]:
         return {"job.sbatch": self.script(submission)}
 
+    def render_array(self, submissions: Sequence[Submission]) -> dict[str, str]:
+        return {"array.sbatch": self.script(*submissions)}
+
     def start(self, submission: Submission) -> dict[str, Any]:
         self._check_partition()
         Path(self._log(submission, "")).parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +122,24 @@ class SlurmCluster(Cluster):
         )
         job_id = printed.strip().split(";")[0]
         return {"job_id": job_id, "log": self._log(submission, job_id)}
+
+    def start_array(self, submissions: Sequence[Submission], at_once: int) -> list[dict[str, Any]]:
+        """Hand them over as one job array, `at_once` of its tasks at a time."""
+        self._check_partition()
+        first = submissions[0]
+        Path(self._log(first, "")).parent.mkdir(parents=True, exist_ok=True)
+        tasks = f"--array=0-{len(submissions) - 1}%{at_once}"
+        script = self.script(*submissions)
+        command = ("sbatch", "--parsable", tasks, *self._dependency(first))
+        job_id = self._run(*command, stdin=script).strip().split(";")[0]
+        return [
+            {
+                "job_id": f"{job_id}_{n}",
+                "array_id": job_id,
+                "log": self._log(first, f"{job_id}_{n}"),
+            }
+            for n in range(len(submissions))
+        ]
 
     def state(self, handle: dict[str, Any]) -> SchedulerState:
         job_id = handle["job_id"]
@@ -131,15 +160,13 @@ class SlurmCluster(Cluster):
     def cancel(self, handle: dict[str, Any]) -> None:
         self._run("scancel", handle["job_id"])
 
-    def script(self, submission: Submission) -> str:
-        """Return the sbatch script. Every value from a job or from clusters.yaml is quoted."""
-        needs, node = submission.needs, self.config.node
-        nodes = self.num_nodes(needs)
-        per_node = -(-needs.num_workers // nodes)
-        cpus = per_node * needs.cpus_per_worker
-        if node is not None and self.config.exclusive:
-            cpus = max(cpus, node.cpus)
-        gpus = per_node * needs.gpus_per_worker
+    def script(self, *submissions: Submission) -> str:
+        """Return the sbatch script of a run, or of an array of like runs.
+
+        Every value from a job or from clusters.yaml is quoted.
+        """
+        submission = submissions[0]
+        nodes, cpus, gpus = self._size(submission)
         quoted = shlex.quote
         lines = [f"export {k}={quoted(v)}" for k, v in sorted(submission.environment.items())]
         lines += [f"module load {quoted(module)}" for module in self.config.modules]
@@ -150,20 +177,39 @@ class SlurmCluster(Cluster):
             container = (
                 f"apptainer exec {'--nv ' if gpus else ''}{quoted(self.config.apptainer_image)} "
             )
+        launch = RAY_LAUNCH if submission.uses_ray else PLAIN_LAUNCH
+        is_array = len(submissions) > 1
         return SCRIPT.format(
             directives="\n".join(
-                f"#SBATCH {d}" for d in self._directives(submission, nodes, cpus, gpus)
+                f"#SBATCH {d}" for d in self._directives(submission, nodes, cpus, gpus, is_array)
             ),
             environment="\n".join(lines),
             bootstrap=BOOTSTRAP.read_text().rstrip(),
-            container=container,
-            ray_options=f"--num-cpus={cpus} --num-gpus={gpus} --disable-usage-stats",
-            arguments=shlex.join(submission.arguments()),
+            launch=launch.format(
+                container=container,
+                cpus=cpus,
+                ray_options=f"--num-cpus={cpus} --num-gpus={gpus} --disable-usage-stats",
+            ),
+            arguments=_arguments(submissions),
             preempted=EXIT_PREEMPTED,
         )
 
-    def _directives(self, submission: Submission, nodes: int, cpus: int, gpus: int) -> list[str]:
+    def _size(self, submission: Submission) -> tuple[int, int, int]:
+        """Return nodes, and CPU cores and GPUs of each."""
+        needs, node = submission.needs, self.config.node
+        nodes = self.num_nodes(needs)
+        per_node = -(-needs.num_workers // nodes)
+        cpus = per_node * needs.cpus_per_worker
+        if node is not None and self.config.exclusive and submission.uses_ray:
+            cpus = max(cpus, node.cpus)
+        return nodes, cpus, per_node * needs.gpus_per_worker
+
+    def _directives(
+        self, submission: Submission, nodes: int, cpus: int, gpus: int, is_array: bool
+    ) -> list[str]:
         config = self.config
+        # only a Ray of one's own needs nodes of one's own
+        alone = config.exclusive and submission.uses_ray
         chosen = {
             "job-name": f"pelagos-{submission.run}",
             "nodes": nodes,
@@ -176,19 +222,20 @@ class SlurmCluster(Cluster):
             "constraint": config.constraint,
             "time": config.time_limit,
             "signal": f"B:USR1@{config.notice_seconds}",
-            "output": self._log(submission, "%j"),
+            "output": self._log(submission, "%A_%a" if is_array else "%j"),
             "open-mode": "append",
             "export": "HOME,USER,LANG,PATH",
             "nice": -submission.priority if submission.priority < 0 else None,
         }
-        flags = ["--requeue", *(["--exclusive"] if config.exclusive else [])]
+        flags = ["--requeue", *(["--exclusive"] if alone else [])]
         return [*(f"--{k}={v}" for k, v in chosen.items() if v is not None), *flags]
 
     def _dependency(self, submission: Submission) -> list[str]:
-        ids = [h["job_id"] for h in submission.after_handles if "job_id" in h]
-        if not ids:
-            return []
-        return [f"--dependency=afterok:{':'.join(ids)}", "--kill-on-invalid-dep=yes"]
+        finished = [h["job_id"] for h in submission.after_handles if "job_id" in h]
+        ended = [h.get("array_id", h["job_id"]) for h in submission.ended_handles if "job_id" in h]
+        conditions = {"afterok": finished, "afterany": list(dict.fromkeys(ended))}
+        told = [f"{kind}:{':'.join(ids)}" for kind, ids in conditions.items() if ids]
+        return [f"--dependency={','.join(told)}", "--kill-on-invalid-dep=yes"] if told else []
 
     def _check_partition(self) -> None:
         wanted = self.config.partition
@@ -258,3 +305,12 @@ class SlurmCluster(Cluster):
             said = (done.stderr or done.stdout).strip()
             raise ClusterError(f"cluster {self.name}: {command[0]}: {said}")
         return done.stdout
+
+
+def _arguments(submissions: Sequence[Submission]) -> str:
+    """Return the lines that set what bootstrap.py is given; of an array, by the task's number."""
+    lines = [f"set -- {shlex.join(submission.arguments())}" for submission in submissions]
+    if len(lines) == 1:
+        return lines[0]
+    cases = [f"  {number}) {line} ;;" for number, line in enumerate(lines)]
+    return "\n".join(['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"])

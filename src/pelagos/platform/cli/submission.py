@@ -82,7 +82,9 @@ def submit_command(
     if as_json:
         print_json({"runs": names, "cluster": cluster, "storage": planned.store.uri})
     else:
-        console.print(f"  follow it: pelagos logs -f {names[0]}   pelagos status {names[0]}")
+        # of a sweep, the report, which waits for the trials
+        first = next(run.name for run in planned.runs if run.array is None)
+        console.print(f"  follow it: pelagos logs -f {first}   pelagos status {first}")
 
 
 def logs_command(

@@ -226,6 +226,9 @@ def _check_sweep(job: SweepJob) -> Iterator[Finding]:
     both = sorted(set(job.grid) & set(job.random))
     if both:
         yield ("random",), f"{', '.join(both)} is in `grid` too; keep one"
+    for label, entry in job.jobs.items():
+        if (entry.file is None) == (entry.job is None):
+            yield ("jobs", label), "expected one of `file` (a job file) and `job` (the job itself)"
     swept = {("grid", k) for k in job.grid} | {("random", k) for k in job.random}
     places: list[tuple[str, ...]] = [*swept]
     places += [("jobs", label, "set", k) for label, entry in job.jobs.items() for k in entry.set]

@@ -18,9 +18,10 @@ EARLY_STOPPING = "asha"
 
 
 class SweptJobConfig(Section):
-    """A training job of the sweep."""
+    """A training job of the sweep: a file, or the job itself."""
 
-    file: str = Field(description="Its job file: pretrain or finetune.")
+    file: str | None = Field(None, description="Its job file: pretrain or finetune.")
+    job: dict[str, Any] | None = Field(None, description="The job itself, instead of `file`.")
     set: dict[str, Any] = Field({}, description="Dotted keys of that file: values instead.")
 
 

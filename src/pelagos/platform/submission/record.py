@@ -45,7 +45,10 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class RunState:
-    """What a record's events amount to."""
+    """What a record's events amount to.
+
+    The run waits for those of `after` to finish, and for those of `after_ended` to end in any way.
+    """
 
     run: str
     state: str
@@ -55,6 +58,7 @@ class RunState:
     priority: int
     after: tuple[str, ...]
     retries: int
+    after_ended: tuple[str, ...] = ()
     handle: dict[str, Any] = field(default_factory=dict)
     where: str = ""
     cause_kind: str = ""
@@ -192,6 +196,7 @@ def replay(run: str, events: list[dict[str, Any]]) -> RunState:
         "submitted_at": first["time"],
         **{k: first[k] for k in ("cluster", "priority", "retries")},
         "after": tuple(first["after"]),
+        "after_ended": tuple(first.get("after_ended", ())),
     }
     begun = -1  # the attempt that has said it runs
     for event in events:

@@ -1,7 +1,8 @@
 """Which waiting runs a Ray cluster starts next. Pure: what is known goes in, decisions come out.
 
 Rules, in this order:
-    dependencies   a run waits for those it comes after; if one of them did not finish, it is cancelled
+    dependencies   a run waits for those it comes after; if one of them did not finish, it is cancelled,
+                   unless it comes after their end, whatever that is
     quotas         a user above a limit waits, and holds up nobody else
     gang           a run starts when all of its workers fit, each whole on one node
     order          higher priority first, then who came first; a run that does not fit yet is not
@@ -14,7 +15,7 @@ from typing import Literal
 
 from pelagos.infra.clusters.base import Needs, workers_per_node
 from pelagos.infra.clusters.schema import RayQuotas
-from pelagos.platform.submission.record import RunState
+from pelagos.platform.submission.record import ENDED, RunState
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def place_workers(needs: Needs, free: Sequence[NodeResources]) -> list[NodeResou
 
 
 def _by_dependencies(candidate: WaitingRun, states: dict[str, str]) -> Decision | None:
-    unfinished = []
+    unfinished = [n for n in candidate.state.after_ended if states.get(n) not in ENDED]
     for name in candidate.state.after:
         state = states.get(name, "missing")
         if state in ("failed", "stopped", "cancelled", "missing"):

@@ -1,0 +1,43 @@
+"""The last run of a submitted sweep: measure its trials, which are runs of their own, and report."""
+
+from collections.abc import Mapping
+
+from pelagos.jobs.sweep import SweepResult, conclude, sweep_directory
+from pelagos.jobs.sweep_trial import measured_errors, validation_losses
+from pelagos.jobs.sweep_trials import (
+    FINAL_STATES,
+    Trial,
+    TrialResult,
+    read_result,
+    trials_of,
+    write_result,
+)
+from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.runs import RunDirectory
+from pelagos.platform.submission.record import RunState
+from pelagos.platform.sweep_tracking import adopt_children, open_parent
+
+
+def run(sweep: SweepJob, ends: Mapping[str, RunState]) -> SweepResult:
+    """Measure what has finished and report on all of it; `ends` are the trials' records, by name."""
+    trials = trials_of(sweep)
+    parent = open_parent(sweep, sweep_directory(sweep))
+    adopt_children(sweep, parent)
+    for trial in trials:
+        if read_result(trial).state not in FINAL_STATES:
+            write_result(trial, _result(sweep, trial, ends[trial.name]))
+    return conclude(sweep, trials, parent)
+
+
+def _result(sweep: SweepJob, trial: Trial, end: RunState) -> TrialResult:
+    directory = RunDirectory(trial.path)
+    losses = validation_losses(directory)
+    step, loss = directory.last_step(), losses[-1] if losses else None
+    if end.state == "failed":
+        return TrialResult("failed", step, loss, cause=end.cause)
+    if end.state != "finished":
+        return TrialResult("interrupted", step, loss, cause=end.reason or end.state)
+    try:
+        return TrialResult("finished", step, loss, measured_errors(sweep, trial))
+    except Exception as error:  # whatever keeps one trial from being measured, the others are
+        return TrialResult("failed", step, loss, cause=f"{type(error).__name__}: {error}")
