@@ -13,7 +13,8 @@ from rich.table import Table
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import options_for
-from pelagos.platform.config.schema import EvaluateJob, TrainingJob
+from pelagos.platform.config.measure import EvaluateJob
+from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation, evaluate_dataset
 from pelagos.platform.evaluation.report import (
     Provenance,
@@ -23,6 +24,7 @@ from pelagos.platform.evaluation.report import (
     verdict,
     write_report,
 )
+from pelagos.platform.evaluation.stability import Stability, roll_out
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.tracking import code_version, log_evaluation
 
@@ -48,6 +50,7 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     directory = RunDirectory.open(job.runs_dir, job.run)
     training = directory.job()
     evaluations, step = measure(job)
+    stabilities = measure_stability(job) if job.stability_steps else []
     provenance = Provenance(
         run_name=job.run,
         checkpoint_step=step,
@@ -57,12 +60,12 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
         links={"MLflow": training.tracking.uri or "not tracked"},
     )
     output = Path(job.output_dir) if job.output_dir else directory.path / "evaluation" / job.split
-    report, _ = write_report(evaluations, provenance, output)
-    values = numbers(evaluations, provenance)
+    report, _ = write_report(evaluations, provenance, output, stabilities)
+    values = numbers(evaluations, provenance, stabilities)
     if job.tracking:
         log_evaluation(training, directory, output, evaluation_metrics(evaluations))
     if console is not None:
-        _show(evaluations, report, training.tracking.uri, console)
+        _show(evaluations, stabilities, report, training.tracking.uri, console)
     return EvaluateResult(job.run, report, values)
 
 
@@ -82,6 +85,32 @@ def measure(job: EvaluateJob) -> tuple[list[DatasetEvaluation], int]:
         for record in forecaster.description["datasets"]
     ]
     return evaluations, step
+
+
+def measure_stability(job: EvaluateJob) -> list[Stability]:
+    """Return how long rollouts of `stability_steps` steps fare, on each of the run's datasets.
+
+    Raises:
+        ValueError: no such run, checkpoint or split.
+    """
+    directory = RunDirectory.open(job.runs_dir, job.run)
+    training = directory.job()
+    forecaster, _ = Forecaster.from_run(directory, job.checkpoint, job.weights)
+    found = []
+    for record in forecaster.description["datasets"]:
+        dataset = open_dataset(record["uri"], options_for(record["uri"], training.storage) or None)
+        found.append(
+            roll_out(
+                forecaster.predict_normalized,
+                forecaster.view(dataset, record["offset"], training.objective.field_groups),
+                dataset.split(job.split)[: job.max_trajectories],
+                job.stability_steps,
+                rollout_step=training.objective.frame_stride,
+                input_frames=forecaster.objective.input_frames,
+                batch_size=job.batch_size,
+            )
+        )
+    return found
 
 
 def _check_forecasts(forecaster: Forecaster, run: str) -> None:
@@ -121,6 +150,7 @@ def _evaluate(
         rollout_step=stride,
         input_frames=frames,
         batch_size=job.batch_size,
+        ensemble_size=job.ensemble_size,
     )
 
 
@@ -136,6 +166,7 @@ def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[s
 
 def _show(
     evaluations: Sequence[DatasetEvaluation],
+    stabilities: Sequence[Stability],
     report: Path,
     tracking_uri: str | None,
     console: Console,
@@ -162,6 +193,14 @@ def _show(
             )
         console.print(table)
         console.print(f"  the model {verdict(rows)}")
+    for stability in stabilities:
+        steps, count = len(stability.times), len(stability.first_non_finite)
+        console.print(
+            f"{stability.dataset}: after {steps} steps {stability.num_finite} of {count} rollouts "
+            "are finite; mean square, end / start: "
+            + ", ".join(f"{name} {energy:.3g}" for name, energy, _, _ in stability.rows()),
+            soft_wrap=True,
+        )
     console.print(f"report: {report}")
     if tracking_uri is not None:
         console.print(f"runs and plots: mlflow ui --backend-store-uri {tracking_uri}")

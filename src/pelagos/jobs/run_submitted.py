@@ -27,7 +27,8 @@ from pelagos.jobs.sweep_trials import trials_of
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import parse_job
-from pelagos.platform.config.schema import EvaluateJob, GenerateJob, ProbeJob, TrainingJob
+from pelagos.platform.config.measure import EvaluateJob, ProbeJob
+from pelagos.platform.config.schema import GenerateJob, TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.submission.causes import classify, decide_retry

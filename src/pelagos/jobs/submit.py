@@ -37,7 +37,8 @@ from pelagos.platform.config.load import (
     read_yaml_text,
     resolve_yaml,
 )
-from pelagos.platform.config.schema import EvaluateJob, TrainingJob
+from pelagos.platform.config.measure import EvaluateJob
+from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.submission.package import FILES, WHEEL, build_archives, upload
 from pelagos.platform.submission.record import RunRecord

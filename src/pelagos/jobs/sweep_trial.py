@@ -14,7 +14,7 @@ from rich.console import Console
 from pelagos.jobs import evaluate, training
 from pelagos.jobs.pretrain import PretrainResult
 from pelagos.jobs.sweep_trials import FINAL_STATES, RECORD_NAME, Trial, TrialResult, write_result
-from pelagos.platform.config.schema import EvaluateJob
+from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation
 from pelagos.platform.evaluation.sample_efficiency import median_sample_error

@@ -3,7 +3,8 @@
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import ConfigError, load_job, resolve_yaml
-from pelagos.platform.config.schema import EvaluateJob, GenerateJob, PretrainJob, TrainingJob
+from pelagos.platform.config.measure import EvaluateJob
+from pelagos.platform.config.schema import GenerateJob, PretrainJob, TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 
 __all__ = [

@@ -1,13 +1,8 @@
 """Every kind of job file, by the word that stands in its `job` key."""
 
 from pelagos.platform.config.finetune import FinetuneJob
-from pelagos.platform.config.schema import (
-    EvaluateJob,
-    GenerateJob,
-    PretrainJob,
-    ProbeJob,
-    TrainingJob,
-)
+from pelagos.platform.config.measure import EvaluateJob, ProbeJob
+from pelagos.platform.config.schema import GenerateJob, PretrainJob, TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 
 Job = TrainingJob | GenerateJob | EvaluateJob | SweepJob | ProbeJob

@@ -415,32 +415,3 @@ class PretrainJob(TrainingJob):
     """Train a model on a mixture of datasets: `pelagos pretrain JOB.yaml`."""
 
     job: Literal["pretrain"] = "pretrain"
-
-
-class EvaluateJob(Section):
-    """Measure a trained run on held-out trajectories: `pelagos evaluate RUN`."""
-
-    job: Literal["evaluate"] = "evaluate"
-    run: RunName = Field(description="The run to evaluate.")
-    runs_dir: str = Field("runs", description="Directory that holds the runs.")
-    checkpoint: str = Field("last", description="last, best, or a step number.")
-    weights: Literal["model", "ema"] = Field("model", description="Which weights.")
-    split: str = Field("test", description="Split of each dataset.")
-    max_trajectories: PositiveInt = Field(64, description="Trajectories per dataset at most.")
-    lead_steps: tuple[PositiveInt, ...] | None = Field(
-        None,
-        description="Leads evaluated, in used frames; default: every one up to max_lead_steps.",
-    )
-    batch_size: PositiveInt = Field(16, description="Trajectories forecast at once.")
-    output_dir: str | None = Field(None, description="Default: the run's evaluation directory.")
-    tracking: bool = Field(True, description="Log the results to the run's MLflow store.")
-
-
-class ProbeJob(Section):
-    """Look at the nodes of a cluster: what `pelagos doctor --cluster NAME` submits."""
-
-    job: Literal["probe"] = "probe"
-    name: RunName = Field(description="Name of the run.")
-    num_nodes: PositiveInt = Field(1, description="Nodes to look at, at least.")
-    cpus_per_node: PositiveInt = Field(1, description="CPU cores that each should have.")
-    gpus_per_node: NonNegativeInt = Field(0, description="GPUs that each should have.")

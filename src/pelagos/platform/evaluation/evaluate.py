@@ -17,7 +17,7 @@ from pelagos.platform.evaluation.view import EvaluationData
 
 FloatArray = npt.NDArray[np.float64]
 
-MODEL_METHODS = ("autoregressive", "direct", "one_step")
+MODEL_METHODS = ("autoregressive", "direct", "ensemble", "one_step")
 METHODS = (*MODEL_METHODS, "persistence", "previous_frame")
 
 
@@ -37,7 +37,7 @@ class DatasetEvaluation:
 
     ``scores[method][metric]`` is ``[trajectory, lead, group]``; ``spectra[method]`` the mean
     energy spectrum ``[lead, group, k]`` of truth and forecasts. Methods: ``autoregressive``,
-    ``direct`` and ``one_step`` of the model; ``persistence`` (the initial frame) and
+    ``direct``, ``ensemble`` and ``one_step`` of the model; ``persistence`` (the initial frame) and
     ``previous_frame`` (the frame ``rollout_step`` before the target, beside ``one_step``). Models
     that take several frames have no lead time to choose, and make no ``direct`` forecasts.
     """
@@ -62,8 +62,8 @@ class DatasetEvaluation:
 
     @property
     def forecast_methods(self) -> tuple[str, ...]:
-        """The model's ways to the lead times, of ``direct`` and ``autoregressive``."""
-        return tuple(m for m in ("direct", "autoregressive") if m in self.scores)
+        """The model's ways to the lead times: of ``direct``, ``autoregressive``, ``ensemble``."""
+        return tuple(m for m in ("direct", "autoregressive", "ensemble") if m in self.scores)
 
     @property
     def lead_times(self) -> tuple[float, ...]:
@@ -99,6 +99,7 @@ def evaluate_dataset(
     input_frames: int = 1,
     batch_size: int = 8,
     num_examples: int = 1,
+    ensemble_size: int = 0,
     device: torch.device | str = "cpu",
 ) -> DatasetEvaluation:
     """Forecast every trajectory from ``start_frame`` and score the forecasts at the lead steps.
@@ -107,7 +108,8 @@ def evaluate_dataset(
     that much later. With ``input_frames`` F > 1 it is given ``[B, F, C, y, x]``, the frames from
     ``start_frame`` on, ``rollout_step`` apart, and leads count from the last of them. Errors are
     those of physical values. Memory is bounded by ``batch_size`` trajectories of the frames from
-    the first input to the longest lead, and the ``num_examples`` kept for pictures.
+    the first input to the longest lead, and the ``num_examples`` kept for pictures. With
+    ``ensemble_size`` > 1, models of one frame also forecast by so many ways to each lead.
 
     Raises ValueError for lead steps beyond the trajectory's end or not on the rollout's steps.
     """
@@ -132,7 +134,9 @@ def evaluate_dataset(
             chosen = trajectories[start : start + batch_size]
             frames = range(start_frame, last + 1)
             truth = torch.stack([data.read(index, frames) for index in chosen]).to(device)
-            forecasts = _forecasts(predict, data, truth, leads, rollout_step, input_frames)
+            forecasts = _forecasts(
+                predict, data, truth, leads, rollout_step, input_frames, ensemble_size
+            )
             _score(total, data, truth[:, [history + lead for lead in leads]], forecasts)
             for row in range(max(0, min(len(chosen), num_examples - start))):
                 total.examples.append(
@@ -170,6 +174,7 @@ def _forecasts(
     leads: Sequence[int],
     rollout_step: int,
     input_frames: int,
+    ensemble_size: int,
 ) -> dict[str, Tensor]:
     """Normalised forecasts ``[B, L, C, y, x]`` of every method, in the order of METHODS."""
     present, interval = torch.tensor(data.present, device=truth.device), data.frame_interval
@@ -182,6 +187,16 @@ def _forecasts(
     }
     if input_frames == 1:
         forecasts["direct"] = rollout.direct(predict, initial, leads, interval, present)
+    if input_frames == 1 and ensemble_size > 1:
+        forecasts["ensemble"] = rollout.ensemble(
+            predict,
+            initial,
+            leads,
+            interval,
+            present,
+            num_members=ensemble_size,
+            rollout_step=rollout_step,
+        )
     return forecasts | {
         "one_step": rollout.one_step(
             predict,
@@ -236,7 +251,7 @@ def _example(
         truth=physical(truth[list(leads)]),
         forecasts={
             method: physical(forecasts[method][row])
-            for method in ("autoregressive", "direct", "persistence")
+            for method in ("autoregressive", "direct", "ensemble", "persistence")
             if method in forecasts
         },
     )

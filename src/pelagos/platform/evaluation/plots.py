@@ -8,9 +8,9 @@ errors have a symmetric one.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ _STYLE = {  # method: (label, colour, line style)
     "truth": ("truth", "#222222", "-"),
     "autoregressive": ("model, autoregressive", "#c44e27", "-"),
     "direct": ("model, direct", "#2a6f97", "-"),
+    "ensemble": ("model, ensemble", "#4c8c4a", "-"),
     "persistence": ("persistence", "#7d7d7d", "--"),
 }
 _METRIC_LABELS = {"relative_l1": "relative L1 error", "vrmse": "VRMSE"}
@@ -50,7 +51,7 @@ def forecast_panels(
 ) -> Figure:
     """One row per stored field: initial frame, truth, forecast, error, at lead index ``lead``."""
     channels = _stored_channels(evaluation)
-    figure = _figure(4 * _PANEL_INCHES + 1.5, len(channels) * (_PANEL_INCHES + 0.22) + 0.3)
+    figure = new_figure(4 * _PANEL_INCHES + 1.5, len(channels) * (_PANEL_INCHES + 0.22) + 0.3)
     axes = figure.subplots(len(channels), 4, squeeze=False)
     time = evaluation.lead_times[lead]
     titles = ("initial frame", f"truth, t + {time:g}", f"{method}, t + {time:g}", "error")
@@ -80,7 +81,7 @@ def rollout_strip(
 ) -> Figure:
     """One field through lead time: rows truth, forecast and error, a column per lead time."""
     leads = _spread(len(evaluation.lead_steps), _MAX_STRIP_COLUMNS)
-    figure = _figure(len(leads) * 1.5 + 1.3, 3 * 1.5 + 0.6)
+    figure = new_figure(len(leads) * 1.5 + 1.3, 3 * 1.5 + 0.6)
     axes = figure.subplots(3, len(leads), squeeze=False)
     truth, forecast = example.truth[:, channel], example.forecasts[method][:, channel]
     norm, colours = _scale(evaluation.data.fields[channel], [truth[leads]])
@@ -110,7 +111,7 @@ def rollout_animation(
     """Write an animated GIF of one field: truth, forecast and error through the lead times."""
     truth, forecast = example.truth[:, channel], example.forecasts[method][:, channel]
     norm, colours = _scale(evaluation.data.fields[channel], [truth])
-    figure = _figure(3 * 2.3 + 1.6, 2.8)
+    figure = new_figure(3 * 2.3 + 1.6, 2.8)
     axes = figure.subplots(1, 3)
     images = [
         _show(axes[0], truth[0], norm, colours),
@@ -131,8 +132,56 @@ def rollout_animation(
             image.set_data(values)
         heading.set_text(f"{evaluation.data.fields[channel]}, t + {time:g}")
         pictures.append(_gif_frame(figure, palette))
+    _save_gif(path, pictures, frames_per_second)
+
+
+def animate(
+    target: BinaryIO,
+    images: Mapping[str, Image],
+    field: str,
+    times: Sequence[float],
+    *,
+    reference: str,
+    frames_per_second: int = 4,
+) -> None:
+    """Write an animated GIF of a field as several see it, with the errors of all but `reference`.
+
+    ``images[name]`` is ``[time, y, x]``; all share the colour scale of the reference.
+    """
+    truth = images[reference]
+    norm, colours = _scale(field, [truth])
+    errors = {name: values - truth for name, values in images.items() if name != reference}
+    error_norm = _symmetric([np.stack(list(errors.values()))])
+    figure = new_figure(2.2 * len(images) + 1.2, 5.0)
+    axes = figure.subplots(2, len(images), squeeze=False)
+    axes[1, 0].set_axis_off()
+    shown, wrong = [], []
+    for column, (name, values) in enumerate(images.items()):
+        shown.append((_show(axes[0, column], values[0], norm, colours), values))
+        axes[0, column].set_title(name, fontsize=9)
+        if name != reference:
+            drawn = _show(axes[1, column], errors[name][0], error_norm, _ERROR_COLOURS)
+            wrong.append((drawn, errors[name]))
+    axes[1, 1].set_ylabel("error", fontsize=9)
+    _colorbar(figure, shown[0][0], list(axes[0]), shrink=0.85, pad=0.015, aspect=14)
+    _colorbar(figure, wrong[0][0], list(axes[1, 1:]), shrink=0.85, pad=0.015, aspect=14)
+    heading = figure.suptitle(field, fontsize=10)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    palette, pictures = _palette(colours, _ERROR_COLOURS), []
+    for index, time in enumerate(times):
+        for drawn, values in (*shown, *wrong):
+            drawn.set_data(values[index])
+        heading.set_text(f"{field}, t + {time:g}")
+        pictures.append(_gif_frame(figure, palette))
+    _save_gif(target, pictures, frames_per_second)
+
+
+def _save_gif(
+    target: Path | BinaryIO, pictures: Sequence[PillowImage.Image], frames_per_second: int
+) -> None:
     pictures[0].save(
-        path,
+        target,
         format="GIF",
         save_all=True,
         append_images=pictures[1:],
@@ -144,7 +193,7 @@ def rollout_animation(
 def error_growth(evaluation: DatasetEvaluation, metric: str = "relative_l1") -> Figure:
     """Error against lead time per field: median and quartiles over trajectories."""
     groups = evaluation.group_names
-    figure = _figure(2.6 * len(groups) + 2.2, 2.7)
+    figure = new_figure(2.6 * len(groups) + 2.2, 2.7)
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     times = np.array(evaluation.lead_times)
     for index, (axis, group) in enumerate(zip(axes, groups, strict=True)):
@@ -155,19 +204,19 @@ def error_growth(evaluation: DatasetEvaluation, metric: str = "relative_l1") -> 
             )
             axis.fill_between(times, low, high, color=colour, alpha=0.16, linewidth=0)
             axis.plot(times, middle, line, color=colour, label=label, marker="o", markersize=2.5)
-        _plain(axis)
+        plain(axis)
         axis.set_title(group, fontsize=10)
         axis.set_xlabel("lead time", fontsize=9)
         axis.set_ylim(bottom=0.0, top=_robust_top(evaluation, metric, index))
     axes[0].set_ylabel(_METRIC_LABELS.get(metric, metric), fontsize=9)
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
 def spectra(evaluation: DatasetEvaluation, lead: int) -> Figure:
     """Energy spectrum per field at one lead time, truth and forecasts, mean over trajectories."""
     groups = evaluation.group_names
-    figure = _figure(2.6 * len(groups) + 2.2, 2.7)
+    figure = new_figure(2.6 * len(groups) + 2.2, 2.7)
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     for index, (axis, group) in enumerate(zip(axes, groups, strict=True)):
         for method, (label, colour, line) in _STYLE.items():
@@ -181,15 +230,21 @@ def spectra(evaluation: DatasetEvaluation, lead: int) -> Figure:
             axis.set_ylim(
                 max(positive.min() / 10, positive.max() * _SPECTRUM_RANGE), positive.max() * 10
             )
-        _plain(axis)
+        plain(axis)
         axis.set_title(group, fontsize=10)
         axis.set_xlabel("wave number k", fontsize=9)
     axes[0].set_ylabel(f"energy E(k) at t + {evaluation.lead_times[lead]:g}", fontsize=9)
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
+def style(method: str) -> tuple[str, str, str]:
+    """Return label, colour and line of a method, or of the truth."""
+    return _STYLE[method]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return a figure of so many inches on a canvas of its own."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -246,13 +301,15 @@ def _robust_top(evaluation: DatasetEvaluation, metric: str, group: int) -> float
     return 1.06 * float(top) if top > 0 else None
 
 
-def _plain(axis: Axes) -> None:
+def plain(axis: Axes) -> None:
+    """Take the frame away, and draw a faint grid."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.5)
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
+def legend(figure: Figure, axis: Axes) -> None:
+    """Put the legend of an axis beside all of the figure."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
 

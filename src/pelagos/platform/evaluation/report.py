@@ -19,6 +19,8 @@ from pelagos.infra.files import replace_durably
 from pelagos.platform.evaluation import plots
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation
 from pelagos.platform.evaluation.metrics import METRICS
+from pelagos.platform.evaluation.stability import Stability
+from pelagos.platform.evaluation.stability import figure as stability_figure
 
 REPORT_NAME = "report.html"
 NUMBERS_NAME = "metrics.json"
@@ -108,7 +110,11 @@ def verdict(rows: Sequence[SummaryRow]) -> str:
     return f"beats persistence at lead time {', '.join(winners)} ({len(winners)} of {len(rows)})"
 
 
-def numbers(evaluations: Sequence[DatasetEvaluation], provenance: Provenance) -> dict[str, Any]:
+def numbers(
+    evaluations: Sequence[DatasetEvaluation],
+    provenance: Provenance,
+    stabilities: Sequence[Stability] = (),
+) -> dict[str, Any]:
     """Every number as plain JSON values; a number that is not finite is None."""
     datasets = []
     for evaluation in evaluations:
@@ -138,26 +144,35 @@ def numbers(evaluations: Sequence[DatasetEvaluation], provenance: Provenance) ->
                 "spectra": {m: v.tolist() for m, v in evaluation.spectra.items()},
             }
         )
-    plain: dict[str, Any] = _strict({"provenance": asdict(provenance), "datasets": datasets})
+    told = {"provenance": asdict(provenance), "datasets": datasets}
+    if stabilities:
+        told["stability"] = [stability.to_dict() for stability in stabilities]
+    plain: dict[str, Any] = strict(told)
     return plain
 
 
 def write_report(
-    evaluations: Sequence[DatasetEvaluation], provenance: Provenance, directory: Path
+    evaluations: Sequence[DatasetEvaluation],
+    provenance: Provenance,
+    directory: Path,
+    stabilities: Sequence[Stability] = (),
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``metrics.json`` into ``directory``; returns their paths.
 
-    Each is written under a temporary name and renamed into place.
+    Each is written under a temporary name and renamed into place. ``stabilities`` are of the same
+    datasets, or none.
     """
     directory.mkdir(parents=True, exist_ok=True)
     report, table = directory / REPORT_NAME, directory / NUMBERS_NAME
-    values = numbers(evaluations, provenance)
+    values = numbers(evaluations, provenance, stabilities)
     pictures = {e.data.name: _figures(e) for e in evaluations}
+    for stability in stabilities:
+        pictures[stability.dataset].append(_stability_picture(stability))
     for name, figures in pictures.items():
         for figure in figures:
             _write(directory / "figures" / f"{_file_name(name)}-{figure.file_name}", figure.content)
     _write(table, json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
-    _write(report, render(evaluations, provenance, pictures).encode())
+    _write(report, render(evaluations, provenance, pictures, stabilities).encode())
     return report, table
 
 
@@ -178,24 +193,27 @@ class Picture:
 
 def page_environment() -> jinja2.Environment:
     """Return what fills the templates of this package's pages."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pelagos.platform.evaluation"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["percent"] = _percent
+    environment.filters["number"] = _number
+    return environment
 
 
 def render(
     evaluations: Sequence[DatasetEvaluation],
     provenance: Provenance,
     pictures: Mapping[str, Sequence[Picture]],
+    stabilities: Sequence[Stability] = (),
 ) -> str:
     """The HTML report; ``pictures`` of each dataset, by its name, are inlined."""
     environment = page_environment()
-    environment.filters["percent"] = _percent
-    environment.filters["number"] = _number
+    stable = {stability.dataset: stability for stability in stabilities}
     sections = []
     for evaluation in evaluations:
         rows = summary_rows(evaluation)
@@ -205,12 +223,13 @@ def render(
                 "rows": rows,
                 "verdict": verdict(rows),
                 "fields": _field_rows(evaluation),
+                "stability": stable.get(evaluation.data.name),
                 "figures": [(p.caption, p.data_uri) for p in pictures[evaluation.data.name]],
             }
         )
     return environment.get_template("report.html.j2").render(
         provenance=provenance,
-        config=json.dumps(_strict(dict(provenance.config)), indent=2, default=str),
+        config=json.dumps(strict(dict(provenance.config)), indent=2, default=str),
         sections=sections,
         metrics=list(METRICS),
     )
@@ -249,6 +268,15 @@ def _figures(evaluation: DatasetEvaluation) -> list[Picture]:
     return pictures
 
 
+def _stability_picture(stability: Stability) -> Picture:
+    caption = (
+        f"Rollout of {len(stability.times)} steps: mean square and spectral distance to the initial "
+        "frame; median and quartiles over trajectories."
+    )
+    drawn = plots.figure_png(stability_figure(stability))
+    return Picture(caption, "stability.png", drawn)
+
+
 def _file_name(dataset: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", dataset).lower()
 
@@ -272,11 +300,12 @@ def _score_numbers(evaluation: DatasetEvaluation, method: str, metric: str) -> d
     return {**quantiles, "per_trajectory": evaluation.scores[method][metric].tolist()}
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
+    """Return plain JSON values: mappings, lists, and None for numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {str(key): _strict(entry) for key, entry in value.items()}
+        return {str(key): strict(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(entry) for entry in value]
+        return [strict(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

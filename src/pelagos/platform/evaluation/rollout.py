@@ -8,6 +8,8 @@ at every step, as in training, whatever the model made of them.
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable, Sequence
 
 import torch
@@ -46,11 +48,71 @@ def autoregressive(
     check_rollout_step(lead_steps, rollout_step)
     wanted, state, kept = set(lead_steps), masked(initial, present), {}
     for step in range(rollout_step, max(wanted) + 1, rollout_step):
-        frame = _advance(predict, state, rollout_step * frame_interval, present)
-        state = frame if state.ndim == 4 else torch.cat((state[:, 1:], frame[:, None]), dim=1)
+        frame, state = advance(predict, state, rollout_step * frame_interval, present)
         if step in wanted:
             kept[step] = frame
     return torch.stack([kept[step] for step in lead_steps], dim=1)
+
+
+def advance(
+    predict: Predict, state: Tensor, lead_time: float, present: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The frame ``lead_time`` later, and the state that has it as its latest."""
+    frame = _advance(predict, state, lead_time, present)
+    return frame, frame if state.ndim == 4 else torch.cat((state[:, 1:], frame[:, None]), dim=1)
+
+
+def ensemble(
+    predict: Predict,
+    initial: Tensor,
+    lead_steps: Sequence[int],
+    frame_interval: float,
+    present: Tensor,
+    *,
+    num_members: int,
+    rollout_step: int = 1,
+) -> Tensor:
+    """Mean of forecasts that reach each lead by other steps, ``[B, len(lead_steps), C, y, x]``.
+
+    A model of any lead time has as many ways to a lead as the lead has ordered partitions into
+    steps: one step, many small ones, and all between. Errors of different ways differ, so their
+    mean is often better than each. See ``partitions`` for which ways are taken.
+    """
+    forecasts = []
+    for lead in lead_steps:
+        ways = partitions(lead // rollout_step, num_members)
+        members = []
+        for way in ways:
+            state = masked(initial, present)
+            for part in way:
+                lead_time = part * rollout_step * frame_interval
+                state = _advance(predict, state, lead_time, present)
+            members.append(state)
+        forecasts.append(torch.stack(members).mean(0))
+    return torch.stack(forecasts, dim=1)
+
+
+def partitions(whole: int, most: int) -> list[tuple[int, ...]]:
+    """Up to ``most`` ordered partitions of a whole number, always the same, none of them twice.
+
+    The first is the one of a single part, the second that of ones; the others are drawn evenly
+    from all 2^(whole - 1).
+
+    >>> partitions(3, 9)
+    [(3,), (1, 1, 1), (2, 1), (1, 2)]
+    """
+    cuts = whole - 1
+    count = 2**cuts
+    chosen = dict.fromkeys([0, count - 1])  # bits say where the whole is cut
+    draw = random.Random(whole)
+    while len(chosen) < min(most, count):
+        chosen.setdefault(draw.randrange(count))
+    return [_parts(bits, whole) for bits in list(chosen)[:most]]
+
+
+def _parts(bits: int, whole: int) -> tuple[int, ...]:
+    ends = [i + 1 for i in range(whole - 1) if bits >> i & 1] + [whole]
+    return tuple(b - a for a, b in itertools.pairwise([0, *ends]))
 
 
 def one_step(
