@@ -13,7 +13,12 @@ import time
 from typing import Any
 
 from pelagos.infra.clusters import Needs, Submission, recorded_config
-from pelagos.infra.clusters.ray_jobs import run_entrypoint, runtime_environment, scheduler_state
+from pelagos.infra.clusters.ray_jobs import (
+    run_entrypoint,
+    runtime_environment,
+    scheduler_state,
+    submit_patiently,
+)
 from pelagos.infra.clusters.schema import RayConfig, RayQuotas
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.jobs.hand_over import submission_of
@@ -87,7 +92,8 @@ class Queue:
             return
         config = self._config(record)
         try:
-            self.client.submit_job(
+            submit_patiently(
+                self.client,
                 entrypoint=run_entrypoint(config.python, submission),
                 submission_id=submission_id,
                 runtime_env=runtime_environment(submission.environment),
