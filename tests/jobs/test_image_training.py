@@ -12,9 +12,9 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
-from pelagos.jobs import finetune, pretrain
+from pelagos.jobs import evaluate, finetune, pretrain
 from pelagos.jobs.parts import MixtureStreams
-from pelagos.platform.config import ConfigError, TrainingJob
+from pelagos.platform.config import ConfigError, EvaluateJob, TrainingJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.runs import RunDirectory
 
@@ -88,6 +88,14 @@ def validation_losses(result: Any, runs_dir: str) -> list[float]:
     return [e["validation_loss"] for e in events if e["kind"] == "validation"]
 
 
+def measured(job: TrainingJob) -> Any:
+    """Evaluate a run on held-out images; return the numbers of its dataset."""
+    wanted = {"run": job.name, "runs_dir": job.runs_dir, "split": "validation"}
+    result = evaluate.run(EvaluateJob(**wanted, max_trajectories=50), quiet())
+    assert result.report.read_text().count("<img src=") == 2
+    return result.metrics["datasets"][0]
+
+
 SMALL = {"image_size": [8, 8], "patch_size": [2, 2], "positions": "learned"}
 
 
@@ -121,6 +129,10 @@ def test_masked_pretraining_hands_its_encoder_over_to_classification(
     tuned = finetune.run(second, quiet())  # type: ignore[arg-type]
     # guessing among ten classes costs log 10 = 2.3
     assert validation_losses(tuned, second.runs_dir)[-1] < 1.5
+    told = measured(second)
+    assert told["summary"]["accuracy"] > 0.5 > 3 * told["summary"]["majority_accuracy"]
+    assert len(told["classes"]) == 10
+    assert sum(map(sum, told["confusion"])) == 50
 
 
 def test_segmentation_learns_and_its_labels_stay_whole_numbers(
@@ -141,6 +153,11 @@ def test_segmentation_learns_and_its_labels_stay_whole_numbers(
     result = pretrain.run(job, quiet())  # type: ignore[arg-type]
     # without a look at the image: log 2 and a Dice of a half
     assert validation_losses(result, job.runs_dir)[-1] < 0.6
+    told = measured(job)
+    assert told["summary"]["mean_dice"] > 0.8
+    # a point is an eighth of the picture wide: surfaces are off by less than that
+    assert told["summary"]["mean_surface_distance"] < 1 / 8
+    assert len(told["per_image"]["dice"]) == 50
 
 
 @pytest.mark.parametrize(

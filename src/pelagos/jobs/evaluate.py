@@ -12,7 +12,7 @@ from rich.table import Table
 
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import options_for
+from pelagos.jobs.parts import build_objective, options_for
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation, evaluate_dataset
@@ -49,17 +49,12 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     """
     directory = RunDirectory.open(job.runs_dir, job.run)
     training = directory.job()
+    if build_objective(training).call == "image":
+        return _run_on_images(job, directory, training, console)
     evaluations, step = measure(job)
     stabilities = measure_stability(job) if job.stability_steps else []
-    provenance = Provenance(
-        run_name=job.run,
-        checkpoint_step=step,
-        model=training.model.name,
-        config=training.model_dump(mode="json"),
-        code_version=code_version(),
-        links={"MLflow": training.tracking.uri or "not tracked"},
-    )
-    output = Path(job.output_dir) if job.output_dir else directory.path / "evaluation" / job.split
+    provenance = _provenance(job, training, step)
+    output = _output(job, directory)
     report, _ = write_report(evaluations, provenance, output, stabilities)
     values = numbers(evaluations, provenance, stabilities)
     if job.tracking:
@@ -67,6 +62,45 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     if console is not None:
         _show(evaluations, stabilities, report, training.tracking.uri, console)
     return EvaluateResult(job.run, report, values)
+
+
+def _run_on_images(
+    job: EvaluateJob, directory: RunDirectory, training: TrainingJob, console: Console | None
+) -> EvaluateResult:
+    from pelagos.jobs.evaluate_images import measure_images, show_images
+    from pelagos.platform.evaluation import image_evaluation
+
+    forecaster, step = Forecaster.from_run(directory, job.checkpoint, job.weights)
+    evaluations = measure_images(job, training, forecaster)
+    provenance, output = _provenance(job, training, step), _output(job, directory)
+    report = image_evaluation.write_image_report(evaluations, provenance, output)
+    if job.tracking:
+        values = [
+            (f"evaluation/{e.name}/{name}", step, value)
+            for e in evaluations
+            for name, value in e.summary().items()
+            if math.isfinite(value)
+        ]
+        log_evaluation(training, directory, output, values)
+    if console is not None:
+        show_images(evaluations, console)
+        console.print(f"report: {report}", soft_wrap=True)
+    return EvaluateResult(job.run, report, image_evaluation.numbers(evaluations, provenance))
+
+
+def _provenance(job: EvaluateJob, training: TrainingJob, step: int) -> Provenance:
+    return Provenance(
+        run_name=job.run,
+        checkpoint_step=step,
+        model=training.model.name,
+        config=training.model_dump(mode="json"),
+        code_version=code_version(),
+        links={"MLflow": training.tracking.uri or "not tracked"},
+    )
+
+
+def _output(job: EvaluateJob, directory: RunDirectory) -> Path:
+    return Path(job.output_dir) if job.output_dir else directory.path / "evaluation" / job.split
 
 
 def measure(job: EvaluateJob) -> tuple[list[DatasetEvaluation], int]:

@@ -99,7 +99,7 @@ def partitions(whole: int, most: int) -> list[tuple[int, ...]]:
     from all 2^(whole - 1).
 
     >>> partitions(3, 9)
-    [(3,), (1, 1, 1), (2, 1), (1, 2)]
+    [(3,), (1, 1, 1), (1, 2), (2, 1)]
     """
     cuts = whole - 1
     count = 2**cuts
