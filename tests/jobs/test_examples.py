@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pelagos.data_pipelines.store import open_dataset
+from pelagos.jobs import training
 from pelagos.jobs.parts import build_parts
-from pelagos.platform.config import PretrainJob
+from pelagos.platform.config import PretrainJob, TrainingJob, load_job
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.trainer import train
 
@@ -56,3 +58,18 @@ def test_forecasting_with_a_run(
     # three leads times velocity (ns), density, velocity and pressure (ce), two methods each
     assert len(errors) == 3 * 4 * 2
     assert all(0 < e < 1000 for e in errors)
+
+
+def test_the_jobs_on_digits_train_on_what_the_example_writes(
+    run_example: RunExample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_example("digits.py", "vision/digits.zarr")
+    dataset = open_dataset("vision/digits.zarr")
+    assert dataset.spec.shape == (1797, 1, 2, 8, 8)
+    assert set(dataset.parameters["label"]) == set(range(10))
+    short = ["schedule.total_steps=2", "schedule.warmup_steps=0", "validation.num_samples=8"]
+    for name in ("masked", "classify", "segment"):
+        job = load_job(EXAMPLES.parent / "configs" / "vision" / f"{name}.yaml", short)
+        assert isinstance(job, TrainingJob)
+        assert training.start(job).outcome.kind == "finished"

@@ -235,20 +235,21 @@ def confusion_figure(evaluation: ImageEvaluation) -> Figure:
 
 
 def examples_figure(evaluation: ImageEvaluation) -> Figure:
-    """Images, a column each; of segmentations truth and answer below. Volumes: the middle slice."""
+    """Images, a column each, first row at the top; of segmentations truth and answer below.
+
+    Volumes: the middle slice.
+    """
     examples, num_rows = evaluation.examples, 3 if evaluation.is_segmentation else 1
     figure = plots.new_figure(1.5 * len(examples) + 0.4, 1.6 * num_rows + 0.3)
     axes = figure.subplots(num_rows, len(examples), squeeze=False)
     top = len(evaluation.counts) - 1
     for column, example in enumerate(examples):
-        axes[0, column].imshow(_slice(example.image), cmap="gray", origin="lower")
+        axes[0, column].imshow(_slice(example.image), cmap="gray")
         if evaluation.is_segmentation:
             axes[0, column].set_title(f"image {example.number}", fontsize=8)
             for row, values in ((1, example.truth), (2, example.predicted)):
                 shown = _slice(values)
-                axes[row, column].imshow(
-                    shown, cmap="tab10", vmin=0, vmax=max(9, top), origin="lower"
-                )
+                axes[row, column].imshow(shown, cmap="tab10", vmin=0, vmax=max(9, top))
         else:
             title = f"true {int(example.truth)}, given {int(example.predicted)}"
             axes[0, column].set_title(title, fontsize=8)
