@@ -121,7 +121,9 @@ class FieldObjective(OneFrameIn):
     ``fields``: the model's channels; ``field_groups``: name to channels (names or indices), None
     groups vector components; ``field_weights``: group name to its weight in the mean over groups, 1
     where not named; ``frame_stride``: frames per step; ``time_scale``: the model sees lead times
-    divided by it; ``loss``: a name of ``losses.LOSSES``, and ``p`` the power of its ``ratio``.
+    divided by it; ``loss``: a name of ``losses.LOSSES``, and ``p`` the power of its ``ratio``;
+    ``normalize_samples``: the network sees each sample and field with mean 0 and deviation 1 of
+    its input frames, and its answer is scaled back (``ReversibleNorm``), errors being of the latter.
     """
 
     fields: tuple[str, ...]
@@ -132,6 +134,7 @@ class FieldObjective(OneFrameIn):
     p: int = 1
     loss: str = "ratio"
     field_weights: Mapping[str, float] | None = None
+    normalize_samples: bool = False
     group_channels: tuple[tuple[int, ...], ...] = field(init=False, repr=False)
     error: Loss = field(init=False, repr=False)
     call: ClassVar[Call] = "frame"

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from pelagos.models.objectives.base import FieldObjective, FrameWindows, WindowBatch
+from pelagos.models.reversible_norm import ReversibleNorm
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,11 @@ class FramePair(FieldObjective):
     def predict(self, model: nn.Module, frames: Tensor, lead_time: Tensor) -> Tensor:
         """``[B, C, *grid]``: from the last of ``frames [B, F, C, *grid]``, ``lead_time [B]`` on."""
         time = (lead_time / self.time_scale).to(frames.dtype)
-        output: Tensor = model(frames[:, -1], time).output
+        last = frames[:, -1:]
+        if self.normalize_samples:
+            norm = ReversibleNorm.of(last)
+            return norm.undo(model(norm.apply(last)[:, 0], time).output)
+        output: Tensor = model(last[:, 0], time).output
         return output
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pelagos.models.family import Call
 from pelagos.models.objectives.base import FieldObjective, FrameWindows, WindowBatch
+from pelagos.models.reversible_norm import ReversibleNorm
 from pelagos.models.sample_draws import normal_like
 
 Backpropagation = Literal["all", "last"]
@@ -139,6 +140,13 @@ class Autoregressive(FieldObjective):
         return frames_BFCyx + self.noise_scale * norms * normal_like(frames_BFCyx, seeds)
 
     def _call(self, model: nn.Module, frames_BFCyx: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if not self.normalize_samples:
+            return self._forward(model, frames_BFCyx)
+        norm = ReversibleNorm.of(frames_BFCyx)
+        prediction, unused = self._forward(model, norm.apply(frames_BFCyx))
+        return norm.undo(prediction), unused
+
+    def _forward(self, model: nn.Module, frames_BFCyx: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         axes = tuple(range(frames_BFCyx.ndim - 1, 2, -1))  # x before y
         prediction, *unused = model(frames_BFCyx.permute(0, *axes, 1, 2))
         first = prediction[..., 0, :]

@@ -182,6 +182,11 @@ class ObjectiveConfig(Section):
     field_weights: dict[str, NonNegativeFloat] | None = Field(
         None, description="Field group: its weight in the mean over groups; default: 1 each."
     )
+    normalize_samples: bool | None = Field(
+        None,
+        description="Each sample and field enters the network with mean 0 and deviation 1, and its "
+        "answer is scaled back (RevIN); default: false.",
+    )
     noise_scale: NonNegativeFloat | None = Field(
         None,
         description="autoregressive: noise on the inputs in training, as a share of each field's "
