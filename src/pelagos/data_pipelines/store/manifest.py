@@ -61,7 +61,7 @@ class Manifest:
     def _content(self) -> dict[str, Any]:
         return {
             "format": FORMAT_NAME,
-            "format_version": FORMAT_VERSION,
+            "format_version": self.spec.format_version,
             "spec": self.spec.to_json(),
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
             "statistics": self.statistics,

@@ -8,6 +8,7 @@ from one `Dataset` at once.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Sequence
@@ -19,11 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from pelagos.data_pipelines.store.chunk_grid import touched_chunks
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.data_pipelines.store.field_statistics import default_split
+from pelagos.data_pipelines.store.half_precision import as_read
 from pelagos.data_pipelines.store.manifest import Manifest, check_shard_sizes, load_manifest
 from pelagos.data_pipelines.store.object_store import ObjectStore, Range, open_store
-from pelagos.data_pipelines.store.schema import DatasetSpec
+from pelagos.data_pipelines.store.readable import FloatArray, Region, SpecReader
 from pelagos.data_pipelines.store.shards import (
     ABSENT,
     CHECKSUM_BYTES,
@@ -37,8 +40,6 @@ from pelagos.data_pipelines.store.shards import (
 from pelagos.data_pipelines.store.zarr_view import open_group
 
 MAX_REQUEST_BYTES = 16 * 2**20
-
-FloatArray = npt.NDArray[Any]
 
 
 def open_dataset(
@@ -59,13 +60,16 @@ def open_dataset(
 
 @dataclass(frozen=True)
 class PlannedRange:
-    """One byte range to fetch, and what lies in it: `(position in out, frame, offset, length)`."""
+    """One byte range to fetch, and what lies in it.
+
+    `chunks` are `(position in out, entry in the trajectory's index, offset, length)`.
+    """
 
     byte_range: Range
     chunks: tuple[tuple[int, int, int, int], ...]
 
 
-class Dataset:
+class Dataset(SpecReader):
     """A finished dataset, open for reading. Made by `open_dataset`.
 
     It can be pickled (it opens again at the other end), but not carried through `fork`, which
@@ -79,35 +83,16 @@ class Dataset:
     """
 
     def __init__(self, uri: str, storage_options: dict[str, Any] | None = None) -> None:
-        self.uri = uri
         self.storage_options = storage_options
         self.store: ObjectStore = open_store(uri, storage_options)
         self.manifest: Manifest = load_manifest(self.store)
         check_shard_sizes(self.store, self.manifest)
-        self.spec: DatasetSpec = self.manifest.spec
+        super().__init__(uri, self.manifest.spec)
         self.fingerprint: str = self.manifest.fingerprint
-        self.bytes_read = 0
         self._codec = FrameCodec(self.spec)
         self._indices: dict[int, ShardIndex] = {}
         self._lock = threading.Lock()
         self._scratch = threading.local()
-        self._process = os.getpid()
-
-    @property
-    def num_trajectories(self) -> int:
-        return self.spec.num_trajectories
-
-    @property
-    def num_frames(self) -> int:
-        return self.spec.num_frames
-
-    @property
-    def field_names(self) -> tuple[str, ...]:
-        return self.spec.field_names
-
-    @property
-    def grid_shape(self) -> tuple[int, ...]:
-        return self.spec.grid_shape
 
     @property
     def statistics(self) -> dict[str, dict[str, float]]:
@@ -139,32 +124,24 @@ class Dataset:
         self._refuse_fork()
         return {name: self._read_parameter(name) for name in self.spec.parameter_names}
 
-    def split(self, name: str) -> range:
-        """The trajectories of a split; `all` is every one.
-
-        Raises:
-            DatasetError: there is no such split.
-        """
-        if name in self.spec.splits:
-            return range(*self.spec.splits[name])
-        if name == "all":
-            return range(self.num_trajectories)
-        raise DatasetError(
-            f"dataset {self.uri} has no split {name!r}; it has {[*self.spec.splits, 'all']}"
-        )
-
     def window(self, trajectory: int, start: int, length: int) -> FloatArray:
         """Frames `start .. start + length - 1` of a trajectory, `[length, channel, y, x]`."""
         return self.read_frames(trajectory, range(start, start + length))
 
     def read_frames(
-        self, trajectory: int, frames: Sequence[int], out: FloatArray | None = None
+        self,
+        trajectory: int,
+        frames: Sequence[int],
+        out: FloatArray | None = None,
+        region: Region | None = None,
     ) -> FloatArray:
         """Some frames of one trajectory, in any order and not necessarily adjacent.
 
         Args:
-            out: a C-contiguous buffer `[len(frames), channel, y, x]` of the stored type to decode
-                into; made if None.
+            out: a C-contiguous buffer `[len(frames), channel, y, x]` of `spec.value_dtype` to
+                decode into; made if None.
+            region: the part of the grid to read, `((y0, y1), (x0, x1))`; None reads all of it.
+                Only the chunks that it touches are fetched.
 
         Returns:
             `[len(frames), channel, y, x]`.
@@ -172,47 +149,65 @@ class Dataset:
         Raises:
             DatasetError: bytes are missing or damaged; dataset, shard, trajectory and frame are
                 named. Nothing is ever filled in.
-            IndexError: there is no such trajectory or frame.
+            IndexError: there is no such trajectory, frame or region.
         """
         self._refuse_fork()
-        self._check_bounds(trajectory, frames)
-        out = self._checked_out(len(frames), out)
+        self._check_bounds(trajectory, frames, region)
+        out = self._checked_out(len(frames), out, region)
         shard, row = divmod(trajectory, self.spec.shard_trajectories)
-        plan = self.plan(shard, row, frames)
+        touched = touched_chunks(self.spec, region)
+        plan = self.plan(shard, row, frames, [part.number for part in touched])
         key = self.manifest.shards[shard].key
         ranges = [planned.byte_range for planned in plan]
         scratch = self._thread_scratch(sum(length for _, length in ranges))
         shown = ", ".join(map(str, frames))
         place = f"{key}, trajectory {trajectory}, frames {shown}"
         fetched = self._fetch(key, ranges, scratch, place)
+        parts = {part.number: part for part in touched}
+        is_direct = self._is_direct and region is None
+        chunk = None if is_direct else self._thread_chunk()
         for planned, content in zip(plan, fetched, strict=True):
             start = planned.byte_range[0]
-            for position, frame, offset, length in planned.chunks:
+            for position, entry, offset, length in planned.chunks:
                 encoded = content[offset - start : offset - start + length]
+                target = out[position] if chunk is None else chunk
                 try:
-                    self._codec.decode(encoded.data, out[position])
+                    self._codec.decode(encoded.data, target)
                 except (ChecksumError, RuntimeError) as error:
-                    self._decode_again(
-                        key, trajectory, frame, (offset, length), out[position], error
-                    )
+                    frame = entry // self.spec.chunks_per_frame
+                    self._decode_again(key, trajectory, frame, (offset, length), target, error)
+                if chunk is not None:
+                    part = parts[entry % self.spec.chunks_per_frame]
+                    out[position][part.target] = as_read(self.spec, chunk[part.source])
         return out
 
-    def plan(self, shard: int, row: int, frames: Sequence[int]) -> list[PlannedRange]:
-        """The byte ranges that hold `frames` of the trajectory at `row` of a shard."""
+    @property
+    def _is_direct(self) -> bool:
+        """Whether a chunk is a whole frame of numbers as they are read."""
+        spec = self.spec
+        return spec.frame_chunk_shape == spec.grid_shape and spec.stored_dtype == spec.value_dtype
+
+    def plan(
+        self, shard: int, row: int, frames: Sequence[int], parts: Sequence[int] = (0,)
+    ) -> list[PlannedRange]:
+        """The byte ranges that hold `frames` of the trajectory at `row` of a shard, or some
+        `parts` (chunks, by number) of them."""
         entries = self.shard_index(shard)[row]
         chunks = []
-        for position, frame in enumerate(frames):
-            if entries[frame, 0] == ABSENT:
+        for (position, frame), part in itertools.product(enumerate(frames), parts):
+            entry = frame * self.spec.chunks_per_frame + part
+            if entries[entry, 0] == ABSENT:
                 raise DatasetError(
                     f"dataset {self.uri}, shard {self.manifest.shards[shard].key}: frame {frame} "
                     f"of trajectory {shard * self.spec.shard_trajectories + row} was never written"
                 )
-            chunks.append((position, frame, int(entries[frame, 0]), int(entries[frame, 1])))
+            chunks.append((position, entry, int(entries[entry, 0]), int(entries[entry, 1])))
         chunks.sort(key=lambda chunk: chunk[2])
         return _coalesce(chunks, self.store.coalesce_gap_bytes)
 
     def shard_index(self, shard: int) -> ShardIndex:
-        """Where each frame of a shard is: `[trajectory, time, (offset, length)]`; kept."""
+        """Where each frame (or chunk of one) of a shard is: `[trajectory, time, (offset, length)]`;
+        kept."""
         known = self._indices.get(shard)
         if known is not None:
             return known
@@ -247,6 +242,13 @@ class Dataset:
         if buffer is None or len(buffer) < num_bytes:
             buffer = self._scratch.buffer = np.empty(num_bytes, np.uint8)
         return buffer[:num_bytes]
+
+    def _thread_chunk(self) -> npt.NDArray[Any]:
+        """Memory for one decoded chunk, kept per thread."""
+        buffer: npt.NDArray[Any] | None = getattr(self._scratch, "chunk", None)
+        if buffer is None:
+            buffer = self._scratch.chunk = np.empty(self._codec.chunk_shape, self._codec.dtype)
+        return buffer
 
     def _fetch(
         self,
@@ -300,37 +302,6 @@ class Dataset:
         except ChecksumError as error:
             raise DatasetError(f"dataset {self.uri}: {key} is damaged ({error})") from error
         return np.frombuffer(content[:-CHECKSUM_BYTES], dtype="<f8")
-
-    def _checked_out(self, num_frames: int, out: FloatArray | None) -> FloatArray:
-        shape = (num_frames, *self.spec.frame_shape)
-        dtype = np.dtype(self.spec.dtype)
-        if out is None:
-            return np.empty(shape, dtype)
-        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
-            raise ValueError(
-                f"out must be C-contiguous {dtype} {shape}, got {out.dtype} {out.shape}"
-                + ("" if out.flags.c_contiguous else ", not contiguous")
-            )
-        return out
-
-    def _check_bounds(self, trajectory: int, frames: Sequence[int]) -> None:
-        if not 0 <= trajectory < self.num_trajectories:
-            raise IndexError(
-                f"trajectory {trajectory} is outside 0..{self.num_trajectories - 1} of {self.uri}"
-            )
-        if len(frames) == 0 or min(frames) < 0 or max(frames) >= self.num_frames:
-            raise IndexError(
-                f"frames {list(frames)} must be one or more of 0..{self.num_frames - 1} "
-                f"of {self.uri}"
-            )
-
-    def _refuse_fork(self) -> None:
-        if os.getpid() != self._process:
-            raise DatasetError(
-                f"dataset {self.uri} was opened in process {self._process} and is read in its "
-                f"forked child {os.getpid()}. Open it in the child, use the spawn or forkserver "
-                f"start method, or read in threads (num_workers=0 of a DataLoader)"
-            )
 
 
 def _coalesce(chunks: list[tuple[int, int, int, int]], gap_bytes: int) -> list[PlannedRange]:

@@ -28,6 +28,7 @@ from pelagos.data_pipelines.store.field_statistics import (
     default_split,
     shard_sums,
 )
+from pelagos.data_pipelines.store.half_precision import from_bfloat16, to_bfloat16
 from pelagos.data_pipelines.store.layout import (
     GROUP_KEY,
     MANIFEST_KEY,
@@ -210,7 +211,7 @@ class DatasetWriter:
     def _checked(
         self, data: npt.NDArray[np.floating], trajectories: range
     ) -> npt.NDArray[np.floating]:
-        """`data` in the stored type, after its shape and its values are checked."""
+        """`data` as it will be read back, after its shape and its values are checked."""
         wanted = (len(trajectories), *self.spec.shape[1:])
         if data.shape != wanted:
             raise ValueError(
@@ -219,7 +220,8 @@ class DatasetWriter:
                 f"{', '.join(self.spec.axis_names)})"
             )
         with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused below
-            stored = np.ascontiguousarray(data, dtype=self.spec.dtype)
+            stored = np.ascontiguousarray(data, dtype=self.spec.value_dtype)
+            stored = self._as_read(stored)
         for row, trajectory in zip(stored, trajectories, strict=True):
             if not np.isfinite(row).all():
                 frame, channel, *point = map(int, np.argwhere(~np.isfinite(row))[0])
@@ -231,6 +233,13 @@ class DatasetWriter:
                     f"(value given: {given})"
                 )
         return stored
+
+    def _as_read(self, values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        """Values rounded as the stored type rounds them."""
+        if self.spec.dtype != "bfloat16":
+            return values
+        rounded = from_bfloat16(to_bfloat16(values))
+        return np.where(np.isnan(values), values, rounded)
 
     def _checked_parameters(
         self, parameters: Mapping[str, npt.NDArray[np.floating]], trajectories: range

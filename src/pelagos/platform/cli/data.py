@@ -210,7 +210,12 @@ def _show_summary(found: DatasetDescription) -> None:
         f"{found.compression_ratio:.2f} to 1 ({spec.compression})",
         "shards": f"{found.num_shards} of {size(found.smallest_shard_bytes)} to "
         f"{size(found.largest_shard_bytes)}, up to {found.shard_shape[0]} trajectories each",
-        "chunk": f"one frame, {size(found.inner_chunk_bytes)} before compression",
+        "chunk": (
+            "one frame"
+            if spec.chunks_per_frame == 1
+            else f"{' x '.join(map(str, spec.frame_chunk_shape))} points of one frame"
+        )
+        + f", {size(found.inner_chunk_bytes)} before compression",
         "fingerprint": found.fingerprint,
     }
     table = Table(show_header=False, box=None)
