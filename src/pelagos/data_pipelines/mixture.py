@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.normalization import Normalization
-from pelagos.data_pipelines.store import Dataset, DatasetError
+from pelagos.data_pipelines.store import DatasetError
+from pelagos.data_pipelines.store.readable import ReadableDataset
 
 Windows = tuple[tuple[int, ...], ...]
 LABEL_PARAMETER = "label"
@@ -39,7 +40,7 @@ class MixtureEntry:
         max_trajectories: only the first so many trajectories of the split; None takes all.
     """
 
-    dataset: Dataset
+    dataset: ReadableDataset
     split: str = "train"
     weight: float | None = None
     offset: Mapping[str, float] = field(default_factory=dict)
@@ -241,11 +242,12 @@ class Mixture:
     def _thread_scratch(self, dataset: int) -> npt.NDArray[Any]:
         """Memory for one window as stored, kept per thread."""
         spec = self.entries[dataset].dataset.spec
-        num_bytes = self.window_length * spec.frame_bytes
+        shape = (self.window_length, *spec.frame_shape)
+        num_bytes = math.prod(shape) * spec.value_dtype.itemsize
         buffer: npt.NDArray[np.uint8] | None = getattr(self._scratch, "buffer", None)
         if buffer is None or len(buffer) < num_bytes:
             buffer = self._scratch.buffer = np.empty(num_bytes, np.uint8)
-        return buffer[:num_bytes].view(spec.dtype).reshape(self.window_length, *spec.frame_shape)
+        return buffer[:num_bytes].view(spec.value_dtype).reshape(shape)
 
     def _channel_plan(self, entry: MixtureEntry) -> _SameChannels | tuple[_Channel | None, ...]:
         dataset = entry.dataset
@@ -334,7 +336,7 @@ def _problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[st
     return problems
 
 
-def _labels(dataset: Dataset) -> npt.NDArray[np.float64] | None:
+def _labels(dataset: ReadableDataset) -> npt.NDArray[np.float64] | None:
     has = LABEL_PARAMETER in dataset.spec.parameter_names
     return dataset.parameters[LABEL_PARAMETER] if has else None
 

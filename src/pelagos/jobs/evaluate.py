@@ -10,9 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pelagos.data_pipelines.store import open_dataset
+from pelagos.jobs.datasets import open_recorded
 from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import options_for
 from pelagos.platform.config.schema import EvaluateJob, TrainingJob
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation, evaluate_dataset
 from pelagos.platform.evaluation.report import (
@@ -110,7 +109,7 @@ def _evaluate(
     record: dict[str, Any],
     leads: Sequence[int] | None,
 ) -> DatasetEvaluation:
-    dataset = open_dataset(record["uri"], options_for(record["uri"], training.storage) or None)
+    dataset = open_recorded(record["uri"], training)
     stride, frames = training.objective.frame_stride, forecaster.objective.input_frames
     history = (frames - 1) * stride
     return evaluate_dataset(

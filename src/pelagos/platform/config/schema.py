@@ -7,21 +7,16 @@ model cannot see alone - whether a batch divides, whether dataset fields match -
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-# One path component: a run name becomes a directory and an object-store prefix.
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-
-
-class Section(BaseModel):
-    """A part of a job file: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+from pelagos.platform.config.description import DescriptionConfig
+from pelagos.platform.config.section import Fraction as Fraction
+from pelagos.platform.config.section import NonNegativeFloat as NonNegativeFloat
+from pelagos.platform.config.section import NonNegativeInt as NonNegativeInt
+from pelagos.platform.config.section import PositiveFloat as PositiveFloat
+from pelagos.platform.config.section import PositiveInt as PositiveInt
+from pelagos.platform.config.section import RunName as RunName
+from pelagos.platform.config.section import Section as Section
 
 
 class StorageConfig(Section):
@@ -95,7 +90,9 @@ class GenerateJob(Section):
 class MixtureEntryConfig(Section):
     """One dataset of the training mixture."""
 
-    uri: str = Field(description="Directory or s3:// prefix of a Pelagos dataset.")
+    uri: str = Field(
+        description="Directory or s3:// prefix: a Pelagos dataset, or any Zarr array or group."
+    )
     weight: PositiveFloat | None = Field(
         None, description="Relative share of samples; default: proportional to size."
     )
@@ -104,6 +101,11 @@ class MixtureEntryConfig(Section):
     )
     offset: dict[str, float] = Field(
         {}, description="Subtracted from a field before normalisation, e.g. {pressure: 2.513}."
+    )
+    description: DescriptionConfig | str | None = Field(
+        None,
+        description="What a Zarr array of another writer does not say: a mapping, or the path of a "
+        "YAML file of one (docs/data-recipes.md).",
     )
 
 
