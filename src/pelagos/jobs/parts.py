@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pelagos.data_pipelines.batch import Batch
+from pelagos.data_pipelines.curriculum import Weight, largest_weight
 from pelagos.data_pipelines.loader import StreamLoader, load_batch
 from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
 from pelagos.data_pipelines.normalization import Normalization
@@ -97,16 +98,20 @@ def build_mixture(
 ) -> Mixture:
     """Return the job's mixture of one split; `normalization` replaces the job's own.
 
-    `data.max_trajectories` limits the training split alone.
+    `data.max_trajectories` limits the training split alone. Where weights change with the step,
+    other splits take the largest of each.
 
     Raises:
         ValueError: with every reason why the datasets do not fit.
     """
     most = job.data.max_trajectories if split == TRAINING_SPLIT else None
-    entries = [
-        MixtureEntry(dataset, split, entry.weight, entry.offset, entry.repeat, most)
-        for dataset, entry in zip(datasets, job.data.mixture, strict=True)
-    ]
+    entries = []
+    for dataset, entry in zip(datasets, job.data.mixture, strict=True):
+        weight: Weight | None = entry.weight
+        if weight is not None and split != TRAINING_SPLIT:
+            weight = largest_weight(weight)
+        crop = entry.crop or job.data.crop
+        entries.append(MixtureEntry(dataset, split, weight, entry.offset, entry.repeat, most, crop))
     objective = build_objective(job)
     mixture = Mixture(
         entries,
