@@ -174,6 +174,11 @@ class DatasetSpec:
     def num_shards(self) -> int:
         return -(-self.num_trajectories // self.shard_trajectories)
 
+    @property
+    def is_last_shard_partial(self) -> bool:
+        """Whether the last shard has room for more trajectories."""
+        return self.num_trajectories % self.shard_trajectories > 0
+
     def trajectories_of_shard(self, shard: int) -> range:
         """The trajectories that shard number `shard` holds."""
         if not 0 <= shard < self.num_shards:

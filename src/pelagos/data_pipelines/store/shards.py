@@ -133,6 +133,28 @@ def encode_shard(spec: DatasetSpec, data: npt.NDArray[Any]) -> EncodedShard:
     return EncodedShard(content, crc32c(content), int.from_bytes(index_checksum, "little"))
 
 
+def extend_shard(
+    spec: DatasetSpec, old: bytes, num_present: int, data: npt.NDArray[Any]
+) -> EncodedShard:
+    """A shard with more trajectories, behind the `num_present` that it has.
+
+    The old shard, its index included, is the beginning of the new one: who knows the old size
+    reads the old shard from it.
+    """
+    added = encode_shard(spec, data).content
+    length = index_bytes_length(spec)
+    index, _ = decode_index(spec, old[-length:])
+    more, _ = decode_index(spec, added[-length:])
+    index = index.copy()
+    rows = slice(num_present, num_present + len(data))
+    index[rows] = more[: len(data)]
+    index[rows, :, 0] += np.uint64(len(old))
+    index_bytes = index.astype("<u8").tobytes()
+    index_checksum = checksum_bytes(index_bytes)
+    content = b"".join([old, added[:-length], index_bytes, index_checksum])
+    return EncodedShard(content, crc32c(content), int.from_bytes(index_checksum, "little"))
+
+
 def index_bytes_length(spec: DatasetSpec) -> int:
     """Length of the index at the end of every shard, with its checksum."""
     return math.prod(_index_shape(spec)[:2]) * INDEX_ENTRY_BYTES + CHECKSUM_BYTES

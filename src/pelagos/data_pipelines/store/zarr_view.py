@@ -15,6 +15,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from pelagos.data_pipelines.store.errors import DatasetError
+from pelagos.data_pipelines.store.layout import SHARD_PREFIX
 from pelagos.infra.object_store import S3_SCHEMES, s3_options
 
 METADATA_NAMES = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
@@ -42,7 +43,8 @@ class StrictStore(WrapperStore[Store]):
         if key.rpartition("/")[2] in METADATA_NAMES:
             return found
         if found is None:
-            raise DatasetError(f"chunk {key} of {self._store} is missing")
+            what = "shard" if key.startswith(SHARD_PREFIX + "/") else "chunk"
+            raise DatasetError(f"{what} {key} of {self._store} is missing")
         with self._lock:
             self.bytes_read += len(found)
         return found
