@@ -16,6 +16,7 @@ import zarr
 from pelagos.data_pipelines.inspection import verify
 from pelagos.data_pipelines.management.appending import append
 from pelagos.data_pipelines.management.copying import copy
+from pelagos.data_pipelines.management.merging import merge
 from pelagos.data_pipelines.management.revising import change_splits
 from pelagos.data_pipelines.store import Dataset, DatasetError, Field, open_dataset
 from pelagos.data_pipelines.store.object_store import LocalStore
@@ -55,7 +56,7 @@ def test_appended_trajectories_follow_and_the_rest_is_not_rewritten(
     np.testing.assert_array_equal(dataset.window(6, 0, 5), data[6])
     assert dataset.parameters["viscosity"].shape == (7,)
     # the statistics are those of the same data written at once
-    at_once = {k: v for k, v in longer.manifest.statistics["all"]["pressure"].items()}
+    at_once = longer.manifest.statistics["all"]["pressure"]
     values = data[:, :, 1].astype(np.float64)
     assert at_once["mean"] == pytest.approx(values.mean(), rel=1e-13)
     assert at_once["delta_std"] == pytest.approx(np.diff(values, axis=1).std(), rel=1e-12)
@@ -78,7 +79,7 @@ def test_an_append_killed_anywhere_leaves_the_old_dataset(
     source, more = make_dataset(seed=2)
     fingerprint = dataset.fingerprint
     original = LocalStore.write
-    num_writes = 0
+    limit = num_writes = 0
 
     def write(self: LocalStore, key: str, content: bytes) -> None:
         nonlocal num_writes
@@ -88,8 +89,8 @@ def test_an_append_killed_anywhere_leaves_the_old_dataset(
         original(self, key, content)
 
     monkeypatch.setattr(LocalStore, "write", write)
-    for limit in range(100):
-        num_writes = 0
+    while limit < 100:
+        limit, num_writes = limit + 1, 0
         try:
             append(open_dataset(dataset.uri), source)
         except KeyboardInterrupt:
@@ -103,6 +104,25 @@ def test_an_append_killed_anywhere_leaves_the_old_dataset(
     assert limit > 10
     np.testing.assert_array_equal(whole(open_dataset(dataset.uri)), np.concatenate([data, more]))
     assert verify(dataset.uri).is_whole
+
+
+def test_merged_datasets_join_their_splits(make_dataset: Any, tmp_path: Path) -> None:
+    first, a = make_dataset(seed=1)
+    second, b = make_dataset(seed=2, splits={"train": (1, 3), "test": (3, 7)}, dtype="float16")
+    target = tmp_path / "merged.zarr"
+    merge([first, second], target)
+    merged = open_dataset(target)
+    wanted = [*a[0:5], *b[1:3], a[5], a[6], *b[3:7], b[0]]
+    np.testing.assert_array_equal(whole(merged), np.array(wanted, np.float32))
+    assert merged.spec.splits == {"train": (0, 7), "validation": (7, 8), "test": (8, 13)}
+    rows = [*range(5), 1, 2, 5, 6, 3, 4, 5, 6, 0]
+    np.testing.assert_array_equal(merged.parameters["viscosity"] * 8, rows)
+    assert verify(str(target)).is_whole
+    with pytest.raises(FileExistsError, match="unfinished dataset"):
+        merge([first], target)
+    third, _ = make_dataset(seed=3, frame_interval=0.1)
+    with pytest.raises(ValueError, match="frame_interval is 0.1, required is 0.05"):
+        merge([first, third], tmp_path / "other.zarr")
 
 
 def test_what_does_not_fit_is_not_appended(make_dataset: Any) -> None:

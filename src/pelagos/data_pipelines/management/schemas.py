@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pelagos.data_pipelines.store.schema import DatasetSpec
 
-_SAME = [
+_SAME = (
     "num_frames",
     "grid_shape",
     "frame_interval",
@@ -15,7 +15,7 @@ _SAME = [
     "parameter_names",
     "constant_fields",
     "grid_location",
-]
+)
 
 
 def require_equal_schemas(first: DatasetSpec, others: Iterable[DatasetSpec]) -> None:
