@@ -92,9 +92,9 @@ def verify(
 @app.command()
 def plot(
     uri: Uri,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG or GIF.")] = Path(
-        "dataset.png"
-    ),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: dataset.png or dataset.gif.")
+    ] = None,
     trajectories: Annotated[
         str | None, typer.Option(help="Numbers with commas; default: three, spread evenly.")
     ] = None,
