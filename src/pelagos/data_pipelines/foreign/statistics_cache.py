@@ -57,8 +57,8 @@ def cached_statistics(
             dataset.uri,
         )
         return compute_statistics(dataset, progress)
-    folder, _, name = place.rpartition("/")
-    store = open_store(folder or ".", storage_options)
+    folder, separator, name = place.rpartition("/")
+    store = open_store(folder or separator or ".", storage_options)
     try:
         kept = json.loads(store.read(name))
     except ObjectMissingError:

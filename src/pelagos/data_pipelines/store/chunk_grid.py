@@ -49,6 +49,11 @@ def touched_chunks(spec: DatasetSpec, region: Region | None = None) -> tuple[Tou
     return tuple(found)
 
 
+def parts_by_number(spec: DatasetSpec, region: Region | None = None) -> dict[int, TouchedChunk]:
+    """The same by number, in order."""
+    return {part.number: part for part in touched_chunks(spec, region)}
+
+
 def frame_chunks(spec: DatasetSpec, frames: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
     """Every chunk of frames `[n, channel, y, x]`, in the order in which a shard has them.
 

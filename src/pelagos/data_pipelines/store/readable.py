@@ -79,6 +79,7 @@ class SpecReader:
         self.uri = uri
         self.spec = spec
         self.bytes_read = 0
+        self._value_dtype = spec.value_dtype
         self._process = os.getpid()
 
     @property
@@ -117,7 +118,7 @@ class SpecReader:
         """`out`, or new memory, for so many frames of a region."""
         grid = self.grid_shape if region is None else tuple(b - a for a, b in region)
         shape = (num_frames, len(self.spec.fields), *grid)
-        dtype = self.spec.value_dtype
+        dtype = self._value_dtype
         if out is None:
             return np.empty(shape, dtype)
         if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:

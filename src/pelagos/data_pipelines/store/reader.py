@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from pelagos.data_pipelines.store.chunk_grid import touched_chunks
+from pelagos.data_pipelines.store.chunk_grid import parts_by_number
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.data_pipelines.store.field_statistics import default_split
 from pelagos.data_pipelines.store.half_precision import as_read
@@ -90,6 +90,12 @@ class Dataset(SpecReader):
         super().__init__(uri, self.manifest.spec)
         self.fingerprint: str = self.manifest.fingerprint
         self._codec = FrameCodec(self.spec)
+        self._all_parts = parts_by_number(self.spec)
+        self._chunks_per_frame = self.spec.chunks_per_frame
+        self._is_direct = (  # a chunk is a whole frame of numbers as they are read
+            self.spec.frame_chunk_shape == self.spec.grid_shape
+            and self.spec.stored_dtype == self.spec.value_dtype
+        )
         self._indices: dict[int, ShardIndex] = {}
         self._lock = threading.Lock()
         self._scratch = threading.local()
@@ -155,17 +161,15 @@ class Dataset(SpecReader):
         self._check_bounds(trajectory, frames, region)
         out = self._checked_out(len(frames), out, region)
         shard, row = divmod(trajectory, self.spec.shard_trajectories)
-        touched = touched_chunks(self.spec, region)
-        plan = self.plan(shard, row, frames, [part.number for part in touched])
+        parts = self._all_parts if region is None else parts_by_number(self.spec, region)
+        plan = self.plan(shard, row, frames, tuple(parts))
         key = self.manifest.shards[shard].key
         ranges = [planned.byte_range for planned in plan]
         scratch = self._thread_scratch(sum(length for _, length in ranges))
         shown = ", ".join(map(str, frames))
         place = f"{key}, trajectory {trajectory}, frames {shown}"
         fetched = self._fetch(key, ranges, scratch, place)
-        parts = {part.number: part for part in touched}
-        is_direct = self._is_direct and region is None
-        chunk = None if is_direct else self._thread_chunk()
+        chunk = None if self._is_direct and region is None else self._thread_chunk()
         for planned, content in zip(plan, fetched, strict=True):
             start = planned.byte_range[0]
             for position, entry, offset, length in planned.chunks:
@@ -174,18 +178,12 @@ class Dataset(SpecReader):
                 try:
                     self._codec.decode(encoded.data, target)
                 except (ChecksumError, RuntimeError) as error:
-                    frame = entry // self.spec.chunks_per_frame
+                    frame = entry // self._chunks_per_frame
                     self._decode_again(key, trajectory, frame, (offset, length), target, error)
                 if chunk is not None:
-                    part = parts[entry % self.spec.chunks_per_frame]
+                    part = parts[entry % self._chunks_per_frame]
                     out[position][part.target] = as_read(self.spec, chunk[part.source])
         return out
-
-    @property
-    def _is_direct(self) -> bool:
-        """Whether a chunk is a whole frame of numbers as they are read."""
-        spec = self.spec
-        return spec.frame_chunk_shape == spec.grid_shape and spec.stored_dtype == spec.value_dtype
 
     def plan(
         self, shard: int, row: int, frames: Sequence[int], parts: Sequence[int] = (0,)
@@ -195,7 +193,7 @@ class Dataset(SpecReader):
         entries = self.shard_index(shard)[row]
         chunks = []
         for (position, frame), part in itertools.product(enumerate(frames), parts):
-            entry = frame * self.spec.chunks_per_frame + part
+            entry = frame * self._chunks_per_frame + part
             if entries[entry, 0] == ABSENT:
                 raise DatasetError(
                     f"dataset {self.uri}, shard {self.manifest.shards[shard].key}: frame {frame} "
