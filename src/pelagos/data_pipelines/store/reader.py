@@ -33,6 +33,7 @@ from pelagos.data_pipelines.store.shards import (
     ChecksumError,
     FrameCodec,
     ShardIndex,
+    check,
     crc32c,
     decode_index,
     index_bytes_length,
@@ -293,13 +294,13 @@ class Dataset(SpecReader):
         key = f"parameters/{name}/c/0"
         content = self.store.read(key)
         # A longer one is being appended to; its first numbers are those that the manifest describes.
-        payload = content[: self.num_trajectories * 8]
-        stored = self.manifest.parameters_crc32c[name]
-        if len(content) < len(payload) + CHECKSUM_BYTES or crc32c(payload) != stored:
-            raise DatasetError(
-                f"dataset {self.uri}: {key} is damaged: it does not begin with the "
-                f"{self.num_trajectories} numbers that the manifest describes"
-            )
+        payload = content[:-CHECKSUM_BYTES][: self.num_trajectories * 8]
+        try:
+            check(content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:])
+            if crc32c(payload) != self.manifest.parameters_crc32c[name]:
+                raise ChecksumError("it is not what the manifest describes")
+        except ChecksumError as error:
+            raise DatasetError(f"dataset {self.uri}: {key} is damaged ({error})") from error
         return np.frombuffer(payload, dtype="<f8")
 
 
