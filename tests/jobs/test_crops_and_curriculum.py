@@ -8,6 +8,7 @@ import pytest
 
 from pelagos.jobs.parts import MixtureStreams, check_parts
 from pelagos.platform.config import ConfigError, PretrainJob
+from pelagos.platform.config.load import parse_job, resolve_yaml
 
 MakeJob = Callable[..., PretrainJob]
 
@@ -28,7 +29,9 @@ def test_training_and_validation_take_crops(make_job: MakeJob) -> None:
 
 def test_weights_by_step(make_job: MakeJob) -> None:
     weights = {"data__mixture__0__weight": "{0: 1.0, 2: 0.0}", "data__mixture__1__weight": 1.0}
-    streams = MixtureStreams(make_job(**weights))
+    job = make_job(**weights)
+    assert parse_job(resolve_yaml(job), "resolved") == job
+    streams = MixtureStreams(job)
     stream = streams.open(0, 0, 1)
     found = [next(stream).dataset.tolist() for _ in range(8)]
     stream.close()

@@ -19,7 +19,7 @@ from pelagos.jobs import pretrain
 from pelagos.jobs.evaluate import measure
 from pelagos.jobs.parts import check_parts
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
-from pelagos.platform.config.load import load_job, resolve_yaml
+from pelagos.platform.config.load import load_job, parse_job, resolve_yaml
 from pelagos.platform.runs import RunDirectory
 
 MakeJob = Callable[..., PretrainJob]
@@ -58,6 +58,9 @@ def test_it_trains_and_evaluates_as_the_converted_dataset_does(
     path.write_text(yaml.safe_dump(text))
     described = load_job(path)
     assert isinstance(described, PretrainJob)
+    # the file is part of the job: it resumes from any directory, and is submitted without the file
+    assert parse_job(resolve_yaml(described), "resolved") == described
+    assert "array: u" in resolve_yaml(described)
     batches = []
     for job in (usual, described):
         mixture = check_parts(job)
@@ -75,7 +78,9 @@ def test_it_trains_and_evaluates_as_the_converted_dataset_does(
     assert set(kept["statistics"]) == {"all", "train", "validation", "test"}
 
 
-def test_what_does_not_fit_is_refused_before_the_start(make_job: MakeJob, foreign: str) -> None:
+def test_what_does_not_fit_is_refused_before_the_start(
+    make_job: MakeJob, foreign: str, tmp_path: Path
+) -> None:
     job = make_job(
         "wrong", data__mixture=f"[{{uri: {foreign}, description: {{fields: [{{name: u}}]}}}}]"
     )
@@ -86,5 +91,9 @@ def test_what_does_not_fit_is_refused_before_the_start(make_job: MakeJob, foreig
         ConfigError, match=r"data.mixture.0.uri: nowhere.yaml: 1 problem\n.*cannot be read"
     ):
         check_parts(job)
+    path = tmp_path / "job.yaml"
+    path.write_text(resolve_yaml(job))
+    with pytest.raises(ConfigError, match=r"mixture.0.description: nowhere.yaml: 1 problem"):
+        load_job(path)
     with pytest.raises(ConfigError, match="did you mean 'fields'"):
         make_job("typo", data__mixture=f"[{{uri: {foreign}, description: {{field: []}}}}]")

@@ -1,7 +1,6 @@
 """Opening the datasets of a job's mixture, described ones with what their entries say."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from pelagos.data_pipelines.foreign import DescribedField, Description, open_readable
@@ -9,7 +8,7 @@ from pelagos.data_pipelines.store import DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.infra.object_store import storage_options
 from pelagos.platform.config.description import DescriptionConfig
-from pelagos.platform.config.load import ConfigError, parse_yaml, read_yaml_text, validate_section
+from pelagos.platform.config.load import ConfigError, read_description
 from pelagos.platform.config.schema import MixtureEntryConfig, StorageConfig, TrainingJob
 
 
@@ -38,27 +37,15 @@ def open_recorded(uri: str, job: TrainingJob) -> ReadableDataset:
 
 
 def load_description(path: str | os.PathLike[str]) -> Description:
-    """Return the description in a YAML file.
-
-    Its statistics are kept beside it, in `NAME.statistics.json`, unless it names another file.
-
-    Raises:
-        DatasetError: with every problem of the file.
-    """
+    """Return the description in a YAML file. Raises `DatasetError` with every problem of it."""
     try:
-        tree, lines = parse_yaml(read_yaml_text(path), str(path))
-        config, problems = validate_section(DescriptionConfig, tree, lines, ())
-        if config is None:
-            raise ConfigError(str(path), problems)
+        return described(read_description(path))
     except ConfigError as error:
         raise DatasetError(str(error)) from error
-    beside = str(Path(path).with_suffix(".statistics.json"))
-    return described(config, beside)
 
 
-def described(config: DescriptionConfig, statistics: str | None = None) -> Description:
-    """Return what a section describes; `statistics` is where they go if it does not say."""
+def described(config: DescriptionConfig) -> Description:
+    """Return what a section describes."""
     values = {name: getattr(config, name) for name in DescriptionConfig.model_fields}
     values["fields"] = tuple(DescribedField(**f.model_dump()) for f in config.fields)
-    values["statistics"] = config.statistics or statistics
     return Description(**values)
