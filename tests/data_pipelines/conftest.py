@@ -37,7 +37,7 @@ def spec_of(**changes: Any) -> DatasetSpec:
 def data_of(spec: DatasetSpec, seed: int = 0) -> npt.NDArray[np.float32]:
     """Normal numbers, every frame different."""
     generator = np.random.default_rng(seed)
-    return generator.normal(3.0, 2.0, spec.shape).astype(spec.dtype)
+    return generator.normal(3.0, 2.0, spec.shape).astype(spec.value_dtype)
 
 
 @pytest.fixture

@@ -120,8 +120,8 @@ def test_a_damaged_manifest_is_refused(make_dataset: Any) -> None:
     assert path.read_bytes() != intact
     with pytest.raises(DatasetError, match="changed after it was written"):
         open_dataset(dataset.uri)
-    path.write_bytes(intact.replace(b'"format_version": 1', b'"format_version": 2'))
-    with pytest.raises(DatasetError, match="reads up to version 1"):
+    path.write_bytes(intact.replace(b'"format_version": 1', b'"format_version": 3'))
+    with pytest.raises(DatasetError, match="reads up to version 2"):
         open_dataset(dataset.uri)
 
 

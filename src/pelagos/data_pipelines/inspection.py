@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pelagos.data_pipelines.store import Dataset, DatasetError, DatasetSpec, open_dataset
+from pelagos.data_pipelines.store.chunk_grid import TouchedChunk, touched_chunks
 from pelagos.data_pipelines.store.field_statistics import (
     TrajectorySums,
     dataset_statistics,
     shard_sums,
 )
+from pelagos.data_pipelines.store.half_precision import as_read
 from pelagos.data_pipelines.store.layout import GROUP_KEY, array_documents
 from pelagos.data_pipelines.store.manifest import Statistics, load_manifest
 from pelagos.data_pipelines.store.object_store import Bytes, ObjectStore, open_store
@@ -39,7 +42,7 @@ class DatasetDescription:
 
     Attributes:
         compression_ratio: raw bytes over stored bytes.
-        inner_chunk_shape: one frame, `(1, 1, channel, y, x)`.
+        inner_chunk_shape: one frame or a part of it, `(1, 1, channel, y, x)`.
         shard_shape: `(trajectory, time, channel, y, x)` of a full shard.
         statistics: by split (and `all`), field and name.
         parameter_ranges: smallest and largest value of each parameter.
@@ -120,6 +123,7 @@ def describe(uri: str, storage_options: dict[str, Any] | None = None) -> Dataset
     """
     dataset = open_dataset(uri, storage_options)
     spec, shards = dataset.spec, dataset.manifest.shards
+    codec = FrameCodec(spec)
     raw_bytes = spec.frame_bytes * spec.num_frames * spec.num_trajectories
     stored_bytes = sum(shard.size for shard in shards)
     return DatasetDescription(
@@ -132,8 +136,8 @@ def describe(uri: str, storage_options: dict[str, Any] | None = None) -> Dataset
         compression_ratio=raw_bytes / stored_bytes,
         num_shards=len(shards),
         shard_shape=(spec.shard_trajectories, *spec.shape[1:]),
-        inner_chunk_shape=(1, 1, *spec.frame_shape),
-        inner_chunk_bytes=spec.frame_bytes,
+        inner_chunk_shape=(1, 1, *codec.chunk_shape),
+        inner_chunk_bytes=codec.chunk_bytes,
         smallest_shard_bytes=min(shard.size for shard in shards),
         largest_shard_bytes=max(shard.size for shard in shards),
         statistics=dataset.manifest.statistics,
@@ -205,13 +209,17 @@ def _verify_shard(
         return {}
     codec = FrameCodec(spec)
     sums: dict[str, list[TrajectorySums]] = {name: [] for name in spec.field_names}
-    data = np.empty((1, spec.num_frames, *spec.frame_shape), spec.dtype)
+    data = np.empty((1, spec.num_frames, *spec.frame_shape), spec.value_dtype)
+    chunk = np.empty(codec.chunk_shape, codec.dtype)
+    touched = touched_chunks(spec)
     for row, trajectory in enumerate(spec.trajectories_of_shard(shard)):
-        for frame, (offset, length) in enumerate(index[row]):
+        for entry, place in enumerate(index[row]):
             report.num_chunks += 1
-            problem = _decode_problem(codec, content, (offset, length), data[0, frame], spec)
+            frame, part = divmod(entry, spec.chunks_per_frame)
+            problem = _decode_problem(codec, content, place, chunk, touched[part], spec)
             if problem:
                 report.damage.append(Damage(record.key, problem, trajectory, frame))
+            data[0, frame][touched[part].target] = as_read(spec, chunk)[touched[part].source]
         for name, rows in shard_sums(data, spec.field_names).items():
             sums[name].extend(rows)
     if len(report.damage) == before and crc32c(content.data) != record.crc32c:
@@ -222,21 +230,24 @@ def _verify_shard(
 def _decode_problem(
     codec: FrameCodec,
     content: Bytes,
-    byte_range: tuple[np.uint64, np.uint64],
-    out: Any,
+    byte_range: npt.NDArray[np.uint64],
+    chunk: npt.NDArray[Any],
+    part: TouchedChunk,
     spec: DatasetSpec,
 ) -> str | None:
-    """Decode one frame into `out`; says what is wrong with it, or None."""
+    """Decode one chunk, `part` of a frame, into `chunk`; says what is wrong with it, or None."""
     if byte_range[0] == ABSENT:
         return "was never written"
     offset, length = int(byte_range[0]), int(byte_range[1])
     try:
-        codec.decode(content[offset : offset + length].data, out)
+        codec.decode(content[offset : offset + length].data, chunk)
     except (ChecksumError, RuntimeError) as error:
-        out[...] = 0
+        chunk[...] = 0
         return str(error)
-    if not np.isfinite(out).all():
-        channel, *point = map(int, np.argwhere(~np.isfinite(out))[0])
+    values = as_read(spec, chunk)[part.source]
+    if not np.isfinite(values).all():
+        channel, *inside = map(int, np.argwhere(~np.isfinite(values))[0])
+        point = (at + slice_.start for at, slice_ in zip(inside, part.target[1:], strict=True))
         return f"field {spec.field_names[channel]!r} is not finite at grid index {tuple(point)}"
     return None
 

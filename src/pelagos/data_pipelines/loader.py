@@ -27,7 +27,7 @@ def load_batch(mixture: Mixture, samples: list[SampleIndex]) -> Batch:
     """Read a batch, of grids of one shape, here and now, in this thread."""
     frames = np.empty((len(samples), *_shape_of(mixture, samples)), np.float32)
     for target, sample in zip(frames, samples, strict=True):
-        mixture.read(sample.dataset, sample.trajectory, sample.window, target)
+        mixture.read(sample.dataset, sample.trajectory, sample.window, target, sample.region)
     return _batch_around(mixture, samples, frames)
 
 
@@ -80,10 +80,11 @@ class StreamLoader(Iterator[Batch]):
                 f"num_threads {num_threads} must be at least 1, prefetch_steps {prefetch_steps} "
                 f"and start_step {start_step} not negative"
             )
-        if len(mixture.distinct_shapes) > 1 and sampler.samples_per_step != global_batch_size:
+        counts_steps = len(mixture.distinct_shapes) > 1 or mixture.has_schedule
+        if counts_steps and sampler.samples_per_step != global_batch_size:
             raise ValueError(
-                f"grids of several shapes: the sampler orders steps of {sampler.samples_per_step} "
-                f"samples, the loader has {global_batch_size}"
+                f"grids of several shapes, or weights by step: the sampler orders steps of "
+                f"{sampler.samples_per_step} samples, the loader has {global_batch_size}"
             )
         if sampler.mixture is not mixture:
             raise ValueError("the sampler orders another mixture: make it with this one")
@@ -159,7 +160,12 @@ class StreamLoader(Iterator[Batch]):
             batch = _batch_around(self.mixture, samples, frames)
             futures = [
                 self._pool.submit(
-                    self.mixture.read, sample.dataset, sample.trajectory, sample.window, target
+                    self.mixture.read,
+                    sample.dataset,
+                    sample.trajectory,
+                    sample.window,
+                    target,
+                    sample.region,
                 )
                 for sample, target in zip(samples, frames, strict=True)
             ]

@@ -16,14 +16,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.crops import crop_region
+from pelagos.data_pipelines.curriculum import (
+    Weight,
+    WeightsFrom,
+    in_state,
+    weight_at,
+    weight_problem,
+    weights_by_step,
+)
 from pelagos.data_pipelines.normalization import Normalization
-from pelagos.data_pipelines.store import Dataset, DatasetError
+from pelagos.data_pipelines.store import DatasetError
+from pelagos.data_pipelines.store.readable import ReadableDataset, Region
 
 Windows = tuple[tuple[int, ...], ...]
 LABEL_PARAMETER = "label"
 # What the state keeps of each dataset, and the value that an absent key stands for.
 _STATE_KEYS: dict[str, int | None] = {"fingerprint": None, "windows": None, "weight": None}
-_STATE_KEYS |= {"repeat": 1, "max_trajectories": None}
+_STATE_KEYS |= {"repeat": 1, "max_trajectories": None, "crop": None}
 
 
 @dataclass(frozen=True)
@@ -33,22 +43,31 @@ class MixtureEntry:
     Args:
         dataset: open.
         split: which of its trajectories (`all` for every one).
-        weight: relative share of samples; None in every entry shares by number of windows.
+        weight: relative share of samples, or `{0: 1.0, 10000: 0.2}`: the share from each step on;
+            None in every entry shares by number of windows.
         offset: what to subtract from a field before normalisation, by field name.
         repeat: how often each of its windows counts where datasets share by number of windows.
         max_trajectories: only the first so many trajectories of the split; None takes all.
+        crop: read a random box of so many grid points, `(y, x)`, of each sample; None reads all.
     """
 
-    dataset: Dataset
+    dataset: ReadableDataset
     split: str = "train"
-    weight: float | None = None
+    weight: Weight | None = None
     offset: Mapping[str, float] = field(default_factory=dict)
     repeat: int = 1
     max_trajectories: int | None = None
+    crop: tuple[int, ...] | None = None
 
-    def unusual(self) -> dict[str, int]:
-        """What differs from the usual `repeat` and `max_trajectories`, for the state."""
-        values = {"repeat": self.repeat, "max_trajectories": self.max_trajectories}
+    @property
+    def sample_grid(self) -> tuple[int, ...]:
+        """Grid points of a sample, `(y, x)`."""
+        return self.dataset.grid_shape if self.crop is None else self.crop
+
+    def unusual(self) -> dict[str, Any]:
+        """What differs from the usual `repeat`, `max_trajectories` and `crop`, for the state."""
+        values: dict[str, Any] = {"repeat": self.repeat, "max_trajectories": self.max_trajectories}
+        values["crop"] = None if self.crop is None else list(self.crop)
         return {k: v for k, v in values.items() if v is not None and v != _STATE_KEYS[k]}
 
 
@@ -109,17 +128,30 @@ class Mixture:
 
     @property
     def weights(self) -> list[float] | None:
-        """Relative share of each dataset; None shares by number of windows."""
+        """Relative share of each dataset at step 0; None shares by number of windows."""
         if any(e.repeat != 1 for e in self.entries):
             sizes = zip(self.entries, self.num_windows, strict=True)
             return [float(entry.repeat * windows) for entry, windows in sizes]
-        given = [e.weight for e in self.entries if e.weight is not None]
+        given = [weight_at(e.weight, 0) for e in self.entries if e.weight is not None]
         return given or None
 
     @property
+    def weights_by_step(self) -> list[WeightsFrom]:
+        """The share of each dataset from each step on at which one changes; first step 0."""
+        given = [e.weight for e in self.entries if e.weight is not None]
+        if given and self.has_schedule:
+            return weights_by_step(given)
+        return [(0, self.weights or [float(windows) for windows in self.num_windows])]
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether weights change with the step."""
+        return any(isinstance(e.weight, Mapping) for e in self.entries)
+
+    @property
     def grid_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Grid of each dataset."""
-        return tuple(entry.dataset.grid_shape for entry in self.entries)
+        """Grid of each dataset's samples."""
+        return tuple(entry.sample_grid for entry in self.entries)
 
     @property
     def distinct_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -145,6 +177,13 @@ class Mixture:
         row, window = divmod(item, len(self.windows[dataset]))
         return self.trajectories[dataset][row], self.windows[dataset][window]
 
+    def region_of(self, dataset: int, sample_seed: int) -> Region | None:
+        """The part of the grid that a sample reads; None is all of it."""
+        entry = self.entries[dataset]
+        if entry.crop is None:
+            return None
+        return crop_region(sample_seed, entry.dataset.grid_shape, entry.crop)
+
     def times(self, dataset: int, window: tuple[int, ...]) -> list[float]:
         """Physical time of each frame."""
         interval = self.entries[dataset].dataset.spec.frame_interval
@@ -167,15 +206,17 @@ class Mixture:
         trajectory: int,
         window: tuple[int, ...],
         out: npt.NDArray[np.float32],
+        region: Region | None = None,
     ) -> None:
-        """Read one sample and write it normalised into `out`, `[F, C, y, x]` float32.
+        """Read one sample, or a region of it, and write it normalised into `out`, `[F, C, y, x]`
+        float32.
 
         Raises:
             DatasetError: naming the dataset, the trajectory and the frames.
         """
         try:
             raw = self.entries[dataset].dataset.read_frames(
-                trajectory, window, self._thread_scratch(dataset)
+                trajectory, window, self._thread_scratch(dataset, out.shape[2:]), region
             )
         except DatasetError as error:
             raise DatasetError(
@@ -206,7 +247,7 @@ class Mixture:
                     "uri": entry.dataset.uri[-60:],
                     "fingerprint": entry.dataset.fingerprint[:16],
                     "windows": windows,
-                    "weight": entry.weight,
+                    "weight": in_state(entry.weight),
                     **entry.unusual(),
                 }
                 for entry, windows in zip(self.entries, self.num_windows, strict=True)
@@ -238,14 +279,15 @@ class Mixture:
                 "restore the data, or begin a new run from the checkpoint's weights"
             )
 
-    def _thread_scratch(self, dataset: int) -> npt.NDArray[Any]:
-        """Memory for one window as stored, kept per thread."""
+    def _thread_scratch(self, dataset: int, grid: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Memory for one window as it is read, kept per thread."""
         spec = self.entries[dataset].dataset.spec
-        num_bytes = self.window_length * spec.frame_bytes
+        shape = (self.window_length, len(spec.fields), *grid)
+        num_bytes = math.prod(shape) * spec.value_dtype.itemsize
         buffer: npt.NDArray[np.uint8] | None = getattr(self._scratch, "buffer", None)
         if buffer is None or len(buffer) < num_bytes:
             buffer = self._scratch.buffer = np.empty(num_bytes, np.uint8)
-        return buffer[:num_bytes].view(spec.dtype).reshape(self.window_length, *spec.frame_shape)
+        return buffer[:num_bytes].view(spec.value_dtype).reshape(shape)
 
     def _channel_plan(self, entry: MixtureEntry) -> _SameChannels | tuple[_Channel | None, ...]:
         dataset = entry.dataset
@@ -319,8 +361,14 @@ def _problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[st
                     f"{dataset.uri} has {available} trajectories in its split {entry.split}; "
                     f"max_trajectories is {entry.max_trajectories}, it must be 1 to {available}"
                 )
-        if entry.weight is not None and not entry.weight > 0:
-            problems.append(f"{dataset.uri}: weight must be positive, got {entry.weight}")
+        problem = None if entry.weight is None else weight_problem(entry.weight)
+        if problem is not None:
+            problems.append(f"{dataset.uri}: {problem}")
+        grid, crop = dataset.grid_shape, entry.crop
+        if crop is not None and (
+            len(crop) != len(grid) or not all(0 < c <= n for c, n in zip(crop, grid, strict=True))
+        ):
+            problems.append(f"{dataset.uri}: a crop of {crop} points does not fit its grid {grid}")
     if len({len(entry.dataset.grid_shape) for entry in entries}) > 1:
         listed = ", ".join(f"{e.dataset.uri}: {e.dataset.grid_shape}" for e in entries)
         problems.append(f"all grids must have as many axes, got {listed}: train on them separately")
@@ -334,7 +382,7 @@ def _problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[st
     return problems
 
 
-def _labels(dataset: Dataset) -> npt.NDArray[np.float64] | None:
+def _labels(dataset: ReadableDataset) -> npt.NDArray[np.float64] | None:
     has = LABEL_PARAMETER in dataset.spec.parameter_names
     return dataset.parameters[LABEL_PARAMETER] if has else None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pelagos.data_pipelines.store import Dataset
+from pelagos.data_pipelines.store.readable import ReadableDataset
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Normalization:
     @classmethod
     def from_statistics(
         cls,
-        datasets: Sequence[Dataset],
+        datasets: Sequence[ReadableDataset],
         fields: Sequence[str],
         offsets: Sequence[Mapping[str, float]] | None = None,
     ) -> Normalization:
@@ -134,7 +134,9 @@ class Normalization:
         )
 
 
-def _moments(dataset: Dataset, name: str, offset: float) -> tuple[float, float, float] | None:
+def _moments(
+    dataset: ReadableDataset, name: str, offset: float
+) -> tuple[float, float, float] | None:
     """Count, mean and standard deviation of a field, stored or constant; None if absent."""
     if name in dataset.statistics:
         row = dataset.statistics[name]

@@ -53,7 +53,7 @@ def contact_sheet(
         data = dataset.read_frames(trajectory, times).astype(np.float32)
         for channel, field in enumerate(spec.fields):
             row = axes[block * len(spec.fields) + channel]
-            image = _draw_row(row, data[:, channel], _is_signed(field.kind), spec.domain_extent)
+            image = _draw_row(row, data[:, channel], field.kind, spec.domain_extent)
             _label_row(row[0], field.name, trajectory if channel == 0 else None)
             _colour_bar(figure, row[-1], image)
     for axis, frame in zip(axes[0], times, strict=True):
@@ -67,6 +67,18 @@ def contact_sheet(
 def _spread(total: int, count: int) -> list[int]:
     """Up to `count` distinct numbers from 0 to `total` - 1, ends included."""
     return sorted({round(i) for i in np.linspace(0, total - 1, min(count, total))})
+
+
+def colour_limits(images: npt.NDArray[np.float32], kind: str) -> tuple[str, float, float]:
+    """The colour map of a field and its ends; a few extreme cells do not set them."""
+    signed = _is_signed(kind)
+    low, high = (float(v) for v in np.percentile(images, (0.2, 99.8)))
+    if signed:
+        high = max(abs(low), abs(high))
+        low = -high
+    if high - low <= 1e-6 * max(abs(high), abs(low), 1e-12):  # a constant field
+        low, high = low - 0.5, high + 0.5
+    return DIVERGING if signed else SEQUENTIAL, low, high
 
 
 def _is_signed(kind: str) -> bool:
@@ -98,18 +110,12 @@ def _grid(rows: int, columns: int, aspect: float) -> tuple[Figure, npt.NDArray[n
 def _draw_row(
     axes: npt.NDArray[np.object_],
     images: npt.NDArray[np.float32],
-    signed: bool,
+    kind: str,
     extent: tuple[float, ...],
 ) -> AxesImage:
     """Draw `[column, y, x]` with one colour scale; a few extreme cells do not set it."""
-    low, high = (float(v) for v in np.percentile(images, (0.2, 99.8)))
-    if signed:
-        high = max(abs(low), abs(high))
-        low = -high
-    if high - low <= 1e-6 * max(abs(high), abs(low), 1e-12):  # a constant field
-        low, high = low - 0.5, high + 0.5
+    colours, low, high = colour_limits(images, kind)
     box = (0.0, extent[1], 0.0, extent[0])
-    colours = DIVERGING if signed else SEQUENTIAL
     for axis, image in zip(axes, images, strict=True):
         drawn: AxesImage = axis.imshow(
             image, origin="lower", extent=box, cmap=colours, vmin=low, vmax=high, aspect="equal"

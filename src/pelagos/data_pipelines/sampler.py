@@ -18,6 +18,7 @@ import numpy as np
 from pelagos.data_pipelines.mixture import Mixture
 from pelagos.data_pipelines.mixture_order import MixtureOrder
 from pelagos.data_pipelines.permutation import IntArray, derive_key, keyed_hash
+from pelagos.data_pipelines.store.readable import Region
 
 # Purposes of keys beside those of `mixture_order`.
 _SAMPLE_SEED, _SHAPE_ORDER = 3, 4
@@ -27,13 +28,15 @@ _SAMPLE_SEED, _SHAPE_ORDER = 3, 4
 class SampleIndex:
     """One sample: frames `window` of a trajectory of the mixture's dataset number `dataset`.
 
-    `sample_seed` is a non-negative 63-bit number for whatever is drawn per sample.
+    `sample_seed` is a non-negative 63-bit number for whatever is drawn per sample; `region` is the
+    part of the grid that is read, None being all of it.
     """
 
     dataset: int
     trajectory: int
     window: tuple[int, ...]
     sample_seed: int
+    region: Region | None = None
 
 
 class Sampler:
@@ -41,7 +44,8 @@ class Sampler:
 
     Args:
         mixture, seed: what is drawn from, and what decides the order.
-        samples_per_step: the global batch size; it matters only for grids of several shapes.
+        samples_per_step: the global batch size; it matters for grids of several shapes and for
+            weights that change with the step.
         run_length: how many consecutive samples come from one dataset. It divides
             `samples_per_step`.
 
@@ -65,18 +69,27 @@ class Sampler:
             np.array([d for d, s in enumerate(mixture.grid_shapes) if s == shape], dtype=np.int64)
             for shape in mixture.distinct_shapes
         ]
-        weights = mixture.weights or list(mixture.num_windows)
+        (_, weights), *later = mixture.weights_by_step
+        shares = [sum(weights[d] for d in members) for members in self._members]
+        later_shares = [(s, [sum(w[d] for d in m) for m in self._members]) for s, w in later]
+        self._shapes = MixtureOrder(
+            derive_key(seed, _SHAPE_ORDER), [1] * len(shares), shares, 1, later_shares
+        )
         self._orders = [
             MixtureOrder(
                 seed if len(self._members) == 1 else derive_key(seed, _SHAPE_ORDER, 1 + number),
                 [mixture.num_windows[d] for d in members],
-                [weights[d] for d in members],
+                _among(weights, members),
                 run_length,
+                [(self._runs_before(step, number), _among(row, members)) for step, row in later],
             )
             for number, members in enumerate(self._members)
         ]
-        shares = [sum(weights[d] for d in members) for members in self._members]
-        self._shapes = MixtureOrder(derive_key(seed, _SHAPE_ORDER), [1] * len(shares), shares)
+
+    def _runs_before(self, step: int, shape: int) -> int:
+        """Runs of datasets of a shape in the steps before `step`."""
+        steps = int(self._shapes.counts_before(step)[shape])
+        return steps * self.samples_per_step // self.run_length
 
     def draw(self, indices: IntArray) -> tuple[IntArray, IntArray]:
         """Dataset of the mixture and item at each global sample index."""
@@ -98,7 +111,12 @@ class Sampler:
         datasets, items = self.draw(indices)
         seeds = keyed_hash(self._sample_key, indices)
         return [
-            SampleIndex(int(d), *self.mixture.window_of(int(d), int(item)), int(seed))
+            SampleIndex(
+                int(d),
+                *self.mixture.window_of(int(d), int(item)),
+                int(seed),
+                self.mixture.region_of(int(d), int(seed)),
+            )
             for d, item, seed in zip(datasets, items, seeds, strict=True)
         ]
 
@@ -121,3 +139,9 @@ class Sampler:
                 f"the checkpoint was made with runs of {before} samples from one dataset, this run "
                 f"has {self.run_length}: the order of samples would change"
             )
+
+
+def _among(weights: list[float], members: IntArray) -> list[float]:
+    """The weights of some datasets; any, where all are 0 and none of them is drawn."""
+    found = [weights[d] for d in members]
+    return found if any(found) else [1.0] * len(found)

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pelagos.data_pipelines.store import open_dataset
+from pelagos.jobs.datasets import open_recorded
 from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import build_objective, options_for
+from pelagos.jobs.parts import build_objective
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation, evaluate_dataset
@@ -132,7 +132,7 @@ def measure_stability(job: EvaluateJob) -> list[Stability]:
     forecaster, _ = Forecaster.from_run(directory, job.checkpoint, job.weights)
     found = []
     for record in forecaster.description["datasets"]:
-        dataset = open_dataset(record["uri"], options_for(record["uri"], training.storage) or None)
+        dataset = open_recorded(record["uri"], training)
         found.append(
             roll_out(
                 forecaster.predict_normalized,
@@ -173,7 +173,7 @@ def _evaluate(
     record: dict[str, Any],
     leads: Sequence[int] | None,
 ) -> DatasetEvaluation:
-    dataset = open_dataset(record["uri"], options_for(record["uri"], training.storage) or None)
+    dataset = open_recorded(record["uri"], training)
     stride, frames = training.objective.frame_stride, forecaster.objective.input_frames
     history = (frames - 1) * stride
     return evaluate_dataset(

@@ -9,9 +9,9 @@ from rich.table import Table
 from torch import Tensor
 
 from pelagos.data_pipelines.mixture import LABEL_PARAMETER
-from pelagos.data_pipelines.store import Dataset, open_dataset
+from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.jobs.datasets import open_recorded
 from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import options_for
 from pelagos.models.objectives import Classification, Segmentation
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
@@ -28,13 +28,13 @@ def measure_images(
     """
     evaluations = []
     for record in forecaster.description["datasets"]:
-        dataset = open_dataset(record["uri"], options_for(record["uri"], training.storage) or None)
+        dataset = open_recorded(record["uri"], training)
         evaluations.append(_measure(job, forecaster, dataset, record["offset"]))
     return evaluations
 
 
 def _measure(
-    job: EvaluateJob, forecaster: Forecaster, dataset: Dataset, offset: dict[str, float]
+    job: EvaluateJob, forecaster: Forecaster, dataset: ReadableDataset, offset: dict[str, float]
 ) -> ImageEvaluation:
     objective = forecaster.objective
     assert isinstance(objective, Classification | Segmentation)
@@ -66,7 +66,7 @@ def _measure(
     )
 
 
-def _labels(dataset: Dataset) -> Any:
+def _labels(dataset: ReadableDataset) -> Any:
     if LABEL_PARAMETER not in dataset.parameters:
         raise ValueError(
             f"dataset {dataset.uri} has no parameter {LABEL_PARAMETER!r}, the class of each image"

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pelagos.data_pipelines.normalization import Normalization
-from pelagos.data_pipelines.store import Dataset
+from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.parts import options_for
 from pelagos.models.low_rank import merged
@@ -54,7 +54,7 @@ class Forecaster:
 
     def view(
         self,
-        dataset: Dataset,
+        dataset: ReadableDataset,
         offset: Mapping[str, float],
         groups: Mapping[str, Sequence[str]] | None = None,
     ) -> EvaluationData:

@@ -8,12 +8,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pelagos.data_pipelines.batch import Batch
+from pelagos.data_pipelines.curriculum import Weight, largest_weight
 from pelagos.data_pipelines.loader import StreamLoader, load_batch
 from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
 from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.sampler import Sampler
-from pelagos.data_pipelines.store import Dataset, DatasetError, open_dataset
-from pelagos.infra.object_store import storage_options
+from pelagos.data_pipelines.store import DatasetError
+from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.jobs.datasets import open_entry
+from pelagos.jobs.datasets import options_for as options_for
 from pelagos.models.low_rank import add_low_rank
 from pelagos.models.objectives import OBJECTIVES, Objective, Segmentation, create_objective
 from pelagos.models.pretrained import Pretrained
@@ -21,7 +24,7 @@ from pelagos.models.registry import create_model, model_info
 from pelagos.platform.config.checks import micro_batch_size
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
-from pelagos.platform.config.schema import DataConfig, StorageConfig, TrainingJob
+from pelagos.platform.config.schema import DataConfig, TrainingJob
 from pelagos.platform.optimizer import freeze, group_settings
 from pelagos.platform.protocols import Stream, TrainingParts
 from pelagos.platform.strategies import check_strategy
@@ -36,11 +39,6 @@ CALLS = {
 }
 VALIDATION_SEED_OFFSET = 1_000_003
 TRAINING_SPLIT = "train"
-
-
-def options_for(uri: str, storage: StorageConfig) -> dict[str, Any]:
-    """Return fsspec options of `uri` under the job's `storage` section."""
-    return storage_options(uri, storage.endpoint_url, storage.region, storage.anonymous)
 
 
 def build_objective(job: TrainingJob) -> Objective:
@@ -79,12 +77,12 @@ def build_network(job: TrainingJob) -> Pretrained:
     )
 
 
-def open_datasets(job: TrainingJob) -> list[Dataset]:
+def open_datasets(job: TrainingJob) -> list[ReadableDataset]:
     """Open the datasets of the job's mixture. Raises `ConfigError` with all that cannot be."""
     datasets, problems = [], []
     for index, entry in enumerate(job.data.mixture):
         try:
-            datasets.append(open_dataset(entry.uri, options_for(entry.uri, job.storage)))
+            datasets.append(open_entry(entry, job.storage))
         except (DatasetError, OSError) as error:
             problems.append(Problem(("data", "mixture", index, "uri"), str(error)))
     if problems:
@@ -94,22 +92,26 @@ def open_datasets(job: TrainingJob) -> list[Dataset]:
 
 def build_mixture(
     job: TrainingJob,
-    datasets: Sequence[Dataset],
+    datasets: Sequence[ReadableDataset],
     split: str = TRAINING_SPLIT,
     normalization: Normalization | None = None,
 ) -> Mixture:
     """Return the job's mixture of one split; `normalization` replaces the job's own.
 
-    `data.max_trajectories` limits the training split alone.
+    `data.max_trajectories` limits the training split alone. Where weights change with the step,
+    other splits take the largest of each.
 
     Raises:
         ValueError: with every reason why the datasets do not fit.
     """
     most = job.data.max_trajectories if split == TRAINING_SPLIT else None
-    entries = [
-        MixtureEntry(dataset, split, entry.weight, entry.offset, entry.repeat, most)
-        for dataset, entry in zip(datasets, job.data.mixture, strict=True)
-    ]
+    entries = []
+    for dataset, entry in zip(datasets, job.data.mixture, strict=True):
+        weight: Weight | None = entry.weight
+        if weight is not None and split != TRAINING_SPLIT:
+            weight = largest_weight(weight)
+        crop = entry.crop or job.data.crop
+        entries.append(MixtureEntry(dataset, split, weight, entry.offset, entry.repeat, most, crop))
     objective = build_objective(job)
     mixture = Mixture(
         entries,
@@ -305,7 +307,7 @@ def check_parts(job: TrainingJob) -> Mixture:
         problems.append(Problem(("model",), str(error)))
     else:
         problems += _training_problems(job, model)
-    datasets: list[Dataset] = []
+    datasets: list[ReadableDataset] = []
     try:
         datasets = open_datasets(job)
     except ConfigError as error:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
-
-from pelagos.data_pipelines.store.schema import FORMAT_NAME, FORMAT_VERSION, DatasetSpec
+from pelagos.data_pipelines.store.schema import FORMAT_NAME, DatasetSpec
 
 MANIFEST_KEY = "manifest.json"
 GROUP_KEY = "zarr.json"
@@ -17,6 +15,8 @@ SHARD_PREFIX = "data/c"
 
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C = {"name": "crc32c"}
+BFLOAT16_ATTRIBUTE = "bfloat16"  # of `data`: its uint16 numbers are the upper halves of float32
+BFLOAT16_NAN = 0x7FC0
 BLOSC_LEVEL = {"lz4": 5, "zstd": 3}
 
 
@@ -46,6 +46,7 @@ def array_metadata(
     codecs: list[dict[str, Any]],
     dimension_names: tuple[str, ...],
     attributes: dict[str, Any],
+    fill_value: Any = "NaN",
 ) -> dict[str, Any]:
     """`zarr.json` of an array. The fill value is NaN, so that a reader that treats a missing chunk
     as "fill value" gives NaN, which shows, and never zeros, which do not."""
@@ -56,7 +57,7 @@ def array_metadata(
         "data_type": dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk_shape)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": "NaN",
+        "fill_value": fill_value,
         "codecs": codecs,
         "dimension_names": list(dimension_names),
         "attributes": attributes,
@@ -69,7 +70,7 @@ def frame_codecs(spec: DatasetSpec) -> list[dict[str, Any]]:
     codecs: list[dict[str, Any]] = [_LITTLE_ENDIAN]
     if spec.compression != "none":
         configuration = {
-            "typesize": np.dtype(spec.dtype).itemsize,
+            "typesize": spec.stored_dtype.itemsize,
             "cname": spec.compression,
             "clevel": BLOSC_LEVEL[spec.compression],
             "shuffle": "shuffle",
@@ -80,24 +81,34 @@ def frame_codecs(spec: DatasetSpec) -> list[dict[str, Any]]:
 
 
 def data_metadata(spec: DatasetSpec) -> dict[str, Any]:
-    """`data/zarr.json`: one sharded array, one frame with all its channels per inner chunk."""
+    """`data/zarr.json`: one sharded array; an inner chunk is one frame with all its channels, or
+    the part of one inside `frame_chunk_shape`."""
     sharding = {
-        "chunk_shape": [1, 1, *spec.frame_shape],
+        "chunk_shape": [1, 1, len(spec.fields), *spec.frame_chunk_shape],
         "codecs": frame_codecs(spec),
         "index_codecs": [_LITTLE_ENDIAN, _CRC32C],
         "index_location": "end",
     }
+    # Zarr wants whole chunks in a shard: the last ones reach beyond a grid they do not divide.
+    covered = (
+        count * size for count, size in zip(spec.chunk_counts, spec.frame_chunk_shape, strict=True)
+    )
+    attributes: dict[str, Any] = {
+        "long_name": spec.name,
+        "channel_names": list(spec.field_names),
+        "channel_units": [f.unit for f in spec.fields],
+    }
+    is_bfloat16 = spec.dtype == "bfloat16"
+    if is_bfloat16:
+        attributes[BFLOAT16_ATTRIBUTE] = True
     return array_metadata(
         spec.shape,
-        spec.dtype,
-        (spec.shard_trajectories, spec.num_frames, *spec.frame_shape),
+        spec.stored_dtype.name,
+        (spec.shard_trajectories, spec.num_frames, len(spec.fields), *covered),
         [{"name": "sharding_indexed", "configuration": sharding}],
         ("trajectory", "time", "channel", *spec.axis_names),
-        {
-            "long_name": spec.name,
-            "channel_names": list(spec.field_names),
-            "channel_units": [f.unit for f in spec.fields],
-        },
+        attributes,
+        BFLOAT16_NAN if is_bfloat16 else "NaN",
     )
 
 
@@ -130,7 +141,7 @@ def root_document(spec: DatasetSpec, extra: dict[str, Any]) -> dict[str, Any]:
     attributes = {
         "Conventions": "CF-1.11",
         "format": FORMAT_NAME,
-        "format_version": FORMAT_VERSION,
+        "format_version": spec.format_version,
         **spec.to_json(),
         **extra,
     }

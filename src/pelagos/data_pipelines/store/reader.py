@@ -8,6 +8,7 @@ from one `Dataset` at once.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Sequence
@@ -19,11 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from pelagos.data_pipelines.store.chunk_grid import parts_by_number
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.data_pipelines.store.field_statistics import default_split
+from pelagos.data_pipelines.store.half_precision import as_read
 from pelagos.data_pipelines.store.manifest import Manifest, check_shard_sizes, load_manifest
 from pelagos.data_pipelines.store.object_store import ObjectStore, Range, open_store
-from pelagos.data_pipelines.store.schema import DatasetSpec
+from pelagos.data_pipelines.store.readable import FloatArray, Region, SpecReader
 from pelagos.data_pipelines.store.shards import (
     ABSENT,
     CHECKSUM_BYTES,
@@ -31,14 +34,13 @@ from pelagos.data_pipelines.store.shards import (
     FrameCodec,
     ShardIndex,
     check,
+    crc32c,
     decode_index,
     index_bytes_length,
 )
 from pelagos.data_pipelines.store.zarr_view import open_group
 
 MAX_REQUEST_BYTES = 16 * 2**20
-
-FloatArray = npt.NDArray[Any]
 
 
 def open_dataset(
@@ -59,13 +61,16 @@ def open_dataset(
 
 @dataclass(frozen=True)
 class PlannedRange:
-    """One byte range to fetch, and what lies in it: `(position in out, frame, offset, length)`."""
+    """One byte range to fetch, and what lies in it.
+
+    `chunks` are `(position in out, entry in the trajectory's index, offset, length)`.
+    """
 
     byte_range: Range
     chunks: tuple[tuple[int, int, int, int], ...]
 
 
-class Dataset:
+class Dataset(SpecReader):
     """A finished dataset, open for reading. Made by `open_dataset`.
 
     It can be pickled (it opens again at the other end), but not carried through `fork`, which
@@ -79,35 +84,22 @@ class Dataset:
     """
 
     def __init__(self, uri: str, storage_options: dict[str, Any] | None = None) -> None:
-        self.uri = uri
         self.storage_options = storage_options
         self.store: ObjectStore = open_store(uri, storage_options)
         self.manifest: Manifest = load_manifest(self.store)
         check_shard_sizes(self.store, self.manifest)
-        self.spec: DatasetSpec = self.manifest.spec
+        super().__init__(uri, self.manifest.spec)
         self.fingerprint: str = self.manifest.fingerprint
-        self.bytes_read = 0
         self._codec = FrameCodec(self.spec)
+        self._all_parts = parts_by_number(self.spec)
+        self._chunks_per_frame = self.spec.chunks_per_frame
+        self._is_direct = (  # a chunk is a whole frame of numbers as they are read
+            self.spec.frame_chunk_shape == self.spec.grid_shape
+            and self.spec.stored_dtype == self.spec.value_dtype
+        )
         self._indices: dict[int, ShardIndex] = {}
         self._lock = threading.Lock()
         self._scratch = threading.local()
-        self._process = os.getpid()
-
-    @property
-    def num_trajectories(self) -> int:
-        return self.spec.num_trajectories
-
-    @property
-    def num_frames(self) -> int:
-        return self.spec.num_frames
-
-    @property
-    def field_names(self) -> tuple[str, ...]:
-        return self.spec.field_names
-
-    @property
-    def grid_shape(self) -> tuple[int, ...]:
-        return self.spec.grid_shape
 
     @property
     def statistics(self) -> dict[str, dict[str, float]]:
@@ -139,32 +131,24 @@ class Dataset:
         self._refuse_fork()
         return {name: self._read_parameter(name) for name in self.spec.parameter_names}
 
-    def split(self, name: str) -> range:
-        """The trajectories of a split; `all` is every one.
-
-        Raises:
-            DatasetError: there is no such split.
-        """
-        if name in self.spec.splits:
-            return range(*self.spec.splits[name])
-        if name == "all":
-            return range(self.num_trajectories)
-        raise DatasetError(
-            f"dataset {self.uri} has no split {name!r}; it has {[*self.spec.splits, 'all']}"
-        )
-
     def window(self, trajectory: int, start: int, length: int) -> FloatArray:
         """Frames `start .. start + length - 1` of a trajectory, `[length, channel, y, x]`."""
         return self.read_frames(trajectory, range(start, start + length))
 
     def read_frames(
-        self, trajectory: int, frames: Sequence[int], out: FloatArray | None = None
+        self,
+        trajectory: int,
+        frames: Sequence[int],
+        out: FloatArray | None = None,
+        region: Region | None = None,
     ) -> FloatArray:
         """Some frames of one trajectory, in any order and not necessarily adjacent.
 
         Args:
-            out: a C-contiguous buffer `[len(frames), channel, y, x]` of the stored type to decode
-                into; made if None.
+            out: a C-contiguous buffer `[len(frames), channel, y, x]` of `spec.value_dtype` to
+                decode into; made if None.
+            region: the part of the grid to read, `((y0, y1), (x0, x1))`; None reads all of it.
+                Only the chunks that it touches are fetched.
 
         Returns:
             `[len(frames), channel, y, x]`.
@@ -172,47 +156,57 @@ class Dataset:
         Raises:
             DatasetError: bytes are missing or damaged; dataset, shard, trajectory and frame are
                 named. Nothing is ever filled in.
-            IndexError: there is no such trajectory or frame.
+            IndexError: there is no such trajectory, frame or region.
         """
         self._refuse_fork()
-        self._check_bounds(trajectory, frames)
-        out = self._checked_out(len(frames), out)
+        self._check_bounds(trajectory, frames, region)
+        out = self._checked_out(len(frames), out, region)
         shard, row = divmod(trajectory, self.spec.shard_trajectories)
-        plan = self.plan(shard, row, frames)
+        parts = self._all_parts if region is None else parts_by_number(self.spec, region)
+        plan = self.plan(shard, row, frames, tuple(parts))
         key = self.manifest.shards[shard].key
         ranges = [planned.byte_range for planned in plan]
         scratch = self._thread_scratch(sum(length for _, length in ranges))
         shown = ", ".join(map(str, frames))
         place = f"{key}, trajectory {trajectory}, frames {shown}"
         fetched = self._fetch(key, ranges, scratch, place)
+        chunk = None if self._is_direct and region is None else self._thread_chunk()
         for planned, content in zip(plan, fetched, strict=True):
             start = planned.byte_range[0]
-            for position, frame, offset, length in planned.chunks:
+            for position, entry, offset, length in planned.chunks:
                 encoded = content[offset - start : offset - start + length]
+                target = out[position] if chunk is None else chunk
                 try:
-                    self._codec.decode(encoded.data, out[position])
+                    self._codec.decode(encoded.data, target)
                 except (ChecksumError, RuntimeError) as error:
-                    self._decode_again(
-                        key, trajectory, frame, (offset, length), out[position], error
-                    )
+                    frame = entry // self._chunks_per_frame
+                    self._decode_again(key, trajectory, frame, (offset, length), target, error)
+                if chunk is not None:
+                    part = parts[entry % self._chunks_per_frame]
+                    out[position][part.target] = as_read(self.spec, chunk[part.source])
         return out
 
-    def plan(self, shard: int, row: int, frames: Sequence[int]) -> list[PlannedRange]:
-        """The byte ranges that hold `frames` of the trajectory at `row` of a shard."""
+    def plan(
+        self, shard: int, row: int, frames: Sequence[int], parts: Sequence[int] = (0,)
+    ) -> list[PlannedRange]:
+        """The byte ranges that hold `frames` of the trajectory at `row` of a shard, or some
+        `parts` (chunks, by number) of them."""
         entries = self.shard_index(shard)[row]
         chunks = []
-        for position, frame in enumerate(frames):
-            if entries[frame, 0] == ABSENT:
+        for (position, frame), part in itertools.product(enumerate(frames), parts):
+            entry = frame * self._chunks_per_frame + part
+            if entries[entry, 0] == ABSENT:
                 raise DatasetError(
                     f"dataset {self.uri}, shard {self.manifest.shards[shard].key}: frame {frame} "
                     f"of trajectory {shard * self.spec.shard_trajectories + row} was never written"
                 )
-            chunks.append((position, frame, int(entries[frame, 0]), int(entries[frame, 1])))
+            chunks.append((position, entry, int(entries[entry, 0]), int(entries[entry, 1])))
         chunks.sort(key=lambda chunk: chunk[2])
         return _coalesce(chunks, self.store.coalesce_gap_bytes)
 
     def shard_index(self, shard: int) -> ShardIndex:
-        """Where each frame of a shard is: `[trajectory, time, (offset, length)]`; kept."""
+        """Where each frame (or chunk of one) of a shard is: `[trajectory, time, (offset, length)]`;
+        kept."""
         known = self._indices.get(shard)
         if known is not None:
             return known
@@ -247,6 +241,13 @@ class Dataset:
         if buffer is None or len(buffer) < num_bytes:
             buffer = self._scratch.buffer = np.empty(num_bytes, np.uint8)
         return buffer[:num_bytes]
+
+    def _thread_chunk(self) -> npt.NDArray[Any]:
+        """Memory for one decoded chunk, kept per thread."""
+        buffer: npt.NDArray[Any] | None = getattr(self._scratch, "chunk", None)
+        if buffer is None:
+            buffer = self._scratch.chunk = np.empty(self._codec.chunk_shape, self._codec.dtype)
+        return buffer
 
     def _fetch(
         self,
@@ -292,45 +293,15 @@ class Dataset:
     def _read_parameter(self, name: str) -> npt.NDArray[np.float64]:
         key = f"parameters/{name}/c/0"
         content = self.store.read(key)
+        # A longer one is being appended to; its first numbers are those that the manifest describes.
+        payload = content[:-CHECKSUM_BYTES][: self.num_trajectories * 8]
         try:
             check(content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:])
-            stored = int.from_bytes(content[-CHECKSUM_BYTES:], "little")
-            if stored != self.manifest.parameters_crc32c[name]:
+            if crc32c(payload) != self.manifest.parameters_crc32c[name]:
                 raise ChecksumError("it is not what the manifest describes")
         except ChecksumError as error:
             raise DatasetError(f"dataset {self.uri}: {key} is damaged ({error})") from error
-        return np.frombuffer(content[:-CHECKSUM_BYTES], dtype="<f8")
-
-    def _checked_out(self, num_frames: int, out: FloatArray | None) -> FloatArray:
-        shape = (num_frames, *self.spec.frame_shape)
-        dtype = np.dtype(self.spec.dtype)
-        if out is None:
-            return np.empty(shape, dtype)
-        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
-            raise ValueError(
-                f"out must be C-contiguous {dtype} {shape}, got {out.dtype} {out.shape}"
-                + ("" if out.flags.c_contiguous else ", not contiguous")
-            )
-        return out
-
-    def _check_bounds(self, trajectory: int, frames: Sequence[int]) -> None:
-        if not 0 <= trajectory < self.num_trajectories:
-            raise IndexError(
-                f"trajectory {trajectory} is outside 0..{self.num_trajectories - 1} of {self.uri}"
-            )
-        if len(frames) == 0 or min(frames) < 0 or max(frames) >= self.num_frames:
-            raise IndexError(
-                f"frames {list(frames)} must be one or more of 0..{self.num_frames - 1} "
-                f"of {self.uri}"
-            )
-
-    def _refuse_fork(self) -> None:
-        if os.getpid() != self._process:
-            raise DatasetError(
-                f"dataset {self.uri} was opened in process {self._process} and is read in its "
-                f"forked child {os.getpid()}. Open it in the child, use the spawn or forkserver "
-                f"start method, or read in threads (num_workers=0 of a DataLoader)"
-            )
+        return np.frombuffer(payload, dtype="<f8")
 
 
 def _coalesce(chunks: list[tuple[int, int, int, int]], gap_bytes: int) -> list[PlannedRange]:

@@ -17,14 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 FORMAT_NAME = "pelagos-dataset"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the latest; a dataset has the lowest that can hold it
 
 # Raw bytes aimed at per shard: large enough for few objects, small enough that one shard is a
 # reasonable unit of work, of retry and of memory.
 TARGET_SHARD_BYTES = 128 * 2**20
 
+# A frame of more raw bytes is cut into chunks of at most the second number, so that a crop reads
+# a part of it: a request much smaller than that costs a store as much as one of that size.
+LARGEST_WHOLE_FRAME_BYTES = 4 * 2**20
+LARGEST_PART_BYTES = 2 * 2**20
+
 AXIS_NAMES = {1: ("x",), 2: ("y", "x"), 3: ("z", "y", "x")}
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "bfloat16")
 COMPRESSIONS = ("none", "lz4", "zstd")
 
 
@@ -58,10 +63,12 @@ class DatasetSpec:
             (`{"density": 1.0}` for an incompressible flow).
         generator: how the data came to be: configuration and code version (JSON).
         published_normalization: constants that a paper fixes for this data (JSON).
-        dtype: `float32` or `float16`.
+        dtype: how numbers are stored: `float32`, `float16` or `bfloat16`.
         compression: `none`, `lz4` or `zstd` (both through Blosc with byte shuffle); lossless.
         trajectories_per_shard: None chooses so that a shard holds about 128 MiB of raw data.
         grid_location: where the points are: `cell` centres, `(j + 1/2) L/N`, or `node`s, `j L/N`.
+        chunk_shape: grid points per chunk, `(y, x)`. None keeps frames whole up to 4 MiB of raw
+            data, and halves the axes of larger ones until a chunk has at most 2 MiB.
 
     Raises:
         ValueError: naming every entry that is wrong.
@@ -85,6 +92,7 @@ class DatasetSpec:
     compression: Literal["none", "lz4", "zstd"] = "lz4"
     trajectories_per_shard: int | None = None
     grid_location: Literal["cell", "node"] = "cell"
+    chunk_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         problems = _problems(self)
@@ -111,9 +119,48 @@ class DatasetSpec:
         return (self.num_trajectories, self.num_frames, *self.frame_shape)
 
     @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """The type of the stored numbers; those of bfloat16, which numpy lacks, are uint16."""
+        return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+
+    @property
+    def value_dtype(self) -> np.dtype[Any]:
+        """The type that numbers are read as: that of the stored ones, float32 for bfloat16."""
+        return np.dtype("float32" if self.dtype == "bfloat16" else self.dtype)
+
+    @property
     def frame_bytes(self) -> int:
         """Raw bytes of one frame with all its channels."""
-        return math.prod(self.frame_shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.frame_shape) * self.stored_dtype.itemsize
+
+    @property
+    def frame_chunk_shape(self) -> tuple[int, ...]:
+        """Grid points per chunk, chosen or given, `(y, x)`; the grid's shape if frames are whole."""
+        if self.chunk_shape is not None:
+            return self.chunk_shape
+        if self.frame_bytes <= LARGEST_WHOLE_FRAME_BYTES:
+            return self.grid_shape
+        sizes = list(self.grid_shape)
+        point_bytes = len(self.fields) * self.stored_dtype.itemsize
+        while math.prod(sizes) * point_bytes > LARGEST_PART_BYTES and max(sizes) > 1:
+            longest = sizes.index(max(sizes))
+            sizes[longest] = -(-sizes[longest] // 2)
+        return tuple(sizes)
+
+    @property
+    def chunk_counts(self) -> tuple[int, ...]:
+        """Chunks of a frame along each spatial axis."""
+        pairs = zip(self.grid_shape, self.frame_chunk_shape, strict=True)
+        return tuple(-(-points // size) for points, size in pairs)
+
+    @property
+    def chunks_per_frame(self) -> int:
+        return math.prod(self.chunk_counts)
+
+    @property
+    def format_version(self) -> int:
+        """The lowest version of the format that can hold the dataset."""
+        return 2 if self.dtype == "bfloat16" or self.chunks_per_frame > 1 else 1
 
     @property
     def shard_trajectories(self) -> int:
@@ -126,6 +173,11 @@ class DatasetSpec:
     @property
     def num_shards(self) -> int:
         return -(-self.num_trajectories // self.shard_trajectories)
+
+    @property
+    def is_last_shard_partial(self) -> bool:
+        """Whether the last shard has room for more trajectories."""
+        return self.num_trajectories % self.shard_trajectories > 0
 
     def trajectories_of_shard(self, shard: int) -> range:
         """The trajectories that shard number `shard` holds."""
@@ -154,6 +206,9 @@ class DatasetSpec:
         for key in ("grid_shape", "domain_extent", "parameter_names"):
             values[key] = list(values[key])
         values["trajectories_per_shard"] = self.shard_trajectories
+        del values["chunk_shape"]  # left out where frames are whole, as in version 1
+        if self.chunks_per_frame > 1:
+            values["chunk_shape"] = list(self.frame_chunk_shape)
         return values
 
     @classmethod
@@ -165,15 +220,16 @@ class DatasetSpec:
         kept["splits"] = {name: (int(a), int(b)) for name, (a, b) in values["splits"].items()}
         for key in ("grid_shape", "domain_extent", "parameter_names"):
             kept[key] = tuple(kept[key])
+        kept["chunk_shape"] = tuple(values.get("chunk_shape", values["grid_shape"]))
         return cls(**kept)
 
     def differences(self, other: DatasetSpec) -> list[str]:
         """One line per entry in which two specs differ: `num_frames: 21 here, 11 there`."""
         mine, theirs = self.to_json(), other.to_json()
         return [
-            f"{key}: {mine[key]!r} here, {theirs[key]!r} there"
-            for key in mine
-            if mine[key] != theirs[key]
+            f"{key}: {mine.get(key)!r} here, {theirs.get(key)!r} there"
+            for key in {**mine, **theirs}
+            if mine.get(key) != theirs.get(key)
         ]
 
 
@@ -204,6 +260,12 @@ def _problems(spec: DatasetSpec) -> list[str]:
     if spec.trajectories_per_shard is not None and spec.trajectories_per_shard < 1:
         problems.append(
             f"trajectories_per_shard must be at least 1, got {spec.trajectories_per_shard}"
+        )
+    chunk = spec.chunk_shape
+    if chunk is not None and (len(chunk) != len(spec.grid_shape) or min(chunk, default=0) < 1):
+        problems.append(
+            f"chunk_shape {chunk} must have one positive size per axis of grid_shape "
+            f"{spec.grid_shape}"
         )
     both = sorted(set(names) & set(spec.constant_fields))
     if both:

@@ -28,6 +28,7 @@ from pelagos.data_pipelines.store.field_statistics import (
     default_split,
     shard_sums,
 )
+from pelagos.data_pipelines.store.half_precision import from_bfloat16, to_bfloat16
 from pelagos.data_pipelines.store.layout import (
     GROUP_KEY,
     MANIFEST_KEY,
@@ -145,8 +146,8 @@ class DatasetWriter:
                 trajectory, frame, field and grid index of the first one are named).
         """
         trajectories = self.shard_trajectories(shard)
-        data = self._checked(data, trajectories)
-        values = self._checked_parameters(parameters or {}, trajectories)
+        data = self.checked_data(data, trajectories)
+        values = self.checked_parameters(parameters or {}, trajectories)
         encoded = encode_shard(self.spec, data)
         key = shard_key(self.spec, shard)
         record = ShardRecord(key, len(encoded.content), encoded.crc32c, encoded.index_crc32c)
@@ -199,7 +200,7 @@ class DatasetWriter:
         checksums = {}
         for name in self.spec.parameter_names:
             values = [value for sidecar in sidecars for value in sidecar["parameters"][name]]
-            checksums[name] = _write_vector(store, f"parameters/{name}", np.array(values))
+            checksums[name] = write_vector(store, f"parameters/{name}", np.array(values))
         return Manifest(
             self.spec,
             tuple(ShardRecord(**sidecar["record"]) for sidecar in sidecars),
@@ -207,10 +208,14 @@ class DatasetWriter:
             checksums,
         )
 
-    def _checked(
+    def checked_data(
         self, data: npt.NDArray[np.floating], trajectories: range
     ) -> npt.NDArray[np.floating]:
-        """`data` in the stored type, after its shape and its values are checked."""
+        """`data` as it will be read back, after its shape and its values are checked.
+
+        Raises:
+            ValueError: as `write_shard`.
+        """
         wanted = (len(trajectories), *self.spec.shape[1:])
         if data.shape != wanted:
             raise ValueError(
@@ -219,7 +224,8 @@ class DatasetWriter:
                 f"{', '.join(self.spec.axis_names)})"
             )
         with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused below
-            stored = np.ascontiguousarray(data, dtype=self.spec.dtype)
+            stored = np.ascontiguousarray(data, dtype=self.spec.value_dtype)
+            stored = self._as_read(stored)
         for row, trajectory in zip(stored, trajectories, strict=True):
             if not np.isfinite(row).all():
                 frame, channel, *point = map(int, np.argwhere(~np.isfinite(row))[0])
@@ -232,9 +238,17 @@ class DatasetWriter:
                 )
         return stored
 
-    def _checked_parameters(
+    def _as_read(self, values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        """Values rounded as the stored type rounds them."""
+        if self.spec.dtype != "bfloat16":
+            return values
+        rounded = from_bfloat16(to_bfloat16(values))
+        return np.where(np.isnan(values), values, rounded)
+
+    def checked_parameters(
         self, parameters: Mapping[str, npt.NDArray[np.floating]], trajectories: range
     ) -> dict[str, npt.NDArray[np.float64]]:
+        """`parameters` as float64, after their names and values are checked. Raises ValueError."""
         if set(parameters) != set(self.spec.parameter_names):
             raise ValueError(
                 f"parameters given are {sorted(parameters)}, the spec has "
@@ -257,11 +271,11 @@ def _write_metadata(store: ObjectStore, spec: DatasetSpec) -> None:
     for path, document in array_documents(spec).items():
         store.write(f"{path}/zarr.json", dumps(document))
     for name, points in spec.coordinates().items():
-        _write_vector(store, name, points)
+        write_vector(store, name, points)
     store.write(GROUP_KEY, dumps(root_document(spec, {})))
 
 
-def _write_vector(store: ObjectStore, path: str, values: npt.NDArray[np.float64]) -> int:
+def write_vector(store: ObjectStore, path: str, values: npt.NDArray[np.float64]) -> int:
     """Write a float64 vector as the single chunk of its array; returns its crc32c."""
     content = values.astype("<f8").tobytes()
     store.write(f"{path}/c/0", content + checksum_bytes(content))

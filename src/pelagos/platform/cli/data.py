@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SHOWN_DAMAGE = 20
 QUIET_SECONDS = 2.0  # what takes no longer than this shows no progress bar
 
-app = typer.Typer(help="Inspect, verify and plot datasets.", no_args_is_help=True)
+app = typer.Typer(help="Look at datasets and manage them.", no_args_is_help=True)
 
 Uri = Annotated[
     str, typer.Argument(help="A dataset: a directory or an s3:// prefix.", show_default=False)
@@ -79,7 +79,7 @@ def verify(
     """
     from pelagos.data_pipelines import inspection
 
-    with exit_on_error(), _late_progress("verifying shards", not as_json) as progress:
+    with exit_on_error(), late_progress("verifying shards", not as_json) as progress:
         options = storage_options(uri, endpoint_url, anonymous=anonymous)
         report = inspection.verify(uri, options, progress)
     if as_json:
@@ -92,25 +92,34 @@ def verify(
 @app.command()
 def plot(
     uri: Uri,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG.")] = Path("dataset.png"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: dataset.png or dataset.gif.")
+    ] = None,
     trajectories: Annotated[
         str | None, typer.Option(help="Numbers with commas; default: three, spread evenly.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Draw from this split.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the PNG.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture.")] = False,
+    animation: Annotated[
+        bool, typer.Option("--animation", help="A GIF of one trajectory, all its frames.")
+    ] = False,
     endpoint_url: EndpointUrl = None,
     anonymous: Anonymous = False,
 ) -> None:
     """Draw trajectories of a dataset: a row per field, a column per time.
 
-    With --split, trajectories are counted from the first of the split.
+    With --split, trajectories are counted from the first of the split. With --animation, the first
+    of those chosen becomes a GIF, fields side by side.
 
     Example: pelagos data plot quickstart/data/ns-sines.zarr --output ns.png --trajectories 0,5
     """
     with exit_on_error():
         # the cheap refusals first: drawing imports half a second of matplotlib
         wanted = _numbers(trajectories)
+        if output is None:
+            output = Path("dataset.gif" if animation else "dataset.png")
         _check_output(output, overwrite)
+        from pelagos.data_pipelines.animation import animate
         from pelagos.data_pipelines.plots import contact_sheet
         from pelagos.data_pipelines.store import open_dataset
 
@@ -118,7 +127,11 @@ def plot(
         chosen = _chosen(dataset, wanted, split)
         partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            contact_sheet(dataset, partial, chosen)
+            if animation:
+                chosen = chosen[:1]
+                animate(dataset, partial, chosen[0])
+            else:
+                contact_sheet(dataset, partial, chosen)
             _check_output(output, overwrite)  # it may have come to be meanwhile
             partial.replace(output)
         finally:
@@ -166,7 +179,7 @@ def _chosen(dataset: Dataset, wanted: Sequence[int] | None, split: str | None) -
 
 
 @contextlib.contextmanager
-def _late_progress(title: str, shown: bool) -> Iterator[Callable[[int, int], None]]:
+def late_progress(title: str, shown: bool) -> Iterator[Callable[[int, int], None]]:
     """Give `progress(done, in all)`, which shows a bar once two seconds have passed."""
     started = time.monotonic()
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -210,7 +223,12 @@ def _show_summary(found: DatasetDescription) -> None:
         f"{found.compression_ratio:.2f} to 1 ({spec.compression})",
         "shards": f"{found.num_shards} of {size(found.smallest_shard_bytes)} to "
         f"{size(found.largest_shard_bytes)}, up to {found.shard_shape[0]} trajectories each",
-        "chunk": f"one frame, {size(found.inner_chunk_bytes)} before compression",
+        "chunk": (
+            "one frame"
+            if spec.chunks_per_frame == 1
+            else f"{' x '.join(map(str, spec.frame_chunk_shape))} points of one frame"
+        )
+        + f", {size(found.inner_chunk_bytes)} before compression",
         "fingerprint": found.fingerprint,
     }
     table = Table(show_header=False, box=None)

@@ -17,6 +17,7 @@ from pelagos.platform.cli.common import (
 )
 from pelagos.platform.cli.compare import compare_strategies_command
 from pelagos.platform.cli.data import app as data_app
+from pelagos.platform.cli.data_management import app as data_management_app
 from pelagos.platform.cli.evaluation import evaluate_command
 from pelagos.platform.cli.infra import app as infra_app
 from pelagos.platform.cli.sweep import sweep_command
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
 )
+data_app.add_typer(data_management_app)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(infra_app, name="infra")

@@ -12,7 +12,9 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from pelagos.platform.config.checks import check_arithmetic
+from pelagos.platform.config.description import DescriptionConfig
 from pelagos.platform.config.kinds import JOB_KINDS, Job
+from pelagos.platform.config.schema import TrainingJob
 
 KeyPath = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -48,6 +50,9 @@ class ConfigError(ValueError):
 def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job:
     """Return the validated, frozen job of a YAML file.
 
+    Descriptions of datasets in files of their own become part of it, so that it can be resumed and
+    submitted from anywhere.
+
     Args:
         path: the job file.
         overrides: `dotted.key=value` strings, applied on top of the file in order.
@@ -55,7 +60,43 @@ def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job
     Raises:
         ConfigError: with every problem of the file (unknown keys, wrong types, broken arithmetic).
     """
-    return parse_job(read_yaml_text(path), str(path), overrides)
+    job = parse_job(read_yaml_text(path), str(path), overrides)
+    return _with_descriptions(job, str(path)) if isinstance(job, TrainingJob) else job
+
+
+def _with_descriptions(job: TrainingJob, source: str) -> Job:
+    """Return the job with the descriptions that its mixture names by file."""
+    entries, problems = [], []
+    for index, entry in enumerate(job.data.mixture):
+        if isinstance(entry.description, str):
+            try:
+                update = {"description": read_description(entry.description)}
+                entry = entry.model_copy(update=update)
+            except ConfigError as error:
+                key = ("data", "mixture", index, "description")
+                problems.append(Problem(key, str(error)))
+        entries.append(entry)
+    if problems:
+        raise ConfigError(source, problems)
+    data = job.data.model_copy(update={"mixture": tuple(entries)})
+    described: Job = job.model_copy(update={"data": data})
+    return described
+
+
+def read_description(path: str | os.PathLike[str]) -> DescriptionConfig:
+    """Return the description of a dataset in a YAML file.
+
+    Its statistics are kept beside it, in `NAME.statistics.json`, unless it names another file.
+
+    Raises:
+        ConfigError: with every problem of the file.
+    """
+    tree, lines = parse_yaml(read_yaml_text(path), str(path))
+    found, problems = validate_section(DescriptionConfig, tree, lines, ())
+    if found is None:
+        raise ConfigError(str(path), problems)
+    beside = str(Path(path).with_suffix(".statistics.json"))
+    return found.model_copy(update={"statistics": found.statistics or beside})
 
 
 def read_yaml_text(path: str | os.PathLike[str]) -> str:

@@ -7,21 +7,21 @@ model cannot see alone - whether a batch divides, whether dataset fields match -
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-# One path component: a run name becomes a directory and an object-store prefix.
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-
-
-class Section(BaseModel):
-    """A part of a job file: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+from pelagos.platform.config.description import DescriptionConfig
+from pelagos.platform.config.parallel import EveryNConfig as EveryNConfig
+from pelagos.platform.config.parallel import FullyShardConfig as FullyShardConfig
+from pelagos.platform.config.parallel import MemoryBudgetConfig as MemoryBudgetConfig
+from pelagos.platform.config.parallel import ParallelConfig as ParallelConfig
+from pelagos.platform.config.parallel import ZeroConfig as ZeroConfig
+from pelagos.platform.config.section import Fraction as Fraction
+from pelagos.platform.config.section import NonNegativeFloat as NonNegativeFloat
+from pelagos.platform.config.section import NonNegativeInt as NonNegativeInt
+from pelagos.platform.config.section import PositiveFloat as PositiveFloat
+from pelagos.platform.config.section import PositiveInt as PositiveInt
+from pelagos.platform.config.section import RunName as RunName
+from pelagos.platform.config.section import Section as Section
 
 
 class StorageConfig(Section):
@@ -95,15 +95,27 @@ class GenerateJob(Section):
 class MixtureEntryConfig(Section):
     """One dataset of the training mixture."""
 
-    uri: str = Field(description="Directory or s3:// prefix of a Pelagos dataset.")
-    weight: PositiveFloat | None = Field(
-        None, description="Relative share of samples; default: proportional to size."
+    uri: str = Field(
+        description="Directory or s3:// prefix: a Pelagos dataset, or any Zarr array or group."
+    )
+    weight: PositiveFloat | dict[NonNegativeInt, NonNegativeFloat] | None = Field(
+        None,
+        description="Relative share of samples, or {0: 1.0, 10000: 0.2}: the share from each step "
+        "on; default: proportional to size.",
     )
     repeat: PositiveInt = Field(
         1, description="Without weights: how often each of its samples counts in an epoch."
     )
     offset: dict[str, float] = Field(
         {}, description="Subtracted from a field before normalisation, e.g. {pressure: 2.513}."
+    )
+    description: DescriptionConfig | str | None = Field(
+        None,
+        description="What a Zarr array of another writer does not say: a mapping, or the path of a "
+        "YAML file of one (docs/data-recipes.md).",
+    )
+    crop: tuple[PositiveInt, ...] | None = Field(
+        None, description="Grid points of random crops, [y, x]; default: data.crop."
     )
 
 
@@ -140,6 +152,11 @@ class DataConfig(Section):
         description="Consecutive samples of a batch from one dataset: 1 mixes freely, "
         "global_batch_size takes each batch from one dataset, its share per shard group gives each "
         "group one.",
+    )
+    crop: tuple[PositiveInt, ...] | None = Field(
+        None,
+        description="Train and validate on random crops of so many grid points, [y, x]; default: "
+        "whole frames, which `evaluate` always takes.",
     )
     num_threads: PositiveInt = Field(4, description="Reader threads per worker.")
     prefetch_steps: PositiveInt = Field(2, description="Batches prepared ahead.")
@@ -256,89 +273,6 @@ class ScheduleConfig(Section):
     total_steps: PositiveInt = Field(description="Optimizer steps of the whole run.")
     warmup_steps: NonNegativeInt = Field(0, description="Steps of linear warm-up from 0.")
     final_lr_fraction: Fraction = Field(0.0, description="Rate at the end, as share of the peak.")
-
-
-class EveryNConfig(Section):
-    """Recompute some blocks in the backward pass."""
-
-    every_n: PositiveInt = Field(description="Recompute every n-th block, the first one included.")
-
-
-class MemoryBudgetConfig(Section):
-    """Recompute what an integer program chooses (torch's, solved by PuLP)."""
-
-    memory_budget_bytes: PositiveInt = Field(
-        description="Peak memory of one rank: weights, gradients, moments and activations."
-    )
-
-
-class FullyShardConfig(Section):
-    """Options of `fsdp` and `hsdp`; other strategies ignore them."""
-
-    shard_group_size: PositiveInt | None = Field(
-        None, description="hsdp: ranks that share one copy; default: the ranks of one node."
-    )
-    reshard_after_forward: bool = Field(
-        True, description="Free gathered parameters after the forward pass, gather them again."
-    )
-    cpu_offload: bool = Field(
-        False, description="Keep parameters, gradients and moments in host memory between uses."
-    )
-    param_dtype: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32",
-        description="Gather parameters in this type: half the traffic, other rounding than ddp.",
-    )
-    reduce_dtype: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="Reduce gradients in this type."
-    )
-
-
-class ZeroConfig(Section):
-    """Options of `zero1`, `zero2` and `zero3`; other strategies ignore them."""
-
-    offload_optimizer: Literal["none", "cpu", "nvme"] = Field(
-        "none", description="Where fp32 weights and moments live between steps (nvme: zero3 only)."
-    )
-    offload_parameters: Literal["none", "cpu", "nvme"] = Field(
-        "none", description="zero3: where parameters live between uses."
-    )
-    nvme_path: str | None = Field(None, description="Directory on an NVMe disk, for nvme.")
-    hpz_partition_size: PositiveInt = Field(
-        1, description="ZeRO++, zero3: ranks of a secondary partition within a node."
-    )
-    quantized_weights: bool = Field(False, description="ZeRO++, zero3: gather int8 weights.")
-    quantized_gradients: bool = Field(False, description="ZeRO++, zero3: reduce int4 gradients.")
-    config: dict[str, Any] | str | None = Field(
-        None,
-        description="Your own DeepSpeed configuration, or the path of its JSON; merged, and refused "
-        "where it contradicts the job.",
-    )
-
-
-class ParallelConfig(Section):
-    """How one step is spread over workers. Only `strategy` needs to change between strategies."""
-
-    strategy: Literal["single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"] = Field(
-        "ddp", description="Parallel strategy (docs/strategies.md)."
-    )
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
-        "fp32",
-        description="tf32: TensorFloat-32 products; bf16, fp16: autocast (weights, moments and "
-        "reductions stay fp32; fp16 scales the loss).",
-    )
-    micro_batch_size: PositiveInt | None = Field(
-        None, description="Samples per forward pass and worker; default: no accumulation."
-    )
-    activation_checkpointing: (
-        Literal["none", "full", "selective"] | EveryNConfig | MemoryBudgetConfig
-    ) = Field(
-        "none",
-        description="Recompute in the backward pass: full: each block; selective: all but matrix "
-        "products, convolutions and attention; {every_n: 2}; {memory_budget_bytes: 8000000000}.",
-    )
-    compile: bool = Field(False, description="torch.compile each block.")
-    fsdp: FullyShardConfig = FullyShardConfig()
-    zero: ZeroConfig = ZeroConfig()
 
 
 class CheckpointConfig(Section):

@@ -1,0 +1,157 @@
+"""A foreign Zarr array as a dataset, read through zarr itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from pelagos.data_pipelines.foreign.arrays import find_arrays
+from pelagos.data_pipelines.foreign.description import Description
+from pelagos.data_pipelines.foreign.identity import fingerprint
+from pelagos.data_pipelines.foreign.specification import build_spec
+from pelagos.data_pipelines.foreign.statistics_cache import cached_statistics
+from pelagos.data_pipelines.store.errors import DatasetError
+from pelagos.data_pipelines.store.field_statistics import default_split
+from pelagos.data_pipelines.store.manifest import Statistics
+from pelagos.data_pipelines.store.readable import FloatArray, Region, SpecReader
+from pelagos.data_pipelines.store.zarr_view import StrictStore, open_store
+
+logger = logging.getLogger(__name__)
+_announced: set[str] = set()  # uris whose hint stands in this process's log
+
+
+def open_foreign(
+    uri: str | os.PathLike[str],
+    storage_options: dict[str, Any] | None = None,
+    description: Description | None = None,
+) -> ForeignDataset:
+    """Open a Zarr array or group, version 2 or 3, that Pelagos did not write.
+
+    Raises:
+        DatasetError: there is none, or it cannot be told what is what in it.
+    """
+    return ForeignDataset(os.fspath(uri), storage_options, description or Description())
+
+
+class ForeignDataset(SpecReader):
+    """A Zarr array or group as a dataset. Made by `open_foreign`.
+
+    Reads are as large as the array's chunks: slow where those hold whole trajectories. Numbers are
+    given as float32, `scale_factor` and `add_offset` applied. A missing chunk, or a value that is
+    not finite, is an error. It can be pickled, not forked.
+    """
+
+    def __init__(
+        self, uri: str, storage_options: dict[str, Any] | None, description: Description
+    ) -> None:
+        self.storage_options = storage_options
+        self.description = description
+        self._store: StrictStore = open_store(uri, storage_options)
+        try:
+            self._root = zarr.open(self._store, mode="r")
+        except (OSError, ValueError, KeyError) as error:
+            raise DatasetError(f"{uri} is no Zarr array or group ({error})") from error
+        self._arrays = find_arrays(self._root, description, uri)
+        spec, assumed = build_spec(self._root, self._arrays, description, uri)
+        super().__init__(uri, spec)
+        self._announce(assumed)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of chunks fetched through this object so far."""
+        return self._store.bytes_read
+
+    @bytes_read.setter
+    def bytes_read(self, value: int) -> None:
+        self._store.bytes_read = value
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over metadata and the chunks' sizes and versions; see `identity`."""
+        return fingerprint(self.uri, self.storage_options, self.spec, self._arrays)
+
+    @property
+    def statistics(self) -> dict[str, dict[str, float]]:
+        """`{field: {mean, std, …}}` of the training split; computed when first asked for."""
+        return self.all_statistics[default_split(self.all_statistics)]
+
+    @cached_property
+    def all_statistics(self) -> Statistics:
+        """Statistics of every split, kept in `description.statistics`."""
+        self._refuse_fork()
+        return cached_statistics(self, self.description.statistics, self.storage_options)
+
+    @cached_property
+    def parameters(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Vectors along the trajectories, float64 `[trajectory]` each."""
+        self._refuse_fork()
+        root: Any = self._root
+        return {n: np.asarray(root[n][...], np.float64) for n in self.spec.parameter_names}
+
+    def read_frames(
+        self,
+        trajectory: int,
+        frames: Sequence[int],
+        out: FloatArray | None = None,
+        region: Region | None = None,
+    ) -> FloatArray:
+        """Some frames of one trajectory, `[len(frames), channel, y, x]` float32.
+
+        Raises:
+            DatasetError: a chunk or a value is missing, or cannot be decoded.
+            IndexError: there is no such trajectory, frame or region.
+        """
+        self._refuse_fork()
+        self._check_bounds(trajectory, frames, region)
+        out = self._checked_out(len(frames), out, region)
+        channel = 0
+        try:
+            for source in self._arrays:
+                found = source.read(trajectory, frames, region)
+                out[:, channel : channel + found.shape[1]] = found
+                channel += found.shape[1]
+        except IndexError:
+            raise
+        except (ValueError, RuntimeError, OSError) as error:
+            raise DatasetError(
+                f"dataset {self.uri}, trajectory {trajectory}, frames "
+                f"{', '.join(map(str, frames))}: {error}. Nothing is filled in: restore the data; if "
+                f"its writer leaves out chunks of fill values, have it write them "
+                f"(zarr: config={{'write_empty_chunks': True}})"
+            ) from error
+        return out
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_foreign, (self.uri, self.storage_options, self.description)
+
+    def __repr__(self) -> str:
+        return f"ForeignDataset({self.uri!r}, shape={self.spec.shape}, fields={self.field_names})"
+
+    def _announce(self, assumed: list[str]) -> None:
+        if self.uri in _announced:
+            return
+        _announced.add(self.uri)
+        chunks = {source.path or "/": source.array.chunks for source in self._arrays}
+        logger.warning(
+            "%s is a Zarr array of another writer, chunks %s. It reads slower than Pelagos' own "
+            "format, which this writes: pelagos convert %s NEW.zarr",
+            self.uri,
+            chunks,
+            self.uri,
+        )
+        if assumed:
+            logger.warning(
+                "%s does not say, and its description neither, so this is assumed: %s",
+                self.uri,
+                "; ".join(assumed),
+            )

@@ -1,0 +1,66 @@
+"""Opening whatever a uri holds: a Pelagos dataset, or a Zarr array of another writer."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from pelagos.data_pipelines.foreign.dataset import open_foreign
+from pelagos.data_pipelines.foreign.description import Description
+from pelagos.data_pipelines.store import DatasetError, open_dataset
+from pelagos.data_pipelines.store.errors import ObjectMissingError
+from pelagos.data_pipelines.store.layout import SPEC_KEY
+from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
+from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.data_pipelines.store.schema import FORMAT_NAME
+from pelagos.data_pipelines.store.zarr_view import METADATA_NAMES
+
+
+def open_readable(
+    uri: str | os.PathLike[str],
+    storage_options: dict[str, Any] | None = None,
+    description: Description | None = None,
+) -> ReadableDataset:
+    """Open a dataset, whoever wrote it.
+
+    Args:
+        description: what a foreign array does not say itself; refused for a Pelagos dataset,
+            which says all of it.
+
+    Raises:
+        DatasetError: it cannot be opened; the message says what to do.
+    """
+    uri = os.fspath(uri)
+    try:
+        dataset = open_dataset(uri, storage_options)
+    except DatasetError as error:
+        is_absent = isinstance(error.__cause__, ObjectMissingError)  # of the manifest
+        if is_absent and _is_foreign(open_store(uri, storage_options)):
+            return open_foreign(uri, storage_options, description)
+        raise
+    if description is not None:
+        dataset.close()
+        raise DatasetError(
+            f"{uri} is a Pelagos dataset, which describes itself: remove its description"
+        )
+    return dataset
+
+
+def _is_foreign(store: ObjectStore) -> bool:
+    """Whether there is Zarr metadata that is not of a Pelagos dataset without its manifest."""
+    if _read(store, SPEC_KEY) is not None:
+        return False
+    for name in METADATA_NAMES:
+        content = _read(store, name)
+        if content is not None:
+            document = json.loads(content)
+            return bool(document.get("attributes", {}).get("format") != FORMAT_NAME)
+    return False
+
+
+def _read(store: ObjectStore, key: str) -> bytes | None:
+    try:
+        return store.read(key)
+    except ObjectMissingError:
+        return None

@@ -1,0 +1,186 @@
+"""The `DatasetSpec` of a foreign array: what it says, what its description adds, what is assumed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from pelagos.data_pipelines.foreign.arrays import SourceArray
+from pelagos.data_pipelines.foreign.axes import dimension_names
+from pelagos.data_pipelines.foreign.description import DescribedField, Description
+from pelagos.data_pipelines.store.errors import DatasetError
+from pelagos.data_pipelines.store.schema import DatasetSpec, Field
+
+# Steps of a coordinate that differ by no more than this count as equal.
+_STEP_RELATIVE_TOLERANCE = 1e-3
+_TENTHS = (("train", 0, 8), ("validation", 8, 9), ("test", 9, 10))
+
+
+def build_spec(
+    root: zarr.Group | zarr.Array[Any],
+    arrays: Sequence[SourceArray],
+    description: Description,
+    uri: str,
+) -> tuple[DatasetSpec, list[str]]:
+    """The specification, and a sentence for each thing in it that was assumed.
+
+    Raises:
+        DatasetError: array and description do not fit together.
+    """
+    first = arrays[0]
+    assumed: list[str] = []
+    fields = _fields(root, arrays, description, uri, assumed)
+    num_trajectories = first.size_of("trajectory")
+    grid_shape = tuple(first.size_of(axis) for axis in first.spatial_axes)
+    coordinates = _coordinates(root, first)
+    splits = description.splits
+    if splits is None:
+        splits = _default_splits(num_trajectories)
+        assumed.append(f"splits {splits}")
+    interval = description.frame_interval
+    if interval is None:
+        interval = _step(coordinates.get("time"), uri, "frame_interval")
+    if interval is None:
+        interval = 1.0
+        assumed.append("frame_interval 1")
+    extent = description.domain_extent or _extent(coordinates, first, grid_shape, uri, assumed)
+    at_zero = [c[0] == 0 for axis, c in coordinates.items() if axis in first.spatial_axes]
+    location = description.grid_location or ("node" if at_zero and all(at_zero) else "cell")
+    name = description.name or uri.rstrip("/").rpartition("/")[2].removesuffix(".zarr")
+    try:
+        spec = DatasetSpec(
+            name=name,
+            equation=description.equation,
+            fields=fields,
+            num_trajectories=num_trajectories,
+            num_frames=first.size_of("time"),
+            grid_shape=grid_shape,
+            frame_interval=interval,
+            domain_extent=tuple(extent),
+            boundary_conditions=dict(description.boundary_conditions),
+            splits={key: (int(a), int(b)) for key, (a, b) in splits.items()},
+            parameter_names=parameter_names(root, first),
+            constant_fields=dict(description.constant_fields),
+            grid_location=location,
+            compression="none",
+            chunk_shape=grid_shape,
+        )
+    except ValueError as error:
+        raise DatasetError(f"{uri} with its description: {error}") from error
+    return spec, assumed
+
+
+def parameter_names(root: zarr.Group | zarr.Array[Any], source: SourceArray) -> tuple[str, ...]:
+    """Vectors of numbers beside the data whose one dimension is that of the trajectories."""
+    names = dimension_names(source.array)
+    if isinstance(root, zarr.Array) or names is None or "trajectory" not in source.roles:
+        return ()
+    along = names[source.roles.index("trajectory")]
+    return tuple(
+        sorted(
+            path
+            for path, array in root.arrays()
+            if array.ndim == 1
+            and path != along
+            and array.dtype.kind in "fiub"
+            and dimension_names(array) == (along,)
+        )
+    )
+
+
+def _fields(
+    root: zarr.Group | zarr.Array[Any],
+    arrays: Sequence[SourceArray],
+    description: Description,
+    uri: str,
+    assumed: list[str],
+) -> tuple[Field, ...]:
+    count = arrays[0].size_of("channel") if len(arrays) == 1 else len(arrays)
+    described = description.fields
+    if not described:
+        names = _channel_names(root, arrays[0]) if len(arrays) == 1 else None
+        if len(arrays) > 1 or (count == 1 and "channel" not in arrays[0].roles):
+            names = [a.path.rpartition("/")[2] or "data" for a in arrays]
+        if names is None or len(names) != count:
+            names = [f"channel-{i}" for i in range(count)]
+            assumed.append(f"fields {', '.join(names)}")
+        described = tuple(DescribedField(name) for name in names)
+    if len(described) != count:
+        raise DatasetError(
+            f"{uri} has {count} channels, and description.fields names {len(described)}: "
+            f"{[f.name for f in described]}"
+        )
+    return tuple(Field(f.name, f.kind or f.name, f.unit) for f in described)
+
+
+def _channel_names(root: zarr.Group | zarr.Array[Any], source: SourceArray) -> list[str] | None:
+    """Names in the attribute `channel_names`, or a coordinate of strings along the channels."""
+    given = source.array.attrs.get("channel_names")
+    if isinstance(given, list):
+        return [str(name) for name in given]
+    names = dimension_names(source.array)
+    if isinstance(root, zarr.Array) or names is None or "channel" not in source.roles:
+        return None
+    coordinate = root.get(names[source.roles.index("channel")])
+    if isinstance(coordinate, zarr.Array) and coordinate.dtype.kind in "UTO":
+        return [str(name) for name in np.asarray(coordinate[...])]
+    return None
+
+
+def _coordinates(
+    root: zarr.Group | zarr.Array[Any], source: SourceArray
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Numbers along time and space, where arrays of the dimensions' names hold them."""
+    names = dimension_names(source.array)
+    if isinstance(root, zarr.Array) or names is None:
+        return {}
+    found = {}
+    for name, role in zip(names, source.roles, strict=True):
+        array = root.get(name)
+        is_numeric = isinstance(array, zarr.Array) and array.dtype.kind in "fiu" and array.ndim == 1
+        if is_numeric and role in ("time", *source.spatial_axes):
+            found[role] = np.asarray(array[...], np.float64)  # type: ignore[index]
+    return found
+
+
+def _step(points: npt.NDArray[np.float64] | None, uri: str, key: str) -> float | None:
+    """The distance between neighbours of a coordinate; None if there is none."""
+    if points is None or len(points) < 2:
+        return None
+    steps = np.diff(points)
+    mean = float(steps.mean())
+    if mean == 0 or np.abs(steps - mean).max() > _STEP_RELATIVE_TOLERANCE * abs(mean):
+        raise DatasetError(
+            f"{uri}: a coordinate has steps from {steps.min():g} to {steps.max():g}; Pelagos' models "
+            f"take even ones. Give description.{key} to pass over it"
+        )
+    return abs(mean)
+
+
+def _extent(
+    coordinates: dict[str, npt.NDArray[np.float64]],
+    source: SourceArray,
+    grid_shape: tuple[int, ...],
+    uri: str,
+    assumed: list[str],
+) -> tuple[float, ...]:
+    extent = []
+    for axis, points in zip(source.spatial_axes, grid_shape, strict=True):
+        step = _step(coordinates.get(axis), uri, "domain_extent")
+        if step is None:
+            assumed.append(f"extent 1 along {axis}")
+        extent.append(1.0 if step is None else step * points)
+    return tuple(extent)
+
+
+def _default_splits(count: int) -> dict[str, tuple[int, int]]:
+    """80 % / 10 % / 10 %, without those that would be empty."""
+    bounds = {
+        name: (math.ceil(count * a / 10), math.ceil(count * b / 10)) for name, a, b in _TENTHS
+    }
+    return {name: (a, b) for name, (a, b) in bounds.items() if a < b}

@@ -1,0 +1,1 @@
+"""What is done with whole datasets: append to them, copy, merge, split and describe them."""

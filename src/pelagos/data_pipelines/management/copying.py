@@ -1,0 +1,129 @@
+"""A dataset from one place to another, byte by byte, every checksum compared on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pelagos.data_pipelines.store import Dataset, DatasetError
+from pelagos.data_pipelines.store.errors import ObjectMissingError
+from pelagos.data_pipelines.store.layout import (
+    GROUP_KEY,
+    MANIFEST_KEY,
+    SIDECAR_PREFIX,
+    SPEC_KEY,
+    array_documents,
+    dumps,
+)
+from pelagos.data_pipelines.store.manifest import ShardRecord, load_manifest
+from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
+from pelagos.data_pipelines.store.shards import CHECKSUM_BYTES, crc32c, index_bytes_length
+
+MARKER_KEY = ".pelagos/copy.json"  # what is being copied here
+_THREADS = 3  # each holds a shard
+
+
+def copy(
+    dataset: Dataset,
+    destination: str,
+    storage_options: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Copy a dataset; returns the number of shards that this call wrote.
+
+    A copy that was interrupted goes on with the shards that are missing. The manifest is written
+    last, so the copy is complete or does not open. It has the fingerprint of the original.
+
+    Args:
+        destination: a path or URI at which there is nothing, or an unfinished copy of the same.
+        storage_options: of the destination.
+        progress: called as `progress(shards done, shards in all)`.
+
+    Raises:
+        FileExistsError: something else is there.
+        DatasetError: a shard of the original, or what was written, does not have its checksum.
+    """
+    target = open_store(destination, storage_options)
+    if _is_done(target, dataset, destination):
+        return 0
+    present = target.sizes()
+    shards = dataset.manifest.shards
+    missing = [shard for shard in shards if not _is_there(target, dataset, shard, present)]
+    done = len(shards) - len(missing)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(lambda shard: _copy_shard(dataset, target, shard), missing):
+            done += 1
+            if progress is not None:
+                progress(done, len(shards))
+    for key in _small_keys(dataset):
+        target.write(key, dataset.store.read(key))
+    target.write(MANIFEST_KEY, dataset.manifest.to_bytes())
+    target.delete([MARKER_KEY])
+    return len(missing)
+
+
+def _is_done(target: ObjectStore, dataset: Dataset, destination: str) -> bool:
+    """Whether the copy is there; marks the destination as one if nothing is."""
+    try:
+        manifest = load_manifest(target)
+    except DatasetError as error:
+        if not isinstance(error.__cause__, ObjectMissingError):
+            raise FileExistsError(f"{destination} holds a damaged dataset ({error})") from error
+    else:
+        if manifest.fingerprint != dataset.fingerprint:
+            raise FileExistsError(f"{destination} holds another dataset: choose another place")
+        return True
+    wanted = {"fingerprint": dataset.fingerprint}
+    try:
+        found = json.loads(target.read(MARKER_KEY))
+    except ObjectMissingError:
+        if target.sizes():
+            raise FileExistsError(
+                f"{destination} holds something that is no unfinished copy: choose another place"
+            ) from None
+        target.write(MARKER_KEY, dumps(wanted))
+        return False
+    if found != wanted:
+        raise FileExistsError(
+            f"{destination} holds an unfinished copy of another dataset: remove it, or choose "
+            f"another place"
+        )
+    return False
+
+
+def _is_there(
+    target: ObjectStore, dataset: Dataset, shard: ShardRecord, sizes: dict[str, int]
+) -> bool:
+    """Whether a shard was copied whole: of its size, and with its index (a put is all or nothing)."""
+    return sizes.get(shard.key) == shard.size and _index_is_right(target, dataset, shard)
+
+
+def _index_is_right(target: ObjectStore, dataset: Dataset, shard: ShardRecord) -> bool:
+    length = index_bytes_length(dataset.spec)
+    (tail,) = target.read_ranges(shard.key, [(shard.size - length, length)])
+    return crc32c(tail[:-CHECKSUM_BYTES].data) == shard.index_crc32c
+
+
+def _copy_shard(dataset: Dataset, target: ObjectStore, shard: ShardRecord) -> None:
+    (found,) = dataset.store.read_ranges(shard.key, [(0, shard.size)])
+    content = found.tobytes()
+    if crc32c(content) != shard.crc32c:
+        raise DatasetError(
+            f"dataset {dataset.uri}: {shard.key} is damaged, its checksum is not the manifest's. The "
+            f"copy is not finished; `pelagos data verify` lists all damage"
+        )
+    target.write(shard.key, content)
+    if not _index_is_right(target, dataset, shard):
+        raise DatasetError(f"{target.address(shard.key)} is not what was written there: copy again")
+
+
+def _small_keys(dataset: Dataset) -> list[str]:
+    """Everything but shards and manifest: metadata, vectors, and the writer's notes if there are."""
+    documents = array_documents(dataset.spec)
+    keys = [GROUP_KEY, *(f"{path}/zarr.json" for path in documents)]
+    vectors = [*dataset.spec.coordinates(), *(p for p in documents if p.startswith("parameters/"))]
+    keys += [f"{path}/c/0" for path in vectors]
+    notes = dataset.store.sizes(SIDECAR_PREFIX)
+    return [*keys, *sorted(notes), SPEC_KEY] if notes else keys

@@ -1,0 +1,51 @@
+"""Opening the datasets of a job's mixture, described ones with what their entries say."""
+
+import os
+from typing import Any
+
+from pelagos.data_pipelines.foreign import DescribedField, Description, open_readable
+from pelagos.data_pipelines.store import DatasetError
+from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.infra.object_store import storage_options
+from pelagos.platform.config.description import DescriptionConfig
+from pelagos.platform.config.load import ConfigError, read_description
+from pelagos.platform.config.schema import MixtureEntryConfig, StorageConfig, TrainingJob
+
+
+def options_for(uri: str, storage: StorageConfig) -> dict[str, Any]:
+    """Return fsspec options of `uri` under the job's `storage` section."""
+    return storage_options(uri, storage.endpoint_url, storage.region, storage.anonymous)
+
+
+def open_entry(entry: MixtureEntryConfig, storage: StorageConfig) -> ReadableDataset:
+    """Open a dataset of a mixture. Raises `DatasetError`."""
+    given = entry.description
+    description: Description | None = None
+    if isinstance(given, str):
+        description = load_description(given)
+    elif given is not None:
+        description = described(given)
+    return open_readable(entry.uri, options_for(entry.uri, storage), description)
+
+
+def open_recorded(uri: str, job: TrainingJob) -> ReadableDataset:
+    """Open a dataset that a run was trained on, as its job describes it. Raises `DatasetError`."""
+    for entry in job.data.mixture:
+        if entry.uri == uri:
+            return open_entry(entry, job.storage)
+    return open_readable(uri, options_for(uri, job.storage))
+
+
+def load_description(path: str | os.PathLike[str]) -> Description:
+    """Return the description in a YAML file. Raises `DatasetError` with every problem of it."""
+    try:
+        return described(read_description(path))
+    except ConfigError as error:
+        raise DatasetError(str(error)) from error
+
+
+def described(config: DescriptionConfig) -> Description:
+    """Return what a section describes."""
+    values = {name: getattr(config, name) for name in DescriptionConfig.model_fields}
+    values["fields"] = tuple(DescribedField(**f.model_dump()) for f in config.fields)
+    return Description(**values)

@@ -1,0 +1,219 @@
+"""`pelagos data stats|split|merge|append|copy`: what is done with whole datasets."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from pelagos.infra.object_store import storage_options
+from pelagos.platform.cli.common import console, exit_on_error, finish, print_json
+from pelagos.platform.cli.data import AsJson, EndpointUrl, Uri, late_progress
+
+if TYPE_CHECKING:
+    from pelagos.data_pipelines.foreign import Description
+    from pelagos.data_pipelines.store.readable import ReadableDataset
+
+app = typer.Typer()
+
+DescriptionFile = Annotated[
+    str | None, typer.Option("--description", help="YAML description of a foreign Zarr array.")
+]
+
+
+@app.command()
+def stats(
+    uri: Uri,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write NAME.png and NAME.json.")
+    ] = None,
+    description: DescriptionFile = None,
+    as_json: AsJson = False,
+    endpoint_url: EndpointUrl = None,
+) -> None:
+    """Read a whole dataset: statistics against its manifest's, histograms, energy spectra.
+
+    Of a foreign Zarr array with a description, the statistics are kept where that says.
+
+    Exit status 0: the statistics are right; 1: they are not.
+
+    Example: pelagos data stats quickstart/data/ns-sines.zarr --output ns-sines
+    """
+    with exit_on_error(), late_progress("reading trajectories", not as_json) as progress:
+        if output is not None:
+            _refuse_existing(output)
+        from pelagos.data_pipelines.foreign import ForeignDataset
+        from pelagos.data_pipelines.management import statistics_report
+        from pelagos.data_pipelines.store import Dataset
+
+        dataset = _open(uri, endpoint_url, _described(description))
+        stored = dataset.manifest.statistics if isinstance(dataset, Dataset) else None
+        if isinstance(dataset, ForeignDataset) and description is not None:
+            stored = dataset.all_statistics  # computes and keeps them, if they are not there
+        found = statistics_report.report(dataset, stored, progress)
+        if output is not None:
+            _write(output.with_suffix(".json"), json.dumps(found.to_json(), indent=1).encode())
+            picture = output.with_suffix(".png")
+            partial = picture.with_name(f".{picture.name}.{uuid.uuid4().hex[:8]}.tmp")
+            try:
+                statistics_report.draw(found, partial, dataset.spec.frame_interval)
+                partial.replace(picture)
+            finally:
+                partial.unlink(missing_ok=True)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        for name, row in found.statistics["all"].items():
+            numbers = "  ".join(f"{k} {row[k]:.6g}" for k in ("mean", "std", "min", "max"))
+            console.print(f"{escape(name)}: {numbers}", soft_wrap=True)
+        for sentence in found.differences:
+            console.print(f"[red]differs[/red] {escape(sentence)}", soft_wrap=True)
+        if output is not None:
+            console.print(
+                f"wrote {output.with_suffix('.png')}, {output.with_suffix('.json')}", soft_wrap=True
+            )
+    finish(not found.differences)
+
+
+@app.command()
+def append(
+    uri: Uri,
+    source: Annotated[str, typer.Argument(help="What is appended: a dataset of equal schema.")],
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split that the new ones join: the last one; default: none."),
+    ] = None,
+    description: DescriptionFile = None,
+    endpoint_url: EndpointUrl = None,
+) -> None:
+    """Append the trajectories of a dataset to another, without rewriting what that has.
+
+    Example: pelagos data append all.zarr new.zarr --split train
+    """
+    with exit_on_error(), late_progress("writing shards", True) as progress:
+        from pelagos.data_pipelines.management import appending
+
+        dataset = _own(uri, endpoint_url)
+        more = _open(source, endpoint_url, _described(description))
+        manifest = appending.append(dataset, more, extend_split=split, progress=progress)
+    console.print(
+        f"{escape(uri)} has {manifest.spec.num_trajectories} trajectories now, "
+        f"{more.num_trajectories} of them new; fingerprint {manifest.fingerprint[:16]}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def copy(
+    uri: Uri,
+    destination: Annotated[str, typer.Argument(help="A new directory or s3:// prefix.")],
+    endpoint_url: EndpointUrl = None,
+    destination_endpoint_url: Annotated[
+        str | None, typer.Option(help="S3 endpoint of the destination; default: the same.")
+    ] = None,
+) -> None:
+    """Copy a dataset, every checksum compared; the same command goes on where it was stopped.
+
+    Example: pelagos data copy s3://bucket/ns.zarr data/ns.zarr
+    """
+    with exit_on_error(), late_progress("copying shards", True) as progress:
+        from pelagos.data_pipelines.management import copying
+
+        options = storage_options(destination, destination_endpoint_url or endpoint_url)
+        written = copying.copy(_own(uri, endpoint_url), destination, options, progress)
+    console.print(
+        f"{escape(destination)} is a copy of {escape(uri)}: {written} shards written now",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def split(
+    uri: Uri,
+    ranges: Annotated[
+        list[str], typer.Argument(help="NAME=START:STOP for every split, half-open.")
+    ],
+    endpoint_url: EndpointUrl = None,
+) -> None:
+    """Give a dataset other splits; no data is touched, the statistics follow.
+
+    Example: pelagos data split all.zarr train=0:80 validation=80:90 test=90:100
+    """
+    with exit_on_error():
+        splits = dict(_range(text) for text in ranges)
+        from pelagos.data_pipelines.management import revising
+
+        manifest = revising.change_splits(_own(uri, endpoint_url), splits)
+    console.print(
+        f"{escape(uri)}: {splits}; fingerprint {manifest.fingerprint[:16]}", soft_wrap=True
+    )
+
+
+@app.command()
+def merge(
+    destination: Annotated[str, typer.Argument(help="A new directory or s3:// prefix.")],
+    sources: Annotated[list[str], typer.Argument(help="Datasets of equal schema.")],
+    name: Annotated[str | None, typer.Option(help="Name of the result.")] = None,
+    endpoint_url: EndpointUrl = None,
+) -> None:
+    """Write one dataset from several; their splits are joined by name.
+
+    Example: pelagos data merge all.zarr first.zarr second.zarr
+    """
+    with exit_on_error(), late_progress("writing shards", True) as progress:
+        from pelagos.data_pipelines.management import merging
+
+        spec = merging.merge(
+            [_open(source, endpoint_url, None) for source in sources],
+            destination,
+            name=name,
+            storage_options=storage_options(destination, endpoint_url),
+            progress=progress,
+        )
+    console.print(
+        f"wrote {escape(destination)}: {spec.num_trajectories} trajectories", soft_wrap=True
+    )
+
+
+def _own(uri: str, endpoint_url: str | None) -> Any:
+    """A Pelagos dataset."""
+    from pelagos.data_pipelines.store import open_dataset
+
+    return open_dataset(uri, storage_options(uri, endpoint_url))
+
+
+def _open(uri: str, endpoint_url: str | None, description: Description | None) -> ReadableDataset:
+    """A dataset, whoever wrote it."""
+    from pelagos.data_pipelines.foreign import open_readable
+
+    return open_readable(uri, storage_options(uri, endpoint_url), description)
+
+
+def _described(path: str | None) -> Description | None:
+    from pelagos.jobs.datasets import load_description
+
+    return None if path is None else load_description(path)
+
+
+def _range(text: str) -> tuple[str, tuple[int, int]]:
+    name, _, bounds = text.partition("=")
+    start, separator, stop = bounds.partition(":")
+    if not (name and separator and start.isdecimal() and stop.isdecimal()):
+        raise ValueError(f"got {text!r}, required: NAME=START:STOP, e.g. train=0:80")
+    return name, (int(start), int(stop))
+
+
+def _refuse_existing(output: Path) -> None:
+    for path in (output.with_suffix(".json"), output.with_suffix(".png")):
+        if path.exists():
+            raise ValueError(f"{path} exists; choose another --output")
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    partial.write_bytes(content)
+    partial.replace(path)
