@@ -52,22 +52,41 @@ def merge(groups: Sequence[Moments]) -> Moments:
 
 
 def trajectory_sums(values: npt.NDArray[np.floating]) -> TrajectorySums:
-    """Sums of one trajectory of one field, `[time, y, x]`.
-
-    Values are widened to float64 in blocks that stay in the processor's cache.
-    """
-    flat = values.reshape(len(values), -1)
-    buffer = np.empty(min(flat.shape[1], _BLOCK_VALUES), np.float64)
+    """Sums of one trajectory of one field, `[time, y, x]`."""
     plain, deltas = [], []
-    for start in range(0, flat.shape[1], _BLOCK_VALUES):
-        block = flat[:, start : start + _BLOCK_VALUES]
-        wide = buffer[: block.shape[1]]
-        for frame, row in enumerate(block):
-            wide[:] = row
-            plain.append(_block_moments(wide))
-            if frame > 0:
-                np.subtract(row, block[frame - 1], out=wide, dtype=np.float64)
-                deltas.append(_block_moments(wide))
+    for frame, row in enumerate(values):
+        ours, change = frame_moments(row, values[frame - 1] if frame else None)
+        plain += ours
+        deltas += change
+    return pooled_sums(plain, deltas)
+
+
+def frame_moments(
+    frame: npt.NDArray[np.floating], previous: npt.NDArray[np.floating] | None
+) -> tuple[list[Moments], list[Moments]]:
+    """Moments of one field's frame `[y, x]`, and of its change since `previous`, block by block.
+
+    Values are widened to float64 in blocks that stay in the processor's cache. The sum of a block
+    is finite exactly if all its values are: what float32 holds cannot overflow float64.
+    """
+    flat = frame.reshape(-1)
+    before = None if previous is None else previous.reshape(-1)
+    buffer = np.empty(min(flat.size, _BLOCK_VALUES), np.float64)
+    plain, deltas = [], []
+    for start in range(0, flat.size, _BLOCK_VALUES):
+        block = flat[start : start + _BLOCK_VALUES]
+        wide = buffer[: block.size]
+        wide[:] = block
+        # the extremes of the narrow values are those of the wide ones, in half the time
+        plain.append(_block_moments(wide, float(block.min()), float(block.max())))
+        if before is not None:
+            np.subtract(block, before[start : start + _BLOCK_VALUES], out=wide, dtype=np.float64)
+            deltas.append(_block_moments(wide, float(wide.min()), float(wide.max())))
+    return plain, deltas
+
+
+def pooled_sums(plain: Sequence[Moments], deltas: Sequence[Moments]) -> TrajectorySums:
+    """One trajectory of one field from the moments of its frames, in any order."""
     sums: TrajectorySums = {}
     for part, groups in zip(_PARTS, (plain, deltas), strict=True):
         merged = merge(groups) if groups else Moments(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -75,9 +94,9 @@ def trajectory_sums(values: npt.NDArray[np.floating]) -> TrajectorySums:
     return sums
 
 
-def _block_moments(wide: npt.NDArray[np.float64]) -> Moments:
+def _block_moments(wide: npt.NDArray[np.float64], low: float, high: float) -> Moments:
     """Moments of float64 values, which are overwritten."""
-    total, low, high = float(wide.sum()), float(wide.min()), float(wide.max())
+    total = float(wide.sum())
     wide -= total / wide.size
     np.square(wide, out=wide)
     return Moments(float(wide.size), total, float(wide.sum()), low, high)

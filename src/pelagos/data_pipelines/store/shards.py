@@ -12,9 +12,7 @@ Each encoded frame ends in its own crc32c (uint32, little-endian, over the bytes
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import google_crc32c
 import numpy as np
@@ -30,15 +28,6 @@ ABSENT = np.uint64(2**64 - 1)
 
 Buffer = bytes | bytearray | memoryview
 ShardIndex = npt.NDArray[np.uint64]  # [trajectory in shard, time, (offset, length)]
-
-
-@dataclass(frozen=True)
-class EncodedShard:
-    """A whole shard as bytes, and its checksums."""
-
-    content: bytes
-    crc32c: int
-    index_crc32c: int
 
 
 class FrameCodec:
@@ -95,29 +84,13 @@ def check(content: Buffer, stored: Buffer) -> None:
         raise ChecksumError(f"crc32c is {computed:08x}, but {expected:08x} was stored")
 
 
-def encode_shard(spec: DatasetSpec, data: npt.NDArray[np.floating]) -> EncodedShard:
-    """The bytes of a shard.
-
-    Args:
-        data: `[n, time, channel, y, x]` with `n` at most `spec.shard_trajectories`.
-
-    The result is a function of the data alone. Blosc's own threads would order blocks by which
-    finished first; in a thread that is not the main one it uses none, so frames are encoded there.
-    """
-    codec = FrameCodec(spec)
-    num_present, num_frames = data.shape[:2]
-    frames = data.reshape(num_present * num_frames, *data.shape[2:])
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        encoded = list(pool.map(codec.encode, frames))
-    lengths = np.array([len(e) for e in encoded], dtype=np.uint64)
-    index = np.full((spec.shard_trajectories, spec.num_frames, 2), ABSENT, dtype="<u8")
-    filled = index[:num_present].reshape(-1, 2)
-    filled[:, 0] = np.cumsum(lengths) - lengths
-    filled[:, 1] = lengths
-    index_bytes = index.tobytes()
-    index_checksum = checksum_bytes(index_bytes)
-    content = b"".join([*encoded, index_bytes, index_checksum])
-    return EncodedShard(content, crc32c(content), int.from_bytes(index_checksum, "little"))
+def shard_index(spec: DatasetSpec, lengths: Sequence[int]) -> bytes:
+    """The index, without its checksum, of a shard whose first frames have these encoded lengths."""
+    index = np.full((spec.shard_trajectories * spec.num_frames, 2), ABSENT, dtype="<u8")
+    sizes = np.array(lengths, dtype=np.uint64)
+    index[: len(sizes), 0] = np.cumsum(sizes) - sizes
+    index[: len(sizes), 1] = sizes
+    return index.tobytes()
 
 
 def index_bytes_length(spec: DatasetSpec) -> int:

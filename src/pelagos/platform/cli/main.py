@@ -16,6 +16,7 @@ from pelagos.platform.cli.common import (
     set_up_logging,
 )
 from pelagos.platform.cli.compare import compare_strategies_command
+from pelagos.platform.cli.convert import convert_command
 from pelagos.platform.cli.data import app as data_app
 from pelagos.platform.cli.infra import app as infra_app
 from pelagos.platform.cli.sweep import sweep_command
@@ -141,6 +142,7 @@ def evaluate(run: runs.RunName, overrides: Overrides = None, as_json: AsJson = F
             print_json({"run_name": result.run_name, "report": result.report, **result.metrics})
 
 
+app.command(name="convert")(convert_command)
 app.command(name="sweep")(sweep_command)
 app.command(name="compare-strategies")(compare_strategies_command)
 app.command(name="list")(runs.list_command)
