@@ -22,7 +22,7 @@ class ConvertOptions:
         format's. Not for sources that come in splits.
     max_trajectories: convert this many, taken from the beginning of every split in proportion.
     swap_axes: exchange x and y of a two-dimensional source.
-    dtype, compression: as in `DatasetSpec`.
+    dtype, compression, trajectories_per_shard: as in `DatasetSpec`.
     """
 
     format: str | None = None
@@ -38,6 +38,7 @@ class ConvertOptions:
     swap_axes: bool = False
     dtype: Literal["float32", "float16"] = "float32"
     compression: Literal["none", "lz4", "zstd"] = "lz4"
+    trajectories_per_shard: int | None = None
 
 
 def parse_splits(text: str) -> dict[str, float]:

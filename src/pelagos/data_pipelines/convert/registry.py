@@ -15,6 +15,7 @@ from pelagos.data_pipelines.convert import (
 )
 from pelagos.data_pipelines.convert.formats import Format
 from pelagos.data_pipelines.convert.options import ConvertOptions
+from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.source import Source, SourceError, finished
 
 FORMATS: dict[str, Format] = {
@@ -58,6 +59,8 @@ def open_source(path: str, options: ConvertOptions) -> Source:
         if seen in (None, name):
             raise
         raise SourceError(f"{error}\n{path} looks like {seen}: try --format {seen}") from error
+    finally:
+        close_files()
 
 
 def recognised(path: str, options: ConvertOptions) -> str | None:

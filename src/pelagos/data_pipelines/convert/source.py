@@ -173,6 +173,7 @@ class Source:
                 published_normalization=dict(self.published_normalization),
                 dtype=options.dtype,
                 compression=options.compression,
+                trajectories_per_shard=options.trajectories_per_shard,
                 grid_location=self.grid_location,
             )
         except ValueError as error:

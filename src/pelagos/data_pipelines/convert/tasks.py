@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.reading import Frames, blocks
 from pelagos.data_pipelines.convert.source import Source, SourceError
 from pelagos.data_pipelines.store import DatasetSpec, DatasetWriter, open_dataset
@@ -58,6 +59,8 @@ def convert_shard(writer: DatasetWriter, source: Source, shard: int) -> ShardRep
     except NonFiniteError as error:
         place = source.address(error.trajectory, error.channel)
         raise SourceError(f"{place}: {error}") from error
+    finally:
+        close_files()
     return _report(writer.spec, shard, largest, started)
 
 
@@ -90,6 +93,7 @@ def compare_shard(
                 differences.append(f"parameter {name!r} differs from the source's")
     finally:
         dataset.close()
+        close_files()
     return _report(spec, shard, largest, started, tuple(differences))
 
 

@@ -244,8 +244,8 @@ def _encode(
 def object_file(store: ObjectStore, key: str) -> Iterator[IO[bytes]]:
     """A file to write to, whose content becomes the object `key` when the context ends well.
 
-    On a local disk the file lies in the same dataset and is renamed into its place; for an object store it
-    lies in the temporary folder and is uploaded, in parts if it is large.
+    On a local disk the file lies in the same dataset and is renamed into its place. For an object
+    store it lies in the temporary folder and is uploaded, in parts if it is large.
     """
     if isinstance(store, LocalStore):
         path = store.root / key

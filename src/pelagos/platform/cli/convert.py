@@ -52,6 +52,9 @@ def convert_command(
     ] = False,
     dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
     compression: Annotated[str, typer.Option(help="none, lz4 or zstd; all lossless.")] = "lz4",
+    trajectories_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Per object; default: about 128 MiB.")
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Shards in work at a time; default: the cores, at most 4."),
@@ -101,6 +104,7 @@ def convert_command(
             swap_axes=swap_axes,
             dtype=dtype,  # type: ignore[arg-type]
             compression=compression,  # type: ignore[arg-type]
+            trajectories_per_shard=trajectories_per_shard,
         )
         if dry_run:
             _show_plan(*job_module.plan(source, options), as_json)
