@@ -14,7 +14,7 @@ from pelagos.data_pipelines.convert.source import Part, Source, SourceError, Sto
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
 
 # Frames are read in pieces of about this many bytes of float32, or one frame where that is more.
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 8 * 2**20
 
 Frames = npt.NDArray[np.floating]  # [frame, channel, y, x]
 
@@ -52,7 +52,9 @@ def blocks(source: Source, trajectories: range, block_bytes: int = BLOCK_BYTES) 
         rows = range(row, min(row + num_rows, part.count, row + trajectories.stop - trajectory))
         for start in range(0, source.num_frames, num_frames):
             frames = range(start, min(start + num_frames, source.num_frames))
-            out = np.zeros((len(rows), len(frames), *frame_shape), np.float32)
+            # arrays that begin late leave zeros before them
+            make = np.zeros if any(a.start_frame for a in part.arrays) else np.empty
+            out = make((len(rows), len(frames), *frame_shape), np.float32)
             largest = max(_fill(source, part, array, rows, frames, out) for array in part.arrays)
             yield Block(trajectory, start, out.reshape(-1, *frame_shape), largest)
         trajectory += len(rows)
@@ -76,7 +78,12 @@ def _fill(
         range(part.first_frame + frames.start + skipped, part.first_frame + frames.stop),
     )
     selection = _selection(source, array, stored, *wanted)
+    last = array.channel + array.num_channels
+    order = "ntc" + "".join(AXIS_NAMES[len(source.grid_shape)])
     try:
+        if array.axes == order and stored.dtype == out.dtype and hasattr(stored, "read_direct"):
+            stored.read_direct(out, selection, np.s_[:, :, array.channel : last])
+            return out[:, :, array.channel : last].nbytes
         values = np.asarray(stored[selection])
     except (OSError, EOFError, ValueError, RuntimeError) as error:
         raise SourceError(
@@ -84,11 +91,8 @@ def _fill(
             f"{frames.start} to {frames.stop - 1} cannot be read: {error}"
         ) from error
     letters = array.axes.replace("1", "")
-    last = array.channel + array.num_channels
     with np.errstate(over="ignore"):  # becomes infinite, and is refused by name when written
-        out[:, skipped:, array.channel : last] = _ordered(
-            values, letters, "ntc" + "".join(AXIS_NAMES[len(source.grid_shape)]), array
-        )
+        out[:, skipped:, array.channel : last] = _ordered(values, letters, order, array)
     return int(values.nbytes)
 
 

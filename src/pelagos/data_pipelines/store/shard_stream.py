@@ -20,26 +20,31 @@ from functools import cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.store.field_statistics import (
-    Moments,
+    FrameMoments,
     TrajectorySums,
     frame_moments,
     pooled_sums,
 )
 from pelagos.data_pipelines.store.object_store import TEMPORARY_MARK, LocalStore, ObjectStore
 from pelagos.data_pipelines.store.schema import DatasetSpec
-from pelagos.data_pipelines.store.shards import FrameCodec, checksum_bytes, shard_index
+from pelagos.data_pipelines.store.shards import (
+    Buffer,
+    FrameCodec,
+    checksum_bytes,
+    extended_crc32c,
+    shard_index,
+)
 from pelagos.infra.files import sync_directory
 from pelagos.infra.object_store import RemoteStore
 
 Frames = npt.NDArray[np.floating]  # [frame, channel, y, x]
 
 # Raw bytes per task of a thread: large enough that handing it over costs nothing beside it.
-TASK_BYTES = 2**20
+TASK_BYTES = 2 * 2**20
 # Raw bytes that may wait, as given and in the stored type, for their turn.
 MAX_WAITING_BYTES = 64 * 2**20
 MAX_THREADS = 4
@@ -75,8 +80,8 @@ class StreamedShard:
 class _Encoded(NamedTuple):
     """What a thread makes of a run of frames; `moments` per frame and channel."""
 
-    payloads: list[bytes]
-    moments: list[list[tuple[list[Moments], list[Moments]]]]
+    payloads: list[tuple[Buffer, bytes]]  # compressed frame, its checksum
+    moments: list[list[FrameMoments]]
 
 
 @cache
@@ -123,7 +128,7 @@ class _Stream:
         self.last: Frames | None = None
         self.lengths: list[int] = []
         self.crc = 0
-        self.moments: list[tuple[list[Moments], list[Moments]]] = self._no_moments()
+        self.moments: list[FrameMoments] = self._no_moments()
         self.sums: dict[str, list[TrajectorySums]] = {name: [] for name in spec.field_names}
 
     @property
@@ -177,13 +182,12 @@ class _Stream:
         encoded = future.result()
         for i, moments in enumerate(encoded.moments):
             self._pool(first + i, given[i], moments)
-        for payload in encoded.payloads:
+        for payload, checksum in encoded.payloads:
             self._write(payload)
-        self.lengths += map(len, encoded.payloads)
+            self._write(checksum)
+            self.lengths.append(len(payload) + len(checksum))
 
-    def _pool(
-        self, number: int, given: Frames, moments: list[tuple[list[Moments], list[Moments]]]
-    ) -> None:
+    def _pool(self, number: int, given: Frames, moments: list[FrameMoments]) -> None:
         """Add a frame's moments to its trajectory's, and close the trajectory at its last frame."""
         row, frame = divmod(number, self.spec.num_frames)
         for channel, (plain, _) in enumerate(moments):
@@ -212,11 +216,11 @@ class _Stream:
             channel,
         )
 
-    def _write(self, content: bytes) -> None:
-        self.crc = google_crc32c.extend(self.crc, content)
+    def _write(self, content: Buffer) -> None:
+        self.crc = extended_crc32c(self.crc, content)
         self.file.write(content)
 
-    def _no_moments(self) -> list[tuple[list[Moments], list[Moments]]]:
+    def _no_moments(self) -> list[FrameMoments]:
         return [([], []) for _ in self.spec.fields]
 
 
@@ -224,20 +228,16 @@ def _encode(
     codec: FrameCodec, frames: Frames, previous: Frames | None, first: int, num_frames: int
 ) -> _Encoded:
     """Encode and sum frames of which the first has number `first` in the shard."""
-    payloads, moments = [], []
-    for number, frame in enumerate(frames, first):
-        if number % num_frames == 0:
-            previous = None  # another trajectory's
-        with np.errstate(invalid="ignore"):  # infinite minus infinite: refused later, by name
-            moments.append(
-                [
-                    frame_moments(values, None if previous is None else previous[channel])
-                    for channel, values in enumerate(frame)
-                ]
-            )
-        payloads.append(codec.encode(frame))
-        previous = frame
-    return _Encoded(payloads, moments)
+    moments: list[list[FrameMoments]] = []
+    # infinite minus infinite: refused later, by name
+    with np.errstate(invalid="ignore"):
+        begun = first % num_frames
+        rest = min(num_frames - begun, len(frames)) if begun else 0
+        if rest:  # of a trajectory that began before
+            moments += frame_moments(frames[:rest], previous, num_frames)
+        if rest < len(frames):
+            moments += frame_moments(frames[rest:], None, num_frames)
+    return _Encoded([codec.encode(frame) for frame in frames], moments)
 
 
 @contextlib.contextmanager

@@ -42,10 +42,15 @@ class FrameCodec:
             else Blosc(spec.compression, BLOSC_LEVEL[spec.compression], Blosc.SHUFFLE, blocksize=0)
         )
 
-    def encode(self, frame: npt.NDArray[np.floating]) -> bytes:
+    def encode(self, frame: npt.NDArray[np.floating]) -> tuple[Buffer, bytes]:
+        """The frame's bytes and their checksum, which stands after them; apart, to save a copy."""
         contiguous = np.ascontiguousarray(frame, dtype=self.dtype)
-        payload = contiguous.tobytes() if self.blosc is None else self.blosc.encode(contiguous)
-        return bytes(payload) + checksum_bytes(payload)
+        payload: Buffer = (
+            contiguous.reshape(-1).view(np.uint8).data
+            if self.blosc is None
+            else self.blosc.encode(contiguous)
+        )
+        return payload, checksum_bytes(payload)
 
     def decode(self, encoded: Buffer, out: npt.NDArray[np.floating]) -> None:
         """Check the checksum and decode into `out`, a contiguous frame.
@@ -71,6 +76,11 @@ class ChecksumError(ValueError):
 def crc32c(content: Buffer) -> int:
     # google_crc32c refuses memoryviews, and takes arrays: a view as an array costs no copy.
     return int(google_crc32c.value(np.frombuffer(content, np.uint8)))
+
+
+def extended_crc32c(checksum: int, content: Buffer) -> int:
+    """The checksum of what `checksum` is of, and then `content`."""
+    return int(google_crc32c.extend(checksum, np.frombuffer(content, np.uint8)))
 
 
 def checksum_bytes(content: Buffer) -> bytes:
