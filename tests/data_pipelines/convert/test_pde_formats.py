@@ -222,7 +222,7 @@ def test_poseidon_gas_keeps_four_channels_constants_and_published_splits(tmp_pat
 
 def test_poseidon_constants_are_those_of_the_simulated_families() -> None:
     """The two places that know the published constants agree, to the digits that each has."""
-    from pelagos.data_pipelines.convert.poseidon import PROBLEMS
+    from pelagos.data_pipelines.convert.pdegym_problems import PROBLEMS
     from pelagos.data_pipelines.generate.families import FAMILIES
 
     shared = [name for name in PROBLEMS if name in FAMILIES]
@@ -309,6 +309,19 @@ def test_a_poseidon_file_of_another_name_needs_the_problem(tmp_path: Path) -> No
     options = ConvertOptions(problem="ns-sines", swap_axes=True)
     source = open_source(str(tmp_path / "velocity_0.nc"), options)
     assert (source.name, source.grid_shape) == ("NS-Sines", (4, 6))
+
+
+def test_the_divergence_tells_which_axis_of_a_flow_is_x(tmp_path: Path) -> None:
+    x = np.arange(32) * 2 * np.pi / 32
+    stream = np.sin(2 * x)[None] * np.cos(x + 0.3)[:, None] + np.sin(x)[:, None]  # [y, x]
+    u, v = np.gradient(stream, axis=0), -np.gradient(stream, axis=1)
+    for name, flow in (("NS-Sines", [u.T, v.T]), ("NS-BB", [u, v])):
+        with h5py.File(tmp_path / f"{name}.nc", "w") as f:
+            f["velocity"] = np.broadcast_to(np.float32(flow), (4, 2, 2, 32, 32))
+    notes = open_source(str(tmp_path / "NS-Sines.nc"), ConvertOptions()).notes
+    assert any("velocity-x runs along the first axis" in note for note in notes)
+    notes = open_source(str(tmp_path / "NS-BB.nc"), ConvertOptions()).notes
+    assert not any("runs along" in note for note in notes)
 
 
 # -- DPOT and CFDBench ----------------------------------------------------------------------------

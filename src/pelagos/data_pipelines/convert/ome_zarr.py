@@ -16,7 +16,7 @@ from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
-from pelagos.infra.object_store import is_remote
+from pelagos.infra.object_store import is_remote, storage_options
 
 _AXES_BEFORE_0_4 = ("t", "c", "z", "y", "x")
 
@@ -37,14 +37,18 @@ def _attributes(path: str) -> dict[str, Any] | None:
         (Path(path) / name).is_file() for name in (".zattrs", "zarr.json")
     ):
         return None
-    import zarr
-
     try:
-        found: dict[str, Any] = dict(zarr.open_group(path, mode="r").attrs)
+        found: dict[str, Any] = dict(_group(path).attrs)
     except (OSError, ValueError, KeyError):
         return None
     inner: dict[str, Any] = found.get("ome", found)
     return inner if "multiscales" in inner else None
+
+
+def _group(path: str) -> Any:
+    import zarr
+
+    return zarr.open_group(path, mode="r", storage_options=storage_options(path) or None)
 
 
 def _matches(path: str, options: ConvertOptions) -> bool:
@@ -125,10 +129,8 @@ def _level(
     image: str, prefix: str, attributes: dict[str, Any], level: int
 ) -> tuple[Any, tuple[str, ...], dict[str, float], dict[str, str]]:
     """The array of a level, the letters of its axes, their scale and units."""
-    import zarr
-
     dataset = _dataset(image, attributes, level)
-    array: Any = zarr.open_group(image, mode="r")[prefix + dataset["path"]]
+    array: Any = _group(image)[prefix + dataset["path"]]
     axes = attributes["multiscales"][0].get("axes") or _AXES_BEFORE_0_4[-len(array.shape) :]
     named_axes = [{"name": a} if isinstance(a, str) else a for a in axes]
     letters = tuple(str(axis["name"]).lower() for axis in named_axes)
@@ -158,10 +160,8 @@ def _channel_names(attributes: dict[str, Any], channels: int) -> tuple[str, ...]
 
 def _label_images(image: str) -> list[str]:
     """Names of the label images of an image."""
-    import zarr
-
     try:
-        attributes: dict[str, Any] = dict(zarr.open_group(f"{image}/labels", mode="r").attrs)
+        attributes: dict[str, Any] = dict(_group(f"{image}/labels").attrs)
     except (OSError, ValueError, KeyError):
         return []
     listed = attributes.get("ome", attributes).get("labels", [])

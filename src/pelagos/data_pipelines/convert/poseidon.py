@@ -1,20 +1,22 @@
 """Poseidon's PDEgym: netCDF-4 files, one published problem each, and Helmholtz.h5.
 
-Facts of the format and the constants of normalisation: `scOT/problems/` of
-https://github.com/camlab-ethz/poseidon (Herde et al., arXiv 2405.19101). Validation and test
-trajectories are the last ones of a file. Values stand as the published loader hands them to the
-network, which is what the published weights were trained on: NS-SL, which the loader transposes, is
-transposed. Times are in units of that loader's lead time: frames are 1/20 apart (1/19 for ACE, 1/15
-for Wave-Gauss, 1/10 for GCE-RT). Steady problems become two frames, as Pelagos generates them: the
-inputs with a solution of 0, and the inputs with the solution.
+Facts of the format: `scOT/problems/` of https://github.com/camlab-ethz/poseidon (Herde et al.,
+arXiv 2405.19101); `pdegym_problems` has the problems. The last trajectories of a file validate and
+test. Values stand as the published loader hands them to the network, which is what the published
+weights were trained on: NS-SL, which the loader transposes, is transposed. Times are in units of
+that loader's lead time: frames are 1/20 apart (1/19 for ACE, 1/15 for Wave-Gauss, 1/10 for GCE-RT).
+Steady problems become two frames, as Pelagos generates them: the inputs with a solution of 0, and
+the inputs with the solution.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pelagos.data_pipelines.convert.formats import (
     HDF5_SUFFIXES,
@@ -28,200 +30,19 @@ from pelagos.data_pipelines.convert.formats import (
     stored_bytes,
 )
 from pelagos.data_pipelines.convert.options import ConvertOptions
+from pelagos.data_pipelines.convert.pdegym_problems import (
+    FLUID,
+    LOADER,
+    PROBLEMS,
+    Problem,
+)
+from pelagos.data_pipelines.convert.reading import blocks
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field
 
-LOADER = "Poseidon's data loader (arXiv 2405.19101)"
 _Look = tuple[tuple[str, ...], int, tuple[int, int]]  # fields, frames, grid of a file
-_FLUID = ("density", "velocity-x", "velocity-y", "pressure")
-_INCOMPRESSIBLE = "u_t + div(u u) + grad p = D u, div u = 0"
-_COMPRESSIBLE = "Euler equations of an ideal gas: density, momentum and energy are conserved"
-
-
-@dataclass(frozen=True)
-class _Variable:
-    """A variable of a file: `axes` name it with the trajectory's `n`, and are matched with or
-    without axes of length one. `optional` fields are there if the axis `c` is long enough."""
-
-    key: str
-    axes: str
-    fields: tuple[str, ...]
-    first_index: int = 0
-    start_frame: int = 0
-    optional: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One published problem: its variables, splits and constants."""
-
-    equation: str
-    variables: tuple[_Variable, ...]
-    num_validation: int
-    num_test: int
-    mean: dict[str, float]
-    std: dict[str, float]
-    offset: dict[str, float] = field(default_factory=dict)
-    lead_steps: int | None = 20  # None: a steady problem
-    constant_fields: dict[str, float] = field(default_factory=dict)
-    boundary: str = "periodic"
-
-
-def _flow(axes: str = "ntcyx") -> Problem:
-    return Problem(
-        _INCOMPRESSIBLE,
-        (_Variable("velocity", axes, ("velocity-x", "velocity-y"), optional=("tracer",)),),
-        120,
-        240,
-        {**dict(zip(_FLUID, (0.8, 0.0, 0.0, 0.0), strict=True)), "tracer": 0.19586183},
-        {**dict(zip(_FLUID, (0.31, 0.391, 0.356, 0.185), strict=True)), "tracer": 0.37},
-        constant_fields={"density": 1.0},
-    )
-
-
-def _gas(pressure_offset: float) -> Problem:
-    return Problem(
-        _COMPRESSIBLE,
-        (_Variable("data", "ntcyx", _FLUID),),  # index 4, the energy, is not used
-        120,
-        240,
-        dict(zip(_FLUID, (0.8, 0.0, 0.0, 0.0), strict=True)),
-        dict(zip(_FLUID, (0.31, 0.391, 0.356, 0.185), strict=True)),
-        {"pressure": pressure_offset},
-    )
-
-
-def _wave(mean: tuple[float, float], std: tuple[float, float], lead_steps: int) -> Problem:
-    names = ("displacement", "speed")
-    return Problem(
-        "u_tt = c^2 Laplace(u)",
-        (_Variable("solution", "ntyx", names[:1]), _Variable("c", "nyx", names[1:])),
-        60,
-        240,
-        dict(zip(names, mean, strict=True)),
-        dict(zip(names, std, strict=True)),
-        lead_steps=lead_steps,
-        boundary="absorbing",
-    )
-
-
-_RT_FIELDS = (*_FLUID, "potential")
-
-PROBLEMS: dict[str, Problem] = {
-    "NS-Sines": _flow(),
-    "NS-Gauss": _flow(),
-    "NS-PwC": _flow(),
-    "NS-SVS": _flow(),
-    "NS-BB": _flow(),
-    "NS-SL": _flow("ntcxy"),
-    "FNS-KF": dataclasses.replace(
-        _flow(),
-        equation="u_t + div(u u) + grad p = D u + f, div u = 0, f = 0.1 sin(2 pi (x + y))",
-        variables=(
-            _Variable("solution", "ntcyx", ("velocity-x", "velocity-y")),
-            _Variable("", "yx", ("forcing",)),
-        ),
-        mean={
-            **dict(zip(_FLUID, (0.8, -2.2424793e-13, 4.1510376e-12, 0.0), strict=True)),
-            "forcing": -1.2996679288335145e-09,
-        },
-        std={
-            **dict(zip(_FLUID, (0.31, 0.22017328, 0.22078253, 0.185), strict=True)),
-            "forcing": 0.0707106739282608,
-        },
-    ),
-    "CE-RP": _gas(0.215),
-    "CE-CRP": _gas(0.553),
-    "CE-KH": _gas(1.0),
-    "CE-Gauss": _gas(2.513),
-    "CE-RPUI": _gas(1.33),
-    "CE-RM": Problem(
-        _COMPRESSIBLE,
-        (_Variable("solution", "ntcyx", _FLUID),),
-        100,
-        130,
-        dict(zip(_FLUID, (1.1964245, -7.164812e-06, 2.8968952e-06, 1.5648036), strict=True)),
-        dict(zip(_FLUID, (0.5543239, 0.24304213, 0.2430597, 0.89639103), strict=True)),
-    ),
-    "GCE-RT": Problem(
-        _COMPRESSIBLE + ", under gravity",
-        (
-            _Variable("solution", "ntcyx", _FLUID),
-            _Variable("solution", "ntcyx", ("potential",), first_index=5),
-        ),
-        100,
-        130,
-        dict(
-            zip(
-                _RT_FIELDS,
-                (0.8970493, 4.0316996e-13, -1.3858967e-13, 0.7133829, -1.7055787),
-                strict=True,
-            )
-        ),
-        dict(
-            zip(
-                _RT_FIELDS,
-                (0.12857835, 0.014896976, 0.014896975, 0.21293919, 0.40131348),
-                strict=True,
-            )
-        ),
-        lead_steps=10,
-        boundary="not stored",
-    ),
-    "Wave-Layer": _wave(
-        (0.03467443221585092, 3498.5644380917424), (0.10442421752963911, 647.843958567462), 20
-    ),
-    "Wave-Gauss": _wave((0.0334376316, 2618.4593933), (0.1171879068, 601.51658913), 15),
-    "ACE": Problem(
-        "Allen-Cahn: u_t = Laplace(u) - eps^2 u (u^2 - 1)",
-        (_Variable("solution", "ntyx", ("phase",)),),
-        60,
-        240,
-        {"phase": 0.002484262},
-        {"phase": 0.65351176},
-        lead_steps=19,
-    ),
-    "SE-AF": Problem(
-        "steady compressible Euler flow around an airfoil",
-        (
-            _Variable("solution", "ncyx", ("mask",)),
-            _Variable("solution", "ncyx", ("density",), first_index=1, start_frame=1),
-        ),
-        120,
-        240,
-        {"mask": 0.0, "density": 0.92984116},
-        {"mask": 1.0, "density": 0.10864315},
-        lead_steps=None,
-        boundary="not stored",
-    ),
-    "Poisson-Gauss": Problem(
-        "-Laplace(u) = f, u = 0 on the boundary",
-        (
-            _Variable("source", "nyx", ("source",)),
-            _Variable("solution", "nyx", ("solution",), start_frame=1),
-        ),
-        120,
-        240,
-        {"source": 0.014822142414492256, "solution": 0.0005603458434937093},
-        {"source": 4.755138816607612, "solution": 0.02401226126952699},
-        lead_steps=None,
-        boundary="dirichlet",
-    ),
-    "Helmholtz": Problem(
-        "-Laplace(u) - omega^2 a u = 0, u = b on the boundary",
-        (
-            _Variable("a", "yx", ("coefficient",)),
-            _Variable("bc", "", ("boundary-value",)),
-            _Variable("u", "yx", ("solution",), start_frame=1),
-        ),
-        128,
-        512,
-        {"coefficient": 1.0, "boundary-value": 0.0, "solution": 0.11523915668552},
-        {"coefficient": 1.0, "boundary-value": 1.0, "solution": 0.8279975746000605},
-        lead_steps=None,
-        boundary="dirichlet",
-    ),
-}
+# Of the divergences for two orders of the axes: that of the right one is an error of differences.
+CLEARLY_LESS = 0.25
 
 
 def _problem_name(path: str, options: ConvertOptions) -> str | None:
@@ -273,7 +94,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
     fields, num_frames, grid = looks[0]
     total = sum(part.count for part in parts)
     steps = problem.lead_steps
-    return Source(
+    source = Source(
         format="poseidon",
         name=name,
         equation=problem.equation,
@@ -290,9 +111,13 @@ def _read(path: str, options: ConvertOptions) -> Source:
         constant_fields=problem.constant_fields,
         published_normalization=_published(problem, fields),
         published_splits=_splits(problem, total),
-        notes=_notes(problem, total, fields),
+        notes=_notes(problem, total),
         details={"problem": name, "source_bytes": stored_bytes(files)},
     )
+    if "density" in problem.constant_fields and not options.swap_axes:  # incompressible
+        first = next(blocks(source, range(1))).frames[0]
+        return dataclasses.replace(source, notes=(*source.notes, *_velocity_notes(first[:2])))
+    return source
 
 
 def _file(file: str, problem: Problem) -> tuple[list[Part], _Look]:
@@ -400,7 +225,7 @@ def matched_axes(file: str, stored: Any, axes: str) -> str:
 
 
 def _published(problem: Problem, fields: tuple[str, ...]) -> dict[str, Any]:
-    names = {*fields, *problem.constant_fields, *(_FLUID if "density" in problem.mean else ())}
+    names = {*fields, *problem.constant_fields, *(FLUID if "density" in problem.mean else ())}
     constants: dict[str, Any] = {
         "source": LOADER,
         "mean": {k: v for k, v in problem.mean.items() if k in names},
@@ -417,16 +242,33 @@ def _splits(problem: Problem, total: int) -> dict[str, int] | None:
     return {"train": num_train, "validation": problem.num_validation, "test": problem.num_test}
 
 
-def _notes(problem: Problem, total: int, fields: tuple[str, ...]) -> tuple[str, ...]:
+def _notes(problem: Problem, total: int) -> tuple[str, ...]:
     notes = []
     if _splits(problem, total) is None:
         notes.append(
             f"{total} trajectories are fewer than the published {problem.num_validation} to "
             f"validate and {problem.num_test} to test: 80 %, 10 % and 10 % are taken"
         )
-    if "velocity-x" in fields:
-        notes.append("x and y stand as the published weights saw them; --swap-axes exchanges them")
     return tuple(notes)
+
+
+def _velocity_notes(velocity: npt.NDArray[np.floating]) -> tuple[str, ...]:
+    """What the divergence of a periodic flow without divergence `[2, y, x]` says of its axes."""
+
+    def divergence(x_axis: int) -> float:
+        slopes = [
+            np.roll(component, -1, axis) - np.roll(component, 1, axis)
+            for component, axis in zip(velocity, (x_axis, 1 - x_axis), strict=True)
+        ]
+        return float(np.sqrt(np.mean((slopes[0] + slopes[1]) ** 2)))
+
+    first, last = divergence(0), divergence(1)
+    if first < CLEARLY_LESS * last:
+        return (
+            "velocity-x runs along the first axis of the file (the divergence tells), which the "
+            "dataset calls y: --swap-axes stores y first, which the published weights have not seen",
+        )
+    return ()
 
 
 FORMAT = Format(

@@ -71,10 +71,7 @@ def open_hdf5(file: str) -> Any:
     h5py = require("h5py", f"reading {file}")
     try:
         if is_remote(file):
-            stream = fsspec.open(
-                file, "rb", block_size=REMOTE_BLOCK_BYTES, **storage_options(file)
-            ).open()
-            return h5py.File(stream, "r", rdcc_nbytes=HDF5_CACHE_BYTES)
+            return h5py.File(_remote_stream(file), "r", rdcc_nbytes=HDF5_CACHE_BYTES)
         return h5py.File(file, "r", rdcc_nbytes=HDF5_CACHE_BYTES)
     except FileNotFoundError as error:
         raise SourceError(f"{file} does not exist") from error
@@ -83,6 +80,16 @@ def open_hdf5(file: str) -> Any:
             f"{file} cannot be read as HDF5: {error}. Expected is an HDF5 or netCDF-4 file (one of "
             f"classic netCDF becomes one by `nccopy -k nc4 OLD NEW`)"
         ) from error
+
+
+def _remote_stream(file: str) -> Any:
+    try:
+        filesystem, path = fsspec.url_to_fs(file, **storage_options(file))
+        return filesystem.open(path, "rb", block_size=REMOTE_BLOCK_BYTES)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # each file system has its own: no credentials, no such host, …
+        raise SourceError(f"{file} cannot be reached: {type(error).__name__}: {error}") from error
 
 
 class _Hdf5:
@@ -152,8 +159,7 @@ class _Zarr:
     def __init__(self, file: str) -> None:
         import zarr
 
-        options = storage_options(file) if is_remote(file) else None
-        self.node = zarr.open(file, mode="r", storage_options=options)
+        self.node = zarr.open(file, mode="r", storage_options=storage_options(file) or None)
 
     def array(self, key: str) -> Sliceable:
         node: Any = self.node
