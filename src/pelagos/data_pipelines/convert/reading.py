@@ -46,17 +46,31 @@ def blocks(source: Source, trajectories: range, block_bytes: int = BLOCK_BYTES) 
     frame_bytes = 4 * math.prod(frame_shape)
     num_frames = max(1, min(source.num_frames, block_bytes // frame_bytes))
     num_rows = max(1, block_bytes // (frame_bytes * source.num_frames))
+    for first in range(trajectories.start, trajectories.stop, num_rows):
+        together = range(first, min(first + num_rows, trajectories.stop))
+        pieces = list(_pieces(source, together))
+        # arrays that begin late leave zeros before them
+        is_late = any(array.start_frame for part, _ in pieces for array in part.arrays)
+        for start in range(0, source.num_frames, num_frames):
+            frames = range(start, min(start + num_frames, source.num_frames))
+            shape = (len(together), len(frames), *frame_shape)
+            out = np.zeros(shape, np.float32) if is_late else np.empty(shape, np.float32)
+            largest = row = 0
+            for part, rows in pieces:
+                share = out[row : row + len(rows)]
+                for array in part.arrays:
+                    largest = max(largest, _fill(source, part, array, rows, frames, share))
+                row += len(rows)
+            yield Block(first, start, out.reshape(-1, *frame_shape), largest)
+
+
+def _pieces(source: Source, trajectories: range) -> Iterator[tuple[Part, range]]:
+    """The parts that hold consecutive trajectories, and which of each."""
     trajectory = trajectories.start
     while trajectory < trajectories.stop:
         part, row = source.locate(trajectory)
-        rows = range(row, min(row + num_rows, part.count, row + trajectories.stop - trajectory))
-        for start in range(0, source.num_frames, num_frames):
-            frames = range(start, min(start + num_frames, source.num_frames))
-            # arrays that begin late leave zeros before them
-            make = np.zeros if any(a.start_frame for a in part.arrays) else np.empty
-            out = make((len(rows), len(frames), *frame_shape), np.float32)
-            largest = max(_fill(source, part, array, rows, frames, out) for array in part.arrays)
-            yield Block(trajectory, start, out.reshape(-1, *frame_shape), largest)
+        rows = range(row, min(part.count, row + trajectories.stop - trajectory))
+        yield part, rows
         trajectory += len(rows)
 
 
