@@ -30,6 +30,7 @@ from pelagos.jobs.shard_work import Launch, ShardProgress, begin, launcher, shar
 from pelagos.platform.config.schema import ResourcesConfig
 
 MAX_DEFAULT_WORKERS = 4
+MAX_DIFFERENCE = 200  # characters shown of one entry in which two specifications differ
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,16 @@ def _is_there(uri: str, spec: DatasetSpec, options: dict[str, Any] | None) -> bo
     dataset.close()
     if differences:
         raise FileExistsError(
-            f"{uri} holds another complete dataset:\n  " + "\n  ".join(differences) + "\n"
+            f"{uri} holds another complete dataset:\n  "
+            + "\n  ".join(_shortened(line) for line in differences)
+            + "\n"
             "Choose another destination, or --overwrite."
         )
     return True
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= MAX_DIFFERENCE else line[:MAX_DIFFERENCE] + "…"
 
 
 def _convert(

@@ -134,6 +134,10 @@ def test_one_file_of_the_well_is_divided_and_a_strange_one_refused(tmp_path: Pat
         del f["t1_fields/velocity"]
     with pytest.raises(SourceError, match=r"a\.hdf5: /t1_fields/velocity is missing"):
         open_source(str(tmp_path / "a.hdf5"), ConvertOptions())
+    with h5py.File(tmp_path / "a.hdf5", "a") as f:
+        del f.attrs["n_trajectories"]
+    with pytest.raises(SourceError, match=r"a\.hdf5: / has no attribute 'n_trajectories'"):
+        open_source(str(tmp_path / "a.hdf5"), ConvertOptions())
 
 
 # -- PDEBench -------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ KNOWN_FIELDS = {
     "dr_pdb": ("activator", "inhibitor"),
     "cfdbench": ("velocity-x", "velocity-y", "mask"),
 }
+# Far more than any of its data sets has (4): so that arrays with channels elsewhere are told.
+MAX_CHANNELS = 32
 _SCATTERED = re.compile(r"data_\d+\.(hdf5|h5)$")
 
 
@@ -112,6 +114,11 @@ def _part(file: str) -> tuple[Part, tuple[int, ...]]:
     axes += "c" * (len(shape) - len(axes))
     sizes = dict(zip(axes, shape, strict=True))
     channels = sizes.get("c", 1)
+    if channels > MAX_CHANNELS:
+        raise SourceError(
+            f"{file}: data has shape {shape}, expected are the axes {axes}, and {channels} channels "
+            f"are more than {MAX_CHANNELS}: the axes have another order, or this is another format"
+        )
     array = StoredArray("hdf5", file, "data", axes, 0, channels)
     return Part((array,), sizes.get("n", 1)), (sizes["x"], sizes["y"], sizes["t"], channels)
 

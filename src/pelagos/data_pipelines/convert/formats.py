@@ -110,6 +110,20 @@ def child(group: Any, key: str, expected: str) -> Any:
     return group[key]
 
 
+def attribute(node: Any, key: str, expected: str) -> Any:
+    """An attribute of an HDF5 group or array.
+
+    Raises:
+        SourceError: it is not there.
+    """
+    if key not in node.attrs:
+        raise SourceError(
+            f"{node.file.filename}: {node.name} has no attribute {key!r}, expected is {expected}; "
+            f"there are {', '.join(node.attrs) or 'none'}"
+        )
+    return node.attrs[key]
+
+
 def text(value: Any) -> str:
     """A string attribute, whichever way HDF5 stored it."""
     return value.decode() if isinstance(value, bytes) else str(value)

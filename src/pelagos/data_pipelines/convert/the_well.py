@@ -17,6 +17,7 @@ import numpy as np
 
 from pelagos.data_pipelines.convert.formats import (
     Format,
+    attribute,
     child,
     extent,
     files_of,
@@ -128,14 +129,14 @@ def _read(path: str, options: ConvertOptions) -> Source:
 def _look(file: str) -> _File:
     with looking_into(file) as opened:
         dimensions = child(opened, "dimensions", "the group of coordinates")
-        dims = tuple(texts(dimensions.attrs["spatial_dims"]))
+        dims = tuple(texts(attribute(dimensions, "spatial_dims", "names of the axes")))
         letters = _letters(dims)
         sizes = {
             letter: int(child(dimensions, dim, "coordinates").shape[-1])
             for letter, dim in zip(letters, dims, strict=True)
         }
         order = AXIS_NAMES[len(dims)]
-        count = int(opened.attrs["n_trajectories"])
+        count = int(attribute(opened, "n_trajectories", "their number"))
         notes: list[str] = []
         time = child(dimensions, "time", "times of the frames")
         times = time[0] if len(time.shape) > 1 else time[:]
@@ -230,9 +231,9 @@ def _boundaries(opened: Any, dims: tuple[str, ...], letters: tuple[str, ...]) ->
     """Per side, as the published loader reads them: open where nothing else is said."""
     found: dict[str, str] = {}
     for condition in opened.get("boundary_conditions", {}).values():
-        kind = text(condition.attrs["bc_type"]).lower()
-        associated = texts(condition.attrs["associated_dims"])
-        mask = np.asarray(condition["mask"], bool)
+        kind = text(attribute(condition, "bc_type", "wall, open or periodic")).lower()
+        associated = texts(attribute(condition, "associated_dims", "names of axes"))
+        mask = np.asarray(child(condition, "mask", "where it holds"), bool)
         for dim in associated:
             letter = letters[dims.index(dim)]
             for side, index in (("low", 0), ("high", -1)):
