@@ -16,7 +16,7 @@ import importlib, pkgutil, runpy, sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"ray", "mlflow", "deepspeed", "accelerate", "pydantic", "typer"}:
+        if name.partition(".")[0] in {"ray", "mlflow", "deepspeed", "accelerate", "typer"}:
             raise ImportError(f"{name} is not installed here")
 
 sys.meta_path.insert(0, Blocked())

@@ -68,13 +68,13 @@ def test_all_damage_is_listed_with_its_place(make_dataset: Any) -> None:
 def test_wrong_statistics_and_parameters_are_found(
     make_dataset: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pelagos.data_pipelines.store import writer
+    from pelagos.data_pipelines.store import shard_stream
 
-    def shifted(data: np.ndarray, names: Any) -> Any:
-        return real(data + np.float32(1e-3), names)
+    def shifted(frames: np.ndarray, previous: Any, num_frames: int) -> Any:
+        return real(frames + np.float32(1e-3), previous, num_frames)
 
-    real = writer.shard_sums
-    monkeypatch.setattr(writer, "shard_sums", shifted)  # a writer with a bug
+    real = shard_stream.frame_moments
+    monkeypatch.setattr(shard_stream, "frame_moments", shifted)  # a writer with a bug
     dataset, _ = make_dataset()
     monkeypatch.undo()
     report = verify(dataset.uri)

@@ -10,23 +10,11 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from pelagos.data_pipelines.generate.tasks import (
     GenerationRequest,
@@ -35,27 +23,13 @@ from pelagos.data_pipelines.generate.tasks import (
     make_shard,
 )
 from pelagos.data_pipelines.plots import contact_sheet
-from pelagos.data_pipelines.store import (
-    DatasetError,
-    DatasetSpec,
-    DatasetWriter,
-    create_dataset,
-    open_dataset,
-    resume_dataset,
-)
+from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
 from pelagos.data_pipelines.store.object_store import open_store
 from pelagos.infra.object_store import storage_options
-from pelagos.infra.ray_cluster import ray_cluster
-from pelagos.platform.config.schema import GenerateDataset, GenerateJob, ResourcesConfig
-
-logger = logging.getLogger(__name__)
+from pelagos.jobs.shard_work import Launch, ShardProgress, begin, launcher, shard_progress
+from pelagos.platform.config.schema import GenerateDataset, GenerateJob
 
 CONTACT_SHEET = "contact-sheet.png"
-LINE_EVERY_SECONDS = 10.0
-MAX_TASK_RETRIES = 3  # of a shard whose worker process or node died
-
-Work = Callable[[int], ShardReport]
-Launch = Callable[[Work, list[int]], Iterable[ShardReport]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +81,7 @@ def run(job: GenerateJob, console: Console | None = None) -> GenerateResult:
     resources = job.resources
     if not again and all(plan.is_done for plan in plans):
         resources = resources.model_copy(update={"launcher": "none"})  # nothing to start Ray for
-    with _progress(console) as progress, _launcher(resources) as launch:
+    with shard_progress(console) as progress, launcher(resources) as launch:
         for plan in plans:
             total["trajectories"] += plan.spec.num_trajectories
             if plan.is_done and not again:
@@ -191,9 +165,11 @@ def _plan(job: GenerateJob, dataset: GenerateDataset) -> tuple[_Plan, str | None
     return _Plan(dataset.uri, request, spec, options, there), None
 
 
-def _generate(plan: _Plan, overwrite: bool, launch: Launch, progress: _Bar) -> list[ShardReport]:
+def _generate(
+    plan: _Plan, overwrite: bool, launch: Launch[ShardReport], progress: ShardProgress
+) -> list[ShardReport]:
     """Bring one dataset to its end; returns the reports of the shards this call computed."""
-    writer = _begin(plan, overwrite)
+    writer = begin(plan.uri, plan.spec, overwrite, plan.options)
     missing = writer.missing_shards()
     left = sum(len(writer.shard_trajectories(shard)) for shard in missing)
     progress.begin(plan.spec.name, plan.spec.num_trajectories, plan.spec.num_trajectories - left)
@@ -212,108 +188,3 @@ def _draw(plan: _Plan) -> None:
     contact_sheet(dataset, picture)
     dataset.close()
     open_store(plan.uri, plan.options or None).write(CONTACT_SHEET, picture.getvalue())
-
-
-def _begin(plan: _Plan, overwrite: bool) -> DatasetWriter:
-    """Create the dataset, or go on with an unfinished one of the same specification."""
-    options = plan.options or None
-    try:
-        return create_dataset(plan.uri, plan.spec, storage_options=options)
-    except FileExistsError:
-        pass
-    try:
-        return resume_dataset(plan.uri, plan.spec, options)
-    except ValueError:
-        if not overwrite:
-            raise
-    return create_dataset(plan.uri, plan.spec, overwrite=True, storage_options=options)
-
-
-@contextmanager
-def _launcher(resources: ResourcesConfig) -> Iterator[Launch]:
-    """A function that computes shards and yields their reports as they come."""
-    if resources.launcher == "none":
-        yield map
-        return
-    workers = resources.num_workers
-    cpus, gpus = workers * resources.cpus_per_worker, workers * resources.gpus_per_worker
-    with ray_cluster(resources.ray_address, num_cpus=cpus, num_gpus=gpus):
-        yield functools.partial(_in_ray, resources)
-
-
-def _in_ray(resources: ResourcesConfig, work: Work, shards: list[int]) -> Iterator[ShardReport]:
-    """Shards in Ray tasks, as many at a time as there are workers."""
-    import ray
-    from ray.exceptions import RayTaskError
-
-    cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=MAX_TASK_RETRIES)(_work_in_ray)
-    waiting = list(reversed(shards))
-    running: list[Any] = []
-    while waiting or running:
-        while waiting and len(running) < resources.num_workers:
-            running.append(task.remote(work, waiting.pop(), cpus))
-        ready, running = ray.wait(running, num_returns=1)
-        try:
-            report: ShardReport = ray.get(ready[0])
-        except RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, Exception) else error) from None
-        yield report
-
-
-def _work_in_ray(work: Work, shard: int, num_threads: int) -> ShardReport:
-    torch.set_num_threads(num_threads)
-    return work(shard)
-
-
-class _Bar:
-    """Trajectories done, rate and remaining time: a live bar, or a line now and then."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.live = console.is_terminal
-        self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self.live,
-        )
-
-    def begin(self, name: str, total: int, done: int) -> None:
-        """Start a dataset of which `done` trajectories are there already."""
-        self.name, self.total, self.done, self.computed = name, total, done, 0
-        self.started = self.last_line = time.monotonic()
-        self.task = self.bar.add_task(name, total=total, completed=done, rate="")
-        if done:
-            self.console.print(f"{name}: {done} of {total} trajectories are there already")
-
-    def advance(self, count: int) -> None:
-        """Count trajectories that were just written."""
-        self.done += count
-        self.computed += count
-        rate = self.computed / max(1e-9, time.monotonic() - self.started)
-        self.bar.update(self.task, completed=self.done, rate=f"{rate:.2f}/s")
-        if not self.live and time.monotonic() - self.last_line >= LINE_EVERY_SECONDS:
-            self.last_line = time.monotonic()
-            left = (self.total - self.done) / rate
-            self._line(f"{rate:.2f} trajectories/s, {left:.0f} s left")
-
-    def end(self) -> None:
-        """Say how a dataset went, where no bar shows it."""
-        if not self.live:
-            self._line(f"{time.monotonic() - self.started:.1f} s")
-
-    def _line(self, text: str) -> None:
-        self.console.print(f"{self.name}: {self.done}/{self.total} {text}", highlight=False)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[_Bar]:
-    bar = _Bar(console)
-    with bar.bar:
-        yield bar

@@ -155,7 +155,7 @@ _FAMILIES: tuple[Family, ...] = (
         "Gaussian pulses in a layered medium",
         downstream_fields.layered_medium,
         {"displacement": 0.034674432, "speed": 3498.56444},
-        {"displacement": 0.104422418, "speed": 647.843959},
+        {"displacement": 0.1044242175, "speed": 647.843959},
     ),
     _family(
         "ACE",

@@ -7,6 +7,7 @@ until then the dataset is the old one, and a call that was killed is simply made
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
@@ -15,12 +16,12 @@ import numpy as np
 from pelagos.data_pipelines.management.revising import write_manifest
 from pelagos.data_pipelines.management.schemas import require_equal_schemas
 from pelagos.data_pipelines.management.trajectory_table import trajectory_sums_of
-from pelagos.data_pipelines.store import Dataset, DatasetSpec, DatasetWriter
-from pelagos.data_pipelines.store.field_statistics import shard_sums
+from pelagos.data_pipelines.store import Dataset, DatasetSpec
 from pelagos.data_pipelines.store.layout import dumps, shard_key, sidecar_key
 from pelagos.data_pipelines.store.manifest import Manifest, ShardRecord
 from pelagos.data_pipelines.store.readable import ReadableDataset
-from pelagos.data_pipelines.store.shards import encode_shard, extend_shard
+from pelagos.data_pipelines.store.shard_stream import stream_shard
+from pelagos.data_pipelines.store.shards import EncodedShard, extend_shard
 from pelagos.data_pipelines.store.writer import write_vector
 
 Progress = Callable[[int, int], None]
@@ -97,17 +98,18 @@ def _write_shard(
     new = range(max(rows.start, num_old), rows.stop)
     frames = range(spec.num_frames)
     given = np.stack([source.read_frames(i - num_old, frames) for i in new])
-    data = DatasetWriter(dataset.uri, spec, dataset.uri).checked_data(given, new)
+    file = io.BytesIO()
+    streamed = stream_shard(spec, new, iter(given), file)
+    encoded = EncodedShard(file.getvalue(), streamed.crc32c, streamed.index_crc32c)
     if new.start > rows.start:
         before = dataset.manifest.shards[shard]
-        (content,) = dataset.store.read_ranges(before.key, [(0, before.size)])
-        encoded = extend_shard(spec, content.tobytes(), new.start - rows.start, data)
-    else:
-        encoded = encode_shard(spec, data)
+        (old,) = dataset.store.read_ranges(before.key, [(0, before.size)])
+        num_present = new.start - rows.start
+        encoded = extend_shard(spec, old.tobytes(), num_present, encoded.content, len(new))
     key = shard_key(spec, shard)
     dataset.store.write(key, encoded.content)
     record = ShardRecord(key, len(encoded.content), encoded.crc32c, encoded.index_crc32c)
-    return record, shard_sums(data, spec.field_names)
+    return record, streamed.sums
 
 
 def _splits(old: DatasetSpec, num_new: int, extended: str | None) -> dict[str, tuple[int, int]]:

@@ -11,6 +11,7 @@ deviations S_i,  mean = sum n_i m_i / n,  S = sum (S_i + n_i (m_i - mean)^2),  v
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -40,6 +41,10 @@ class Moments:
     max: float
 
 
+# Of one field of one frame: moments of the values' blocks, and of the change since the last frame.
+FrameMoments = tuple[list[Moments], list[Moments]]
+
+
 def merge(groups: Sequence[Moments]) -> Moments:
     """The moments of all groups together, rounded once whatever their order."""
     count = math.fsum(g.count for g in groups)
@@ -52,22 +57,58 @@ def merge(groups: Sequence[Moments]) -> Moments:
 
 
 def trajectory_sums(values: npt.NDArray[np.floating]) -> TrajectorySums:
-    """Sums of one trajectory of one field, `[time, y, x]`.
+    """Sums of one trajectory of one field, `[time, y, x]`."""
+    frames = frame_moments(values[:, None], None, len(values))
+    plain = [part for ((ours, _),) in frames for part in ours]
+    deltas = [part for ((_, change),) in frames for part in change]
+    return pooled_sums(plain, deltas)
 
-    Values are widened to float64 in blocks that stay in the processor's cache.
+
+def frame_moments(
+    frames: npt.NDArray[np.floating], previous: npt.NDArray[np.floating] | None, num_frames: int
+) -> list[list[FrameMoments]]:
+    """Moments of each field of consecutive frames, and of its change since the frame before.
+
+    Values are widened to float64 once, in blocks that stay in the processor's cache. The sum of a
+    block is finite exactly if all its values are: what float32 holds cannot overflow float64.
+
+    Args:
+        frames: `[frame, channel, y, x]`, possibly of several trajectories.
+        previous: the frame before the first, `[channel, y, x]`; None if that begins a trajectory.
+        num_frames: after so many frames, counted from a trajectory's first, another one begins.
+            With `previous`, the caller sees to it that none begins in here.
+
+    Returns:
+        Per frame and channel the moments of its blocks.
     """
-    flat = values.reshape(len(values), -1)
-    buffer = np.empty(min(flat.shape[1], _BLOCK_VALUES), np.float64)
-    plain, deltas = [], []
-    for start in range(0, flat.shape[1], _BLOCK_VALUES):
-        block = flat[:, start : start + _BLOCK_VALUES]
-        wide = buffer[: block.shape[1]]
-        for frame, row in enumerate(block):
-            wide[:] = row
-            plain.append(_block_moments(wide))
-            if frame > 0:
-                np.subtract(row, block[frame - 1], out=wide, dtype=np.float64)
-                deltas.append(_block_moments(wide))
+    found: list[list[FrameMoments]] = [[([], []) for _ in frame] for frame in frames]
+    flat = frames.reshape(*frames.shape[:2], -1)
+    before = None if previous is None else previous.reshape(frames.shape[1], -1)
+    size = flat.shape[2]
+    wide, last, scratch = np.empty((3, min(size, _BLOCK_VALUES)), np.float64)
+    for channel, start in itertools.product(range(flat.shape[1]), range(0, size, _BLOCK_VALUES)):
+        part = slice(start, min(start + _BLOCK_VALUES, size))
+        length = part.stop - part.start
+        new, old, changed = wide[:length], last[:length], scratch[:length]
+        if before is not None:
+            old[:] = before[channel, part]
+        for frame in range(len(flat)):
+            block = flat[frame, channel, part]
+            new[:] = block
+            plain, deltas = found[frame][channel]
+            # the extremes of the narrow values are those of the wide ones, in half the time
+            extremes = float(block.min()), float(block.max())
+            plain.append(_block_moments(new, changed, *extremes))
+            if frame % num_frames if before is None else True:
+                np.subtract(new, old, out=changed)
+                low, high = float(changed.min()), float(changed.max())
+                deltas.append(_block_moments(changed, changed, low, high))
+            new, old = old, new
+    return found
+
+
+def pooled_sums(plain: Sequence[Moments], deltas: Sequence[Moments]) -> TrajectorySums:
+    """One trajectory of one field from the moments of its frames, in any order."""
     sums: TrajectorySums = {}
     for part, groups in zip(_PARTS, (plain, deltas), strict=True):
         merged = merge(groups) if groups else Moments(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -75,12 +116,14 @@ def trajectory_sums(values: npt.NDArray[np.floating]) -> TrajectorySums:
     return sums
 
 
-def _block_moments(wide: npt.NDArray[np.float64]) -> Moments:
-    """Moments of float64 values, which are overwritten."""
-    total, low, high = float(wide.sum()), float(wide.min()), float(wide.max())
-    wide -= total / wide.size
-    np.square(wide, out=wide)
-    return Moments(float(wide.size), total, float(wide.sum()), low, high)
+def _block_moments(
+    wide: npt.NDArray[np.float64], scratch: npt.NDArray[np.float64], low: float, high: float
+) -> Moments:
+    """Moments of float64 values; `scratch` is overwritten, and may be the values themselves."""
+    total = float(wide.sum())
+    np.subtract(wide, total / wide.size, out=scratch)
+    np.square(scratch, out=scratch)
+    return Moments(float(wide.size), total, float(scratch.sum()), low, high)
 
 
 def shard_sums(

@@ -14,8 +14,7 @@ Each encoded frame ends in its own crc32c (uint32, little-endian, over the bytes
 from __future__ import annotations
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +23,6 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import Blosc
 
-from pelagos.data_pipelines.store.chunk_grid import frame_chunks
-from pelagos.data_pipelines.store.half_precision import to_bfloat16
 from pelagos.data_pipelines.store.layout import BLOSC_LEVEL
 from pelagos.data_pipelines.store.schema import DatasetSpec
 
@@ -65,10 +62,15 @@ class FrameCodec:
             else Blosc(spec.compression, BLOSC_LEVEL[spec.compression], Blosc.SHUFFLE, blocksize=0)
         )
 
-    def encode(self, frame: npt.NDArray[Any]) -> bytes:
+    def encode(self, frame: npt.NDArray[Any]) -> tuple[Buffer, bytes]:
+        """The frame's bytes and their checksum, which stands after them; apart, to save a copy."""
         contiguous = np.ascontiguousarray(frame, dtype=self.dtype)
-        payload = contiguous.tobytes() if self.blosc is None else self.blosc.encode(contiguous)
-        return bytes(payload) + checksum_bytes(payload)
+        payload: Buffer = (
+            contiguous.reshape(-1).view(np.uint8).data
+            if self.blosc is None
+            else self.blosc.encode(contiguous)
+        )
+        return payload, checksum_bytes(payload)
 
     def decode(self, encoded: Buffer, out: npt.NDArray[Any]) -> None:
         """Check the checksum and decode into `out`, contiguous, of the stored type.
@@ -96,6 +98,11 @@ def crc32c(content: Buffer) -> int:
     return int(google_crc32c.value(np.frombuffer(content, np.uint8)))
 
 
+def extended_crc32c(checksum: int, content: Buffer) -> int:
+    """The checksum of what `checksum` is of, and then `content`."""
+    return int(google_crc32c.extend(checksum, np.frombuffer(content, np.uint8)))
+
+
 def checksum_bytes(content: Buffer) -> bytes:
     return crc32c(content).to_bytes(CHECKSUM_BYTES, "little")
 
@@ -107,47 +114,31 @@ def check(content: Buffer, stored: Buffer) -> None:
         raise ChecksumError(f"crc32c is {computed:08x}, but {expected:08x} was stored")
 
 
-def encode_shard(spec: DatasetSpec, data: npt.NDArray[Any]) -> EncodedShard:
-    """The bytes of a shard.
-
-    Args:
-        data: `[n, time, channel, y, x]` with `n` at most `spec.shard_trajectories`, finite.
-
-    The result is a function of the data alone. Blosc's own threads would order blocks by which
-    finished first; in a thread that is not the main one it uses none, so frames are encoded there.
-    """
-    codec = FrameCodec(spec)
-    num_present, num_frames = data.shape[:2]
-    stored = to_bfloat16(data) if spec.dtype == "bfloat16" else data
-    frames = stored.reshape(num_present * num_frames, *data.shape[2:])
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        encoded = list(pool.map(codec.encode, frame_chunks(spec, frames)))
-    lengths = np.array([len(e) for e in encoded], dtype=np.uint64)
-    index = np.full(_index_shape(spec), ABSENT, dtype="<u8")
-    filled = index[:num_present].reshape(-1, 2)
-    filled[:, 0] = np.cumsum(lengths) - lengths
-    filled[:, 1] = lengths
-    index_bytes = index.tobytes()
-    index_checksum = checksum_bytes(index_bytes)
-    content = b"".join([*encoded, index_bytes, index_checksum])
-    return EncodedShard(content, crc32c(content), int.from_bytes(index_checksum, "little"))
+def shard_index(spec: DatasetSpec, lengths: Sequence[int]) -> bytes:
+    """The index, without its checksum, of a shard whose first chunks have these encoded lengths."""
+    index = np.full(_index_shape(spec), ABSENT, dtype="<u8").reshape(-1, 2)
+    sizes = np.array(lengths, dtype=np.uint64)
+    index[: len(sizes), 0] = np.cumsum(sizes) - sizes
+    index[: len(sizes), 1] = sizes
+    return index.tobytes()
 
 
 def extend_shard(
-    spec: DatasetSpec, old: bytes, num_present: int, data: npt.NDArray[Any]
+    spec: DatasetSpec, old: bytes, num_present: int, added: bytes, num_added: int
 ) -> EncodedShard:
     """A shard with more trajectories, behind the `num_present` that it has.
+
+    `added` are the bytes of a shard of the new ones alone.
 
     The old shard, its index included, is the beginning of the new one: who knows the old size
     reads the old shard from it.
     """
-    added = encode_shard(spec, data).content
     length = index_bytes_length(spec)
     index, _ = decode_index(spec, old[-length:])
     more, _ = decode_index(spec, added[-length:])
     index = index.copy()
-    rows = slice(num_present, num_present + len(data))
-    index[rows] = more[: len(data)]
+    rows = slice(num_present, num_present + num_added)
+    index[rows] = more[:num_added]
     index[rows, :, 0] += np.uint64(len(old))
     index_bytes = index.astype("<u8").tobytes()
     index_checksum = checksum_bytes(index_bytes)

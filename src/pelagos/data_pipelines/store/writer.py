@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,12 +23,7 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.store import staging
 from pelagos.data_pipelines.store.errors import DatasetError
-from pelagos.data_pipelines.store.field_statistics import (
-    dataset_statistics,
-    default_split,
-    shard_sums,
-)
-from pelagos.data_pipelines.store.half_precision import from_bfloat16, to_bfloat16
+from pelagos.data_pipelines.store.field_statistics import dataset_statistics, default_split
 from pelagos.data_pipelines.store.layout import (
     GROUP_KEY,
     MANIFEST_KEY,
@@ -42,11 +37,11 @@ from pelagos.data_pipelines.store.layout import (
 from pelagos.data_pipelines.store.manifest import Manifest, ShardRecord, written_shards
 from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
 from pelagos.data_pipelines.store.schema import DatasetSpec
+from pelagos.data_pipelines.store.shard_stream import object_file, stream_shard
 from pelagos.data_pipelines.store.shards import (
     checksum_bytes,
     crc32c,
     decode_index,
-    encode_shard,
     index_bytes_length,
 )
 
@@ -146,20 +141,48 @@ class DatasetWriter:
                 trajectory, frame, field and grid index of the first one are named).
         """
         trajectories = self.shard_trajectories(shard)
-        data = self.checked_data(data, trajectories)
-        values = self.checked_parameters(parameters or {}, trajectories)
-        encoded = encode_shard(self.spec, data)
+        wanted = (len(trajectories), *self.spec.shape[1:])
+        if data.shape != wanted:
+            raise ValueError(
+                f"data for trajectories {trajectories.start}..{trajectories.stop - 1} has shape "
+                f"{data.shape}, required is {wanted} = (trajectory, time, channel, "
+                f"{', '.join(self.spec.axis_names)})"
+            )
+        self.write_shard_frames(shard, iter(data), parameters)
+
+    def write_shard_frames(
+        self,
+        shard: int,
+        blocks: Iterable[npt.NDArray[np.floating]],
+        parameters: Mapping[str, npt.NDArray[np.floating]] | None = None,
+    ) -> None:
+        """Write one shard from its frames as they come, in memory that does not grow with it.
+
+        The bytes are those that `write_shard` writes.
+
+        Args:
+            blocks: all frames of the shard's trajectories, in the order of trajectory and time,
+                in pieces `[frame, channel, y, x]` of any length, which must not be changed later.
+            parameters: as for `write_shard`.
+
+        Raises:
+            NonFiniteError: a value is not finite; nothing is written.
+            ValueError: as `write_shard`, or the number of frames is wrong; nothing is written.
+        """
+        trajectories = self.shard_trajectories(shard)
+        values = self._checked_parameters(parameters or {}, trajectories)
         key = shard_key(self.spec, shard)
-        record = ShardRecord(key, len(encoded.content), encoded.crc32c, encoded.index_crc32c)
+        store = open_store(self.root_uri, self.storage_options)
+        with object_file(store, key) as file:
+            streamed = stream_shard(self.spec, trajectories, blocks, file)
+        record = ShardRecord(key, streamed.size, streamed.crc32c, streamed.index_crc32c)
         sidecar = {
             "shard": shard,
             "trajectories": [trajectories.start, trajectories.stop],
             "record": asdict(record),
             "parameters": {name: vector.tolist() for name, vector in values.items()},
-            "sums": shard_sums(data, self.spec.field_names),
+            "sums": streamed.sums,
         }
-        store = open_store(self.root_uri, self.storage_options)
-        store.write(key, encoded.content)
         store.write(sidecar_key(shard), dumps(sidecar))
 
     def finalize(self) -> None:
@@ -208,44 +231,7 @@ class DatasetWriter:
             checksums,
         )
 
-    def checked_data(
-        self, data: npt.NDArray[np.floating], trajectories: range
-    ) -> npt.NDArray[np.floating]:
-        """`data` as it will be read back, after its shape and its values are checked.
-
-        Raises:
-            ValueError: as `write_shard`.
-        """
-        wanted = (len(trajectories), *self.spec.shape[1:])
-        if data.shape != wanted:
-            raise ValueError(
-                f"data for trajectories {trajectories.start}..{trajectories.stop - 1} has shape "
-                f"{data.shape}, required is {wanted} = (trajectory, time, channel, "
-                f"{', '.join(self.spec.axis_names)})"
-            )
-        with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused below
-            stored = np.ascontiguousarray(data, dtype=self.spec.value_dtype)
-            stored = self._as_read(stored)
-        for row, trajectory in zip(stored, trajectories, strict=True):
-            if not np.isfinite(row).all():
-                frame, channel, *point = map(int, np.argwhere(~np.isfinite(row))[0])
-                given = data[(trajectory - trajectories.start, frame, channel, *point)]
-                raise ValueError(
-                    f"trajectory {trajectory}, frame {frame}, field "
-                    f"{self.spec.field_names[channel]!r}, grid index {tuple(point)}: "
-                    f"{row[(frame, channel, *point)]} is not finite as {self.spec.dtype} "
-                    f"(value given: {given})"
-                )
-        return stored
-
-    def _as_read(self, values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-        """Values rounded as the stored type rounds them."""
-        if self.spec.dtype != "bfloat16":
-            return values
-        rounded = from_bfloat16(to_bfloat16(values))
-        return np.where(np.isnan(values), values, rounded)
-
-    def checked_parameters(
+    def _checked_parameters(
         self, parameters: Mapping[str, npt.NDArray[np.floating]], trajectories: range
     ) -> dict[str, npt.NDArray[np.float64]]:
         """`parameters` as float64, after their names and values are checked. Raises ValueError."""

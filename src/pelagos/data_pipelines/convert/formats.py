@@ -1,0 +1,175 @@
+"""What a format is, and what several of them need to look at files."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pelagos.data_pipelines.convert.options import ConvertOptions
+from pelagos.data_pipelines.convert.readers import open_hdf5
+from pelagos.data_pipelines.convert.source import Source, SourceError
+from pelagos.infra.object_store import is_remote
+
+HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "valid": "validation",
+    "val": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+# Positions read from a file are called evenly spaced up to this part of their spacing.
+SPACING_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Format:
+    """Args:
+    description: what it is, for a list.
+    source: what SRC is, for a list.
+    matches: whether a source looks like it.
+    read: a source's description.
+    """
+
+    name: str
+    description: str
+    source: str
+    matches: Callable[[str, ConvertOptions], bool]
+    read: Callable[[str, ConvertOptions], Source]
+
+
+def natural(path: str | Path) -> list[int | str]:
+    """Sort key that puts `data_10` after `data_9`."""
+    pieces = re.split(r"(\d+)", str(path))
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)]
+
+
+def files_of(path: str, suffixes: Sequence[str] = HDF5_SUFFIXES) -> list[str]:
+    """The file at `path`, or those in the folder there with one of the suffixes, in order."""
+    if is_remote(path):
+        return [path] if path.endswith(tuple(suffixes)) else []
+    place = Path(path)
+    if place.is_dir():
+        found = [p for p in place.iterdir() if p.name.endswith(tuple(suffixes)) and p.is_file()]
+        return [str(p) for p in sorted(found, key=lambda p: natural(p.name))]
+    return [path] if place.is_file() and place.name.endswith(tuple(suffixes)) else []
+
+
+def split_folders(path: str) -> dict[str, Path]:
+    """Folders of a folder that are named like splits, in the order train, validation, test."""
+    place = Path(path)
+    if is_remote(path) or not place.is_dir():
+        return {}
+    found = {
+        SPLIT_NAMES[p.name.lower()]: p
+        for p in sorted(place.iterdir())
+        if p.is_dir() and p.name.lower() in SPLIT_NAMES
+    }
+    return {name: found[name] for name in ("train", "validation", "test") if name in found}
+
+
+@contextlib.contextmanager
+def looking_into(file: str) -> Iterator[Any]:
+    """An HDF5 file, open for a look."""
+    opened = open_hdf5(file)
+    with opened:
+        yield opened
+
+
+def hdf5_looks(file: str, test: Callable[[Any], bool]) -> bool:
+    """Whether a file is HDF5 and passes a test."""
+    try:
+        with looking_into(file) as opened:
+            return bool(test(opened))
+    except SourceError as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        return False
+
+
+def child(group: Any, key: str, expected: str) -> Any:
+    """A member of an HDF5 group.
+
+    Raises:
+        SourceError: it is not there; says what is.
+    """
+    if key not in group:
+        raise SourceError(
+            f"{group.file.filename}: {group.name.rstrip('/')}/{key} is missing, expected is "
+            f"{expected}; there are {', '.join(list(group)[:10]) or 'no members'}"
+        )
+    return group[key]
+
+
+def attribute(node: Any, key: str, expected: str) -> Any:
+    """An attribute of an HDF5 group or array.
+
+    Raises:
+        SourceError: it is not there.
+    """
+    if key not in node.attrs:
+        raise SourceError(
+            f"{node.file.filename}: {node.name} has no attribute {key!r}, expected is {expected}; "
+            f"there are {', '.join(node.attrs) or 'none'}"
+        )
+    return node.attrs[key]
+
+
+def text(value: Any) -> str:
+    """A string attribute, whichever way HDF5 stored it."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def texts(values: Iterable[Any]) -> list[str]:
+    return [text(value) for value in values]
+
+
+def interval(points: npt.ArrayLike, what: str) -> tuple[float, str | None]:
+    """Spacing of positions or times, and a sentence for a person if it is not even.
+
+    >>> interval([0.0, 0.5, 1.0], "times")
+    (0.5, None)
+    """
+    values = np.asarray(points, np.float64)
+    if len(values) < 2:
+        return 1.0, None
+    steps = np.diff(values)
+    mean = float((values[-1] - values[0]) / (len(values) - 1))
+    if not np.isfinite(mean) or mean <= 0:
+        return 1.0, f"{what} do not increase: their spacing is written as 1"
+    if np.abs(steps - mean).max() > SPACING_TOLERANCE * mean:
+        return mean, f"{what} are not evenly spaced: their mean spacing, {mean:g}, is written"
+    # numbers such as 0.05 that float32 cannot hold
+    return float(f"{mean:.6g}"), None
+
+
+def extent(spacing: float, num_points: int) -> float:
+    """Length of a domain in cells of `spacing`, which was rounded.
+
+    >>> extent(0.166667, 6)
+    1.0
+    """
+    return float(f"{spacing * num_points:.5g}")
+
+
+def stored_bytes(files: Iterable[str]) -> int:
+    """Bytes of local files together: a changed source is then told from the one begun with."""
+    return sum(Path(f).stat().st_size for f in files if not is_remote(f) and Path(f).exists())
+
+
+def named(path: str) -> str:
+    """A dataset's name from a source's path: without folders and suffix."""
+    last = path.rstrip("/").rpartition("/")[2]
+    for suffix in (*HDF5_SUFFIXES, ".ome.zarr", ".zarr", ".npy", ".npz", ".nii.gz", ".nii"):
+        if last.endswith(suffix) and last != suffix:
+            return last[: -len(suffix)]
+    return last

@@ -1,0 +1,177 @@
+"""OME-Zarr images (NGFF 0.4 and 0.5): one, or a folder of them.
+
+Facts of the format: https://ngff.openmicroscopy.org. `multiscales` stands in the group's attributes
+(0.4, Zarr v2) or under its attribute `ome` (0.5, Zarr v3) and lists `axes` and, per level of the
+pyramid, a `path` and its `coordinateTransformations`. Channel names are those of `omero`, where
+given; label images under `labels` become one field each.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pelagos.data_pipelines.convert.formats import Format, named, natural
+from pelagos.data_pipelines.convert.options import ConvertOptions
+from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
+from pelagos.data_pipelines.store import Field
+from pelagos.data_pipelines.store.schema import AXIS_NAMES
+from pelagos.infra.object_store import is_remote, storage_options
+
+_AXES_BEFORE_0_4 = ("t", "c", "z", "y", "x")
+
+
+def _images(path: str) -> list[str]:
+    """The image at `path`, or those in the folder there."""
+    if _attributes(path) is not None:
+        return [path]
+    if is_remote(path) or not Path(path).is_dir():
+        return []
+    found = [p for p in Path(path).iterdir() if p.is_dir() and _attributes(str(p)) is not None]
+    return [str(p) for p in sorted(found, key=lambda p: natural(p.name))]
+
+
+def _attributes(path: str) -> dict[str, Any] | None:
+    """The attributes of NGFF of a group that is an image; else None."""
+    if not is_remote(path) and not any(
+        (Path(path) / name).is_file() for name in (".zattrs", "zarr.json")
+    ):
+        return None
+    try:
+        found: dict[str, Any] = dict(_group(path).attrs)
+    except (OSError, ValueError, KeyError):
+        return None
+    inner: dict[str, Any] = found.get("ome", found)
+    return inner if "multiscales" in inner else None
+
+
+def _group(path: str) -> Any:
+    import zarr
+
+    return zarr.open_group(path, mode="r", storage_options=storage_options(path) or None)
+
+
+def _matches(path: str, options: ConvertOptions) -> bool:
+    return bool(_images(path))
+
+
+def _read(path: str, options: ConvertOptions) -> Source:
+    images = _images(path)
+    if not images:
+        raise SourceError(
+            f"{path}: expected is an OME-Zarr image (a Zarr group with the attribute multiscales), "
+            f"or a folder of such images"
+        )
+    looks = [_look(image, options.level) for image in images]
+    first = looks[0]
+    for image, look in zip(images, looks, strict=True):
+        for what in ("fields", "sizes"):
+            if look[what] != first[what]:
+                raise SourceError(
+                    f"{image}: {what} {look[what]}, {images[0]} has {first[what]}; all images of "
+                    f"a dataset must agree"
+                )
+    order = AXIS_NAMES[len(set(first["sizes"]) & {"x", "y", "z"})]
+    sizes, scale = first["sizes"], first["scale"]
+    return Source(
+        format="ome-zarr",
+        name=named(path),
+        equation="microscopy images",
+        fields=tuple(Field(name, name) for name in first["fields"]),
+        splits={"all": tuple(look["part"] for look in looks)},
+        num_frames=sizes.get("t", 1),
+        grid_shape=tuple(sizes[letter] for letter in order),
+        frame_interval=scale.get("t", 1.0),
+        domain_extent=tuple(sizes[letter] * scale.get(letter, 1.0) for letter in order),
+        details={"level": options.level, "units": first["units"], "num_images": len(images)},
+    )
+
+
+def _look(image: str, level: int) -> dict[str, Any]:
+    """Fields, sizes, scale and arrays of one image."""
+    attributes = _attributes(image)
+    assert attributes is not None
+    array, letters, scale, units = _level(image, "", attributes, level)
+    sizes = dict(zip(letters, array.shape, strict=True))
+    channels = int(sizes.pop("c", 1))
+    fields = _channel_names(attributes, channels)
+    key = _dataset(image, attributes, level)["path"]
+    arrays = [StoredArray("zarr", image, key, "".join(letters), 0, channels)]
+    for name in _label_images(image):
+        inner = _attributes(f"{image}/labels/{name}") or {}
+        labels, label_letters, _, _ = _level(image, f"labels/{name}/", inner, level)
+        axes = "".join("1" if letter == "c" else letter for letter in label_letters)
+        found = {k: v for k, v in zip(axes, labels.shape, strict=True) if k in sizes and k != "1"}
+        if any(sizes[k] != v for k, v in found.items()):
+            raise SourceError(
+                f"{image}/labels/{name}: level {level} has {found}, the image has {sizes}"
+            )
+        label_key = f"labels/{name}/{_dataset(image, inner, level)['path']}"
+        arrays.append(StoredArray("zarr", image, label_key, axes, len(fields)))
+        fields = (*fields, name)
+    return {
+        "fields": fields,
+        "sizes": {k: int(v) for k, v in sizes.items()},
+        "scale": scale,
+        "units": units,
+        "part": Part(tuple(arrays)),
+    }
+
+
+def _dataset(image: str, attributes: dict[str, Any], level: int) -> dict[str, Any]:
+    levels: list[dict[str, Any]] = attributes["multiscales"][0]["datasets"]
+    if not 0 <= level < len(levels):
+        raise SourceError(f"--level {level}: {image} has levels 0 to {len(levels) - 1}")
+    return levels[level]
+
+
+def _level(
+    image: str, prefix: str, attributes: dict[str, Any], level: int
+) -> tuple[Any, tuple[str, ...], dict[str, float], dict[str, str]]:
+    """The array of a level, the letters of its axes, their scale and units."""
+    dataset = _dataset(image, attributes, level)
+    array: Any = _group(image)[prefix + dataset["path"]]
+    axes = attributes["multiscales"][0].get("axes") or _AXES_BEFORE_0_4[-len(array.shape) :]
+    named_axes = [{"name": a} if isinstance(a, str) else a for a in axes]
+    letters = tuple(str(axis["name"]).lower() for axis in named_axes)
+    if not {"y", "x"} <= set(letters) <= set(_AXES_BEFORE_0_4) or len(letters) != len(array.shape):
+        raise SourceError(
+            f"{image}: axes {letters} of an array of shape {array.shape}; expected are y and x, "
+            f"and at most t, c, z before them"
+        )
+    scale = dict.fromkeys(letters, 1.0)
+    transformations = [
+        *dataset.get("coordinateTransformations", []),
+        *attributes["multiscales"][0].get("coordinateTransformations", []),
+    ]
+    for transformation in transformations:
+        for letter, factor in zip(letters, transformation.get("scale", []), strict=False):
+            scale[letter] *= float(factor)
+    units = {str(axis["name"]).lower(): axis["unit"] for axis in named_axes if "unit" in axis}
+    return array, letters, scale, units
+
+
+def _channel_names(attributes: dict[str, Any], channels: int) -> tuple[str, ...]:
+    listed = [str(c.get("label", "")) for c in attributes.get("omero", {}).get("channels", [])]
+    if len(listed) == channels and all(listed) and len(set(listed)) == channels:
+        return tuple(listed)
+    return ("intensity",) if channels == 1 else tuple(f"channel-{i}" for i in range(channels))
+
+
+def _label_images(image: str) -> list[str]:
+    """Names of the label images of an image."""
+    try:
+        attributes: dict[str, Any] = dict(_group(f"{image}/labels").attrs)
+    except (OSError, ValueError, KeyError):
+        return []
+    listed = attributes.get("ome", attributes).get("labels", [])
+    return [str(name) for name in listed]
+
+
+FORMAT = Format(
+    "ome-zarr",
+    "OME-Zarr images, NGFF 0.4 and 0.5",
+    "an image or a folder of images (--level N of the pyramid)",
+    _matches,
+    _read,
+)

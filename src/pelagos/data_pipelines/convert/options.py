@@ -1,0 +1,92 @@
+"""What a person can say about a conversion beyond source and destination."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Args:
+    format: a name of the registry; None: recognised from the source.
+    name: the dataset's name; None: the source's.
+    problem: poseidon: which published problem (`CE-RP`), where file names do not say it.
+    mapping: arrays: the YAML file that says what the arrays are.
+    labels: nifti: the folder of label volumes, where it is not beside the images.
+    size: images: stored pixels per side, resized to it; None: as they are, all of one size.
+    level: ome-zarr: which level of the pyramid; 0 is the full resolution.
+    num_frames: frames per trajectory to keep; None: all (the fewest, where they differ).
+    splits: `{"train": 0.8, "test": 0.2}`: shares, or numbers of trajectories; None: the
+        format's. Not for sources that come in splits.
+    max_trajectories: convert this many, taken from the beginning of every split in proportion.
+    swap_axes: exchange x and y of a two-dimensional source.
+    dtype, compression, trajectories_per_shard: as in `DatasetSpec`.
+    """
+
+    format: str | None = None
+    name: str | None = None
+    problem: str | None = None
+    mapping: str | None = None
+    labels: str | None = None
+    size: int | None = None
+    level: int = 0
+    num_frames: int | None = None
+    splits: dict[str, float] | None = None
+    max_trajectories: int | None = None
+    swap_axes: bool = False
+    dtype: Literal["float32", "float16"] = "float32"
+    compression: Literal["none", "lz4", "zstd"] = "lz4"
+    trajectories_per_shard: int | None = None
+
+
+def parse_splits(text: str) -> dict[str, float]:
+    """Splits as written on a command line.
+
+    >>> parse_splits("train=0.8,test=0.2")
+    {'train': 0.8, 'test': 0.2}
+
+    Raises:
+        ValueError: not of that form, or not all numbers positive.
+    """
+    splits: dict[str, float] = {}
+    for part in text.split(","):
+        name, separator, value = part.strip().partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not separator or not name or name in splits or not 0 < number < math.inf:
+            raise ValueError(
+                f"--splits: got {part.strip()!r} in {text!r}, required: name=share or name=number "
+                f"with commas, e.g. train=0.8,validation=0.1,test=0.1"
+            )
+        splits[name] = number
+    return splits
+
+
+def split_counts(total: int, splits: dict[str, float]) -> dict[str, int]:
+    """Trajectories per split, in order; shares that add up to 1 leave none out.
+
+    >>> split_counts(11, {"train": 0.8, "validation": 0.1, "test": 0.1})
+    {'train': 9, 'validation': 1, 'test': 1}
+
+    Raises:
+        ValueError: neither shares of at most 1 together nor whole numbers of at most `total`.
+    """
+    asked = sum(splits.values())
+    if asked <= 1 + 1e-9 and total > 1:
+        counts = {name: int(share * total + 1e-9) for name, share in splits.items()}
+        if asked > 1 - 1e-9:
+            counts[next(iter(counts))] += total - sum(counts.values())
+    elif all(value == int(value) for value in splits.values()) and asked <= total:
+        counts = {name: int(value) for name, value in splits.items()}
+    else:
+        raise ValueError(
+            f"splits {splits} of {total} trajectories: required are shares that add up to at most "
+            f"1, or whole numbers that add up to at most {total}"
+        )
+    if min(counts.values()) < 1:
+        raise ValueError(f"splits {splits} of {total} trajectories leave a split empty: {counts}")
+    return counts

@@ -1,0 +1,304 @@
+"""Opening the files of a source: each reader gives something with a shape that can be sliced.
+
+Files stay open per thread, the few last ones. Packages of the extra `convert` are imported when a
+file that needs them is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+
+from pelagos.data_pipelines.convert.source import SourceError, StoredArray
+from pelagos.infra.object_store import is_remote, storage_options
+
+OPEN_FILES_PER_THREAD = 4
+HDF5_CACHE_BYTES = 16 * 2**20  # per array: a compressed chunk is then decoded once, not per slice
+REMOTE_BLOCK_BYTES = 8 * 2**20
+INSTALL_HINT = "pip install 'pelagos[convert]'"
+
+
+class Sliceable(Protocol):
+    """An array that is read in pieces."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+class StoredFile(Protocol):
+    """An open file of arrays."""
+
+    def array(self, key: str) -> Sliceable: ...
+
+    def close(self) -> None: ...
+
+
+def require(module: str, purpose: str) -> Any:
+    """Import a package of the extra `convert`.
+
+    Raises:
+        SourceError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise SourceError(f"{purpose} needs the package {module}: {INSTALL_HINT}") from error
+
+
+def open_hdf5(file: str) -> Any:
+    """An HDF5 or netCDF-4 file, from a path or any address that fsspec knows.
+
+    Raises:
+        SourceError: it is not there, or not HDF5.
+    """
+    h5py = require("h5py", f"reading {file}")
+    try:
+        if is_remote(file):
+            return h5py.File(_remote_stream(file), "r", rdcc_nbytes=HDF5_CACHE_BYTES)
+        return h5py.File(file, "r", rdcc_nbytes=HDF5_CACHE_BYTES)
+    except FileNotFoundError as error:
+        raise SourceError(f"{file} does not exist") from error
+    except OSError as error:
+        raise SourceError(
+            f"{file} cannot be read as HDF5: {error}. Expected is an HDF5 or netCDF-4 file (one of "
+            f"classic netCDF becomes one by `nccopy -k nc4 OLD NEW`)"
+        ) from error
+
+
+def _remote_stream(file: str) -> Any:
+    try:
+        filesystem, path = fsspec.url_to_fs(file, **storage_options(file))
+        return filesystem.open(path, "rb", block_size=REMOTE_BLOCK_BYTES)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # each file system has its own: no credentials, no such host, …
+        raise SourceError(f"{file} cannot be reached: {type(error).__name__}: {error}") from error
+
+
+class _Hdf5:
+    def __init__(self, file: str) -> None:
+        self.file = open_hdf5(file)
+
+    def array(self, key: str) -> Sliceable:
+        return cast(Sliceable, self.file[key])
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class _Npy:
+    def __init__(self, file: str) -> None:
+        self.values: Sliceable = np.load(file, mmap_mode="r", allow_pickle=False)
+
+    def array(self, key: str) -> Sliceable:
+        return self.values
+
+    def close(self) -> None:
+        del self.values
+
+
+class _Npz:
+    """Arrays of an archive; a stored one is mapped like an .npy, a compressed one is read whole."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.archive = np.load(file, allow_pickle=False)
+        self.read: dict[str, Sliceable] = {}
+
+    def array(self, key: str) -> Sliceable:
+        if key not in self.read:
+            mapped = _mapped_member(self.file, f"{key}.npy")
+            self.read[key] = self.archive[key] if mapped is None else mapped
+        return self.read[key]
+
+    def close(self) -> None:
+        self.archive.close()
+
+
+def _mapped_member(file: str, member: str) -> Sliceable | None:
+    """A member of a zip archive that is stored as it is, as a mapped array; else None."""
+    with zipfile.ZipFile(file) as archive:
+        info = archive.getinfo(member)
+        if info.compress_type != zipfile.ZIP_STORED:
+            return None
+        with archive.open(info) as stream:
+            version = np.lib.format.read_magic(stream)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }.get(version)
+            if read_header is None:
+                return None
+            shape, is_fortran, dtype = read_header(stream)
+            header_bytes = stream.tell()
+    with Path(file).open("rb") as stream:
+        stream.seek(info.header_offset + 26)  # the local header's lengths of name and extra field
+        lengths = np.frombuffer(stream.read(4), "<u2")
+    offset = info.header_offset + 30 + int(lengths.sum()) + header_bytes
+    return np.memmap(file, dtype, "r", offset, shape, "F" if is_fortran else "C")
+
+
+class _Zarr:
+    def __init__(self, file: str) -> None:
+        import zarr
+
+        self.node = zarr.open(file, mode="r", storage_options=storage_options(file) or None)
+
+    def array(self, key: str) -> Sliceable:
+        node: Any = self.node
+        found: Sliceable = node[key] if key else node
+        return found
+
+    def close(self) -> None:
+        pass
+
+
+class _Json:
+    """Numbers of a JSON object, each as an array without axes."""
+
+    def __init__(self, file: str) -> None:
+        self.values = json.loads(Path(file).read_bytes())
+
+    def array(self, key: str) -> Sliceable:
+        return np.asarray(self.values[key], np.float64)
+
+    def close(self) -> None:
+        pass
+
+
+def kolmogorov_forcing(num_points: int) -> npt.NDArray[np.float32]:
+    """The forcing of FNS-KF, `0.1 sin(2 pi (x + y))` `[y, x]`, on points that include both ends:
+    so the loader of its publishers builds it, as no file holds it."""
+    x = np.linspace(0, 1, num_points)
+    return (0.1 * np.sin(2 * np.pi * (x[:, None] + x[None]))).astype(np.float32)
+
+
+class _Formula:
+    """Fields that no file holds: `kolmogorov-forcing/128`."""
+
+    def __init__(self, file: str) -> None:
+        name, _, size = file.partition("/")
+        assert name == "kolmogorov-forcing", file
+        self.values = kolmogorov_forcing(int(size))
+
+    def array(self, key: str) -> Sliceable:
+        return self.values
+
+    def close(self) -> None:
+        pass
+
+
+class _Picture:
+    """A picture as `[y, x, channel]`; `path?side=64&mode=RGB` says how it is to be."""
+
+    def __init__(self, file: str) -> None:
+        from PIL import Image
+
+        path, _, query = file.rpartition("?")
+        wishes = dict(part.split("=") for part in query.split("&"))
+        with Image.open(path) as picture:
+            converted = picture.convert(wishes["mode"])
+        if side := int(wishes["side"]):
+            converted = converted.resize((side, side), Image.Resampling.BILINEAR)
+        values = np.asarray(converted)
+        self.values = values if values.ndim == 3 else values[:, :, None]
+
+    def array(self, key: str) -> Sliceable:
+        return self.values
+
+    def close(self) -> None:
+        pass
+
+
+class _Nifti:
+    """A volume `[x, y, z]` (or with time and channel axes after them), scaled as its header says."""
+
+    def __init__(self, file: str) -> None:
+        nibabel = require("nibabel", f"reading {file}")
+        try:
+            self.image = nibabel.load(file)
+        except nibabel.filebasedimages.ImageFileError as error:
+            raise SourceError(f"{file} cannot be read as NIfTI: {error}") from error
+
+    def array(self, key: str) -> Sliceable:
+        found: Sliceable = self.image.dataobj
+        return found
+
+    def close(self) -> None:
+        self.image.uncache()
+
+
+Reader = Callable[[str], StoredFile]
+READERS: dict[str, Reader] = {
+    "hdf5": _Hdf5,
+    "npy": _Npy,
+    "npz": _Npz,
+    "zarr": _Zarr,
+    "json": _Json,
+    "formula": _Formula,
+    "picture": _Picture,
+    "nifti": _Nifti,
+}
+
+_open_files = threading.local()
+
+
+def stored_array(array: StoredArray) -> Sliceable:
+    """The array itself, from a file that may be open already.
+
+    Raises:
+        SourceError: the file or the key is not there, or what is there holds no numbers.
+    """
+    kept: OrderedDict[tuple[str, str], StoredFile] | None = getattr(_open_files, "kept", None)
+    if kept is None:
+        kept = _open_files.kept = OrderedDict()
+    address = (array.reader, array.file)
+    if address in kept:
+        kept.move_to_end(address)
+    else:
+        kept[address] = _opened(array)
+        if len(kept) > OPEN_FILES_PER_THREAD:
+            kept.popitem(last=False)[1].close()
+    try:
+        found = kept[address].array(array.key)
+    except KeyError as error:
+        raise SourceError(f"{array.file} has no array {array.key!r}") from error
+    if getattr(found, "dtype", None) is None or found.dtype.kind not in "fiub":
+        kind = getattr(found, "dtype", type(found).__name__)
+        raise SourceError(f"{array.address} holds {kind}, required are real numbers")
+    return found
+
+
+def close_files() -> None:
+    """Close what this thread keeps open."""
+    kept = getattr(_open_files, "kept", {})
+    while kept:
+        kept.popitem()[1].close()
+
+
+def _opened(array: StoredArray) -> StoredFile:
+    try:
+        return READERS[array.reader](array.file)
+    except SourceError:
+        raise
+    except FileNotFoundError as error:
+        raise SourceError(f"{array.file} does not exist") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise SourceError(f"{array.file} cannot be read: {error}") from error

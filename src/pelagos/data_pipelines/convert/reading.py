@@ -1,0 +1,162 @@
+"""Frames of a source, a bounded piece at a time, whatever the size of its files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pelagos.data_pipelines.convert.readers import Sliceable, stored_array
+from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
+from pelagos.data_pipelines.store.schema import AXIS_NAMES
+
+# Frames are read in pieces of about this many bytes of float32, or one frame where that is more.
+BLOCK_BYTES = 8 * 2**20
+
+Frames = npt.NDArray[np.floating]  # [frame, channel, y, x]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a source: consecutive trajectories whole, or some frames of one.
+
+    Attributes:
+        trajectory: the first one.
+        frames: `[frame, channel, y, x]`, in the order of trajectory and time.
+        first_frame: of the first trajectory.
+        largest_read_bytes: of the reads that filled it.
+    """
+
+    trajectory: int
+    first_frame: int
+    frames: Frames
+    largest_read_bytes: int
+
+
+def blocks(source: Source, trajectories: range, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """The frames of consecutive trajectories, in order.
+
+    Raises:
+        SourceError: naming the file and key that cannot be read.
+    """
+    frame_shape = (len(source.fields), *source.grid_shape)
+    frame_bytes = 4 * math.prod(frame_shape)
+    num_frames = max(1, min(source.num_frames, block_bytes // frame_bytes))
+    num_rows = max(1, block_bytes // (frame_bytes * source.num_frames))
+    for first in range(trajectories.start, trajectories.stop, num_rows):
+        together = range(first, min(first + num_rows, trajectories.stop))
+        pieces = list(_pieces(source, together))
+        # arrays that begin late leave zeros before them
+        is_late = any(array.start_frame for part, _ in pieces for array in part.arrays)
+        for start in range(0, source.num_frames, num_frames):
+            frames = range(start, min(start + num_frames, source.num_frames))
+            shape = (len(together), len(frames), *frame_shape)
+            out = np.zeros(shape, np.float32) if is_late else np.empty(shape, np.float32)
+            largest = row = 0
+            for part, rows in pieces:
+                share = out[row : row + len(rows)]
+                for array in part.arrays:
+                    largest = max(largest, _fill(source, part, array, rows, frames, share))
+                row += len(rows)
+            yield Block(first, start, out.reshape(-1, *frame_shape), largest)
+
+
+def _pieces(source: Source, trajectories: range) -> Iterator[tuple[Part, range]]:
+    """The parts that hold consecutive trajectories, and which of each."""
+    trajectory = trajectories.start
+    while trajectory < trajectories.stop:
+        part, row = source.locate(trajectory)
+        rows = range(row, min(part.count, row + trajectories.stop - trajectory))
+        yield part, rows
+        trajectory += len(rows)
+
+
+def _fill(
+    source: Source,
+    part: Part,
+    array: StoredArray,
+    rows: range,
+    frames: range,
+    out: npt.NDArray[np.float32],
+) -> int:
+    """Read one array's share of `out [trajectory, time, channel, y, x]`; returns the bytes read."""
+    skipped = max(0, min(array.start_frame - frames.start, len(frames)))
+    if skipped == len(frames):
+        return 0
+    stored = stored_array(array)
+    wanted = (
+        range(part.first + rows.start, part.first + rows.stop),
+        range(part.first_frame + frames.start + skipped, part.first_frame + frames.stop),
+    )
+    selection = _selection(source, array, stored, *wanted)
+    last = array.channel + array.num_channels
+    order = "ntc" + "".join(AXIS_NAMES[len(source.grid_shape)])
+    try:
+        if array.axes == order and stored.dtype == out.dtype and hasattr(stored, "read_direct"):
+            stored.read_direct(out, selection, np.s_[:, :, array.channel : last])
+            return out[:, :, array.channel : last].nbytes
+        values = np.asarray(stored[selection])
+    except (OSError, EOFError, ValueError, RuntimeError) as error:
+        raise SourceError(
+            f"{array.address}: trajectories {rows.start} to {rows.stop - 1}, frames "
+            f"{frames.start} to {frames.stop - 1} cannot be read: {error}"
+        ) from error
+    letters = array.axes.replace("1", "")
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused by name when written
+        out[:, skipped:, array.channel : last] = _ordered(values, letters, order, array)
+    return int(values.nbytes)
+
+
+def _selection(
+    source: Source, array: StoredArray, stored: Sliceable, rows: range, frames: range
+) -> tuple[int | slice, ...]:
+    """What to take along each axis of the stored array.
+
+    Raises:
+        SourceError: the array has another shape than the format said.
+    """
+    sizes = dict(zip(AXIS_NAMES[len(source.grid_shape)], source.grid_shape, strict=True))
+    if len(stored.shape) != len(array.axes):
+        raise SourceError(
+            f"{array.address} has shape {stored.shape}, expected are the axes {array.axes}"
+        )
+    single = array.axes.count("c") == 1
+    selection: list[int | slice] = []
+    for letter, size in zip(array.axes, stored.shape, strict=True):
+        choices: dict[str, int | slice] = {
+            "n": slice(rows.start, rows.stop),
+            "t": slice(frames.start, frames.stop),
+            "c": slice(array.first_index, array.first_index + array.num_channels),
+            "1": 0,
+        }
+        chosen = choices.get(letter, slice(None))
+        if letter == "c" and not single:
+            chosen = slice(None)
+        needed = sizes.get(letter, chosen.stop if isinstance(chosen, slice) else 1)
+        fits = size == needed if letter in sizes or letter == "1" else size >= (needed or 0)
+        if not fits:
+            raise SourceError(
+                f"{array.address} has shape {stored.shape} along {array.axes}; axis {letter!r} "
+                f"has {size}, required are {needed}"
+            )
+        selection.append(chosen)
+    return tuple(selection)
+
+
+def _ordered(
+    values: npt.NDArray[np.generic], letters: str, order: str, array: StoredArray
+) -> npt.NDArray[np.generic]:
+    """`values` with axes in the order of `order`; axes that it lacks have length one."""
+    positions = [i for letter in order for i, found in enumerate(letters) if found == letter]
+    moved = values.transpose(positions)
+    shape: list[int] = []
+    for letter in order:
+        sizes = [values.shape[i] for i, found in enumerate(letters) if found == letter]
+        shape.append(math.prod(sizes))  # of none: 1
+    if len(moved.shape) != len(shape):
+        moved = moved.reshape(shape)
+    assert moved.shape[2] == array.num_channels, (array, moved.shape)
+    return moved

@@ -1,0 +1,71 @@
+"""The formats, in the order in which a source is compared with them."""
+
+from __future__ import annotations
+
+from pelagos.data_pipelines.convert import (
+    cfdbench,
+    dpot,
+    image_folder,
+    mapped_arrays,
+    nifti,
+    ome_zarr,
+    pdebench,
+    poseidon,
+    the_well,
+)
+from pelagos.data_pipelines.convert.formats import Format
+from pelagos.data_pipelines.convert.options import ConvertOptions
+from pelagos.data_pipelines.convert.readers import close_files
+from pelagos.data_pipelines.convert.source import Source, SourceError, finished
+
+FORMATS: dict[str, Format] = {
+    found.name: found
+    for found in (
+        the_well.FORMAT,
+        poseidon.FORMAT,
+        pdebench.FORMAT,
+        dpot.FORMAT,
+        cfdbench.FORMAT,
+        ome_zarr.FORMAT,
+        nifti.FORMAT,
+        image_folder.FORMAT,
+        mapped_arrays.FORMAT,
+    )
+}
+
+
+def open_source(path: str, options: ConvertOptions) -> Source:
+    """Look at a source: what it holds and where, without reading its data.
+
+    Raises:
+        SourceError: there is nothing, its format cannot be told or is not the one given, or it
+            breaks the format's rules: the file, the key and what was expected are named.
+    """
+    if options.format is not None and options.format not in FORMATS:
+        raise SourceError(f"--format: got {options.format!r}, known are {', '.join(FORMATS)}")
+    name = options.format or (mapped_arrays.FORMAT.name if options.mapping else None)
+    name = name or recognised(path, options)
+    if name is None:
+        raise SourceError(
+            f"{path} looks like none of the formats {', '.join(FORMATS)}. Name one by --format, "
+            f"or describe its arrays in a file for --mapping (docs/converting.md)"
+        )
+    try:
+        return finished(FORMATS[name].read(path, options), options)
+    except SourceError as error:
+        if options.format is None:
+            raise
+        seen = recognised(path, options)
+        if seen in (None, name):
+            raise
+        raise SourceError(f"{error}\n{path} looks like {seen}: try --format {seen}") from error
+    finally:
+        close_files()
+
+
+def recognised(path: str, options: ConvertOptions) -> str | None:
+    """The first format that a source looks like."""
+    for name, found in FORMATS.items():
+        if found.matches(path, options):
+            return name
+    return None

@@ -1,0 +1,286 @@
+"""What a format says about a source: which stored array holds which channels of which frames."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pelagos.data_pipelines.convert.options import ConvertOptions, split_counts
+from pelagos.data_pipelines.store import DatasetSpec, Field
+from pelagos.data_pipelines.store.schema import AXIS_NAMES
+
+
+class SourceError(ValueError):
+    """A source is not what its format says, or cannot be read: names file, key and what was
+    expected."""
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """One array of a source and the channels it fills.
+
+    Args:
+        reader: which of `readers.READERS` opens the file.
+        file: a path or address.
+        key: the array in the file; empty where a file is one array.
+        axes: one letter per axis of the array: `n` trajectory, `t` time, `c` channel, `z`, `y`,
+            `x` space, `1` an axis of length one. Two `c` are the two indices of a tensor. What is
+            missing of `t` and space is constant there.
+        channel: the first channel of the dataset that it fills.
+        num_channels: how many.
+        first_index: the first index along `c` that is used.
+        start_frame: the first frame that it fills, for arrays without `t`; before it stands 0.
+    """
+
+    reader: str
+    file: str
+    key: str
+    axes: str
+    channel: int
+    num_channels: int = 1
+    first_index: int = 0
+    start_frame: int = 0
+
+    @property
+    def address(self) -> str:
+        return f"{self.file}: {self.key}" if self.key else self.file
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive trajectories that stand in the same arrays.
+
+    Args:
+        count: how many trajectories.
+        first: index of the first one along `n`.
+        first_frame: index of the first frame along `t`.
+        parameters: per name one number for all, or one for each.
+    """
+
+    arrays: tuple[StoredArray, ...]
+    count: int = 1
+    first: int = 0
+    first_frame: int = 0
+    parameters: Mapping[str, float | Sequence[float]] = field(default_factory=dict)
+
+    def taken(self, start: int, stop: int) -> Part:
+        """The trajectories from `start` to `stop` of these."""
+        parameters = {
+            name: value if isinstance(value, int | float) else tuple(value[start:stop])
+            for name, value in self.parameters.items()
+        }
+        return dataclasses.replace(
+            self, count=stop - start, first=self.first + start, parameters=parameters
+        )
+
+    def parameter(self, name: str, row: int) -> float:
+        value = self.parameters[name]
+        return float(value if isinstance(value, int | float) else value[row])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything about a source that a conversion needs; plain data that can be sent to a worker.
+
+    `splits` holds the trajectories in order; a source without splits of its own has one, named
+    `all`, which `published_splits` (numbers of trajectories, in order) or the default divides. The
+    rest is as in `DatasetSpec`; `grid_shape` and `domain_extent` are `(z, y, x)`.
+
+    Args:
+        notes: what a person should know of what was decided, one sentence each.
+        details: for the dataset's `generator` attribute (JSON).
+    """
+
+    format: str
+    name: str
+    equation: str
+    fields: tuple[Field, ...]
+    splits: Mapping[str, tuple[Part, ...]]
+    num_frames: int
+    grid_shape: tuple[int, ...]
+    frame_interval: float = 1.0
+    domain_extent: tuple[float, ...] | None = None
+    boundary_conditions: Mapping[str, str] = field(default_factory=dict)
+    constant_fields: Mapping[str, float] = field(default_factory=dict)
+    published_normalization: Mapping[str, Any] = field(default_factory=dict)
+    published_splits: Mapping[str, int] | None = None
+    grid_location: Literal["cell", "node"] = "cell"
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(itertools.chain.from_iterable(self.splits.values()))
+
+    @functools.cached_property
+    def _stops(self) -> list[int]:
+        return list(itertools.accumulate(part.count for part in self.parts))
+
+    @property
+    def num_trajectories(self) -> int:
+        return self._stops[-1] if self.parts else 0
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        return tuple(self.parts[0].parameters)
+
+    def locate(self, trajectory: int) -> tuple[Part, int]:
+        """The part that holds a trajectory, and its number in there."""
+        index = bisect.bisect_right(self._stops, trajectory)
+        part = self.parts[index]
+        return part, trajectory - (self._stops[index] - part.count)
+
+    def address(self, trajectory: int, channel: int) -> str:
+        """File, key and index where a channel of a trajectory comes from, for messages."""
+        part, row = self.locate(trajectory)
+        for array in part.arrays:
+            if array.channel <= channel < array.channel + array.num_channels:
+                place = f"[{part.first + row}]" if "n" in array.axes else ""
+                return array.address + place
+        return part.arrays[0].file
+
+    def spec(self, options: ConvertOptions) -> DatasetSpec:
+        """The dataset that this source becomes.
+
+        Raises:
+            SourceError: it cannot become one.
+        """
+        ranges, start = {}, 0
+        for name, parts in self.splits.items():
+            count = sum(part.count for part in parts)
+            ranges[name] = (start, start + count)
+            start += count
+        try:
+            return DatasetSpec(
+                name=self.name,
+                equation=self.equation,
+                fields=self.fields,
+                num_trajectories=self.num_trajectories,
+                num_frames=self.num_frames,
+                grid_shape=self.grid_shape,
+                frame_interval=self.frame_interval,
+                domain_extent=self.domain_extent or (1.0,) * len(self.grid_shape),
+                boundary_conditions=dict(self.boundary_conditions),
+                splits=ranges,
+                parameter_names=self.parameter_names,
+                constant_fields=dict(self.constant_fields),
+                generator={"converted_from": self.format, **self.details},
+                published_normalization=dict(self.published_normalization),
+                dtype=options.dtype,
+                compression=options.compression,
+                trajectories_per_shard=options.trajectories_per_shard,
+                grid_location=self.grid_location,
+            )
+        except ValueError as error:
+            raise SourceError(f"{self.name} ({self.format}) cannot be stored: {error}") from error
+
+
+def default_splits(total: int) -> dict[str, int]:
+    """80 % to train on, 10 % to validate, 10 % to test; at least one of each where there are three.
+
+    >>> default_splits(20)
+    {'train': 16, 'validation': 2, 'test': 2}
+    """
+    held_out = max(1, total // 10) if total >= 3 else 0
+    counts = {"train": total - 2 * held_out, "validation": held_out, "test": held_out}
+    return {name: count for name, count in counts.items() if count}
+
+
+def finished(source: Source, options: ConvertOptions) -> Source:
+    """A format's source with what the options ask for of every format.
+
+    Raises:
+        SourceError: the options do not fit the source.
+    """
+    if source.num_trajectories == 0:
+        raise SourceError(f"{source.name} ({source.format}) holds no trajectory")
+    changes: dict[str, Any] = {"name": options.name or source.name}
+    if options.num_frames is not None:
+        if not 1 <= options.num_frames <= source.num_frames:
+            raise SourceError(
+                f"--num-frames {options.num_frames}: {source.name} has {source.num_frames} frames "
+                f"per trajectory"
+            )
+        changes["num_frames"] = options.num_frames
+    if options.swap_axes:
+        changes |= _swapped(source)
+    changes["splits"] = _limited(_divided(source, options), options.max_trajectories)
+    return dataclasses.replace(source, **changes)
+
+
+def _divided(source: Source, options: ConvertOptions) -> dict[str, tuple[Part, ...]]:
+    """The source's splits, or those asked for."""
+    if tuple(source.splits) != ("all",):
+        if options.splits is not None:
+            raise SourceError(
+                f"--splits: {source.name} comes in splits {', '.join(source.splits)}; leave it out"
+            )
+        return dict(source.splits)
+    total = source.num_trajectories
+    if options.splits is None:
+        counts = dict(source.published_splits or default_splits(total))
+    else:
+        try:
+            counts = split_counts(total, options.splits)
+        except ValueError as error:
+            raise SourceError(f"--splits: {source.name}: {error}") from error
+    divided, start = {}, 0
+    for name, count in counts.items():
+        divided[name] = _cut(source.splits["all"], start, start + count)
+        start += count
+    return divided
+
+
+def _limited(splits: dict[str, tuple[Part, ...]], limit: int | None) -> dict[str, tuple[Part, ...]]:
+    """At most `limit` trajectories, from the beginning of every split, at least one of each."""
+    sizes = {name: sum(part.count for part in parts) for name, parts in splits.items()}
+    total = sum(sizes.values())
+    if limit is None or limit >= total:
+        return splits
+    if limit < len(splits):
+        raise SourceError(
+            f"--max-trajectories {limit} is fewer than there are splits ({', '.join(splits)})"
+        )
+    kept = {name: max(1, size * limit // total) for name, size in sizes.items()}
+    largest = max(sizes, key=lambda name: sizes[name])
+    kept[largest] += limit - sum(kept.values())
+    return {name: _cut(parts, 0, kept[name]) for name, parts in splits.items()}
+
+
+def _cut(parts: Sequence[Part], start: int, stop: int) -> tuple[Part, ...]:
+    """The trajectories `start` to `stop` of consecutive parts."""
+    found, before = [], 0
+    for part in parts:
+        low, high = max(start - before, 0), min(stop - before, part.count)
+        if low < high:
+            found.append(part if (low, high) == (0, part.count) else part.taken(low, high))
+        before += part.count
+    return tuple(found)
+
+
+def _swapped(source: Source) -> dict[str, Any]:
+    """What changes of a two-dimensional source when x and y change places."""
+    if AXIS_NAMES[len(source.grid_shape)] != ("y", "x"):
+        raise SourceError(f"--swap-axes: {source.name} does not have two dimensions")
+    exchange = str.maketrans("xy", "yx")
+
+    def swap(part: Part) -> Part:
+        arrays = [dataclasses.replace(a, axes=a.axes.translate(exchange)) for a in part.arrays]
+        return dataclasses.replace(part, arrays=tuple(arrays))
+
+    extent = source.domain_extent
+    return {
+        "grid_shape": source.grid_shape[::-1],
+        "domain_extent": None if extent is None else extent[::-1],
+        "boundary_conditions": {
+            side[0].translate(exchange) + side[1:]: kind  # "x", "x-low"
+            for side, kind in source.boundary_conditions.items()
+        },
+        "splits": {name: tuple(map(swap, parts)) for name, parts in source.splits.items()},
+        "details": {**source.details, "swapped_axes": True},
+    }

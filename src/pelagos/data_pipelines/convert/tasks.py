@@ -1,0 +1,143 @@
+"""The units of work of a conversion: writing one shard, comparing one shard with its source."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pelagos.data_pipelines.convert.readers import close_files
+from pelagos.data_pipelines.convert.reading import Frames, blocks
+from pelagos.data_pipelines.convert.source import Source, SourceError
+from pelagos.data_pipelines.store import DatasetSpec, DatasetWriter, open_dataset
+from pelagos.data_pipelines.store.shard_stream import NonFiniteError
+
+MAX_LISTED_DIFFERENCES = 5
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What was done for one shard.
+
+    Attributes:
+        num_bytes: of the shard's frames in the stored type.
+        largest_read_bytes: of the reads from the source.
+        differences: where stored values are not the source's, when they were compared.
+    """
+
+    shard: int
+    num_trajectories: int
+    num_bytes: int
+    largest_read_bytes: int
+    seconds: float
+    differences: tuple[str, ...] = ()
+
+
+def convert_shard(writer: DatasetWriter, source: Source, shard: int) -> ShardReport:
+    """Read the trajectories of one shard and write them, in bounded memory.
+
+    Raises:
+        SourceError: the source cannot be read, or holds a value that is not finite: file, key,
+            trajectory, frame and grid index are named. Nothing is written.
+    """
+    started = time.perf_counter()
+    trajectories = writer.shard_trajectories(shard)
+    largest = 0
+
+    def frames() -> Iterator[Frames]:
+        nonlocal largest
+        for block in blocks(source, trajectories):
+            largest = max(largest, block.largest_read_bytes)
+            yield block.frames
+
+    try:
+        writer.write_shard_frames(shard, frames(), _parameters(source, trajectories))
+    except NonFiniteError as error:
+        place = source.address(error.trajectory, error.channel)
+        raise SourceError(f"{place}: {error}") from error
+    finally:
+        close_files()
+    return _report(writer.spec, shard, largest, started)
+
+
+def compare_shard(
+    uri: str, options: dict[str, Any] | None, source: Source, shard: int
+) -> ShardReport:
+    """Read one shard of a finished dataset back and compare every bit with the source.
+
+    The source's values are cast to the stored type, as they were for writing.
+    """
+    started = time.perf_counter()
+    dataset = open_dataset(uri, options)
+    spec = dataset.spec
+    trajectories = spec.trajectories_of_shard(shard)
+    largest = 0
+    differences: list[str] = []
+    try:
+        for block in blocks(source, trajectories):
+            largest = max(largest, block.largest_read_bytes)
+            expected = block.frames.astype(spec.dtype, copy=False)
+            stored = _stored(dataset, block.trajectory, block.first_frame, len(expected))
+            for i, frame in enumerate(stored):
+                if frame.tobytes() != expected[i].tobytes():
+                    row, time_index = divmod(block.first_frame + i, spec.num_frames)
+                    differences.append(
+                        _difference(source, block.trajectory + row, time_index, frame, expected[i])
+                    )
+        for name, values in _parameters(source, trajectories).items():
+            if (dataset.parameters[name][trajectories.start : trajectories.stop] != values).any():
+                differences.append(f"parameter {name!r} differs from the source's")
+    finally:
+        dataset.close()
+        close_files()
+    return _report(spec, shard, largest, started, tuple(differences))
+
+
+def _stored(dataset: Any, trajectory: int, first_frame: int, count: int) -> Iterator[Frames]:
+    """Stored frames from a place on, over as many trajectories as it takes."""
+    while count:
+        length = min(count, dataset.num_frames - first_frame)
+        yield from dataset.window(trajectory, first_frame, length)
+        count -= length
+        trajectory, first_frame = trajectory + 1, 0
+
+
+def _difference(
+    source: Source, trajectory: int, frame: int, stored: Frames, expected: Frames
+) -> str:
+    bits = f"u{stored.itemsize}"  # so that 0 and -0 differ
+    channel, *point = map(int, np.argwhere(stored.view(bits) != expected.view(bits))[0])
+    index = (channel, *point)
+    return (
+        f"{source.address(trajectory, channel)}: trajectory {trajectory}, frame {frame}, field "
+        f"{source.fields[channel].name!r}, grid index {tuple(point)}: {expected[index]} in the "
+        f"source, {stored[index]} stored"
+    )
+
+
+def _parameters(source: Source, trajectories: range) -> dict[str, Any]:
+    located = [source.locate(trajectory) for trajectory in trajectories]
+    return {
+        name: np.array([part.parameter(name, row) for part, row in located])
+        for name in source.parameter_names
+    }
+
+
+def _report(
+    spec: DatasetSpec, shard: int, largest: int, started: float, differences: tuple[str, ...] = ()
+) -> ShardReport:
+    count = len(spec.trajectories_of_shard(shard))
+    num_bytes = count * spec.num_frames * spec.frame_bytes
+    seconds = time.perf_counter() - started
+    return ShardReport(shard, count, num_bytes, largest, seconds, differences)
+
+
+def listed(differences: list[str]) -> str:
+    """The first differences, a line each, and how many more there are."""
+    shown = list(itertools.islice(differences, MAX_LISTED_DIFFERENCES))
+    more = len(differences) - len(shown)
+    return "\n  ".join([*shown, *([f"and {more} more"] if more else [])])

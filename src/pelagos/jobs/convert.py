@@ -1,0 +1,195 @@
+"""`pelagos convert`: data in published file formats becomes a dataset, killable at any moment.
+
+1. look at the source whole: format, files, shapes, splits
+2. create the dataset, or go on where a killed run stopped (the shards tell)
+3. convert missing shards in threads or Ray tasks; each is written whole or not at all
+4. finalize (statistics, manifest); if asked, read everything back and compare it with the source
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from pelagos.data_pipelines.convert import ConvertOptions, Source, open_source
+from pelagos.data_pipelines.convert.tasks import (
+    ShardReport,
+    compare_shard,
+    convert_shard,
+    listed,
+)
+from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
+from pelagos.jobs.shard_work import Launch, ShardProgress, begin, launcher, shard_progress
+from pelagos.platform.config.schema import ResourcesConfig
+
+MAX_DEFAULT_WORKERS = 4
+MAX_DIFFERENCE = 200  # characters shown of one entry in which two specifications differ
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """What a conversion came to.
+
+    Attributes:
+        metrics: `trajectories` (of the dataset), `trajectories_converted` (by this call), `seconds`,
+            `megabytes_per_second` (of raw stored type, of what this call converted),
+            `largest_read_bytes`, and with `verify` `verify_seconds`.
+        differences: where the dataset is not the source, if they were compared.
+    """
+
+    uri: str
+    spec: DatasetSpec
+    notes: tuple[str, ...]
+    metrics: dict[str, float]
+    differences: tuple[str, ...] = ()
+
+
+def plan(source: str, options: ConvertOptions) -> tuple[Source, DatasetSpec]:
+    """What would be converted, and what would come out.
+
+    Raises:
+        SourceError: the source cannot be converted as asked.
+    """
+    found = open_source(source, options)
+    return found, found.spec(options)
+
+
+def run(
+    source: str,
+    uri: str,
+    options: ConvertOptions | None = None,
+    *,
+    overwrite: bool = False,
+    verify: bool = False,
+    num_workers: int | None = None,
+    ray_address: str | None = None,
+    storage_options: dict[str, Any] | None = None,
+    console: Console | None = None,
+) -> ConvertResult:
+    """Convert `source` to a dataset at `uri`; the same call again goes on where one stopped.
+
+    Args:
+        overwrite: replace another dataset that is there.
+        verify: read the dataset back and compare every value with the source.
+        num_workers: shards in work at a time; None: the cores of this machine, at most four.
+        ray_address: spread the shards over this Ray cluster, which must see the same files.
+
+    Raises:
+        SourceError: the source cannot be converted as asked; nothing that is finished changes.
+        FileExistsError: another dataset is there.
+    """
+    console = console or Console(quiet=True)
+    options = options or ConvertOptions()
+    found, spec = plan(source, options)
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    started = time.monotonic()
+    with _launcher(num_workers, ray_address) as launch, shard_progress(console) as progress:
+        reports: list[ShardReport] = []
+        if not overwrite and _is_there(uri, spec, storage_options):
+            console.print(f"{uri} is complete already", markup=False)
+        else:
+            reports = _convert(found, spec, uri, overwrite, storage_options, launch, progress)
+        metrics = _metrics(spec, reports, time.monotonic() - started)
+        if not verify:
+            return ConvertResult(uri, spec, found.notes, metrics)
+        started = time.monotonic()
+        differences = _compare(found, spec, uri, storage_options, launch, progress)
+        metrics["verify_seconds"] = time.monotonic() - started
+    return ConvertResult(uri, spec, found.notes, metrics, tuple(differences))
+
+
+@contextmanager
+def _launcher(num_workers: int | None, ray_address: str | None) -> Iterator[Launch[ShardReport]]:
+    workers = num_workers or min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
+    resources = ResourcesConfig(
+        launcher="ray" if ray_address else "none", num_workers=workers, ray_address=ray_address
+    )
+    with launcher(resources, num_threads=workers) as launch:
+        yield launch
+
+
+def _is_there(uri: str, spec: DatasetSpec, options: dict[str, Any] | None) -> bool:
+    """Whether the complete dataset of this specification is there.
+
+    Raises:
+        FileExistsError: another complete dataset is there.
+    """
+    try:
+        dataset = open_dataset(uri, options)
+    except DatasetError:  # nothing there, or unfinished: creating it will tell
+        return False
+    differences = spec.differences(dataset.spec)
+    dataset.close()
+    if differences:
+        raise FileExistsError(
+            f"{uri} holds another complete dataset:\n  "
+            + "\n  ".join(_shortened(line) for line in differences)
+            + "\n"
+            "Choose another destination, or --overwrite."
+        )
+    return True
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= MAX_DIFFERENCE else line[:MAX_DIFFERENCE] + "…"
+
+
+def _convert(
+    source: Source,
+    spec: DatasetSpec,
+    uri: str,
+    overwrite: bool,
+    options: dict[str, Any] | None,
+    launch: Launch[ShardReport],
+    progress: ShardProgress,
+) -> list[ShardReport]:
+    writer = begin(uri, spec, overwrite, options)
+    missing = writer.missing_shards()
+    left = sum(len(writer.shard_trajectories(shard)) for shard in missing)
+    progress.begin(spec.name, spec.num_trajectories, spec.num_trajectories - left)
+    reports = []
+    for report in launch(functools.partial(convert_shard, writer, source), missing):
+        progress.advance(report.num_trajectories, report.num_bytes)
+        reports.append(report)
+    progress.end()
+    writer.finalize()
+    return reports
+
+
+def _compare(
+    source: Source,
+    spec: DatasetSpec,
+    uri: str,
+    options: dict[str, Any] | None,
+    launch: Launch[ShardReport],
+    progress: ShardProgress,
+) -> list[str]:
+    progress.begin(f"comparing {spec.name}", spec.num_trajectories, 0)
+    differences: list[str] = []
+    work = functools.partial(compare_shard, uri, options, source)
+    for report in launch(work, list(range(spec.num_shards))):
+        progress.advance(report.num_trajectories, report.num_bytes)
+        differences += report.differences
+    progress.end()
+    return differences
+
+
+def _metrics(spec: DatasetSpec, reports: list[ShardReport], seconds: float) -> dict[str, float]:
+    return {
+        "trajectories": spec.num_trajectories,
+        "trajectories_converted": sum(r.num_trajectories for r in reports),
+        "seconds": seconds,
+        "megabytes_per_second": sum(r.num_bytes for r in reports) / 1e6 / seconds,
+        "largest_read_bytes": max((r.largest_read_bytes for r in reports), default=0),
+    }
+
+
+__all__ = ["ConvertResult", "listed", "plan", "run"]
