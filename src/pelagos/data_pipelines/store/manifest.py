@@ -113,7 +113,7 @@ def load_manifest(store: ObjectStore) -> Manifest:
 
 def check_shard_sizes(store: ObjectStore, manifest: Manifest) -> None:
     """Raises DatasetError naming the shards that are missing or have another size."""
-    sizes = store.sizes(SHARD_PREFIX)
+    sizes = store.sizes(SHARD_PREFIX, [shard.key for shard in manifest.shards])
     problems = [
         f"{shard.key} is missing"
         if shard.key not in sizes

@@ -1,7 +1,7 @@
 """Named bytes: the few operations on files or objects that a dataset needs, and local files.
 
-`ObjectStore` is the protocol. `LocalStore` is here, `RemoteStore` (S3 and everything else that
-fsspec knows) in `pelagos.infra.object_store`; another back end is one more class with these methods.
+`ObjectStore` is the protocol. `LocalStore` is here; `RemoteStore` (S3 and everything else that fsspec
+knows) and `ObstoreStore`, which reads faster, are in `pelagos.infra`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.infra.files import sync_directory
 from pelagos.infra.object_store import Bytes, Range, RemoteStore
+from pelagos.infra.obstore_store import open_remote
+from pelagos.infra.read_policy import ReadCounters
 
 TEMPORARY_MARK = ".pelagos-partial-"
 MAX_OPEN_FILES = 128  # per store; further files are opened for each read
@@ -30,6 +32,7 @@ class ObjectStore(Protocol):
 
     uri: str
     coalesce_gap_bytes: int  # reading this many unneeded bytes is cheaper than another request
+    counters: ReadCounters
 
     def address(self, key: str) -> str:
         """The full address of an object, for messages."""
@@ -53,8 +56,11 @@ class ObjectStore(Protocol):
         """Put an object there whole: a reader sees the old one or the new one, never a part."""
         ...
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Size in bytes of every object whose key starts with the folder `prefix`."""
+    def sizes(self, prefix: str = "", expected: Sequence[str] = ()) -> dict[str, int]:
+        """Size in bytes of every object whose key starts with the folder `prefix`.
+
+        A store that cannot list (plain HTTP) looks for the `expected` keys alone.
+        """
         ...
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -71,7 +77,7 @@ def open_store(uri: str, storage_options: dict[str, Any] | None = None) -> Objec
         return LocalStore(uri)
     if scheme == "file":
         return LocalStore(rest)
-    return RemoteStore(uri, storage_options, error=DatasetError, missing=ObjectMissingError)
+    return open_remote(uri, storage_options, error=DatasetError, missing=ObjectMissingError)
 
 
 class LocalStore:
@@ -82,6 +88,7 @@ class LocalStore:
     def __init__(self, path: str | Path) -> None:
         self.root = Path(path).expanduser().absolute()
         self.uri = str(path)
+        self.counters = ReadCounters()
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
 
@@ -126,7 +133,7 @@ class LocalStore:
             raise
         sync_directory(path.parent)
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
+    def sizes(self, prefix: str = "", expected: Sequence[str] = ()) -> dict[str, int]:
         found: dict[str, int] = {}
         for folder, _, files in os.walk(self.root / prefix):
             for name in files:

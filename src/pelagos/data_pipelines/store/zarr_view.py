@@ -16,6 +16,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.layout import SHARD_PREFIX
 from pelagos.infra.object_store import S3_SCHEMES, s3_options
+from pelagos.infra.read_policy import split_options
 
 
 class StrictStore(WrapperStore[Store]):
@@ -40,9 +41,9 @@ def open_group(uri: str, storage_options: dict[str, Any] | None = None) -> zarr.
     if not separator or scheme == "file":
         inner = LocalStore(rest if separator else uri, read_only=True)
     else:
-        options = dict(storage_options or {})
+        policy, options = split_options(storage_options)
         if scheme in S3_SCHEMES:
-            options = s3_options(options)
+            options = s3_options(options, policy)
         options["skip_instance_cache"] = True  # it would outlive a change of credentials
         inner = FsspecStore.from_url(uri, storage_options=options, read_only=True)
     return zarr.open_group(StrictStore(inner), mode="r")
