@@ -12,14 +12,16 @@ from urllib.parse import unquote
 
 
 @contextlib.contextmanager
-def serve_directory(directory: Path) -> Iterator[str]:
-    """Serve the files under `directory`; yields the address."""
+def serve_directory(directory: Path, requests: list[str] | None = None) -> Iterator[str]:
+    """Serve the files under `directory`; yields the address. `requests` gets each path and range."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
+            if requests is not None and self.command == "GET":
+                requests.append(f"{self.path} {self.headers.get('Range', 'whole')}")
             path = directory / unquote(self.path).lstrip("/")
             if not path.is_file():
                 self.send_response(404)

@@ -12,7 +12,7 @@ from pelagos.data_pipelines.loader import StreamLoader, load_batch
 from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
 from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.sampler import Sampler
-from pelagos.data_pipelines.store import Dataset, DatasetError, open_dataset
+from pelagos.data_pipelines.store import CacheSettings, Dataset, DatasetError, open_dataset
 from pelagos.infra.object_store import storage_options
 from pelagos.models.low_rank import add_low_rank
 from pelagos.models.objectives import OBJECTIVES, Objective, Segmentation, create_objective
@@ -40,7 +40,9 @@ TRAINING_SPLIT = "train"
 
 def options_for(uri: str, storage: StorageConfig) -> dict[str, Any]:
     """Return fsspec options of `uri` under the job's `storage` section."""
-    return storage_options(uri, storage.endpoint_url, storage.region, storage.anonymous)
+    return storage_options(
+        uri, storage.endpoint_url, storage.region, storage.anonymous, storage.backend
+    )
 
 
 def build_objective(job: TrainingJob) -> Objective:
@@ -82,9 +84,11 @@ def build_network(job: TrainingJob) -> Pretrained:
 def open_datasets(job: TrainingJob) -> list[Dataset]:
     """Open the datasets of the job's mixture. Raises `ConfigError` with all that cannot be."""
     datasets, problems = [], []
+    cache = CacheSettings(**job.data.cache.model_dump()) if job.data.cache else None
     for index, entry in enumerate(job.data.mixture):
         try:
-            datasets.append(open_dataset(entry.uri, options_for(entry.uri, job.storage)))
+            options = options_for(entry.uri, job.storage)
+            datasets.append(open_dataset(entry.uri, options, cache))
         except (DatasetError, OSError) as error:
             problems.append(Problem(("data", "mixture", index, "uri"), str(error)))
     if problems:

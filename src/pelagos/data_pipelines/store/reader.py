@@ -19,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from pelagos.data_pipelines.store.cache import CachedStore, open_cached, row_blocks
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.data_pipelines.store.field_statistics import default_split
 from pelagos.data_pipelines.store.manifest import Manifest, check_shard_sizes, load_manifest
+from pelagos.data_pipelines.store.node_cache import CacheSettings
 from pelagos.data_pipelines.store.object_store import ObjectStore, Range, open_store
 from pelagos.data_pipelines.store.schema import DatasetSpec
 from pelagos.data_pipelines.store.shards import (
@@ -35,6 +37,7 @@ from pelagos.data_pipelines.store.shards import (
     index_bytes_length,
 )
 from pelagos.data_pipelines.store.zarr_view import open_group
+from pelagos.infra.object_store import is_remote
 
 MAX_REQUEST_BYTES = 16 * 2**20
 
@@ -42,19 +45,22 @@ FloatArray = npt.NDArray[Any]
 
 
 def open_dataset(
-    uri: str | os.PathLike[str], storage_options: dict[str, Any] | None = None
+    uri: str | os.PathLike[str],
+    storage_options: dict[str, Any] | None = None,
+    cache: CacheSettings | None = None,
 ) -> Dataset:
     """Open a finished dataset: one read of its manifest, one listing of its shards.
 
     Args:
         uri: a path, or `s3://bucket/path/name.zarr`.
         storage_options: for object stores; see `pelagos.infra.object_store.RemoteStore`.
+        cache: where this node keeps what it fetches from an object store; paths are not cached.
 
     Raises:
         DatasetError: it is missing, unfinished, damaged or out of reach; the message says what
             to do.
     """
-    return Dataset(os.fspath(uri), storage_options)
+    return Dataset(os.fspath(uri), storage_options, cache)
 
 
 @dataclass(frozen=True)
@@ -75,17 +81,29 @@ class Dataset:
         uri, spec: where it is and what it is.
         manifest: shards, checksums and all statistics.
         fingerprint: SHA-256 that changes whenever a byte of the data does.
-        bytes_read: bytes fetched through this object so far.
+        bytes_read: bytes read through this object so far, from a cache or past it.
+        counters: what the object store was asked for, and what the cache gave.
     """
 
-    def __init__(self, uri: str, storage_options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        storage_options: dict[str, Any] | None = None,
+        cache: CacheSettings | None = None,
+    ) -> None:
         self.uri = uri
         self.storage_options = storage_options
+        self.cache = cache
         self.store: ObjectStore = open_store(uri, storage_options)
         self.manifest: Manifest = load_manifest(self.store)
         check_shard_sizes(self.store, self.manifest)
         self.spec: DatasetSpec = self.manifest.spec
         self.fingerprint: str = self.manifest.fingerprint
+        self.counters = self.store.counters
+        if cache is not None and is_remote(uri):
+            size = sum(shard.size for shard in self.manifest.shards)
+            # Every chunk has a checksum of its own, which the decoder checks.
+            self.store = open_cached(self.store, cache, self.fingerprint, size, verify=False)
         self.bytes_read = 0
         self._codec = FrameCodec(self.spec)
         self._indices: dict[int, ShardIndex] = {}
@@ -228,6 +246,8 @@ class Dataset:
                 f"dataset {self.uri}: the index of shard {record.key} is damaged ({error}). "
                 f"Restore the shard from a copy, or write the dataset again"
             ) from error
+        if isinstance(self.store, CachedStore):
+            self.store.divide(record.key, row_blocks(index, int(ABSENT)))
         self._indices[shard] = index
         return index
 
@@ -236,7 +256,7 @@ class Dataset:
         self.store.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_dataset, (self.uri, self.storage_options)
+        return open_dataset, (self.uri, self.storage_options, self.cache)
 
     def __repr__(self) -> str:
         return f"Dataset({self.uri!r}, shape={self.spec.shape}, fields={self.field_names})"
@@ -279,6 +299,8 @@ class Dataset:
         first_error: Exception,
     ) -> None:
         """Fetch a frame once more (the damage may be on the way, not at rest), then give up."""
+        if isinstance(self.store, CachedStore):
+            self.store.discard(key, byte_range)
         (content,) = self._fetch(key, [byte_range])
         try:
             self._codec.decode(content.data, out)

@@ -32,6 +32,9 @@ class StorageConfig(Section):
     )
     region: str | None = Field(None, description="S3 region; default: AWS_REGION.")
     anonymous: bool = Field(False, description="Send unsigned requests (public buckets).")
+    backend: Literal["auto", "obstore", "fsspec"] = Field(
+        "auto", description="Client that reads datasets; auto: obstore where it knows the scheme."
+    )
 
 
 class ResourcesConfig(Section):
@@ -114,6 +117,13 @@ class ConstantsConfig(Section):
     std: dict[str, PositiveFloat] = Field(description="Standard deviation of each field.")
 
 
+class CacheConfig(Section):
+    """Where each node keeps what it has fetched from object stores (docs/data.md)."""
+
+    directory: str = Field(description="Directory on a disk of the node; made if it is missing.")
+    max_bytes: PositiveInt = Field(description="Bytes it may take, all datasets together.")
+
+
 class DataConfig(Section):
     """What is streamed into the model."""
 
@@ -140,6 +150,9 @@ class DataConfig(Section):
         description="Consecutive samples of a batch from one dataset: 1 mixes freely, "
         "global_batch_size takes each batch from one dataset, its share per shard group gives each "
         "group one.",
+    )
+    cache: CacheConfig | None = Field(
+        None, description="Cache of remote datasets on each node; default: none."
     )
     num_threads: PositiveInt = Field(4, description="Reader threads per worker.")
     prefetch_steps: PositiveInt = Field(2, description="Batches prepared ahead.")
