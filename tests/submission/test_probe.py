@@ -12,7 +12,7 @@ from pelagos.infra.clusters import ClusterConfig
 from pelagos.jobs.probe import NodeReport, checks_of, storage_problem
 from pelagos.jobs.probe_cluster import probe_cluster
 from pelagos.platform.config.clusters import find_cluster
-from pelagos.platform.config.schema import ProbeJob
+from pelagos.platform.config.probe import ProbeJob
 
 GOOD = NodeReport("a", {"python": "3.11.7", "torch": "2.13.0"}, 8, 1, "")
 JOB = ProbeJob(name="probe", num_nodes=2, cpus_per_node=8, gpus_per_node=1)

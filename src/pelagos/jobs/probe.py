@@ -24,7 +24,7 @@ from pelagos.infra.doctor import PACKAGES, Check
 from pelagos.infra.files import replace_durably
 from pelagos.infra.object_store import StorageError
 from pelagos.infra.ray_cluster import ray_cluster
-from pelagos.platform.config.schema import ProbeJob
+from pelagos.platform.config.probe import ProbeJob
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pelagos.infra.doctor import Check
 from pelagos.jobs import submit, submitted_runs
 from pelagos.jobs.probe import read_checks
 from pelagos.platform.config.load import resolve_yaml
-from pelagos.platform.config.schema import ProbeJob
+from pelagos.platform.config.probe import ProbeJob
 
 WAIT_SECONDS = 600.0
 

@@ -26,7 +26,8 @@ from pelagos.jobs.submission_job import place_job
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import parse_job
-from pelagos.platform.config.schema import EvaluateJob, GenerateJob, ProbeJob, TrainingJob
+from pelagos.platform.config.probe import ProbeJob
+from pelagos.platform.config.schema import EvaluateJob, GenerateJob, TrainingJob
 from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.submission.causes import classify, decide_retry
 from pelagos.platform.submission.mirror import Mirror

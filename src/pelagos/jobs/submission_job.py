@@ -12,7 +12,8 @@ from pelagos.infra.object_store import is_remote
 from pelagos.platform.config.finetune import REGISTRY_SCHEME, FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import ConfigError, Problem, parse_yaml, read_yaml_text
-from pelagos.platform.config.schema import EvaluateJob, GenerateJob, ProbeJob, TrainingJob
+from pelagos.platform.config.probe import ProbeJob
+from pelagos.platform.config.schema import EvaluateJob, GenerateJob, TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 
 

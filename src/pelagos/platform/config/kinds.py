@@ -1,11 +1,11 @@
 """Every kind of job file, by the word that stands in its `job` key."""
 
 from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.config.probe import ProbeJob
 from pelagos.platform.config.schema import (
     EvaluateJob,
     GenerateJob,
     PretrainJob,
-    ProbeJob,
     TrainingJob,
 )
 from pelagos.platform.config.sweep import SweepJob

@@ -447,13 +447,3 @@ class EvaluateJob(Section):
     batch_size: PositiveInt = Field(16, description="Trajectories forecast at once.")
     output_dir: str | None = Field(None, description="Default: the run's evaluation directory.")
     tracking: bool = Field(True, description="Log the results to the run's MLflow store.")
-
-
-class ProbeJob(Section):
-    """Look at the nodes of a cluster: what `pelagos doctor --cluster NAME` submits."""
-
-    job: Literal["probe"] = "probe"
-    name: RunName = Field(description="Name of the run.")
-    num_nodes: PositiveInt = Field(1, description="Nodes to look at, at least.")
-    cpus_per_node: PositiveInt = Field(1, description="CPU cores that each should have.")
-    gpus_per_node: NonNegativeInt = Field(0, description="GPUs that each should have.")
