@@ -167,8 +167,10 @@ class RemoteStore:
             found = self.filesystem.cat_ranges([path] * len(ranges), starts, ends, on_error="raise")
             return list(found)
 
-        parts = self._attempt(key, fetch)
-        return self._checked(key, ranges, [np.frombuffer(part, np.uint8) for part in parts])
+        def read() -> list[Bytes]:
+            return [np.frombuffer(part, np.uint8) for part in self._attempt(key, fetch)]
+
+        return self._whole(key, ranges, read)
 
     def write(self, key: str, content: bytes) -> None:
         # One put, or one multi-part upload for large objects: both appear whole or not at all.
@@ -238,8 +240,17 @@ class RemoteStore:
     def _stripped(self, path: str) -> str:
         return str(self.filesystem._strip_protocol(path))
 
-    def _checked(self, key: str, ranges: Sequence[Range], parts: list[Bytes]) -> list[Bytes]:
-        """The parts, each as long as was asked for. Raises the store's error otherwise."""
+    def _whole(
+        self, key: str, ranges: Sequence[Range], read: Callable[[], list[Bytes]]
+    ) -> list[Bytes]:
+        """The parts, each as long as was asked for; a short one is asked for once more.
+
+        Raises the store's error where it is short again.
+        """
+        parts = read()
+        if any(len(part) != length for (_, length), part in zip(ranges, parts, strict=True)):
+            self.counters.add(retries=1)
+            parts = read()
         for (offset, length), part in zip(ranges, parts, strict=True):
             if len(part) != length:
                 raise self._error(

@@ -38,7 +38,7 @@ HTTP_SCHEMES = ("http", "https")
 GOOGLE_SCHEMES = ("gs", "gcs")
 AZURE_SCHEMES = ("az", "abfs")
 SCHEMES = (*S3_SCHEMES, *GOOGLE_SCHEMES, *AZURE_SCHEMES, *HTTP_SCHEMES)
-HEADS_AT_ONCE = 16
+REQUESTS_AT_ONCE = 16
 
 logger = logging.getLogger(__name__)
 
@@ -123,16 +123,17 @@ class ObstoreStore(RemoteStore):
     def read_ranges(
         self, key: str, ranges: Sequence[Range], scratch: Bytes | None = None
     ) -> list[Bytes]:
-        if len(ranges) > 1:
-            with ThreadPoolExecutor(min(len(ranges), HEADS_AT_ONCE)) as pool:
-                parts = list(pool.map(lambda r: self._read_range(key, *r), ranges))
-        else:
-            parts = [self._read_range(key, *r) for r in ranges]
-        return self._checked(key, ranges, parts)
+        def read() -> list[Bytes]:
+            if len(ranges) == 1:
+                return [self._read_range(key, *ranges[0])]
+            with ThreadPoolExecutor(min(len(ranges), REQUESTS_AT_ONCE)) as pool:
+                return list(pool.map(lambda r: self._read_range(key, *r), ranges))
+
+        return self._whole(key, ranges, read)
 
     def sizes(self, prefix: str = "", expected: Sequence[str] = ()) -> dict[str, int]:
         if self.scheme in HTTP_SCHEMES:
-            with ThreadPoolExecutor(HEADS_AT_ONCE) as pool:
+            with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
                 found = pool.map(self._size, expected)
                 return {
                     k: size for k, size in zip(expected, found, strict=True) if size is not None

@@ -68,6 +68,7 @@ class ReadCounters:
         retries: attempts after a first that failed.
         hedges: second requests sent because the first was late.
         bytes_fetched: bytes that came from the store.
+        damaged_reads: frames or indices whose checksum was wrong, and that were fetched once more.
         retry_seconds: time lost to failed attempts and the pauses after them.
         cache_hits, cache_misses: ranges read from the node's cache; trajectories put there.
         cache_bypasses: ranges read past a cache that is full or out of order.
@@ -79,6 +80,7 @@ class ReadCounters:
     retries: int = 0
     hedges: int = 0
     bytes_fetched: int = 0
+    damaged_reads: int = 0
     retry_seconds: float = 0.0
     cache_hits: int = 0
     cache_misses: int = 0

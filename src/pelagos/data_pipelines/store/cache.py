@@ -93,6 +93,9 @@ class CachedStore:
     def write(self, key: str, content: bytes) -> None:
         self.inner.write(key, content)
 
+    def create(self, key: str, content: bytes) -> bool:
+        return self.inner.create(key, content)
+
     def sizes(self, prefix: str = "", expected: Sequence[str] = ()) -> dict[str, int]:
         return self.inner.sizes(prefix, expected)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +54,13 @@ class ObjectStore(Protocol):
 
     def write(self, key: str, content: bytes) -> None:
         """Put an object there whole: a reader sees the old one or the new one, never a part."""
+        ...
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Write an object unless one of that key exists; return whether this call wrote it.
+
+        Contents must differ between callers: where an answer was lost, they tell whose it is.
+        """
         ...
 
     def sizes(self, prefix: str = "", expected: Sequence[str] = ()) -> dict[str, int]:
@@ -119,6 +126,16 @@ class LocalStore:
                 os.close(descriptor)
 
     def write(self, key: str, content: bytes) -> None:
+        self._put(key, content, os.replace)
+
+    def create(self, key: str, content: bytes) -> bool:
+        try:
+            self._put(key, content, _link)  # unlike a rename, it fails where the name is taken
+        except FileExistsError:
+            return False
+        return True
+
+    def _put(self, key: str, content: bytes, place: Callable[[Path, Path], None]) -> None:
         path = self.root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}{TEMPORARY_MARK}{uuid.uuid4().hex}")
@@ -127,7 +144,7 @@ class LocalStore:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
+            place(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -186,3 +203,8 @@ class LocalStore:
 
     def _missing(self, key: str) -> ObjectMissingError:
         return ObjectMissingError(f"{self.address(key)} does not exist")
+
+
+def _link(source: Path, target: Path) -> None:
+    os.link(source, target)
+    source.unlink()

@@ -22,7 +22,12 @@ import zarr
 from pelagos.data_pipelines.store.cache import CachedStore, open_cached, row_blocks
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.data_pipelines.store.field_statistics import default_split
-from pelagos.data_pipelines.store.manifest import Manifest, check_shard_sizes, load_manifest
+from pelagos.data_pipelines.store.manifest import (
+    Manifest,
+    ShardRecord,
+    check_shard_sizes,
+    load_manifest,
+)
 from pelagos.data_pipelines.store.node_cache import CacheSettings
 from pelagos.data_pipelines.store.object_store import ObjectStore, Range, open_store
 from pelagos.data_pipelines.store.schema import DatasetSpec
@@ -235,12 +240,12 @@ class Dataset:
         if known is not None:
             return known
         record = self.manifest.shards[shard]
-        length = index_bytes_length(self.spec)
-        (tail,) = self._fetch(record.key, [(record.size - length, length)])
         try:
-            index, checksum = decode_index(self.spec, tail.data)
-            if checksum != record.index_crc32c:
-                raise ChecksumError("it is not the index that the manifest describes")
+            try:
+                index = self._read_index(record)
+            except ChecksumError:  # the damage may be on the way, not at rest
+                self.counters.add(damaged_reads=1)
+                index = self._read_index(record)
         except ChecksumError as error:
             raise DatasetError(
                 f"dataset {self.uri}: the index of shard {record.key} is damaged ({error}). "
@@ -249,6 +254,14 @@ class Dataset:
         if isinstance(self.store, CachedStore):
             self.store.divide(record.key, row_blocks(index, int(ABSENT)))
         self._indices[shard] = index
+        return index
+
+    def _read_index(self, record: ShardRecord) -> ShardIndex:
+        length = index_bytes_length(self.spec)
+        (tail,) = self._fetch(record.key, [(record.size - length, length)])
+        index, checksum = decode_index(self.spec, tail.data)
+        if checksum != record.index_crc32c:
+            raise ChecksumError("it is not the index that the manifest describes")
         return index
 
     def close(self) -> None:
@@ -276,15 +289,18 @@ class Dataset:
         place: str = "",
     ) -> list[npt.NDArray[np.uint8]]:
         """Byte ranges of an object; `place` says in messages what they hold."""
+        extent = f"bytes {min(ranges)[0]}..{sum(max(ranges)) - 1}"
         try:
             fetched = self.store.read_ranges(key, ranges, scratch)
         except ObjectMissingError as error:
             raise DatasetError(
-                f"dataset {self.uri}: shard {place or key} was there when the dataset was opened "
-                f"and is gone now ({error})"
+                f"dataset {self.uri}: shard {place or key} ({extent}) was there when the dataset was "
+                f"opened and is gone now ({error})"
             ) from error
         except DatasetError as error:
-            raise DatasetError(f"dataset {self.uri}, shard {place or key}: {error}") from error
+            raise DatasetError(
+                f"dataset {self.uri}, shard {place or key} ({extent}): {error}"
+            ) from error
         with self._lock:
             self.bytes_read += sum(length for _, length in ranges)
         return fetched
@@ -299,6 +315,7 @@ class Dataset:
         first_error: Exception,
     ) -> None:
         """Fetch a frame once more (the damage may be on the way, not at rest), then give up."""
+        self.counters.add(damaged_reads=1)
         if isinstance(self.store, CachedStore):
             self.store.discard(key, byte_range)
         (content,) = self._fetch(key, [byte_range])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.store import staging
-from pelagos.data_pipelines.store.errors import DatasetError
+from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.data_pipelines.store.field_statistics import (
     dataset_statistics,
     default_split,
@@ -72,9 +73,15 @@ def create_dataset(
     uri = os.fspath(uri)
     root_uri = staging.prepare(uri, overwrite, storage_options)
     store = open_store(root_uri, storage_options)
-    store.write(SPEC_KEY, dumps({"spec": spec.to_json()}))  # first: it makes the rest resumable
+    # First: it makes the rest resumable, and of several who begin at once one alone gets it.
+    token = uuid.uuid4().hex
+    if not store.create(SPEC_KEY, dumps({"spec": spec.to_json(), "writer": token})):
+        raise FileExistsError(
+            f"another process has just begun a dataset at {uri}: wait until it is finished, or use "
+            f"another uri"
+        )
     _write_metadata(store, spec)
-    return DatasetWriter(uri, spec, root_uri, storage_options)
+    return DatasetWriter(uri, spec, root_uri, storage_options, token)
 
 
 def resume_dataset(
@@ -90,7 +97,8 @@ def resume_dataset(
     uri = os.fspath(uri)
     root_uri = staging.unfinished_root(uri, storage_options)
     store = open_store(root_uri, storage_options)
-    found = DatasetSpec.from_json(json.loads(store.read(SPEC_KEY))["spec"])
+    begun = json.loads(store.read(SPEC_KEY))
+    found = DatasetSpec.from_json(begun["spec"])
     differences = spec.differences(found)
     if differences:
         raise ValueError(
@@ -98,7 +106,7 @@ def resume_dataset(
             "use the same spec, another uri, or overwrite"
         )
     _write_metadata(store, spec)  # the first run may have been killed before it had
-    return DatasetWriter(uri, spec, root_uri, storage_options)
+    return DatasetWriter(uri, spec, root_uri, storage_options, begun.get("writer", ""))
 
 
 @dataclass(frozen=True)
@@ -108,12 +116,14 @@ class DatasetWriter:
     Attributes:
         uri: where the dataset will be.
         root_uri: where it is being written; another place than `uri` while it replaces a dataset.
+        token: whose dataset it is; a dataset begun anew in its place has another.
     """
 
     uri: str
     spec: DatasetSpec
     root_uri: str
     storage_options: dict[str, Any] | None = None
+    token: str = ""
 
     @property
     def num_shards(self) -> int:
@@ -143,6 +153,7 @@ class DatasetWriter:
         Raises:
             ValueError: a shape or the parameters' names are wrong, or a value is not finite (the
                 trajectory, frame, field and grid index of the first one are named).
+            DatasetError: another process has begun the dataset anew.
         """
         trajectories = self.shard_trajectories(shard)
         data = self._checked(data, trajectories)
@@ -158,6 +169,7 @@ class DatasetWriter:
             "sums": shard_sums(data, self.spec.field_names),
         }
         store = open_store(self.root_uri, self.storage_options)
+        self._check_ownership(store)
         store.write(key, encoded.content)
         store.write(sidecar_key(shard), dumps(sidecar))
 
@@ -165,8 +177,10 @@ class DatasetWriter:
         """Pool statistics, write parameters, attributes and, last, the manifest.
 
         Raises:
-            DatasetError: shards are missing, or differ from what was written.
+            DatasetError: shards are missing, or differ from what was written, or another process
+                has begun the dataset anew.
         """
+        self._check_ownership(open_store(self.root_uri, self.storage_options))
         missing = self.missing_shards()
         if missing:
             shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
@@ -190,6 +204,18 @@ class DatasetWriter:
         store.write(GROUP_KEY, dumps(root_document(self.spec, extra)))
         store.write(MANIFEST_KEY, manifest.to_bytes())
         staging.finish(self.uri, self.root_uri)
+
+    def _check_ownership(self, store: ObjectStore) -> None:
+        """Raises DatasetError where the dataset that was begun is no longer this writer's."""
+        try:
+            token = json.loads(store.read(SPEC_KEY)).get("writer", "")
+        except ObjectMissingError:
+            token = None
+        if token != self.token:
+            raise DatasetError(
+                f"dataset {self.uri} is being overwritten by another process, or was deleted: this "
+                f"one stops. Let one process at a time create a dataset"
+            )
 
     def _manifest(self, store: ObjectStore, sidecars: list[dict[str, Any]]) -> Manifest:
         sums = {
