@@ -16,8 +16,9 @@ import pytest
 from pelagos.data_pipelines.store import DatasetError, open_dataset
 from pelagos.data_pipelines.store.object_store import open_store
 from pelagos.infra.hedging import FIRST_DELAY_SECONDS, Hedger
-from pelagos.infra.object_store import RemoteStore, http_status, is_refused, summary
+from pelagos.infra.object_store import RemoteStore
 from pelagos.infra.obstore_store import ObstoreStore
+from pelagos.infra.store_failures import http_status, is_refused, summary
 
 CONTENT = bytes(range(200))
 
