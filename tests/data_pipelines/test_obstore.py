@@ -15,7 +15,7 @@ import pytest
 
 from pelagos.data_pipelines.store import DatasetError, open_dataset
 from pelagos.data_pipelines.store.object_store import open_store
-from pelagos.infra.hedging import FIRST_DELAY_SECONDS, Hedger
+from pelagos.infra.hedging import FIRST_DELAY_SECONDS, LATE_SECONDS, Hedger
 from pelagos.infra.object_store import RemoteStore
 from pelagos.infra.obstore_store import ObstoreStore
 from pelagos.infra.store_failures import http_status, is_refused, summary
@@ -155,6 +155,22 @@ def test_a_late_call_is_sent_twice_and_the_first_answer_counts() -> None:
 
     with pytest.raises(KeyError):
         hedger.call(fail, 100)
+
+
+def test_calls_to_a_store_next_door_are_direct_until_one_is_late() -> None:
+    hedger, callers = Hedger(), []
+
+    def call(pause: float = 0.0) -> None:
+        time.sleep(pause)
+        callers.append(threading.current_thread())
+
+    for _ in range(100):
+        hedger.call(call, 100)
+    assert callers[0] is not threading.current_thread()
+    assert callers[-1] is threading.current_thread()
+    hedger.call(lambda: call(1.1 * LATE_SECONDS), 100)
+    hedger.call(call, 100)
+    assert callers[-1] is not threading.current_thread()
 
 
 def _open_in_child(address: str, answers: Any) -> None:

@@ -152,11 +152,10 @@ class ObstoreStore(RemoteStore):
         def fetch() -> Any:
             if self._hedger is None:
                 return request()
-            before = self._hedger.num_hedges
-            found = self._hedger.call(request, length)
-            if self._hedger.num_hedges > before:
+            try:
+                return self._hedger.call(request, length)
+            finally:
                 self.counters.hedges = self._hedger.num_hedges
-            return found
 
         return np.frombuffer(self._attempt(key, fetch), np.uint8)
 
