@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import data as local
+import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import obstore
@@ -40,6 +41,7 @@ from pelagos.data_pipelines.store import CacheSettings, Dataset, open_dataset
 
 BATCH = 16
 RAW = "raw obstore ranges"
+CHECKED = "raw, checksum and copy"  # what no reader that checks and fills a batch can spare
 Read = Callable[[tuple[int, int], npt.NDArray[np.float32]], None]
 
 
@@ -70,11 +72,18 @@ def make_readers(endpoint: str, length: int) -> tuple[dict[str, Read], Dataset]:
         client_options={"allow_http": True},
     )
 
-    def raw(window: tuple[int, int], out: npt.NDArray[np.float32]) -> None:
+    def raw(window: tuple[int, int], out: npt.NDArray[np.float32]) -> Any:
         shard, row = divmod(window[0], dataset.spec.shard_trajectories)
         (planned,) = dataset.plan(shard, row, range(window[1], window[1] + length))
         start, size = planned.byte_range
-        obstore.get_range(client, dataset.manifest.shards[shard].key, start=start, length=size)
+        key = dataset.manifest.shards[shard].key
+        return obstore.get_range(client, key, start=start, length=size)
+
+    def checked(window: tuple[int, int], out: npt.NDArray[np.float32]) -> None:
+        found = np.frombuffer(raw(window, out), np.uint8).reshape(length, -1)
+        for frame, target in zip(found, out.reshape(length, -1).view(np.uint8), strict=True):
+            assert google_crc32c.value(frame[:-4]) == int.from_bytes(frame[-4:], "little")
+            target[:] = frame[:-4]
 
     def of_pelagos(name: str, backend: str) -> Read:
         found = open_dataset(f"s3://{BUCKET}/{name}.zarr", options_of(endpoint, backend))
@@ -100,6 +109,7 @@ def make_readers(endpoint: str, length: int) -> tuple[dict[str, Read], Dataset]:
         dataset.shard_index(shard)
     readers: dict[str, Read] = {
         RAW: raw,
+        CHECKED: checked,
         "pelagos obstore, none": of_pelagos("none", "obstore"),
         "pelagos obstore, lz4": of_pelagos("lz4", "obstore"),
         "pelagos s3fs, none": of_pelagos("none", "fsspec"),
@@ -213,6 +223,7 @@ def epochs_with_cache(
 ) -> None:
     """Whole epochs in the sampler's order: the first fills the cache, the others read it."""
     uri = f"s3://{BUCKET}/{options.cached}.zarr"
+    local_uri = str(folder / BUCKET / f"{options.cached}.zarr")
     settings = CacheSettings(str(folder / "cache"), 10**12)
     dataset = open_dataset(uri, options_of(endpoint, "obstore"), settings)
     mixture = mixture_of(dataset, options.length)
@@ -238,6 +249,17 @@ def epochs_with_cache(
                 f"requests and {size / steps / BATCH / window:.2f}x bytes per window"
             )
             origin.forget()
+    out = np.empty((options.length, *dataset.spec.frame_shape), np.float32)
+    windows = random_windows(dataset, 4 * options.windows, options.length, 0)
+    for name, found in (("cached", dataset), ("local", open_dataset(local_uri))):
+        cpu, started = time.process_time(), time.perf_counter()
+        for trajectory, start in windows:
+            found.read_frames(trajectory, range(start, start + options.length), out)
+        wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+        print(
+            f"reader alone, 1 thread, {name}: {len(windows) / wall:.0f} windows/s, "
+            f"{cpu / len(windows) * 1e3:.3f} CPU ms/window"
+        )
 
 
 def stall_free(endpoint: str, options: argparse.Namespace) -> None:

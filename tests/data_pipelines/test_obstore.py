@@ -102,6 +102,16 @@ def test_profile_and_changed_credentials_are_found(
         assert bytes(ended.read_ranges("key", [(3, 4)])[0]) == CONTENT[3:7]
 
 
+@pytest.mark.s3
+def test_obstore_lists_what_s3fs_lists(s3_server: Any) -> None:
+    store = open_store(s3_server.new_uri(), s3_server.storage_options)
+    assert isinstance(store, ObstoreStore)
+    for key in ("a/b", "a/c/d", "e"):
+        store.write(key, CONTENT[: len(key)])
+    assert store.sizes("a") == store._list("a") == {"a/b": 3, "a/c/d": 5}
+    assert store.sizes() == store._list("")
+
+
 def test_anonymous_reads_are_not_signed(tmp_path: Path) -> None:
     (tmp_path / "bucket" / "folder").mkdir(parents=True)
     (tmp_path / "bucket" / "folder" / "key").write_bytes(CONTENT)

@@ -46,7 +46,8 @@ class Hedger:
 
     def call(self, operation: Callable[[], T], size: int) -> T:
         """The result of `operation`, which reads `size` bytes; its exception if it raises."""
-        latencies = self._latencies.setdefault(size.bit_length(), _Latencies())
+        kind = size.bit_length()
+        latencies = self._latencies.get(kind) or self._latencies.setdefault(kind, _Latencies())
         self._num_calls += 1
         started = time.perf_counter()
         if latencies.is_direct:
