@@ -202,6 +202,8 @@ class DatasetWriter:
             "fingerprint": manifest.fingerprint,
         }
         store.write(GROUP_KEY, dumps(root_document(self.spec, extra)))
+        # Without the token: the same data are the same bytes, whoever wrote them.
+        store.write(SPEC_KEY, dumps({"spec": self.spec.to_json()}))
         store.write(MANIFEST_KEY, manifest.to_bytes())
         staging.finish(self.uri, self.root_uri)
 
@@ -213,7 +215,7 @@ class DatasetWriter:
             token = None
         if token != self.token:
             raise DatasetError(
-                f"dataset {self.uri} is being overwritten by another process, or was deleted: this "
+                f"dataset {self.uri} was finished, overwritten or deleted by another process: this "
                 f"one stops. Let one process at a time create a dataset"
             )
 
