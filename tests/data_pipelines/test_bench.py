@@ -44,7 +44,8 @@ def test_storage_that_is_too_slow_gets_a_cache(datasets: tuple[str, str]) -> Non
 
 
 def test_shown_for_people_and_refused_where_it_makes_no_sense(datasets: tuple[str, str]) -> None:
-    shown = CliRunner().invoke(app, ["data", "bench", datasets[0], "--seconds", "0.05"])
+    quick = ["--seconds", "0.05", "--step-time", "0.02"]
+    shown = CliRunner().invoke(app, ["data", "bench", datasets[0], *quick])
     assert shown.exit_code == 0, shown.output
     assert "data.num_threads=" in shown.output
     refused = CliRunner().invoke(app, ["data", "bench", datasets[0], "--batch", "0"])
