@@ -13,7 +13,6 @@ import pytest
 from pelagos.data_pipelines.store import DatasetError
 from pelagos.data_pipelines.store.errors import ObjectMissingError
 from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
-from pelagos.infra import object_store
 
 CONTENT = bytes(range(100))
 
@@ -27,16 +26,22 @@ class FaultyServer:
     """
 
     endpoint: str
+    backend: str
     faults: list[int | str] = field(default_factory=list)
     num_requests: int = 0
 
-    def store(self) -> ObjectStore:
-        options = {"endpoint_url": self.endpoint, "key": "k", "secret": "s"}
+    def store(self, **policy: Any) -> ObjectStore:
+        options = {
+            "endpoint_url": self.endpoint,
+            "key": "k",
+            "secret": "s",
+            "pelagos": {"backend": self.backend, **policy},
+        }
         return open_store("s3://bucket/folder", options)
 
 
-@pytest.fixture
-def faulty() -> Iterator[FaultyServer]:
+@pytest.fixture(params=["obstore", "fsspec"])
+def faulty(request: pytest.FixtureRequest) -> Iterator[FaultyServer]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -52,6 +57,7 @@ def faulty() -> Iterator[FaultyServer]:
                 body = f"<Error><Code>{code}</Code><Message>{fault}</Message></Error>".encode()
             self.send_response(206 if fault == "short" else int(fault))
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Range", f"bytes 10-29/{len(CONTENT)}")
             self.end_headers()
             if fault == "short":
                 body = body[:5]
@@ -62,7 +68,7 @@ def faulty() -> Iterator[FaultyServer]:
             """Nothing."""
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server = FaultyServer(f"http://127.0.0.1:{http.server_address[1]}")
+    server = FaultyServer(f"http://127.0.0.1:{http.server_address[1]}", request.param)
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
     try:
@@ -96,11 +102,11 @@ def test_what_cannot_get_better_is_reported_at_once(
         assert part in str(caught.value)
 
 
-def test_trouble_that_stays_ends_at_the_deadline(
-    faulty: FaultyServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(object_store, "FIRST_ANSWER_DEADLINE_SECONDS", 5.0)
+def test_trouble_that_stays_ends_at_the_deadline(faulty: FaultyServer) -> None:
     faulty.faults = [503] * 1000
-    with pytest.raises(DatasetError, match=r"no success in \d+ attempts over .* s"):
-        faulty.store().read("object")
+    store = faulty.store(first_answer_deadline_seconds=2.0)
+    with pytest.raises(DatasetError, match=r"no success in \d+ attempts over .* s") as caught:
+        store.read("object")
     assert faulty.num_requests >= 2
+    assert faulty.num_requests == store.counters.requests == store.counters.retries + 1
+    assert "503" in str(caught.value) or "SlowDown" in str(caught.value)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pelagos.infra import object_store
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, SaveReport
 from pelagos.platform.checkpoint.manifest import record_file
 
@@ -195,12 +194,12 @@ def test_wrong_credentials_are_named(s3_server: object, monkeypatch: pytest.Monk
 
 
 def test_an_unreachable_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "FIRST_ANSWER_DEADLINE_SECONDS", 3.5)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    options = {"pelagos": {"first_answer_deadline_seconds": 1.0}}
     with pytest.raises(ValueError, match="endpoint http://127.0.0.1:9"):
-        CheckpointStore("s3://bucket/run").latest_step()
+        CheckpointStore("s3://bucket/run", options).latest_step()
 
 
 class Planted:

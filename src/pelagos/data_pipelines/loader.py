@@ -137,6 +137,17 @@ class StreamLoader(Iterator[Batch]):
         """Stored bytes read from the mixture's datasets since this loader was made."""
         return self._bytes_of_datasets() - self._bytes_before
 
+    @property
+    def read_counts(self) -> dict[str, float]:
+        """What object stores were asked for so far, and what the node's cache gave, summed over the
+        datasets; only what is not zero (see `pelagos.infra.read_policy.ReadCounters`)."""
+        datasets = {id(entry.dataset): entry.dataset for entry in self.mixture.entries}
+        total: dict[str, float] = {}
+        for dataset in datasets.values():
+            for name, count in dataset.counters.snapshot().items():
+                total[name] = total.get(name, 0.0) + count
+        return {name: count for name, count in total.items() if count}
+
     def close(self) -> None:
         """Stop reading ahead and wait for the threads to end."""
         self._is_closed = True

@@ -214,16 +214,18 @@ class Mixture:
         Raises:
             DatasetError: naming the dataset, the trajectory and the frames.
         """
+        plans = self._plans[dataset]
+        spec = self.entries[dataset].dataset.spec
+        # Same channels and type: read into the batch and normalise in place, which spares a copy.
+        is_in_place = isinstance(plans, _SameChannels) and spec.dtype == "float32"
+        target = out if is_in_place else self._thread_scratch(dataset, out.shape[2:])
         try:
-            raw = self.entries[dataset].dataset.read_frames(
-                trajectory, window, self._thread_scratch(dataset, out.shape[2:]), region
-            )
+            raw = self.entries[dataset].dataset.read_frames(trajectory, window, target, region)
         except DatasetError as error:
             raise DatasetError(
                 f"{error} (while reading trajectory {trajectory}, frames {list(window)} of "
                 f"{self.entries[dataset].dataset.uri})"
             ) from error
-        plans = self._plans[dataset]
         if isinstance(plans, _SameChannels):  # two calls in place of two per channel
             np.subtract(raw, plans.shift, out=out)
             np.divide(out, plans.scale, out=out)

@@ -10,10 +10,11 @@ deadline. Secrets never stand in a message, and of a key id only its first four 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,16 +22,23 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-CONNECT_TIMEOUT_SECONDS = 3.0
-READ_TIMEOUT_SECONDS = 10.0
-# Until a first answer came, the endpoint may not exist: give up sooner than after.
-FIRST_ANSWER_DEADLINE_SECONDS = 10.0
-DEADLINE_SECONDS = 60.0
+from pelagos.infra.read_policy import OPTION, Backend, ReadCounters, ReadPolicy, split_options
+from pelagos.infra.s3_credentials import current_credentials
+from pelagos.infra.store_failures import http_status, is_missing, is_refused, summary
+
+logger = logging.getLogger(__name__)
+
 # One attempt at a large file may outlast the deadline; it is still worth these many.
 LEAST_ATTEMPTS = 3
 FIRST_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 5.0
+# s3fs writes with the same client, and a store may think for long about a finished upload.
+WRITING_FACTOR = 1.8
+# Retries that cost more than this are said in the log, at most once in so many seconds and store.
+TOLD_RETRY_SECONDS = 1.0
+SECONDS_BETWEEN_WARNINGS = 30.0
 S3_SCHEMES = ("s3", "s3a")
+BUCKET_SCHEMES = (*S3_SCHEMES, "gs", "gcs", "az", "abfs")
 
 Bytes = npt.NDArray[np.uint8]
 Range = tuple[int, int]  # offset, length
@@ -51,12 +59,17 @@ def is_remote(uri: str) -> bool:
 
 
 def storage_options(
-    uri: str, endpoint_url: str | None = None, region: str | None = None, anonymous: bool = False
+    uri: str,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    anonymous: bool = False,
+    backend: Backend = "auto",
 ) -> dict[str, Any]:
     """Return fsspec options for `uri`; credentials stay in the environment."""
+    chosen = {} if backend == "auto" or not is_remote(uri) else {OPTION: {"backend": backend}}
     if uri.partition("://")[0] not in S3_SCHEMES:
-        return {}
-    options: dict[str, Any] = {"anon": anonymous, "client_kwargs": {}}
+        return chosen
+    options: dict[str, Any] = {"anon": anonymous, "client_kwargs": {}, **chosen}
     region = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region:
         options["client_kwargs"]["region_name"] = region
@@ -73,9 +86,13 @@ class RemoteStore:
         uri: for example `s3://bucket/path/name.zarr`.
         storage_options: passed to the fsspec file system. For S3 the standard environment
             variables count too (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`,
-            `AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, …), and what is given here wins.
+            `AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, …), and what is given here wins. The key
+            `pelagos` holds a `ReadPolicy`: time-outs, and which client reads.
         error: raised when the store is out of reach, refuses, or gives less than asked for.
         missing: raised when an object does not exist.
+
+    Attributes:
+        counters: what reading has cost so far.
     """
 
     coalesce_gap_bytes = 2**20
@@ -90,11 +107,23 @@ class RemoteStore:
     ) -> None:
         self.uri = uri.rstrip("/")
         self.scheme, _, rest = self.uri.partition("://")
-        self.prefix = rest if self.scheme in ("s3", "s3a", "gs", "gcs", "az", "abfs") else self.uri
-        self.options = dict(storage_options or {})
+        self.prefix = rest if self.scheme in BUCKET_SCHEMES else self.uri
+        self.policy, self.options = split_options(storage_options)
+        self.counters = ReadCounters()
         self._error, self._missing = error, missing
         self._has_answered = False
-        self.filesystem = open_filesystem(self.scheme, self.options)
+        self._last_warning = -SECONDS_BETWEEN_WARNINGS
+        self._credentials = current_credentials(self.options) if self._may_renew else None
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec file system for the credentials now in force; made at first use."""
+        return open_filesystem(self.scheme, self.options, self.policy, self._credentials)
+
+    @property
+    def _may_renew(self) -> bool:
+        """Whether credentials come from outside, and may be renewed there."""
+        return self.is_s3 and not self.options.get("anon") and not self.options.get("key")
 
     @property
     def is_s3(self) -> bool:
@@ -107,7 +136,14 @@ class RemoteStore:
         # More than one connection makes s3fs ask for the size first: a second request per read.
         options = {"max_concurrency": 1} if self.is_s3 else {}
         path = self._path(key)
-        return bytes(self._attempt(key, lambda: self.filesystem.cat_file(path, **options)))
+
+        def fetch() -> bytes:
+            self.counters.add(requests=1)
+            return bytes(self.filesystem.cat_file(path, **options))
+
+        found = self._attempt(key, fetch)
+        self.counters.add(bytes_fetched=len(found))
+        return found
 
     def read_ranges(
         self, key: str, ranges: Sequence[Range], scratch: Bytes | None = None
@@ -115,6 +151,7 @@ class RemoteStore:
         path = self._path(key)
 
         def fetch() -> list[bytes]:
+            self.counters.add(requests=len(ranges))
             if len(ranges) == 1:
                 ((start, length),) = ranges
                 return [self.filesystem.cat_file(path, start=start, end=start + length)]
@@ -123,14 +160,10 @@ class RemoteStore:
             found = self.filesystem.cat_ranges([path] * len(ranges), starts, ends, on_error="raise")
             return list(found)
 
-        parts = self._attempt(key, fetch)
-        for (offset, length), part in zip(ranges, parts, strict=True):
-            if len(part) != length:
-                raise self._error(
-                    f"{self.address(key)} gave {len(part)} bytes from byte {offset} where "
-                    f"{length} are needed: the object is cut short"
-                )
-        return [np.frombuffer(part, np.uint8) for part in parts]
+        def read() -> list[Bytes]:
+            return [np.frombuffer(part, np.uint8) for part in self._attempt(key, fetch)]
+
+        return self._whole(key, ranges, read)
 
     def write(self, key: str, content: bytes) -> None:
         # One put, or one multi-part upload for large objects: both appear whole or not at all.
@@ -165,7 +198,7 @@ class RemoteStore:
         """Bring an object to disk, in pieces. A failure may leave a part of the file."""
         self._attempt(key, lambda: self.filesystem.get_file(self._path(key), str(path)))
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
+    def sizes(self, prefix: str = "", expected: Sequence[str] = ()) -> dict[str, int]:
         def list_objects() -> dict[str, int]:
             found = self.filesystem.find(self._path(prefix).rstrip("/"), detail=True)
             start = len(self._stripped(self.prefix)) + 1
@@ -200,36 +233,106 @@ class RemoteStore:
     def _stripped(self, path: str) -> str:
         return str(self.filesystem._strip_protocol(path))
 
+    def _whole(
+        self, key: str, ranges: Sequence[Range], read: Callable[[], list[Bytes]]
+    ) -> list[Bytes]:
+        """The parts, each as long as was asked for; a short one is asked for once more.
+
+        Raises the store's error where it is short again.
+        """
+        parts = read()
+        if any(len(part) != length for (_, length), part in zip(ranges, parts, strict=True)):
+            self.counters.add(retries=1)
+            parts = read()
+        for (offset, length), part in zip(ranges, parts, strict=True):
+            if len(part) != length:
+                raise self._error(
+                    f"{self._where(key)} gave {len(part)} bytes from byte {offset} where "
+                    f"{length} are needed: the object is cut short"
+                )
+        self.counters.add(bytes_fetched=sum(length for _, length in ranges))
+        return parts
+
     def _attempt(self, key: str, operation: Callable[[], T]) -> T:
         """Run `operation`, trying again while that can help and the deadline allows."""
         started = time.monotonic()
         attempt = 0
+        is_renewed = False
         while True:
             try:
                 result = operation()
-                self._has_answered = True
-                return result
             except Exception as error:
-                if is_missing(error):
-                    raise self._missing(f"{self._where(key)} does not exist") from error
-                if is_refused(error):
-                    raise self._error(
-                        f"{self._where(key)}: access refused ({summary(error)}); credentials came "
-                        f"from {credential_source(self.options)}. Check that they are right and may use "
-                        f"this bucket"
-                    ) from error
-                attempt += 1
-                limit = DEADLINE_SECONDS if self._has_answered else FIRST_ANSWER_DEADLINE_SECONDS
-                ceiling = min(FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1), MAX_BACKOFF_SECONDS)
-                pause = random.uniform(0, ceiling)
-                spent = time.monotonic() - started
-                is_late = spent + pause + CONNECT_TIMEOUT_SECONDS > limit
-                if is_late and not (self._has_answered and attempt < LEAST_ATTEMPTS):
-                    raise self._error(
-                        f"{self._where(key)}: no success in {attempt} attempts over {spent:.1f} s, "
-                        f"last: {summary(error)}. Check that the endpoint is right and reachable"
-                    ) from error
-                time.sleep(pause)
+                failure = error
+            else:
+                self._has_answered = True
+                self._tell_retries(key, attempt, time.monotonic() - started)
+                return result
+            if is_refused(failure) and not is_renewed and self._renew_credentials():
+                is_renewed = True  # and at once again
+                continue
+            self._raise_if_final(key, failure)
+            attempt += 1
+            pause = random.uniform(
+                0, min(FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1), MAX_BACKOFF_SECONDS)
+            )
+            self._raise_if_late(key, attempt, time.monotonic() - started, pause, failure)
+            self.counters.add(retries=1)
+            time.sleep(pause)
+
+    def _raise_if_final(self, key: str, error: Exception) -> None:
+        """Raise what trying again cannot help: a missing object, a refusal, a range outside."""
+        if is_missing(error):
+            raise self._missing(f"{self._where(key)} does not exist") from error
+        if is_refused(error):
+            raise self._error(
+                f"{self._where(key)}: access refused ({summary(error)}); credentials came "
+                f"from {credential_source(self.options)}. Check that they are right and may use "
+                f"this bucket"
+            ) from error
+        if http_status(error) == 416:
+            raise self._error(
+                f"{self._where(key)} ends before the bytes that are needed: the object is cut short"
+            ) from error
+
+    def _raise_if_late(
+        self, key: str, attempt: int, spent: float, pause: float, error: Exception
+    ) -> None:
+        policy = self.policy
+        limit = (
+            policy.deadline_seconds if self._has_answered else policy.first_answer_deadline_seconds
+        )
+        is_late = spent + pause + min(policy.connect_seconds, limit / 2) > limit
+        if is_late and not (self._has_answered and attempt < LEAST_ATTEMPTS):
+            raise self._error(
+                f"{self._where(key)}: no success in {attempt} attempts over {spent:.1f} s, "
+                f"last: {summary(error)}. Check that the endpoint is right and reachable"
+            ) from error
+
+    def _renew_credentials(self) -> bool:
+        """Look credentials up anew; return whether they changed (temporary ones that expired)."""
+        if not self._may_renew:
+            return False
+        found = current_credentials(self.options)
+        if found is None or found == self._credentials:
+            return False
+        logger.info("%s: the credentials changed and are read again", self.uri)
+        self._credentials = found
+        return True
+
+    def _tell_retries(self, key: str, retries: int, seconds: float) -> None:
+        if retries == 0:
+            return
+        self.counters.add(retry_seconds=seconds)
+        now = time.monotonic()
+        if seconds > TOLD_RETRY_SECONDS and now - self._last_warning > SECONDS_BETWEEN_WARNINGS:
+            self._last_warning = now
+            logger.warning(
+                "%s: %d retries over %.1f s until an answer (%d retries so far)",
+                self._where(key),
+                retries,
+                seconds,
+                self.counters.retries,
+            )
 
     def _where(self, key: str) -> str:
         if not self.is_s3:
@@ -239,18 +342,24 @@ class RemoteStore:
         return f"bucket {bucket!r}, key '{inner}/{key}', endpoint {endpoint}"
 
 
-def open_filesystem(scheme: str, options: dict[str, Any]) -> Any:
+def open_filesystem(
+    scheme: str,
+    options: dict[str, Any],
+    policy: ReadPolicy | None = None,
+    credentials: Hashable = None,
+) -> Any:
     """Return the fsspec file system for the options and the credentials now in the environment.
 
     fsspec keeps instances by their options alone, so that one made under other credentials in the
-    environment would be found again; here the environment is part of the key, and so is the
-    process, for an instance does not survive a fork.
+    environment would be found again; here the environment is part of the key, and so are the
+    credentials found by their owner and the process, for an instance does not survive a fork.
     """
+    policy = policy or ReadPolicy()
     environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
     frozen = fsspec.utils.tokenize(options)
-    known = _known_filesystem(scheme, frozen, environment, os.getpid())
+    known = _known_filesystem(scheme, frozen, environment, policy, credentials, os.getpid())
     if not known:
-        prepared = s3_options(options) if scheme in S3_SCHEMES else options
+        prepared = s3_options(options, policy) if scheme in S3_SCHEMES else options
         filesystem = fsspec.filesystem(scheme, **prepared, skip_instance_cache=True)
         if scheme in S3_SCHEMES:
             filesystem.retries = 1  # retrying is done here, with a deadline
@@ -285,11 +394,12 @@ def s3_endpoint(options: dict[str, Any]) -> str | None:
     return given or environment or None
 
 
-def s3_options(options: dict[str, Any]) -> dict[str, Any]:
+def s3_options(options: dict[str, Any], policy: ReadPolicy | None = None) -> dict[str, Any]:
     """Options for `s3fs.S3FileSystem`: those given, the endpoint, time-outs, no stale listings."""
+    policy = policy or ReadPolicy()
     config = {
-        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        "read_timeout": READ_TIMEOUT_SECONDS,
+        "connect_timeout": policy.connect_seconds,
+        "read_timeout": WRITING_FACTOR * policy.attempt_seconds,
         "max_pool_connections": 64,
         "retries": {"mode": "standard", "total_max_attempts": 1},
         **options.get("config_kwargs", {}),
@@ -300,31 +410,3 @@ def s3_options(options: dict[str, Any]) -> dict[str, Any]:
     if endpoint:
         merged["endpoint_url"] = endpoint
     return merged
-
-
-def is_missing(error: BaseException) -> bool:
-    return isinstance(error, FileNotFoundError) or http_status(error) == 404
-
-
-def is_refused(error: BaseException) -> bool:
-    """Whether the credentials are at fault, so that trying again cannot help."""
-    if isinstance(error, PermissionError) or http_status(error) in (401, 403):
-        return True
-    return type(error).__name__ in (
-        "NoCredentialsError",
-        "PartialCredentialsError",
-        "ProfileNotFound",
-    )
-
-
-def http_status(error: BaseException) -> int | None:
-    """The status code that botocore recorded in an exception or in its cause."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        code = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return None if code is None else int(code)
-    return None if error.__cause__ is None else http_status(error.__cause__)
-
-
-def summary(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]

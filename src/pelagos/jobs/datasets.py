@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from pelagos.data_pipelines.foreign import DescribedField, Description, open_readable
-from pelagos.data_pipelines.store import DatasetError
+from pelagos.data_pipelines.store import CacheSettings, DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.infra.object_store import storage_options
 from pelagos.platform.config.description import DescriptionConfig
@@ -14,18 +14,22 @@ from pelagos.platform.config.schema import MixtureEntryConfig, StorageConfig, Tr
 
 def options_for(uri: str, storage: StorageConfig) -> dict[str, Any]:
     """Return fsspec options of `uri` under the job's `storage` section."""
-    return storage_options(uri, storage.endpoint_url, storage.region, storage.anonymous)
+    return storage_options(
+        uri, storage.endpoint_url, storage.region, storage.anonymous, storage.backend
+    )
 
 
-def open_entry(entry: MixtureEntryConfig, storage: StorageConfig) -> ReadableDataset:
-    """Open a dataset of a mixture. Raises `DatasetError`."""
+def open_entry(
+    entry: MixtureEntryConfig, storage: StorageConfig, cache: CacheSettings | None = None
+) -> ReadableDataset:
+    """Open a dataset of a mixture, through a node's cache if given. Raises `DatasetError`."""
     given = entry.description
     description: Description | None = None
     if isinstance(given, str):
         description = load_description(given)
     elif given is not None:
         description = described(given)
-    return open_readable(entry.uri, options_for(entry.uri, storage), description)
+    return open_readable(entry.uri, options_for(entry.uri, storage), description, cache)
 
 
 def open_recorded(uri: str, job: TrainingJob) -> ReadableDataset:

@@ -13,7 +13,7 @@ from pelagos.data_pipelines.loader import StreamLoader, load_batch
 from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
 from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.sampler import Sampler
-from pelagos.data_pipelines.store import DatasetError
+from pelagos.data_pipelines.store import CacheSettings, DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.datasets import open_entry
 from pelagos.jobs.datasets import options_for as options_for
@@ -80,9 +80,10 @@ def build_network(job: TrainingJob) -> Pretrained:
 def open_datasets(job: TrainingJob) -> list[ReadableDataset]:
     """Open the datasets of the job's mixture. Raises `ConfigError` with all that cannot be."""
     datasets, problems = [], []
+    cache = CacheSettings(**job.data.cache.model_dump()) if job.data.cache else None
     for index, entry in enumerate(job.data.mixture):
         try:
-            datasets.append(open_entry(entry, job.storage))
+            datasets.append(open_entry(entry, job.storage, cache))
         except (DatasetError, OSError) as error:
             problems.append(Problem(("data", "mixture", index, "uri"), str(error)))
     if problems:

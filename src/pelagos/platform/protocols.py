@@ -44,6 +44,10 @@ class Stream(Protocol):
 
     data_wait_seconds: float
 
+    @property
+    def read_counts(self) -> dict[str, float]:
+        """What this rank has asked of object stores and of the node's cache so far, by name."""
+
     def __next__(self) -> TrainingBatch:
         """Return the batch of the next step."""
 

@@ -131,6 +131,7 @@ class TrainingLoop:
             values, stop = self.train_step(completed, batch)
             completed += 1
             values |= self.meter.finish(stream.data_wait_seconds)
+            values |= {f"data_{name}": count for name, count in stream.read_counts.items()}
             self._log_step(completed, values)
             if self.on_step is not None:
                 self.on_step(values)

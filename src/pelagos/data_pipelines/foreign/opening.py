@@ -8,7 +8,7 @@ from typing import Any
 
 from pelagos.data_pipelines.foreign.dataset import open_foreign
 from pelagos.data_pipelines.foreign.description import Description
-from pelagos.data_pipelines.store import DatasetError, open_dataset
+from pelagos.data_pipelines.store import CacheSettings, DatasetError, open_dataset
 from pelagos.data_pipelines.store.errors import ObjectMissingError
 from pelagos.data_pipelines.store.layout import SPEC_KEY
 from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
@@ -21,19 +21,21 @@ def open_readable(
     uri: str | os.PathLike[str],
     storage_options: dict[str, Any] | None = None,
     description: Description | None = None,
+    cache: CacheSettings | None = None,
 ) -> ReadableDataset:
     """Open a dataset, whoever wrote it.
 
     Args:
         description: what a foreign array does not say itself; refused for a Pelagos dataset,
             which says all of it.
+        cache: of a remote Pelagos dataset on this node; other arrays have none.
 
     Raises:
         DatasetError: it cannot be opened; the message says what to do.
     """
     uri = os.fspath(uri)
     try:
-        dataset = open_dataset(uri, storage_options)
+        dataset = open_dataset(uri, storage_options, cache)
     except DatasetError as error:
         is_absent = isinstance(error.__cause__, ObjectMissingError)  # of the manifest
         if is_absent and _is_foreign(open_store(uri, storage_options)):

@@ -4,11 +4,13 @@
 """
 
 from pelagos.data_pipelines.store.errors import DatasetError
+from pelagos.data_pipelines.store.node_cache import CacheSettings
 from pelagos.data_pipelines.store.reader import Dataset, open_dataset
 from pelagos.data_pipelines.store.schema import DatasetSpec, Field
 from pelagos.data_pipelines.store.writer import DatasetWriter, create_dataset, resume_dataset
 
 __all__ = [
+    "CacheSettings",
     "Dataset",
     "DatasetError",
     "DatasetSpec",

@@ -118,7 +118,7 @@ def check_shard_sizes(store: ObjectStore, manifest: Manifest) -> None:
     that the manifest describes, and its index, which is among them, is checked when it is read.
     """
     growing = manifest.shards[-1].key if manifest.spec.is_last_shard_partial else None
-    sizes = store.sizes(SHARD_PREFIX)
+    sizes = store.sizes(SHARD_PREFIX, [shard.key for shard in manifest.shards])
     problems = [
         f"{shard.key} is missing"
         if shard.key not in sizes

@@ -1,7 +1,7 @@
 """Named bytes: the few operations on files or objects that a dataset needs, and local files.
 
-`ObjectStore` is the protocol. `LocalStore` is here, `RemoteStore` (S3 and everything else that
-fsspec knows) in `pelagos.infra.object_store`; another back end is one more class with these methods.
+`ObjectStore` is the protocol. `LocalStore` is here; `RemoteStore` (S3 and everything else that fsspec
+knows) and `ObstoreStore`, which reads faster, are in `pelagos.infra`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ import numpy as np
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.infra.files import sync_directory
 from pelagos.infra.object_store import Bytes, Range, RemoteStore
+from pelagos.infra.obstore_store import open_remote
+from pelagos.infra.read_policy import ReadCounters
 
 TEMPORARY_MARK = ".pelagos-partial-"
 MAX_OPEN_FILES = 128  # per store; further files are opened for each read
@@ -30,6 +32,7 @@ class ObjectStore(Protocol):
 
     uri: str
     coalesce_gap_bytes: int  # reading this many unneeded bytes is cheaper than another request
+    counters: ReadCounters
 
     def address(self, key: str) -> str:
         """The full address of an object, for messages."""
@@ -53,8 +56,18 @@ class ObjectStore(Protocol):
         """Put an object there whole: a reader sees the old one or the new one, never a part."""
         ...
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Size in bytes of every object whose key starts with the folder `prefix`."""
+    def create(self, key: str, content: bytes) -> bool:
+        """Write an object unless one of that key exists; return whether this call wrote it.
+
+        Contents must differ between callers: where an answer was lost, they tell whose it is.
+        """
+        ...
+
+    def sizes(self, prefix: str = "", expected: Sequence[str] = ()) -> dict[str, int]:
+        """Size in bytes of every object whose key starts with the folder `prefix`.
+
+        A store that cannot list (plain HTTP) looks for the `expected` keys alone.
+        """
         ...
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -71,7 +84,7 @@ def open_store(uri: str, storage_options: dict[str, Any] | None = None) -> Objec
         return LocalStore(uri)
     if scheme == "file":
         return LocalStore(rest)
-    return RemoteStore(uri, storage_options, error=DatasetError, missing=ObjectMissingError)
+    return open_remote(uri, storage_options, error=DatasetError, missing=ObjectMissingError)
 
 
 class LocalStore:
@@ -82,6 +95,7 @@ class LocalStore:
     def __init__(self, path: str | Path) -> None:
         self.root = Path(path).expanduser().absolute()
         self.uri = str(path)
+        self.counters = ReadCounters()
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
 
@@ -112,6 +126,16 @@ class LocalStore:
                 os.close(descriptor)
 
     def write(self, key: str, content: bytes) -> None:
+        self._put(key, content, os.replace)
+
+    def create(self, key: str, content: bytes) -> bool:
+        try:
+            self._put(key, content, _link)  # unlike a rename, it fails where the name is taken
+        except FileExistsError:
+            return False
+        return True
+
+    def _put(self, key: str, content: bytes, place: Callable[[Path, Path], None]) -> None:
         path = self.root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}{TEMPORARY_MARK}{uuid.uuid4().hex}")
@@ -120,13 +144,13 @@ class LocalStore:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
+            place(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
         sync_directory(path.parent)
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
+    def sizes(self, prefix: str = "", expected: Sequence[str] = ()) -> dict[str, int]:
         found: dict[str, int] = {}
         for folder, _, files in os.walk(self.root / prefix):
             for name in files:
@@ -179,3 +203,8 @@ class LocalStore:
 
     def _missing(self, key: str) -> ObjectMissingError:
         return ObjectMissingError(f"{self.address(key)} does not exist")
+
+
+def _link(source: Path, target: Path) -> None:
+    os.link(source, target)
+    source.unlink()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.schema import DatasetSpec
+from pelagos.infra.read_policy import ReadCounters
 
 FloatArray = npt.NDArray[Any]
 Region = tuple[tuple[int, int], ...]
@@ -26,6 +27,7 @@ class ReadableDataset(Protocol):
     uri: str
     spec: DatasetSpec
     bytes_read: int
+    counters: ReadCounters
 
     @property
     def fingerprint(self) -> str:
@@ -79,6 +81,7 @@ class SpecReader:
         self.uri = uri
         self.spec = spec
         self.bytes_read = 0
+        self.counters = ReadCounters()
         self._value_dtype = spec.value_dtype
         self._process = os.getpid()
 

@@ -20,11 +20,18 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from pelagos.data_pipelines.store.cache import CachedStore, open_cached, row_blocks
 from pelagos.data_pipelines.store.chunk_grid import parts_by_number
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.data_pipelines.store.field_statistics import default_split
 from pelagos.data_pipelines.store.half_precision import as_read
-from pelagos.data_pipelines.store.manifest import Manifest, check_shard_sizes, load_manifest
+from pelagos.data_pipelines.store.manifest import (
+    Manifest,
+    ShardRecord,
+    check_shard_sizes,
+    load_manifest,
+)
+from pelagos.data_pipelines.store.node_cache import CacheSettings
 from pelagos.data_pipelines.store.object_store import ObjectStore, Range, open_store
 from pelagos.data_pipelines.store.readable import FloatArray, Region, SpecReader
 from pelagos.data_pipelines.store.shards import (
@@ -39,24 +46,28 @@ from pelagos.data_pipelines.store.shards import (
     index_bytes_length,
 )
 from pelagos.data_pipelines.store.zarr_view import open_group
+from pelagos.infra.object_store import is_remote
 
 MAX_REQUEST_BYTES = 16 * 2**20
 
 
 def open_dataset(
-    uri: str | os.PathLike[str], storage_options: dict[str, Any] | None = None
+    uri: str | os.PathLike[str],
+    storage_options: dict[str, Any] | None = None,
+    cache: CacheSettings | None = None,
 ) -> Dataset:
     """Open a finished dataset: one read of its manifest, one listing of its shards.
 
     Args:
         uri: a path, or `s3://bucket/path/name.zarr`.
         storage_options: for object stores; see `pelagos.infra.object_store.RemoteStore`.
+        cache: where this node keeps what it fetches from an object store; paths are not cached.
 
     Raises:
         DatasetError: it is missing, unfinished, damaged or out of reach; the message says what
             to do.
     """
-    return Dataset(os.fspath(uri), storage_options)
+    return Dataset(os.fspath(uri), storage_options, cache)
 
 
 @dataclass(frozen=True)
@@ -80,16 +91,28 @@ class Dataset(SpecReader):
         uri, spec: where it is and what it is.
         manifest: shards, checksums and all statistics.
         fingerprint: SHA-256 that changes whenever a byte of the data does.
-        bytes_read: bytes fetched through this object so far.
+        bytes_read: bytes read through this object so far, from a cache or past it.
+        counters: what the object store was asked for, and what the cache gave.
     """
 
-    def __init__(self, uri: str, storage_options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        storage_options: dict[str, Any] | None = None,
+        cache: CacheSettings | None = None,
+    ) -> None:
         self.storage_options = storage_options
+        self.cache = cache
         self.store: ObjectStore = open_store(uri, storage_options)
         self.manifest: Manifest = load_manifest(self.store)
         check_shard_sizes(self.store, self.manifest)
         super().__init__(uri, self.manifest.spec)
         self.fingerprint: str = self.manifest.fingerprint
+        self.counters = self.store.counters
+        if cache is not None and is_remote(uri):
+            size = sum(shard.size for shard in self.manifest.shards)
+            # Every chunk has a checksum of its own, which the decoder checks.
+            self.store = open_cached(self.store, cache, self.fingerprint, size, verify=False)
         self._codec = FrameCodec(self.spec)
         self._all_parts = parts_by_number(self.spec)
         self._chunks_per_frame = self.spec.chunks_per_frame
@@ -211,18 +234,28 @@ class Dataset(SpecReader):
         if known is not None:
             return known
         record = self.manifest.shards[shard]
-        length = index_bytes_length(self.spec)
-        (tail,) = self._fetch(record.key, [(record.size - length, length)])
         try:
-            index, checksum = decode_index(self.spec, tail.data)
-            if checksum != record.index_crc32c:
-                raise ChecksumError("it is not the index that the manifest describes")
+            try:
+                index = self._read_index(record)
+            except ChecksumError:  # the damage may be on the way, not at rest
+                self.counters.add(damaged_reads=1)
+                index = self._read_index(record)
         except ChecksumError as error:
             raise DatasetError(
                 f"dataset {self.uri}: the index of shard {record.key} is damaged ({error}). "
                 f"Restore the shard from a copy, or write the dataset again"
             ) from error
+        if isinstance(self.store, CachedStore):
+            self.store.divide(record.key, row_blocks(index, int(ABSENT)))
         self._indices[shard] = index
+        return index
+
+    def _read_index(self, record: ShardRecord) -> ShardIndex:
+        length = index_bytes_length(self.spec)
+        (tail,) = self._fetch(record.key, [(record.size - length, length)])
+        index, checksum = decode_index(self.spec, tail.data)
+        if checksum != record.index_crc32c:
+            raise ChecksumError("it is not the index that the manifest describes")
         return index
 
     def close(self) -> None:
@@ -230,7 +263,7 @@ class Dataset(SpecReader):
         self.store.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_dataset, (self.uri, self.storage_options)
+        return open_dataset, (self.uri, self.storage_options, self.cache)
 
     def __repr__(self) -> str:
         return f"Dataset({self.uri!r}, shape={self.spec.shape}, fields={self.field_names})"
@@ -257,15 +290,18 @@ class Dataset(SpecReader):
         place: str = "",
     ) -> list[npt.NDArray[np.uint8]]:
         """Byte ranges of an object; `place` says in messages what they hold."""
+        extent = f"bytes {min(ranges)[0]}..{sum(max(ranges)) - 1}"
         try:
             fetched = self.store.read_ranges(key, ranges, scratch)
         except ObjectMissingError as error:
             raise DatasetError(
-                f"dataset {self.uri}: shard {place or key} was there when the dataset was opened "
-                f"and is gone now ({error})"
+                f"dataset {self.uri}: shard {place or key} ({extent}) was there when the dataset was "
+                f"opened and is gone now ({error})"
             ) from error
         except DatasetError as error:
-            raise DatasetError(f"dataset {self.uri}, shard {place or key}: {error}") from error
+            raise DatasetError(
+                f"dataset {self.uri}, shard {place or key} ({extent}): {error}"
+            ) from error
         with self._lock:
             self.bytes_read += sum(length for _, length in ranges)
         return fetched
@@ -280,6 +316,9 @@ class Dataset(SpecReader):
         first_error: Exception,
     ) -> None:
         """Fetch a frame once more (the damage may be on the way, not at rest), then give up."""
+        self.counters.add(damaged_reads=1)
+        if isinstance(self.store, CachedStore):
+            self.store.discard(key, byte_range)
         (content,) = self._fetch(key, [byte_range])
         try:
             self._codec.decode(content.data, out)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.store import staging
-from pelagos.data_pipelines.store.errors import DatasetError
+from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.data_pipelines.store.field_statistics import dataset_statistics, default_split
 from pelagos.data_pipelines.store.layout import (
     GROUP_KEY,
@@ -68,9 +69,15 @@ def create_dataset(
     uri = os.fspath(uri)
     root_uri = staging.prepare(uri, overwrite, storage_options)
     store = open_store(root_uri, storage_options)
-    store.write(SPEC_KEY, dumps({"spec": spec.to_json()}))  # first: it makes the rest resumable
+    # First: it makes the rest resumable, and of several who begin at once one alone gets it.
+    token = uuid.uuid4().hex
+    if not store.create(SPEC_KEY, dumps({"spec": spec.to_json(), "writer": token})):
+        raise FileExistsError(
+            f"another process has just begun a dataset at {uri}: wait until it is finished, or use "
+            f"another uri"
+        )
     _write_metadata(store, spec)
-    return DatasetWriter(uri, spec, root_uri, storage_options)
+    return DatasetWriter(uri, spec, root_uri, storage_options, token)
 
 
 def resume_dataset(
@@ -86,7 +93,8 @@ def resume_dataset(
     uri = os.fspath(uri)
     root_uri = staging.unfinished_root(uri, storage_options)
     store = open_store(root_uri, storage_options)
-    found = DatasetSpec.from_json(json.loads(store.read(SPEC_KEY))["spec"])
+    begun = json.loads(store.read(SPEC_KEY))
+    found = DatasetSpec.from_json(begun["spec"])
     differences = spec.differences(found)
     if differences:
         raise ValueError(
@@ -94,7 +102,7 @@ def resume_dataset(
             "use the same spec, another uri, or overwrite"
         )
     _write_metadata(store, spec)  # the first run may have been killed before it had
-    return DatasetWriter(uri, spec, root_uri, storage_options)
+    return DatasetWriter(uri, spec, root_uri, storage_options, begun.get("writer", ""))
 
 
 @dataclass(frozen=True)
@@ -104,12 +112,14 @@ class DatasetWriter:
     Attributes:
         uri: where the dataset will be.
         root_uri: where it is being written; another place than `uri` while it replaces a dataset.
+        token: whose dataset it is; a dataset begun anew in its place has another.
     """
 
     uri: str
     spec: DatasetSpec
     root_uri: str
     storage_options: dict[str, Any] | None = None
+    token: str = ""
 
     @property
     def num_shards(self) -> int:
@@ -139,6 +149,7 @@ class DatasetWriter:
         Raises:
             ValueError: a shape or the parameters' names are wrong, or a value is not finite (the
                 trajectory, frame, field and grid index of the first one are named).
+            DatasetError: another process has begun the dataset anew.
         """
         trajectories = self.shard_trajectories(shard)
         wanted = (len(trajectories), *self.spec.shape[1:])
@@ -175,6 +186,7 @@ class DatasetWriter:
         store = open_store(self.root_uri, self.storage_options)
         with object_file(store, key) as file:
             streamed = stream_shard(self.spec, trajectories, blocks, file)
+            self._check_ownership(store)  # before the shard takes its place
         record = ShardRecord(key, streamed.size, streamed.crc32c, streamed.index_crc32c)
         sidecar = {
             "shard": shard,
@@ -189,8 +201,10 @@ class DatasetWriter:
         """Pool statistics, write parameters, attributes and, last, the manifest.
 
         Raises:
-            DatasetError: shards are missing, or differ from what was written.
+            DatasetError: shards are missing, or differ from what was written, or another process
+                has begun the dataset anew.
         """
+        self._check_ownership(open_store(self.root_uri, self.storage_options))
         missing = self.missing_shards()
         if missing:
             shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
@@ -212,8 +226,22 @@ class DatasetWriter:
             "fingerprint": manifest.fingerprint,
         }
         store.write(GROUP_KEY, dumps(root_document(self.spec, extra)))
+        # Without the token: the same data are the same bytes, whoever wrote them.
+        store.write(SPEC_KEY, dumps({"spec": self.spec.to_json()}))
         store.write(MANIFEST_KEY, manifest.to_bytes())
         staging.finish(self.uri, self.root_uri)
+
+    def _check_ownership(self, store: ObjectStore) -> None:
+        """Raises DatasetError where the dataset that was begun is no longer this writer's."""
+        try:
+            token = json.loads(store.read(SPEC_KEY)).get("writer", "")
+        except ObjectMissingError:
+            token = None
+        if token != self.token:
+            raise DatasetError(
+                f"dataset {self.uri} was finished, overwritten or deleted by another process: this "
+                f"one stops. Let one process at a time create a dataset"
+            )
 
     def _manifest(self, store: ObjectStore, sidecars: list[dict[str, Any]]) -> Manifest:
         sums = {

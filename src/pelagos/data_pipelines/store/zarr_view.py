@@ -17,6 +17,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.layout import SHARD_PREFIX
 from pelagos.infra.object_store import S3_SCHEMES, s3_options
+from pelagos.infra.read_policy import split_options
 
 METADATA_NAMES = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 
@@ -64,9 +65,9 @@ def open_store(uri: str, storage_options: dict[str, Any] | None = None) -> Stric
 
 def filesystem_options(scheme: str, storage_options: dict[str, Any] | None) -> dict[str, Any]:
     """What fsspec is given for a scheme."""
-    options = dict(storage_options or {})
+    policy, options = split_options(storage_options)
     if scheme in S3_SCHEMES:
-        options = s3_options(options)
+        options = s3_options(options, policy)
     options["skip_instance_cache"] = True  # it would outlive a change of credentials
     return options
 

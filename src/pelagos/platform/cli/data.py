@@ -1,4 +1,4 @@
-"""`pelagos data`: looking at datasets, checking them, drawing them."""
+"""`pelagos data`: looking at datasets, checking them, drawing them, timing them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from pelagos.platform.cli.common import (
     finish,
     print_json,
 )
+from pelagos.platform.cli.data_bench import bench_command
 
 if TYPE_CHECKING:
     from pelagos.data_pipelines.inspection import DatasetDescription, VerifyReport
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 SHOWN_DAMAGE = 20
 QUIET_SECONDS = 2.0  # what takes no longer than this shows no progress bar
 
-app = typer.Typer(help="Look at datasets and manage them.", no_args_is_help=True)
+app = typer.Typer(help="Look at datasets, time and manage them.", no_args_is_help=True)
+app.command("bench")(bench_command)
 
 Uri = Annotated[
     str, typer.Argument(help="A dataset: a directory or an s3:// prefix.", show_default=False)

@@ -32,6 +32,9 @@ class StorageConfig(Section):
     )
     region: str | None = Field(None, description="S3 region; default: AWS_REGION.")
     anonymous: bool = Field(False, description="Send unsigned requests (public buckets).")
+    backend: Literal["auto", "obstore", "fsspec"] = Field(
+        "auto", description="Client that reads datasets; auto: obstore where it knows the scheme."
+    )
 
 
 class ResourcesConfig(Section):
@@ -126,6 +129,13 @@ class ConstantsConfig(Section):
     std: dict[str, PositiveFloat] = Field(description="Standard deviation of each field.")
 
 
+class CacheConfig(Section):
+    """Where each node keeps what it has fetched from object stores (docs/data.md)."""
+
+    directory: str = Field(description="Directory on a disk of the node; made if it is missing.")
+    max_bytes: PositiveInt = Field(description="Bytes it may take, all datasets together.")
+
+
 class DataConfig(Section):
     """What is streamed into the model."""
 
@@ -157,6 +167,9 @@ class DataConfig(Section):
         None,
         description="Train and validate on random crops of so many grid points, [y, x]; default: "
         "whole frames, which `evaluate` always takes.",
+    )
+    cache: CacheConfig | None = Field(
+        None, description="Cache of remote datasets on each node; default: none."
     )
     num_threads: PositiveInt = Field(4, description="Reader threads per worker.")
     prefetch_steps: PositiveInt = Field(2, description="Batches prepared ahead.")
