@@ -74,7 +74,8 @@ def test_a_masked_autoencoder_knows_more_than_the_mean_patch(digits: tuple[Tenso
     assert error < 0.75 * mean_error
 
 
-def test_a_unet_segments_digits_that_a_threshold_cannot(digits: tuple[Tensor, Tensor]):
+@pytest.mark.parametrize("name", ["nnunet-nano", "stunet-nano", "mednext-nano"])
+def test_a_unet_segments_digits_that_a_threshold_cannot(name: str, digits: tuple[Tensor, Tensor]):
     images, _ = digits
     generator = torch.Generator().manual_seed(1)
     masks = torch.zeros(len(images), 16, 16, dtype=torch.long)
@@ -83,7 +84,7 @@ def test_a_unet_segments_digits_that_a_threshold_cannot(digits: tuple[Tensor, Te
         mask[y : y + 8, x : x + 8] = image[0] > 0.5
     noisy = masks[:, None] + 0.7 * torch.randn(len(images), 1, 16, 16, generator=generator)
     torch.manual_seed(0)
-    model = create_model("nnunet-nano", num_dimensions=2)
+    model = create_model(name, num_dimensions=2)
     train(model, lambda rows: F.cross_entropy(model(noisy[rows]), masks[rows]), 100, 1e-2)
     truth = masks[NUM_TRAINING:].bool()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Every network of several frames learns how fast a wave travels, which one frame does not tell."""
+"""Networks of several frames learn how fast a wave travels, which one frame does not tell."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ LEARNERS: dict[str, tuple[tuple[int, ...], dict[str, Any], int, float]] = {
     # grid, options, steps of 8 samples, learning rate
     "dpot-nano": ((16, 16), {"img_size": 16, "patch_size": 4, "in_timesteps": 2}, 150, 3e-3),
     "dpot3d-nano": ((8, 16, 16), {"in_timesteps": 2}, 80, 3e-3),
-    "mpp-nano": ((32, 32), {"in_timesteps": 2}, 80, 3e-3),
     "simvp-nano": ((16, 16), {"in_timesteps": 2}, 80, 3e-3),
 }
 BATCH = 8
