@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from pelagos.data_pipelines.generate import GenerationError, generate_trajectories, tasks
-from pelagos.data_pipelines.generate.tasks import GenerationRequest, dataset_spec, split_ranges
+from pelagos.data_pipelines.generate.tasks import GenerationRequest, checked_splits, dataset_spec
 from pelagos.data_pipelines.store import create_dataset, open_dataset
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.jobs import generate
@@ -252,7 +252,7 @@ def test_all_problems_of_a_job_are_listed_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_default_splits(total: int, expected: dict[str, tuple[int, int]]) -> None:
-    assert split_ranges(total, None) == expected
+    assert checked_splits(total, None) == expected
 
 
 def test_default_shards_are_small_but_not_tiny() -> None:

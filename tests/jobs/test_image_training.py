@@ -1,55 +1,29 @@
 """Images through the whole platform: masked pretraining, then classification and segmentation."""
 
 import io
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from rich.console import Console
-from sklearn.datasets import load_digits
 
-from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs import evaluate, finetune, pretrain
 from pelagos.jobs.parts import MixtureStreams
 from pelagos.platform.config import ConfigError, EvaluateJob, TrainingJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.runs import RunDirectory
 
-NUM_TRAINED, NUM_HELD_OUT = 1000, 200
-BRIGHT = 6.0  # of 16
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits.py"
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Handwritten digits, 8 x 8, with their class and a map of what is bright."""
-    found = load_digits()
-    count = NUM_TRAINED + NUM_HELD_OUT
-    images = found.images[:count].astype(np.float32)
     uri = str(tmp_path_factory.mktemp("digits") / "digits.zarr")
-    spec = DatasetSpec(
-        name="digits",
-        equation="none: images",
-        fields=(Field("grey", "grey"), Field("ink", "ink")),
-        num_trajectories=count,
-        num_frames=1,
-        grid_shape=(8, 8),
-        frame_interval=1.0,
-        domain_extent=(1.0, 1.0),
-        boundary_conditions={"x": "open", "y": "open"},
-        parameter_names=("label",),
-        splits={"train": (0, NUM_TRAINED), "validation": (NUM_TRAINED, count)},
-        trajectories_per_shard=100,
-    )
-    writer = create_dataset(uri, spec)
-    data = np.stack([images, (images > BRIGHT).astype(np.float32)], axis=1)[:, None]
-    for shard in range(writer.num_shards):
-        rows = writer.shard_trajectories(shard)
-        part = slice(rows.start, rows.stop)
-        writer.write_shard(shard, data[part], {"label": found.target[:count][part]})
-    writer.finalize()
+    runpy.run_path(str(EXAMPLE))["write_digits"](uri)
     return uri
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pelagos.data_pipelines.convert.options import ConvertOptions, split_counts
 from pelagos.data_pipelines.store import DatasetSpec, Field
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
+from pelagos.data_pipelines.store.splits import default_splits, split_ranges
 
 
 class SourceError(ValueError):
@@ -150,11 +151,7 @@ class Source:
         Raises:
             SourceError: it cannot become one.
         """
-        ranges, start = {}, 0
-        for name, parts in self.splits.items():
-            count = sum(part.count for part in parts)
-            ranges[name] = (start, start + count)
-            start += count
+        counts = {name: sum(p.count for p in parts) for name, parts in self.splits.items()}
         try:
             return DatasetSpec(
                 name=self.name,
@@ -166,7 +163,7 @@ class Source:
                 frame_interval=self.frame_interval,
                 domain_extent=self.domain_extent or (1.0,) * len(self.grid_shape),
                 boundary_conditions=dict(self.boundary_conditions),
-                splits=ranges,
+                splits=split_ranges(counts),
                 parameter_names=self.parameter_names,
                 constant_fields=dict(self.constant_fields),
                 generator={"converted_from": self.format, **self.details},
@@ -178,17 +175,6 @@ class Source:
             )
         except ValueError as error:
             raise SourceError(f"{self.name} ({self.format}) cannot be stored: {error}") from error
-
-
-def default_splits(total: int) -> dict[str, int]:
-    """80 % to train on, 10 % to validate, 10 % to test; at least one of each where there are three.
-
-    >>> default_splits(20)
-    {'train': 16, 'validation': 2, 'test': 2}
-    """
-    held_out = max(1, total // 10) if total >= 3 else 0
-    counts = {"train": total - 2 * held_out, "validation": held_out, "test": held_out}
-    return {name: count for name, count in counts.items() if count}
 
 
 def finished(source: Source, options: ConvertOptions) -> Source:

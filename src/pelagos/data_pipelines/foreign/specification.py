@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +14,10 @@ from pelagos.data_pipelines.foreign.axes import dimension_names
 from pelagos.data_pipelines.foreign.description import DescribedField, Description
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.schema import DatasetSpec, Field
+from pelagos.data_pipelines.store.splits import default_splits, split_ranges
 
 # Steps of a coordinate that differ by no more than this count as equal.
 _STEP_RELATIVE_TOLERANCE = 1e-3
-_TENTHS = (("train", 0, 8), ("validation", 8, 9), ("test", 9, 10))
 
 
 def build_spec(
@@ -40,7 +39,7 @@ def build_spec(
     coordinates = _coordinates(root, first)
     splits = description.splits
     if splits is None:
-        splits = _default_splits(num_trajectories)
+        splits = split_ranges(default_splits(num_trajectories))
         assumed.append(f"splits {splits}")
     interval = description.frame_interval
     if interval is None:
@@ -176,11 +175,3 @@ def _extent(
             assumed.append(f"extent 1 along {axis}")
         extent.append(1.0 if step is None else step * points)
     return tuple(extent)
-
-
-def _default_splits(count: int) -> dict[str, tuple[int, int]]:
-    """80 % / 10 % / 10 %, without those that would be empty."""
-    bounds = {
-        name: (math.ceil(count * a / 10), math.ceil(count * b / 10)) for name, a, b in _TENTHS
-    }
-    return {name: (a, b) for name, (a, b) in bounds.items() if a < b}

@@ -16,6 +16,7 @@ import pelagos
 from pelagos.data_pipelines.generate.families import find_family
 from pelagos.data_pipelines.generate.trajectories import generate_trajectories
 from pelagos.data_pipelines.store import DatasetSpec, DatasetWriter, Field
+from pelagos.data_pipelines.store.splits import default_splits, split_ranges
 
 # Far below the store's own choice: a killed run loses at most this much work per worker, and a
 # small machine shows progress every few seconds.
@@ -87,7 +88,7 @@ def dataset_spec(
         frame_interval=request.final_time / max(1, request.num_frames - 1),
         domain_extent=family.domain_extent,
         boundary_conditions=family.boundary_conditions,
-        splits=split_ranges(request.num_trajectories, splits),
+        splits=checked_splits(request.num_trajectories, splits),
         parameter_names=family.parameter_names,
         constant_fields=family.constant_fields,
         generator=request.generator(),
@@ -98,27 +99,16 @@ def dataset_spec(
     )
 
 
-def split_ranges(total: int, counts: dict[str, int] | None) -> dict[str, tuple[int, int]]:
-    """Consecutive ranges of trajectories; empty splits are left out.
-
-    >>> split_ranges(20, None)
-    {'train': (0, 16), 'validation': (16, 18), 'test': (18, 20)}
-    """
-    if counts is None:
-        held_out = max(1, total // 10) if total >= 3 else 0
-        counts = {"train": total - 2 * held_out, "validation": held_out, "test": held_out}
+def checked_splits(total: int, counts: dict[str, int] | None) -> dict[str, tuple[int, int]]:
+    """The ranges of splits of these sizes, or of the default ones. Raises ValueError."""
+    counts = default_splits(total) if counts is None else counts
     if sum(counts.values()) != total:
         parts = " + ".join(f"{name} {count}" for name, count in counts.items())
         raise ValueError(
             f"Got splits {parts} = {sum(counts.values())}, but num_trajectories is {total}; they "
             "must be equal."
         )
-    ranges, start = {}, 0
-    for name, count in counts.items():
-        if count:
-            ranges[name] = (start, start + count)
-        start += count
-    return ranges
+    return split_ranges(counts)
 
 
 def make_shard(writer: DatasetWriter, request: GenerationRequest, shard: int) -> ShardReport:

@@ -211,7 +211,7 @@ def _show_summary(found: DatasetDescription) -> None:
         "equation": spec.equation,
         "shape": axes,
         "domain": " x ".join(f"{extent:g}" for extent in spec.domain_extent)
-        + f", boundaries {boundaries}",
+        + (f", boundaries {boundaries}" if boundaries else ""),
         "time": f"0 to {final_time:g}, a frame every {spec.frame_interval:g}",
         "splits": ", ".join(
             f"{name} {stop - start} ({start} to {stop - 1})" if stop > start else f"{name} 0"

@@ -131,23 +131,6 @@ def finetune(
 
 
 app.command(name="evaluate")(evaluate_command)
-
-
-@app.command()
-def evaluate(run: runs.RunName, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Measure a run on held-out trajectories: forecasts, errors against persistence, a report.
-
-    Example: pelagos evaluate quickstart split=test checkpoint=best
-    """
-    from pelagos.jobs import evaluate as job_module
-    from pelagos.platform.cli.jobs import evaluate_job
-
-    with exit_on_error():
-        result = job_module.run(evaluate_job(run, overrides), None if as_json else console)
-        if as_json:
-            print_json({"run_name": result.run_name, "report": result.report, **result.metrics})
-
-
 app.command(name="convert")(convert_command)
 app.command(name="sweep")(sweep_command)
 app.command(name="compare-strategies")(compare_strategies_command)
