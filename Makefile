@@ -25,6 +25,8 @@ PYTEST_ARGS ?=
 # Tests of Ray and Slurm wait most of the time, and must not meet each other: Slurm's runs end every
 # Ray of the machine. The others fill that time.
 USUAL := not matrix and not targets
+# As much as makes both end at about the same time.
+AFTER_RAY := tests/platform tests/models tests/submission
 
 .PHONY: help quickstart test lint venv format docs
 
@@ -56,11 +58,11 @@ test: $(STAMP)
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 else
-	@nice -n 10 $(BIN)/python -m pytest -m "not ray and $(USUAL)" --ignore=tests/platform \
-	    > $(VENV)/beside.log 2>&1 & \
+	@nice -n 10 $(BIN)/python -m pytest -m "not ray and $(USUAL)" \
+	    $(addprefix --ignore=,$(AFTER_RAY)) > $(VENV)/beside.log 2>&1 & \
 	beside=$$!; status=0; \
 	$(BIN)/python -m pytest tests -m "ray and $(USUAL)" || status=$$?; \
-	$(BIN)/python -m pytest tests/platform || status=$$?; \
+	$(BIN)/python -m pytest -m "not ray and $(USUAL)" $(AFTER_RAY) || status=$$?; \
 	echo "== waiting for the tests that run beside these: $(VENV)/beside.log"; \
 	wait $$beside || status=$$?; cat $(VENV)/beside.log; exit $$status
 endif

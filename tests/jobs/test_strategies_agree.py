@@ -115,7 +115,10 @@ def assert_same_curve(run: RunDirectory, reference: RunDirectory, tolerance: flo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "precision",
+    ["fp32", pytest.param("bf16", marks=[pytest.mark.matrix, pytest.mark.timeout(900)])],
+)
 def test_two_ranks_agree_bit_for_bit(layouts: Layouts, precision: str) -> None:
     # a sum of two does not depend on their order, and all else is the same arithmetic
     reference = layouts.run("ddp", "ddp", 2, parallel__precision=precision)
@@ -128,7 +131,8 @@ def test_two_ranks_agree_bit_for_bit(layouts: Layouts, precision: str) -> None:
         assert [n for n in expected if not torch.equal(tensors[n], expected[n])] == [], strategy
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.timeout(900)
 def test_four_ranks_agree_up_to_the_order_of_sums(layouts: Layouts) -> None:
     reference = layouts.run("single", "single", 1)
     for strategy in ("ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"):
