@@ -136,7 +136,7 @@ def test_every_layout_gives_the_same_frames(
     again = pickle.loads(pickle.dumps(dataset))
     assert again.fingerprint == dataset.fingerprint
     for field, row in dataset.statistics.items():
-        train = values[:6, :, dataset.field_names.index(field)].astype(np.float64)
+        train = values[:5, :, dataset.field_names.index(field)].astype(np.float64)
         assert row["mean"] == pytest.approx(train.mean(), rel=1e-12)
         assert row["std"] == pytest.approx(train.std(), rel=1e-12)
 
@@ -169,7 +169,7 @@ def test_a_description_says_the_rest(
     write_v3(tmp_path / "b.zarr", values)
     open_readable(tmp_path / "b.zarr")
     assert "fields channel-0, channel-1" in caplog.text
-    assert "splits {'train': (0, 6), 'validation': (6, 7)}" in caplog.text
+    assert "splits {'train': (0, 5), 'validation': (5, 6), 'test': (6, 7)}" in caplog.text
 
 
 def test_packed_whole_numbers_are_unpacked(tmp_path: Path, values: Values) -> None:
