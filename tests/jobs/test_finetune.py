@@ -234,7 +234,9 @@ def start_here(path: str, overrides: list[str]) -> str:
     return train(job, RunDirectory(f"{job.runs_dir}/{job.name}"), build_parts, {}).kind
 
 
-@pytest.mark.parametrize("strategy", ["fsdp", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "strategy", ["fsdp", pytest.param("zero2", marks=pytest.mark.matrix), "zero3"]
+)
 def test_low_rank_fine_tuning_is_the_same_under_every_strategy(
     make_finetune: MakeFinetune, rank_pool: Any, tmp_path: Path, strategy: str
 ) -> None:

@@ -83,7 +83,9 @@ def losses(run: RunDirectory) -> list[dict[str, float]]:
     return [*steps, {k: v for k, v in validation.items() if k.startswith("validation_loss")}]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
+@pytest.mark.parametrize(
+    "strategy", [pytest.param("ddp", marks=pytest.mark.matrix), "fsdp", "zero2"]
+)
 def test_grids_mix_and_every_rank_agrees(job_path: Path, rank_pool: Any, strategy: str) -> None:
     runs: dict[str, RunDirectory] = {}
     ranks = [f"parallel.strategy={strategy}", "resources.num_workers=2"]

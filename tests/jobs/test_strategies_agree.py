@@ -220,7 +220,10 @@ def test_a_checkpoint_of_any_strategy_resumes_under_any_other(layouts: Layouts) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])  # three ranks of ddp: test_kills.py
+@pytest.mark.parametrize(
+    "strategy",  # three ranks of ddp: test_kills.py
+    [pytest.param("fsdp", marks=pytest.mark.matrix), "zero3"],
+)
 def test_the_same_layout_resumes_bit_for_bit(layouts: Layouts, strategy: str) -> None:
     common = {"schedule__total_steps": 10, "ema_decay": 0.9, "parallel__micro_batch_size": 1}
     whole = layouts.run("whole", strategy, 2, **common)

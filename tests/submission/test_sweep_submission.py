@@ -187,6 +187,7 @@ def test_what_cannot_be_submitted_is_refused_before_anything_is_claimed(
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.targets
 @pytest.mark.timeout(600)
 def test_a_sweep_runs_as_an_array_on_slurm(
     real_slurm: None, clusters: Clusters, tmp_path: Path, sweep_file: Callable[..., Path]
