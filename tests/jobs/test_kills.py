@@ -212,7 +212,7 @@ def test_a_run_that_is_being_driven_is_not_started_twice(make_job: MakeJob, tmp_
         assert process.poll() is None
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_three_ranks_resume_to_the_bit(make_job: MakeJob, tmp_path: Path) -> None:
     # with two ranks any order of summing gives the same bits; with three it does not
     log = tmp_path / "log.txt"

@@ -74,7 +74,14 @@ def test_a_masked_autoencoder_knows_more_than_the_mean_patch(digits: tuple[Tenso
     assert error < 0.75 * mean_error
 
 
-@pytest.mark.parametrize("name", ["nnunet-nano", "stunet-nano", "mednext-nano"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nnunet-nano",
+        pytest.param("stunet-nano", marks=pytest.mark.matrix),
+        pytest.param("mednext-nano", marks=pytest.mark.matrix),
+    ],
+)
 def test_a_unet_segments_digits_that_a_threshold_cannot(name: str, digits: tuple[Tensor, Tensor]):
     images, _ = digits
     generator = torch.Generator().manual_seed(1)
