@@ -35,7 +35,7 @@ def test_a_report_of_a_dataset_on_s3(s3_server: Any, write_waves: Any, monkeypat
 def test_storage_that_is_too_slow_gets_a_cache(datasets: tuple[str, str]) -> None:
     fast = bench(datasets[0], step_seconds=0.1, batch_size=1, seconds=0.05, concurrencies=(1, 2))
     assert fast.recommendation.is_enough
-    assert fast.recommendation.num_threads == 1
+    assert fast.recommendation.num_threads in (1, 2)  # one is enough, unless it was kept waiting
     assert fast.recommendation.cache_bytes is None
     slow = bench(datasets[0], step_seconds=1e-7, batch_size=4, seconds=0.05, concurrencies=(1, 2))
     assert not slow.recommendation.is_enough
