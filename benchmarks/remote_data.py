@@ -173,16 +173,20 @@ def mixture_of(dataset: Dataset, length: int) -> Mixture:
     )
 
 
-def loader_speed(dataset: Dataset, options: argparse.Namespace, num_steps: int) -> float:
-    """Windows per second out of the loader, as torch batches."""
+def loader_of(dataset: Dataset, options: argparse.Namespace, seed: int) -> StreamLoader:
     mixture = mixture_of(dataset, options.length)
-    with StreamLoader(
+    return StreamLoader(
         mixture,
-        Sampler(mixture, 0),
+        Sampler(mixture, seed),
         global_batch_size=BATCH,
         num_threads=options.threads,
         prefetch_steps=4,
-    ) as loader:
+    )
+
+
+def loader_speed(dataset: Dataset, options: argparse.Namespace, num_steps: int) -> float:
+    """Windows per second out of the loader, as torch batches."""
+    with loader_of(dataset, options, 0) as loader:
         next(loader)
         started = time.perf_counter()
         for _ in range(num_steps):
@@ -267,14 +271,7 @@ def stall_free(endpoint: str, options: argparse.Namespace) -> None:
     dataset = open_dataset(f"s3://{BUCKET}/lz4.zarr", options_of(endpoint, "obstore"))
     capacity = loader_speed(dataset, options, 20)
     step = 2 * BATCH / capacity
-    mixture = mixture_of(dataset, options.length)
-    with StreamLoader(
-        mixture,
-        Sampler(mixture, 1),
-        global_batch_size=BATCH,
-        num_threads=options.threads,
-        prefetch_steps=4,
-    ) as loader:
+    with loader_of(dataset, options, 1) as loader:
         next(loader)
         time.sleep(5 * step)
         waited, started = loader.data_wait_seconds, time.perf_counter()

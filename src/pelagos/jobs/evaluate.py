@@ -12,7 +12,6 @@ from rich.table import Table
 
 from pelagos.jobs.datasets import open_recorded
 from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import build_objective
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation, evaluate_dataset
@@ -41,19 +40,35 @@ class EvaluateResult:
     metrics: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _TrainedRun:
+    """A run as it was trained, loaded once for all that is measured of it."""
+
+    directory: RunDirectory
+    training: TrainingJob
+    forecaster: Forecaster
+    step: int
+
+
+def _load(job: EvaluateJob) -> _TrainedRun:
+    directory = RunDirectory.open(job.runs_dir, job.run)
+    forecaster, step = Forecaster.from_run(directory, job.checkpoint, job.weights)
+    return _TrainedRun(directory, directory.job(), forecaster, step)
+
+
 def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     """Evaluate a run on a split of each of its datasets.
 
     Raises:
         ValueError: no such run, checkpoint, split or lead; nothing was written.
     """
-    directory = RunDirectory.open(job.runs_dir, job.run)
-    training = directory.job()
-    if build_objective(training).call == "image":
-        return _run_on_images(job, directory, training, console)
-    evaluations, step = measure(job)
-    stabilities = measure_stability(job) if job.stability_steps else []
-    provenance = _provenance(job, training, step)
+    trained = _load(job)
+    directory, training = trained.directory, trained.training
+    if trained.forecaster.objective.call == "image":
+        return _run_on_images(job, trained, console)
+    evaluations = _evaluations(job, trained)
+    stabilities = _stabilities(job, trained) if job.stability_steps else []
+    provenance = _provenance(job, training, trained.step)
     output = _output(job, directory)
     report, _ = write_report(evaluations, provenance, output, stabilities)
     values = numbers(evaluations, provenance, stabilities)
@@ -65,13 +80,13 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
 
 
 def _run_on_images(
-    job: EvaluateJob, directory: RunDirectory, training: TrainingJob, console: Console | None
+    job: EvaluateJob, trained: _TrainedRun, console: Console | None
 ) -> EvaluateResult:
     from pelagos.jobs.evaluate_images import measure_images, show_images
     from pelagos.platform.evaluation import image_evaluation
 
-    forecaster, step = Forecaster.from_run(directory, job.checkpoint, job.weights)
-    evaluations = measure_images(job, training, forecaster)
+    directory, training, step = trained.directory, trained.training, trained.step
+    evaluations = measure_images(job, training, trained.forecaster)
     provenance, output = _provenance(job, training, step), _output(job, directory)
     report = image_evaluation.write_image_report(evaluations, provenance, output)
     if job.tracking:
@@ -109,27 +124,22 @@ def measure(job: EvaluateJob) -> tuple[list[DatasetEvaluation], int]:
     Raises:
         ValueError: no such run, checkpoint, split or lead.
     """
-    directory = RunDirectory.open(job.runs_dir, job.run)
-    training = directory.job()
-    forecaster, step = Forecaster.from_run(directory, job.checkpoint, job.weights)
-    _check_forecasts(forecaster, job.run)
-    leads = _lead_steps(job, training)
-    evaluations = [
-        _evaluate(job, training, forecaster, record, leads)
-        for record in forecaster.description["datasets"]
+    trained = _load(job)
+    return _evaluations(job, trained), trained.step
+
+
+def _evaluations(job: EvaluateJob, trained: _TrainedRun) -> list[DatasetEvaluation]:
+    _check_forecasts(trained.forecaster, job.run)
+    leads = _lead_steps(job, trained.training)
+    return [
+        _evaluate(job, trained.training, trained.forecaster, record, leads)
+        for record in trained.forecaster.description["datasets"]
     ]
-    return evaluations, step
 
 
-def measure_stability(job: EvaluateJob) -> list[Stability]:
-    """Return how long rollouts of `stability_steps` steps fare, on each of the run's datasets.
-
-    Raises:
-        ValueError: no such run, checkpoint or split.
-    """
-    directory = RunDirectory.open(job.runs_dir, job.run)
-    training = directory.job()
-    forecaster, _ = Forecaster.from_run(directory, job.checkpoint, job.weights)
+def _stabilities(job: EvaluateJob, trained: _TrainedRun) -> list[Stability]:
+    """Return how rollouts of `stability_steps` steps fare, on each of the run's datasets."""
+    training, forecaster = trained.training, trained.forecaster
     found = []
     for record in forecaster.description["datasets"]:
         dataset = open_recorded(record["uri"], training)

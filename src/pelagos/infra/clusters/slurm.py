@@ -125,6 +125,8 @@ class SlurmCluster(Cluster):
 
     def start_array(self, submissions: Sequence[Submission], at_once: int) -> list[dict[str, Any]]:
         """Hand them over as one job array, `at_once` of its tasks at a time."""
+        if len(submissions) == 1:
+            return [self.start(submissions[0])]
         self._check_partition()
         first = submissions[0]
         Path(self._log(first, "")).parent.mkdir(parents=True, exist_ok=True)
