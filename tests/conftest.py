@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import yaml
@@ -28,6 +29,12 @@ import yaml
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.platform.config import PretrainJob
 from pelagos.platform.config.load import parse_job
+
+# a busy machine is no reason to fail
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 START_TIMEOUT_SECONDS = 60
 STOP_TIMEOUT_SECONDS = 10

@@ -26,7 +26,7 @@ BATCH = 12
     starts=st.lists(st.integers(1, 600), min_size=1, max_size=3, unique=True),
     data=st.data(),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_shares_change_exactly_where_they_should(
     sizes: list[int], starts: list[int], data: st.DataObject
 ) -> None:

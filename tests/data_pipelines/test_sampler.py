@@ -17,14 +17,14 @@ keys = st.integers(min_value=0, max_value=2**64 - 1)
 
 
 @given(size=st.integers(1, 3000), key=keys)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_permutation_is_a_bijection(size: int, key: int) -> None:
     images = KeyedPermutation(size, key)(np.arange(size))
     np.testing.assert_array_equal(np.sort(images), np.arange(size))
 
 
 @given(size=st.integers(2, 10**12), key=keys, data=st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_permutation_of_a_huge_set_is_injective_and_stateless(
     size: int, key: int, data: st.DataObject
 ) -> None:
@@ -70,7 +70,7 @@ def test_hash_and_key_depend_on_everything() -> None:
     weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8),
     num_samples=st.integers(0, 10**9),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_proportions_are_exact_at_every_length(weights: list[float], num_samples: int) -> None:
     order = MixtureOrder(0, [10] * len(weights), weights)
     counts = order.counts_before(num_samples)
@@ -88,7 +88,7 @@ def test_proportions_are_exact_at_every_length(weights: list[float], num_samples
     seed=st.integers(0, 2**32),
     data=st.data(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_item_comes_once_per_epoch(sizes: list[int], seed: int, data: st.DataObject) -> None:
     weights = data.draw(
         st.none() | st.lists(st.floats(0.1, 5), min_size=len(sizes), max_size=len(sizes))
@@ -120,7 +120,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 @given(start=st.integers(0, 10**7), length=st.integers(1, 700), cut=st.integers(0, 700))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_order_is_pure(start: int, length: int, cut: int) -> None:
     """Any cut of any range gives the same samples as the whole range at once."""
     cut = min(cut, length)
@@ -152,7 +152,7 @@ def test_bad_weights_are_refused(weights: list[float]) -> None:
     run_length=st.sampled_from([2, 4, 16]),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_runs_come_from_one_dataset_in_the_same_proportions_and_epochs(
     sizes: list[int], run_length: int, seed: int
 ) -> None:

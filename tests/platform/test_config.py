@@ -141,14 +141,14 @@ def test_an_override_that_leads_nowhere_is_an_error() -> None:
     assert any("expected dotted.key=value" in f for f in found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=40), st.text(max_size=20))
 def test_no_override_crashes(key: str, value: str) -> None:
     with contextlib.suppress(ConfigError):
         parse_job(GOOD, "job.yaml", [f"{key}={value}"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=200))
 def test_no_file_crashes(text: str) -> None:
     with pytest.raises(ConfigError):

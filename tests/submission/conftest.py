@@ -26,7 +26,8 @@ from pelagos.platform.config.load import load_job
 from pelagos.platform.submission.record import RunState
 
 STEPS = 12
-START_SECONDS, END_SECONDS = 150, 240
+# what a quiet machine does in 40 seconds, with room for one that is busy
+START_SECONDS, END_SECONDS = 300, 400
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,21 @@ def wait_for(
     found: SubmittedRun, condition: Callable[[RunState], bool], seconds: float = START_SECONDS
 ) -> RunState:
     """Wait until a run's state is as wanted; fail with its record and log."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    begin = time.monotonic()
+    while time.monotonic() < begin + seconds:
         state, _ = submitted_runs.current_state(found)
         if condition(state):
             return state
         if state.has_ended:
             break
         time.sleep(0.5)
-    text = "".join(submitted_runs.follow_logs(found, follow=False))[-3000:]
-    raise AssertionError(f"{found.record.events()}\n{text}")
+    log = "".join(submitted_runs.follow_logs(found, follow=False))[-3000:]
+    events = [f"{e['time']} {e['kind']}" for e in found.record.events()]
+    of_run = submitted_runs.run_directory(found).events()
+    events += [f"{e['time']} the run: {e['kind']}" for e in of_run]
+    raise AssertionError(
+        f"{log}\nafter {time.monotonic() - begin:.0f} s still {state}\n" + "\n".join(sorted(events))
+    )
 
 
 def finish(found: SubmittedRun) -> RunState:

@@ -130,6 +130,18 @@ def test_the_manifest_holds_what_the_cluster_is_configured_for() -> None:
     assert "nvidia.com/gpu" not in head["containers"][0]["resources"]["limits"]
 
 
+def test_pods_are_asked_for_on_demand_but_not_under_kueue() -> None:
+    """Kueue's webhook refuses a RayJob whose cluster would change its size."""
+    fixed = ray_job()["spec"]["rayClusterSpec"]
+    assert "enableInTreeAutoscaling" not in fixed
+    (group,) = fixed["workerGroupSpecs"]
+    assert [group[f"{name}eplicas"] for name in ("r", "minR", "maxR")] == [2, 2, 2]
+    growing = ray_job(queue_name=None)["spec"]["rayClusterSpec"]
+    assert growing["enableInTreeAutoscaling"] is True
+    (group,) = growing["workerGroupSpecs"]
+    assert [group[f"{name}eplicas"] for name in ("r", "minR", "maxR")] == [0, 0, 2]
+
+
 @pytest.mark.parametrize(
     ("priority", "name"), [(-1, None), (0, "normal"), (9, "normal"), (10, "high")]
 )

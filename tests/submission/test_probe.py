@@ -52,6 +52,15 @@ def test_missing_nodes_are_counted() -> None:
     assert (bad.name, bad.seen) == ("nodes", "1: a")
 
 
+def test_a_head_that_takes_no_work_needs_no_devices_and_does_not_count() -> None:
+    head = replace(GOOD, host="head", cpus=2, gpus=0, computes=False)
+    checks = {c.name: c for c in checks_of([head, GOOD, replace(GOOD, host="b")], JOB)}
+    assert [name for name, check in checks.items() if not check.ok] == []
+    assert checks["nodes"].seen == "2: a, b; besides them head, which takes no work"
+    short = {c.name: c for c in checks_of([head, GOOD], JOB)}
+    assert not short["nodes"].ok
+
+
 def test_storage_is_written_and_read(tmp_path: Path) -> None:
     assert storage_problem(str(tmp_path / "storage"), None) == ""
     (tmp_path / "file").write_text("no directory")
@@ -68,6 +77,8 @@ def test_every_node_of_a_ray_cluster_is_looked_at(
     config: ClusterConfig = find_cluster("lab")
     checks = {check.name: check for check in probe_cluster("lab", config, 1)}
     assert [name for name, check in checks.items() if not check.ok] == []
-    assert checks["nodes"].seen.startswith("3: ")
-    assert "over 3 nodes" in checks["collective"].seen
+    assert checks["nodes"].seen.startswith("2: ")
+    assert "which takes no work" in checks["nodes"].seen  # the head, which is looked at as well
+    assert "written and read from 3 node(s)" in checks["storage on nodes"].seen
+    assert "over 2 nodes" in checks["collective"].seen
     assert checks["versions"].seen.startswith("python 3.")

@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ CLOCK_READINGS = 5
 ALL_REDUCE_BYTES = 32 * 2**20
 ALL_REDUCE_ROUNDS = 4
 ANSWER_SECONDS = 180.0
+NODES_SECONDS = 300.0  # a cluster that grows on demand has its nodes by then
+POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class NodeReport:
     storage_problem: str
     clock_offset_seconds: float = 0.0
     """Ahead of the driver's clock, to half a round trip."""
+    computes: bool = True
+    """False for a head that takes no work: its devices do not matter."""
 
 
 class NodeProbe:
@@ -109,8 +113,11 @@ def run(job: ProbeJob, storage: str, runs_dir: Path) -> list[Check]:
     endpoint = os.environ.get("PELAGOS_STORAGE_ENDPOINT")
     address = os.environ.get("PELAGOS_RAY_ADDRESS") or None
     with ray_cluster(address, job.num_nodes * job.cpus_per_node):
-        probes = _start_probes(job.gpus_per_node)
-        checks = _examine(probes, job, storage, endpoint)
+        nodes = _nodes_for(job)
+        probes = [_start_probe(node, job.gpus_per_node) for node in nodes]
+        reports = _look(nodes, probes, storage, endpoint)
+        computing = [p for p, report in zip(probes, reports, strict=True) if report.computes]
+        checks = [*checks_of(reports, job), _collective(computing)]
     directory = runs_dir / job.name
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps([asdict(check) for check in checks], indent=1)
@@ -125,36 +132,52 @@ def read_checks(directory: Path) -> list[Check]:
     return [Check(**entry) for entry in json.loads((directory / CHECKS_FILE).read_text())]
 
 
-def _start_probes(gpus_per_node: int) -> list[Any]:
+def _nodes_for(job: ProbeJob) -> list[dict[str, Any]]:
+    """Return the cluster's nodes, after asking for as many as the job wants that compute."""
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    def alive() -> list[dict[str, Any]]:
+        return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+    deadline = time.monotonic() + NODES_SECONDS
+    if sum(map(_computes, alive())) < job.num_nodes:
+        request_resources(bundles=[{"CPU": job.cpus_per_node}] * job.num_nodes)
+        while sum(map(_computes, alive())) < job.num_nodes and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+    return alive()
+
+
+def _computes(node: dict[str, Any]) -> bool:
+    return bool(node["Resources"].get("CPU", 0) > 0)
+
+
+def _start_probe(node: dict[str, Any], gpus_per_node: int) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     kind = ray.remote(NodeProbe)
-    return [
-        kind.options(
-            num_cpus=0,
-            num_gpus=min(1, gpus_per_node),
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-        ).remote()
-        for node in nodes
-    ]
+    return kind.options(
+        num_cpus=0,
+        num_gpus=min(1, gpus_per_node, node["Resources"].get("GPU", 0)),
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+    ).remote()
 
 
-def _examine(
-    probes: Sequence[Any], job: ProbeJob, storage: str, endpoint: str | None
-) -> list[Check]:
+def _look(
+    nodes: Sequence[dict[str, Any]], probes: Sequence[Any], storage: str, endpoint: str | None
+) -> list[NodeReport]:
     import ray
 
     said = ray.get([p.look.remote(storage, endpoint) for p in probes], timeout=ANSWER_SECONDS)
-    reports = [
-        NodeReport(**{**report, "clock_offset_seconds": _clock_offset(probe)})
-        for probe, report in zip(probes, said, strict=True)
+    return [
+        replace(
+            NodeReport(**report),
+            clock_offset_seconds=_clock_offset(probe),
+            computes=_computes(node),
+        )
+        for node, probe, report in zip(nodes, probes, said, strict=True)
     ]
-    checks = checks_of(reports, job)
-    if len(probes) < 2:
-        return [*checks, Check("collective", True, "one node: nothing to measure")]
-    return [*checks, _collective(probes)]
 
 
 def _clock_offset(probe: Any) -> float:
@@ -174,6 +197,8 @@ def _collective(probes: Sequence[Any]) -> Check:
     import ray
 
     size = len(probes)
+    if size < 2:
+        return Check("collective", True, "one node: nothing to measure")
     try:
         address = ray.get(probes[0].address.remote(), timeout=ANSWER_SECONDS)
         calls = [p.all_reduce.remote(address, rank, size) for rank, p in enumerate(probes)]
@@ -206,9 +231,11 @@ def checks_of(reports: Sequence[NodeReport], job: ProbeJob) -> list[Check]:
 
 
 def _nodes(reports: Sequence[NodeReport], job: ProbeJob) -> Check:
-    hosts = ", ".join(sorted(report.host for report in reports))
-    seen = f"{len(reports)}: {hosts}"
-    enough = len(reports) >= job.num_nodes
+    computing = sorted(report.host for report in reports if report.computes)
+    seen = f"{len(computing)}: {', '.join(computing)}"
+    if heads := sorted(report.host for report in reports if not report.computes):
+        seen += f"; besides them {', '.join(heads)}, which takes no work"
+    enough = len(computing) >= job.num_nodes
     return Check("nodes", enough, seen, f"{job.num_nodes} were asked for: start the others")
 
 
@@ -245,16 +272,17 @@ def _clocks(reports: Sequence[NodeReport]) -> Check:
 
 
 def _devices(reports: Sequence[NodeReport], job: ProbeJob) -> Check:
+    computing = [report for report in reports if report.computes]
     short = [
         f"{r.host} has {r.cpus} CPU and {r.gpus} GPU"
-        for r in reports
+        for r in computing
         if r.cpus < job.cpus_per_node or r.gpus < job.gpus_per_node
     ]
     remedy = (
         f"clusters.yaml says {job.cpus_per_node} CPU and {job.gpus_per_node} GPU per node: correct "
         "it, or look for a missing driver (nvidia-smi)"
     )
-    seen = "; ".join(short) or ", ".join(f"{r.cpus} CPU and {r.gpus} GPU" for r in reports)
+    seen = "; ".join(short) or ", ".join(f"{r.cpus} CPU and {r.gpus} GPU" for r in computing)
     return Check("devices on nodes", not short, seen, remedy)
 
 

@@ -26,6 +26,7 @@ from pelagos.infra.clusters.schema import KubernetesConfig
 from pelagos.infra.doctor import Check
 
 TIMEOUT_SECONDS = 60
+IDLE_SECONDS = 60  # a pod that computes nothing is kept so long
 BOOTSTRAP_PATH = "/pelagos/bootstrap.py"
 # what `status.jobDeploymentStatus` of a RayJob says when nothing more will happen
 ENDED = ("Complete", "Failed", "ValidationFailed")
@@ -153,10 +154,10 @@ class KubernetesCluster(Cluster):
         groups = self.num_nodes(needs)
         per_pod = -(-needs.num_workers // groups)
         cpus, gpus = per_pod * needs.cpus_per_worker, per_pod * needs.gpus_per_worker
+        autoscaling, replicas = self._autoscaling(groups)
         return {
             "rayVersion": version("ray"),
-            "enableInTreeAutoscaling": True,
-            "autoscalerOptions": {"upscalingMode": "Default", "idleTimeoutSeconds": 60},
+            **autoscaling,
             "headGroupSpec": {
                 # the driver runs here and computes nothing: workers are placed on the others
                 "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
@@ -165,14 +166,28 @@ class KubernetesCluster(Cluster):
             "workerGroupSpecs": [
                 {
                     "groupName": "workers",
-                    "replicas": groups,
-                    "minReplicas": groups,
-                    "maxReplicas": groups,
+                    **replicas,
                     "rayStartParams": {},
                     "template": self._pod(submission, name, cpus=cpus, gpus=gpus, is_worker=True),
                 }
             ],
         }
+
+    def _autoscaling(self, most: int) -> tuple[dict[str, Any], dict[str, int]]:
+        """Return the Ray cluster's settings for it, and the worker group's numbers of pods.
+
+        Pods are asked for when the driver places its workers, all at once, and given back after the
+        last step: a run that waits for another one, or writes its report, holds no GPU. Kueue, which
+        grants the whole job its room before it starts, refuses a RayJob that would change its size
+        (unless its feature gate ElasticJobsViaWorkloadSlices is on).
+        """
+        if self.config.queue_name:
+            return {}, {"replicas": most, "minReplicas": most, "maxReplicas": most}
+        options = {"upscalingMode": "Default", "idleTimeoutSeconds": IDLE_SECONDS}
+        return (
+            {"enableInTreeAutoscaling": True, "autoscalerOptions": options},
+            {"replicas": 0, "minReplicas": 0, "maxReplicas": most},
+        )
 
     def _pod(
         self, submission: Submission, name: str, cpus: int, gpus: int, is_worker: bool
