@@ -122,6 +122,14 @@ def test_bootstrap_becomes_the_shipped_code(shipped: list[str]) -> None:
         assert done.stdout.startswith("hello ['storage', 'run', '1']")
 
 
+def test_an_image_without_what_pelagos_needs_is_named(shipped: list[str]) -> None:
+    bare = [sys.executable, "-S", str(BOOTSTRAP), *shipped]  # without site-packages
+    done = subprocess.run(bare, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "lacks torch, ray, zarr" in done.stderr
+    assert "use an image or environment in which Pelagos is installed" in done.stderr
+
+
 def test_bootstrap_refuses_code_that_was_changed(shipped: list[str]) -> None:
     shipped[3] = "0" * 64
     done = _bootstrap(shipped)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from pelagos.infra.clusters import ClusterError, Code, Needs, Submission
-from pelagos.infra.clusters.schema import SlurmConfig
+from pelagos.infra.clusters import ClusterError, Code, Needs, Submission, open_cluster
+from pelagos.infra.clusters.schema import RayConfig, SlurmConfig
 from pelagos.infra.clusters.slurm import SlurmCluster
 from pelagos.jobs import submit
 from pelagos.platform.cli.main import app
@@ -219,3 +221,25 @@ def test_a_graph_of_runs_is_read_with_its_settings(
     graph.write_text(yaml.safe_dump({"runs": [{"jobb": "job.yaml"}]}))
     with pytest.raises(ConfigError, match=r"line 2: runs.0: expected \{job: FILE"):
         submit.plan([str(graph)], "here", (), submit.Options())
+
+
+def test_an_older_ray_on_the_cluster_is_refused(tmp_path: Path) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"ray_version": "2.40.0"}')
+
+        def log_message(self, *_: Any) -> None:
+            """Keep the test's output clean."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as old:
+        threading.Thread(target=old.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{old.server_address[1]}"
+        config = RayConfig.model_validate(
+            {"kind": "ray", "address": address, "storage": str(tmp_path)}
+        )
+        (check,) = open_cluster("lab", config).check()
+        old.shutdown()
+    assert not check.ok
+    assert "runs Ray 2.40.0; Pelagos needs 2.50 or newer" in check.seen

@@ -14,7 +14,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-NEEDED = ("torch", "ray", "zarr", "s3fs", "mlflow", "pydantic", "yaml", "accelerate")
+NEEDED = (
+    *("torch", "ray", "zarr", "s3fs", "mlflow", "pydantic", "yaml", "accelerate"),
+    *("einops", "safetensors", "obstore", "rich"),
+)
 EXIT_UNFIT = 3
 
 

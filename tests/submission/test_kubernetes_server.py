@@ -1,0 +1,111 @@
+"""Submission to a real Kubernetes API server; no node runs the pods, and no operator the RayJob."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.conftest import S3Server, free_ports
+from tests.submission import kubernetes_server
+from tests.submission.conftest import Job, send
+from tests.submission.kubernetes_server import KubernetesServer
+from tests.submission.test_kubernetes import CONFIG, cluster, submission
+
+from pelagos.infra.clusters import ClusterError
+from pelagos.infra.clusters.schema import KubernetesConfig
+from pelagos.infra.render import render
+from pelagos.jobs import submitted_runs
+
+pytestmark = [pytest.mark.targets, pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
+@pytest.fixture(scope="module")
+def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubernetesServer]:
+    folder = tmp_path_factory.mktemp("kubernetes")
+    (folder / "build").mkdir()
+    if problem := kubernetes_server.install(folder / "build"):
+        pytest.skip(problem)
+    with kubernetes_server.kubernetes(folder, free_ports(3)) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running_server: KubernetesServer, monkeypatch: pytest.MonkeyPatch) -> KubernetesServer:
+    monkeypatch.setenv("KUBECONFIG", str(running_server.kubeconfig))
+    return running_server
+
+
+def stored(server: KubernetesServer, name: str) -> dict[str, Any]:
+    text = server.kubectl("get", "rayjobs.ray.io", name, "--namespace=science", "--output=json")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def set_status(server: KubernetesServer, name: str, **status: str) -> None:
+    """Say what the operator would say."""
+    path = f"/apis/ray.io/v1/namespaces/science/rayjobs/{name}/status"
+    manifest = stored(server, name) | {"status": status}
+    server.kubectl("replace", f"--raw={path}", "--filename=-", stdin=json.dumps(manifest))
+
+
+@pytest.mark.s3
+def test_a_run_is_submitted_followed_and_ended(
+    server: KubernetesServer,
+    clusters: Callable[..., None],
+    conformance_job: Job,
+    s3_server: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    config = CONFIG | {"storage": s3_server.new_uri(), "endpoint_url": s3_server.endpoint}
+    del config["queue_name"]
+    config["shared_paths"] = ["/"]
+    clusters(k8s=config)
+    found = send(conformance_job.path, "k8s", "name=on-pods")
+    sent = found.cluster.manifests(  # type: ignore[attr-defined]
+        submitted_runs.submission_of(found.record, 1)
+    )[1]
+    kept = stored(server, "on-pods-1")
+    assert kept["spec"] == sent["spec"], "the server dropped or changed something"
+    state, _ = submitted_runs.current_state(found)
+    assert state.state in ("queued", "starting")
+    set_status(server, "on-pods-1", jobDeploymentStatus="Running", jobStatus="RUNNING")
+    assert found.cluster.state(state.handle).state == "running"
+    submitted_runs.stop(found, now=True)
+    left = server.kubectl("get", "rayjobs.ray.io", "--namespace=science", "--output=name")
+    assert "on-pods" not in left
+    assert found.record.state().has_ended
+
+
+def test_the_server_validates_what_it_is_given(server: KubernetesServer) -> None:
+    manifest = cluster().manifests(submission("typed"))[1]
+    manifest["spec"]["backoffLimit"] = "two"
+    with pytest.raises(AssertionError, match="backoffLimit"):
+        server.kubectl("apply", "--validate=false", "--filename=-", stdin=json.dumps(manifest))
+
+
+def test_a_cluster_is_checked_as_the_one_who_asks(server: KubernetesServer) -> None:
+    checks = {c.name: c for c in cluster(context="admin").check()}
+    assert all(check.ok for check in checks.values())
+    guest = {c.name: c for c in cluster(context="guest").check()}
+    assert guest["api server"].ok
+    assert not guest["permission to create RayJobs"].ok
+    with pytest.raises(ClusterError, match=r'k8s: kubectl apply: .*User "guest" cannot'):
+        cluster(context="guest").start(submission("refused"))
+    with pytest.raises(ClusterError, match="Unauthorized|must be logged in|credentials"):
+        cluster(context="stranger").start(submission("refused"))
+    with pytest.raises(ClusterError, match=r'namespaces "nowhere" not found'):
+        cluster(namespace="nowhere").start(submission("refused"))
+    with pytest.raises(ClusterError, match='context "elsewhere" does not exist'):
+        cluster(context="elsewhere").start(submission("refused"))
+
+
+def test_the_manifests_of_mlflow_are_accepted(server: KubernetesServer) -> None:
+    config = KubernetesConfig.model_validate(CONFIG)
+    text = render("mlflow", "k8s", config)["mlflow.yaml"]
+    said = server.kubectl("apply", "--dry-run=server", "--filename=-", stdin=text)
+    assert len(said.splitlines()) == 5
+    assert all("server dry run" in line for line in said.splitlines())
