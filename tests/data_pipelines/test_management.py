@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -195,6 +196,43 @@ def test_damage_is_not_copied(make_dataset: Any, tmp_path: Path) -> None:
         copy(dataset, str(tmp_path / "copy.zarr"))
     with pytest.raises(DatasetError):
         open_dataset(str(tmp_path / "copy.zarr"))
+
+
+def refuses_a_second(opened: Dataset, source: Dataset, options: Any = None) -> None:
+    """Try to revise while an append is under way, and with what was opened before it."""
+    messages = []
+
+    def meanwhile(*_: int) -> None:
+        for revise in (lambda d: append(d, source), lambda d: change_splits(d, {"train": (0, 7)})):
+            with pytest.raises(DatasetError) as caught:
+                revise(open_dataset(opened.uri, options))
+            messages.append(str(caught.value))
+
+    manifest = append(opened, source, progress=meanwhile)
+    assert messages
+    assert all(f"process {os.getpid()}) since 20" in message for message in messages)
+    with pytest.raises(DatasetError, match="was revised since it was opened"):
+        append(opened, source)
+    again = open_dataset(opened.uri, options)
+    assert again.fingerprint == manifest.fingerprint
+    np.testing.assert_array_equal(whole(again), np.concatenate([whole(opened), whole(source)]))
+    assert change_splits(again, {"train": (0, 7)}).spec.splits == {"train": (0, 7)}  # it is free
+
+
+def test_of_two_revisions_at_once_one_is_refused(make_dataset: Any) -> None:
+    dataset, _ = make_dataset(seed=1)
+    source, _ = make_dataset(seed=2)
+    refuses_a_second(dataset, source)
+
+
+@pytest.mark.s3
+def test_of_two_revisions_of_an_object_store_one_is_refused(
+    make_dataset: Any, s3_server: Any
+) -> None:
+    dataset, _ = make_dataset(seed=1)
+    uri, options = s3_server.new_uri("/copy.zarr"), s3_server.storage_options
+    copy(dataset, uri, options)
+    refuses_a_second(open_dataset(uri, options), dataset, options)
 
 
 @pytest.mark.s3

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from pelagos.data_pipelines.management.exclusive import revising
 from pelagos.data_pipelines.management.revising import write_manifest
 from pelagos.data_pipelines.management.schemas import require_equal_schemas
 from pelagos.data_pipelines.management.trajectory_table import trajectory_sums_of
@@ -36,8 +37,8 @@ def append(
 ) -> Manifest:
     """Append every trajectory of `source` to `dataset`, which stays open as it was.
 
-    Two calls for one dataset must not run at once. Runs that were begun with the dataset as it was
-    are not resumed with the longer one: its fingerprint is another.
+    Of two calls at once one is refused. Runs that were begun with the dataset as it was are not
+    resumed with the longer one: its fingerprint is another.
 
     Args:
         dataset: open; open it again to read what was appended.
@@ -48,10 +49,17 @@ def append(
 
     Raises:
         ValueError: the schemas differ, the split is not the last one, or a value is not finite.
-        DatasetError: something cannot be read or written.
+        DatasetError: something cannot be read or written, or another process revises the dataset.
     """
+    require_equal_schemas(dataset.spec, [source.spec])
+    with revising(dataset):
+        return _append(dataset, source, extend_split, progress)
+
+
+def _append(
+    dataset: Dataset, source: ReadableDataset, extend_split: str | None, progress: Progress | None
+) -> Manifest:
     old = dataset.spec
-    require_equal_schemas(old, [source.spec])
     spec = replace(
         old,
         num_trajectories=old.num_trajectories + source.num_trajectories,

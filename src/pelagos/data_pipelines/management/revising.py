@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pelagos.data_pipelines.management.exclusive import revising
 from pelagos.data_pipelines.management.trajectory_table import SumsOfFields, trajectory_sums_of
 from pelagos.data_pipelines.store import Dataset, DatasetSpec
 from pelagos.data_pipelines.store.field_statistics import dataset_statistics, default_split
@@ -27,15 +28,17 @@ def change_splits(dataset: Dataset, splits: Mapping[str, tuple[int, int]]) -> Ma
 
     Raises:
         ValueError: the splits overlap or reach beyond the trajectories.
+        DatasetError: another process revises the dataset.
     """
     spec = replace(dataset.spec, splits=dict(splits))
-    return write_manifest(
-        dataset.store,
-        spec,
-        dataset.manifest.shards,
-        trajectory_sums_of(dataset),
-        dataset.manifest.parameters_crc32c,
-    )
+    with revising(dataset):
+        return write_manifest(
+            dataset.store,
+            spec,
+            dataset.manifest.shards,
+            trajectory_sums_of(dataset),
+            dataset.manifest.parameters_crc32c,
+        )
 
 
 def write_manifest(

@@ -1,0 +1,96 @@
+"""One revision of a dataset at a time: the second caller is told who holds it.
+
+On a local disk the kernel holds the lock and frees it when the process dies. An object store has no
+such thing: there it is a small object which only one caller can create, and which stays if that
+caller is killed; the message says then what to remove.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from pelagos.data_pipelines.store import Dataset, DatasetError
+from pelagos.data_pipelines.store.layout import dumps
+from pelagos.data_pipelines.store.manifest import load_manifest
+from pelagos.data_pipelines.store.object_store import LocalStore, ObjectStore
+
+LOCK_KEY = ".revision.lock"
+
+
+@contextlib.contextmanager
+def revising(dataset: Dataset) -> Iterator[None]:
+    """Hold a dataset while its manifest is replaced.
+
+    Raises:
+        DatasetError: another process is revising it, or has done so since `dataset` was opened.
+    """
+    store = dataset.store
+    hold = _hold_file(store) if isinstance(store, LocalStore) else _hold_object(store)
+    with hold:
+        found = load_manifest(store).fingerprint
+        if found != dataset.manifest.fingerprint:
+            raise DatasetError(
+                f"{store.uri} was revised since it was opened (fingerprint {found[:16]}…, it was "
+                f"{dataset.manifest.fingerprint[:16]}…): open it again"
+            )
+        yield
+
+
+@contextlib.contextmanager
+def _hold_file(store: LocalStore) -> Iterator[None]:
+    path = store.root / LOCK_KEY
+    with _locked(path, store.uri) as file:
+        file.write(_who())
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink()
+
+
+def _locked(path: Path, uri: str) -> TextIO:
+    """Open and lock a file that whoever holds it removes at the end."""
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            with file:
+                file.seek(0)
+                holder = file.read() or "another process"
+            raise DatasetError(f"{uri} is being revised by {holder}: wait for it") from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                return file
+        file.close()  # its holder removed it between the two calls
+
+
+@contextlib.contextmanager
+def _hold_object(store: ObjectStore) -> Iterator[None]:
+    # the key in it makes contents of two callers differ, as `create` asks
+    if not store.create(LOCK_KEY, dumps({"by": _who(), "key": uuid.uuid4().hex})):
+        holder = json.loads(store.read(LOCK_KEY)).get("by", "another process")
+        raise DatasetError(
+            f"{store.uri} is being revised by {holder}: wait for it. If that process was killed, "
+            f"remove {store.address(LOCK_KEY)} and try again"
+        )
+    try:
+        yield
+    finally:
+        store.delete([LOCK_KEY])
+
+
+def _who() -> str:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"{getpass.getuser()} on {socket.gethostname()} (process {os.getpid()}) since {now}"
