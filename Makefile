@@ -54,6 +54,8 @@ quickstart: $(STAMP)
 
 # One thread per process: the suite starts many processes, and sums keep one order.
 test: export OMP_NUM_THREADS ?= 1
+# Ray gives its workers way to everything else of the machine; here that is other tests.
+test: export RAY_worker_niceness ?= 0
 test: $(STAMP)
 ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
