@@ -179,7 +179,7 @@ def test_wrong_credentials_are_refused_before_a_run_is_made(
 def test_verbs_on_runs_say_what_there_is(
     finished: Path, arguments: list[str], parts: list[str]
 ) -> None:
-    where = f"runs_dir={finished}" if arguments[0] == "evaluate" else f"--runs-dir={finished}"
+    where = f"--runs-dir={finished}"
     said = refuse(*arguments, where, intact=finished)
     for part in parts:
         assert part in said

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import S3Server, free_ports
 from tests.submission import kubernetes_server
-from tests.submission.conftest import Job, send
+from tests.submission.conftest import send
 from tests.submission.kubernetes_server import KubernetesServer
 from tests.submission.test_kubernetes import CONFIG, cluster, submission
 
@@ -54,17 +55,21 @@ def set_status(server: KubernetesServer, name: str, **status: str) -> None:
 def test_a_run_is_submitted_followed_and_ended(
     server: KubernetesServer,
     clusters: Callable[..., None],
-    conformance_job: Job,
+    datasets: tuple[str, str],
+    tiny_job_text: Callable[..., str],
     s3_server: S3Server,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    job_file = tmp_path / "job.yaml"
+    job_file.write_text(tiny_job_text(datasets, tmp_path, "on-pods"))
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     config = CONFIG | {"storage": s3_server.new_uri(), "endpoint_url": s3_server.endpoint}
     del config["queue_name"]
     config["shared_paths"] = ["/"]
     clusters(k8s=config)
-    found = send(conformance_job.path, "k8s", "name=on-pods")
+    found = send(job_file, "k8s")
     sent = found.cluster.manifests(  # type: ignore[attr-defined]
         submitted_runs.submission_of(found.record, 1)
     )[1]

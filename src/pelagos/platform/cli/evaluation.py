@@ -18,6 +18,9 @@ def evaluate_command(
     compare: Annotated[
         bool, typer.Option("--compare", help="Put several runs side by side in one report.")
     ] = False,
+    runs_dir: Annotated[
+        str | None, typer.Option("--runs-dir", help="Directory that holds the runs; as runs_dir=.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Measure a run on held-out trajectories: forecasts, errors against persistence, a report.
@@ -28,6 +31,8 @@ def evaluate_command(
 
     names = [a for a in arguments if "=" not in a]
     overrides = [a for a in arguments if "=" in a]
+    if runs_dir is not None:
+        overrides.append(f"runs_dir={runs_dir}")
     shown = None if as_json else console
     with exit_on_error():
         if compare:
