@@ -1,7 +1,7 @@
 """RayJob manifests against the published schema, and the verbs against a stand-in for kubectl.
 
-No Kubernetes API server can be installed here: `kubectl` is a recording stub in these tests, which
-checks every manifest that it is given against KubeRay's schema, as the server would. The schema is
+`kubectl` is a recording stub in these tests, which checks every manifest that it is given against
+KubeRay's schema, as the server would; test_kubernetes_server.py has a real API server. The schema is
 that of KubeRay 1.7.0 (ray-operator/config/crd/bases/ray.io_rayjobs.yaml, Apache-2.0), without its
 descriptions and without `status`.
 """
