@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 from rich.console import Console
 
@@ -20,20 +21,43 @@ from pelagos.jobs.parts import build_parts
 from pelagos.jobs.take_over import take_over
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, copy_checkpoint
 from pelagos.platform.config import ConfigError, PretrainJob
+from pelagos.platform.config.load import load_job, parse_job
 from pelagos.platform.runs import RunDirectory, RunError
 from pelagos.platform.trainer import train
 
-MakeJob = Callable[..., PretrainJob]
 LR = "optimizer.lr"
 WARMUP = "schedule.warmup_steps"
+STEP = 3
 
 
-def trained(job: PretrainJob, until_step: int | None = None) -> RunDirectory:
-    run = RunDirectory(f"{job.runs_dir}/{job.name}")
-    if not run.path.exists():
-        run = RunDirectory.create(job)
-    train(job, run, build_parts, {}, until_step=until_step)
-    return run
+@pytest.fixture(scope="module")
+def trained(
+    datasets: tuple[str, str],
+    tiny_job_text: Callable[[tuple[str, str], Path, str], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The directory of two runs, `lagging` and `best`, that differ in their rate, after 3 steps."""
+    directory = tmp_path_factory.mktemp("trained")
+    for name, lr in (("lagging", 1e-6), ("best", 0.01)):
+        changes = [f"{LR}={lr}", "schedule.total_steps=6", "ema_decay=0.9", f"name={name}"]
+        changes += ["data.global_batch_size=2", "checkpoint.every_steps=2"]
+        job = parse_job(tiny_job_text(datasets, directory, name), "tiny.yaml", changes)
+        assert isinstance(job, PretrainJob)
+        train(job, RunDirectory.create(job), build_parts, {}, until_step=STEP)
+    return directory
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path) -> tuple[RunDirectory, RunDirectory]:
+    """Copies of these runs, which the test may change."""
+    copied = shutil.copytree(trained / "runs", tmp_path / "runs")
+    found = RunDirectory(copied / "lagging"), RunDirectory(copied / "best")
+    for run in found:
+        tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
+        changed = {"runs_dir": str(copied), "tracking": tracking}
+        tree = yaml.safe_load((run.path / "job.yaml").read_text())
+        run.replace("job.yaml", yaml.safe_dump({**tree, **changed}))
+    return found
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -50,76 +74,72 @@ def steps_in(uri: str) -> list[int]:
 
 
 def test_a_run_goes_on_exactly_as_the_other_would_have_with_these_settings(
-    make_job: MakeJob, tmp_path: Path
+    runs: tuple[RunDirectory, RunDirectory], tmp_path: Path
 ) -> None:
-    console = Console(file=io.StringIO())
-    job = make_job("lagging", optimizer__lr=1e-6, ema_decay=0.9)
-    training.start(job, console, until_step=4)
-    lagging = RunDirectory.open(job.runs_dir, "lagging")
-    best = trained(make_job("best", optimizer__lr=0.01, ema_decay=0.9), until_step=4)
-    assert (lagging.last_step(), steps_in(lagging.checkpoint_uri)) == (4, [3, 4])
+    lagging, best = runs
+    assert (lagging.last_step(), steps_in(lagging.checkpoint_uri)) == (STEP, [2, STEP])
     own = {name: contents(lagging.path)[name] for name in ("metrics.jsonl", "job.yaml")}
-    given_up = contents(lagging.path / "checkpoints" / "step-00000004")
+    given_up = contents(lagging.path / "checkpoints" / "step-00000003")
     before = contents(best.path)
 
-    record = take_over(lagging, best, 4, {LR: 0.005, WARMUP: 2})
+    record = take_over(lagging, best, STEP, {LR: 0.005, WARMUP: 2})
     assert record["settings"] == {LR: [1e-6, 0.005]}  # the other has not changed
     events = lagging.events()
-    assert take_over(lagging, best, 4, {LR: 0.005, WARMUP: 2}) == record
+    assert take_over(lagging, best, STEP, {LR: 0.005, WARMUP: 2}) == record
     assert lagging.events() == events
     told = [e for e in events if e["kind"] == "taken_over"]
     assert [(e["step"], e["source"], e["settings"]) for e in told] == [
-        (4, "best", {LR: [1e-6, 0.005]})
+        (STEP, "best", {LR: [1e-6, 0.005]})
     ]
     assert contents(best.path) == before
     assert contents(lagging.path)["metrics.jsonl"] == own["metrics.jsonl"]
     assert contents(lagging.path)["job-1.yaml"] == own["job.yaml"]
-    assert contents(lagging.path / "checkpoints" / "step-00000004") == given_up
+    assert contents(lagging.path / "checkpoints" / "step-00000003") == given_up
 
     # what resuming the other's checkpoint with these settings gives
     reference = RunDirectory(shutil.copytree(best.path, best.path.with_name("reference")))
-    changed = make_job("reference", optimizer__lr=0.005, ema_decay=0.9)
-    reference.replace_job(changed)
-    trained(changed)
-    ended = training.resume(job.runs_dir, "lagging", console)
+    changed = load_job(reference.path / "job.yaml", [f"{LR}=0.005"])
+    assert isinstance(changed, PretrainJob)
+    train(changed, reference, build_parts, {})
+    ended = training.resume(str(best.path.parent), "lagging", Console(file=io.StringIO()))
     assert ended.outcome.kind == "finished"
-    ours, expected = state_of(lagging, 8), state_of(reference, 8)
+    ours, expected = state_of(lagging, 6), state_of(reference, 6)
     assert ours.keys() == expected.keys()
     assert [n for n in ours if not torch.equal(ours[n], expected[n])] == []
     losses = [{m["step"]: m["loss"] for m in run.metrics()} for run in (lagging, reference)]
-    assert [losses[0][s] for s in range(5, 9)] == [losses[1][s] for s in range(5, 9)]
-    assert losses[0][4] != losses[1][4]  # its own, from before
+    assert [losses[0][s] for s in (4, 5, 6)] == [losses[1][s] for s in (4, 5, 6)]
+    assert losses[0][STEP] != losses[1][STEP]  # its own, from before
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     tracked = json.loads((lagging.path / "tracking.json").read_text())["run_id"]
-    tag = client.get_run(tracked).data.tags["pelagos.take_over.4"]
+    tag = client.get_run(tracked).data.tags["pelagos.take_over.3"]
     assert json.loads(tag)["source"] == "best"
     history = client.get_metric_history(tracked, f"setting.{LR}")
-    assert [(m.step, m.value) for m in history] == [(4, 0.005)]
+    assert [(m.step, m.value) for m in history] == [(STEP, 0.005)]
 
 
-def test_a_second_take_over_goes_on_from_the_first(make_job: MakeJob) -> None:
-    jobs = {n: make_job(n, optimizer__lr=lr) for n, lr in (("one", 0.001), ("two", 0.01))}
-    runs = {name: trained(job, until_step=2) for name, job in jobs.items()}
-    take_over(runs["one"], runs["two"], 2, {LR: 0.02})
-    for run in runs.values():
+def test_a_second_take_over_goes_on_from_the_first(
+    runs: tuple[RunDirectory, RunDirectory],
+) -> None:
+    one, two = runs
+    take_over(one, two, STEP, {LR: 0.02})
+    for run in runs:
         train(run.job(), run, build_parts, {}, until_step=4)
-    take_over(runs["two"], runs["one"], 4, {LR: 0.03})
-    take_over(runs["one"], runs["two"], 2, {LR: 0.5})  # long done
-    assert [r.job().optimizer.lr for r in runs.values()] == [0.02, 0.03]
-    assert runs["one"].checkpoint_uri.endswith("checkpoints/take-over-1")
-    same = [state_of(run, 4) for run in runs.values()]
+    take_over(two, one, 4, {LR: 0.03})
+    take_over(two, one, 4, {LR: 0.7})  # made already
+    take_over(one, two, STEP, {LR: 0.5})
+    assert [run.job().optimizer.lr for run in runs] == [0.02, 0.03]
+    assert one.checkpoint_uri.endswith("checkpoints/take-over-1")
+    same = [state_of(run, 4) for run in runs]
     assert all(torch.equal(same[0][name], same[1][name]) for name in same[0])
-    train(runs["one"].job(), runs["one"], build_parts, {}, until_step=6)
-    assert steps_in(runs["one"].checkpoint_uri)[-1] == 6
-    assert steps_in(runs["one"].checkpoint_uri_after(0)) == [2]
+    assert steps_in(one.checkpoint_uri) == [STEP, 4]
+    assert steps_in(one.checkpoint_uri_after(0)) == [STEP]  # what was given up
 
 
 def test_a_take_over_that_was_cut_off_is_completed(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+    runs: tuple[RunDirectory, RunDirectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lagging = trained(make_job("lagging", optimizer__lr=1e-6), until_step=1)
-    best = trained(make_job("best"), until_step=1)
+    lagging, best = runs
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -128,17 +148,18 @@ def test_a_take_over_that_was_cut_off_is_completed(
         with monkeypatch.context() as patch:
             patch.setattr(target, name, killed)
             with pytest.raises(KeyboardInterrupt):
-                take_over(lagging, best, 1, {LR: 0.005})
-    record = take_over(lagging, best, 1, {LR: 0.005})
+                take_over(lagging, best, STEP, {LR: 0.005})
+    record = take_over(lagging, best, STEP, {LR: 0.005})
     assert record["settings"] == {LR: [1e-6, 0.005]}
     assert lagging.take_overs() == [record]
     assert lagging.job().optimizer.lr == 0.005
     assert [e["kind"] for e in lagging.events()].count("taken_over") == 1
 
 
-def test_what_cannot_be_taken_over_changes_nothing(make_job: MakeJob) -> None:
-    lagging = trained(make_job("lagging"), until_step=3)
-    best = trained(make_job("best"), until_step=3)
+def test_what_cannot_be_taken_over_changes_nothing(
+    runs: tuple[RunDirectory, RunDirectory],
+) -> None:
+    lagging, best = runs
     before = contents(lagging.path)
     with pytest.raises(RunError, match="has gone on to step 3: .* step 2 of best would undo"):
         take_over(lagging, best, 2, {LR: 0.1})
@@ -157,18 +178,18 @@ def test_what_cannot_be_taken_over_changes_nothing(make_job: MakeJob) -> None:
 
 @pytest.mark.s3
 def test_checkpoints_are_copied_between_disks_and_object_stores(
-    make_job: MakeJob, s3_server: Any, tmp_path: Path
+    runs: tuple[RunDirectory, RunDirectory], s3_server: Any, tmp_path: Path
 ) -> None:
-    run = trained(make_job(), until_step=1)
+    run = runs[0]
     here = CheckpointStore(run.checkpoint_uri)
     remote = CheckpointStore(s3_server.new_uri("/runs"), s3_server.storage_options)
     beside = CheckpointStore(remote.uri + "/take-over-1", s3_server.storage_options)
     back = CheckpointStore(str(tmp_path / "back"))
     for source, target in ((here, remote), (remote, beside), (beside, back)):
-        copy_checkpoint(source, 1, target)
-        copy_checkpoint(source, 1, target)
-        assert [info.step for info in target.complete()] == [1]
-    step = "step-00000001"
+        copy_checkpoint(source, STEP, target)
+        copy_checkpoint(source, STEP, target)
+        assert [info.step for info in target.complete()] == [STEP]
+    step = "step-00000003"
     assert contents(tmp_path / "back" / step) == contents(run.path / "checkpoints" / step)
-    with pytest.raises(CheckpointError, match="no complete checkpoint; there are: 1"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint; there are: 3"):
         copy_checkpoint(remote, 2, back)

@@ -48,6 +48,8 @@ def tune_population(
     """
     from ray import tune
 
+    for name in ("ray.tune.utils.util", "ray.tune.logger.logger"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # a take-over takes its time, as it should
     by_name = {trial.name: trial for trial in trials}
     first_leg = len(population.decisions()) + 1
     directory = Path(sweep.runs_dir) / sweep.name

@@ -13,7 +13,13 @@ from rich.console import Console
 
 from pelagos.jobs import evaluate, training
 from pelagos.jobs.pretrain import PretrainResult
-from pelagos.jobs.sweep_trials import FINAL_STATES, RECORD_NAME, Trial, TrialResult, write_result
+from pelagos.jobs.sweep_trials import (
+    FINAL_STATES,
+    Trial,
+    TrialResult,
+    clear_unbegun,
+    write_result,
+)
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation
@@ -46,9 +52,7 @@ def train(
     console = Console(file=io.StringIO())
     if (trial.path / "job.yaml").exists():
         return training.resume(trial.job.runs_dir, trial.name, console, (), watcher, until_step)
-    if trial.path.exists():  # a trial that could not be built left its cause, or was killed at once
-        (trial.path / RECORD_NAME).unlink(missing_ok=True)
-        trial.path.rmdir()
+    clear_unbegun(trial.path)  # a trial that could not be built left its cause
     return training.start(trial.job, console, watcher, until_step)
 
 

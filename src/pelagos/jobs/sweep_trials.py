@@ -85,6 +85,14 @@ def read_result(trial: Trial) -> TrialResult:
     return TrialResult("interrupted" if (trial.path / "job.yaml").exists() else "waiting")
 
 
+def clear_unbegun(directory: Path) -> None:
+    """Remove what tells the end of a trial that had not begun, so that it can begin."""
+    if not (directory / "job.yaml").exists():
+        (directory / RECORD_NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
 def _is_endless(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
