@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from mlflow import MlflowClient
 from rich.console import Console
 
@@ -21,7 +20,7 @@ from pelagos.jobs.parts import build_parts
 from pelagos.jobs.take_over import take_over
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, copy_checkpoint
 from pelagos.platform.config import ConfigError, PretrainJob
-from pelagos.platform.config.load import load_job, parse_job
+from pelagos.platform.config.load import load_job, parse_job, resolve_yaml
 from pelagos.platform.runs import RunDirectory, RunError
 from pelagos.platform.trainer import train
 
@@ -53,10 +52,8 @@ def runs(trained: Path, tmp_path: Path) -> tuple[RunDirectory, RunDirectory]:
     copied = shutil.copytree(trained / "runs", tmp_path / "runs")
     found = RunDirectory(copied / "lagging"), RunDirectory(copied / "best")
     for run in found:
-        tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
-        changed = {"runs_dir": str(copied), "tracking": tracking}
-        tree = yaml.safe_load((run.path / "job.yaml").read_text())
-        run.replace("job.yaml", yaml.safe_dump({**tree, **changed}))
+        overrides = [f"runs_dir={copied}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+        run.replace("job.yaml", resolve_yaml(load_job(run.path / "job.yaml", overrides)))
     return found
 
 
@@ -93,7 +90,7 @@ def test_a_run_goes_on_exactly_as_the_other_would_have_with_these_settings(
     ]
     assert contents(best.path) == before
     assert contents(lagging.path)["metrics.jsonl"] == own["metrics.jsonl"]
-    assert yaml.safe_load(contents(lagging.path)["job-1.yaml"]) == yaml.safe_load(own["job.yaml"])
+    assert contents(lagging.path)["job-1.yaml"] == own["job.yaml"]
     assert contents(lagging.path / "checkpoints" / "step-00000003") == given_up
 
     # what resuming the other's checkpoint with these settings gives
