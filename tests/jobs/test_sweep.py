@@ -212,7 +212,7 @@ def test_another_job_is_another_run(make_sweep: MakeSweep, tmp_path: Path) -> No
         ({"trajectories": [0, 1]}, r"trajectories\.0: got 0"),
         ({"trajectories": [4, 64]}, "has 8 trajectories in its split train; .* is 64"),
         ({"search": {"metric": "validation_los"}}, "did you mean 'validation_loss'"),
-        ({"search": {"name": "population"}}, "not supported"),
+        ({"search": {"name": "population"}}, "random: is empty, but a population changes"),
         ({"search": {"name": "random"}}, "random: is empty"),
         ({"grid": {"seed": [1, 2]}}, "use its key `seeds`"),
         ({"grid": {"optimizer.lr": [-1]}}, r"grid\.optimizer\.lr: got"),

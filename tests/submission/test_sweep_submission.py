@@ -21,6 +21,8 @@ from pelagos.jobs.sweep_trials import trials_of
 from pelagos.platform.config import ConfigError
 from pelagos.platform.config.load import load_job
 from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.runs import RunError
+from pelagos.platform.submission.package import upload
 from pelagos.platform.submission.record import RunRecord
 
 Clusters = Callable[..., None]
@@ -164,10 +166,54 @@ def test_the_report_tells_of_trials_that_failed_or_never_began(
 
 
 @pytest.mark.usefixtures("slurm_entry")
+def test_a_resumed_sweep_reports_again_on_trials_that_were_resumed(
+    sweep_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A failed trial is resumed and finishes; the report is resumed as a process of this machine."""
+    path = sweep_file(jobs={"scot": {"file": "scot.yaml"}})
+    planned = submit.plan([str(path)], "hpc", (), submit.Options())
+    upload(planned.store, planned.archives)
+    first, second, report = [submit._claimed(planned, run) for run in planned.runs]
+    first.append("failed", cause="ValueError: no such thing", cause_kind="user error")
+    second.append("cancelled", reason="a person ended it")
+    assert Driver(planned.store, report.run, 1).drive() == 0
+    file = tmp_path / "storage" / "runs" / "two" / "sweep.json"
+    before = {row["name"]: row["state"] for row in json.loads(file.read_text())["trials"]}
+    assert before == {first.run: "failed", second.run: "interrupted"}
+
+    first.append("resubmitted", attempt=2, overrides=[], handle={})
+    assert Driver(planned.store, first.run, 2).drive() == 0
+    with pytest.raises(RunError, match="takes no overrides"):
+        submitted_runs.resume(
+            submitted_runs.find("two"), "here", ["evaluate.split=train"], submit.Options()
+        )
+    submitted_runs.resume(submitted_runs.find("two"), "here", (), submit.Options())
+    assert submitted_runs.wait(submitted_runs.find("two"), 240).state == "finished"
+    told = {row["name"]: row for row in json.loads(file.read_text())["trials"]}
+    assert (told[first.run]["state"], told[first.run]["cause"]) == ("finished", "")
+    assert told[first.run]["errors"]["direct"] > 0
+    assert told[second.run]["state"] == "interrupted"
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.search_experiments(filter_string="name != 'Default'")[0]
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(r.info.run_name for r in runs) == sorted(["two", first.run])  # one of the sweep
+
+
+@pytest.mark.usefixtures("slurm_entry")
 @pytest.mark.parametrize(
     ("cluster", "keys", "message"),
     [
         ("hpc", {"search": {"name": "asha"}}, "search.name: compares trials while they run"),
+        (
+            "hpc",
+            {
+                "random": {"optimizer.lr": {"low": 0.1, "high": 0.2}},
+                "search": {"name": "population", "num_samples": 4},
+            },
+            "search.name: compares trials while they run",
+        ),
         ("here", {}, "run `pelagos sweep`, which keeps to max_concurrent"),
         ("hpc", {"jobs": {"scot": {}}}, "expected one of `file` .* and `job`"),
         ("hpc", {"grid": {"optimizer.lr": ["fast"]}}, "grid.optimizer.lr"),

@@ -47,9 +47,14 @@ class PreparedFinetune:
 
 
 def run(
-    job: FinetuneJob, console: Console | None = None, watcher: Watcher | None = None
+    job: FinetuneJob,
+    console: Console | None = None,
+    watcher: Watcher | None = None,
+    until_step: int | None = None,
 ) -> PretrainResult:
     """Fine-tune as a new run, to its end; `watcher` is called several times a second meanwhile.
+
+    With `until_step` it stops, with a checkpoint, when so many steps are done.
 
     Raises:
         ConfigError: the job cannot run as written; nothing was made.
@@ -64,6 +69,7 @@ def run(
         console,
         watcher,
         lambda directory: write_initial_weights(prepared, directory),
+        until_step,
     )
 
 

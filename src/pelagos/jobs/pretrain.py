@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 MakeReady = Callable[[RunDirectory], None]
 
 
+def ready_already(_: RunDirectory) -> None:
+    """What makes a run ready that needs nothing beside its directory."""
+
+
 @dataclass(frozen=True)
 class PretrainResult:
     """How the run ended, and the values of its last step and last validation."""
@@ -38,15 +42,21 @@ class PretrainResult:
 
 
 def run(
-    job: TrainingJob, console: Console | None = None, watcher: Watcher | None = None
+    job: TrainingJob,
+    console: Console | None = None,
+    watcher: Watcher | None = None,
+    until_step: int | None = None,
 ) -> PretrainResult:
     """Train a new run to its end; `watcher` is called several times a second meanwhile.
+
+    With `until_step` it stops, with a checkpoint, when so many steps are done.
 
     Raises:
         ConfigError: the job cannot run as written; nothing was made.
         RunError: the run's name is taken.
     """
-    return start(job, check_parts(job), console or Console(), watcher)
+    mixture = check_parts(job)
+    return start(job, mixture, console or Console(), watcher, until_step=until_step)
 
 
 def start(
@@ -54,9 +64,12 @@ def start(
     mixture: Mixture,
     console: Console,
     watcher: Watcher | None = None,
-    make_ready: MakeReady = lambda _: None,
+    make_ready: MakeReady = ready_already,
+    until_step: int | None = None,
 ) -> PretrainResult:
     """Train a checked job as a new run; `make_ready` writes what it needs beside its directory.
+
+    With `until_step` it stops, with a checkpoint, when so many steps are done.
 
     Raises:
         ConfigError: the place of its checkpoints cannot be used; nothing was made.
@@ -67,7 +80,7 @@ def start(
     _check_checkpoint_place(job)
     directory = RunDirectory.create(job)
     make_ready(directory)
-    return _train(job, directory, mixture, console, watcher)
+    return _train(job, directory, mixture, console, watcher, until_step)
 
 
 def resume(
@@ -76,7 +89,8 @@ def resume(
     console: Console | None = None,
     overrides: Sequence[str] = (),
     watcher: Watcher | None = None,
-    make_ready: MakeReady = lambda _: None,
+    make_ready: MakeReady = ready_already,
+    until_step: int | None = None,
 ) -> PretrainResult:
     """Continue a run from its newest complete checkpoint; a finished one only gets its records
     to MLflow, where that had not worked.
@@ -106,7 +120,7 @@ def resume(
     if overrides:
         directory.replace_job(job)
     make_ready(directory)
-    return _train(job, directory, mixture, console or Console(), watcher)
+    return _train(job, directory, mixture, console or Console(), watcher, until_step)
 
 
 def _train(
@@ -115,6 +129,7 @@ def _train(
     mixture: Mixture,
     console: Console,
     watcher: Watcher | None,
+    until_step: int | None,
 ) -> PretrainResult:
     tracker = Tracker(job, directory, _dataset_records(mixture))
     options = options_for(directory.checkpoint_uri, job.storage)
@@ -126,7 +141,7 @@ def _train(
             if watcher is not None:
                 watcher()
 
-        outcome = launch(job, directory, build_parts, options, watch)
+        outcome = launch(job, directory, build_parts, options, watch, until_step)
     version = _close_records(job, directory, mixture, tracker, outcome)
     return PretrainResult(job.name, outcome, _last_values(directory), version)
 

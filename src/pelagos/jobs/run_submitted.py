@@ -23,7 +23,7 @@ from rich.console import Console
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import StorageError, is_remote
 from pelagos.jobs.submission_job import place_job
-from pelagos.jobs.sweep_trials import trials_of
+from pelagos.jobs.sweep_trials import clear_unbegun, trials_of
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import parse_job
@@ -142,6 +142,7 @@ class Driver:
         if self.mirrors and not (directory / "job.yaml").exists():
             self.mirrors[0].pull()
         if not (directory / "job.yaml").exists():
+            clear_unbegun(directory)
             if self.mirrors and isinstance(job, FinetuneJob) and job.source.run is not None:
                 self._mirror_of(job.source.run).pull()
             return training.start(job, console, self.watch).outcome
@@ -164,6 +165,8 @@ class Driver:
         from pelagos.platform.cli.sweep import show_report
 
         ends = {}
+        if self.mirrors:  # an earlier report tells which MLflow run is the sweep's
+            self.mirrors[0].pull()
         for trial in trials_of(sweep):
             ends[trial.name] = RunRecord(self.store, trial.name).state()
             if self.mirrors:

@@ -6,7 +6,7 @@ from pelagos.infra.clusters import Cluster, Needs
 from pelagos.jobs.submission_job import cluster_defaults, needs_of, prepare
 from pelagos.jobs.sweep_trials import Trial, tracked, trials_of
 from pelagos.platform.config.load import ConfigError, Problem, parse_yaml, read_yaml_text
-from pelagos.platform.config.sweep import EARLY_STOPPING, SweepJob
+from pelagos.platform.config.sweep import COMPARES_RUNNING_TRIALS, SweepJob
 from pelagos.platform.sweep_tracking import child_tags
 
 
@@ -32,7 +32,7 @@ def needs_of_all(trials: list[Trial]) -> Needs:
 
 
 def _unfit(sweep: SweepJob, cluster: Cluster) -> Problem | None:
-    if sweep.search.name == EARLY_STOPPING:
+    if sweep.search.name in COMPARES_RUNNING_TRIALS:
         message = (
             "compares trials while they run, which submitted trials, each a run of its own, cannot "
             "do: use grid or random, or run `pelagos sweep` on the cluster, with ray_address"

@@ -26,6 +26,7 @@ from pelagos.jobs.submit import Options, SubmissionPlan, plan
 from pelagos.platform.config.clusters import find_cluster, load_clusters
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.goodput import goodput
 from pelagos.platform.runs import RunDirectory, RunError, changed_keys
 from pelagos.platform.submission.mirror import PART_BYTES, Mirror
@@ -181,11 +182,19 @@ def resume(
 ) -> RunState:
     """Continue a run, on its cluster or on another one that reaches the same storage.
 
+    A sweep, once its report is made, measures the trials that have finished since, and reports again.
+
     Raises:
         RunError: it is running, has finished, or the other cluster keeps its runs elsewhere.
     """
     state, _ = current_state(found)
-    if state.state == "finished":
+    is_sweep = isinstance(parse_job(found.record.job_yaml(), f"run {state.run}"), SweepJob)
+    if is_sweep and overrides:
+        raise RunError(
+            f"run {state.run!r} reports on trials that were submitted with it and takes no overrides "
+            f"({', '.join(overrides)}); resume a trial with them, or submit another sweep"
+        )
+    if state.state == "finished" and not is_sweep:
         raise RunError(
             f"run {state.run!r} has finished; `pelagos clone {state.run} NEW` runs it again"
         )

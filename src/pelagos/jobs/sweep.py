@@ -19,6 +19,8 @@ from pelagos.infra.files import replace_durably
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.jobs import finetune
 from pelagos.jobs.parts import build_objective, check_parts
+from pelagos.jobs.population import check_population, populations_of
+from pelagos.jobs.population_tune import tune_population
 from pelagos.jobs.sweep_trial import run_trial, validation_losses
 from pelagos.jobs.sweep_trials import (
     FINAL_STATES,
@@ -31,7 +33,7 @@ from pelagos.jobs.sweep_trials import (
 )
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem, resolve_yaml
-from pelagos.platform.config.sweep import DEFAULT_BASELINE, EARLY_STOPPING, SweepJob
+from pelagos.platform.config.sweep import DEFAULT_BASELINE, EARLY_STOPPING, POPULATION, SweepJob
 from pelagos.platform.evaluation.sweep_report import (
     SweepReport,
     SweepRow,
@@ -72,8 +74,9 @@ def run(sweep: SweepJob, console: Console | None = None) -> SweepResult:
         console.print(f"{sweep.name}: {len(trials)} trials, {len(trials) - len(left)} done before")
     if left:
         tags = child_tags(sweep, parent)
-        ended, causes = _tune(sweep, [tracked(sweep, t, tags) for t in left], directory, console)
-        _settle(left, ended, causes)
+        tagged = [tracked(sweep, t, tags) for t in left]
+        ended, causes = _run_on_ray(sweep, trials, tagged, directory, console)
+        _settle(sweep, left, ended, causes)
     return conclude(sweep, trials, parent)
 
 
@@ -102,7 +105,13 @@ def report_of(sweep: SweepJob, trials: Sequence[Trial]) -> SweepReport:
         known = dataclasses.asdict(read_result(trial))
         rows.append(
             SweepRow(
-                trial.name, trial.label, trial.overrides, trial.seed, trial.trajectories, **known
+                trial.name,
+                trial.label,
+                trial.overrides,
+                trial.seed,
+                trial.trajectories,
+                take_overs=RunDirectory(trial.path).take_overs(),
+                **known,
             )
         )
     return SweepReport(sweep.name, ranked(rows), sweep.baseline or default)
@@ -137,6 +146,8 @@ def _check(sweep: SweepJob, trial: Trial) -> None:
         finetune.prepare(trial.job)
     else:
         check_parts(trial.job)
+    if sweep.search.name == POPULATION:
+        check_population(sweep, trial)
     call = build_objective(trial.job).call
     if sweep.evaluate is not None and call not in ("frame", "window"):
         message = (
@@ -146,42 +157,67 @@ def _check(sweep: SweepJob, trial: Trial) -> None:
         raise ConfigError(f"sweep {sweep.name}", [Problem(("objective", "name"), message)])
 
 
-def _tune(
-    sweep: SweepJob, trials: Sequence[Trial], directory: Path, console: Console | None
+def _run_on_ray(
+    sweep: SweepJob,
+    trials: Sequence[Trial],
+    left: Sequence[Trial],
+    directory: Path,
+    console: Console | None,
 ) -> tuple[set[str], dict[str, str]]:
-    """Run the trials; return which Tune saw to an end, and why it lost others, by name."""
-    cpus = max(t.job.resources.cpus_per_worker for t in trials) * sweep.max_concurrent
-    with ray_cluster(sweep.ray_address, cpus, _num_gpus(sweep, trials)):
-        from ray import tune
-
-        by_name = {trial.name: trial for trial in trials}
+    """Run what is left of the trials; return which Tune saw to an end, and why it lost others, by
+    name.
+    """
+    cpus = max(t.job.resources.cpus_per_worker for t in left) * sweep.max_concurrent
+    by_name = {trial.name: trial for trial in left}
+    causes: dict[str, str] = {}
+    with ray_cluster(sweep.ray_address, cpus, _num_gpus(sweep, left)):
         progress = _progress(sweep, by_name, console)
-        found = tune.Tuner(
-            tune.with_resources(
-                lambda config: _trainable(config, sweep, by_name),
-                lambda config: _resources(by_name[config["trial"]]),
-            ),
-            param_space={"trial": tune.grid_search(list(by_name))},
-            tune_config=tune.TuneConfig(
-                metric=sweep.search.metric,
-                mode=sweep.search.mode,
-                scheduler=_scheduler(sweep),
-                max_concurrent_trials=sweep.max_concurrent,
-                # a stopped trial may still be saving in its process, which the next must not share
-                reuse_actors=sweep.search.name != EARLY_STOPPING,
-            ),
-            run_config=tune.RunConfig(
-                name="ray",
-                storage_path=str(directory.absolute()),
-                verbose=0,
-                callbacks=[progress],
-            ),
-        ).fit()
-        return progress.ended, {
-            str((result.config or {}).get("trial")): str(result.error).strip().splitlines()[-1]
-            for result in (found[number] for number in range(len(found)))
-            if result.error is not None
-        }
+        if sweep.search.name != POPULATION:
+            causes |= _causes(_tune(sweep, by_name, directory, progress))
+            return progress.ended, causes
+        for population in populations_of(sweep, trials):
+            members = [by_name[name] for name in population.members if name in by_name]
+            if members:
+                causes |= _causes(
+                    tune_population(sweep, population, members, _resources, progress, console)
+                )
+        return progress.ended, causes
+
+
+def _tune(sweep: SweepJob, trials: dict[str, Trial], directory: Path, progress: Any) -> Any:
+    """Run trials that do without each other."""
+    from ray import tune
+
+    return tune.Tuner(
+        tune.with_resources(
+            lambda config: _trainable(config, sweep, trials),
+            lambda config: _resources(trials[config["trial"]]),
+        ),
+        param_space={"trial": tune.grid_search(list(trials))},
+        tune_config=tune.TuneConfig(
+            metric=sweep.search.metric,
+            mode=sweep.search.mode,
+            scheduler=_scheduler(sweep),
+            max_concurrent_trials=sweep.max_concurrent,
+            # a stopped trial may still be saving in its process, which the next must not share
+            reuse_actors=sweep.search.name != EARLY_STOPPING,
+        ),
+        run_config=tune.RunConfig(
+            name="ray",
+            storage_path=str(directory.absolute()),
+            verbose=0,
+            callbacks=[progress],
+        ),
+    ).fit()
+
+
+def _causes(found: Any) -> dict[str, str]:
+    """Return why Tune lost trials, by name."""
+    return {
+        str((result.config or {}).get("trial")): str(result.error).strip().splitlines()[-1]
+        for result in (found[number] for number in range(len(found)))
+        if result.error is not None
+    }
 
 
 def _num_gpus(sweep: SweepJob, trials: Sequence[Trial]) -> int:
@@ -265,7 +301,9 @@ def _progress(sweep: SweepJob, trials: dict[str, Trial], console: Console | None
     return Progress()
 
 
-def _settle(trials: Sequence[Trial], ended: set[str], causes: dict[str, str]) -> None:
+def _settle(
+    sweep: SweepJob, trials: Sequence[Trial], ended: set[str], causes: dict[str, str]
+) -> None:
     """Record trials that Ray ended before they could do so themselves.
 
     What a signal to this process cut off stays interrupted, and goes on next time.
@@ -279,7 +317,7 @@ def _settle(trials: Sequence[Trial], ended: set[str], causes: dict[str, str]) ->
         loss = losses[-1] if losses else None
         if trial.name in causes:
             write_result(trial, TrialResult("failed", step, loss, cause=causes[trial.name]))
-        elif trial.name in ended and state == "interrupted":
+        elif trial.name in ended and state == "interrupted" and sweep.search.name != POPULATION:
             run_directory.set_status("stopped", cause="")
             write_result(trial, TrialResult("stopped early", step, loss))
 

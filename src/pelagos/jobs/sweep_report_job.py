@@ -1,4 +1,7 @@
-"""The last run of a submitted sweep: measure its trials, which are runs of their own, and report."""
+"""The last run of a submitted sweep: measure its trials, which are runs of their own, and report.
+
+Resumed, it does so again: what was measured stays, what has ended otherwise since is looked at anew.
+"""
 
 from collections.abc import Mapping
 

@@ -13,7 +13,13 @@ from rich.console import Console
 
 from pelagos.jobs import evaluate, training
 from pelagos.jobs.pretrain import PretrainResult
-from pelagos.jobs.sweep_trials import FINAL_STATES, RECORD_NAME, Trial, TrialResult, write_result
+from pelagos.jobs.sweep_trials import (
+    FINAL_STATES,
+    Trial,
+    TrialResult,
+    clear_unbegun,
+    write_result,
+)
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation
@@ -29,7 +35,7 @@ def run_trial(sweep: SweepJob, trial: Trial, report: Report) -> TrialResult:
     """Run a trial to its end and keep its result; never raises for what the trial does."""
     watcher = _ValidationWatcher(trial, report)
     try:
-        ended = _train(trial, watcher)
+        ended = train(trial, watcher)
         result = _result(sweep, trial, ended, watcher.is_stopped)
     except Exception as error:  # whatever breaks one trial, the others go on
         logger.debug("trial %s failed", trial.name, exc_info=True)
@@ -39,14 +45,15 @@ def run_trial(sweep: SweepJob, trial: Trial, report: Report) -> TrialResult:
     return result
 
 
-def _train(trial: Trial, watcher: Callable[[], None]) -> PretrainResult:
+def train(
+    trial: Trial, watcher: Callable[[], None], until_step: int | None = None
+) -> PretrainResult:
+    """Start a trial's run, or go on with it, to its end or until so many steps are done."""
     console = Console(file=io.StringIO())
     if (trial.path / "job.yaml").exists():
-        return training.resume(trial.job.runs_dir, trial.name, console, watcher=watcher)
-    if trial.path.exists():  # a trial that could not be built left its cause, or was killed at once
-        (trial.path / RECORD_NAME).unlink(missing_ok=True)
-        trial.path.rmdir()
-    return training.start(trial.job, console, watcher)
+        return training.resume(trial.job.runs_dir, trial.name, console, (), watcher, until_step)
+    clear_unbegun(trial.path)  # a trial that could not be built left its cause
+    return training.start(trial.job, console, watcher, until_step)
 
 
 def _result(sweep: SweepJob, trial: Trial, ended: PretrainResult, is_stopped: bool) -> TrialResult:

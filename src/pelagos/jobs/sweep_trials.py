@@ -21,8 +21,9 @@ import yaml
 
 from pelagos.infra.files import replace_durably
 from pelagos.platform.config.load import ConfigError, Problem, parse_job, read_yaml_text
+from pelagos.platform.config.overrides import override, override_text
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.config.sweep import RandomRangeConfig, SweepJob
+from pelagos.platform.config.sweep import POPULATION, RandomRangeConfig, SweepJob
 
 RECORD_NAME = "trial.json"
 MAX_NAME_LENGTH = 100
@@ -84,6 +85,14 @@ def read_result(trial: Trial) -> TrialResult:
     return TrialResult("interrupted" if (trial.path / "job.yaml").exists() else "waiting")
 
 
+def clear_unbegun(directory: Path) -> None:
+    """Remove what tells the end of a trial that had not begun, so that it can begin."""
+    if not (directory / "job.yaml").exists():
+        (directory / RECORD_NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
 def _is_endless(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
@@ -96,10 +105,10 @@ def trials_of(sweep: SweepJob) -> list[Trial]:
     """
     problems: list[Problem] = []
     trials: list[Trial] = []
-    for label, overrides in _variants(sweep):
+    for label, overrides, member in _variants(sweep):
         for trajectories, seed in itertools.product(sweep.trajectories or (None,), sweep.seeds):
             try:
-                trials.append(_trial(sweep, label, overrides, trajectories, seed))
+                trials.append(_trial(sweep, label, overrides, trajectories, seed, member))
             except ConfigError as error:
                 problems += _where_it_stands(sweep, label, overrides, error)
     if problems:
@@ -118,22 +127,35 @@ def tracked(sweep: SweepJob, trial: Trial, tags: Mapping[str, str]) -> Trial:
     return replace(trial, job=trial.job.model_copy(update={"tracking": tracking}))
 
 
-def _variants(sweep: SweepJob) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield label and overrides; the draws are the same for every label and combination."""
+def _variants(sweep: SweepJob) -> Iterator[tuple[str, dict[str, Any], int | None]]:
+    """Yield label, overrides, and the number of the member in a population.
+
+    The draws are the same for every label and combination; elsewhere than in a population, one that
+    comes twice (of lists) is one trial.
+    """
     generator = np.random.default_rng(sweep.search.seed)
     count = sweep.search.num_samples if sweep.random else 1
-    draws = [
-        {key: _draw(span, generator.random()) for key, span in sorted(sweep.random.items())}
-        for _ in range(count)
-    ]
-    for label, values, draw in itertools.product(
-        sweep.jobs, itertools.product(*sweep.grid.values()), draws
+    draws: list[dict[str, Any]] = []
+    for _ in range(count):
+        drawn = {key: draw(span, generator.random()) for key, span in sorted(sweep.random.items())}
+        if sweep.search.name == POPULATION or drawn not in draws:
+            draws.append(drawn)
+    for label, values, (number, drawn) in itertools.product(
+        sweep.jobs, itertools.product(*sweep.grid.values()), enumerate(draws)
     ):
-        yield label, {**dict(zip(sweep.grid, values, strict=True)), **draw}
+        member = number if sweep.search.name == POPULATION else None
+        yield label, {**dict(zip(sweep.grid, values, strict=True)), **drawn}, member
 
 
-def _draw(span: RandomRangeConfig, share: float) -> float:
-    """Return the value at a share of the range, to four digits, so that names can hold it."""
+def draw(span: RandomRangeConfig | tuple[Any, ...], share: float) -> Any:
+    """Return the value at a share of a list or of a range, the latter to four digits, so that names
+    can hold it.
+
+    >>> draw(RandomRangeConfig(low=1e-4, high=1e-2, log=True), 0.5), draw(("a", "b", "c"), 0.99)
+    (0.001, 'c')
+    """
+    if not isinstance(span, RandomRangeConfig):
+        return span[int(share * len(span))]
     if span.log:
         value = span.low * (span.high / span.low) ** share
     else:
@@ -142,16 +164,38 @@ def _draw(span: RandomRangeConfig, share: float) -> float:
 
 
 def _trial(
-    sweep: SweepJob, label: str, overrides: dict[str, Any], trajectories: int | None, seed: int
+    sweep: SweepJob,
+    label: str,
+    overrides: dict[str, Any],
+    trajectories: int | None,
+    seed: int,
+    member: int | None,
 ) -> Trial:
     """Return one trial. Raises `ConfigError` naming the job file's keys."""
-    entry = sweep.jobs[label]
-    values = {**entry.set, **overrides, "seed": seed}
+    values = {**overrides, "seed": seed}
     if trajectories is not None:
         values["data.max_trajectories"] = trajectories
+    job = trial_job(sweep, label, values)
+    name = _name(sweep, label, overrides, trajectories, seed, job, member)
+    resources = {"launcher": "none", "ray_address": None}
+    job = job.model_copy(
+        update={
+            "name": name,
+            "runs_dir": sweep.runs_dir,
+            "resources": job.resources.model_copy(update=resources),
+            "tracking": sweep.tracking,
+        }
+    )
+    return Trial(name, label, overrides, seed, trajectories, job)
+
+
+def trial_job(sweep: SweepJob, label: str, values: Mapping[str, Any]) -> TrainingJob:
+    """Return a label's job with the values of dotted keys. Raises `ConfigError`."""
+    entry = sweep.jobs[label]
     source = entry.file or f"jobs.{label}.job"
     text = read_yaml_text(entry.file) if entry.file else yaml.safe_dump(entry.job)
-    job = parse_job(text, source, [f"{key}={_text(value)}" for key, value in values.items()])
+    overrides = [override(key, value) for key, value in {**entry.set, **values}.items()]
+    job = parse_job(text, source, overrides)
     if not isinstance(job, TrainingJob):
         raise ConfigError(
             source, [Problem(("job",), f"is {job.job}; a sweep takes pretrain and finetune")]
@@ -167,42 +211,34 @@ def _trial(
                 )
             ],
         )
-    name = _name(sweep.name, label, overrides, trajectories, seed, job)
-    resources = {"launcher": "none", "ray_address": None}
-    job = job.model_copy(
-        update={
-            "name": name,
-            "runs_dir": sweep.runs_dir,
-            "resources": job.resources.model_copy(update=resources),
-            "tracking": sweep.tracking,
-        }
-    )
-    return Trial(name, label, overrides, seed, trajectories, job)
-
-
-def _text(value: Any) -> str:
-    """Return a value as it would be given on the command line."""
-    if isinstance(value, str):
-        return value
-    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
-    return text.removesuffix("...\n").strip()
+    return job
 
 
 def _name(
-    sweep: str,
+    sweep: SweepJob,
     label: str,
     overrides: Mapping[str, Any],
     trajectories: int | None,
     seed: int,
     job: TrainingJob,
+    member: int | None,
 ) -> str:
-    """Return SWEEP-LABEL-key-value-…-nN-sSEED-DIGEST, shortened in the middle if need be."""
-    parts = [f"{key.rpartition('.')[2]}-{_text(value)}" for key, value in overrides.items()]
+    """Return SWEEP-LABEL-key-value-…-nN-mMEMBER-sSEED-DIGEST, shortened if need be."""
+    parts = [f"{key.rpartition('.')[2]}-{override_text(value)}" for key, value in overrides.items()]
     parts += [f"n{trajectories}"] if trajectories is not None else []
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([sweep, label, *parts, f"s{seed}"]))
-    told = json.dumps(job.model_dump(mode="json", exclude=NOT_IN_DIGEST), sort_keys=True)
-    digest = hashlib.sha256(told.encode()).hexdigest()[:DIGEST_LENGTH]
-    return f"{readable[: MAX_NAME_LENGTH - DIGEST_LENGTH - 1]}-{digest}"
+    parts += [f"m{member}"] if member is not None else []
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([sweep.name, label, *parts, f"s{seed}"]))
+    decisive = job.model_dump(mode="json", exclude=NOT_IN_DIGEST)
+    if sweep.search.name == POPULATION:  # which steps a member takes depends on the others too
+        population = sweep.model_dump(mode="json", include={"search", "random"})
+        decisive["population"] = {**population, "member": member}
+    return f"{readable[: MAX_NAME_LENGTH - DIGEST_LENGTH - 1]}-{name_digest(decisive)}"
+
+
+def name_digest(content: Any) -> str:
+    """Return the digest of JSON that a name ends in."""
+    told = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 def _where_it_stands(

@@ -13,12 +13,15 @@ from pelagos.platform.runs import RunDirectory
 
 
 def start(
-    job: TrainingJob, console: Console | None = None, watcher: Watcher | None = None
+    job: TrainingJob,
+    console: Console | None = None,
+    watcher: Watcher | None = None,
+    until_step: int | None = None,
 ) -> PretrainResult:
-    """Train a new run to its end, as the `run` of its kind does."""
+    """Train a new run to its end, or until a step, as the `run` of its kind does."""
     if isinstance(job, FinetuneJob):
-        return finetune.run(job, console, watcher)
-    return pretrain.run(job, console, watcher)
+        return finetune.run(job, console, watcher, until_step)
+    return pretrain.run(job, console, watcher, until_step)
 
 
 def resume(
@@ -27,11 +30,11 @@ def resume(
     console: Console | None = None,
     overrides: Sequence[str] = (),
     watcher: Watcher | None = None,
+    until_step: int | None = None,
 ) -> PretrainResult:
     """Continue a run as `pretrain.resume` does; a fine-tuning that was killed before its first
     weights stood gets them first.
     """
     is_finetune = isinstance(RunDirectory.open(runs_dir, name).job(), FinetuneJob)
-    if not is_finetune:
-        return pretrain.resume(runs_dir, name, console, overrides, watcher)
-    return pretrain.resume(runs_dir, name, console, overrides, watcher, finetune.make_ready_again)
+    make_ready = finetune.make_ready_again if is_finetune else pretrain.ready_already
+    return pretrain.resume(runs_dir, name, console, overrides, watcher, make_ready, until_step)

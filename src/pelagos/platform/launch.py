@@ -46,11 +46,20 @@ def launch(
     build: BuildParts,
     storage_options: dict[str, Any],
     watcher: Watcher,
+    until_step: int | None = None,
 ) -> Outcome:
-    """Run the job's workers to their end and return how it ended; `watcher` is called regularly."""
+    """Run the job's workers to their end and return how it ended; `watcher` is called regularly.
+
+    With `until_step` they stop, with a checkpoint, when so many steps are done.
+    """
     identity = uuid.uuid4().hex
     work = functools.partial(
-        _work, job, build=build, storage_options=storage_options, identity=identity
+        _work,
+        job,
+        build=build,
+        storage_options=storage_options,
+        identity=identity,
+        until_step=until_step,
     )
     with run.lock(), _stop_on_signals(run):
         run.clear_stop()
@@ -91,6 +100,7 @@ def _work(
     storage_options: dict[str, Any],
     identity: str,
     make_observer: Callable[[], StepObserver] | None = None,
+    until_step: int | None = None,
 ) -> None:
     """Train in this process. A permanent error becomes the launch's outcome before it is raised."""
     read_secrets(os.environ.get("PELAGOS_SECRETS_FILE"))  # on this node; see docs/clusters
@@ -98,7 +108,7 @@ def _work(
         return  # a restart after a permanent error: do not repeat it
     try:
         observer = None if make_observer is None else make_observer()
-        train(job, run, build, storage_options, identity, observer)
+        train(job, run, build, storage_options, identity, observer, until_step)
     except PERMANENT_ERRORS as error:
         if isinstance(error, ConnectionError | TimeoutError):
             raise

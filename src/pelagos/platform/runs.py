@@ -5,7 +5,8 @@ runs/NAME/job.yaml        the resolved job
           status.json     state of the last launch
           metrics.jsonl   one line per step (rewritten up to the checkpoint on resume)
           events.jsonl    launches, resumes, checkpoints, validations, the end
-          checkpoints/    unless the job names another place
+          take-overs.json other runs' checkpoints that this one went on from (members of a population)
+          checkpoints/    unless the job names another place; after a take-over those in take-over-N/
           evaluation/     reports
 """
 
@@ -40,6 +41,7 @@ CHANGEABLE = (
     "optimizer.frozen",
 )
 
+TAKE_OVERS = "take-overs.json"
 State = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
 
 
@@ -165,8 +167,20 @@ class RunDirectory:
 
     @property
     def checkpoint_uri(self) -> str:
-        """Where the run's checkpoints stand."""
-        return self.checkpoint_uri_of(self.job())
+        """Where the run's checkpoints stand: since its last take-over, if it has had one."""
+        return self.checkpoint_uri_after(len(self.take_overs()))
+
+    def checkpoint_uri_after(self, num_take_overs: int) -> str:
+        """Where the checkpoints between this take-over and the next stand; 0: before the first."""
+        uri = self.checkpoint_uri_of(self.job())
+        return f"{uri}/take-over-{num_take_overs}" if num_take_overs else uri
+
+    def take_overs(self) -> list[dict[str, Any]]:
+        """Return the take-overs of other runs' checkpoints: step, source, changed settings."""
+        with contextlib.suppress(FileNotFoundError):
+            told: list[dict[str, Any]] = json.loads((self.path / TAKE_OVERS).read_text())
+            return told
+        return []
 
     def checkpoint_uri_of(self, job: TrainingJob) -> str:
         """Where a run of this job keeps its checkpoints, whether or not it was made yet."""

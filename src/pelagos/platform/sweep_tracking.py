@@ -65,8 +65,9 @@ def close_parent(
         client = _client(sweep)
         for name, value in metrics.items():
             client.log_metric(run_id, name, value)
-        for name in ("sweep.json", "sweep.png", "report.html"):
-            client.log_artifact(run_id, str(directory / name), "sweep")
+        for name in ("sweep.json", "sweep.png", "schedules.png", "report.html"):
+            if (directory / name).exists():
+                client.log_artifact(run_id, str(directory / name), "sweep")
         client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
     except Exception as error:
         logger.warning("MLflow: the end of the sweep could not be recorded: %s", error)

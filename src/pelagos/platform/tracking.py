@@ -25,6 +25,7 @@ BATCH_METRICS = 900  # MLflow takes at most 1000 metrics in one call
 SYNC_SECONDS = 3.0
 LAST_STEP_TAG = "pelagos.last_step"
 SOURCE_TAG = "pelagos.source."
+TAKE_OVER_TAG = "pelagos.take_over."
 LAST_EVENT_TAG = "pelagos.last_event"
 NOT_METRICS = {"step", "time", "kind", "uri", "launch", "cause"}
 
@@ -205,6 +206,9 @@ class Tracker:
         tags = [RunTag(LAST_EVENT_TAG, str(len(events)))]
         tags += [RunTag(f"pelagos.count.{k}", str(counts.count(k))) for k in sorted(set(counts))]
         tags += [tag for e in new if e["kind"] == "source" for tag in _source_tags(e)]
+        taken_over = [e for e in new if e["kind"] == "taken_over"]
+        tags += [_take_over_tag(e) for e in taken_over]
+        metrics += [m for e in taken_over for m in _changed_settings(e)]
         checkpoints = [e for e in events if e["kind"] == "checkpoint"]
         if checkpoints:
             last = checkpoints[-1]
@@ -221,6 +225,25 @@ def _source_tags(event: dict[str, Any]) -> list[Any]:
     return [
         RunTag(f"{SOURCE_TAG}{key}", value if isinstance(value, str) else json.dumps(value))
         for key, value in told.items()
+    ]
+
+
+def _take_over_tag(event: dict[str, Any]) -> Any:
+    """Return where a member of a population goes on from since a step, and with which settings."""
+    from mlflow.entities import RunTag
+
+    told = {key: event[key] for key in ("source", "checkpoint", "settings")}
+    return RunTag(f"{TAKE_OVER_TAG}{event['step']}", json.dumps(told))
+
+
+def _changed_settings(event: dict[str, Any]) -> list[Any]:
+    """Return the settings that a take-over changed, as metrics at its step."""
+    from mlflow.entities import Metric
+
+    return [
+        Metric(f"setting.{key}", float(after), int(event["time"] * 1000), event["step"])
+        for key, (_, after) in event["settings"].items()
+        if isinstance(after, int | float)
     ]
 
 

@@ -33,6 +33,7 @@ from pelagos.platform.runs import Outcome, RunRecords
 from pelagos.platform.strategies import Strategy, StrategyOptions, create_strategy
 from pelagos.platform.strategies.base import TensorState
 
+GROUP_LOSS = "validation_group_loss/"
 BuildParts = Callable[[TrainingJob], TrainingParts]
 StepObserver = Callable[[dict[str, float]], None]
 
@@ -48,6 +49,7 @@ def train(
     storage_options: dict[str, Any],
     launch: str = "",
     on_step: StepObserver | None = None,
+    until_step: int | None = None,
 ) -> Outcome:
     """Train to the end, to a stop request, or to an error; return how it ended.
 
@@ -58,6 +60,7 @@ def train(
         storage_options: fsspec options of `checkpoint.uri`.
         launch: identifies this launch in the recorded outcome.
         on_step: given every step's values, on each rank.
+        until_step: stop, with a checkpoint, when so many steps are done; None: only at the end.
     """
     # 1. processes: the group exists already (Ray), or the strategy makes it (torchrun, single)
     if not job.resources.gpus_per_worker:
@@ -73,7 +76,7 @@ def train(
         # 3. the steps, and the end of a save that goes on beside them, also if they fail
         try:
             with parts.streams.open(start, strategy.rank, strategy.world_size) as stream:
-                outcome = loop.run_steps(start, stream)
+                outcome = loop.run_steps(start, stream, until_step)
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to report
                 loop.checkpoints.wait()
@@ -121,11 +124,12 @@ class TrainingLoop:
 
     # -- steps ------------------------------------------------------------------------------------
 
-    def run_steps(self, start: int, stream: Any) -> Outcome:
-        """Run steps `start` up to the end or a stop request; save at the end of either."""
+    def run_steps(self, start: int, stream: Any, until_step: int | None = None) -> Outcome:
+        """Run steps `start` up to the end, `until_step` or a stop request; save at the end of each."""
         total = self.job.schedule.total_steps
+        last = total if until_step is None else min(until_step, total)
         completed = start
-        while completed < total:
+        while completed < last:
             self.meter.start(stream.data_wait_seconds)
             batch = next(stream).to(self.strategy.device)
             values, stop = self.train_step(completed, batch)
@@ -137,10 +141,12 @@ class TrainingLoop:
                 self.on_step(values)
             if completed % self.job.validation.every_steps == 0 or completed == total:
                 self.validate(completed)
-            if completed % self.job.checkpoint.every_steps == 0 or completed == total or stop:
+            if completed % self.job.checkpoint.every_steps == 0 or completed == last or stop:
                 self.save(completed)
             if stop and completed < total:
                 return Outcome("stopped", completed, "stop requested")
+        if completed < total:
+            return Outcome("stopped", completed, f"was to pause after step {last}")
         return Outcome("finished", completed)
 
     def train_step(self, step: int, batch: TrainingBatch) -> tuple[dict[str, float], bool]:
@@ -235,10 +241,15 @@ class TrainingLoop:
         self.module.train()
         sums = self.strategy.all_reduce_sum(sums.to(self.strategy.device)).cpu()
         total = sums.sum(dim=1)
-        loss = float((total[0] / total[1]).mean())
+        groups = total[0] / total[1]
+        loss = float(groups.mean())
         self.validated = (completed, loss)
         if self.strategy.rank == 0:
             values = {"validation_loss": loss, **_dataset_losses(sums, names, "validation_loss")}
+            group_names = self.parts.objective.group_names
+            if len(group_names) > 1:
+                shown = zip(group_names, groups.tolist(), strict=True)
+                values |= {f"{GROUP_LOSS}{name}": value for name, value in shown}
             seconds = time.perf_counter() - begin
             self.run.append_event("validation", step=completed, seconds=seconds, **values)
 

@@ -1,6 +1,14 @@
 """One checkpoint format for every strategy: complete or absent, verified when read."""
 
+from pelagos.platform.checkpoint.copying import copy_checkpoint
 from pelagos.platform.checkpoint.manifest import CheckpointError, CheckpointInfo
 from pelagos.platform.checkpoint.store import CheckpointStore, LoadReport, SaveReport
 
-__all__ = ["CheckpointError", "CheckpointInfo", "CheckpointStore", "LoadReport", "SaveReport"]
+__all__ = [
+    "CheckpointError",
+    "CheckpointInfo",
+    "CheckpointStore",
+    "LoadReport",
+    "SaveReport",
+    "copy_checkpoint",
+]

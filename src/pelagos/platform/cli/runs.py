@@ -119,7 +119,8 @@ def resume_command(
     """Continue a run from its newest checkpoint, as if it had never stopped; under another
     strategy, number of workers or cluster, where these are given.
 
-    A run of this directory goes on here, in the foreground; a submitted one is submitted again.
+    A run of this directory goes on here, in the foreground; a submitted one is submitted again. A
+    submitted sweep reports again, also on trials that were resumed since.
 
     Example: pelagos resume quickstart parallel.strategy=fsdp resources.num_workers=4
     """

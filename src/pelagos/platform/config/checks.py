@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob, Section, TrainingJob
-from pelagos.platform.config.sweep import EARLY_STOPPING, SweepJob
+from pelagos.platform.config.sweep import (
+    CHANGEABLE_WITHIN_A_RUN,
+    EARLY_STOPPING,
+    POPULATION,
+    RandomRangeConfig,
+    SweepJob,
+)
 
 Finding = tuple[tuple[str | int, ...], str]
 
@@ -190,12 +196,6 @@ _SWEEP_SETS = {
 
 def _check_search(job: SweepJob) -> Iterator[Finding]:
     search = job.search
-    if search.name == "population":
-        yield (
-            ("search", "name"),
-            "population based training is not supported: it changes settings within a run, which "
-            "could not be resumed or repeated bit for bit. Use grid, random or asha",
-        )
     if search.name == "random" and not job.random:
         yield ("random",), "is empty, but search.name is random: give {key: {low: …, high: …}}"
     if search.name == "grid" and job.random:
@@ -206,11 +206,45 @@ def _check_search(job: SweepJob) -> Iterator[Finding]:
             f"got {search.grace_validations}, must be below max_validations "
             f"{search.max_validations}",
         )
+    if search.name == POPULATION:
+        yield from _check_population(job)
     for key, span in job.random.items():
+        if not isinstance(span, RandomRangeConfig):
+            continue
         if not span.low < span.high:
             yield ("random", key), f"low {span.low:g} must be below high {span.high:g}"
         if span.log and span.low <= 0:
             yield ("random", key, "low"), f"got {span.low:g}, must be above 0 where log is true"
+
+
+def _check_population(job: SweepJob) -> Iterator[Finding]:
+    search = job.search
+    if not job.random:
+        yield ("random",), "is empty, but a population changes its values: give {key: {low: …}}"
+    if search.num_samples < 2:
+        message = f"got {search.num_samples}, but a population has 2 members at least"
+        yield ("search", "num_samples"), message
+    for key in job.random:
+        if not any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE_WITHIN_A_RUN):
+            yield (
+                ("random", key),
+                "cannot be changed within a run, which a population does: its members exchange "
+                f"weights and continue one loss. It can change {', '.join(CHANGEABLE_WITHIN_A_RUN)}; "
+                "for other keys use `grid`, which makes a population for each value",
+            )
+    for key, span in job.random.items():
+        is_weight = key.startswith("objective.field_weights")
+        if is_weight and (not isinstance(span, RandomRangeConfig) or span.low <= 0):
+            yield (
+                ("random", key),
+                "must be a range above 0: members are compared with these weights divided out",
+            )
+    if job.ray_address is not None and job.max_concurrent < search.num_samples:
+        yield (
+            ("max_concurrent",),
+            f"got {job.max_concurrent}, but a population of {search.num_samples} on a running "
+            "cluster has as many members at once as it has room for: set it to num_samples",
+        )
 
 
 def _check_sweep(job: SweepJob) -> Iterator[Finding]:

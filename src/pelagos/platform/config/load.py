@@ -319,7 +319,7 @@ def _without_echoes(problems: list[Problem]) -> list[Problem]:
 
 
 def _is_union_member(part: str) -> bool:
-    return part.endswith("Config") or part.startswith(("literal[", "constrained-"))
+    return part.endswith("Config") or part.startswith(("literal[", "constrained-", "tuple["))
 
 
 def _line_of(key: KeyPath, lines: dict[KeyPath, int]) -> int | None:

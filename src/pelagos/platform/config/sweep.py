@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pelagos.platform.config.schema import (
+    Fraction,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     RunName,
     Section,
@@ -15,6 +17,25 @@ from pelagos.platform.config.schema import (
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,29}$")]
 DEFAULT_BASELINE = "fno"
 EARLY_STOPPING = "asha"
+POPULATION = "population"
+# What compares trials while they run, and so needs one Ray for all of them.
+COMPARES_RUNNING_TRIALS = (EARLY_STOPPING, POPULATION)
+# What a population may change within a run: how weights move, not which there are nor what they see,
+# and nothing that changes what the validation loss measures (weights of fields are divided out).
+CHANGEABLE_WITHIN_A_RUN = (
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "optimizer.betas",
+    "optimizer.eps",
+    "optimizer.clip_norm",
+    "optimizer.layer_decay",
+    "optimizer.groups",
+    "schedule.name",
+    "schedule.warmup_steps",
+    "schedule.final_lr_fraction",
+    "objective.field_weights",
+    "objective.noise_scale",
+)
 
 
 class SweptJobConfig(Section):
@@ -39,13 +60,17 @@ class SearchConfig(Section):
     name: Literal["grid", "random", "asha", "population"] = Field(
         "grid",
         description="grid: every combination; random: draws on top of it; asha: either, and trials "
-        "that lag are stopped (arXiv:1810.05934); population is not supported.",
+        "that lag are stopped (arXiv:1810.05934); population: trials that lag go on from the "
+        "checkpoints of the best, with other values of `random` (arXiv:1711.09846).",
     )
     metric: Literal["validation_loss"] = Field(
         "validation_loss", description="What trials are ranked by."
     )
     mode: Literal["min"] = Field("min", description="Smaller is better.")
-    num_samples: PositiveInt = Field(1, description="Draws from `random` for each combination.")
+    num_samples: PositiveInt = Field(
+        1,
+        description="Draws from `random` for each combination; population: members of each.",
+    )
     seed: NonNegativeInt = Field(0, description="Seed of the draws.")
     grace_validations: PositiveInt = Field(
         1, description="asha: validations before a trial may be stopped."
@@ -55,6 +80,22 @@ class SearchConfig(Section):
     )
     reduction_factor: Annotated[int, Field(ge=2)] = Field(
         3, description="asha: one in so many trials goes on at each comparison."
+    )
+    perturb_validations: PositiveInt = Field(
+        1, description="population: validations between two comparisons of its members."
+    )
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.25,
+        description="population: share of the members that take over the checkpoints of as many "
+        "of the best.",
+    )
+    resample_probability: Fraction = Field(
+        0.25,
+        description="population: how often a value is drawn anew; otherwise it moves by a factor, "
+        "or to a neighbour in its list.",
+    )
+    perturbation_factors: tuple[PositiveFloat, PositiveFloat] = Field(
+        (0.8, 1.2), description="population: factors, one of which a value is multiplied by."
     )
 
 
@@ -78,8 +119,10 @@ class SweepJob(Section):
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
         {}, description="Dotted key of the jobs: its values; every combination is run."
     )
-    random: dict[str, RandomRangeConfig] = Field(
-        {}, description="Dotted key of the jobs: range that `search.num_samples` are drawn from."
+    random: dict[str, RandomRangeConfig | Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
+        {},
+        description="Dotted key of the jobs: range, or list of values, that `search.num_samples` are "
+        "drawn from.",
     )
     search: SearchConfig = SearchConfig()
     trajectories: tuple[PositiveInt, ...] = Field(

@@ -17,6 +17,11 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 from pelagos.infra.files import replace_durably
 from pelagos.platform.evaluation.comparison import COLOURS
 from pelagos.platform.evaluation.plots import figure_png
+from pelagos.platform.evaluation.population_report import (
+    schedule_figure,
+    take_over_rows,
+    taking_over,
+)
 from pelagos.platform.evaluation.report import Picture, page_environment
 from pelagos.platform.evaluation.sample_efficiency import (
     CONFIDENCE,
@@ -29,6 +34,7 @@ from pelagos.platform.evaluation.sample_efficiency import (
 NUMBERS_NAME = "sweep.json"
 REPORT_NAME = "report.html"
 FIGURE_NAME = "sweep.png"
+SCHEDULES_NAME = "schedules.png"
 VALIDATION_LOSS = "validation_loss"
 METHOD_TITLES = {
     "direct": "direct forecast",
@@ -51,6 +57,8 @@ class SweepRow:
     validation_loss: float | None
     errors: dict[str, float] = field(default_factory=dict)
     cause: str = ""
+    take_overs: list[dict[str, Any]] = field(default_factory=list)
+    """In a population: step, source and `settings` (key: [before, after]) of each take-over."""
 
     @property
     def setting(self) -> str:
@@ -147,18 +155,25 @@ def ranked(rows: Sequence[SweepRow]) -> list[SweepRow]:
 
 
 def write_sweep_report(report: SweepReport, directory: Path) -> Path:
-    """Write sweep.json, sweep.png and report.html; return the last one's path."""
+    """Write sweep.json, sweep.png and report.html; return the last one's path.
+
+    Of a population also schedules.png: the settings of its members over steps.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     image = figure_png(sweep_figure(report))
     numbers = json.dumps(report.to_dict(), indent=1, allow_nan=False)
     replace_durably(directory / NUMBERS_NAME, numbers.encode() + b"\n")
     replace_durably(directory / FIGURE_NAME, image)
-    replace_durably(directory / REPORT_NAME, render(report, image).encode())
+    schedules = None
+    if members := taking_over(report.rows):
+        schedules = figure_png(schedule_figure(members))
+        replace_durably(directory / SCHEDULES_NAME, schedules)
+    replace_durably(directory / REPORT_NAME, render(report, image, schedules).encode())
     return directory / REPORT_NAME
 
 
-def render(report: SweepReport, image: bytes) -> str:
-    """Return the page, which needs no other file."""
+def render(report: SweepReport, image: bytes, schedules: bytes | None = None) -> str:
+    """Return the page, which needs no other file; `schedules` is the figure of a population."""
     environment = page_environment()
     environment.filters["number"] = _number
     tables = [
@@ -172,6 +187,8 @@ def render(report: SweepReport, image: bytes) -> str:
         report=report,
         tables=tables,
         picture=Picture("", FIGURE_NAME, image).data_uri,
+        schedules=Picture("", SCHEDULES_NAME, schedules).data_uri if schedules else None,
+        take_overs=take_over_rows(report.rows),
         confidence=f"{CONFIDENCE:.0%}",
         titles=METHOD_TITLES,
     )

@@ -1,0 +1,101 @@
+"""A run goes on from another run's checkpoint, with other settings: exploit and explore.
+
+What the run did before stays: its records, and its newest and best checkpoint, where they are. In
+this order, each step whole or not begun, so that a take-over that was cut off is completed when it is
+made again:
+
+1. the other's checkpoint is copied to a place of its own below the run's checkpoints
+2. take-overs.json says that the run goes on from there
+3. the changed job becomes the run's; the one before stays beside it
+4. an event tells it: from which run and step, which settings changed from what to what
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pelagos.jobs.parts import options_for
+from pelagos.platform.checkpoint import CheckpointStore, copy_checkpoint
+from pelagos.platform.config.load import load_job
+from pelagos.platform.config.overrides import override, value_at
+from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.runs import TAKE_OVERS, RunDirectory, RunError
+
+EVENT = "taken_over"
+
+
+def take_over(
+    run: RunDirectory, source: RunDirectory, step: int, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Let `run` go on from `source`'s checkpoint of `step` with these settings (dotted key: value).
+
+    Returns its record: step, source, `settings` (key: [before, after]), checkpoint. The second call
+    for a step changes nothing.
+
+    Raises:
+        RunError: another process drives the run, or it has gone beyond `step`.
+        CheckpointError: the source has no whole checkpoint of that step; nothing was changed.
+        ConfigError: the job with these settings is not valid; nothing was changed.
+    """
+    with run.lock():
+        records = run.take_overs()
+        record = next((r for r in records if r["step"] == step), None)
+        if record is None:
+            record = _continue_from(run, source, step, settings)
+        elif record != records[-1]:
+            return record
+        run.replace_job(_with_settings(run, {k: v[1] for k, v in record["settings"].items()}))
+        if not any(e["kind"] == EVENT and e["step"] == step for e in run.events()):
+            run.append_event(EVENT, **record)
+        return record
+
+
+def _continue_from(
+    run: RunDirectory, source: RunDirectory, step: int, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Bring the checkpoint into the run's own, and make it what the run goes on from."""
+    if run.last_step() > step:
+        raise RunError(
+            f"run {run.name!r} has gone on to step {run.last_step()}: taking over the checkpoint of "
+            f"step {step} of {source.name} would undo what it did since"
+        )
+    before, after = run.job(), _with_settings(run, settings)
+    changes = {key: [value_at(before, key), value_at(after, key)] for key in settings}
+    own, others = _store(run), _store(source)
+    records = run.take_overs()
+    uri = run.checkpoint_uri_after(len(records) + 1)
+    target = CheckpointStore(uri, options_for(uri, before.storage))
+    best = others.trainer_state(step)["best"]
+    if best and best["step"] in [info.step for info in others.complete()]:
+        copy_checkpoint(others, best["step"], target)
+    copy_checkpoint(others, step, target)
+    record = {
+        "step": step,
+        "source": source.name,
+        "settings": {key: change for key, change in changes.items() if change[0] != change[1]},
+        "checkpoint": f"{others.uri} step {step}",
+    }
+    run.replace(TAKE_OVERS, json.dumps([*records, record], indent=1))
+    _tidy(own)
+    return record
+
+
+def _with_settings(run: RunDirectory, settings: Mapping[str, Any]) -> TrainingJob:
+    overrides = [override(key, value) for key, value in settings.items()]
+    job = load_job(run.path / "job.yaml", overrides)
+    assert isinstance(job, TrainingJob)
+    return job
+
+
+def _store(run: RunDirectory) -> CheckpointStore:
+    uri = run.checkpoint_uri
+    return CheckpointStore(uri, options_for(uri, run.job().storage))
+
+
+def _tidy(store: CheckpointStore) -> None:
+    """Keep the newest checkpoint of what was given up, and the best."""
+    newest = store.latest_step()
+    if newest is None:
+        return
+    best = store.trainer_state(newest)["best"]
+    store.prune(1, {best["step"]} if best else set())
