@@ -59,6 +59,7 @@ def _family(
     coarsen: Coarsen = block_means,
     extent: tuple[float, float] = (1.0, 1.0),
     normalization: dict[str, Any] | None = None,
+    physics: str = "",
 ) -> Family:
     return Family(
         name=name,
@@ -75,6 +76,7 @@ def _family(
         boundary_conditions=both_axes(boundary),
         published_normalization=normalization or {},
         domain_extent=extent,
+        physics=physics,
     )
 
 
@@ -106,6 +108,7 @@ def _wave_family(
         {"domain_metres": WAVE_DOMAIN_METRES},
         boundary="absorbing",
         normalization=published(mean, std),
+        physics="wave",
     )
 
 
@@ -171,6 +174,7 @@ _FAMILIES: tuple[Family, ...] = (
         grid_location="node",
         coarsen=truncate,
         normalization=published({"phase": 0.002484262}, {"phase": 0.65351176}, 19),
+        physics="allen-cahn",
     ),
     _family(
         "Reaction-Diffusion",
@@ -187,6 +191,7 @@ _FAMILIES: tuple[Family, ...] = (
         },
         boundary="no flux",
         extent=REACTION_EXTENT,
+        physics="fitzhugh-nagumo",
     ),
     _family(
         "Shallow-Water",
@@ -200,6 +205,7 @@ _FAMILIES: tuple[Family, ...] = (
         boundary="outflow",
         coarsen=_water_means,
         extent=DAM_EXTENT,
+        physics="shallow-water",
     ),
     _family(
         "Burgers",
@@ -213,6 +219,7 @@ _FAMILIES: tuple[Family, ...] = (
         boundary="periodic",
         grid_location="node",
         coarsen=truncate,
+        physics="burgers",
     ),
 )
 
