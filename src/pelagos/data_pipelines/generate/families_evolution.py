@@ -96,6 +96,7 @@ def _wave_family(
     initial: InitialState,
     mean: dict[str, float],
     std: dict[str, float],
+    lead_steps: int,
 ) -> Family:
     return _family(
         name,
@@ -107,7 +108,7 @@ def _wave_family(
         wave_equation.DEFAULT_CFL,
         {"domain_metres": WAVE_DOMAIN_METRES},
         boundary="absorbing",
-        normalization=published(mean, std),
+        normalization=published(mean, std, lead_steps),
         physics="wave",
     )
 
@@ -152,6 +153,7 @@ _FAMILIES: tuple[Family, ...] = (
         downstream_fields.gaussian_medium,
         {"displacement": 0.0334376316, "speed": 2618.4593933},
         {"displacement": 0.1171879068, "speed": 601.51658913},
+        15,
     ),
     _wave_family(
         "Wave-Layer",
@@ -159,6 +161,7 @@ _FAMILIES: tuple[Family, ...] = (
         downstream_fields.layered_medium,
         {"displacement": 0.034674432, "speed": 3498.56444},
         {"displacement": 0.1044242175, "speed": 647.843959},
+        20,
     ),
     _family(
         "ACE",
