@@ -75,3 +75,11 @@ def test_the_residual_is_in_the_report_its_numbers_and_the_tracking(run: Pretrai
     assert [m.step for m in logged] == [1, 4]
     assert [m.value for m in logged] == pytest.approx(model)
     assert all(math.isfinite(m.value) for m in logged)
+
+
+def test_it_can_be_left_out(run: PretrainJob, tmp_path: Path) -> None:
+    job = EvaluateJob(
+        run="run", runs_dir=run.runs_dir, physics=False, output_dir=str(tmp_path), tracking=False
+    )
+    told = evaluate.run(job).metrics["datasets"]
+    assert [dataset["physics"] for dataset in told] == [{"note": "not asked for"}] * 2

@@ -68,7 +68,7 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     directory, training = trained.directory, trained.training
     if trained.forecaster.objective.call == "image":
         return _run_on_images(job, trained, console)
-    evaluations = _evaluations(job, trained)
+    evaluations = _evaluations(job, trained, with_physics=job.physics)
     stabilities = _stabilities(job, trained) if job.stability_steps else []
     provenance = _provenance(job, training, trained.step)
     output = _output(job, directory)
@@ -131,7 +131,7 @@ def measure(job: EvaluateJob) -> tuple[list[DatasetEvaluation], int]:
 
 
 def _evaluations(
-    job: EvaluateJob, trained: _TrainedRun, *, with_physics: bool = True
+    job: EvaluateJob, trained: _TrainedRun, *, with_physics: bool
 ) -> list[DatasetEvaluation]:
     _check_forecasts(trained.forecaster, job.run)
     leads = _lead_steps(job, trained.training)
