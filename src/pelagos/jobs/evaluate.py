@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pelagos.data_pipelines.physics import DatasetPhysics, NoPhysics, dataset_physics
+from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.datasets import open_recorded
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.platform.config.measure import EvaluateJob
@@ -66,7 +68,7 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     directory, training = trained.directory, trained.training
     if trained.forecaster.objective.call == "image":
         return _run_on_images(job, trained, console)
-    evaluations = _evaluations(job, trained)
+    evaluations = _evaluations(job, trained, with_physics=job.physics)
     stabilities = _stabilities(job, trained) if job.stability_steps else []
     provenance = _provenance(job, training, trained.step)
     output = _output(job, directory)
@@ -125,14 +127,16 @@ def measure(job: EvaluateJob) -> tuple[list[DatasetEvaluation], int]:
         ValueError: no such run, checkpoint, split or lead.
     """
     trained = _load(job)
-    return _evaluations(job, trained), trained.step
+    return _evaluations(job, trained, with_physics=False), trained.step
 
 
-def _evaluations(job: EvaluateJob, trained: _TrainedRun) -> list[DatasetEvaluation]:
+def _evaluations(
+    job: EvaluateJob, trained: _TrainedRun, *, with_physics: bool
+) -> list[DatasetEvaluation]:
     _check_forecasts(trained.forecaster, job.run)
     leads = _lead_steps(job, trained.training)
     return [
-        _evaluate(job, trained.training, trained.forecaster, record, leads)
+        _evaluate(job, trained.training, trained.forecaster, record, leads, with_physics)
         for record in trained.forecaster.description["datasets"]
     ]
 
@@ -182,10 +186,12 @@ def _evaluate(
     forecaster: Forecaster,
     record: dict[str, Any],
     leads: Sequence[int] | None,
+    with_physics: bool,
 ) -> DatasetEvaluation:
     dataset = open_recorded(record["uri"], training)
     stride, frames = training.objective.frame_stride, forecaster.objective.input_frames
     history = (frames - 1) * stride
+    physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
     return evaluate_dataset(
         forecaster.predict_normalized,
         forecaster.view(dataset, record["offset"], training.objective.field_groups),
@@ -195,17 +201,38 @@ def _evaluate(
         input_frames=frames,
         batch_size=job.batch_size,
         ensemble_size=job.ensemble_size,
+        physics=physics,
+        physics_note=note,
     )
 
 
+def _physics(dataset: ReadableDataset, forecaster: Forecaster) -> tuple[DatasetPhysics | None, str]:
+    """Return the dataset's equation on the model's channels, or None and the reason."""
+    try:
+        return dataset_physics(dataset, forecaster.fields), ""
+    except NoPhysics as reason:
+        return None, str(reason)
+
+
 def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[str, int, float]]:
-    """Return (name, lead step, value) of each method's median relative L1 error, for tracking."""
-    return [
+    """Return (name, lead step, value) for tracking: each method's median relative L1 error, and
+    what the data's equation leaves over of it, as far as these are finite."""
+    errors = [
         (f"evaluation/{e.data.name}/{method}/relative_l1", lead, float(value))
         for e in evaluations
         for method in (*e.forecast_methods, "one_step", "persistence")
         for lead, value in zip(e.lead_steps, e.mean_over_groups(method, "relative_l1"), strict=True)
     ]
+    physics = [
+        (f"evaluation/{e.data.name}/{method}/{quantity}", lead, float(value))
+        for e in evaluations
+        if e.physics is not None
+        for method in e.physics.methods
+        for quantity in e.physics.quantities
+        for lead, value in zip(e.lead_steps, e.physics.quantile(method, quantity), strict=True)
+        if math.isfinite(value)
+    ]
+    return errors + physics
 
 
 def _show(

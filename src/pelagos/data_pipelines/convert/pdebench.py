@@ -18,6 +18,7 @@ The published loader tests on the first tenth; here the last tenth of the rest v
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def _source(
             (times[0] if times.ndim > 1 else times)[: sizes["t"]], "times of the frames"
         )
         notes += [note] if note else []
-    boundary = "periodic" if "periodic" in Path(file).name.lower() else None
+    physics, boundary = _physics(Path(file).name, names, order)
     return Source(
         format="pdebench",
         name=named(file),
@@ -229,7 +230,34 @@ def _source(
         boundary_conditions=dict.fromkeys(order, boundary) if boundary else {},
         grid_location=location,
         notes=tuple(notes),
+        physics=physics,
     )
+
+
+def _physics(
+    name: str, fields: tuple[str, ...], axes: tuple[str, ...]
+) -> tuple[dict[str, Any], str | None]:
+    """The equation of a file in two dimensions, if its published name and fields tell all of it,
+    and its boundary condition (arXiv 2210.07182, appendix D)."""
+    boundary = "periodic" if "periodic" in name.lower() else None
+    if axes != ("y", "x"):
+        return {}, boundary
+    if fields == ("activator", "inhibitor"):
+        coefficients = {
+            "activator_diffusivity": 1e-3,
+            "inhibitor_diffusivity": 5e-3,
+            "activator_loss": 5e-3,
+        }
+        return {"equation": "fitzhugh-nagumo", "coefficients": coefficients}, "no flux"
+    if fields == ("permeability", "solution") and (
+        found := re.search(r"beta(\d+(?:\.\d+)?)", name)
+    ):
+        return {"equation": "darcy", "coefficients": {"source": float(found[1])}}, "dirichlet"
+    # Viscosities of 1e-8 are those of the inviscid files, with gamma = 5/3.
+    is_gas = {"density", "velocity-x", "velocity-y", "pressure"} == set(fields)
+    if is_gas and boundary and re.search(r"eta1e-0?8_zeta1e-0?8", name.lower()):
+        return {"equation": "compressible-euler", "coefficients": {"gamma": 5.0 / 3.0}}, boundary
+    return {}, boundary
 
 
 def _parameters(opened: Any) -> dict[str, float]:

@@ -7,7 +7,9 @@ All facts are from `scOT/problems/` of https://github.com/camlab-ethz/poseidon (
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 LOADER = "Poseidon's data loader (arXiv 2405.19101)"
 FLUID = ("density", "velocity-x", "velocity-y", "pressure")
@@ -42,6 +44,13 @@ class Problem:
     lead_steps: int | None = 20  # None: a steady problem
     constant_fields: dict[str, float] = field(default_factory=dict)
     boundary: str = "periodic"
+    # What forecasts are held against (`pelagos.data_pipelines.physics`), where the loader's unit of
+    # time and all coefficients are known: arXiv 2405.19101, appendix B.
+    physics: dict[str, Any] = field(default_factory=dict)
+
+
+def _physics(equation: str, **coefficients: float) -> dict[str, Any]:
+    return {"equation": equation, "coefficients": coefficients}
 
 
 def _flow(axes: str = "ntcyx") -> Problem:
@@ -53,6 +62,11 @@ def _flow(axes: str = "ntcyx") -> Problem:
         {**dict(zip(FLUID, (0.8, 0.0, 0.0, 0.0), strict=True)), "tracer": 0.19586183},
         {**dict(zip(FLUID, (0.31, 0.391, 0.356, 0.185), strict=True)), "tracer": 0.37},
         constant_fields={"density": 1.0},
+        physics=_physics(
+            "incompressible-navier-stokes",
+            spectral_viscosity=0.05 / 128,
+            spectral_viscosity_cutoff=128.0,
+        ),
     )
 
 
@@ -65,6 +79,7 @@ def _gas(pressure_offset: float) -> Problem:
         dict(zip(FLUID, (0.8, 0.0, 0.0, 0.0), strict=True)),
         dict(zip(FLUID, (0.31, 0.391, 0.356, 0.185), strict=True)),
         {"pressure": pressure_offset},
+        physics=_physics("compressible-euler", gamma=1.4),
     )
 
 
@@ -106,6 +121,7 @@ PROBLEMS: dict[str, Problem] = {
             **dict(zip(FLUID, (0.31, 0.22017328, 0.22078253, 0.185), strict=True)),
             "forcing": 0.0707106739282608,
         },
+        physics=_physics("divergence-free"),  # the loader does not say which way the force points
     ),
     "CE-RP": _gas(0.215),
     "CE-CRP": _gas(0.553),
@@ -157,6 +173,8 @@ PROBLEMS: dict[str, Problem] = {
         {"phase": 0.002484262},
         {"phase": 0.65351176},
         lead_steps=19,
+        # Time is in units of the final one, 2e-4: diffusivity 1 and reaction 220^2 of the paper.
+        physics=_physics("allen-cahn", diffusivity=2e-4, reaction_rate=220.0**2 * 2e-4),
     ),
     "SE-AF": Problem(
         "steady compressible Euler flow around an airfoil",
@@ -183,6 +201,7 @@ PROBLEMS: dict[str, Problem] = {
         {"source": 4.755138816607612, "solution": 0.02401226126952699},
         lead_steps=None,
         boundary="dirichlet",
+        physics=_physics("poisson"),
     ),
     "Helmholtz": Problem(
         "-Laplace(u) - omega^2 a u = 0, u = b on the boundary",
@@ -197,5 +216,6 @@ PROBLEMS: dict[str, Problem] = {
         {"coefficient": 1.0, "boundary-value": 1.0, "solution": 0.8279975746000605},
         lead_steps=None,
         boundary="dirichlet",
+        physics=_physics("helmholtz", omega=2.5 * math.pi),
     ),
 }

@@ -113,6 +113,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
         published_splits=_splits(problem, total),
         notes=_notes(problem, total),
         details={"problem": name, "source_bytes": stored_bytes(files)},
+        physics=problem.physics,
     )
     if "density" in problem.constant_fields and not options.swap_axes:  # incompressible
         first = next(blocks(source, range(1))).frames[0]

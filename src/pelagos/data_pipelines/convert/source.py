@@ -113,6 +113,7 @@ class Source:
     grid_location: Literal["cell", "node"] = "cell"
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    physics: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -172,6 +173,7 @@ class Source:
                 compression=options.compression,
                 trajectories_per_shard=options.trajectories_per_shard,
                 grid_location=self.grid_location,
+                physics=dict(self.physics),
             )
         except ValueError as error:
             raise SourceError(f"{self.name} ({self.format}) cannot be stored: {error}") from error

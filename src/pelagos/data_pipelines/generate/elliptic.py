@@ -70,12 +70,7 @@ def _solve_one(conductivity: Tensor, reaction: Tensor, source: Tensor, boundary:
     low_x, high_x = _faces(conductivity, 1)
     low_y, high_y = _faces(conductivity, 0)
     diagonal = low_x + high_x + low_y + high_y + reaction
-    edge = torch.zeros_like(source)
-    edge[:, 0] += low_x[:, 0]
-    edge[:, -1] += high_x[:, -1]
-    edge[0] += low_y[0]
-    edge[-1] += high_y[-1]
-    right = source + edge * boundary
+    right = source + _edge(low_x, high_x, low_y, high_y) * boundary
     inverses = _eliminate(diagonal, high_x[:, :-1], high_y[:-1])
     solution = _substitute(inverses, high_y[:-1], right)
     for _ in range(NUM_REFINEMENTS):
@@ -99,13 +94,45 @@ def _faces(conductivity: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return faces.narrow(axis, 0, cells), faces.narrow(axis, 1, cells)
 
 
+def apply_elliptic(
+    conductivity: Tensor,
+    reaction: Tensor,
+    field: Tensor,
+    boundary: Tensor,
+    extent: tuple[float, float] = (1.0, 1.0),
+) -> Tensor:
+    """-div(k grad u) + r u [batch, y, x] of any field u, by the differences of `solve_elliptic`.
+
+    Args:
+        conductivity, reaction, field: k > 0, r and u, [batch, y, x].
+        boundary: the value of u on the boundary, [batch].
+        extent: lengths of the domain (y, x).
+    """
+    low_x, high_x = (faces / extent[1] ** 2 for faces in _faces(conductivity, -1))
+    low_y, high_y = (faces / extent[0] ** 2 for faces in _faces(conductivity, -2))
+    diagonal = low_x + high_x + low_y + high_y + reaction
+    inner = _apply(diagonal, high_x[..., :-1], high_y[..., :-1, :], field)
+    return inner - _edge(low_x, high_x, low_y, high_y) * boundary[:, None, None]
+
+
+def _edge(low_x: Tensor, high_x: Tensor, low_y: Tensor, high_y: Tensor) -> Tensor:
+    """Couplings of the outermost cells to the boundary, [..., y, x]."""
+    edge = torch.zeros_like(low_x)
+    edge[..., :, 0] += low_x[..., :, 0]
+    edge[..., :, -1] += high_x[..., :, -1]
+    edge[..., 0, :] += low_y[..., 0, :]
+    edge[..., -1, :] += high_y[..., -1, :]
+    return edge
+
+
 def _apply(diagonal: Tensor, across: Tensor, up: Tensor, field: Tensor) -> Tensor:
-    """The matrix times a field; `across` [y, x - 1] and `up` [y - 1, x] couple neighbours."""
+    """The matrix times a field [..., y, x]; `across` [..., y, x - 1] and `up` [..., y - 1, x]
+    couple neighbours."""
     result = diagonal * field
-    result[:, :-1] -= across * field[:, 1:]
-    result[:, 1:] -= across * field[:, :-1]
-    result[:-1] -= up * field[1:]
-    result[1:] -= up * field[:-1]
+    result[..., :-1] -= across * field[..., 1:]
+    result[..., 1:] -= across * field[..., :-1]
+    result[..., :-1, :] -= up * field[..., 1:, :]
+    result[..., 1:, :] -= up * field[..., :-1, :]
     return result
 
 

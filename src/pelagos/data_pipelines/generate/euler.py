@@ -101,14 +101,32 @@ def solve_euler(
     )
 
 
-def to_conserved(primitive: Tensor, gamma: float = GAMMA) -> Tensor:
+def euler_slope(
+    primitive: Tensor,
+    gamma: float | Tensor,
+    boundary: Boundary,
+    cells_per_length: tuple[float, float],
+) -> Tensor:
+    """-div F [batch, 4, y, x], the rates of the conserved fields, as `solve_euler` computes them.
+
+    Args:
+        primitive: cell values [batch, 4, y, x], density and pressure positive.
+        gamma: ratio of specific heats, one number or [batch, 1, 1].
+        boundary: of both axes.
+        cells_per_length: (y, x).
+    """
+    scheme = _Scheme(gamma, (boundary, boundary), cells_per_length)
+    return scheme._slope(primitive, second_order=True)
+
+
+def to_conserved(primitive: Tensor, gamma: float | Tensor = GAMMA) -> Tensor:
     """Density, momentum-x, momentum-y, energy from primitive fields [batch, 4, ...]."""
     rho, u, v, p = primitive.unbind(1)
     energy = p * (1.0 / (gamma - 1.0)) + rho * (u * u + v * v) * 0.5
     return torch.stack((rho, rho * u, rho * v, energy), dim=1)
 
 
-def to_primitive(conserved: Tensor, gamma: float = GAMMA) -> Tensor:
+def to_primitive(conserved: Tensor, gamma: float | Tensor = GAMMA) -> Tensor:
     """Density, velocity-x, velocity-y, pressure from conserved fields [batch, 4, ...]."""
     rho, mu, mv, energy = conserved.unbind(1)
     u, v = mu / rho, mv / rho
@@ -137,7 +155,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Scheme:
-    gamma: float
+    gamma: float | Tensor
     boundaries: tuple[Boundary, Boundary]  # y, x
     cells_per_length: tuple[float, float]  # y, x
     compiled: bool = False

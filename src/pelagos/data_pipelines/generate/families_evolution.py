@@ -59,6 +59,7 @@ def _family(
     coarsen: Coarsen = block_means,
     extent: tuple[float, float] = (1.0, 1.0),
     normalization: dict[str, Any] | None = None,
+    physics: str = "",
 ) -> Family:
     return Family(
         name=name,
@@ -75,6 +76,7 @@ def _family(
         boundary_conditions=both_axes(boundary),
         published_normalization=normalization or {},
         domain_extent=extent,
+        physics=physics,
     )
 
 
@@ -94,6 +96,7 @@ def _wave_family(
     initial: InitialState,
     mean: dict[str, float],
     std: dict[str, float],
+    lead_steps: int,
 ) -> Family:
     return _family(
         name,
@@ -105,7 +108,8 @@ def _wave_family(
         wave_equation.DEFAULT_CFL,
         {"domain_metres": WAVE_DOMAIN_METRES},
         boundary="absorbing",
-        normalization=published(mean, std),
+        normalization=published(mean, std, lead_steps),
+        physics="wave",
     )
 
 
@@ -149,6 +153,7 @@ _FAMILIES: tuple[Family, ...] = (
         downstream_fields.gaussian_medium,
         {"displacement": 0.0334376316, "speed": 2618.4593933},
         {"displacement": 0.1171879068, "speed": 601.51658913},
+        15,
     ),
     _wave_family(
         "Wave-Layer",
@@ -156,6 +161,7 @@ _FAMILIES: tuple[Family, ...] = (
         downstream_fields.layered_medium,
         {"displacement": 0.034674432, "speed": 3498.56444},
         {"displacement": 0.1044242175, "speed": 647.843959},
+        20,
     ),
     _family(
         "ACE",
@@ -171,6 +177,7 @@ _FAMILIES: tuple[Family, ...] = (
         grid_location="node",
         coarsen=truncate,
         normalization=published({"phase": 0.002484262}, {"phase": 0.65351176}, 19),
+        physics="allen-cahn",
     ),
     _family(
         "Reaction-Diffusion",
@@ -187,6 +194,7 @@ _FAMILIES: tuple[Family, ...] = (
         },
         boundary="no flux",
         extent=REACTION_EXTENT,
+        physics="fitzhugh-nagumo",
     ),
     _family(
         "Shallow-Water",
@@ -200,6 +208,7 @@ _FAMILIES: tuple[Family, ...] = (
         boundary="outflow",
         coarsen=_water_means,
         extent=DAM_EXTENT,
+        physics="shallow-water",
     ),
     _family(
         "Burgers",
@@ -213,6 +222,7 @@ _FAMILIES: tuple[Family, ...] = (
         boundary="periodic",
         grid_location="node",
         coarsen=truncate,
+        physics="burgers",
     ),
 )
 

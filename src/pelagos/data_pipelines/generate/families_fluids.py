@@ -146,6 +146,8 @@ def _incompressible(
         parameters=lambda n: {"spectral_viscosity": navier_stokes.poseidon_spectral_viscosity(n)},
         constant_fields={"density": 1.0},
         published_normalization=_published(None, tracer=tracer),
+        physics="incompressible-navier-stokes",
+        coefficients=lambda n: {"spectral_viscosity_cutoff": float(n)},
     )
 
 
@@ -168,6 +170,7 @@ def _compressible(
         grid_location="cell",
         parameters=lambda _: {"gamma": euler.GAMMA},
         published_normalization=normalization,
+        physics="compressible-euler",
     )
 
 

@@ -40,6 +40,8 @@ def _steady(
     parameters: dict[str, float],
     boundary: str,
     normalization: dict[str, Any] | None = None,
+    *,
+    physics: str,
 ) -> Family:
     def solve(states: Tensor, times: Sequence[float], _cfl: float) -> Tensor:
         check_times(times)
@@ -60,6 +62,7 @@ def _steady(
         parameters=lambda _: dict(parameters),
         boundary_conditions=both_axes(boundary),
         published_normalization=normalization or {},
+        physics=physics,
     )
 
 
@@ -95,6 +98,7 @@ _FAMILIES: tuple[Family, ...] = (
             {"source": 0.0148221424, "solution": 0.00056034584},
             {"source": 4.7551388166, "solution": 0.02401226127},
         ),
+        physics="poisson",
     ),
     _steady(
         "Helmholtz",
@@ -109,6 +113,7 @@ _FAMILIES: tuple[Family, ...] = (
             {"coefficient": 1.0, "boundary-value": 0.0, "solution": 0.1152391567},
             {"coefficient": 1.0, "boundary-value": 1.0, "solution": 0.8279975746},
         ),
+        physics="helmholtz",
     ),
     _steady(
         "Darcy",
@@ -119,6 +124,7 @@ _FAMILIES: tuple[Family, ...] = (
         _darcy,
         {"source": DARCY_SOURCE},
         "dirichlet",
+        physics="darcy",
     ),
 )
 

@@ -50,11 +50,26 @@ class Family:
     boundary_conditions: dict[str, str] = field(default_factory=lambda: dict(_PERIODIC))
     published_normalization: dict[str, Any] = field(default_factory=dict)
     domain_extent: tuple[float, float] = (1.0, 1.0)  # lengths (y, x)
+    # The equation of `pelagos.data_pipelines.physics` that frames are checked against, with
+    # coefficients that are no parameters: the solver resolution -> numbers.
+    physics: str = ""
+    coefficients: Callable[[int], dict[str, float]] = field(default=lambda _: {})
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
         """Per-trajectory scalars that `generate_trajectories` returns."""
         return (*self.parameters(4), "cfl")
+
+    def physics_record(self, solver_resolution: int) -> dict[str, Any]:
+        """What a dataset records of its equation; nothing where no equation is named."""
+        if not self.physics:
+            return {}
+        # Parameters go by their names, so that datasets of different ones can be merged.
+        named = {name: name for name in self.parameters(solver_resolution)}
+        return {
+            "equation": self.physics,
+            "coefficients": {**named, **self.coefficients(solver_resolution)},
+        }
 
 
 def both_axes(condition: str) -> dict[str, str]:

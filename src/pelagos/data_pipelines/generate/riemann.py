@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 
-def hllc_flux(left: Tensor, right: Tensor, gamma: float) -> Tensor:
+def hllc_flux(left: Tensor, right: Tensor, gamma: float | Tensor) -> Tensor:
     """Flux through faces from primitive states on both sides.
 
     Args:
         left, right: [4, ...]: density, velocity along the normal, velocity across it, pressure.
-        gamma: ratio of specific heats.
+        gamma: ratio of specific heats, one number or of the shape of a component.
 
     Returns:
         [4, ...]: flux of mass, normal momentum, transverse momentum, energy.
@@ -50,7 +50,13 @@ def hllc_flux(left: Tensor, right: Tensor, gamma: float) -> Tensor:
 
 
 def _einfeldt_speeds(
-    rho_l: Tensor, u_l: Tensor, p_l: Tensor, rho_r: Tensor, u_r: Tensor, p_r: Tensor, gamma: float
+    rho_l: Tensor,
+    u_l: Tensor,
+    p_l: Tensor,
+    rho_r: Tensor,
+    u_r: Tensor,
+    p_r: Tensor,
+    gamma: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Slowest and fastest signal speed: one-sided ones and those of the Roe average."""
     square_l, square_r = p_l * gamma / rho_l, p_r * gamma / rho_r

@@ -65,6 +65,23 @@ def solve_shallow_water(
     )
 
 
+def shallow_water_slope(
+    primitive: Tensor,
+    gravity: float | Tensor,
+    boundary: Boundary,
+    cells_per_length: tuple[float, float],
+) -> Tensor:
+    """-div F [batch, 3, y, x], the rates of height and momenta, as `solve_shallow_water` has them.
+
+    Args:
+        primitive: cell values [batch, 3, y, x], height positive.
+        gravity: g, one number or [batch, 1, 1].
+        boundary: of both axes.
+        cells_per_length: (y, x).
+    """
+    return _Scheme(gravity, boundary, cells_per_length).slope(primitive)
+
+
 def to_momenta(primitive: Tensor) -> Tensor:
     """Height and momenta from height and velocities [batch, 3, ...]."""
     h, u, v = primitive.unbind(1)
@@ -79,7 +96,7 @@ def to_velocities(conserved: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Scheme:
-    gravity: float
+    gravity: float | Tensor
     boundary: Boundary
     cells_per_length: tuple[float, float]  # y, x
 
@@ -123,7 +140,7 @@ class _Scheme:
         return flux.narrow(axis, 1, cells) - flux.narrow(axis, 0, cells)
 
 
-def hllc_flux(left: Tensor, right: Tensor, gravity: float) -> Tensor:
+def hllc_flux(left: Tensor, right: Tensor, gravity: float | Tensor) -> Tensor:
     """Flux of height, normal and transverse momentum [3, ...] between states [3, ...].
 
     HLL for the first two, with the outermost of the speeds of both states and their mean; the
@@ -137,8 +154,8 @@ def hllc_flux(left: Tensor, right: Tensor, gravity: float) -> Tensor:
     low = torch.minimum(u_l - wave_l, u_m - wave_m).clamp_max(0.0)
     high = torch.maximum(u_r + wave_r, u_m + wave_m).clamp_min(0.0)
     mass_l, mass_r = h_l * u_l, h_r * u_r
-    force_l = mass_l * u_l + h_l * h_l * (0.5 * gravity)
-    force_r = mass_r * u_r + h_r * h_r * (0.5 * gravity)
+    force_l = mass_l * u_l + h_l * h_l * (gravity * 0.5)
+    force_r = mass_r * u_r + h_r * h_r * (gravity * 0.5)
     width = high - low
     mass = (mass_l * high - mass_r * low + (h_r - h_l) * (low * high)) / width
     force = (force_l * high - force_r * low + (mass_r - mass_l) * (low * high)) / width

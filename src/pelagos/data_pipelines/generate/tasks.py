@@ -96,6 +96,7 @@ def dataset_spec(
         compression=compression,
         trajectories_per_shard=trajectories_per_shard or min(by_size, by_count),
         grid_location=family.grid_location,
+        physics=family.physics_record(request.solver_resolution or request.resolution),
     )
 
 

@@ -24,6 +24,8 @@ def require_equal_schemas(first: DatasetSpec, others: Iterable[DatasetSpec]) -> 
     for other in others:
         pairs = [(key, getattr(first, key), getattr(other, key)) for key in _SAME]
         pairs.append(("fields", _fields(first), _fields(other)))
+        if first.physics and other.physics:  # who records none is taken at the user's word
+            pairs.append(("physics", first.physics, other.physics))
         problems += [
             f"{other.name}: {key} is {theirs!r}, required is {mine!r} as in {first.name}"
             for key, mine, theirs in pairs

@@ -67,6 +67,9 @@ class DatasetSpec:
         compression: `none`, `lz4` or `zstd` (both through Blosc with byte shuffle); lossless.
         trajectories_per_shard: None chooses so that a shard holds about 128 MiB of raw data.
         grid_location: where the points are: `cell` centres, `(j + 1/2) L/N`, or `node`s, `j L/N`.
+        physics: the equation solved, for programs: `{"equation": "burgers", "coefficients":
+            {"viscosity": 0.01}}`, a name of `pelagos.data_pipelines.physics.EQUATIONS` and its
+            numbers, or the names of `parameter_names` that hold them; empty: not known.
         chunk_shape: grid points per chunk, `(y, x)`. None keeps frames whole up to 4 MiB of raw
             data, and halves the axes of larger ones until a chunk has at most 2 MiB.
 
@@ -93,6 +96,7 @@ class DatasetSpec:
     trajectories_per_shard: int | None = None
     grid_location: Literal["cell", "node"] = "cell"
     chunk_shape: tuple[int, ...] | None = None
+    physics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = _problems(self)
@@ -209,6 +213,8 @@ class DatasetSpec:
         del values["chunk_shape"]  # left out where frames are whole, as in version 1
         if self.chunks_per_frame > 1:
             values["chunk_shape"] = list(self.frame_chunk_shape)
+        if not self.physics:
+            del values["physics"]
         return values
 
     @classmethod
@@ -267,6 +273,8 @@ def _problems(spec: DatasetSpec) -> list[str]:
             f"chunk_shape {chunk} must have one positive size per axis of grid_shape "
             f"{spec.grid_shape}"
         )
+    if spec.physics and not isinstance(spec.physics.get("equation"), str):
+        problems.append(f"physics must name its equation, got {spec.physics!r}")
     both = sorted(set(names) & set(spec.constant_fields))
     if both:
         problems.append(f"{both} are both stored and constant: a field is one or the other")

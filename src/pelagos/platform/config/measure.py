@@ -29,6 +29,9 @@ class EvaluateJob(Section):
     stability_steps: NonNegativeInt = Field(
         0, description="Also roll out so many steps, beyond the data's end too: does it stay sane?"
     )
+    physics: bool = Field(
+        True, description="Also hold forecasts against the equation that a dataset records."
+    )
     output_dir: str | None = Field(None, description="Default: the run's evaluation directory.")
     tracking: bool = Field(True, description="Log the results to the run's MLflow store.")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pelagos.platform.evaluation import rollout
 from pelagos.platform.evaluation.metrics import METRICS, energy_spectrum
+from pelagos.platform.evaluation.physics import Physics, PhysicsMeasure, PhysicsScores
 from pelagos.platform.evaluation.rollout import Predict
 from pelagos.platform.evaluation.view import EvaluationData
 
@@ -40,6 +41,7 @@ class DatasetEvaluation:
     ``direct``, ``ensemble`` and ``one_step`` of the model; ``persistence`` (the initial frame) and
     ``previous_frame`` (the frame ``rollout_step`` before the target, beside ``one_step``). Models
     that take several frames have no lead time to choose, and make no ``direct`` forecasts.
+    ``physics`` is None where the data's equation is not known; ``physics_note`` then says why.
     """
 
     data: EvaluationData
@@ -50,6 +52,8 @@ class DatasetEvaluation:
     scores: dict[str, dict[str, FloatArray]]
     spectra: dict[str, FloatArray]
     examples: list[ExampleForecast] = field(default_factory=list)
+    physics: PhysicsScores | None = None
+    physics_note: str = ""
 
     @property
     def group_names(self) -> tuple[str, ...]:
@@ -100,6 +104,8 @@ def evaluate_dataset(
     batch_size: int = 8,
     num_examples: int = 1,
     ensemble_size: int = 0,
+    physics: Physics | None = None,
+    physics_note: str = "",
     device: torch.device | str = "cpu",
 ) -> DatasetEvaluation:
     """Forecast every trajectory from ``start_frame`` and score the forecasts at the lead steps.
@@ -109,7 +115,9 @@ def evaluate_dataset(
     ``start_frame`` on, ``rollout_step`` apart, and leads count from the last of them. Errors are
     those of physical values. Memory is bounded by ``batch_size`` trajectories of the frames from
     the first input to the longest lead, and the ``num_examples`` kept for pictures. With
-    ``ensemble_size`` > 1, models of one frame also forecast by so many ways to each lead.
+    ``ensemble_size`` > 1, models of one frame also forecast by so many ways to each lead. With
+    ``physics``, forecasts are also held against the data's equation, which takes forecasts at the
+    steps before the leads; ``physics_note`` says why there is none.
 
     Raises ValueError for lead steps beyond the trajectory's end or not on the rollout's steps.
     """
@@ -129,14 +137,21 @@ def evaluate_dataset(
             f"must be below the {data.num_frames} frames of {data.name}"
         )
     total = _Totals()
+    measure = None if physics is None else PhysicsMeasure(physics, leads, rollout_step)
+    made = leads if measure is None else measure.leads_needed()
+    scored = [made.index(lead) for lead in leads]
     with torch.no_grad():
         for start in range(0, len(trajectories), batch_size):
             chosen = trajectories[start : start + batch_size]
             frames = range(start_frame, last + 1)
             truth = torch.stack([data.read(index, frames) for index in chosen]).to(device)
             forecasts = _forecasts(
-                predict, data, truth, leads, rollout_step, input_frames, ensemble_size
+                predict, data, truth, made, rollout_step, input_frames, ensemble_size
             )
+            if measure is not None:
+                judged = {k: v for k, v in forecasts.items() if k != "previous_frame"}
+                measure.add(data, truth, judged, made, history, chosen)
+            forecasts = {method: values[:, scored] for method, values in forecasts.items()}
             _score(total, data, truth[:, [history + lead for lead in leads]], forecasts)
             for row in range(max(0, min(len(chosen), num_examples - start))):
                 total.examples.append(
@@ -155,6 +170,8 @@ def evaluate_dataset(
         },
         spectra={method: value / count for method, value in total.spectra.items()},
         examples=total.examples,
+        physics=None if measure is None else measure.finish(),
+        physics_note=physics_note,
     )
 
 

@@ -30,6 +30,7 @@ _STYLE = {  # method: (label, colour, line style)
     "autoregressive": ("model, autoregressive", "#c44e27", "-"),
     "direct": ("model, direct", "#2a6f97", "-"),
     "ensemble": ("model, ensemble", "#4c8c4a", "-"),
+    "one_step": ("model, one step", "#8a5a9e", ":"),
     "persistence": ("persistence", "#7d7d7d", "--"),
 }
 _METRIC_LABELS = {"relative_l1": "relative L1 error", "vrmse": "VRMSE"}

@@ -19,6 +19,7 @@ from pelagos.infra.files import replace_durably
 from pelagos.platform.evaluation import plots
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation
 from pelagos.platform.evaluation.metrics import METRICS
+from pelagos.platform.evaluation.physics_figure import physics_figure
 from pelagos.platform.evaluation.stability import Stability
 from pelagos.platform.evaluation.stability import figure as stability_figure
 
@@ -142,6 +143,11 @@ def numbers(
                     for method in evaluation.methods
                 },
                 "spectra": {m: v.tolist() for m, v in evaluation.spectra.items()},
+                "physics": (
+                    {"note": evaluation.physics_note}
+                    if evaluation.physics is None
+                    else evaluation.physics.to_dict()
+                ),
             }
         )
     told = {"provenance": asdict(provenance), "datasets": datasets}
@@ -202,6 +208,7 @@ def page_environment() -> jinja2.Environment:
     )
     environment.filters["percent"] = _percent
     environment.filters["number"] = _number
+    environment.filters["share"] = _share
     return environment
 
 
@@ -250,6 +257,13 @@ def _figures(evaluation: DatasetEvaluation) -> list[Picture]:
             plots.figure_png(plots.spectra(evaluation, last)),
         ),
     ]
+    if evaluation.physics is not None:
+        caption = (
+            "What the equation leaves over, as a share of a norm of the data, against lead time: "
+            "median and quartiles over trajectories. Truth is the data itself."
+        )
+        drawn = plots.figure_png(physics_figure(evaluation))
+        pictures.append(Picture(caption, "physics.png", drawn))
     for example in evaluation.examples:
         name, stem = f"trajectory {example.trajectory}", f"trajectory-{example.trajectory}"
         for method in evaluation.forecast_methods:
@@ -317,6 +331,11 @@ def _percent(value: float) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "diverged"
+
+
+def _share(value: float) -> str:
+    """A number that is absent, NaN, where too few frames precede the lead."""
+    return "-" if math.isnan(value) else _number(value)
 
 
 def _write(path: Path, content: bytes) -> None:
