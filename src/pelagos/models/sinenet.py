@@ -69,8 +69,7 @@ class SineNetConfig(Options):
         counts = ("in_channels", "out_channels", "width", "num_waves", "num_levels")
         problems = not_whole_numbers(self, counts)
         problems += not_one_of("boundary", self.boundary, get_args(Boundary))
-        if not isinstance(self.lead_time, bool):
-            problems.append(f"lead_time={self.lead_time!r} must be true or false")
+        problems += not_one_of("lead_time", self.lead_time, (True, False))
         if self.multiplier < 1:
             problems.append(f"multiplier={self.multiplier} must be at least 1")
         if problems:
