@@ -143,10 +143,11 @@ def _stabilities(job: EvaluateJob, trained: _TrainedRun) -> list[Stability]:
     found = []
     for record in forecaster.description["datasets"]:
         dataset = open_recorded(record["uri"], training)
+        data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
         found.append(
             roll_out(
-                forecaster.predict_normalized,
-                forecaster.view(dataset, record["offset"], training.objective.field_groups),
+                forecaster.predict_on(data),
+                data,
                 dataset.split(job.split)[: job.max_trajectories],
                 job.stability_steps,
                 rollout_step=training.objective.frame_stride,
@@ -186,9 +187,10 @@ def _evaluate(
     dataset = open_recorded(record["uri"], training)
     stride, frames = training.objective.frame_stride, forecaster.objective.input_frames
     history = (frames - 1) * stride
+    data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
     return evaluate_dataset(
-        forecaster.predict_normalized,
-        forecaster.view(dataset, record["offset"], training.objective.field_groups),
+        forecaster.predict_on(data),
+        data,
         dataset.split(job.split)[: job.max_trajectories],
         leads or range(stride, dataset.num_frames - history, stride),
         rollout_step=stride,
