@@ -103,11 +103,12 @@ class Autoregressive(FieldObjective):
         frames = batch.frames[:, : self.num_input_frames]
         if self.noise_scale and model.training:
             frames = self._noised(frames, batch.sample_seed)
+        seeds = batch.sample_seed if draws_per_sample(model) else None
         scored, total, rest = self._scored(), torch.zeros(()), torch.zeros(())
         for index in range(self.num_input_frames, batch.frames.shape[1]):
             counts = index in scored
             with nullcontext() if counts else torch.no_grad():
-                prediction, unused = self._call(model, frames, batch.sample_seed)
+                prediction, unused = self._call(model, frames, seeds)
             if counts:
                 total = total + self._errors(prediction, batch.frames[:, index], batch)
                 rest = rest + sum((t.sum() for t in unused), torch.zeros(()))
@@ -152,7 +153,7 @@ class Autoregressive(FieldObjective):
         self, model: nn.Module, frames_BFCyx: Tensor, seeds: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         axes = tuple(range(frames_BFCyx.ndim - 1, 2, -1))  # x before y
-        drawn = () if seeds is None or not draws_per_sample(model) else (seeds,)
+        drawn = () if seeds is None else (seeds,)
         prediction, *unused = model(frames_BFCyx.permute(0, *axes, 1, 2), *drawn)
         first = prediction[..., 0, :]
         grid = tuple(range(first.ndim - 2, 0, -1))
