@@ -41,6 +41,8 @@ class Sizes(Protocol):
     def embed_dim(self) -> int: ...
     @property
     def mlp_ratio(self) -> float: ...
+    @property
+    def lifts(self) -> bool: ...
 
 
 class FourierMixer(nn.Module):
@@ -56,10 +58,14 @@ class FourierMixer(nn.Module):
     others, zero in such a field, start to wave. And the half of the modes that a real field's other
     half follows from is that with positive wave numbers along y, as in two dimensions: the network
     answers to conjugate modes with values that are not conjugate, so that the choice matters.
+
+    The official three-dimensional code does none of the three (``lifts=False``): every mode is
+    scaled by 1/√n along z too and gets the biases, and it is along z that modes are halved.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, lifts: bool = True) -> None:
         super().__init__()
+        self.lifts = lifts
         size = width // heads
         self.w1 = nn.Parameter(torch.empty(2, heads, size, size))
         self.b1 = nn.Parameter(torch.empty(2, heads, size))
@@ -70,8 +76,8 @@ class FourierMixer(nn.Module):
         """``[B, D, *grid]`` to the same."""
         with without_autocast(x_BD):
             x = x_BD.float()
-            lifted = x.ndim == 5
-            axes = (2, 4, 3) if lifted else (2, 3)  # the last one is halved
+            lifted = x.ndim == 5 and self.lifts
+            axes = (2, 4, 3) if lifted else tuple(range(2, x.ndim))  # the last one is halved
             series = torch.fft.rfftn(x, dim=axes, norm="ortho").movedim(1, -1)
             if lifted:
                 series = series / x.shape[4] ** 0.5
@@ -118,7 +124,7 @@ class DPOTBlock(nn.Module):
         width, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
         convolution = CONVOLUTIONS[num_dimensions]
         self.norm1 = nn.GroupNorm(NORM_GROUPS, width)
-        self.filter = FourierMixer(width, config.n_blocks)
+        self.filter = FourierMixer(width, config.n_blocks, config.lifts)
         self.norm2 = nn.GroupNorm(NORM_GROUPS, width)
         self.mlp = nn.Sequential(
             convolution(width, hidden, 1), nn.GELU(), convolution(hidden, width, 1)
