@@ -175,8 +175,8 @@ class TimeAggregator(nn.Module):
         # channels, in the order that the matrices lie in: an einsum would copy them, twice a step.
         matrices = (waves.to(self.w.dtype)[:, :, None] * self.w).flatten(0, 1)
         columns = x_BTD.flatten(3).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
-        merged_DBN = (matrices.T @ columns).unflatten(1, (x_BTD.shape[0], -1))
-        return merged_DBN.movedim(1, 0).unflatten(2, x_BTD.shape[3:])
+        merged_DB: Tensor = matrices.T @ columns
+        return merged_DB.reshape(-1, x_BTD.shape[0], *x_BTD.shape[3:]).movedim(1, 0)
 
 
 def resize_linear(table: Tensor, grid: Sequence[int]) -> Tensor:
