@@ -1,12 +1,14 @@
-"""Training-step time of the Poseidon family, and as a ratio to the official code.
+"""Training-step time of Poseidon and DPOT, and as a ratio to the official code.
 
-    python benchmarks/models.py                            # poseidon-nano and poseidon-t
+    python benchmarks/models.py                            # poseidon-nano, poseidon-t and dpot-ti
     python benchmarks/models.py --official PATH_TO_CLONE   # also the official scOT, interleaved
+    python benchmarks/models.py --models dpot-ti --official-dpot PATH_TO_CLONE
 
 One step is forward, backward, clipping to 5 and AdamW, in fp32. The candidates take turns within
 one process, and the best and median of the turns are reported: on a shared machine the best is
 the number to compare. ``--official`` takes a clone of github.com/camlab-ethz/poseidon and needs
-``transformers==4.49`` beside Pelagos; nothing of it is copied here.
+``transformers==4.49`` beside Pelagos; ``--official-dpot`` one of github.com/HaoZhongkai/DPOT.
+Nothing of them is copied here.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 
 from pelagos.models.registry import create_model
 
-CASES = {"poseidon-nano": 16, "poseidon-t": 4}  # model: batch size
+CASES = {"poseidon-nano": 16, "poseidon-t": 4, "dpot-ti": 4}  # model: batch size
 
 
 def official(path: str, ours: nn.Module) -> nn.Module:
@@ -41,17 +43,40 @@ def official(path: str, ours: nn.Module) -> nn.Module:
     return network
 
 
-def stepper(model: nn.Module, batch: int, size: int) -> Callable[[], float]:
-    """A function that takes one training step and returns its wall seconds."""
+def official_dpot(path: str, ours: nn.Module) -> nn.Module:
+    """The official DPOT of the same configuration, with the same weights."""
+    sys.path.insert(0, path)
+    from models.dpot import DPOTNet  # type: ignore[import-not-found]  # noqa: TID251 of the clone
+
+    config: Any = ours.config
+    network: nn.Module = DPOTNet(**{k: getattr(config, k) for k in config.__dataclass_fields__})
+    network.load_state_dict(ours.state_dict(), strict=True)
+    return network
+
+
+def stepper(model: nn.Module, batch: int, size: int, frames: int = 0) -> Callable[[], float]:
+    """A function that takes one training step and returns its wall seconds.
+
+    ``frames``: how many a DPOT takes; 0 is a Poseidon.
+    """
     generator = torch.Generator().manual_seed(0)
     pixels, labels = (torch.randn(batch, 4, size, size, generator=generator) for _ in range(2))
     lead = torch.rand(batch, generator=generator)
+    window = torch.randn(batch, size, size, frames, 4, generator=generator)
+
+    def compute_loss() -> Tensor:
+        if not frames:
+            loss: Tensor = model(pixel_values=pixels, time=lead, labels=labels).loss
+            return loss
+        prediction, logits = model(window)
+        square: Tensor = prediction.square().mean()
+        return square + 0.0 * logits.sum()
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step() -> float:
         start = time.perf_counter()
-        loss: Tensor = model(pixel_values=pixels, time=lead, labels=labels).loss
-        loss.backward()
+        compute_loss().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -63,6 +88,7 @@ def stepper(model: nn.Module, batch: int, size: int) -> Callable[[], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--official", metavar="PATH", help="clone of the official repository")
+    parser.add_argument("--official-dpot", metavar="PATH", help="clone of DPOT's repository")
     parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -76,10 +102,14 @@ def main() -> None:
     for name in arguments.models:
         torch.manual_seed(0)
         ours = create_model(name)
-        size, batch = ours.config.image_size, CASES[name]  # type: ignore[union-attr]
-        candidates = {"pelagos": stepper(ours, batch, size)}
-        if arguments.official:
-            candidates["official"] = stepper(official(arguments.official, ours), batch, size)
+        is_dpot = name.startswith("dpot")
+        size = ours.config.img_size if is_dpot else ours.config.image_size
+        batch, frames = CASES[name], ours.config.in_timesteps if is_dpot else 0
+        candidates = {"pelagos": stepper(ours, batch, size, frames)}
+        theirs = official_dpot if is_dpot else official
+        clone = arguments.official_dpot if is_dpot else arguments.official
+        if clone:
+            candidates["official"] = stepper(theirs(clone, ours), batch, size, frames)
         report(f"{name} [{batch}, 4, {size}, {size}]", batch, candidates, arguments.turns)
 
 

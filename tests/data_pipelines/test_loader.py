@@ -120,6 +120,23 @@ def test_frames_are_normalised_and_mapped_to_channels(mixture: Mixture) -> None:
     assert batch.present[batch.dataset == 1].all(0).tolist() == [True, True, False, True]
 
 
+def test_absent_channels_may_be_ones_that_count(mixture: Mixture) -> None:
+    usual = (mixture.entries, FIELDS, pairs, mixture.normalization)
+    filled = Mixture(*usual, absent_value=1.0)
+    counted = Mixture(*usual, absent_value=1.0, absent_counts=True)
+    samples = Sampler(mixture, seed=0).samples(0, 20)
+    assert Sampler(counted, seed=0).samples(0, 20) == samples
+    masked, ones, learnt = (load_batch(m, samples) for m in (mixture, filled, counted))
+    absent = ~masked.present[:, None, :, None, None].expand_as(masked.frames)
+    assert torch.equal(ones.frames, masked.frames.masked_fill(absent, 1.0))
+    assert torch.equal(learnt.frames, ones.frames)
+    assert torch.equal(ones.present, masked.present)
+    assert learnt.present.all()
+    assert not mixture.is_complete
+    alone = [MixtureEntry(mixture.entries[0].dataset)]
+    assert Mixture(alone, FIELDS[:1], pairs).is_complete
+
+
 def test_pooled_normalisation_is_that_of_all_values(make_dataset: Any) -> None:
     (first, a), (second, b) = make_dataset(seed=1), make_dataset(seed=2, num_frames=3)
     found = Normalization.from_statistics([first, second], ["pressure"], [{"pressure": 1.5}, {}])

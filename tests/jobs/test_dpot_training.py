@@ -64,3 +64,55 @@ def test_frames_that_do_not_fit_the_model_are_refused_before_a_worker_starts(
     job = make_job(**{**DPOT, "objective": "{name: autoregressive, num_input_frames: 2}"})
     with pytest.raises(ConfigError, match="in_timesteps=3"):
         check_parts(job)
+
+
+ONES = {
+    "data__fields": "[density, velocity-x, velocity-y, pressure, tracer]",
+    "data__absent_fields": "ones",
+    "data__normalization": "none",
+}
+
+
+def test_absent_fields_may_be_ones_that_are_learnt(make_job: MakeJob) -> None:
+    job = make_job(**DPOT, **ONES, schedule__total_steps=2, schedule__warmup_steps=1)
+    run = RunDirectory.create(job)
+    assert train(job, run, build_parts, {}) == Outcome("finished", 2)
+    streams = build_parts(job).streams
+    with streams.open(0, 0, 1) as stream:
+        batch = next(iter(stream))
+    assert batch.present.all()
+    assert (batch.frames[:, :, 4] == 1).all()
+    # validation measures what the data have
+    held_out, _ = next(streams.validation(0, 1))
+    assert held_out.present[:, 1:3].all()
+    assert not held_out.present[:, 4].any()
+    assert (held_out.frames[:, :, 4] == 1).all()
+
+    forecaster, _ = Forecaster.from_run(run)
+    data = forecaster.view(streams.datasets[0], {})
+    states = data.read(0, range(3))[None]
+    assert not states[:, :, 3:].any()  # neither pressure nor tracer
+    ones, time = states.clone(), torch.zeros(1)
+    ones[:, :, 3:] = 1
+    forecast = forecaster.predict_on(data)(states, time)
+    assert torch.equal(forecast, forecaster.predict_normalized(ones, time))
+    assert not torch.equal(forecast, forecaster.predict_normalized(states, time))
+    measured, _ = evaluate.measure(EvaluateJob(run=job.name, runs_dir=job.runs_dir))
+    assert measured[0].group_names == ("velocity",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data__fields": "[velocity-x, velocity-y]"}, r"no dataset lacks any of .*: leave it out"),
+        (
+            {"objective": "{name: autoregressive, num_input_frames: 3, normalize_samples: true}"},
+            "normalize_samples would make zeros again",
+        ),
+    ],
+)
+def test_ones_are_refused_where_they_fill_nothing(
+    overrides: dict[str, str], message: str, make_job: MakeJob
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_parts(make_job(**{**DPOT, **ONES, **overrides}))

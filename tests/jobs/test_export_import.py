@@ -163,6 +163,25 @@ class Malice:
         return os.mkdir, (str(self.path),)
 
 
+def test_official_weights_of_three_dimensions_keep_the_official_mixer(tmp_path: Path) -> None:
+    # five fields, as in compressible flow; the files lie as those of two dimensions do
+    torch.manual_seed(0)
+    published = create_model("dpot3d-nano", in_channels=5, out_channels=5, mixer="published")
+    source = tmp_path / "model_499.pth"
+    arguments = argparse.Namespace(model="DPOT", width=64, T_in=10)
+    torch.save({"args": arguments, "model": published.state_dict(), "optimizer": {}}, source)
+    assert import_weights.run(source, tmp_path / "out").model == "dpot3d-nano"
+    again = load_pretrained(tmp_path / "out")
+    assert again.config == published.config
+    assert_same_bits(again.state_dict(), published.state_dict())
+    found = import_weights.read_source(source, None, import_weights.MARKERS)
+    assert import_weights.find_network(found) == ("dpot3d-nano", {"mixer": "published"})
+    # weights whose configuration is known keep theirs
+    create_model("dpot3d-nano").save_pretrained(tmp_path / "own")
+    import_weights.run(tmp_path / "own", tmp_path / "second")
+    assert load_pretrained(tmp_path / "second").config.mixer == "lifted"
+
+
 def test_a_malicious_pickle_is_refused_and_not_run(dpot: DPOT, tmp_path: Path) -> None:
     trap, source = tmp_path / "trap", tmp_path / "model.pth"
     pickle.loads(pickle.dumps(Malice(trap)))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from pelagos.models.adaptation import adapt
@@ -12,6 +16,7 @@ from pelagos.models.dpot3d import DPOT3D, DPOT3DConfig, lift_from_2d
 from pelagos.models.dpot_layers import FourierMixer
 from pelagos.models.objectives import create_objective
 
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "dpot3d_tiny.safetensors"
 SMALL = {"img_size": 16, "embed_dim": 16, "depth": 2, "n_blocks": 2, "in_timesteps": 3}
 
 
@@ -48,6 +53,23 @@ def random_mixer() -> FourierMixer:
 
 def gap(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).norm() / expected.norm())
+
+
+def test_official_weights_give_the_official_numbers_with_the_published_mixer():
+    with safe_open(FIXTURE, "pt") as file:
+        options = json.loads(file.metadata()["config"])
+        reference = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    state = {k.removeprefix("state."): v for k, v in reference.items() if k.startswith("state.")}
+    forecasts = {}
+    for mixer in ("published", "lifted"):
+        model = DPOT3D(DPOT3DConfig.from_official({**options, "mixer": mixer}))
+        model.load_state_dict(state, strict=True)
+        with torch.no_grad():
+            forecasts[mixer] = model(reference["input"])[0]
+    assert forecasts["published"].shape == reference["output"].shape
+    # fp32 in another order of operations: a few times 6e-8, and 1e-5 is what is promised
+    assert gap(forecasts["published"], reference["output"]) <= 1e-5
+    assert gap(forecasts["lifted"], reference["output"]) > 1e-2
 
 
 @pytest.mark.parametrize("grid", [(6, 8, 5), (4, 7, 6), (5, 6, 1)])
@@ -151,3 +173,15 @@ def test_mistakes_are_named():
         lift_from_2d(DPOT3D(DPOT3DConfig(**SMALL)).state_dict())
     with pytest.raises(ValueError, match="no blocks"):
         lift_from_2d({"pos_embed": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixer": "official"}, "'official' must be one of 'lifted', 'published'"),
+        ({"mixer": "published", "img_size": 120}, r"img_size\(120\) .* = 15 up to 14 tokens"),
+    ],
+)
+def test_mixers_that_do_not_fit_are_named(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        DPOT3DConfig(**options)

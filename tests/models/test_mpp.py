@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pelagos.models.mpp import MPP, VOCABULARY, MPPConfig
 from pelagos.models.mpp_layers import bucket_shares
@@ -17,7 +19,7 @@ from pelagos.models.registry import create_model, model_info
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "mpp_tiny.safetensors"
 TENSORS = {"mpp-ti": 439, "mpp-s": 439, "mpp-b": 439, "mpp-l": 859}
-SMALL = {"embed_dim": 16, "num_heads": 2, "processor_blocks": 2}
+SMALL = {"embed_dim": 16, "num_heads": 2, "processor_blocks": 2, "drop_path": 0.0}
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # fp64; deviations near 1 feel their eps of 1e-7 not at all
 
 
@@ -50,7 +52,7 @@ def test_official_weights_give_the_official_numbers(boundary: str):
     with safe_open(FIXTURE, "pt") as file:
         options = json.loads(file.metadata()["config"])
         reference = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    model = MPP(MPPConfig.from_official({**options, "boundary": boundary}))
+    model = MPP(MPPConfig.from_official({**options, "boundary": boundary})).eval()
     state = {k.removeprefix("state."): v for k, v in reference.items() if k.startswith("state.")}
     model.load_state_dict(state, strict=True)
     got, expected = forecast(model, reference["input"]), reference[f"output_{boundary}"]
@@ -208,6 +210,78 @@ def test_compiled_and_half_precision_blocks_stay_close():
     assert 0 < (half - eager).norm() < 0.05 * eager.norm()
 
 
+def dropping_model(**options: object) -> MPP:
+    """Whole branches left out of the second block as often as not."""
+    return small_model(**{"drop_path": 0.5, **options}).train()
+
+
+def test_stochastic_depth_follows_the_samples_seeds_alone():
+    model, x = dropping_model(), frames(16, 32, batch=4)
+    seeds = torch.tensor([5, 7, 5, 2**62 + 1])
+    together = model(x, seeds)[0]
+    alone = torch.cat([model(x[i : i + 1], seeds[i : i + 1])[0] for i in (0, 1, 2, 3)])
+    torch.testing.assert_close(alone, together, **EXACT)
+    order = [3, 1, 0, 2]
+    torch.testing.assert_close(model(x[order], seeds[order])[0], together[order], **EXACT)
+    other = model(x, seeds + 1)[0]
+    assert not torch.allclose(other, together, rtol=0.1)
+    # in use, everything counts, and seeds do not
+    whole = small_model()
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x, seeds)[0], forecast(whole, x))
+
+
+def test_stochastic_depth_grows_with_depth_and_keeps_the_mean():
+    model = dropping_model(processor_blocks=3)
+    kept = torch.stack(model._kept(frames(32, 32, batch=2000, steps=2), torch.arange(2000)))
+    for block, rate in zip(kept, (0.0, 0.25, 0.5), strict=True):
+        expected = [*([0.0] if rate else []), 1 / (1 - rate)]
+        assert block.unique().tolist() == pytest.approx(expected)
+        # 12,000 draws: the mean's deviation is at most 0.009
+        assert abs((block == 0).double().mean() - rate) < 0.04
+    # branches, frames and samples are left out one by one
+    last = (kept[-1] == 0).flatten(1).T.double()
+    assert torch.corrcoef(last).triu(1).abs().max() < 0.1
+
+
+def test_a_branch_left_out_leaves_tokens_as_they_are():
+    block = small_model().blocks()[0]
+    tokens = frames(2, 3, steps=4, channels=2)[..., :1].expand(2, 2, 3, 4, 16).movedim(3, 1)
+    none = torch.zeros(2, 3, 4, dtype=torch.float64)
+    assert torch.equal(block(tokens, none), tokens)
+    assert torch.equal(block(tokens, none + 1), block(tokens))
+    with torch.no_grad():
+        one = none.clone()
+        one[1, 2, 3] = 1  # the MLP of the second sample's last frame
+        changed = (block(tokens, one) != tokens).flatten(2).any(2)
+    assert changed.tolist() == [[False] * 4, [False, False, False, True]]
+
+
+def test_the_objective_hands_over_the_seeds_and_recomputation_draws_the_same():
+    model = dropping_model().float()
+    objective = create_objective("autoregressive", ["a", "b", "c"], num_input_frames=3)
+    window = frames(32, 32, steps=4).permute(0, 3, 4, 2, 1).float()
+
+    class Batch:
+        frames = window
+        present = torch.ones(2, 3, dtype=torch.bool)
+        sample_seed = torch.tensor([3, 4])
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        torch.manual_seed(torch.seed())  # nothing may depend on the global generator
+        objective.errors(model, Batch).sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    once = gradients()
+    for block in model.blocks():
+        forward = block.forward
+        block.forward = partial(checkpoint, forward, use_reentrant=False)  # type: ignore[method-assign]
+    assert all(map(torch.equal, gradients(), once))
+    Batch.sample_seed = torch.tensor([3, 5])
+    assert not all(map(torch.equal, gradients(), once))
+
+
 def test_its_objective_is_dpots():
     objective = create_objective("autoregressive", ["a", "b", "c"], num_input_frames=3)
     x = frames(32, 16).permute(0, 3, 4, 2, 1)
@@ -227,6 +301,7 @@ def test_its_objective_is_dpots():
         ({"embed_dim": 20, "num_heads": 3}, r"multiple of num_heads \(3\), e.g. 21"),
         ({"in_channels": 13, "out_channels": 13}, "at least 13 names"),
         ({"boundary": "closed"}, "'closed' must be one of 'open', 'periodic'"),
+        ({"drop_path": 1.0}, "drop_path=1.0 must be at least 0 and below 1"),
         ({"processor_blocks": 0, "num_heads": 0}, "num_heads=0 must .*; processor_blocks=0 must"),
     ],
 )

@@ -137,6 +137,7 @@ def test_a_wrong_shape_shows_what_is_needed(name: str, shape: tuple[int, ...], m
         ("unet-nano", {"width": 20}, r"width=20 .* norm_groups\(8\); the nearest is 16"),
         ("unet-nano", {"num_heads": 5}, r"width 64 = width\(16\) \* 4 must .* num_heads\(5\)"),
         ("sinenet-nano", {"multiplier": 0.5, "boundary": "open"}, "multiplier=0.5 must"),
+        ("sinenet-nano", {"lead_time": "no"}, "lead_time='no' must be one of"),
         ("mgno-nano", {"boundary": "zeros"}, "must be one of 'periodic', 'dirichlet', 'neumann'"),
         ("unet-nano", {"multipliers": (1, 0.5)}, r"multipliers=\(1, 0.5\) must be whole"),
         ("deeponet-nano", {"image_size": 32.5}, "image_size=32.5 must be one whole number, or two"),
@@ -188,6 +189,31 @@ def test_edges_are_those_of_torch(edges: Edges, mode: str):
             F.pad(field, (2, 2, 2, 2), mode=mode), convolution.weight, convolution.bias
         )
         torch.testing.assert_close(convolution(field), expected)
+
+
+def test_a_sinenet_without_lead_times_has_the_published_count_and_ignores_the_time():
+    # SineNet-8-dual, from four frames of a scalar and a vector to the next one
+    with torch.device("meta"):
+        model = create_model("sinenet-8", in_channels=12, out_channels=3, lead_time=False)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 35_490_219
+    small = SineNet(SineNetConfig(**SMALL_SINENET, **CHANNELS, lead_time=False))
+    frame, time = inputs()
+    with torch.no_grad():
+        assert torch.equal(small(frame, time).output, small(frame, 2 * time).output)
+
+
+def test_a_wave_sees_the_averages_of_its_input_at_every_resolution():
+    torch.manual_seed(0)
+    model, (frame, time) = SineNet(SineNetConfig(**SMALL_SINENET, **CHANNELS)), inputs()
+    coarse = model.waves[0].down[1]
+    with torch.no_grad():
+        model.waves[0].down[0].norm2.weight.zero_()  # nothing processed gets beyond the first
+        model.waves[0].down[0].shortcut.weight.zero_()
+        seen: list[Tensor] = []
+        coarse.register_forward_hook(lambda _module, given, _made: seen.append(given[1]))
+        model(frame, time)
+    averages = F.avg_pool2d(model.lift(frame), 4)
+    torch.testing.assert_close(seen[0], averages)
 
 
 def test_doubling_the_grid_is_bicubic_and_knows_periodic_edges():

@@ -18,6 +18,8 @@ LEARNERS: dict[str, tuple[tuple[int, ...], dict[str, Any], int, float]] = {
     "dpot-nano": ((16, 16), {"img_size": 16, "patch_size": 4, "in_timesteps": 2}, 150, 3e-3),
     "dpot3d-nano": ((8, 16, 16), {"in_timesteps": 2}, 80, 3e-3),
     "simvp-nano": ((16, 16), {"in_timesteps": 2}, 80, 3e-3),
+    # four tokens along the wave: of two, its norms leave the signs alone
+    "mpp-nano": ((16, 64), {"in_timesteps": 2}, 150, 3e-3),
 }
 BATCH = 8
 OBJECTIVE = Autoregressive(("u",), num_input_frames=2)

@@ -2,7 +2,7 @@
 
 The model's channels are named. Each dataset gives those it stores, by name; those it declares
 constant (density 1 of an incompressible flow) have that value; the rest are absent: zero after
-normalisation and marked so that the loss can leave them out.
+normalisation and marked so that the loss can leave them out, unless the mixture says otherwise.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class Mixture:
         frame_windows: frame indices of each window of a trajectory with so many frames, all of the
             same length: `objective.frame_windows`.
         normalization: None pools the statistics of the datasets.
+        absent_value: what absent channels hold, after normalisation.
+        absent_counts: whether absent channels are marked as present.
 
     Raises:
         ValueError: datasets and channels do not fit; every reason is listed.
@@ -91,7 +93,11 @@ class Mixture:
         fields: Sequence[str],
         frame_windows: Callable[[int], Windows],
         normalization: Normalization | None = None,
+        *,
+        absent_value: float = 0.0,
+        absent_counts: bool = False,
     ) -> None:
+        self.absent_value, self.absent_counts = absent_value, absent_counts
         self.entries = tuple(entries)
         self.fields = tuple(fields)
         problems = _problems(self.entries, self.fields)
@@ -190,10 +196,16 @@ class Mixture:
         return [frame * interval for frame in window]
 
     def present(self, dataset: int) -> npt.NDArray[np.bool_]:
-        """Which channels a dataset has, stored or constant, `[C]`."""
+        """Which channels of a dataset count: those that it has, stored or constant, `[C]`."""
         spec = self.entries[dataset].dataset.spec
         has = {*spec.field_names, *spec.constant_fields}
-        return np.array([name in has for name in self.fields])
+        return np.array([self.absent_counts or name in has for name in self.fields])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no dataset lacks a channel."""
+        plans = (plan for plan in self._plans if not isinstance(plan, _SameChannels))
+        return not any(channel is None for plan in plans for channel in plan)
 
     def label(self, dataset: int, trajectory: int) -> int:
         """A trajectory's class, the parameter `label`; -1 where the dataset has none."""
@@ -233,7 +245,7 @@ class Mixture:
         for channel, plan in enumerate(plans):
             target = out[:, channel]
             if plan is None:
-                target[...] = 0.0
+                target[...] = self.absent_value
             elif plan.source is None:
                 target[...] = (plan.constant - plan.shift) / plan.scale
             else:

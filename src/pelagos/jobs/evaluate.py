@@ -147,10 +147,11 @@ def _stabilities(job: EvaluateJob, trained: _TrainedRun) -> list[Stability]:
     found = []
     for record in forecaster.description["datasets"]:
         dataset = open_recorded(record["uri"], training)
+        data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
         found.append(
             roll_out(
-                forecaster.predict_normalized,
-                forecaster.view(dataset, record["offset"], training.objective.field_groups),
+                forecaster.predict_on(data),
+                data,
                 dataset.split(job.split)[: job.max_trajectories],
                 job.stability_steps,
                 rollout_step=training.objective.frame_stride,
@@ -192,9 +193,10 @@ def _evaluate(
     stride, frames = training.objective.frame_stride, forecaster.objective.input_frames
     history = (frames - 1) * stride
     physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
+    data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
     return evaluate_dataset(
-        forecaster.predict_normalized,
-        forecaster.view(dataset, record["offset"], training.objective.field_groups),
+        forecaster.predict_on(data),
+        data,
         dataset.split(job.split)[: job.max_trajectories],
         leads or range(stride, dataset.num_frames - history, stride),
         rollout_step=stride,

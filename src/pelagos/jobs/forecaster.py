@@ -19,6 +19,7 @@ from pelagos.models.objectives import Objective, create_objective, default_field
 from pelagos.models.pretrained import WEIGHTS_FILE, Pretrained, read_weights
 from pelagos.models.registry import create_model
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
+from pelagos.platform.evaluation.rollout import Predict
 from pelagos.platform.evaluation.view import EvaluationData
 from pelagos.platform.runs import RunDirectory
 
@@ -70,6 +71,20 @@ class Forecaster:
             offset=offset,
             groups=groups or default_field_groups(self.fields),
         )
+
+    def predict_on(self, data: EvaluationData) -> Predict:
+        """Return `predict_normalized` of a dataset's states, whose absent channels are zero.
+
+        The model sees there what it saw in training, in every step of a rollout.
+        """
+        value = self.description.get("absent_value", 0.0)
+        absent = ~torch.tensor(data.present)[:, None, None]
+
+        def predict(frames: Tensor, lead_time: Tensor) -> Tensor:
+            filled = frames.masked_fill(absent.to(frames.device), value)
+            return self.predict_normalized(filled, lead_time)
+
+        return predict if value and absent.any() else self.predict_normalized
 
     @torch.no_grad()
     def predict_normalized(self, frames: Tensor, lead_time: Tensor) -> Tensor:

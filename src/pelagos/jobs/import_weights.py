@@ -61,10 +61,9 @@ def find_network(found: ForeignWeights) -> tuple[str, dict[str, Any]]:
     registered ones; numbers of fields aside. Raises ValueError where the files do not tell.
     """
     network, name = _network(found, None, {})
-    if name is not None:
-        return name, {}
     family = next(f for f in FAMILIES.values() if f.model is type(network))
-    name = next(n for n in list_models() if model_info(n).family == family.name)
+    if name is None:
+        name = next(n for n in list_models() if model_info(n).family == family.name)
     channels = _channels(ForeignWeights("", network.state_dict(), None))
     usual, own = asdict(_on_meta(name, channels).config), asdict(network.config)
     counts = (*family.channels, *family.adapt(1, 1))
@@ -80,7 +79,7 @@ def _network(
         with torch.device("meta"):
             network = kind(kind.config_class.from_official(found.config))
         return network, _name_of(network)
-    options = {**_channels(found), **overrides}
+    options = {**_foreign_options(found), **_channels(found), **overrides}
     if model is not None:
         return _on_meta(model, options), model
     return _infer(found, options)
@@ -118,7 +117,20 @@ def _infer(found: ForeignWeights, options: Mapping[str, Any]) -> tuple[Pretraine
 
 
 def _family(tensors: Mapping[str, Tensor]) -> str | None:
-    return next((name for name, f in FAMILIES.items() if f.marker in tensors), None)
+    """Return the family that names, and where those are shared numbers of axes, tell."""
+    for name, family in FAMILIES.items():
+        if family.marker is not None and family.marker in tensors:
+            parameter, axes = family.marker_axes or (family.marker, None)
+            found = tensors.get(parameter)
+            if axes is None or found is None or found.ndim == axes:
+                return name
+    return None
+
+
+def _foreign_options(found: ForeignWeights) -> Mapping[str, Any]:
+    """Return the options of others' weights; what has a configuration of ours says its own."""
+    family = _family(found.tensors)
+    return {} if family is None or found.config is not None else FAMILIES[family].foreign_options
 
 
 def _channels(found: ForeignWeights) -> dict[str, int]:
@@ -126,7 +138,7 @@ def _channels(found: ForeignWeights) -> dict[str, int]:
     family = _family(found.tensors)
     if family is None:
         return {}
-    counts = {}
+    counts: dict[str, int] = {}
     told = zip(("in_channels", "out_channels"), FAMILIES[family].channel_axes, strict=False)
     for key, (name, axis, extra) in told:
         tensor = found.tensors.get(name)

@@ -114,12 +114,25 @@ def build_mixture(
         crop = entry.crop or job.data.crop
         entries.append(MixtureEntry(dataset, split, weight, entry.offset, entry.repeat, most, crop))
     objective = build_objective(job)
+    ones = job.data.absent_fields == "ones"
+    if ones and objective.call not in ("frame", "window"):
+        raise ValueError(
+            f"data.absent_fields: got ones, but {job.objective.name} forecasts no fields, whose "
+            f"channels would need filling: use masked"
+        )
     mixture = Mixture(
         entries,
         job.data.fields,
         objective.frame_windows,
         normalization or _normalization(job.data),
+        absent_value=1.0 if ones else 0.0,
+        absent_counts=ones and split == TRAINING_SPLIT,  # what is measured are the data's own
     )
+    if ones and mixture.is_complete:
+        raise ValueError(
+            f"data.absent_fields: got ones, but no dataset lacks any of {list(job.data.fields)}: "
+            f"leave it out"
+        )
     if normalization is None and isinstance(objective, Segmentation):
         # classes are whole numbers, not values to be scaled
         kept = mixture.normalization.unscaled(objective.label_field)
@@ -225,6 +238,7 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
         "objective": {"name": job.objective.name, **objective_options(job)},
         **({"lora": job.lora.model_dump()} if isinstance(job, FinetuneJob) and job.lora else {}),
         "fields": list(job.data.fields),
+        "absent_value": mixture.absent_value,
         "normalization": mixture.normalization.to_dict(),
         "datasets": [
             {

@@ -87,6 +87,11 @@ class DPOTConfig(Options):
             raise ValueError("DPOT config: " + "; ".join(problems))
 
     @property
+    def lifts(self) -> bool:
+        """Whether mixers in three dimensions extend two-dimensional ones (``FourierMixer``)."""
+        return True
+
+    @property
     def token_grid(self) -> int:
         """Tokens along one side."""
         return self.img_size // self.patch_size
@@ -281,6 +286,7 @@ FAMILY = Family(
         ),
     ),
     marker="time_agg_layer.w",
+    marker_axes=("pos_embed", 4),
     channel_axes=(
         ("patch_embed.proj.0.weight", 1, 3),  # three coordinates
         ("out_layer.4.weight", 0, 0),

@@ -15,25 +15,50 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from pelagos.models.checks import not_one_of
 from pelagos.models.dpot import DPOT, DPOTConfig
 from pelagos.models.family import Family, Size
 
 __all__ = ["DPOT3D", "FAMILY", "DPOT3DConfig", "lift_from_2d"]
 
+Mixer = Literal["lifted", "published"]
+
+_MOST_TOKENS = 14  # the official code keeps 8 modes along z, 0 to 7
 _POINTWISE = re.compile(r"blocks\.\d+\.mlp\.\d+\.weight")
 _CARRIED = ("blocks.", "time_agg_layer.")
 
 
 @dataclass(frozen=True)
 class DPOT3DConfig(DPOTConfig):
-    """Sizes and options of one three-dimensional DPOT; ``img_size`` is the side of a cube."""
+    """Sizes and options of one three-dimensional DPOT; ``img_size`` is the side of a cube.
+
+    ``mixer``: how Fourier modes are mixed along z. ``lifted`` extends the two-dimensional network;
+    ``published`` computes what the official three-dimensional code does (``FourierMixer``), for
+    weights that were trained with it.
+    """
 
     img_size: int = 64
+    mixer: Mixer = "lifted"
+
+    @property
+    def lifts(self) -> bool:
+        """Whether mixers extend two-dimensional ones."""
+        return self.mixer == "lifted"
+
+    def _misfits(self) -> list[str]:
+        problems = [*super()._misfits(), *not_one_of("mixer", self.mixer, get_args(Mixer))]
+        if self.mixer == "published" and self.token_grid > _MOST_TOKENS:
+            problems.append(
+                f"mixer='published' takes img_size({self.img_size}) / patch_size({self.patch_size}) "
+                f"= {self.token_grid} up to {_MOST_TOKENS} tokens: of more, the official code drops "
+                f"modes along z"
+            )
+        return problems
 
 
 class DPOT3D(DPOT):
@@ -87,7 +112,8 @@ FAMILY = Family(
     model=DPOT3D,
     paper="Hao et al., ICML 2024, arXiv:2403.03542",
     inputs="10 equally spaced frames [batch, x, y, z, time, field]; any grid of multiples of 8, 64 a "
-    "side natively (nano: 32); no published weights: blocks may start from a two-dimensional DPOT",
+    "side natively (nano: 32); blocks may start from a two-dimensional DPOT; official weights need "
+    "mixer: published",
     call="window",
     example=_example,
     sizes=(
@@ -98,4 +124,11 @@ FAMILY = Family(
         Size("L", 597_625_652, _LARGE),
         Size("H", 1_149_180_724, _HUGE),
     ),
+    marker="time_agg_layer.w",
+    marker_axes=("pos_embed", 5),
+    channel_axes=(
+        ("patch_embed.proj.0.weight", 1, 4),  # four coordinates
+        ("out_layer.4.weight", 0, 0),
+    ),
+    foreign_options={"mixer": "published"},
 )

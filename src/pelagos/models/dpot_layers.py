@@ -41,6 +41,8 @@ class Sizes(Protocol):
     def embed_dim(self) -> int: ...
     @property
     def mlp_ratio(self) -> float: ...
+    @property
+    def lifts(self) -> bool: ...
 
 
 class FourierMixer(nn.Module):
@@ -56,10 +58,14 @@ class FourierMixer(nn.Module):
     others, zero in such a field, start to wave. And the half of the modes that a real field's other
     half follows from is that with positive wave numbers along y, as in two dimensions: the network
     answers to conjugate modes with values that are not conjugate, so that the choice matters.
+
+    The official three-dimensional code does none of the three (``lifts=False``): every mode is
+    scaled by 1/√n along z too and gets the biases, and it is along z that modes are halved.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, lifts: bool = True) -> None:
         super().__init__()
+        self.lifts = lifts
         size = width // heads
         self.w1 = nn.Parameter(torch.empty(2, heads, size, size))
         self.b1 = nn.Parameter(torch.empty(2, heads, size))
@@ -70,8 +76,8 @@ class FourierMixer(nn.Module):
         """``[B, D, *grid]`` to the same."""
         with without_autocast(x_BD):
             x = x_BD.float()
-            lifted = x.ndim == 5
-            axes = (2, 4, 3) if lifted else (2, 3)  # the last one is halved
+            lifted = x.ndim == 5 and self.lifts
+            axes = (2, 4, 3) if lifted else tuple(range(2, x.ndim))  # the last one is halved
             series = torch.fft.rfftn(x, dim=axes, norm="ortho").movedim(1, -1)
             if lifted:
                 series = series / x.shape[4] ** 0.5
@@ -118,7 +124,7 @@ class DPOTBlock(nn.Module):
         width, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
         convolution = CONVOLUTIONS[num_dimensions]
         self.norm1 = nn.GroupNorm(NORM_GROUPS, width)
-        self.filter = FourierMixer(width, config.n_blocks)
+        self.filter = FourierMixer(width, config.n_blocks, config.lifts)
         self.norm2 = nn.GroupNorm(NORM_GROUPS, width)
         self.mlp = nn.Sequential(
             convolution(width, hidden, 1), nn.GELU(), convolution(hidden, width, 1)
@@ -165,9 +171,12 @@ class TimeAggregator(nn.Module):
         time = torch.linspace(0, 1, x_BTD.shape[1], device=x_BTD.device)
         with without_autocast(x_BTD):  # γ reaches 1024: half precision would lose the phase
             waves = torch.cos(time[:, None] * self.gamma.float())
-        # scaling the matrices is far less work than scaling the tokens
-        matrices = waves.to(self.w.dtype)[:, :, None] * self.w
-        return torch.einsum("tio,bti...->bo...", matrices, x_BTD)
+        # Scaling the matrices is far less work than scaling the tokens. One product over frames and
+        # channels, in the order that the matrices lie in: an einsum would copy them, twice a step.
+        matrices = (waves.to(self.w.dtype)[:, :, None] * self.w).flatten(0, 1)
+        columns = x_BTD.flatten(3).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+        merged_DB: Tensor = matrices.T @ columns
+        return merged_DB.reshape(-1, x_BTD.shape[0], *x_BTD.shape[3:]).movedim(1, 0)
 
 
 def resize_linear(table: Tensor, grid: Sequence[int]) -> Tensor:

@@ -78,7 +78,9 @@ class Family:
     on the default device; ``adapt`` returns the options that follow from the numbers of channels.
 
     ``marker`` is a parameter that only this family's networks have, by which weights of others are
-    recognised; ``channel_axes`` says where shapes tell the numbers of channels in and out:
+    recognised, and ``marker_axes`` (parameter, number of axes) tells families with one marker apart;
+    ``foreign_options`` are those that others' weights are computed with, where ours are usually
+    different; ``channel_axes`` says where shapes tell the numbers of channels in and out:
     (parameter, axis, what that counts beyond channels).
     """
 
@@ -93,4 +95,6 @@ class Family:
     default_channels: tuple[int, int] = (4, 4)
     adapt: Callable[[int, int], dict[str, Any]] = field(default=_no_changes)
     marker: str | None = None
+    marker_axes: tuple[str, int] | None = None
+    foreign_options: Mapping[str, Any] = field(default_factory=dict)
     channel_axes: tuple[tuple[str, int, int], ...] = ()

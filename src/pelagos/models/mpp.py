@@ -13,6 +13,7 @@ dicts load with ``strict=True``. Layout: input and prediction are ``[B, X, Y, T,
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -23,6 +24,7 @@ from pelagos.models.checks import not_one_of, not_whole_numbers
 from pelagos.models.family import Family, Options, Size
 from pelagos.models.frame_layers import GridRule, at_least_float32
 from pelagos.models.mpp_layers import (
+    NUM_BRANCHES,
     Boundary,
     FieldProjection,
     Head,
@@ -31,6 +33,7 @@ from pelagos.models.mpp_layers import (
 )
 from pelagos.models.precision import without_autocast
 from pelagos.models.pretrained import BlockList, Pretrained
+from pelagos.models.sample_draws import uniform
 
 __all__ = ["FAMILY", "MPP", "VOCABULARY", "MPPConfig"]
 
@@ -52,6 +55,7 @@ VOCABULARY = (
 
 _PATCH = 16  # strides 4, 2 and 2
 _DEVIATION_EPS = 1e-7
+_DROP_PATH_STREAM = 0x5F1D36A7  # other numbers than whatever else is drawn from a sample's seed
 _LISTED = 3
 
 
@@ -63,6 +67,8 @@ class MPPConfig(Options):
     first ``in_channels`` entries. ``vocabulary`` is the published one unless given.
     ``in_timesteps`` is the number of frames it is meant for: any other number runs too.
     ``boundary``: whether opposite edges of the grid are neighbours (``mpp_layers.Boundary``).
+    ``drop_path``: how often, in training, the last block's branches are left out (stochastic depth,
+    Huang et al., arXiv:1603.09382); it grows linearly with depth, from 0 in the first block.
 
     Raises ValueError, naming the arithmetic, for sizes that do not divide, and for unknown fields.
     """
@@ -76,6 +82,7 @@ class MPPConfig(Options):
     fields: tuple[str, ...] | None = None
     vocabulary: tuple[str, ...] = VOCABULARY
     boundary: Boundary = "open"
+    drop_path: float = 0.2
 
     def __post_init__(self) -> None:
         whole = ("in_channels", "out_channels", "in_timesteps", "embed_dim", "num_heads")
@@ -83,6 +90,8 @@ class MPPConfig(Options):
         problems += not_one_of("boundary", self.boundary, get_args(Boundary))
         for name in ("fields", "vocabulary"):
             problems += self._not_names(name)
+        if not 0 <= self.drop_path < 1:
+            problems.append(f"drop_path={self.drop_path} must be at least 0 and below 1")
         if not problems:
             problems = [*self._misfits(), *self._unknown_fields()]
         if problems:
@@ -147,9 +156,7 @@ class MPP(Pretrained):
 
     Built under ``torch.device("meta")`` it allocates nothing; then ``to_empty(device=...)`` and
     ``reset_parameters()``, or a state dict, make it usable. It has no buffers. ``blocks()`` lists
-    the repeated blocks to wrap, compile or checkpoint, each called as ``block(x)``.
-
-    The official training drops blocks at random (stochastic depth, up to 0.2); this one does not.
+    the repeated blocks to wrap, compile or checkpoint, each called as ``block(x, kept)``.
     """
 
     model_types = ("mpp", "avit")
@@ -171,11 +178,18 @@ class MPP(Pretrained):
             self.debed = Head(size, width, entries)
         self.materialize(device)
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
+    @property
+    def draws_per_sample(self) -> bool:
+        """Whether branches are left out in training."""
+        return self.config.drop_path > 0
+
+    def forward(self, x: Tensor, sample_seed: Tensor | None = None) -> tuple[Tensor]:
         """Predict the frame after ``x [B, X, Y, T, C]``, any number of frames of any grid.
 
-        Both sides must be multiples of 16, and one at least 32. Returns the prediction
-        ``[B, X, Y, 1, C]``. Raises ValueError for a shape that does not fit the configuration.
+        Both sides must be multiples of 16, and one at least 32. What is left out of a sample in
+        training follows from its ``sample_seed [B]``, or comes from torch's global generator.
+        Returns the prediction ``[B, X, Y, 1, C]``. Raises ValueError for a shape that does not fit
+        the configuration.
         """
         self._check(tuple(x.shape))
         with torch.no_grad(), without_autocast(x):
@@ -186,13 +200,27 @@ class MPP(Pretrained):
         pixels_BTCXY = self.space_bag(normal).permute(0, 3, 4, 1, 2)
         tokens_BTCHW = self.embed(pixels_BTCXY.flatten(0, 1)).unflatten(0, pixels_BTCXY.shape[:2])
         tokens_BTHWC = tokens_BTCHW.permute(0, 1, 3, 4, 2)
-        for block in self.blocks:
-            tokens_BTHWC = block(tokens_BTHWC)
+        kept = self._kept(x, sample_seed)
+        for block, kept_BNT in zip(self.blocks, kept, strict=True):
+            tokens_BTHWC = block(tokens_BTHWC, kept_BNT)
         last_BCHW = tokens_BTHWC[:, -1].permute(0, 3, 1, 2)
         forecast_BXYC = self.debed(last_BCHW).permute(0, 2, 3, 1)
         with without_autocast(x):
             forecast = torch.addcmul(mean, at_least_float32(forecast_BXYC[..., None, :]), deviation)
         return (forecast.to(x.dtype),)
+
+    def _kept(self, x: Tensor, seeds: Tensor | None) -> Sequence[Tensor | None]:
+        """Each block's ``kept``: 0 for a branch and frame left out, else what makes up for those."""
+        depth = len(self.blocks)
+        if not (self.training and self.draws_per_sample):
+            return [None] * depth
+        shape = (depth, NUM_BRANCHES, x.shape[3])
+        if seeds is None:
+            numbers = torch.rand(len(x), *shape, device=x.device)
+        else:
+            numbers = uniform(shape, seeds ^ _DROP_PATH_STREAM, x.device)
+        rates = torch.linspace(0, self.config.drop_path, depth, device=x.device)[:, None, None]
+        return ((numbers >= rates) / (1 - rates)).unbind(1)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         channels = self.config.in_channels
@@ -216,7 +244,12 @@ def _example(config: MPPConfig, batch_size: int) -> tuple[Tensor, ...]:
     return (torch.zeros(batch_size, 32, 32, config.in_timesteps, config.in_channels),)
 
 
-_NANO: dict[str, Any] = {"embed_dim": 64, "num_heads": 4, "processor_blocks": 2}
+_NANO: dict[str, Any] = {
+    "embed_dim": 64,
+    "num_heads": 4,
+    "processor_blocks": 2,
+    "drop_path": 0.0,
+}
 _SMALL: dict[str, Any] = {"embed_dim": 384, "num_heads": 6}
 _BASE: dict[str, Any] = {"embed_dim": 768, "num_heads": 12}
 _LARGE: dict[str, Any] = {"embed_dim": 1024, "num_heads": 16, "processor_blocks": 24}

@@ -29,6 +29,9 @@ of the unwrapped offset (and misplace some on odd numbers of tokens), and so do 
 rolls. ``published-periodic`` does as they do, for their numbers; ``periodic`` commutes.
 """
 
+NUM_BRANCHES = 3
+"""Of one block: attention along time, attention along space, MLP."""
+
 _NUM_BUCKETS = 32  # half for keys before the query, half for keys behind it
 _NUM_EXACT = 8  # offsets with a bucket each; beyond, four buckets per octave up to 32 tokens
 _RMS_EPS = 1e-8
@@ -199,10 +202,11 @@ class TemporalAttention(_AxisAttention):
         """The layer scale: 1e-6."""
         nn.init.constant_(self.gamma, _LAYER_SCALE_INIT)
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, kept_BT: Tensor | None) -> Tensor:
         parts = self.project(self.norm1(x_BTHWC))
         attended = _attend(parts, self.rel_pos_bias(x_BTHWC, 1), axis=1)
-        return torch.addcmul(x_BTHWC, self.gamma, self.output_head(self.norm2(attended)))
+        branch = self.output_head(self.norm2(attended))
+        return torch.addcmul(x_BTHWC, _scaled(self.gamma, kept_BT), branch)
 
 
 class SpatialAttention(_AxisAttention):
@@ -223,14 +227,20 @@ class SpatialAttention(_AxisAttention):
         nn.init.constant_(self.gamma_att, _LAYER_SCALE_INIT)
         nn.init.constant_(self.gamma_mlp, _LAYER_SCALE_INIT)
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, kept: tuple[Tensor | None, Tensor | None]) -> Tensor:
         parts = self.project(self.norm1(x_BTHWC))
         along_x, along_y = (
             _attend(parts, self.rel_pos_bias(x_BTHWC, axis, self.boundary), axis) for axis in (2, 3)
         )
         attended = self.output_head(self.norm2((along_x + along_y) / 2))
-        x_BTHWC = torch.addcmul(x_BTHWC, self.gamma_att, attended)
-        return torch.addcmul(x_BTHWC, self.gamma_mlp, self.mlp_norm(self.mlp(x_BTHWC)))
+        x_BTHWC = torch.addcmul(x_BTHWC, _scaled(self.gamma_att, kept[0]), attended)
+        branch = self.mlp_norm(self.mlp(x_BTHWC))
+        return torch.addcmul(x_BTHWC, _scaled(self.gamma_mlp, kept[1]), branch)
+
+
+def _scaled(gamma: Tensor, kept_BT: Tensor | None) -> Tensor:
+    """A branch's scale ``[C]``, or ``[B, T, 1, 1, C]`` where it is left out of some frames."""
+    return gamma if kept_BT is None else kept_BT.to(gamma.dtype)[..., None, None, None] * gamma
 
 
 class FeedForward(nn.Module):
@@ -246,16 +256,23 @@ class FeedForward(nn.Module):
 
 
 class SpaceTimeBlock(nn.Module):
-    """Attention along time, then along the axes of space."""
+    """Attention along time, then along the axes of space.
+
+    Stochastic depth leaves each branch out of each frame of each sample on its own. The published
+    code leaves attention along time out of a frame of all samples at once, which no sample's own
+    seed can decide; of one sample, both are the same.
+    """
 
     def __init__(self, width: int, heads: int, boundary: Boundary) -> None:
         super().__init__()
         self.temporal = TemporalAttention(width, heads)
         self.spatial = SpatialAttention(width, heads, boundary)
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
-        """``[B, T, H, W, C]`` to the same."""
-        return cast(Tensor, self.spatial(self.temporal(x_BTHWC)))
+    def forward(self, x_BTHWC: Tensor, kept_BNT: Tensor | None = None) -> Tensor:
+        """``[B, T, H, W, C]`` to the same; factors of the branches ``[B, branch, T]``, or None."""
+        along_time, along_space, mlp = (None,) * 3 if kept_BNT is None else kept_BNT.unbind(1)
+        x_BTHWC = self.temporal(x_BTHWC, along_time)
+        return cast(Tensor, self.spatial(x_BTHWC, (along_space, mlp)))
 
 
 class FieldProjection(nn.Module):

@@ -44,6 +44,11 @@ class Pretrained(nn.Module):
     config_class: ClassVar[Any]
     config: Any
 
+    @property
+    def draws_per_sample(self) -> bool:
+        """Whether ``forward`` takes the samples' seeds ``[B]`` as last argument in training."""
+        return False
+
     def materialize(self, device: torch.device) -> None:
         """Allocate and initialise the network on a device; on the meta device do nothing."""
         if device.type != "meta":

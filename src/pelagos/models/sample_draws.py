@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def draws_per_sample(model: nn.Module) -> bool:
+    """Whether a network draws in its forward pass, and so takes the samples' seeds in training.
+
+    The network itself (``Pretrained.draws_per_sample``), or a data parallel wrapper of it.
+    """
+    network = getattr(model, "module", model)
+    return model.training and bool(getattr(network, "draws_per_sample", False))
 
 
 def normal_like(values: Tensor, seeds: Tensor) -> Tensor:

@@ -3,14 +3,14 @@
 A U-Net's skip connections join features of the beginning to those of the end, though what they
 describe has moved in between. SineNet lets each of several U-shaped waves evolve the frame a
 little and adds its result to its input (wave residual); inside a wave, every block adds its input
-too, so that averages of the field reach each resolution both directly and processed (the paper's
-dual processing). Zhang et al., "SineNet: Learning temporal dynamics in time-dependent partial
-differential equations", ICLR 2024, arXiv:2403.19507.
+too, and on the way down every resolution gets the averages of the wave's input beside the
+processed features (the paper's dual processing). Zhang et al., "SineNet: Learning temporal dynamics
+in time-dependent partial differential equations", ICLR 2024, arXiv:2403.19507.
 
-Written from the paper: pooling by averages on the way down, bicubic interpolation on the way up. It
-is not the published network weight for weight: size 8 has 34,520,148 parameters, 1,188,752 of them
-to scale and shift blocks by the lead time, where SineNet-8-dual has 35,490,219. Layout:
-``[B, C, H, W]`` throughout. Single-device code.
+Written from the paper and from facts about the published network: pooling by averages on the way
+down, bicubic interpolation on the way up. Size 8 without ``lead_time``, from four frames of three
+fields to one, has the 35,490,219 parameters of SineNet-8-dual; names are not the published ones.
+Layout: ``[B, C, H, W]`` throughout. Single-device code.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class SineNetConfig(Options):
     ``width``: channels at full resolution; ``multiplier``: each resolution's channels over those
     of the next finer one, rounded down; ``num_waves`` U-Nets in a row, each going down
     ``num_levels`` times; ``boundary``: what lies beyond the edges of the grid.
+    ``lead_time``: whether blocks are scaled and shifted by the lead time; the published network,
+    which makes steps of one length, has nothing of the kind and takes no notice of the time.
 
     Raises ValueError listing every option that does not fit.
     """
@@ -61,11 +63,13 @@ class SineNetConfig(Options):
     num_waves: int = 8
     num_levels: int = 4
     boundary: Boundary = "periodic"
+    lead_time: bool = True
 
     def __post_init__(self) -> None:
         counts = ("in_channels", "out_channels", "width", "num_waves", "num_levels")
         problems = not_whole_numbers(self, counts)
         problems += not_one_of("boundary", self.boundary, get_args(Boundary))
+        problems += not_one_of("lead_time", self.lead_time, (True, False))
         if self.multiplier < 1:
             problems.append(f"multiplier={self.multiplier} must be at least 1")
         if problems:
@@ -83,21 +87,28 @@ class SineNetConfig(Options):
 
 
 class WaveBlock(nn.Module):
-    """Two convolutions, each with norm and GELU, added to the input (block residual)."""
+    """Two convolutions, each with norm and GELU, added to a projection of part of the input.
 
-    def __init__(self, config: SineNetConfig, inputs: int, outputs: int) -> None:
+    The block sees ``inputs + beside`` channels, and adds to what it makes of them a 1×1 convolution
+    of ``inputs`` alone (block residual).
+    """
+
+    def __init__(self, config: SineNetConfig, inputs: int, beside: int, outputs: int) -> None:
         super().__init__()
-        self.conv1 = BoundaryConv2d(inputs, outputs, config.boundary)
+        self.conv1 = BoundaryConv2d(inputs + beside, outputs, config.boundary)
         self.norm1 = nn.GroupNorm(1, outputs)
-        self.scale_shift = ScaleShift(config.width, outputs)
+        self.scale_shift = ScaleShift(config.width, outputs) if config.lead_time else None
         self.conv2 = BoundaryConv2d(outputs, outputs, config.boundary)
         self.norm2 = nn.GroupNorm(1, outputs)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to ``[B, C_out, H, W]``."""
-        hidden = F.gelu(self.scale_shift(self.norm1(self.conv1(x)), embedding))
-        hidden = F.gelu(self.norm2(self.conv2(hidden)))
+    def forward(self, x: Tensor, beside: Tensor | None, embedding: Tensor | None) -> Tensor:
+        """``x [B, inputs, H, W]`` and ``beside [B, beside, H, W]`` to ``[B, outputs, H, W]``."""
+        both = x if beside is None else torch.cat((x, beside), dim=1)
+        hidden = self.norm1(self.conv1(both))
+        if self.scale_shift is not None:
+            hidden = self.scale_shift(hidden, embedding)
+        hidden = F.gelu(self.norm2(self.conv2(F.gelu(hidden))))
         return cast(Tensor, hidden + self.shortcut(x))
 
 
@@ -109,20 +120,25 @@ class Wave(nn.Module):
         self.boundary = config.boundary
         widths = config.widths
         levels = range(config.num_levels)
-        self.down = nn.ModuleList(WaveBlock(config, widths[n], widths[n + 1]) for n in levels)
+        # the first block would see the averages of the wave's input twice
+        beside = [0, *(config.width for _ in levels[1:])]
+        self.down = nn.ModuleList(
+            WaveBlock(config, widths[n], beside[n], widths[n + 1]) for n in levels
+        )
         self.up = nn.ModuleList(
-            WaveBlock(config, widths[n + 1] + widths[n], widths[n]) for n in reversed(levels)
+            WaveBlock(config, widths[n + 1], widths[n], widths[n]) for n in reversed(levels)
         )
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """``[B, C, H, W]`` to the same."""
-        kept = [x]
-        for block in self.down:
-            kept.append(block(F.avg_pool2d(kept[-1], 2), embedding))
+        kept, averages = [x], x
+        for level, block in enumerate(self.down):
+            averages = F.avg_pool2d(averages, 2)
+            features = F.avg_pool2d(kept[-1], 2)
+            kept.append(block(features, averages if level else None, embedding))
         coarse = kept.pop()
         for block in self.up:
-            finer = double_grid(coarse, self.boundary)
-            coarse = block(torch.cat((finer, kept.pop()), dim=1), embedding)
+            coarse = block(double_grid(coarse, self.boundary), kept.pop(), embedding)
         return x + coarse
 
 
@@ -158,11 +174,10 @@ class SineNet(Pretrained):
         self.config = config
         device = torch.get_default_device()
         with torch.device("meta"):  # modules' own initialisation would only be overwritten
-            self.lead_time = LeadTimeEmbedding(config.width)
+            self.lead_time = LeadTimeEmbedding(config.width) if config.lead_time else None
             self.lift = BoundaryConv2d(config.in_channels, config.width, config.boundary)
             self.waves = nn.ModuleList(Wave(config) for _ in range(config.num_waves))
-            self.norm = nn.GroupNorm(1, config.width)
-            self.project = nn.Conv2d(config.width, config.out_channels, 1)
+            self.project = BoundaryConv2d(config.width, config.out_channels, config.boundary)
         self.materialize(device)
 
     def forward(self, frame: Tensor, time: Tensor) -> FrameOutput:
@@ -177,10 +192,11 @@ class SineNet(Pretrained):
         )
         rule = GridRule(2, config.stride, 2 * config.stride, reason)
         check_frame("SineNet", frame, time, config.in_channels, rule)
-        x, embedding = self.lift(frame), self.lead_time(time)
+        x = self.lift(frame)
+        embedding = None if self.lead_time is None else self.lead_time(time)
         for wave in self.waves:
             x = wave(x, embedding)
-        return FrameOutput(self.project(self.norm(x)).to(frame.dtype))
+        return FrameOutput(self.project(x).to(frame.dtype))
 
     def blocks(self) -> list[nn.Module]:
         """The waves, to wrap, compile or checkpoint, each called as ``wave(x, embedding)``."""
@@ -202,5 +218,5 @@ FAMILY = Family(
     "multiples of 16, at least 32 (nano: of 4, at least 8)",
     call="frame",
     example=_example,
-    sizes=(Size("nano", 106_540, _NANO), Size("8", 34_520_148, {})),
+    sizes=(Size("nano", 114_756, _NANO), Size("8", 36_674_940, {})),
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pelagos.models.family import Call
 from pelagos.models.objectives.base import FieldObjective, FrameWindows, WindowBatch
 from pelagos.models.reversible_norm import ReversibleNorm
-from pelagos.models.sample_draws import normal_like
+from pelagos.models.sample_draws import draws_per_sample, normal_like
 
 Backpropagation = Literal["all", "last"]
 
@@ -103,11 +103,12 @@ class Autoregressive(FieldObjective):
         frames = batch.frames[:, : self.num_input_frames]
         if self.noise_scale and model.training:
             frames = self._noised(frames, batch.sample_seed)
+        seeds = batch.sample_seed if draws_per_sample(model) else None
         scored, total, rest = self._scored(), torch.zeros(()), torch.zeros(())
         for index in range(self.num_input_frames, batch.frames.shape[1]):
             counts = index in scored
             with nullcontext() if counts else torch.no_grad():
-                prediction, unused = self._call(model, frames)
+                prediction, unused = self._call(model, frames, seeds)
             if counts:
                 total = total + self._errors(prediction, batch.frames[:, index], batch)
                 rest = rest + sum((t.sum() for t in unused), torch.zeros(()))
@@ -139,16 +140,21 @@ class Autoregressive(FieldObjective):
         norms: Tensor = torch.linalg.vector_norm(frames_BFCyx, dim=axes, keepdim=True)
         return frames_BFCyx + self.noise_scale * norms * normal_like(frames_BFCyx, seeds)
 
-    def _call(self, model: nn.Module, frames_BFCyx: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _call(
+        self, model: nn.Module, frames_BFCyx: Tensor, seeds: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if not self.normalize_samples:
-            return self._forward(model, frames_BFCyx)
+            return self._forward(model, frames_BFCyx, seeds)
         norm = ReversibleNorm.of(frames_BFCyx)
-        prediction, unused = self._forward(model, norm.apply(frames_BFCyx))
+        prediction, unused = self._forward(model, norm.apply(frames_BFCyx), seeds)
         return norm.undo(prediction), unused
 
-    def _forward(self, model: nn.Module, frames_BFCyx: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _forward(
+        self, model: nn.Module, frames_BFCyx: Tensor, seeds: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         axes = tuple(range(frames_BFCyx.ndim - 1, 2, -1))  # x before y
-        prediction, *unused = model(frames_BFCyx.permute(0, *axes, 1, 2))
+        drawn = () if seeds is None else (seeds,)
+        prediction, *unused = model(frames_BFCyx.permute(0, *axes, 1, 2), *drawn)
         first = prediction[..., 0, :]
         grid = tuple(range(first.ndim - 2, 0, -1))
         return first.permute(0, first.ndim - 1, *grid), tuple(unused)

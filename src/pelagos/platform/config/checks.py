@@ -151,6 +151,12 @@ def _check_pretrain(job: TrainingJob) -> Iterator[Finding]:
             ("data", "normalization"),
             f"source is for finetune jobs, which have one; this is a {job.job} job: use statistics",
         )
+    if job.data.absent_fields == "ones" and job.objective.normalize_samples:
+        yield (
+            ("data", "absent_fields"),
+            "got ones, which objective.normalize_samples would make zeros again; use masked, or set "
+            "normalize_samples to false",
+        )
     if not isinstance(constants, str):
         for name, table in (("mean", constants.mean), ("std", constants.std)):
             missing = [f for f in job.data.fields if f not in table]

@@ -210,7 +210,7 @@ def _apply_overrides(
                 Problem((override,), "expected dotted.key=value, e.g. optimizer.lr=1e-4")
             )
             continue
-        path: KeyPath = tuple(int(p) if p.isdigit() else p for p in dotted.split("."))
+        path: KeyPath = tuple(int(p) if p.isdecimal() else p for p in dotted.split("."))
         try:
             _set(tree, path, _parse_value(raw, _annotation_at(kind, path)))
         except (KeyError, IndexError, TypeError):

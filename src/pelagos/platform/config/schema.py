@@ -152,6 +152,11 @@ class DataConfig(Section):
         description="statistics: pooled over the mixture; none; source: what the weights were "
         "trained with (finetune); or {mean: {...}, std: {...}}.",
     )
+    absent_fields: Literal["masked", "ones"] = Field(
+        "masked",
+        description="What a field is where a dataset lacks it. masked: 0 after normalisation, and no "
+        "part of the loss; ones: 1, and learnt like any other (official DPOT).",
+    )
     max_trajectories: PositiveInt | None = Field(
         None,
         description="Train on the first so many trajectories of each dataset's split; default: all "
