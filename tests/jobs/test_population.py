@@ -218,6 +218,7 @@ def test_the_report_shows_the_settings_over_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.matrix
 def test_the_member_that_lags_takes_over_the_best_with_another_setting(
     make_sweep: MakeSweep, tmp_path: Path
 ) -> None:
