@@ -215,6 +215,10 @@ class Truth:
 
     def check(self, label: str, answer: dict[str, Any], *, verify: bool) -> None:
         for trajectory, start, value in answer["seen"]:
+            if not 0 <= trajectory < len(self.raw):
+                raise PeerError(
+                    f"{label}: a sample's own number is garbage ({trajectory}, {start})"
+                )
             frames = slice(start, start + self.length)
             if verify:
                 expected = zlib.crc32(self.raw[trajectory, frames].tobytes())
@@ -234,6 +238,8 @@ class Result:
 
     speed: list[float] = field(default_factory=list)
     cpu_milliseconds: list[float] = field(default_factory=list)
+    first_seconds: list[float] = field(default_factory=list)
+    later_speed: list[float] = field(default_factory=list)  # without the first batch
     requests: float = 0.0
     bytes: float = 0.0
 
@@ -329,6 +335,10 @@ class Bench:
         result.speed.append(answer["windows"] / answer["seconds"])
         result.cpu_milliseconds.append(answer["cpu_seconds"] / answer["windows"] * 1e3)
         if origin is not None:
+            first = answer["first_seconds"]
+            result.first_seconds.append(first)
+            later = max(1, answer["windows"] - BATCH)
+            result.later_speed.append(later / (answer["seconds"] - first))
             requests, size = origin.counts()
             window_bytes = 4 * self.options.length * np.prod(self.shape[2:])
             result.requests = requests / len(answer["seen"])
@@ -336,24 +346,31 @@ class Bench:
 
 
 def print_table(results: dict[Row, Result], *, is_remote: bool) -> None:
-    base = next((r.speed for row, r in results.items() if row.label == BASE), None)
+    base = next((result for row, result in results.items() if row.label == BASE), None)
     if base is None:
         print("no ratios: Pelagos itself was not measured")
         return
-    traffic = f" {'requests':>9} {'bytes':>6}" if is_remote else ""
+    more = f" {'first batch, s':>15} {'ratio after it':>15} {'requests':>9} {'bytes':>6}"
     heading = f"{'windows/s':>10} {'time to Pelagos':>16} {'[min, max]':>17}"
-    print(f"{'reader':26} {'CPU ms/window':>14} {heading}{traffic}")
+    print(f"{'reader':26} {'CPU ms/window':>14} {heading}{more if is_remote else ''}")
     for row, result in results.items():
-        ratios = [b / s for b, s in zip(base, result.speed, strict=True)]
+        ratios = [b / s for b, s in zip(base.speed, result.speed, strict=True)]
         # Worker processes' time is not this process's.
         shows_cpu = not (is_remote and row.has_workers)
         cpu = f"{statistics.median(result.cpu_milliseconds):.3f}" if shows_cpu else "-"
         spread = f"[{min(ratios):.2f}, {max(ratios):.2f}]"
-        traffic = f" {result.requests:9.2f} {result.bytes:6.2f}" if is_remote else ""
-        print(
+        line = (
             f"{row.label:26} {cpu:>14} {statistics.median(result.speed):10.0f} "
-            f"{statistics.median(ratios):16.2f} {spread:>17}{traffic}"
+            f"{statistics.median(ratios):16.2f} {spread:>17}"
         )
+        if is_remote:
+            later = zip(base.later_speed, result.later_speed, strict=True)
+            line += (
+                f" {statistics.median(result.first_seconds):15.2f}"
+                f" {statistics.median(b / s for b, s in later):15.2f}"
+                f" {result.requests:9.2f} {result.bytes:6.2f}"
+            )
+        print(line, flush=True)
 
 
 def main() -> None:
