@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import LogFormatter, NullLocator, ScalarFormatter
 
 from pelagos.infra.files import replace_durably
 from pelagos.platform.evaluation.comparison import COLOURS
@@ -248,6 +248,9 @@ def _curves(axis: Axes, curves: dict[str, Errors]) -> None:
     axis.set_xticks(sizes)
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_locator(NullLocator())
+    plain = LogFormatter(minor_thresholds=(1.0, 0.4))  # 0.4, not 4 x 10^-1
+    axis.yaxis.set_major_formatter(plain)
+    axis.yaxis.set_minor_formatter(plain)
     axis.grid(alpha=0.25, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
 
