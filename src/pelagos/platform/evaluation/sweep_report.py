@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
 
 from pelagos.infra.files import replace_durably
 from pelagos.platform.evaluation.comparison import COLOURS
@@ -248,9 +248,10 @@ def _curves(axis: Axes, curves: dict[str, Errors]) -> None:
     axis.set_xticks(sizes)
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_locator(NullLocator())
-    plain = LogFormatter(minor_thresholds=(1.0, 0.4))  # 0.4, not 4 x 10^-1
-    axis.yaxis.set_major_formatter(plain)
-    axis.yaxis.set_minor_formatter(plain)
+    axis.yaxis.set_major_formatter("{x:g}")  # 0.4, not 4 x 10^-1
+    low, high = axis.get_ylim()
+    # below a decade the major ticks alone could be none at all
+    axis.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
     axis.grid(alpha=0.25, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
 
