@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import ssl
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from typer.testing import CliRunner
 from pelagos.infra.clusters import ClusterError, Code, Needs, Submission, open_cluster
 from pelagos.infra.clusters.schema import RayConfig, SlurmConfig
 from pelagos.infra.clusters.slurm import SlurmCluster
+from pelagos.infra.doctor import Check
 from pelagos.jobs import submit
 from pelagos.platform.cli.main import app
 from pelagos.platform.config.clusters import parse_clusters
@@ -223,23 +227,55 @@ def test_a_graph_of_runs_is_read_with_its_settings(
         submit.plan([str(graph)], "here", (), submit.Options())
 
 
-def test_an_older_ray_on_the_cluster_is_refused(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def answering(version: str, certificate: Path | None = None) -> Iterator[str]:
+    """What answers like a Ray dashboard of a version, by HTTPS if there is a certificate."""
+
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b'{"ray_version": "2.40.0"}')
+            self.wfile.write(json.dumps({"ray_version": version}).encode())
 
         def log_message(self, *_: Any) -> None:
             """Keep the test's output clean."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as old:
-        threading.Thread(target=old.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{old.server_address[1]}"
-        config = RayConfig.model_validate(
-            {"kind": "ray", "address": address, "storage": str(tmp_path)}
-        )
-        (check,) = open_cluster("lab", config).check()
-        old.shutdown()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+
+
+def checked(address: str, storage: Path, verify_tls: bool | str = True) -> Check:
+    keys = {"kind": "ray", "address": address, "storage": str(storage), "verify_tls": verify_tls}
+    (check,) = open_cluster("lab", RayConfig.model_validate(keys)).check()
+    return check
+
+
+def test_an_older_ray_on_the_cluster_is_refused(tmp_path: Path) -> None:
+    with answering("2.40.0") as address:
+        check = checked(address, tmp_path)
     assert not check.ok
     assert "runs Ray 2.40.0; Pelagos needs 2.50 or newer" in check.seen
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_a_cluster_behind_tls_is_trusted_by_its_authority_alone(tmp_path: Path) -> None:
+    certificate = tmp_path / "cluster.pem"
+    new = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(certificate), "-out", str(tmp_path / "alone.pem")]
+    subprocess.run([*new, *names, *files], check=True, capture_output=True)
+    authority = tmp_path / "alone.pem"
+    certificate.write_text(certificate.read_text() + authority.read_text())
+    with answering("2.60.0", certificate) as address:
+        assert checked(address, tmp_path, str(authority)).ok
+        stranger = checked(address, tmp_path)
+    assert not stranger.ok
+    assert f"cannot be reached at {address}: TLS failed" in stranger.seen
