@@ -58,7 +58,8 @@ def test_two_runs_side_by_side(two_runs: str) -> None:
 
 def test_a_long_rollout_and_an_ensemble_are_told_of(two_runs: str) -> None:
     told = evaluate(
-        "long", f"runs_dir={two_runs}", "max_trajectories=2", "stability_steps=9", "ensemble_size=3"
+        *("long", f"runs_dir={two_runs}", "max_trajectories=2", "stability_steps=9"),
+        *("ensemble_size=3", "rollout_windows=[[2, 3]]"),
     )
     stability, datasets = told["stability"], told["datasets"]
     assert isinstance(stability, list)
@@ -66,6 +67,9 @@ def test_a_long_rollout_and_an_ensemble_are_told_of(two_runs: str) -> None:
     assert [len(part["times"]) for part in stability] == [9, 9]
     assert stability[0]["first_non_finite_step"] == [None, None]
     assert "ensemble" in datasets[0]["scores"]
+    (window,) = datasets[0]["rollout_windows"]
+    assert (window["first"], window["last"], window["num_steps"]) == (2, 3, 2)
+    assert set(window["vrmse"]) == {"direct", "autoregressive", "ensemble", "persistence"}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +77,7 @@ def test_a_long_rollout_and_an_ensemble_are_told_of(two_runs: str) -> None:
     [
         (["short", "long"], "with --compare it puts several side by side"),
         (["short", "--compare"], "takes two or more different runs, got short"),
+        (["short", "rollout_windows=[[3, 2]]"], "a window ends before it begins: [3, 2]"),
         (["short", "short", "--compare"], "takes two or more different runs, got short, short"),
         (["short", "nobody", "--compare"], "nobody"),
     ],

@@ -25,6 +25,7 @@ from pelagos.platform.evaluation.report import (
     verdict,
     write_report,
 )
+from pelagos.platform.evaluation.rollout_windows import Window, window_scores
 from pelagos.platform.evaluation.stability import Stability, roll_out
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.tracking import code_version, log_evaluation
@@ -72,10 +73,11 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     stabilities = _stabilities(job, trained) if job.stability_steps else []
     provenance = _provenance(job, training, trained.step)
     output = _output(job, directory)
-    report, _ = write_report(evaluations, provenance, output, stabilities)
-    values = numbers(evaluations, provenance, stabilities)
+    report, _ = write_report(evaluations, provenance, output, stabilities, job.rollout_windows)
+    values = numbers(evaluations, provenance, stabilities, job.rollout_windows)
     if job.tracking:
-        log_evaluation(training, directory, output, evaluation_metrics(evaluations))
+        metrics = evaluation_metrics(evaluations, job.rollout_windows)
+        log_evaluation(training, directory, output, metrics)
     if console is not None:
         _show(evaluations, stabilities, report, training.tracking.uri, console)
     return EvaluateResult(job.run, report, values)
@@ -216,9 +218,11 @@ def _physics(dataset: ReadableDataset, forecaster: Forecaster) -> tuple[DatasetP
         return None, str(reason)
 
 
-def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[str, int, float]]:
-    """Return (name, lead step, value) for tracking: each method's median relative L1 error, and
-    what the data's equation leaves over of it, as far as these are finite."""
+def evaluation_metrics(
+    evaluations: Sequence[DatasetEvaluation], windows: Sequence[Window] = ()
+) -> list[tuple[str, int, float]]:
+    """Return (name, lead step, value) for tracking: each method's median relative L1 error, VRMSE
+    over windows, and what the data's equation leaves over, as far as these are finite."""
     errors = [
         (f"evaluation/{e.data.name}/{method}/relative_l1", lead, float(value))
         for e in evaluations
@@ -234,7 +238,14 @@ def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[s
         for lead, value in zip(e.lead_steps, e.physics.quantile(method, quantity), strict=True)
         if math.isfinite(value)
     ]
-    return errors + physics
+    means = [
+        (f"evaluation/{e.data.name}/{method}/vrmse_steps_{window.name}", window.last, value)
+        for e in evaluations
+        for window in window_scores(e, windows)
+        for method, value in window.vrmse.items()
+        if math.isfinite(value)
+    ]
+    return errors + physics + means
 
 
 def _show(

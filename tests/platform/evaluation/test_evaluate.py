@@ -25,6 +25,7 @@ from pelagos.platform.evaluation import (
     write_report,
 )
 from pelagos.platform.evaluation.report import numbers, summary_rows, verdict
+from pelagos.platform.evaluation.rollout_windows import window_scores
 
 MODEL_FIELDS = ("density", "velocity-x", "velocity-y", "pressure")
 MEAN, STD = (0.8, 0.0, 0.1, 0.0), (0.31, 0.4, 0.5, 0.2)
@@ -134,6 +135,23 @@ def test_vector_groups_are_scored_together():
     # Kinetic energy at the last lead: ½ e^(-2t) (½ at k = 1 from u, ½ at k = 2 from v).
     spectrum = evaluation.spectra["truth"][-1, 0]
     np.testing.assert_allclose(spectrum[1:3], 0.25 * math.exp(-0.8), rtol=1e-5)
+
+
+def test_windows_average_the_steps_that_were_evaluated():
+    """The error of persistence after n steps of h is e^(n h) - 1 of the truth's deviation."""
+    evaluation = evaluate(exact)
+    early, late = window_scores(evaluation, [(1, 2), (3, 4), (5, 9)])
+    assert [(w.name, w.num_steps) for w in (early, late)] == [("1-2", 2), ("3-4", 1)]
+    expected = [math.expm1(INTERVAL * step) for step in LEADS]  # the fields' mean is zero
+    assert early.vrmse["persistence"] == pytest.approx(sum(expected[:2]) / 2, rel=1e-3)
+    assert late.vrmse["persistence"] == pytest.approx(expected[2], rel=1e-3)
+    assert early.vrmse["direct"] < 1e-5
+    every_other = evaluate_dataset(exact, view(), range(5), (2, 4), rollout_step=2)
+    assert [w.num_steps for w in window_scores(every_other, [(1, 2), (3, 4)])] == [2]
+    evaluation.scores["direct"]["vrmse"][:3, 0] = math.nan  # three of five trajectories diverge
+    assert window_scores(evaluation, [(1, 2)])[0].vrmse["direct"] == math.inf
+    evaluation.scores["direct"]["vrmse"][2, 0] = 0.0
+    assert math.isfinite(window_scores(evaluation, [(1, 2)])[0].vrmse["direct"])
 
 
 def test_examples_are_physical_and_as_many_as_asked():

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pelagos.platform.config.schema import NonNegativeInt, PositiveInt, RunName, Section
 
@@ -26,6 +26,10 @@ class EvaluateJob(Section):
         0,
         description="Also forecast by the mean of so many ways to partition each lead into steps.",
     )
+    rollout_windows: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        ((6, 12), (13, 30)),
+        description="First and last steps of rollouts that VRMSE is averaged over (The Well's).",
+    )
     stability_steps: NonNegativeInt = Field(
         0, description="Also roll out so many steps, beyond the data's end too: does it stay sane?"
     )
@@ -34,6 +38,14 @@ class EvaluateJob(Section):
     )
     output_dir: str | None = Field(None, description="Default: the run's evaluation directory.")
     tracking: bool = Field(True, description="Log the results to the run's MLflow store.")
+
+    @field_validator("rollout_windows")
+    @classmethod
+    def _in_order(cls, windows: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        for first, last in windows:
+            if first > last:
+                raise ValueError(f"a window ends before it begins: [{first}, {last}]")
+        return windows
 
 
 class ProbeJob(Section):

@@ -1,0 +1,56 @@
+"""VRMSE averaged over windows of a rollout, as The Well reports it (Ohana et al., arXiv:2412.00568)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pelagos.platform.evaluation.evaluate import DatasetEvaluation
+
+THE_WELL_WINDOWS = ((6, 12), (13, 30))
+
+Window = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class WindowScore:
+    """VRMSE over the steps `first` to `last` of a rollout, of which `num_steps` were evaluated.
+
+    `vrmse` by method: mean over steps and fields, median over trajectories; infinite where the
+    median trajectory diverges.
+    """
+
+    first: int
+    last: int
+    num_steps: int
+    vrmse: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        """The window in words that fit a metric's name: `6-12`."""
+        return f"{self.first}-{self.last}"
+
+
+def window_scores(evaluation: DatasetEvaluation, windows: Sequence[Window]) -> list[WindowScore]:
+    """Return the scores of the windows that have an evaluated lead in them."""
+    steps = np.array(evaluation.lead_steps) / evaluation.rollout_step
+    found = []
+    for first, last in windows:
+        inside = (steps >= first) & (steps <= last)
+        if inside.any():
+            vrmse = {
+                method: _median(evaluation.scores[method]["vrmse"][:, inside])
+                for method in (*evaluation.forecast_methods, "persistence")
+            }
+            found.append(WindowScore(first, last, int(inside.sum()), vrmse))
+    return found
+
+
+def _median(scores: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+    """Return the median over trajectories of `[trajectory, step, group]`."""
+    with np.errstate(invalid="ignore"):
+        means = scores.mean(axis=(1, 2))
+    means = np.where(np.isfinite(means), means, np.inf)
+    return float(np.quantile(means, 0.5, method="higher" if np.isinf(means).any() else "linear"))
