@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pelagos.platform.evaluation.evaluate import DatasetEvaluation
+from pelagos.platform.evaluation.evaluate import DatasetEvaluation, FloatArray
 
 THE_WELL_WINDOWS = ((6, 12), (13, 30))
 
@@ -48,7 +48,7 @@ def window_scores(evaluation: DatasetEvaluation, windows: Sequence[Window]) -> l
     return found
 
 
-def _median(scores: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+def _median(scores: FloatArray) -> float:
     """Return the median over trajectories of `[trajectory, step, group]`."""
     with np.errstate(invalid="ignore"):
         means = scores.mean(axis=(1, 2))

@@ -249,9 +249,9 @@ def _curves(axis: Axes, curves: dict[str, Errors]) -> None:
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter("{x:g}")  # 0.4, not 4 x 10^-1
-    low, high = axis.get_ylim()
+    bottom, top = axis.get_ylim()
     # below a decade the major ticks alone could be none at all
-    axis.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
+    axis.yaxis.set_minor_formatter("{x:g}" if top < 10 * bottom else NullFormatter())
     axis.grid(alpha=0.25, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
 
