@@ -79,7 +79,13 @@ def test_the_residual_is_in_the_report_its_numbers_and_the_tracking(run: Pretrai
 
 def test_it_can_be_left_out(run: PretrainJob, tmp_path: Path) -> None:
     job = EvaluateJob(
-        run="run", runs_dir=run.runs_dir, physics=False, output_dir=str(tmp_path), tracking=False
+        run="run",
+        runs_dir=run.runs_dir,
+        physics=False,
+        output_dir=str(tmp_path),
+        tracking=False,
+        max_trajectories=1,
+        lead_steps=(1,),
     )
     told = evaluate.run(job).metrics["datasets"]
     assert [dataset["physics"] for dataset in told] == [{"note": "not asked for"}] * 2
