@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Self
 
 import numpy as np
@@ -21,6 +22,9 @@ import torch
 from pelagos.data_pipelines.batch import Batch
 from pelagos.data_pipelines.mixture import Mixture
 from pelagos.data_pipelines.sampler import SampleIndex, Sampler
+
+# Drawing 16 samples costs nearly as much as drawing 500: it is calls of numpy on short arrays.
+SAMPLES_DRAWN_AT_ONCE = 512
 
 
 def load_batch(mixture: Mixture, samples: list[SampleIndex]) -> Batch:
@@ -98,6 +102,7 @@ class StreamLoader(Iterator[Batch]):
         self.data_wait_seconds = 0.0
         self._bytes_before = self._bytes_of_datasets()
         self._next_step = start_step  # the next step to begin reading
+        self._drawn: deque[list[SampleIndex]] = deque()  # of the next steps to begin reading
         self._pending: deque[_PendingStep] = deque()
         self._failure: BaseException | None = None
         self._is_closed = False
@@ -165,8 +170,7 @@ class StreamLoader(Iterator[Batch]):
         while len(self._pending) < num_steps and (
             self.stop_step is None or self._next_step < self.stop_step
         ):
-            first = self._next_step * self.global_batch_size + self.rank * self.local_batch_size
-            samples = self.sampler.samples(first, first + self.local_batch_size)
+            samples = self._draw()
             frames = self._buffers[_shape_of(self.mixture, samples)].take()
             batch = _batch_around(self.mixture, samples, frames)
             futures = [
@@ -182,6 +186,19 @@ class StreamLoader(Iterator[Batch]):
             ]
             self._pending.append(_PendingStep(batch, futures))
             self._next_step += 1
+
+    def _draw(self) -> list[SampleIndex]:
+        """This rank's samples of the next step to read; several steps are drawn at once."""
+        if not self._drawn:
+            num_steps = max(1, SAMPLES_DRAWN_AT_ONCE // self.local_batch_size)
+            if self.stop_step is not None:
+                num_steps = min(num_steps, self.stop_step - self._next_step)
+            steps = np.arange(self._next_step, self._next_step + num_steps, dtype=np.int64)
+            firsts = steps * self.global_batch_size + self.rank * self.local_batch_size
+            indices = firsts[:, None] + np.arange(self.local_batch_size)
+            samples = iter(self.sampler.samples_at(indices.ravel()))
+            self._drawn.extend(list(islice(samples, self.local_batch_size)) for _ in steps)
+        return self._drawn.popleft()
 
     def _bytes_of_datasets(self) -> int:
         datasets = {id(entry.dataset): entry.dataset for entry in self.mixture.entries}

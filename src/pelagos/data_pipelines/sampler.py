@@ -107,7 +107,10 @@ class Sampler:
 
     def samples(self, start: int, stop: int) -> list[SampleIndex]:
         """The samples at global indices `start .. stop - 1` (`step * global_batch_size + slot`)."""
-        indices = np.arange(start, stop, dtype=np.int64)
+        return self.samples_at(np.arange(start, stop, dtype=np.int64))
+
+    def samples_at(self, indices: IntArray) -> list[SampleIndex]:
+        """The samples at global indices; many at once cost a tenth of as many one by one."""
         datasets, items = self.draw(indices)
         seeds = keyed_hash(self._sample_key, indices)
         return [
