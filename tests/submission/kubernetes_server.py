@@ -41,13 +41,14 @@ apt-get download golang-1.19-go golang-1.19-src \\
 for package in golang-*.deb; do dpkg -x "$package" go; done
 tar xf kubernetes_*.orig.tar.gz
 # the copies in the source package iterate over maps in a way that crashes under Go 1.18 and newer
+sources=$(echo "$1"/kubernetes-*/)
 for module in modern-go/reflect2 json-iterator/go; do
-  rm -r kubernetes-*/vendor/github.com/$module
-  cp -r go/usr/share/gocode/src/github.com/$module kubernetes-*/vendor/github.com/$module
+  rm -r "$sources/vendor/github.com/$module"
+  cp -r go/usr/share/gocode/src/github.com/$module "$sources/vendor/github.com/$module"
 done
 export GOROOT=$1/go/usr/lib/go-1.19 GO111MODULE=off CGO_ENABLED=0 GOCACHE=$1/cache
 export PATH=$GOROOT/bin:$PATH
-cd kubernetes-*/
+cd "$sources"
 export GOPATH=$PWD/.go
 mkdir -p .go/src/k8s.io
 ln -s ../../.. .go/src/k8s.io/kubernetes
