@@ -25,7 +25,7 @@ from pelagos.platform.evaluation.report import (
     verdict,
     write_report,
 )
-from pelagos.platform.evaluation.rollout_windows import Window, window_scores
+from pelagos.platform.evaluation.rollout_windows import window_scores
 from pelagos.platform.evaluation.stability import Stability, roll_out
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.tracking import code_version, log_evaluation
@@ -73,11 +73,10 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     stabilities = _stabilities(job, trained) if job.stability_steps else []
     provenance = _provenance(job, training, trained.step)
     output = _output(job, directory)
-    report, _ = write_report(evaluations, provenance, output, stabilities, job.rollout_windows)
-    values = numbers(evaluations, provenance, stabilities, job.rollout_windows)
+    report, _ = write_report(evaluations, provenance, output, stabilities)
+    values = numbers(evaluations, provenance, stabilities)
     if job.tracking:
-        metrics = evaluation_metrics(evaluations, job.rollout_windows)
-        log_evaluation(training, directory, output, metrics)
+        log_evaluation(training, directory, output, evaluation_metrics(evaluations))
     if console is not None:
         _show(evaluations, stabilities, report, training.tracking.uri, console)
     return EvaluateResult(job.run, report, values)
@@ -196,7 +195,7 @@ def _evaluate(
     history = (frames - 1) * stride
     physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
     data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
-    return evaluate_dataset(
+    evaluation = evaluate_dataset(
         forecaster.predict_on(data),
         data,
         dataset.split(job.split)[: job.max_trajectories],
@@ -208,6 +207,8 @@ def _evaluate(
         physics=physics,
         physics_note=note,
     )
+    evaluation.windows = window_scores(evaluation, job.rollout_windows)
+    return evaluation
 
 
 def _physics(dataset: ReadableDataset, forecaster: Forecaster) -> tuple[DatasetPhysics | None, str]:
@@ -218,9 +219,7 @@ def _physics(dataset: ReadableDataset, forecaster: Forecaster) -> tuple[DatasetP
         return None, str(reason)
 
 
-def evaluation_metrics(
-    evaluations: Sequence[DatasetEvaluation], windows: Sequence[Window] = ()
-) -> list[tuple[str, int, float]]:
+def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[str, int, float]]:
     """Return (name, lead step, value) for tracking: each method's median relative L1 error, VRMSE
     over windows, and what the data's equation leaves over, as far as these are finite."""
     errors = [
@@ -241,7 +240,7 @@ def evaluation_metrics(
     means = [
         (f"evaluation/{e.data.name}/{method}/vrmse_steps_{window.name}", window.last, value)
         for e in evaluations
-        for window in window_scores(e, windows)
+        for window in e.windows
         for method, value in window.vrmse.items()
         if math.isfinite(value)
     ]

@@ -51,7 +51,7 @@ def solve_reaction_diffusion(
     stiff = 4.0 * max(diffusivity) * (per_x**2 + per_y**2)
 
     def slope(state: Tensor) -> Tensor:
-        laplace = _laplace(state, -1) * per_x**2 + _laplace(state, -2) * per_y**2
+        laplace = closed_difference(state, -1) * per_x**2 + closed_difference(state, -2) * per_y**2
         total = laplace * spread
         if not reacting:
             return total
@@ -76,8 +76,8 @@ def solve_reaction_diffusion(
     )
 
 
-def _laplace(fields: Tensor, axis: int) -> Tensor:
-    """Second difference along `axis` with no flux through the ends."""
+def closed_difference(fields: Tensor, axis: int) -> Tensor:
+    """Second difference along an axis with no flux through its ends."""
     cells = fields.shape[axis]
     flux = fields.narrow(axis, 1, cells - 1) - fields.narrow(axis, 0, cells - 1)
     closed = torch.zeros_like(fields.narrow(axis, 0, 1))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pelagos.data_pipelines.generate.reaction_diffusion import closed_difference
+
 PERIODIC = "periodic"
 MIXED = "mixed"  # sides of an axis, or axes, that differ where one condition is required
 
@@ -92,7 +94,7 @@ class Grid:
             ky, kx = self.wave_numbers(field)
             return self.field(self.transform(field) * -(kx * kx + ky * ky))
         per_y, per_x = self.cells_per_length
-        return _closed_difference(field, -1) * per_x**2 + _closed_difference(field, -2) * per_y**2
+        return closed_difference(field, -1) * per_x**2 + closed_difference(field, -2) * per_y**2
 
     def divergence(self, along_x: Tensor, along_y: Tensor) -> Tensor:
         """div of a vector field on a periodic grid."""
@@ -129,12 +131,3 @@ def block_means(values: Tensor, count: int) -> Tensor:
 
 def _divisor(size: int, most: int) -> int:
     return next(number for number in range(min(size, most), 0, -1) if size % number == 0)
-
-
-def _closed_difference(field: Tensor, axis: int) -> Tensor:
-    """Second difference along an axis with no flux through its ends."""
-    cells = field.shape[axis]
-    flux = field.narrow(axis, 1, cells - 1) - field.narrow(axis, 0, cells - 1)
-    closed = torch.zeros_like(field.narrow(axis, 0, 1))
-    faces = torch.cat((closed, flux, closed), dim=axis)
-    return faces.narrow(axis, 1, cells) - faces.narrow(axis, 0, cells)

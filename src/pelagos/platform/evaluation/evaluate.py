@@ -14,6 +14,7 @@ from pelagos.platform.evaluation import rollout
 from pelagos.platform.evaluation.metrics import METRICS, energy_spectrum
 from pelagos.platform.evaluation.physics import Physics, PhysicsMeasure, PhysicsScores
 from pelagos.platform.evaluation.rollout import Predict
+from pelagos.platform.evaluation.rollout_windows import WindowScore
 from pelagos.platform.evaluation.view import EvaluationData
 
 FloatArray = npt.NDArray[np.float64]
@@ -42,6 +43,7 @@ class DatasetEvaluation:
     ``previous_frame`` (the frame ``rollout_step`` before the target, beside ``one_step``). Models
     that take several frames have no lead time to choose, and make no ``direct`` forecasts.
     ``physics`` is None where the data's equation is not known; ``physics_note`` then says why.
+    ``windows``: VRMSE over windows of the rollout that were asked for (``window_scores``).
     """
 
     data: EvaluationData
@@ -54,6 +56,7 @@ class DatasetEvaluation:
     examples: list[ExampleForecast] = field(default_factory=list)
     physics: PhysicsScores | None = None
     physics_note: str = ""
+    windows: list[WindowScore] = field(default_factory=list)
 
     @property
     def group_names(self) -> tuple[str, ...]:

@@ -20,11 +20,6 @@ from pelagos.platform.evaluation import plots
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation
 from pelagos.platform.evaluation.metrics import METRICS
 from pelagos.platform.evaluation.physics_figure import physics_figure
-from pelagos.platform.evaluation.rollout_windows import (
-    THE_WELL_WINDOWS,
-    Window,
-    window_scores,
-)
 from pelagos.platform.evaluation.stability import Stability
 from pelagos.platform.evaluation.stability import figure as stability_figure
 
@@ -120,7 +115,6 @@ def numbers(
     evaluations: Sequence[DatasetEvaluation],
     provenance: Provenance,
     stabilities: Sequence[Stability] = (),
-    windows: Sequence[Window] = THE_WELL_WINDOWS,
 ) -> dict[str, Any]:
     """Every number as plain JSON values; a number that is not finite is None."""
     datasets = []
@@ -148,7 +142,7 @@ def numbers(
                     }
                     for method in evaluation.methods
                 },
-                "rollout_windows": [asdict(w) for w in window_scores(evaluation, windows)],
+                "rollout_windows": [asdict(window) for window in evaluation.windows],
                 "spectra": {m: v.tolist() for m, v in evaluation.spectra.items()},
                 "physics": (
                     {"note": evaluation.physics_note}
@@ -169,16 +163,15 @@ def write_report(
     provenance: Provenance,
     directory: Path,
     stabilities: Sequence[Stability] = (),
-    windows: Sequence[Window] = THE_WELL_WINDOWS,
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``metrics.json`` into ``directory``; returns their paths.
 
     Each is written under a temporary name and renamed into place. ``stabilities`` are of the same
-    datasets, or none; ``windows`` are first and last steps of rollouts that VRMSE is averaged over.
+    datasets, or none.
     """
     directory.mkdir(parents=True, exist_ok=True)
     report, table = directory / REPORT_NAME, directory / NUMBERS_NAME
-    values = numbers(evaluations, provenance, stabilities, windows)
+    values = numbers(evaluations, provenance, stabilities)
     pictures = {e.data.name: _figures(e) for e in evaluations}
     for stability in stabilities:
         pictures[stability.dataset].append(_stability_picture(stability))
@@ -186,7 +179,7 @@ def write_report(
         for figure in figures:
             _write(directory / "figures" / f"{_file_name(name)}-{figure.file_name}", figure.content)
     _write(table, json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
-    _write(report, render(evaluations, provenance, pictures, stabilities, windows).encode())
+    _write(report, render(evaluations, provenance, pictures, stabilities).encode())
     return report, table
 
 
@@ -225,7 +218,6 @@ def render(
     provenance: Provenance,
     pictures: Mapping[str, Sequence[Picture]],
     stabilities: Sequence[Stability] = (),
-    windows: Sequence[Window] = THE_WELL_WINDOWS,
 ) -> str:
     """The HTML report; ``pictures`` of each dataset, by its name, are inlined."""
     environment = page_environment()
@@ -239,7 +231,6 @@ def render(
                 "rows": rows,
                 "verdict": verdict(rows),
                 "fields": _field_rows(evaluation),
-                "windows": window_scores(evaluation, windows),
                 "stability": stable.get(evaluation.data.name),
                 "figures": [(p.caption, p.data_uri) for p in pictures[evaluation.data.name]],
             }

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from pelagos.platform.evaluation.evaluate import DatasetEvaluation, FloatArray
-
-THE_WELL_WINDOWS = ((6, 12), (13, 30))
-
-Window = tuple[int, int]
+if TYPE_CHECKING:
+    from pelagos.platform.evaluation.evaluate import DatasetEvaluation
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,9 @@ class WindowScore:
         return f"{self.first}-{self.last}"
 
 
-def window_scores(evaluation: DatasetEvaluation, windows: Sequence[Window]) -> list[WindowScore]:
+def window_scores(
+    evaluation: DatasetEvaluation, windows: Sequence[tuple[int, int]]
+) -> list[WindowScore]:
     """Return the scores of the windows that have an evaluated lead in them."""
     steps = np.array(evaluation.lead_steps) / evaluation.rollout_step
     found = []
@@ -48,7 +49,7 @@ def window_scores(evaluation: DatasetEvaluation, windows: Sequence[Window]) -> l
     return found
 
 
-def _median(scores: FloatArray) -> float:
+def _median(scores: npt.NDArray[np.float64]) -> float:
     """Return the median over trajectories of `[trajectory, step, group]`."""
     with np.errstate(invalid="ignore"):
         means = scores.mean(axis=(1, 2))
