@@ -90,6 +90,20 @@ def test_the_mixer_is_a_complex_network_on_the_spectrum():
         torch.testing.assert_close(mixer(x), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_merged_with_the_aggregation_widening_makes_what_tokens_would():
+    torch.manual_seed(0)
+    model = DPOT(DPOTConfig(**SMALL))
+    aggregate, widening = model.time_agg_layer, model.patch_embed.widening
+    narrow, position = torch.randn(2, 3, widening.in_channels, 4, 6), torch.randn(1, 16, 4, 6)
+    with torch.no_grad():
+        tokens = nn.functional.conv2d(narrow.flatten(0, 1), widening.weight, widening.bias)
+        tokens = (tokens + position).unflatten(0, (2, 3))
+        waves = torch.cos(torch.linspace(0, 1, 3)[:, None] * aggregate.gamma)
+        expected = torch.einsum("btdij,td,tde->beij", tokens, waves, aggregate.w)
+        got = aggregate(narrow, position, widening)
+    assert (got - expected).norm() <= 1e-6 * expected.norm()
+
+
 def test_compiled_and_half_precision_blocks_stay_close():
     torch.manual_seed(0)
     model = DPOT(DPOTConfig(**SMALL))

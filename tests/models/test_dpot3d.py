@@ -89,10 +89,15 @@ def test_along_a_constant_axis_lifted_blocks_are_the_two_dimensional_ones(
 
 def test_time_aggregation_is_the_two_dimensional_one():
     flat, lifted = flat_and_lifted()
-    x = torch.randn(2, 3, 16, 4, 6)
+    narrow = torch.randn(2, 3, flat.patch_embed.widening.in_channels, 4, 6)
+    position = torch.randn(1, 16, 4, 6)
     with torch.no_grad():
-        expected = flat.time_agg_layer(x)
-        got = lifted.time_agg_layer(x[..., None].expand(*x.shape, 5))
+        expected = flat.time_agg_layer(narrow, position, flat.patch_embed.widening)
+        got = lifted.time_agg_layer(
+            narrow[..., None].expand(*narrow.shape, 5),
+            position[..., None].expand(*position.shape, 5),
+            flat.patch_embed.widening,
+        )
     assert gap(got, expected[..., None].expand_as(got)) < 1e-5
 
 

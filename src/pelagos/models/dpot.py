@@ -170,9 +170,10 @@ class DPOT(Pretrained):
         self._check(tuple(x.shape))
         config = self.config
         pixels_BTC = torch.cat((x, coordinates(x)), dim=-1).movedim((-2, -1), (1, 2))
-        tokens = self.patch_embed(pixels_BTC.flatten(0, 1))
-        tokens = tokens + resize_linear(self.pos_embed, tokens.shape[2:])
-        tokens = self.time_agg_layer(tokens.unflatten(0, pixels_BTC.shape[:2]))
+        narrow = self.patch_embed(pixels_BTC.flatten(0, 1))
+        position = resize_linear(self.pos_embed, narrow.shape[2:])
+        narrow = narrow.unflatten(0, pixels_BTC.shape[:2])
+        tokens = self.time_agg_layer(narrow, position, self.patch_embed.widening)
         for block in self.blocks:
             tokens = block(tokens)
         logits = self.cls_head(tokens.mean(dim=tuple(range(2, tokens.ndim))))

@@ -91,29 +91,35 @@ class FourierMixer(nn.Module):
 
     def _mix(self, series: Tensor, lifted: bool) -> Tensor:
         """``[B, *modes, head, channel]`` to the same; ``lifted``: of x, y and z."""
-        b1, b2 = self.b1.float(), self.b2.float()
+        heads_first = torch.view_as_real(series).flatten(-2).movedim(-2, 0)
+        b1, b2 = (_interleaved(bias.float(), heads_first.ndim) for bias in (self.b1, self.b2))
         if lifted:
-            mean_along_z = torch.zeros(series.shape[-3], 1, 1, device=series.device)
+            mean_along_z = torch.zeros(series.shape[-3], 1, device=series.device)
             mean_along_z[0] = 1.0
-            b1, b2 = b1[:, None] * mean_along_z, b2[:, None] * mean_along_z
-        real, imaginary = _complex_linear(series.real, series.imag, self.w1, b1)
-        real, imaginary = F.gelu(real), F.gelu(imaginary)
-        return torch.complex(*_complex_linear(real, imaginary, self.w2, b2))
+            b1, b2 = b1 * mean_along_z, b2 * mean_along_z
+        hidden = F.gelu(_per_head(heads_first, self.w1) + b1)
+        mixed = _per_head(hidden, self.w2) + b2
+        return torch.view_as_complex(mixed.reshape(*mixed.shape[:-1], -1, 2)).movedim(0, -2)
 
 
-def _complex_linear(
-    real: Tensor, imaginary: Tensor, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``(r + i s)(w0 + i w1) + b0 + i b1`` per head, on ``[..., head, channel]``."""
-    weight = weight.float()
+def _per_head(x: Tensor, weight: Tensor) -> Tensor:
+    """``x + i y`` times ``weight[0] + i weight[1]``, a matrix per head, on ``[head, ..., 2 in]``.
 
-    def product(part: Tensor, index: int) -> Tensor:
-        return torch.einsum("...hi,hio->...ho", part, weight[index])
+    Real and imaginary parts alternate, as complex numbers lie in memory, so that one real product
+    makes what would take four and their sums.
+    """
+    real, imaginary = weight.float()
+    of_real = torch.stack((real, imaginary), dim=-1).flatten(-2)
+    of_imaginary = torch.stack((-imaginary, real), dim=-1).flatten(-2)
+    matrices = torch.stack((of_real, of_imaginary), dim=2).flatten(1, 2)
+    product: Tensor = x.flatten(1, -2) @ matrices
+    return product.reshape(*x.shape[:-1], -1)
 
-    return (
-        product(real, 0) - product(imaginary, 1) + bias[0],
-        product(imaginary, 0) + product(real, 1) + bias[1],
-    )
+
+def _interleaved(bias: Tensor, num_axes: int) -> Tensor:
+    """``[2 (real, imaginary), head, out]`` to ``[head, 1, ..., 2 out]``, as ``_per_head`` lays out."""
+    pairs = bias.movedim(0, -1).flatten(-2)
+    return pairs.reshape(pairs.shape[0], *[1] * (num_axes - 2), pairs.shape[1])
 
 
 class DPOTBlock(nn.Module):
@@ -135,8 +141,34 @@ class DPOTBlock(nn.Module):
         return cast(Tensor, x_BD + self.mlp(self.norm2(self.filter(self.norm1(x_BD)))))
 
 
+class _Widening2d(nn.Conv2d):
+    """A 1×1 convolution to a token's channels, merged into the linear map that follows it.
+
+    That map is shared by all tokens, and from few channels it costs far less than from many.
+    """
+
+    def forward(self, matrices_TDE: Tensor, position_D: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The map from narrow channels ``[T, N, E]``, and ``position`` with the bias added."""
+        return _widen(self, matrices_TDE, position_D)
+
+
+class _Widening3d(nn.Conv3d):
+    """``_Widening2d`` in three dimensions."""
+
+    def forward(self, matrices_TDE: Tensor, position_D: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The map from narrow channels ``[T, N, E]``, and ``position`` with the bias added."""
+        return _widen(self, matrices_TDE, position_D)
+
+
+def _widen(
+    layer: nn.Conv2d | nn.Conv3d, matrices_TDE: Tensor, position_D: Tensor
+) -> tuple[Tensor, Tensor]:
+    bias = cast(Tensor, layer.bias).reshape(-1, *[1] * (position_D.ndim - 2))
+    return layer.weight.flatten(1).T @ matrices_TDE, position_D + bias
+
+
 class PatchEmbedding(nn.Module):
-    """Pixels and coordinates to tokens, through a narrow strided convolution."""
+    """Pixels and coordinates to narrow tokens, and the layer that widens them, under official names."""
 
     def __init__(self, config: Sizes, num_dimensions: int) -> None:
         super().__init__()
@@ -144,18 +176,25 @@ class PatchEmbedding(nn.Module):
         num_coordinates = num_dimensions + 1  # and time
         narrow = config.out_channels * patch + num_coordinates
         convolution = CONVOLUTIONS[num_dimensions]
+        widening = _Widening2d if num_dimensions == 2 else _Widening3d
         self.proj = nn.Sequential(
             convolution(config.in_channels + num_coordinates, narrow, patch, stride=patch),
             nn.GELU(),
-            convolution(narrow, config.embed_dim, 1),
+            widening(narrow, config.embed_dim, 1),
         )
 
+    @property
+    def widening(self) -> nn.Module:
+        """The last layer, which ``TimeAggregator`` calls."""
+        return self.proj[2]
+
     def forward(self, pixels_BC: Tensor) -> Tensor:
-        return cast(Tensor, self.proj(pixels_BC))
+        """``[B, C, *grid]`` to narrow tokens ``[B, N, *token grid]``."""
+        return cast(Tensor, self.proj[1](self.proj[0](pixels_BC)))
 
 
 class TimeAggregator(nn.Module):
-    """Frames to one: ``Σ_t W_t (x_t cos(γ t))``, t from 0 to 1.
+    """Frames to one: ``Σ_t W_t (x_t cos(γ t))``, t from 0 to 1, of tokens x.
 
     The paper writes exp(-iγt); the published networks use the cosine alone.
     """
@@ -166,17 +205,25 @@ class TimeAggregator(nn.Module):
         self.w = nn.Parameter(torch.empty(config.in_timesteps, width, width))
         self.gamma = nn.Parameter(torch.empty(1, width))
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """``[B, T, D, *grid]`` to ``[B, D, *grid]``."""
-        time = torch.linspace(0, 1, x_BTD.shape[1], device=x_BTD.device)
-        with without_autocast(x_BTD):  # γ reaches 1024: half precision would lose the phase
+    def forward(self, narrow_BTN: Tensor, position_D: Tensor, widening: nn.Module) -> Tensor:
+        """Narrow tokens ``[B, T, N, *grid]`` to ``[B, D, *grid]``.
+
+        Tokens are what ``widening`` makes of narrow ones, plus ``position [1, D, *grid]``; they are
+        never made. Widening and aggregation are both linear, and their product, from N channels
+        at once, takes a tenth of the work; positions are the same in every frame, so that they
+        need the sum of the frames' matrices only.
+        """
+        time = torch.linspace(0, 1, narrow_BTN.shape[1], device=narrow_BTN.device)
+        with without_autocast(narrow_BTN):  # γ reaches 1024: half precision would lose the phase
             waves = torch.cos(time[:, None] * self.gamma.float())
-        # Scaling the matrices is far less work than scaling the tokens. One product over frames and
-        # channels, in the order that the matrices lie in: an einsum would copy them, twice a step.
-        matrices = (waves.to(self.w.dtype)[:, :, None] * self.w).flatten(0, 1)
-        columns = x_BTD.flatten(3).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
-        merged_DB: Tensor = matrices.T @ columns
-        return merged_DB.reshape(-1, x_BTD.shape[0], *x_BTD.shape[3:]).movedim(1, 0)
+        matrices = waves.to(self.w.dtype)[:, :, None] * self.w
+        merged_TND, position_D = widening(matrices, position_D)
+        columns = narrow_BTN.flatten(3).permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
+        tokens_DB: Tensor = merged_TND.flatten(0, 1).T @ columns
+        of_position: Tensor = matrices.sum(0).to(position_D.dtype).T @ position_D[0].flatten(1)
+        grid = narrow_BTN.shape[3:]
+        tokens = tokens_DB.reshape(-1, narrow_BTN.shape[0], *grid).movedim(1, 0)
+        return tokens + of_position.reshape(-1, *grid)
 
 
 def resize_linear(table: Tensor, grid: Sequence[int]) -> Tensor:
