@@ -62,7 +62,7 @@ class TrialResult:
     steps: int = 0
     validation_loss: float | None = None
     errors: dict[str, float] = field(default_factory=dict)
-    """Forecast method: median over samples of the mean relative L1 error at the last lead."""
+    """Forecast method: mean over field groups of the median relative L1 error at the last lead."""
     cause: str = ""
 
 
