@@ -284,7 +284,7 @@ def test_a_run_killed_before_its_first_weights_gets_them_on_resume(
 def test_the_same_weights_from_wherever_they_lie(
     make_finetune: MakeFinetune, parent: RunDirectory, tmp_path: Path, kind: str
 ) -> None:
-    by_run = finetune.prepare(make_finetune())
+    by_run = finetune.prepare(make_finetune(source__checkpoint=8))
     source: Any = {
         "checkpoints": parent.checkpoint_uri,
         "one checkpoint": f"{parent.checkpoint_uri}/step-{8:08d}",
@@ -377,7 +377,22 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
             "another family or size",
         ),
         ({"model": "{name: poseidon-nano}"}, "another family or size"),
+        (
+            {"model": "{name: poseidon-nano}", "reinitialize": "[patch_recovery]"},
+            "another family or size",
+        ),
         ({"reinitialize": "[no_such_layer]"}, "match none"),
+        ({"reinitialize": "['(']"}, "a regular expression; this one has a mistake"),
+        ({"optimizer__frozen": "['*']"}, "a regular expression; this one has a mistake"),
+        ({"lora": "{targets: ['[']}"}, "a regular expression; this one has a mistake"),
+        (
+            {"optimizer__groups": "[{pattern: '(', lr: 0.1}]"},
+            "a regular expression; this one has a mistake",
+        ),
+        (
+            {"optimizer__groups": "[{pattern: encoder, frozen_until_step: 2}]"},
+            "must be below total_steps 2",
+        ),
         ({"lora": "{targets: [no_such_layer]}"}, "lora.targets: no_such_layer match none"),
         ({"lora": "{targets: [query.bias]}"}, "needs two axes"),
         ({"data__normalization": "source", "data__fields": TRACER_FIELDS}, "constants of tracer"),
