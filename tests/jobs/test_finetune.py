@@ -322,8 +322,14 @@ def test_weights_come_from_an_object_store_too(
     files = s3fs.S3FileSystem(**s3_server.storage_options)
     files.put(str(tmp_path / "exported"), uri.removeprefix("s3://"), recursive=True)
     options = {"storage__endpoint_url": s3_server.endpoint}
-    prepared = finetune.prepare(make_finetune(source=f"{{uri: '{uri}'}}", **options))
-    assert prepared.source.digest == finetune.prepare(make_finetune()).source.digest
+    files.put(parent.checkpoint_uri, f"{uri}-run".removeprefix("s3://"), recursive=True)
+    digest = finetune.prepare(make_finetune()).source.digest
+    for place in (uri, f"{uri}-run", f"{uri}-run/step-{8:08d}"):
+        prepared = finetune.prepare(make_finetune(source=f"{{uri: '{place}'}}", **options))
+        assert prepared.source.digest == digest
+    one = make_finetune(source=f"{{uri: '{uri}/model.safetensors'}}", **options)
+    prepared = finetune.prepare(one.model_copy(update={"model": parent.job().model}))
+    assert prepared.source.digest == digest
     with pytest.raises(ConfigError, match="does not exist|no object|not found|NoSuchKey"):
         finetune.prepare(make_finetune(source=f"{{uri: '{uri}-not'}}", **options))
 
