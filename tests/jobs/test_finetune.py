@@ -284,7 +284,7 @@ def test_a_run_killed_before_its_first_weights_gets_them_on_resume(
 def test_the_same_weights_from_wherever_they_lie(
     make_finetune: MakeFinetune, parent: RunDirectory, tmp_path: Path, kind: str
 ) -> None:
-    by_run = finetune.prepare(make_finetune())
+    by_run = finetune.prepare(make_finetune(source__checkpoint=8))
     source: Any = {
         "checkpoints": parent.checkpoint_uri,
         "one checkpoint": f"{parent.checkpoint_uri}/step-{8:08d}",
@@ -322,8 +322,14 @@ def test_weights_come_from_an_object_store_too(
     files = s3fs.S3FileSystem(**s3_server.storage_options)
     files.put(str(tmp_path / "exported"), uri.removeprefix("s3://"), recursive=True)
     options = {"storage__endpoint_url": s3_server.endpoint}
-    prepared = finetune.prepare(make_finetune(source=f"{{uri: '{uri}'}}", **options))
-    assert prepared.source.digest == finetune.prepare(make_finetune()).source.digest
+    files.put(parent.checkpoint_uri, f"{uri}-run".removeprefix("s3://"), recursive=True)
+    digest = finetune.prepare(make_finetune()).source.digest
+    for place in (uri, f"{uri}-run", f"{uri}-run/step-{8:08d}"):
+        prepared = finetune.prepare(make_finetune(source=f"{{uri: '{place}'}}", **options))
+        assert prepared.source.digest == digest
+    one = make_finetune(source=f"{{uri: '{uri}/model.safetensors'}}", **options)
+    prepared = finetune.prepare(one.model_copy(update={"model": parent.job().model}))
+    assert prepared.source.digest == digest
     with pytest.raises(ConfigError, match="does not exist|no object|not found|NoSuchKey"):
         finetune.prepare(make_finetune(source=f"{{uri: '{uri}-not'}}", **options))
 
@@ -377,7 +383,22 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
             "another family or size",
         ),
         ({"model": "{name: poseidon-nano}"}, "another family or size"),
+        (
+            {"model": "{name: poseidon-nano}", "reinitialize": "[patch_recovery]"},
+            "another family or size",
+        ),
         ({"reinitialize": "[no_such_layer]"}, "match none"),
+        ({"reinitialize": "['(']"}, "a regular expression; this one has a mistake"),
+        ({"optimizer__frozen": "['*']"}, "a regular expression; this one has a mistake"),
+        ({"lora": "{targets: ['[']}"}, "a regular expression; this one has a mistake"),
+        (
+            {"optimizer__groups": "[{pattern: '(', lr: 0.1}]"},
+            "a regular expression; this one has a mistake",
+        ),
+        (
+            {"optimizer__groups": "[{pattern: encoder, frozen_until_step: 2}]"},
+            "must be below total_steps 2",
+        ),
         ({"lora": "{targets: [no_such_layer]}"}, "lora.targets: no_such_layer match none"),
         ({"lora": "{targets: [query.bias]}"}, "needs two axes"),
         ({"data__normalization": "source", "data__fields": TRACER_FIELDS}, "constants of tracer"),

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.jobs import sweep as sweep_job
 from pelagos.jobs.parts import MixtureStreams
+from pelagos.jobs.sweep_trial import run_trial
 from pelagos.jobs.sweep_trials import read_result, trials_of
 from pelagos.platform.cli.main import app
 from pelagos.platform.config import ConfigError, SweepJob
@@ -182,6 +183,22 @@ def test_trials_that_lag_are_stopped_early(make_sweep: MakeSweep, tmp_path: Path
     assert stopped.state == "stopped early"
     assert 4 <= stopped.steps < 60
     assert sweep_job.run(sweep).report.rows == result.report.rows  # nothing is begun again
+
+
+def test_another_measurement_is_made_of_the_same_runs(make_sweep: MakeSweep) -> None:
+    plain, measured = make_sweep(), make_sweep(evaluate={"max_trajectories": 2})
+    (trial,), (same,) = trials_of(plain), trials_of(measured)
+    assert trial.path == same.path
+    run_trial(plain, trial, lambda *_: True)
+    assert [row.state for row in sweep_job.report_of(plain, [trial]).rows] == ["finished"]
+    assert [row.state for row in sweep_job.report_of(measured, [trial]).rows] == ["interrupted"]
+    run_trial(measured, same, lambda *_: True)
+    (row,) = sweep_job.report_of(measured, [same]).rows
+    assert (row.state, row.errors.keys()) == ("finished", {"direct", "autoregressive"})
+    wider = make_sweep(evaluate={"max_trajectories": 3})
+    assert sweep_job.report_of(wider, [same]).rows[0].errors == {}
+    launched = [e for e in RunDirectory(trial.path).events() if e["kind"] == "launched"]
+    assert len(launched) == 1
 
 
 def test_random_draws_are_the_same_every_time(make_sweep: MakeSweep) -> None:

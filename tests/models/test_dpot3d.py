@@ -127,8 +127,9 @@ def test_each_of_the_mixers_three_rules_is_needed():
 
 def test_adapting_a_two_dimensional_checkpoint_matches_blocks_and_time():
     flat, lifted = flat_and_lifted()
-    # of so small a network, the blocks are less than the quarter that is asked for otherwise
-    adaptation = adapt(lifted, lift_from_2d(flat.state_dict()), "2-D", reinitialize=["cls_head"])
+    # of so small a network, the blocks are less than the quarter that is asked for of all of it
+    fresh = ["cls_head", "patch_embed", "pos_embed", "out_layer"]
+    adaptation = adapt(lifted, lift_from_2d(flat.state_dict()), "2-D", reinitialize=fresh)
     matched = set(adaptation.names("matched"))
     assert matched == {n for n in lifted.state_dict() if n.startswith(("blocks.", "time_agg"))}
 

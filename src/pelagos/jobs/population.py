@@ -7,6 +7,7 @@ on the seed and the losses, not on who was faster. Each is kept in the sweep's d
 member's take-overs in its run (`take_over.py`), from which a sweep that was killed goes on.
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -174,7 +175,7 @@ def run_last_leg(sweep: SweepJob, trial: Trial) -> None:
     result = run_trial(sweep, trial, lambda *_: True)
     if result.state == "finished":
         loss = comparable_loss(sweep, RunDirectory(trial.path), result.steps)
-        write_result(trial, TrialResult(result.state, result.steps, loss, result.errors))
+        write_result(trial, dataclasses.replace(result, validation_loss=loss))
 
 
 def comparable_loss(sweep: SweepJob, run: RunDirectory, step: int) -> float | None:

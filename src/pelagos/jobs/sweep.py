@@ -27,6 +27,7 @@ from pelagos.jobs.sweep_trials import (
     Trial,
     TrialResult,
     read_result,
+    result_of,
     tracked,
     trials_of,
     write_result,
@@ -66,7 +67,7 @@ def run(sweep: SweepJob, console: Console | None = None) -> SweepResult:
         ConfigError: a job, the grid or an amount of data cannot be run as written; nothing was made.
     """
     trials = trials_of(sweep)
-    left = [t for t in trials if read_result(t).state not in FINAL_STATES]
+    left = [t for t in trials if result_of(sweep, t).state not in FINAL_STATES]
     check_labels(sweep, {t.label for t in left})
     directory = sweep_directory(sweep)
     parent = open_parent(sweep, directory)
@@ -102,7 +103,8 @@ def report_of(sweep: SweepJob, trials: Sequence[Trial]) -> SweepReport:
     default = DEFAULT_BASELINE if DEFAULT_BASELINE in sweep.jobs else None
     rows = []
     for trial in trials:
-        known = dataclasses.asdict(read_result(trial))
+        known = dataclasses.asdict(result_of(sweep, trial))
+        del known["measured_on"]
         rows.append(
             SweepRow(
                 trial.name,

@@ -11,7 +11,8 @@ from pelagos.jobs.sweep_trials import (
     FINAL_STATES,
     Trial,
     TrialResult,
-    read_result,
+    measurement_of,
+    result_of,
     trials_of,
     write_result,
 )
@@ -27,7 +28,7 @@ def run(sweep: SweepJob, ends: Mapping[str, RunState]) -> SweepResult:
     parent = open_parent(sweep, sweep_directory(sweep))
     adopt_children(sweep, parent)
     for trial in trials:
-        if read_result(trial).state not in FINAL_STATES:
+        if result_of(sweep, trial).state not in FINAL_STATES:
             write_result(trial, _result(sweep, trial, ends[trial.name]))
     return conclude(sweep, trials, parent)
 
@@ -41,6 +42,7 @@ def _result(sweep: SweepJob, trial: Trial, end: RunState) -> TrialResult:
     if end.state != "finished":
         return TrialResult("interrupted", step, loss, cause=end.reason or end.state)
     try:
-        return TrialResult("finished", step, loss, measured_errors(sweep, trial))
+        errors = measured_errors(sweep, trial)
+        return TrialResult("finished", step, loss, errors, measured_on=measurement_of(sweep))
     except Exception as error:  # whatever keeps one trial from being measured, the others are
         return TrialResult("failed", step, loss, cause=f"{type(error).__name__}: {error}")

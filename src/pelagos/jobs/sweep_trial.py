@@ -18,6 +18,7 @@ from pelagos.jobs.sweep_trials import (
     Trial,
     TrialResult,
     clear_unbegun,
+    measurement_of,
     write_result,
 )
 from pelagos.platform.config.measure import EvaluateJob
@@ -64,7 +65,8 @@ def _result(sweep: SweepJob, trial: Trial, ended: PretrainResult, is_stopped: bo
     if outcome.kind == "stopped":
         state = "stopped early" if is_stopped else "interrupted"
         return TrialResult(state, outcome.step, loss)  # type: ignore[arg-type]
-    return TrialResult("finished", outcome.step, loss, measured_errors(sweep, trial))
+    errors = measured_errors(sweep, trial)
+    return TrialResult("finished", outcome.step, loss, errors, measured_on=measurement_of(sweep))
 
 
 def measured_errors(sweep: SweepJob, trial: Trial) -> dict[str, float]:

@@ -62,8 +62,10 @@ class TrialResult:
     steps: int = 0
     validation_loss: float | None = None
     errors: dict[str, float] = field(default_factory=dict)
-    """Forecast method: median over samples of the mean relative L1 error at the last lead."""
+    """Forecast method: mean over field groups of the median relative L1 error at the last lead."""
     cause: str = ""
+    measured_on: dict[str, Any] | None = None
+    """Which trajectories `errors` are of: `measurement_of` the sweep."""
 
 
 def write_result(trial: Trial, result: TrialResult) -> None:
@@ -79,10 +81,27 @@ def read_result(trial: Trial) -> TrialResult:
     """Return what is known of a trial; one that has no record waits, or was interrupted."""
     with contextlib.suppress(OSError, ValueError):
         told = json.loads((trial.path / RECORD_NAME).read_text())
-        known = {f.name: told[f.name] for f in fields(TrialResult)}
+        known = {f.name: told[f.name] for f in fields(TrialResult) if f.name in told}
         known["errors"] = {k: math.inf if v is None else v for k, v in known["errors"].items()}
         return TrialResult(**known)
     return TrialResult("interrupted" if (trial.path / "job.yaml").exists() else "waiting")
+
+
+def result_of(sweep: SweepJob, trial: Trial) -> TrialResult:
+    """Return what is known of a trial; one that was measured on something else than the sweep asks
+    for is not over: its run is, its measurement is made anew.
+    """
+    result = read_result(trial)
+    if result.state == "finished" and result.measured_on != measurement_of(sweep):
+        return replace(result, state="interrupted", errors={})
+    return result
+
+
+def measurement_of(sweep: SweepJob) -> dict[str, Any] | None:
+    """Return what decides the errors of a sweep's trials, beside the trials themselves."""
+    if sweep.evaluate is None:
+        return None
+    return sweep.evaluate.model_dump(mode="json", exclude={"batch_size"})
 
 
 def clear_unbegun(directory: Path) -> None:

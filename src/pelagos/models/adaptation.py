@@ -61,7 +61,7 @@ def adapt(
 
     ``reinitialize``: regular expressions of parameters that start afresh although they fit.
     Raises ValueError for a pattern that matches nothing, and for weights of which less than a
-    quarter of the network's values can be taken: those of another family or size.
+    quarter of the network's other values can be taken: those of another family or size.
     """
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     check_patterns("reinitialize", reinitialize, list(own))
@@ -83,7 +83,8 @@ def adapt(
         if name not in own
     ]
     adaptation = Adaptation(tensors, tuple(rows))
-    _check_share(model, adaptation, weights, source, asked=bool(reinitialize))
+    asked = {name for name in own if any(re.search(p, name) for p in reinitialize)}
+    _check_share(model, adaptation, weights, source, asked)
     return adaptation
 
 
@@ -92,11 +93,12 @@ def _check_share(
     adaptation: Adaptation,
     weights: Mapping[str, Tensor],
     source: str,
-    asked: bool,
+    asked: set[str],
 ) -> None:
-    total = sum(tensor.numel() for tensor in model.state_dict().values())
+    wanted = {n: tensor for n, tensor in model.state_dict().items() if n not in asked}
+    total = sum(tensor.numel() for tensor in wanted.values())
     carried = sum(tensor.numel() for tensor in adaptation.tensors.values())
-    if adaptation.tensors and (asked or carried >= _LEAST_SHARE * total):
+    if adaptation.tensors and carried >= _LEAST_SHARE * total:
         return
     misfit = next(
         (p for p in adaptation.parameters if p.shape and p.source_shape not in (None, p.shape)),

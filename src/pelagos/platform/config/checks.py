@@ -136,6 +136,14 @@ def _check_pretrain(job: TrainingJob) -> Iterator[Finding]:
             ("schedule", "warmup_steps"),
             f"got {job.schedule.warmup_steps}, must be below total_steps {job.schedule.total_steps}",
         )
+    starts = [(i, group.frozen_until_step) for i, group in enumerate(job.optimizer.groups)]
+    for index, start in starts:
+        if start >= job.schedule.total_steps:
+            yield (
+                ("optimizer", "groups", index, "frozen_until_step"),
+                f"got {start}, must be below total_steps {job.schedule.total_steps}; for what is never "
+                "trained use optimizer.frozen",
+            )
     if job.resources.gpus_per_worker > 1:
         yield (
             ("resources", "gpus_per_worker"),

@@ -5,9 +5,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pelagos.platform.config.schema import (
+    CheckpointName,
     ModelConfig,
     PositiveFloat,
     PositiveInt,
+    RegularExpression,
     RunName,
     Section,
     TrainingJob,
@@ -22,7 +24,9 @@ class SourceConfig(Section):
 
     run: RunName | None = Field(None, description="Name of a run.")
     runs_dir: str | None = Field(None, description="Directory of that run; default: `runs_dir`.")
-    checkpoint: str = Field("last", description="Of a run: last, best, or a step number.")
+    checkpoint: CheckpointName = Field(
+        "last", description="Of a run: last, best, or a step number."
+    )
     weights: Literal["model", "ema"] = Field("model", description="Of a run: which weights.")
     uri: str | None = Field(
         None,
@@ -40,11 +44,11 @@ class LowRankConfig(Section):
 
     rank: PositiveInt = Field(8, description="Rank of each update.")
     alpha: PositiveFloat = Field(16.0, description="The update is scaled by alpha / rank.")
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+    targets: Annotated[tuple[RegularExpression, ...], Field(min_length=1)] = Field(
         description="Regular expressions of the parameters that are updated: matrices, kernels of "
         "convolutions, spectral weights."
     )
-    also_train: tuple[str, ...] = Field(
+    also_train: tuple[RegularExpression, ...] = Field(
         (),
         description="Regular expressions of parameters that are trained themselves, e.g. heads; "
         "everything else is frozen. Re-initialised parameters are trained always.",
@@ -60,7 +64,7 @@ class FinetuneJob(TrainingJob):
         ModelConfig(name=SOURCE_MODEL),
         description="Which network; default: the source's, with its options.",
     )
-    reinitialize: tuple[str, ...] = Field(
+    reinitialize: tuple[RegularExpression, ...] = Field(
         (),
         description="Regular expressions of parameters that start afresh although they fit, e.g. a "
         "head.",

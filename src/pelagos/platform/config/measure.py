@@ -4,7 +4,13 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from pelagos.platform.config.schema import NonNegativeInt, PositiveInt, RunName, Section
+from pelagos.platform.config.schema import (
+    CheckpointName,
+    NonNegativeInt,
+    PositiveInt,
+    RunName,
+    Section,
+)
 
 
 class EvaluateJob(Section):
@@ -13,7 +19,7 @@ class EvaluateJob(Section):
     job: Literal["evaluate"] = "evaluate"
     run: RunName = Field(description="The run to evaluate.")
     runs_dir: str = Field("runs", description="Directory that holds the runs.")
-    checkpoint: str = Field("last", description="last, best, or a step number.")
+    checkpoint: CheckpointName = Field("last", description="last, best, or a step number.")
     weights: Literal["model", "ema"] = Field("model", description="Which weights.")
     split: str = Field("test", description="Split of each dataset.")
     max_trajectories: PositiveInt = Field(64, description="Trajectories per dataset at most.")

@@ -15,11 +15,13 @@ from pelagos.platform.config.parallel import FullyShardConfig as FullyShardConfi
 from pelagos.platform.config.parallel import MemoryBudgetConfig as MemoryBudgetConfig
 from pelagos.platform.config.parallel import ParallelConfig as ParallelConfig
 from pelagos.platform.config.parallel import ZeroConfig as ZeroConfig
+from pelagos.platform.config.section import CheckpointName as CheckpointName
 from pelagos.platform.config.section import Fraction as Fraction
 from pelagos.platform.config.section import NonNegativeFloat as NonNegativeFloat
 from pelagos.platform.config.section import NonNegativeInt as NonNegativeInt
 from pelagos.platform.config.section import PositiveFloat as PositiveFloat
 from pelagos.platform.config.section import PositiveInt as PositiveInt
+from pelagos.platform.config.section import RegularExpression as RegularExpression
 from pelagos.platform.config.section import RunName as RunName
 from pelagos.platform.config.section import Section as Section
 
@@ -254,7 +256,9 @@ class ObjectiveConfig(Section):
 class ParameterGroupConfig(Section):
     """Settings for the parameters whose name matches a pattern; the first match wins."""
 
-    pattern: str = Field(description="Regular expression searched in the parameter's name.")
+    pattern: RegularExpression = Field(
+        description="Regular expression searched in the parameter's name."
+    )
     lr: PositiveFloat | None = Field(None, description="Learning rate; default: optimizer.lr.")
     weight_decay: NonNegativeFloat | None = Field(None, description="Default: optimizer's.")
     frozen_until_step: NonNegativeInt = Field(
@@ -279,7 +283,7 @@ class OptimizerConfig(Section):
         description="Each block's rate is so much of that of the block after it; what comes before "
         "the blocks gets the lowest, what comes after them the whole.",
     )
-    frozen: tuple[str, ...] = Field(
+    frozen: tuple[RegularExpression, ...] = Field(
         (), description="Regular expressions of parameters that are not trained."
     )
 

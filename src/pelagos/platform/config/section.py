@@ -1,8 +1,9 @@
 """What every section of a job file is, and the types its keys share."""
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -11,6 +12,23 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # One path component: a run name becomes a directory and an object-store prefix.
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+def _that_compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"a regular expression; this one has a mistake: {error}") from error
+    return pattern
+
+
+def _as_text(name: Any) -> Any:
+    return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+
+
+RegularExpression = Annotated[str, AfterValidator(_that_compiles)]
+# YAML reads a step as a number, and `last` as text.
+CheckpointName = Annotated[str, BeforeValidator(_as_text)]
 
 
 class Section(BaseModel):

@@ -183,10 +183,12 @@ def _resampled(errors: Errors, generator: np.random.Generator) -> dict[int, floa
 
 
 def median_sample_error(scores: Sequence[Sequence[Sequence[float]]]) -> float:
-    """Return the median over samples of the mean over field groups, at the last lead.
+    """Return the mean over field groups of the median over samples, at the last lead.
 
-    `scores[sample][lead][group]` are relative L1 errors; what is not finite counts as infinite.
+    In this order, as Poseidon's own evaluation does: the median of each group may be another
+    sample's. `scores[sample][lead][group]` are relative L1 errors; what is not finite counts as
+    infinite.
     """
     last = np.array([sample[-1] for sample in scores], dtype=np.float64)
     last = np.where(np.isfinite(last), last, np.inf)
-    return float(np.median(last.mean(axis=-1)))
+    return float(np.median(last, axis=0).mean())
