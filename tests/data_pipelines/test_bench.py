@@ -43,6 +43,17 @@ def test_storage_that_is_too_slow_gets_a_cache(datasets: tuple[str, str]) -> Non
     assert slow.recommendation.cache_bytes >= slow.dataset_bytes
 
 
+def test_frames_in_chunks_count_whole(make_dataset: Any) -> None:
+    dataset, _ = make_dataset(chunk_shape=(5, 8), compression="none")
+    quick: dict[str, Any] = {"seconds": 0.05, "concurrencies": (1,)}
+    found = bench(dataset.uri, step_seconds=0.01, batch_size=1, num_frames=2, **quick)
+    # two frames of 3 x 2 chunks of two fields of 5 x 8 numbers, each chunk with its checksum
+    assert found.window_bytes == 2 * 6 * (2 * 5 * 8 * 4 + 4)
+    for reading in (*found.raw, *found.reader):
+        num_bytes = reading.windows_per_second * found.window_bytes
+        assert reading.megabytes_per_second * 1e6 == pytest.approx(num_bytes)
+
+
 def test_shown_for_people_and_refused_where_it_makes_no_sense(datasets: tuple[str, str]) -> None:
     quick = ["--seconds", "0.05", "--step-time", "0.02"]
     shown = CliRunner().invoke(app, ["data", "bench", datasets[0], *quick])

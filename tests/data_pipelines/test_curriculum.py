@@ -137,7 +137,9 @@ def test_what_is_no_schedule_is_refused(mixture: Mixture) -> None:
         ({5: 1.0}, "must begin with step 0"),
         ({0: 1.0, 5: -1.0}, "must not be negative"),
         ({0: 0.0}, "one positive"),
-        (0.0, "must be positive"),
+        (0.0, "must be a positive number"),
+        (float("inf"), "must be a positive number"),
+        ({0: 1.0, 5: float("nan")}, "must be finite"),
     ):
         with pytest.raises(ValueError, match=message):
             Mixture([MixtureEntry(mixture.entries[0].dataset, weight=weight)], ("density",), len)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 import xarray
 import zarr
+from typer.testing import CliRunner
 
 from pelagos.data_pipelines.foreign import (
     DescribedField,
@@ -25,7 +26,8 @@ from pelagos.data_pipelines.foreign import (
 from pelagos.data_pipelines.loader import StreamLoader
 from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
 from pelagos.data_pipelines.sampler import Sampler
-from pelagos.data_pipelines.store import Dataset, DatasetError
+from pelagos.data_pipelines.store import Dataset, DatasetError, open_dataset
+from pelagos.platform.cli.main import app
 
 SHAPE = (7, 5, 2, 6, 8)
 NAMES = ("trajectory", "time", "channel", "y", "x")
@@ -139,6 +141,67 @@ def test_every_layout_gives_the_same_frames(
         train = values[:5, :, dataset.field_names.index(field)].astype(np.float64)
         assert row["mean"] == pytest.approx(train.mean(), rel=1e-12)
         assert row["std"] == pytest.approx(train.std(), rel=1e-12)
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda w: w.__name__)
+def test_the_command_of_the_hint_converts_every_layout(
+    tmp_path: Path, values: Values, write: Callable[[Path, Values], None]
+) -> None:
+    source, target = tmp_path / "a.zarr", tmp_path / "new.zarr"
+    write(source, values)
+    result = CliRunner().invoke(app, ["convert", str(source), str(target), "--verify"])
+    assert result.exit_code == 0, result.output
+    found, foreign = open_dataset(target), open_readable(source)
+    np.testing.assert_array_equal(found.window(6, 0, 5), values[6])
+    for key in ("fields", "splits", "frame_interval", "domain_extent", "grid_location"):
+        assert getattr(found.spec, key) == getattr(foreign.spec, key), key
+    for name, numbers in foreign.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], numbers)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("where", ["f4", "i2", "shard"])
+def test_a_lost_chunk_is_not_converted_to_zeros(
+    tmp_path: Path, values: Values, where: str, mapped: bool
+) -> None:
+    source = tmp_path / "a.zarr"
+    numbers = values if where == "f4" else (values * 100).round().astype("i2")
+    layout = {"chunks": (1, 1, 2, 6, 8), "shards": (7, 5, 2, 6, 8)} if where == "shard" else {}
+    array = zarr.create_array(
+        source, shape=SHAPE, dtype=numbers.dtype, **(layout or {"chunks": (1, 5, 2, 6, 8)})
+    )
+    array[...] = numbers
+    if where == "shard":
+        array[...] = 0  # chunks of zeros are left out
+        array[0] = numbers[0]
+    else:
+        (source / "c/3/0/0/0/0").unlink()
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text("fields: [{axes: [n, t, c, y, x], names: [a, b]}]")
+    arguments = ["convert", str(source), str(tmp_path / "new.zarr")]
+    result = CliRunner().invoke(app, arguments + ["--mapping", str(mapping)] * mapped)
+    assert result.exit_code == 2, result.output
+    assert "missing" in result.output
+    assert "Traceback" not in result.output
+    with pytest.raises(DatasetError):
+        open_dataset(tmp_path / "new.zarr")
+
+
+def test_damaged_metadata_and_odd_attributes_are_named(tmp_path: Path, values: Values) -> None:
+    source = tmp_path / "a.zarr"
+    for content in ("{", "[]"):
+        write_group(source, values)
+        (source / "zarr.json").write_text(content)
+        with pytest.raises(DatasetError, match=r"zarr\.json is damaged"):
+            open_readable(source)
+    write_group(source, values)
+    (source / "data/zarr.json").write_text("{")
+    with pytest.raises(DatasetError, match="damaged metadata"):
+        open_readable(source)
+    write_group(source, values)
+    zarr.open_group(source)["data"].attrs["scale_factor"] = [0.1]
+    with pytest.raises(DatasetError, match="scale_factor"):
+        open_readable(source)
 
 
 def test_coordinates_and_vectors_of_xarray_are_used(tmp_path: Path, values: Values) -> None:

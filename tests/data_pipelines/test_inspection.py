@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pelagos.data_pipelines import inspection
 from pelagos.data_pipelines.inspection import describe, verify
 from pelagos.data_pipelines.store import DatasetError
+from pelagos.data_pipelines.store.object_store import LocalStore
 
 
 def test_describe_says_sizes_and_layout(make_dataset: Any) -> None:
@@ -82,7 +85,51 @@ def test_wrong_statistics_and_parameters_are_found(
     healthy, _ = make_dataset()
     path = Path(healthy.uri) / "parameters/viscosity/c/0"
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    assert [d.key for d in verify(healthy.uri).damage] == ["parameters"]
+    assert [d.key for d in verify(healthy.uri).damage] == ["parameters/viscosity/c/0"]
+
+
+def test_what_only_other_readers_go_by_is_checked_too(make_dataset: Any) -> None:
+    dataset, _ = make_dataset()
+    root = Path(dataset.uri)
+    time = root / "time/c/0"
+    time.write_bytes(time.read_bytes()[:-1] + b"\0")
+    (root / "x/c/0").unlink()
+    other, _ = make_dataset(domain_extent=(2.0, 2.0))
+    (root / "y/c/0").write_bytes((Path(other.uri) / "y/c/0").read_bytes())
+    group = json.loads((root / "zarr.json").read_text())
+    group["attributes"]["frame_interval"] = 0.5
+    (root / "zarr.json").write_text(json.dumps(group))
+    (root / "data/zarr.json").write_text("[]")
+    first = root / "data/c/0/0/0/0/0"
+    first.write_bytes(first.read_bytes()[:-1])  # does not hide the rest
+    path = root / "parameters/viscosity/c/0"
+    path.write_bytes(path.read_bytes()[8:])
+    found = {d.key: d.problem for d in verify(dataset.uri).damage}
+    keys = ["time/c/0", "x/c/0", "y/c/0", "zarr.json", "data/zarr.json", "parameters/viscosity/c/0"]
+    assert set(found) == {*keys, "data/c/0/0/0/0/0"}
+    assert "attributes frame_interval" in found["zarr.json"]
+
+
+def test_shards_are_verified_at_once(make_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, _ = make_dataset()
+    meeting = threading.Barrier(2)
+    original = LocalStore.read
+
+    def read(self: LocalStore, key: str) -> bytes:
+        if key in ("data/c/0/0/0/0/0", "data/c/1/0/0/0/0"):
+            meeting.wait(30)  # breaks unless another thread reads the other one
+        return original(self, key)
+
+    monkeypatch.setattr(LocalStore, "read", read)
+    monkeypatch.setattr(inspection, "_THREADS", 2)
+    assert verify(dataset.uri).is_whole
+
+
+def test_a_shard_that_is_being_appended_to_is_whole(make_dataset: Any) -> None:
+    dataset, _ = make_dataset()
+    last = Path(dataset.uri) / "data/c/2/0/0/0/0"
+    last.write_bytes(last.read_bytes() + b"more")
+    assert verify(dataset.uri).is_whole
 
 
 def test_verify_needs_a_finished_dataset(tmp_path: Path) -> None:

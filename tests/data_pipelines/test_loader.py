@@ -192,6 +192,34 @@ def test_checkpoint_state_is_small_and_refuses_changed_data(
         Mixture(heavier, FIELDS, pairs).check_state(state["mixture"])
 
 
+@pytest.mark.parametrize("count", [8, 40, 200])
+def test_the_state_of_many_datasets_is_small_and_as_strict(make_dataset: Any, count: int) -> None:
+    dataset, _ = make_dataset()
+    changed, _ = make_dataset(seed=9)
+
+    def mix(*entries: MixtureEntry) -> Mixture:
+        return Mixture(entries, dataset.field_names, pairs)
+
+    weights = [1.0 + i / 8 for i in range(count)]
+    entries = [MixtureEntry(dataset, weight=w, crop=(8, 8)) for w in weights]
+    mixture = mix(*entries)
+    state = json.loads(json.dumps(Sampler(mixture, seed=1).state_dict()))
+    assert len(json.dumps(state)) < 1000
+    mixture.check_state(state["mixture"])
+    mixture.check_state(mixture._listed_state())  # as states were kept before
+    told = "dataset 3 " if count < 48 else "another"
+    for other in (
+        MixtureEntry(changed, weight=weights[3], crop=(8, 8)),
+        MixtureEntry(dataset, weight=7.5, crop=(8, 8)),
+        MixtureEntry(dataset, weight=weights[3]),
+        MixtureEntry(dataset, weight=weights[3], crop=(8, 8), max_trajectories=2),
+    ):
+        with pytest.raises(ValueError, match=told):
+            mix(*entries[:3], other, *entries[4:]).check_state(state["mixture"])
+    with pytest.raises(ValueError, match="datasets, are|another"):
+        mix(*entries[1:]).check_state(state["mixture"])
+
+
 def test_every_misfit_is_listed_at_once(make_dataset: Any) -> None:
     small, _ = make_dataset(grid_shape=(8, 8))
     large, _ = make_dataset()

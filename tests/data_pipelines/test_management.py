@@ -119,7 +119,7 @@ def test_merged_datasets_join_their_splits(make_dataset: Any, tmp_path: Path) ->
     rows = [*range(5), 1, 2, 5, 6, 3, 4, 5, 6, 0]
     np.testing.assert_array_equal(merged.parameters["viscosity"] * 8, rows)
     assert verify(str(target)).is_whole
-    with pytest.raises(FileExistsError, match="unfinished dataset"):
+    with pytest.raises(FileExistsError, match="there is a finished dataset"):
         merge([first], target)
     third, _ = make_dataset(seed=3, frame_interval=0.1)
     with pytest.raises(ValueError, match="frame_interval is 0.1, required is 0.05"):

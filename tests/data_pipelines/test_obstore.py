@@ -130,6 +130,13 @@ def test_back_end_is_chosen_by_option_and_scheme() -> None:
         open_store("s3://b/p", {"pelagos": {"patience": 3}})
 
 
+def test_an_unknown_scheme_is_named_at_once() -> None:
+    store = open_store("foo://bucket/folder")
+    with pytest.raises(DatasetError, match="foo:// cannot be opened here"):
+        store.read("key")
+    assert store.counters.retries == 0
+
+
 def test_what_an_error_of_obstore_says() -> None:
     error = OSError(
         "Generic S3 error: Error performing GET http://h/b in 4ms - Server returned non-2xx status "

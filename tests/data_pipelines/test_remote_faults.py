@@ -36,6 +36,8 @@ from pelagos.data_pipelines.store import (
     open_dataset,
     resume_dataset,
 )
+from pelagos.infra.object_store import MAX_BACKOFF_SECONDS, TOLD_RETRY_SECONDS
+from pelagos.infra.read_policy import ReadPolicy
 
 pytestmark = pytest.mark.s3
 
@@ -234,7 +236,7 @@ def test_the_loader_stops_with_the_error_of_the_store(remote: Remote) -> None:
         next(loader)
 
 
-def test_an_endpoint_that_comes_back(remote: Remote) -> None:
+def test_an_endpoint_that_comes_back(remote: Remote, caplog: pytest.LogCaptureFixture) -> None:
     dataset = remote.open(deadline_seconds=30.0)
     remote.proxy.stop()
     with ThreadPoolExecutor(1) as pool:
@@ -242,9 +244,19 @@ def test_an_endpoint_that_comes_back(remote: Remote) -> None:
         while dataset.counters.retries == 0:
             assert not waiting.done()
             time.sleep(0.02)
+        time.sleep(TOLD_RETRY_SECONDS)
         remote.proxy.start()
         np.testing.assert_array_equal(waiting.result(60), DATA[1, 1:3])
-    assert dataset.counters.retry_seconds > 0
+    assert dataset.counters.retry_seconds > TOLD_RETRY_SECONDS
+    (told,) = [r.getMessage() for r in caplog.records if "until an answer" in r.getMessage()]
+    assert SHARD in told
+    assert remote.server.bucket in told
+
+
+def test_patience_outlasts_a_minute() -> None:
+    policy = ReadPolicy()
+    longest_pause = policy.connect_seconds + MAX_BACKOFF_SECONDS
+    assert policy.deadline_seconds > 60 + policy.attempt_seconds + longest_pause
 
 
 @pytest.mark.parametrize("remote", ["obstore"], indirect=True)

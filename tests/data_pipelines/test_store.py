@@ -140,10 +140,12 @@ def test_spec_survives_json_and_lists_every_mistake(make_dataset: Any) -> None:
         DatasetSpec(
             name="bad", equation="", fields=(Field("a", "a"), Field("a", "a")),
             num_trajectories=4, num_frames=0, grid_shape=(4, 4), frame_interval=0.0,
-            domain_extent=(1.0,), boundary_conditions={"w": "wall"},
-            splits={"train": (0, 3), "test": (2, 9)}, constant_fields={"a": 1.0},
+            domain_extent=(0.0,), boundary_conditions={"w": "wall"},
+            splits={"train": (0, 3), "test": (2, 9), "all": (0, 1)},
+            constant_fields={"a": 1.0}, parameter_names=("nu", "nu"),
         )  # fmt: skip
-    assert len(str(caught.value).splitlines()) >= 9
+    assert len(str(caught.value).splitlines()) >= 12
+    assert "domain_extent must be positive" in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])

@@ -125,6 +125,15 @@ def test_a_damaged_manifest_is_refused(make_dataset: Any) -> None:
         open_dataset(dataset.uri)
 
 
+def test_damaged_notes_of_an_unfinished_dataset_are_named(make_dataset: Any) -> None:
+    dataset, _ = make_dataset()
+    (Path(dataset.uri) / "manifest.json").unlink()
+    for content in ("{", "[]", "{}"):
+        (Path(dataset.uri) / ".pelagos/spec.json").write_text(content)
+        with pytest.raises(DatasetError, match=r"spec\.json is damaged"):
+            open_dataset(dataset.uri)
+
+
 def test_damaged_parameters_are_refused(make_dataset: Any) -> None:
     dataset, _ = make_dataset()
     flip(Path(dataset.uri) / "parameters/viscosity/c/0", 3)

@@ -105,6 +105,7 @@ def test_what_cannot_get_better_is_reported_at_once(
 def test_trouble_that_stays_ends_at_the_deadline(faulty: FaultyServer) -> None:
     faulty.faults = [503] * 1000
     store = faulty.store(first_answer_deadline_seconds=2.0)
+    store.filesystem.connect()  # importing a client may take half of the time on a busy machine
     with pytest.raises(DatasetError, match=r"no success in \d+ attempts over .* s") as caught:
         store.read("object")
     assert faulty.num_requests >= 2

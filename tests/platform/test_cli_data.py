@@ -12,7 +12,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from pelagos.data_pipelines.store import open_dataset
+from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset, open_dataset
 from pelagos.platform.cli.main import app
 
 DAMAGED, BAD_INPUT = 1, 2
@@ -35,6 +35,28 @@ def test_inspect_shows_what_the_dataset_is(datasets: tuple[str, str]) -> None:
     assert described["shape"] == [12, 5, 2, 16, 16]
     assert described["fingerprint"] == open_dataset(datasets[0]).fingerprint
     assert described["spec"]["constant_fields"] == {"density": 1.0}
+
+
+def test_pictures_of_one_frame_are_inspected(tmp_path: Path) -> None:
+    spec = DatasetSpec(
+        name="pictures",
+        equation="none",
+        fields=(Field("red", "red"),),
+        num_trajectories=2,
+        num_frames=1,
+        grid_shape=(8, 8),
+        frame_interval=1.0,
+        domain_extent=(1.0, 1.0),
+        boundary_conditions={},
+        splits={},
+    )
+    writer = create_dataset(tmp_path / "pictures.zarr", spec)
+    writer.write_shard(0, np.arange(128, dtype=np.float32).reshape(spec.shape))
+    writer.finalize()
+    result = data("inspect", tmp_path / "pictures.zarr")
+    assert result.exit_code == 0, result.output
+    assert "63.5" in result.output
+    assert "delta_std" not in result.output
 
 
 def test_verify_says_whole_or_names_the_damage(datasets: tuple[str, str], tmp_path: Path) -> None:

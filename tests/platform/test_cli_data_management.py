@@ -47,17 +47,27 @@ def test_append_split_copy_merge(datasets: tuple[str, str], own: Path, tmp_path:
         ("append", own, datasets[1]),
         ("split", own, "train=0-8"),
         ("split", own, "train=0:9", "test=8:10"),
+        ("split", own, "train=0:3", "train=3:9"),
+        ("split", own, "all=0:3"),
         ("copy", datasets[1], own),
         ("merge", own, datasets[0]),
+        ("stats", own, "--output", tmp_path),
+        ("stats", own, "--output", tmp_path / "nowhere" / "ns"),
     ):
         refused = data(*wrong)
         assert refused.exit_code == BAD_INPUT, refused.output
         assert "Traceback" not in refused.output
+    assert open_dataset(own).spec.splits == {"train": (0, 20), "test": (20, 24)}
+    assert "there is a finished dataset" in data("merge", own, datasets[0]).output
 
 
 def test_stats_of_a_dataset(own: Path, tmp_path: Path) -> None:
     result = data("stats", own, "--output", tmp_path / "ns")
     assert result.exit_code == 0, result.output
+    dotted = data("stats", own, "--output", tmp_path / "nu1.5")
+    assert dotted.exit_code == 0, dotted.output
+    assert (tmp_path / "nu1.5.png").exists()
+    assert (tmp_path / "nu1.5.json").exists()
     assert (tmp_path / "ns.png").stat().st_size > 10_000
     found = json.loads((tmp_path / "ns.json").read_text())
     assert found["differences"] == []

@@ -152,20 +152,21 @@ class _Windows:
     def __init__(self, dataset: Dataset, num_frames: int) -> None:
         self.dataset = dataset
         self.num_frames = num_frames
+        self._parts = range(dataset.spec.chunks_per_frame)
         self._last_start = dataset.num_frames - num_frames
         for shard in range(dataset.spec.num_shards):
             dataset.shard_index(shard)  # read once, then kept: no part of a window's cost
 
     def read_bytes(self, generator: np.random.Generator) -> int:
         shard, row, frames = self._draw(generator)
-        plan = self.dataset.plan(shard, row, frames)
+        plan = self.dataset.plan(shard, row, frames, self._parts)
         ranges = [planned.byte_range for planned in plan]
         self.dataset.store.read_ranges(self.dataset.manifest.shards[shard].key, ranges)
         return sum(length for _, length in ranges)
 
     def read_frames(self, generator: np.random.Generator) -> int:
         shard, row, frames = self._draw(generator)
-        before = self.dataset.plan(shard, row, frames)
+        before = self.dataset.plan(shard, row, frames, self._parts)
         trajectory = shard * self.dataset.spec.shard_trajectories + row
         self.dataset.read_frames(trajectory, frames)
         return sum(planned.byte_range[1] for planned in before)
@@ -174,7 +175,7 @@ class _Windows:
         generator = np.random.default_rng(0)
         sizes = []
         for _ in range(64):
-            plan = self.dataset.plan(*self._draw(generator))
+            plan = self.dataset.plan(*self._draw(generator), self._parts)
             sizes.append(sum(planned.byte_range[1] for planned in plan))
         return int(np.mean(sizes))
 

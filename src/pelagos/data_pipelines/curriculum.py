@@ -7,6 +7,7 @@ between, so that the share of every dataset up to any step is a sum of exact fra
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 Weight = float | Mapping[int, float]
@@ -19,7 +20,10 @@ _LONGEST_IN_STATE = 60
 def weight_problem(weight: Weight) -> str | None:
     """What is wrong with a weight, or None."""
     if not isinstance(weight, Mapping):
-        return None if weight > 0 else f"weight must be positive, got {weight}"
+        is_right = weight > 0 and math.isfinite(weight)
+        return None if is_right else f"weight must be a positive number, got {weight}"
+    if not all(math.isfinite(value) for value in weight.values()):
+        return f"weights must be finite, got {dict(weight)}"
     if min(weight, default=-1) != 0:
         return f"weights by step must begin with step 0, got the steps {sorted(weight)}"
     if min(weight.values()) < 0 or max(weight.values()) <= 0:

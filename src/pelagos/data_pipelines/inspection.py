@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pelagos.data_pipelines.store import Dataset, DatasetError, DatasetSpec, open_dataset
+from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
 from pelagos.data_pipelines.store.chunk_grid import TouchedChunk, touched_chunks
 from pelagos.data_pipelines.store.field_statistics import (
     TrajectorySums,
     dataset_statistics,
+    default_split,
     shard_sums,
 )
 from pelagos.data_pipelines.store.half_precision import as_read
 from pelagos.data_pipelines.store.layout import GROUP_KEY, array_documents
-from pelagos.data_pipelines.store.manifest import Statistics, load_manifest
+from pelagos.data_pipelines.store.manifest import Manifest, Statistics, load_manifest
 from pelagos.data_pipelines.store.object_store import Bytes, ObjectStore, open_store
 from pelagos.data_pipelines.store.shards import (
     ABSENT,
+    CHECKSUM_BYTES,
     ChecksumError,
     FrameCodec,
+    check,
     crc32c,
     decode_index,
     index_bytes_length,
@@ -34,6 +39,7 @@ from pelagos.data_pipelines.store.shards import (
 # Pooled float64 statistics recomputed from the same values differ only if numpy sums in another
 # order, in another version or on another processor: by far less than this.
 STATISTICS_RELATIVE_TOLERANCE = 1e-9
+_THREADS = min(4, os.cpu_count() or 1)  # each holds a shard
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,13 @@ class VerifyReport:
     num_bytes: int = 0
     damage: list[Damage] = field(default_factory=list)
 
+    def add(self, other: VerifyReport) -> None:
+        """Take in what was found in another part of the dataset."""
+        self.num_shards += other.num_shards
+        self.num_chunks += other.num_chunks
+        self.num_bytes += other.num_bytes
+        self.damage += other.damage
+
     @property
     def is_whole(self) -> bool:
         return not self.damage
@@ -156,8 +169,9 @@ def verify(
     """Read everything and compare it with what was written.
 
     Checked: the size and checksum of every shard, its index, the checksum of every frame, that
-    every value is finite, the checksums of the parameters, the Zarr metadata, and the statistics,
-    computed again. It goes on after damage and lists all of it.
+    every value is finite, parameters and coordinates, the Zarr metadata and attributes, and the
+    statistics, computed again. It goes on after damage and lists all of it. Shards are checked in
+    threads, each of which holds one in memory.
 
     Args:
         progress: called as `progress(shards done, shards in all)`.
@@ -170,31 +184,38 @@ def verify(
     spec = manifest.spec
     report = VerifyReport(uri)
     sums: dict[str, list[TrajectorySums]] = {name: [] for name in spec.field_names}
-    for shard in range(spec.num_shards):
-        found = _verify_shard(store, manifest.shards[shard], spec, shard, report)
-        for name, rows in found.items():
-            sums[name].extend(rows)
-        if progress is not None:
-            progress(shard + 1, spec.num_shards)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(
+            lambda shard: _verify_shard(store, manifest, shard), range(spec.num_shards)
+        )
+        for shard, (part, rows_by_name) in enumerate(found):
+            report.add(part)
+            for name, rows in rows_by_name.items():
+                sums[name].extend(rows)
+            if progress is not None:
+                progress(shard + 1, spec.num_shards)
     if report.is_whole:  # sums of damaged trajectories would only repeat the damage
         recomputed = dataset_statistics(sums, spec.splits)
         report.damage.extend(_compare_statistics(manifest.statistics, recomputed))
-    _verify_parameters(uri, storage_options, report)
-    _verify_metadata(store, spec, report)
+    _verify_vectors(store, manifest, report)
+    _verify_metadata(store, manifest, report)
     return report
 
 
 def _verify_shard(
-    store: ObjectStore, record: Any, spec: DatasetSpec, shard: int, report: VerifyReport
-) -> dict[str, list[TrajectorySums]]:
-    """Check one shard; returns the sums of its trajectories that are whole."""
-    report.num_shards += 1
+    store: ObjectStore, manifest: Manifest, shard: int
+) -> tuple[VerifyReport, dict[str, list[TrajectorySums]]]:
+    """Check one shard; also returns the sums of its trajectories."""
+    spec, record = manifest.spec, manifest.shards[shard]
+    report = VerifyReport(store.uri, num_shards=1)
     try:
         content: Bytes = np.frombuffer(store.read(record.key), np.uint8)
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         report.damage.append(Damage(record.key, str(error)))
-        return {}
-    report.num_bytes += len(content)
+        return report, {}
+    report.num_bytes = len(content)
+    if spec.is_last_shard_partial and shard == spec.num_shards - 1:
+        content = content[: record.size]  # longer, where more is being appended
     before = len(report.damage)
     if len(content) != record.size:
         sizes = f"has {len(content)} bytes, {record.size} were written"
@@ -203,10 +224,10 @@ def _verify_shard(
         index, checksum = decode_index(spec, content[-index_bytes_length(spec) :].data)
     except ChecksumError as error:
         report.damage.append(Damage(record.key, f"index: {error}"))
-        return {}
+        return report, {}
     if checksum != record.index_crc32c:
         report.damage.append(Damage(record.key, "index: not the one that the manifest describes"))
-        return {}
+        return report, {}
     codec = FrameCodec(spec)
     sums: dict[str, list[TrajectorySums]] = {name: [] for name in spec.field_names}
     data = np.empty((1, spec.num_frames, *spec.frame_shape), spec.value_dtype)
@@ -224,7 +245,7 @@ def _verify_shard(
             sums[name].extend(rows)
     if len(report.damage) == before and crc32c(content.data) != record.crc32c:
         report.damage.append(Damage(record.key, "bytes between the frames were changed"))
-    return sums
+    return report, sums
 
 
 def _decode_problem(
@@ -267,30 +288,66 @@ def _is_close(stored: float, found: float, scale: float) -> bool:
     return math.isclose(stored, found, rel_tol=tolerance, abs_tol=tolerance * scale)
 
 
-def _verify_parameters(
-    uri: str, storage_options: dict[str, Any] | None, report: VerifyReport
-) -> None:
-    try:
-        dataset: Dataset = open_dataset(uri, storage_options)
-        _ = dataset.parameters
-    except DatasetError as error:
-        if report.is_whole:  # else it repeats what is listed
-            report.damage.append(Damage("parameters", str(error)))
+def _verify_vectors(store: ObjectStore, manifest: Manifest, report: VerifyReport) -> None:
+    """Check coordinates, which other readers go by, and parameters."""
+    spec = manifest.spec
+    for name, points in spec.coordinates().items():
+        key = f"{name}/c/0"
+        try:
+            values = np.frombuffer(_checked_payload(store, key), "<f8")
+        except (DatasetError, ValueError, OSError) as error:
+            report.damage.append(Damage(key, str(error)))
+            continue
+        if values.shape != points.shape or not np.allclose(values, points, rtol=1e-12, atol=0):
+            report.damage.append(Damage(key, "is not the coordinate that the manifest describes"))
+    for name in spec.parameter_names:
+        key = f"parameters/{name}/c/0"
+        try:
+            # a longer one is being appended to
+            payload = _checked_payload(store, key)[: 8 * spec.num_trajectories]
+        except (DatasetError, ValueError, OSError) as error:
+            report.damage.append(Damage(key, str(error)))
+            continue
+        if crc32c(payload) != manifest.parameters_crc32c[name]:
+            report.damage.append(Damage(key, "is not the parameter that the manifest describes"))
 
 
-def _verify_metadata(store: ObjectStore, spec: DatasetSpec, report: VerifyReport) -> None:
+def _checked_payload(store: ObjectStore, key: str) -> bytes:
+    content = store.read(key)
+    check(content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:])
+    return content[:-CHECKSUM_BYTES]
+
+
+def _verify_metadata(store: ObjectStore, manifest: Manifest, report: VerifyReport) -> None:
     """Check the `zarr.json` files, which other readers go by."""
-    wanted = {f"{path}/zarr.json": document for path, document in array_documents(spec).items()}
+    documents = array_documents(manifest.spec)
+    wanted = {f"{path}/zarr.json": document for path, document in documents.items()}
     for key in (GROUP_KEY, *wanted):
         try:
             document = json.loads(store.read(key))
-        except (DatasetError, ValueError) as error:
+            if not isinstance(document, dict):
+                raise ValueError("it is no JSON object")
+        except (DatasetError, ValueError, OSError) as error:
             report.damage.append(Damage(key, str(error)))
             continue
-        if key == GROUP_KEY:
-            inline = document.get("consolidated_metadata", {}).get("metadata")
-            is_same = inline == array_documents(spec)
-        else:
+        if key != GROUP_KEY:
             is_same = document == wanted[key]
+        else:
+            is_same = document.get("consolidated_metadata", {}).get("metadata") == documents
+            differing = _differing_attributes(document.get("attributes", {}), manifest)
+            if differing:
+                sentence = f"attributes {', '.join(differing)} are not those of the manifest"
+                report.damage.append(Damage(key, sentence))
         if not is_same:
             report.damage.append(Damage(key, "is not the metadata that was written"))
+
+
+def _differing_attributes(found: dict[str, Any], manifest: Manifest) -> list[str]:
+    split = default_split(manifest.statistics)
+    wanted = {
+        **manifest.spec.to_json(),
+        "statistics": manifest.statistics[split],
+        "statistics_split": split,
+        "fingerprint": manifest.fingerprint,
+    }
+    return [key for key, value in wanted.items() if found.get(key) != value]

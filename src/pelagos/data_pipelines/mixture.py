@@ -7,6 +7,7 @@ normalisation and marked so that the loss can leave them out, unless the mixture
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,15 +26,19 @@ from pelagos.data_pipelines.curriculum import (
     weight_problem,
     weights_by_step,
 )
+from pelagos.data_pipelines.mixture_state import (
+    LONGEST_STATE,
+    STATE_KEYS,
+    changes_of_datasets,
+    changes_of_digests,
+    digests,
+)
 from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.store import DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset, Region
 
 Windows = tuple[tuple[int, ...], ...]
 LABEL_PARAMETER = "label"
-# What the state keeps of each dataset, and the value that an absent key stands for.
-_STATE_KEYS: dict[str, int | None] = {"fingerprint": None, "windows": None, "weight": None}
-_STATE_KEYS |= {"repeat": 1, "max_trajectories": None, "crop": None}
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class MixtureEntry:
         """What differs from the usual `repeat`, `max_trajectories` and `crop`, for the state."""
         values: dict[str, Any] = {"repeat": self.repeat, "max_trajectories": self.max_trajectories}
         values["crop"] = None if self.crop is None else list(self.crop)
-        return {k: v for k, v in values.items() if v is not None and v != _STATE_KEYS[k]}
+        return {k: v for k, v in values.items() if v is not None and v != STATE_KEYS[k]}
 
 
 class Mixture:
@@ -253,7 +258,16 @@ class Mixture:
                 np.divide(target, np.float32(plan.scale), out=target)
 
     def state_dict(self) -> dict[str, Any]:
-        """What must not change for the order of samples to stay the same, as short JSON."""
+        """What must not change for the order of samples to stay the same, as short JSON.
+
+        Of many datasets, digests in place of what they are of: the state stays below 1 KB.
+        """
+        state = self._listed_state()
+        if len(json.dumps(state)) <= LONGEST_STATE:
+            return state
+        return {"fields": state["fields"], "digests": digests(state["datasets"])}
+
+    def _listed_state(self) -> dict[str, Any]:
         return {
             "fields": list(self.fields),
             "datasets": [
@@ -270,22 +284,14 @@ class Mixture:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError, listing what changed since `state` was made by `state_dict`."""
-        mine = self.state_dict()
+        mine = self._listed_state()
         changes = []
         if list(state["fields"]) != mine["fields"]:
             changes.append(f"fields were {list(state['fields'])}, are {mine['fields']}")
-        if len(state["datasets"]) != len(mine["datasets"]):
-            changes.append(
-                f"there were {len(state['datasets'])} datasets, are {len(mine['datasets'])}"
-            )
-        for i, (old, new) in enumerate(zip(state["datasets"], mine["datasets"], strict=False)):
-            # A dataset may have moved: what it contains counts, not where it is.
-            changes += [
-                f"dataset {i} ({new['uri']}): {key} was {old.get(key, usual)}, is "
-                f"{new.get(key, usual)}"
-                for key, usual in _STATE_KEYS.items()
-                if old.get(key, usual) != new.get(key, usual)
-            ]
+        if "digests" in state:
+            changes += changes_of_digests(state["digests"], mine["datasets"])
+        else:
+            changes += changes_of_datasets(state["datasets"], mine["datasets"])
         if changes:
             raise ValueError(
                 "the data changed since the checkpoint was written, so the order of samples would "

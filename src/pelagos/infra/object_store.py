@@ -289,6 +289,11 @@ class RemoteStore:
                 f"from {credential_source(self.options)}. Check that they are right and may use "
                 f"this bucket"
             ) from error
+        if isinstance(error, ImportError) or "Protocol not known" in str(error):
+            raise self._error(
+                f"{self._where(key)}: {self.scheme}:// cannot be opened here ({error}). Check the "
+                f"address, or install fsspec's package for it"
+            ) from error
         if http_status(error) == 416:
             raise self._error(
                 f"{self._where(key)} ends before the bytes that are needed: the object is cut short"

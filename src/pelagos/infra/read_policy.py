@@ -22,7 +22,7 @@ class ReadPolicy:
         attempt_seconds: how long an attempt may go without a byte arriving.
         first_answer_deadline_seconds: overall, while the endpoint has never answered: it may not
             exist.
-        deadline_seconds: overall, once it has answered.
+        deadline_seconds: overall, once it has answered: an outage of a minute passes.
         hedge: send a second request when the first is later than 99 % of its like (obstore alone).
     """
 
@@ -30,7 +30,7 @@ class ReadPolicy:
     connect_seconds: float = 3.0
     attempt_seconds: float = 5.0
     first_answer_deadline_seconds: float = 10.0
-    deadline_seconds: float = 60.0
+    deadline_seconds: float = 90.0
     hedge: bool = True
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ READER_OF_SUFFIX = {
     ".hdf5": "hdf5",
     ".nc": "hdf5",
     ".nc4": "hdf5",
-    ".zarr": "zarr",
+    ".zarr": "strict-zarr",
 }
 
 

@@ -170,6 +170,45 @@ class _Zarr:
         pass
 
 
+class _StrictZarr:
+    """Zarr arrays of which every chunk must be there: one that was lost is not taken for zeros."""
+
+    def __init__(self, file: str) -> None:
+        import zarr
+
+        from pelagos.data_pipelines.store.zarr_view import open_store
+
+        self.node = zarr.open(open_store(file, storage_options(file) or None), mode="r")
+
+    def array(self, key: str) -> Sliceable:
+        node: Any = self.node
+        return cast(Sliceable, _StrictNumbers(node[key] if key else node))
+
+    def close(self) -> None:
+        pass
+
+
+class _StrictNumbers:
+    def __init__(self, array: Any) -> None:
+        from pelagos.data_pipelines.foreign.arrays import views_that_show_gaps
+
+        self.shape, self.dtype = array.shape, getattr(array, "dtype", None)
+        self.views = views_that_show_gaps(array) if self.dtype is not None else ()
+
+    def __getitem__(self, selection: Any) -> npt.NDArray[Any]:
+        first, *others = [np.asarray(view[selection]) for view in self.views]
+        if not all(np.array_equal(first, other) for other in others):
+            raise ValueError("a chunk inside a shard is missing")
+        return first
+
+
+def _foreign(file: str) -> StoredFile:
+    # The module describes a format too, and formats look into files through this one.
+    from pelagos.data_pipelines.convert.foreign_zarr import ForeignFile
+
+    return ForeignFile(file)
+
+
 class _Json:
     """Numbers of a JSON object, each as an array without axes."""
 
@@ -251,6 +290,8 @@ READERS: dict[str, Reader] = {
     "npy": _Npy,
     "npz": _Npz,
     "zarr": _Zarr,
+    "strict-zarr": _StrictZarr,
+    "foreign": _foreign,
     "json": _Json,
     "formula": _Formula,
     "picture": _Picture,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from glob import glob
+from pathlib import Path
+
 from pelagos.data_pipelines.convert import (
     cfdbench,
     dpot,
+    foreign_zarr,
     image_folder,
     mapped_arrays,
     nifti,
@@ -17,6 +21,8 @@ from pelagos.data_pipelines.convert.formats import Format
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.source import Source, SourceError, finished
+from pelagos.data_pipelines.store import DatasetError, open_dataset
+from pelagos.infra.object_store import is_remote, storage_options
 
 FORMATS: dict[str, Format] = {
     found.name: found
@@ -29,6 +35,7 @@ FORMATS: dict[str, Format] = {
         ome_zarr.FORMAT,
         nifti.FORMAT,
         image_folder.FORMAT,
+        foreign_zarr.FORMAT,
         mapped_arrays.FORMAT,
     )
 }
@@ -46,6 +53,12 @@ def open_source(path: str, options: ConvertOptions) -> Source:
     name = options.format or (mapped_arrays.FORMAT.name if options.mapping else None)
     name = name or recognised(path, options)
     if name is None:
+        if not is_remote(path) and not Path(path).exists() and not glob(f"{path}*"):
+            raise SourceError(f"{path} does not exist")
+        if _is_own(path):
+            raise SourceError(
+                f"{path} is a Pelagos dataset already: pelagos data copy {path} NEW.zarr copies it"
+            )
         raise SourceError(
             f"{path} looks like none of the formats {', '.join(FORMATS)}. Name one by --format, "
             f"or describe its arrays in a file for --mapping (docs/converting.md)"
@@ -61,6 +74,14 @@ def open_source(path: str, options: ConvertOptions) -> Source:
         raise SourceError(f"{error}\n{path} looks like {seen}: try --format {seen}") from error
     finally:
         close_files()
+
+
+def _is_own(path: str) -> bool:
+    try:
+        open_dataset(path, storage_options(path) or None).close()
+    except (DatasetError, OSError):
+        return False
+    return True
 
 
 def recognised(path: str, options: ConvertOptions) -> str | None:

@@ -69,8 +69,7 @@ class SourceArray:
         for at, axis in enumerate(self.spatial_axes):
             wanted[axis] = slice(None) if region is None else slice(*region[at])
         selection = tuple(wanted[role] for role in self.roles)
-        stored = [np.asarray(view.oindex[selection]) for view in self.views]
-        values = self._values(stored)
+        values = self.values(selection)
         order = ("trajectory", "time", "channel", *self.spatial_axes)
         present = [role for role in order if role in self.roles]
         values = values.transpose([self.roles.index(role) for role in present])
@@ -78,7 +77,13 @@ class SourceArray:
         found: npt.NDArray[np.float32] = np.expand_dims(values, tuple(lacking))[0][positions]
         return found
 
-    def _values(self, stored: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    def values(self, selection: Any) -> npt.NDArray[np.float32]:
+        """What a selection along the array's own axes holds, scaled.
+
+        Raises:
+            DatasetError: a chunk or a value is missing.
+        """
+        stored = [np.asarray(view.oindex[selection]) for view in self.views]
         first = stored[0]
         if any(not np.array_equal(first, other) for other in stored[1:]):
             raise DatasetError(f"array {self.path!r}: a chunk inside a shard is missing")
@@ -87,11 +92,12 @@ class SourceArray:
                 raise DatasetError(
                     f"array {self.path!r} holds {number:g}, which its attributes say is no value"
                 )
-        values = first.astype(np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused
+            values = first.astype(np.float32)
         if not np.isfinite(values).all():
             raise DatasetError(
-                f"array {self.path!r}: a value is NaN or infinite, or a chunk inside a shard is "
-                f"missing"
+                f"array {self.path!r}: a value is NaN, infinite or too large for float32, or a "
+                f"chunk inside a shard is missing"
             )
         if (self.scale, self.offset) != (1.0, 0.0):
             values = values * np.float32(self.scale) + np.float32(self.offset)
@@ -148,23 +154,26 @@ def _source(
     if array.dtype.kind not in "fiub":
         raise DatasetError(f"{where} holds {array.dtype}: required are real numbers")
     roles = axis_roles(array, has_channels, description.dimensions, where)
-    views: tuple[zarr.Array[Any], ...]
-    if array.dtype.kind == "f":
-        views = (_with_fill(array, np.nan),)
-    elif getattr(array, "shards", None) is not None:
-        views = (_with_fill(array, 0), _with_fill(array, 1))
-    else:
-        views = (array,)
+    views = views_that_show_gaps(array)
     attributes = array.attrs
     missing = [_number(attributes.get(key)) for key in ("_FillValue", "missing_value")]
     return SourceArray(
         path,
         roles,
         views,
-        float(attributes.get("scale_factor", 1.0)),  # type: ignore[arg-type]
-        float(attributes.get("add_offset", 0.0)),  # type: ignore[arg-type]
+        _factor(attributes, "scale_factor", 1.0, where),
+        _factor(attributes, "add_offset", 0.0, where),
         tuple({number for number in missing if number is not None and not np.isnan(number)}),
     )
+
+
+def views_that_show_gaps(array: zarr.Array[Any]) -> tuple[zarr.Array[Any], ...]:
+    """The array with NaN where nothing was stored; of whole numbers, two views that differ there."""
+    if array.dtype.kind == "f":
+        return (_with_fill(array, np.nan),)
+    if getattr(array, "shards", None) is not None:
+        return (_with_fill(array, 0), _with_fill(array, 1))
+    return (array,)
 
 
 def _with_fill(array: zarr.Array[Any], value: float) -> zarr.Array[Any]:
@@ -172,6 +181,13 @@ def _with_fill(array: zarr.Array[Any], value: float) -> zarr.Array[Any]:
     metadata = copy.copy(array.metadata)
     object.__setattr__(metadata, "fill_value", array.dtype.type(value))
     return zarr.Array(AsyncArray(metadata, array.store_path))
+
+
+def _factor(attributes: Any, key: str, usual: float, where: str) -> float:
+    given = attributes.get(key, usual)
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise DatasetError(f"{where} has the attribute {key} = {given!r}: required is a number")
+    return float(given)
 
 
 def _number(value: Any) -> float | None:

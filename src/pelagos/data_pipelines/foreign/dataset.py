@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -46,22 +47,34 @@ class ForeignDataset(SpecReader):
     Reads are as large as the array's chunks: slow where those hold whole trajectories. Numbers are
     given as float32, `scale_factor` and `add_offset` applied. A missing chunk, or a value that is
     not finite, is an error. It can be pickled, not forked.
+
+    Attributes:
+        arrays: those that hold the data.
+        assumed: a sentence for each thing that neither the array nor the description says.
     """
 
     def __init__(
-        self, uri: str, storage_options: dict[str, Any] | None, description: Description
+        self,
+        uri: str,
+        storage_options: dict[str, Any] | None,
+        description: Description | None = None,
+        gives_hint: bool = True,
     ) -> None:
         self.storage_options = storage_options
-        self.description = description
+        self.description = description = description or Description()
         self._store: StrictStore = open_store(uri, storage_options)
         try:
             self._root = zarr.open(self._store, mode="r")
         except (OSError, ValueError, KeyError) as error:
             raise DatasetError(f"{uri} is no Zarr array or group ({error})") from error
-        self._arrays = find_arrays(self._root, description, uri)
-        spec, assumed = build_spec(self._root, self._arrays, description, uri)
+        try:
+            self.arrays = find_arrays(self._root, description, uri)
+            spec, self.assumed = build_spec(self._root, self.arrays, description, uri)
+        except json.JSONDecodeError as error:
+            raise DatasetError(f"{uri} has damaged metadata ({error})") from error
         super().__init__(uri, spec)
-        self._announce(assumed)
+        if gives_hint:
+            self._announce(self.assumed)
 
     @property
     def bytes_read(self) -> int:
@@ -75,7 +88,7 @@ class ForeignDataset(SpecReader):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over metadata and the chunks' sizes and versions; see `identity`."""
-        return fingerprint(self.uri, self.storage_options, self.spec, self._arrays)
+        return fingerprint(self.uri, self.storage_options, self.spec, self.arrays)
 
     @property
     def statistics(self) -> dict[str, dict[str, float]]:
@@ -113,7 +126,7 @@ class ForeignDataset(SpecReader):
         out = self._checked_out(len(frames), out, region)
         channel = 0
         try:
-            for source in self._arrays:
+            for source in self.arrays:
                 found = source.read(trajectory, frames, region)
                 out[:, channel : channel + found.shape[1]] = found
                 channel += found.shape[1]
@@ -141,7 +154,7 @@ class ForeignDataset(SpecReader):
         if self.uri in _announced:
             return
         _announced.add(self.uri)
-        chunks = {source.path or "/": source.array.chunks for source in self._arrays}
+        chunks = {source.path or "/": source.array.chunks for source in self.arrays}
         logger.warning(
             "%s is a Zarr array of another writer, chunks %s. It reads slower than Pelagos' own "
             "format, which this writes: pelagos convert %s NEW.zarr",

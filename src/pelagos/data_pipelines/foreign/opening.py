@@ -38,7 +38,7 @@ def open_readable(
         dataset = open_dataset(uri, storage_options, cache)
     except DatasetError as error:
         is_absent = isinstance(error.__cause__, ObjectMissingError)  # of the manifest
-        if is_absent and _is_foreign(open_store(uri, storage_options)):
+        if is_absent and is_foreign(open_store(uri, storage_options)):
             return open_foreign(uri, storage_options, description)
         raise
     if description is not None:
@@ -49,15 +49,17 @@ def open_readable(
     return dataset
 
 
-def _is_foreign(store: ObjectStore) -> bool:
+def is_foreign(store: ObjectStore) -> bool:
     """Whether there is Zarr metadata that is not of a Pelagos dataset without its manifest."""
     if _read(store, SPEC_KEY) is not None:
         return False
     for name in METADATA_NAMES:
         content = _read(store, name)
         if content is not None:
-            document = json.loads(content)
-            return bool(document.get("attributes", {}).get("format") != FORMAT_NAME)
+            try:
+                return bool(json.loads(content).get("attributes", {}).get("format") != FORMAT_NAME)
+            except (ValueError, AttributeError) as error:
+                raise DatasetError(f"{store.address(name)} is damaged ({error})") from error
     return False
 
 

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from pelagos.data_pipelines.management.schemas import require_equal_schemas
-from pelagos.data_pipelines.store import DatasetSpec, create_dataset, resume_dataset
+from pelagos.data_pipelines.store import (
+    DatasetError,
+    DatasetSpec,
+    create_dataset,
+    open_dataset,
+    resume_dataset,
+)
 from pelagos.data_pipelines.store.readable import ReadableDataset
 
 Place = tuple[int, int]  # number of the dataset, trajectory in it
@@ -54,7 +60,13 @@ def merge(
     )
     try:
         writer = create_dataset(destination, spec, storage_options=storage_options)
-    except FileExistsError:
+    except FileExistsError as taken:
+        try:
+            open_dataset(destination, storage_options).close()
+        except DatasetError:  # unfinished: perhaps this very merge
+            pass
+        else:
+            raise taken
         try:
             writer = resume_dataset(destination, spec, storage_options)
         except ValueError as error:

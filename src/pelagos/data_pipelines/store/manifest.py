@@ -153,6 +153,10 @@ def _why_no_manifest(store: ObjectStore) -> str:
         spec = DatasetSpec.from_json(json.loads(store.read(SPEC_KEY))["spec"])
     except ObjectMissingError:
         pass
+    except (ValueError, KeyError, TypeError) as error:
+        return (
+            f"{store.address(SPEC_KEY)} is damaged ({error}), and there is no manifest: write anew"
+        )
     else:
         count = len(written_shards(store, spec))
         return (

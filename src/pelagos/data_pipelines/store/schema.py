@@ -255,6 +255,10 @@ def _problems(spec: DatasetSpec) -> list[str]:
             f"domain_extent {spec.domain_extent} must have one length per axis of grid_shape "
             f"{spec.grid_shape}"
         )
+    if not all(math.isfinite(length) and length > 0 for length in spec.domain_extent):
+        problems.append(f"domain_extent must be positive lengths, got {spec.domain_extent}")
+    if len(set(spec.parameter_names)) != len(spec.parameter_names):
+        problems.append(f"parameter_names must be distinct, got {list(spec.parameter_names)}")
     if not (math.isfinite(spec.frame_interval) and spec.frame_interval > 0):
         problems.append(f"frame_interval must be positive, got {spec.frame_interval}")
     if spec.dtype not in DTYPES:
@@ -295,6 +299,9 @@ def _split_problems(spec: DatasetSpec) -> list[str]:
                 f"split {name!r} is [{start}, {stop}), which is empty or outside "
                 f"[0, {spec.num_trajectories})"
             )
+    everything = (0, spec.num_trajectories)
+    if tuple(spec.splits.get("all", everything)) != everything:
+        problems.append("split 'all' means every trajectory: give another name to a part of them")
     for (name, (_, stop)), (following, (start, _)) in itertools.pairwise(ordered):
         if start < stop:
             problems.append(f"splits {name!r} and {following!r} share trajectory {start}")

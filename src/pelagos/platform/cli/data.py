@@ -243,7 +243,9 @@ def _show_summary(found: DatasetDescription) -> None:
 
 
 def _show_statistics(found: DatasetDescription) -> None:
-    columns = ("mean", "std", "min", "max", "delta_std")
+    columns = ["mean", "std", "min", "max"]
+    if found.spec.num_frames > 1:  # pictures and volumes do not change
+        columns.append("delta_std")
     table = Table("field", "unit", *columns, title="statistics over all trajectories")
     for column in table.columns[2:]:
         column.justify = "right"
@@ -253,7 +255,8 @@ def _show_statistics(found: DatasetDescription) -> None:
             escape(field.name), escape(field.unit), *(f"{row[name]:.5g}" for name in columns)
         )
     console.print(table)
-    console.print("delta_std: standard deviation of the change from one frame to the next")
+    if found.spec.num_frames > 1:
+        console.print("delta_std: standard deviation of the change from one frame to the next")
 
 
 def _show_report(report: VerifyReport) -> None:

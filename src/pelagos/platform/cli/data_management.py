@@ -45,7 +45,7 @@ def stats(
     """
     with exit_on_error(), late_progress("reading trajectories", not as_json) as progress:
         if output is not None:
-            _refuse_existing(output)
+            _refuse_output(output)
         from pelagos.data_pipelines.foreign import ForeignDataset
         from pelagos.data_pipelines.management import statistics_report
         from pelagos.data_pipelines.store import Dataset
@@ -56,8 +56,8 @@ def stats(
             stored = dataset.all_statistics  # computes and keeps them, if they are not there
         found = statistics_report.report(dataset, stored, progress)
         if output is not None:
-            _write(output.with_suffix(".json"), json.dumps(found.to_json(), indent=1).encode())
-            picture = output.with_suffix(".png")
+            _write(_named(output, ".json"), json.dumps(found.to_json(), indent=1).encode())
+            picture = _named(output, ".png")
             partial = picture.with_name(f".{picture.name}.{uuid.uuid4().hex[:8]}.tmp")
             try:
                 statistics_report.draw(found, partial, dataset.spec.frame_interval)
@@ -74,7 +74,7 @@ def stats(
             console.print(f"[red]differs[/red] {escape(sentence)}", soft_wrap=True)
         if output is not None:
             console.print(
-                f"wrote {output.with_suffix('.png')}, {output.with_suffix('.json')}", soft_wrap=True
+                f"wrote {_named(output, '.png')}, {_named(output, '.json')}", soft_wrap=True
             )
     finish(not found.differences)
 
@@ -144,7 +144,7 @@ def split(
     Example: pelagos data split all.zarr train=0:80 validation=80:90 test=90:100
     """
     with exit_on_error():
-        splits = dict(_range(text) for text in ranges)
+        splits = _splits(ranges)
         from pelagos.data_pipelines.management import revising
 
         manifest = revising.change_splits(_own(uri, endpoint_url), splits)
@@ -199,6 +199,14 @@ def _described(path: str | None) -> Description | None:
     return None if path is None else load_description(path)
 
 
+def _splits(ranges: list[str]) -> dict[str, tuple[int, int]]:
+    pairs = [_range(text) for text in ranges]
+    splits = dict(pairs)
+    if len(splits) < len(pairs):
+        raise ValueError(f"got {' '.join(ranges)}: a split is named twice, and has one range")
+    return splits
+
+
 def _range(text: str) -> tuple[str, tuple[int, int]]:
     name, _, bounds = text.partition("=")
     start, separator, stop = bounds.partition(":")
@@ -207,8 +215,18 @@ def _range(text: str) -> tuple[str, tuple[int, int]]:
     return name, (int(start), int(stop))
 
 
-def _refuse_existing(output: Path) -> None:
-    for path in (output.with_suffix(".json"), output.with_suffix(".png")):
+def _named(output: Path, suffix: str) -> Path:
+    """`output` with a suffix behind its name, in which a dot may stand: `nu1.5` is `nu1.5.png`."""
+    stem = output.stem if output.suffix in (".png", ".json") else output.name
+    return output.with_name(stem + suffix)
+
+
+def _refuse_output(output: Path) -> None:
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise ValueError(
+            f"--output {output}: give the name of new files in a directory that exists"
+        )
+    for path in (_named(output, ".json"), _named(output, ".png")):
         if path.exists():
             raise ValueError(f"{path} exists; choose another --output")
 

@@ -1,0 +1,103 @@
+"""Zarr arrays of any other writer that say themselves what their axes are, as Pelagos reads them in
+place: version 2 or 3, one array with all fields or one for each. Others need a mapping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pelagos.data_pipelines.convert.formats import Format
+from pelagos.data_pipelines.convert.options import ConvertOptions
+from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
+from pelagos.data_pipelines.foreign import ForeignDataset
+from pelagos.data_pipelines.foreign.arrays import SourceArray
+from pelagos.data_pipelines.foreign.opening import is_foreign
+from pelagos.data_pipelines.store import DatasetError
+from pelagos.data_pipelines.store.object_store import open_store
+from pelagos.infra.object_store import storage_options
+
+LETTERS = {"trajectory": "n", "time": "t", "channel": "c", "z": "z", "y": "y", "x": "x"}
+
+
+class ForeignFile:
+    """The arrays of a Zarr hierarchy, scaled as their attributes say. A missing chunk is an error,
+    and one inside a shard is NaN or an error: nothing becomes zero."""
+
+    def __init__(self, file: str) -> None:
+        self.dataset = open_source(file)
+
+    def array(self, key: str) -> ForeignNumbers:
+        return ForeignNumbers({a.path: a for a in self.dataset.arrays}[key])
+
+    def close(self) -> None:
+        self.dataset.close()
+
+
+class ForeignNumbers:
+    """One array as float32."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, source: SourceArray) -> None:
+        self.source = source
+        self.shape: tuple[int, ...] = tuple(source.array.shape)
+
+    def __getitem__(self, selection: Any) -> npt.NDArray[np.float32]:
+        return self.source.values(selection)
+
+
+def open_source(path: str) -> ForeignDataset:
+    """Raises SourceError where it cannot be told what is what."""
+    try:
+        return ForeignDataset(path, storage_options(path) or None, gives_hint=False)
+    except DatasetError as error:
+        raise SourceError(
+            f"{error}\nor describe the arrays in a file for --mapping (docs/converting.md)"
+        ) from error
+
+
+def _matches(path: str, options: ConvertOptions) -> bool:
+    try:
+        return is_foreign(open_store(path, storage_options(path) or None))
+    except (DatasetError, OSError):
+        return False
+
+
+def _read(path: str, options: ConvertOptions) -> Source:
+    dataset = open_source(path)
+    spec = dataset.spec
+    arrays: list[StoredArray] = []
+    channel = 0
+    for source in dataset.arrays:
+        letters = "".join(LETTERS[role] for role in source.roles)
+        count = source.size_of("channel")
+        arrays.append(StoredArray("foreign", path, source.path, letters, channel, count))
+        channel += count
+    parameters = {name: tuple(map(float, v)) for name, v in dataset.parameters.items()}
+    part = Part(tuple(arrays), spec.num_trajectories, parameters=parameters)
+    assumed = [sentence for sentence in dataset.assumed if not sentence.startswith("splits")]
+    return Source(
+        format="zarr",
+        name=spec.name,
+        equation=spec.equation,
+        fields=spec.fields,
+        splits={"all": (part,)},
+        num_frames=spec.num_frames,
+        grid_shape=spec.grid_shape,
+        frame_interval=spec.frame_interval,
+        domain_extent=spec.domain_extent,
+        grid_location=spec.grid_location,
+        notes=(f"it does not say, so this is assumed: {'; '.join(assumed)}",) if assumed else (),
+        details={"source_fingerprint": dataset.fingerprint},
+    )
+
+
+FORMAT = Format(
+    "zarr",
+    "Zarr arrays, version 2 or 3, that name their axes",
+    "an array, or a group with `data` or an array per field",
+    _matches,
+    _read,
+)

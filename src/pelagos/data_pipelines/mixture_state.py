@@ -1,0 +1,53 @@
+"""What a checkpoint keeps of a mixture's datasets, and what changed since it was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# What the state keeps of each dataset, and the value that an absent key stands for.
+STATE_KEYS: dict[str, int | None] = {"fingerprint": None, "windows": None, "weight": None}
+STATE_KEYS |= {"repeat": 1, "max_trajectories": None, "crop": None}
+# A state of more characters keeps digests of so many datasets at most, 12 characters each.
+LONGEST_STATE, MOST_DIGESTS = 800, 48
+
+
+def changes_of_datasets(
+    before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """A sentence for each change between two lists of datasets as states hold them."""
+    changes = []
+    if len(before) != len(now):
+        changes.append(f"there were {len(before)} datasets, are {len(now)}")
+    for i, (old, new) in enumerate(zip(before, now, strict=False)):
+        # A dataset may have moved: what it contains counts, not where it is.
+        changes += [
+            f"dataset {i} ({new['uri']}): {key} was {old.get(key, usual)}, is {new.get(key, usual)}"
+            for key, usual in STATE_KEYS.items()
+            if old.get(key, usual) != new.get(key, usual)
+        ]
+    return changes
+
+
+def digests(datasets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A digest of each dataset, or one of all where there are too many for that."""
+    kept = [[d.get(key, usual) for key, usual in STATE_KEYS.items()] for d in datasets]
+    if len(kept) > MOST_DIGESTS:
+        return [hashlib.sha256(json.dumps(kept).encode()).hexdigest()]
+    return [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:8] for row in kept]
+
+
+def changes_of_digests(before: Sequence[str], now: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each dataset whose digest is another now."""
+    found = digests(now)
+    if len(before) != len(found):
+        return [f"there were {len(before)} datasets, are {len(found)}"]
+    if len(found) != len(now):
+        return [] if list(before) == found else ["a dataset or its weight is another"]
+    return [
+        f"dataset {i} ({new['uri']}): its content, windows, weight or crop changed"
+        for i, (old, its, new) in enumerate(zip(before, found, now, strict=True))
+        if old != its
+    ]
