@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from pelagos.models.blocked_attention import blocked_cosine_attention, is_worth_blocking
 from pelagos.models.precision import without_autocast
 from pelagos.models.scot_config import ScOTConfig
 from pelagos.models.tables import kept
@@ -161,22 +162,24 @@ class WindowAttention(nn.Module):
         )
         scale = self.logit_scale.clamp(max=_MAX_LOG_SCALE).exp()
         scale = scale.repeat(num_rows * num_columns, 1, 1)
-        query = F.normalize(query.float(), dim=-1) * scale
-        key = F.normalize(key.float(), dim=-1)
         bias = self.position_bias(grid).expand(num_rows * num_columns, -1, -1, -1).flatten(0, 1)
-        attended = _attend(query.to(value.dtype), key.to(value.dtype), value, bias)
+        attended = _attend(query, key, value, scale, bias)
         back = "b (n m h) (i j) d -> b (n i) (m j) (h d)"
         out = rearrange(attended, back, n=num_rows, m=num_columns, **sizes)
         return torch.roll(out, (down, right), dims=(1, 2)) if down or right else out
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q kᵀ + bias) v for ``[B, windows·heads, tokens, d]`` and bias without ``B``.
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """softmax(scale q̂ k̂ᵀ + bias) v for ``[B, windows·heads, tokens, d]``; scale, bias without ``B``.
 
     Accelerators take the fused kernel. No fused CPU kernel differentiates the bias, and the
     unfused fallback pays a seventh of Poseidon-T's step for rows that are masked completely, of
     which shifted windows have none; so the CPU path is written out.
     """
+    if is_worth_blocking(query, value):
+        return blocked_cosine_attention(query, key, value, scale, bias)
+    query = (F.normalize(query.float(), dim=-1) * scale).to(value.dtype)
+    key = F.normalize(key.float(), dim=-1).to(value.dtype)
     if query.device.type != "cpu":
         mask = bias.to(value.dtype).expand(query.shape[0], -1, -1, -1)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
