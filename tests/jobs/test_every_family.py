@@ -1,5 +1,6 @@
 """Every family of the registry through the whole platform: strategies, recomputation, export."""
 
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs import export
-from pelagos.jobs.forecaster import trained_weights
+from pelagos.jobs.forecaster import Forecaster, trained_weights
 from pelagos.jobs.parts import build_parts, check_parts
 from pelagos.models.objectives import OBJECTIVES
 from pelagos.models.registry import FAMILIES, load_pretrained
@@ -20,7 +22,14 @@ from pelagos.platform.trainer import train
 
 # What fits 16 x 16 points (16 x 16 x 8 in three dimensions) with fields a and b, beside the nano size.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "poseidon": {"image_size": 16, "patch_size": 2, "window_size": 4},
+    "poseidon": {
+        "image_size": 16,
+        "patch_size": 2,
+        "window_size": 4,
+        "depths": [2, 1],
+        "num_heads": [2, 4],
+        "skip_connections": [1, 0],
+    },
     "dpot": {"img_size": 16, "patch_size": 4, "in_timesteps": 2},
     "fno": {"modes": 4},
     "tfno": {"modes": 4},
@@ -31,7 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "stunet": {"num_dimensions": 2},
     "mednext": {"num_dimensions": 2},
     "simvp": {"in_timesteps": 2},
-    "mpp": {"in_timesteps": 2},
+    "mpp": {"in_timesteps": 2, "drop_path": 0.5},
     "dpot3d": {"in_timesteps": 2},
 }
 OBJECTIVE: dict[str, dict[str, Any]] = {
@@ -104,7 +113,11 @@ RELATIVES = ("tfno", "stunet", "mednext", "dpot3d", "sinenet", "mgno")
     [pytest.param(f, marks=pytest.mark.matrix) if f in RELATIVES else f for f in FAMILIES],
 )
 def test_a_family_trains_alike_everywhere_and_leaves_as_it_was(
-    family: str, datasets: dict[tuple[int, ...], str], rank_pool: Any, tmp_path: Path
+    family: str,
+    datasets: dict[tuple[int, ...], str],
+    rank_pool: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     call = FAMILIES[family].call
     objective = OBJECTIVE[call]
@@ -134,6 +147,12 @@ def test_a_family_trains_alike_everywhere_and_leaves_as_it_was(
     variants = {
         "alone": [],
         "recomputed": ["parallel.activation_checkpointing=full"],
+        "half": ["parallel.precision=bf16"],
+        "compiled": [
+            "parallel.compile=true",
+            "parallel.activation_checkpointing=full",
+            "validation.every_steps=10",
+        ],
         "fsdp": ["parallel.strategy=fsdp", "resources.num_workers=2"],
         "zero3": ["parallel.strategy=zero3", "resources.num_workers=2"],
     }
@@ -144,16 +163,22 @@ def test_a_family_trains_alike_everywhere_and_leaves_as_it_was(
         if name == "alone":
             check_parts(job)
         runs[name] = RunDirectory.create(job)
-    here = [[f"name={n}", *variants[n]] for n in ("alone", "recomputed")]
-    assert train_here(str(path), here) == ["finished"] * 2
+    # whole graphs, forward and backward; writing C++ for them takes a minute for some families
+    compiling = partialmethod(nn.Module.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(nn.Module, "compile", compiling)
+    here = [[f"name={n}", *variants[n]] for n in ("alone", "recomputed", "half", "compiled")]
+    assert train_here(str(path), here) == ["finished"] * 4
     there = [[f"name={n}", *variants[n]] for n in ("fsdp", "zero3")]
     answers = rank_pool.call(
         2, __file__, "train_here", timeout=180.0, path=str(path), overrides=there
     )
     assert answers == [["finished"] * 2] * 2
     assert losses(runs["recomputed"]) == losses(runs["alone"])
-    for name in ("fsdp", "zero3"):
-        # sums over ranks round otherwise: 6e-8 relative, a few times
+    # bf16 rounds each product by 2^-9
+    assert losses(runs["half"]) == pytest.approx(losses(runs["alone"]), rel=0.05)
+    assert losses(runs["half"]) != losses(runs["alone"])
+    for name in ("compiled", "fsdp", "zero3"):
+        # sums over ranks, and of fused operations, round otherwise: 6e-8 relative, a few times
         assert losses(runs[name]) == pytest.approx(losses(runs["alone"]), rel=2e-6)
     exported = export.run("fsdp", tmp_path / "exported", runs_dir=str(tmp_path / "runs"))
     network = load_pretrained(exported.directory)
@@ -161,3 +186,11 @@ def test_a_family_trains_alike_everywhere_and_leaves_as_it_was(
     got = network.state_dict()
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
+    if call in ("frame", "window"):
+        trained, _ = Forecaster.from_run(runs["fsdp"])
+        frames = [2] if call == "window" else []
+        fields = torch.randn(2, *frames, 2, *GRIDS.get(family, (16, 16)))
+        forecast = trained.predict(fields, torch.full((2,), 0.5))
+        assert forecast.shape == (2, 2, *GRIDS.get(family, (16, 16)))
+        again = Forecaster.load(Path(exported.directory))
+        assert torch.equal(again.predict(fields, torch.full((2,), 0.5)), forecast)
