@@ -33,7 +33,7 @@ for record in forecaster.description["datasets"]:
     leads = torch.arange(1, dataset.num_frames)
     frames = view.read(trajectory, range(dataset.num_frames))  # [frame, channel, y, x]
     start = frames[:1].expand(len(leads), -1, -1, -1)
-    forecast = forecaster.predict_normalized(start, leads * view.frame_interval)
+    forecast = forecaster.predict_on(view)(start, leads * view.frame_interval)
     truth = view.to_physical(frames[1:])
     print(f"{view.name}, trajectory {trajectory}")
     for name, channels in view.groups.items():

@@ -1,11 +1,12 @@
 """DPOT from one job file: it trains, validates, resumes from its checkpoint, and is not misjudged."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from pelagos.jobs import evaluate
+from pelagos.jobs import evaluate, export
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import build_parts, check_parts
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
@@ -73,7 +74,7 @@ ONES = {
 }
 
 
-def test_absent_fields_may_be_ones_that_are_learnt(make_job: MakeJob) -> None:
+def test_absent_fields_may_be_ones_that_are_learnt(make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job(**DPOT, **ONES, schedule__total_steps=2, schedule__warmup_steps=1)
     run = RunDirectory.create(job)
     assert train(job, run, build_parts, {}) == Outcome("finished", 2)
@@ -97,6 +98,16 @@ def test_absent_fields_may_be_ones_that_are_learnt(make_job: MakeJob) -> None:
     forecast = forecaster.predict_on(data)(states, time)
     assert torch.equal(forecast, forecaster.predict_normalized(ones, time))
     assert not torch.equal(forecast, forecaster.predict_normalized(states, time))
+
+    # in physical units too, and from an exported directory
+    export.run(job.name, tmp_path / "exported", runs_dir=job.runs_dir)
+    loaded = Forecaster.load(tmp_path / "exported")
+    absent = ["pressure", "tracer"]
+    physical = loaded.predict(states, time, absent)
+    assert torch.equal(physical[:, :3], loaded.normalization.invert(forecast)[:, :3])
+    assert physical[:, 3:].isnan().all()
+    with pytest.raises(ValueError, match="absent names presure, not fields of the model"):
+        loaded.predict(states, time, ["presure"])
     measured, _ = evaluate.measure(EvaluateJob(run=job.name, runs_dir=job.runs_dir))
     assert measured[0].group_names == ("velocity",)
 
@@ -116,3 +127,23 @@ def test_ones_are_refused_where_they_fill_nothing(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_parts(make_job(**{**DPOT, **ONES, **overrides}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"model": "{name: dpot-nano, config: {in_channels: 3}}"},
+            "config gives in_channels, but the numbers of channels follow from data.fields",
+        ),
+        (
+            {"data__fields": "[densty, velocity-x, velocity-y]", "data__normalization": "none"},
+            "no dataset has field 'densty'; did you mean 'density'",
+        ),
+    ],
+)
+def test_channels_and_fields_that_no_data_have_are_refused(
+    overrides: dict[str, str], message: str, make_job: MakeJob
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_parts(make_job(**{**DPOT, **overrides}))

@@ -1,5 +1,6 @@
 """Every family of the registry through the whole platform: strategies, recomputation, export."""
 
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs import export
-from pelagos.jobs.forecaster import trained_weights
+from pelagos.jobs.forecaster import Forecaster, trained_weights
 from pelagos.jobs.parts import build_parts, check_parts
 from pelagos.models.objectives import OBJECTIVES
 from pelagos.models.registry import FAMILIES, load_pretrained
@@ -20,7 +22,14 @@ from pelagos.platform.trainer import train
 
 # What fits 16 x 16 points (16 x 16 x 8 in three dimensions) with fields a and b, beside the nano size.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "poseidon": {"image_size": 16, "patch_size": 2, "window_size": 4},
+    "poseidon": {
+        "image_size": 16,
+        "patch_size": 2,
+        "window_size": 4,
+        "depths": [2, 1],
+        "num_heads": [2, 4],
+        "skip_connections": [1, 0],
+    },
     "dpot": {"img_size": 16, "patch_size": 4, "in_timesteps": 2},
     "fno": {"modes": 4},
     "tfno": {"modes": 4},
@@ -31,7 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "stunet": {"num_dimensions": 2},
     "mednext": {"num_dimensions": 2},
     "simvp": {"in_timesteps": 2},
-    "mpp": {"in_timesteps": 2},
+    "mpp": {"in_timesteps": 2, "drop_path": 0.5},
     "dpot3d": {"in_timesteps": 2},
 }
 OBJECTIVE: dict[str, dict[str, Any]] = {
@@ -99,13 +108,8 @@ def losses(run: RunDirectory) -> list[float]:
 RELATIVES = ("tfno", "stunet", "mednext", "dpot3d", "sinenet", "mgno")
 
 
-@pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, marks=pytest.mark.matrix) if f in RELATIVES else f for f in FAMILIES],
-)
-def test_a_family_trains_alike_everywhere_and_leaves_as_it_was(
-    family: str, datasets: dict[tuple[int, ...], str], rank_pool: Any, tmp_path: Path
-) -> None:
+def write_job(family: str, datasets: dict[tuple[int, ...], str], directory: Path) -> Path:
+    """The job file of a family's nano size on the data that fit it."""
     call = FAMILIES[family].call
     objective = OBJECTIVE[call]
     if family == "vit":
@@ -114,7 +118,7 @@ def test_a_family_trains_alike_everywhere_and_leaves_as_it_was(
     tree = {
         "job": "pretrain",
         "name": "alone",
-        "runs_dir": str(tmp_path / "runs"),
+        "runs_dir": str(directory / "runs"),
         "data": {
             "mixture": [{"uri": datasets[GRIDS.get(family, (16, 16))]}],
             "fields": ["a", "b"],
@@ -129,11 +133,27 @@ def test_a_family_trains_alike_everywhere_and_leaves_as_it_was(
         "tracking": {"uri": None},
         "resources": {"launcher": "none"},
     }
-    path = tmp_path / "job.yaml"
+    path = directory / "job.yaml"
     path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.matrix) if f in RELATIVES else f for f in FAMILIES],
+)
+def test_a_family_trains_alike_everywhere_and_leaves_as_it_was(
+    family: str,
+    datasets: dict[tuple[int, ...], str],
+    rank_pool: Any,
+    tmp_path: Path,
+) -> None:
+    path = write_job(family, datasets, tmp_path)
+    call = FAMILIES[family].call
     variants = {
         "alone": [],
         "recomputed": ["parallel.activation_checkpointing=full"],
+        "half": ["parallel.precision=bf16"],
         "fsdp": ["parallel.strategy=fsdp", "resources.num_workers=2"],
         "zero3": ["parallel.strategy=zero3", "resources.num_workers=2"],
     }
@@ -144,14 +164,17 @@ def test_a_family_trains_alike_everywhere_and_leaves_as_it_was(
         if name == "alone":
             check_parts(job)
         runs[name] = RunDirectory.create(job)
-    here = [[f"name={n}", *variants[n]] for n in ("alone", "recomputed")]
-    assert train_here(str(path), here) == ["finished"] * 2
+    here = [[f"name={n}", *variants[n]] for n in ("alone", "recomputed", "half")]
+    assert train_here(str(path), here) == ["finished"] * 3
     there = [[f"name={n}", *variants[n]] for n in ("fsdp", "zero3")]
     answers = rank_pool.call(
         2, __file__, "train_here", timeout=180.0, path=str(path), overrides=there
     )
     assert answers == [["finished"] * 2] * 2
     assert losses(runs["recomputed"]) == losses(runs["alone"])
+    # bf16 rounds each product by 2^-9
+    assert losses(runs["half"]) == pytest.approx(losses(runs["alone"]), rel=0.05)
+    assert losses(runs["half"]) != losses(runs["alone"])
     for name in ("fsdp", "zero3"):
         # sums over ranks round otherwise: 6e-8 relative, a few times
         assert losses(runs[name]) == pytest.approx(losses(runs["alone"]), rel=2e-6)
@@ -161,3 +184,37 @@ def test_a_family_trains_alike_everywhere_and_leaves_as_it_was(
     got = network.state_dict()
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
+    if call in ("frame", "window"):
+        trained, _ = Forecaster.from_run(runs["fsdp"])
+        frames = [2] if call == "window" else []
+        fields = torch.randn(2, *frames, 2, *GRIDS.get(family, (16, 16)))
+        forecast = trained.predict(fields, torch.full((2,), 0.5))
+        assert forecast.shape == (2, 2, *GRIDS.get(family, (16, 16)))
+        again = Forecaster.load(Path(exported.directory))
+        assert torch.equal(again.predict(fields, torch.full((2,), 0.5)), forecast)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.matrix) if f != "vit" else f for f in FAMILIES],
+)
+def test_a_family_trains_alike_compiled(
+    family: str,
+    datasets: dict[tuple[int, ...], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write_job(family, datasets, tmp_path)
+    options = ["parallel.compile=true", "parallel.activation_checkpointing=full"]
+    variants = {"alone": ["name=alone"], "compiled": ["name=compiled", *options]}
+    # whole graphs, forward and backward, and none left out; C++ for them would take longer still
+    compiling = partialmethod(nn.Module.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(nn.Module, "compile", compiling)
+    runs = {}
+    for name, overrides in variants.items():
+        job = load_job(path, overrides)
+        assert isinstance(job, PretrainJob)
+        runs[name] = RunDirectory.create(job)
+    assert train_here(str(path), list(variants.values())) == ["finished"] * 2
+    # fused operations sum in another order: 6e-8 relative, a few times
+    assert losses(runs["compiled"]) == pytest.approx(losses(runs["alone"]), rel=2e-6)

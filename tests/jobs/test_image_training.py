@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from pelagos.jobs import evaluate, finetune, pretrain
-from pelagos.jobs.parts import MixtureStreams
+from pelagos.jobs.parts import MixtureStreams, check_parts
 from pelagos.platform.config import ConfigError, EvaluateJob, TrainingJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.runs import RunDirectory
@@ -157,3 +157,54 @@ def test_an_objective_that_does_not_fit_the_model_is_refused(
     job = make("no", "pretrain", model={"name": model}, objective=objective)
     with pytest.raises(ConfigError, match=message):
         pretrain.run(job, quiet())  # type: ignore[arg-type]
+
+
+VIT = {"name": "vit-nano", "config": SMALL}
+MAE = {"name": "mae-nano", "config": SMALL}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"model": VIT, "objective": {"name": "classification", "num_classes": 4}},
+            r"'label' has classes up to 9, but objective.num_classes\(4\) allows 0 to 3; set it to 10",
+        ),
+        (
+            {
+                "fields": ["grey", "ink"],
+                "model": {"name": "nnunet-nano", "config": {"num_dimensions": 2}},
+                "objective": {"name": "segmentation", "label_field": "grey", "num_classes": 2},
+            },
+            r"field 'grey' has classes up to 16, but objective.num_classes\(2\)",
+        ),
+        (
+            {
+                "model": {"name": "vit-nano", "config": {**SMALL, "head": "segmentation"}},
+                "objective": {"name": "classification", "num_classes": 10},
+            },
+            r"answers with shape \(1, 10, 8, 8\), needed are logits \[batch, 10\]: .* head: classif",
+        ),
+        (
+            {
+                "fields": ["grey", "ink"],
+                "model": VIT,
+                "objective": {"name": "segmentation", "label_field": "ink", "num_classes": 2},
+            },
+            r"answers with shape \(1, 2\), needed are maps .* head: segmentation",
+        ),
+        (
+            {"model": MAE, "objective": {"name": "masked", "patch_size": [2, 2, 2]}},
+            "has 3 sides, the grid has 2 axes",
+        ),
+        (
+            {"model": MAE, "objective": {"name": "masked", "patch_size": 2, "mask_ratio": 0.01}},
+            "hides none of 16 patches",
+        ),
+    ],
+)
+def test_what_would_fail_in_a_step_is_refused_before(
+    sections: dict[str, Any], message: str, make: Callable[..., TrainingJob]
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_parts(make("refused", "pretrain", **sections))

@@ -90,6 +90,38 @@ def test_misfitting_override_names_the_model():
         create_model("poseidon-nano", image_size=60)
 
 
+def test_an_unknown_size_lists_those_of_its_family():
+    with pytest.raises(
+        ValueError,
+        match="unknown model 'unet-q'; closest: unet-base, unet-nano|unet-nano, unet-base",
+    ):
+        create_model("unet-q")
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("dpot-nano", "patch_size", True),
+        ("unet-nano", "width", "wide"),
+        ("poseidon-nano", "patch_size", 0),
+        ("poseidon-nano", "window_size", -1),
+        ("poseidon-nano", "image_size", None),
+        ("poseidon-nano", "depths", [2, "two", 1]),
+        ("poseidon-nano", "channel_slice_list_normalized_loss", []),
+    ],
+)
+def test_options_of_the_wrong_kind_are_named(name: str, option: str, value: object):
+    with pytest.raises(ValueError, match=rf"{name}.*{option}=.* must (be a|list) whole number"):
+        create_model(name, **{option: value})
+
+
+def test_poseidon_names_the_nearest_sizes():
+    with pytest.raises(ValueError, match="image_size=60 .* = 16: use 48 or 64"):
+        create_model("poseidon-nano", image_size=60)
+    with pytest.raises(ValueError, match="window_size=7; the nearest that fits is 8"):
+        create_model("poseidon-nano", window_size=7)
+
+
 def test_models_import_without_the_platforms_dependencies():
     program = f"""
 import sys

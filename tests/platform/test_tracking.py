@@ -111,6 +111,14 @@ def test_a_stopped_and_resumed_run_is_one_complete_mlflow_run(
     predicted = registered.predict({"fields": fields, "lead_time": lead_time})
     expected = forecaster.predict(torch.from_numpy(fields), torch.from_numpy(lead_time))
     np.testing.assert_array_equal(predicted, expected.numpy())
+    without = registered.predict(
+        {"fields": fields, "lead_time": lead_time}, params={"absent": ["pressure"]}
+    )
+    expected = forecaster.predict(
+        torch.from_numpy(fields), torch.from_numpy(lead_time), ["pressure"]
+    )
+    np.testing.assert_array_equal(without, expected.numpy())
+    assert not np.array_equal(without[:, 0], predicted[:, 0])
 
 
 def test_a_store_that_is_away_costs_nothing_and_gets_everything_later(

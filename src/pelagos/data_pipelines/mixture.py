@@ -7,6 +7,7 @@ normalisation and marked so that the loss can leave them out, unless the mixture
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import threading
@@ -389,6 +390,7 @@ def _problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[st
             len(crop) != len(grid) or not all(0 < c <= n for c, n in zip(crop, grid, strict=True))
         ):
             problems.append(f"{dataset.uri}: a crop of {crop} points does not fit its grid {grid}")
+    problems += _misspelt(entries, fields)
     if len({len(entry.dataset.grid_shape) for entry in entries}) > 1:
         listed = ", ".join(f"{e.dataset.uri}: {e.dataset.grid_shape}" for e in entries)
         problems.append(f"all grids must have as many axes, got {listed}: train on them separately")
@@ -399,6 +401,19 @@ def _problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[st
         )
     if with_weight and any(entry.repeat != 1 for entry in entries):
         problems.append("datasets have weights and repeats: use one of the two")
+    return problems
+
+
+def _misspelt(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[str]:
+    """Channels that no dataset has, where one has a field of nearly the same name."""
+    specs = [entry.dataset.spec for entry in entries]
+    has = {name for spec in specs for name in (*spec.field_names, *spec.constant_fields)}
+    problems = []
+    for name in fields:
+        others = [n for n in sorted(has - set(fields)) if n[:-1] != name[:-1]]  # velocity-x, -y
+        near = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
+        if name not in has and near:
+            problems.append(f"no dataset has field {name!r}; did you mean {near[0]!r}?")
     return problems
 
 

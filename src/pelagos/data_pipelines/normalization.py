@@ -97,14 +97,14 @@ class Normalization:
             stds.append(math.sqrt(variance) or 1.0)
         return cls(tuple(fields), tuple(means), tuple(stds))
 
-    def apply(self, values: torch.Tensor) -> torch.Tensor:
-        """Normalise `[…, channel, y, x]`."""
-        mean, std = self._columns(values)
+    def apply(self, values: torch.Tensor, axis: int = -3) -> torch.Tensor:
+        """Normalise `[…, channel, y, x]`; `axis` is where the channels are."""
+        mean, std = self._columns(values, axis)
         return (values - mean) / std
 
-    def invert(self, values: torch.Tensor) -> torch.Tensor:
+    def invert(self, values: torch.Tensor, axis: int = -3) -> torch.Tensor:
         """Undo `apply`."""
-        mean, std = self._columns(values)
+        mean, std = self._columns(values, axis)
         return values * std + mean
 
     def unscaled(self, name: str) -> Normalization:
@@ -121,13 +121,15 @@ class Normalization:
     def from_dict(cls, values: Mapping[str, Any]) -> Normalization:
         return cls(tuple(values["fields"]), tuple(values["mean"]), tuple(values["std"]))
 
-    def _columns(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if values.ndim < 3 or values.shape[-3] != len(self.fields):
+    def _columns(self, values: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+        place = axis if axis < 0 else axis - values.ndim
+        if not -values.ndim <= place < 0 or values.shape[place] != len(self.fields):
+            where = "[…, {}, y, x]" if axis == -3 else f"{{}} channels at axis {axis}"
             raise ValueError(
                 f"values have shape {tuple(values.shape)}, required is "
-                f"[…, {len(self.fields)}, y, x]"
+                f"{where.format(len(self.fields))}"
             )
-        shape = (len(self.fields), 1, 1)
+        shape = (len(self.fields), *(1,) * (-place - 1))
         return (
             torch.tensor(self.mean, dtype=values.dtype, device=values.device).reshape(shape),
             torch.tensor(self.std, dtype=values.dtype, device=values.device).reshape(shape),

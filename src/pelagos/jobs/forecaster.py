@@ -1,7 +1,7 @@
 """A trained model as a function of physical fields: loaded from a run, or from an exported directory."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,12 @@ class Forecaster:
 
         The model sees there what it saw in training, in every step of a rollout.
         """
-        value = self.description.get("absent_value", 0.0)
-        absent = ~torch.tensor(data.present)[:, None, None]
+        absent = [name for name, has in zip(self.fields, data.present, strict=True) if not has]
 
         def predict(frames: Tensor, lead_time: Tensor) -> Tensor:
-            filled = frames.masked_fill(absent.to(frames.device), value)
-            return self.predict_normalized(filled, lead_time)
+            return self.predict_normalized(self._fill(frames, absent), lead_time)
 
-        return predict if value and absent.any() else self.predict_normalized
+        return predict if self._absent_value and absent else self.predict_normalized
 
     @torch.no_grad()
     def predict_normalized(self, frames: Tensor, lead_time: Tensor) -> Tensor:
@@ -93,13 +91,50 @@ class Forecaster:
         `frames` is one frame `[batch, channel, y, x]`, or several `[batch, frame, channel, y, x]`
         for an objective that forecasts from `objective.input_frames` of them.
         """
-        several = frames if frames.ndim == 5 else frames[:, None]
+        several = frames if self._channel_axis == 2 else frames[:, None]
         return self.objective.predict(self.model, several, lead_time)
 
-    def predict(self, fields: Tensor, lead_time: Tensor) -> Tensor:
-        """Return fields in physical units `[batch, channel, y, x]`, `lead_time` after `fields`."""
-        normalized = self.normalization.apply(fields)
-        return self.normalization.invert(self.predict_normalized(normalized, lead_time))
+    def predict(self, fields: Tensor, lead_time: Tensor, absent: Collection[str] = ()) -> Tensor:
+        """Return fields in physical units `[batch, channel, y, x]`, `lead_time` after `fields`.
+
+        `absent` names the fields that the data lack: whatever `fields` hold there, the model sees
+        what it saw for absent fields in training, and NaN comes back, for it forecasts nothing there.
+
+        Raises:
+            ValueError: `absent` names no field of the model, or every one.
+        """
+        self._check_absent(absent)
+        normalized = self._fill(self.normalization.apply(fields, self._channel_axis), absent)
+        forecast = self.normalization.invert(self.predict_normalized(normalized, lead_time), 1)
+        forecast[:, [self.fields.index(name) for name in absent]] = torch.nan
+        return forecast
+
+    @property
+    def _absent_value(self) -> float:
+        """What absent channels held in training, after normalisation."""
+        return float(self.description.get("absent_value", 0.0))
+
+    @property
+    def _channel_axis(self) -> int:
+        """Of what goes in: one frame `[batch, channel, …]`, or several, `[batch, frame, channel, …]`."""
+        return 1 if self.objective.input_frames == 1 else 2
+
+    def _fill(self, normalized: Tensor, absent: Collection[str]) -> Tensor:
+        if not absent:
+            return normalized
+        channels = [self.fields.index(name) for name in absent]
+        at = torch.tensor(channels, device=normalized.device)
+        return normalized.index_fill(self._channel_axis, at, self._absent_value)
+
+    def _check_absent(self, absent: Collection[str]) -> None:
+        strangers = sorted(set(absent) - set(self.fields))
+        if strangers or set(absent) == set(self.fields):
+            wrong = (
+                f"{', '.join(strangers)}, not fields of the model" if strangers else "all fields"
+            )
+            raise ValueError(
+                f"absent names {wrong}: it takes some of {', '.join(self.fields)}, not all"
+            )
 
     def save(self, directory: Path) -> None:
         """Write weights (safetensors) and description (JSON) into a new directory."""

@@ -1,6 +1,7 @@
 """Building the parts of a training job from its configuration, and refusing early what cannot fit."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import CacheSettings, DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.jobs.class_labels import label_problems
 from pelagos.jobs.datasets import open_entry
 from pelagos.jobs.datasets import options_for as options_for
 from pelagos.models.low_rank import add_low_rank
 from pelagos.models.objectives import OBJECTIVES, Objective, Segmentation, create_objective
 from pelagos.models.pretrained import Pretrained
-from pelagos.models.registry import create_model, model_info
+from pelagos.models.registry import FAMILIES, create_model, model_info
 from pelagos.platform.config.checks import micro_batch_size
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
@@ -71,6 +73,7 @@ def build_network(job: TrainingJob) -> Pretrained:
             f"calls with {CALLS[objective.call]}: use objective.name {' or '.join(fitting)}, or "
             f"another model"
         )
+    _check_no_channels(job)
     inputs, outputs = objective.model_channels
     return create_model(
         job.model.name, in_channels=inputs, out_channels=outputs, **job.model.config
@@ -330,7 +333,10 @@ def check_parts(job: TrainingJob) -> Mixture:
     if not problems:
         try:
             mixture = build_mixture(job, datasets)
-            build_mixture(job, datasets, job.validation.split)
+            held_out = build_mixture(job, datasets, job.validation.split)
+            labels = [label_problems(build_objective(job), part) for part in (mixture, held_out)]
+            found = dict.fromkeys(chain(*labels))
+            problems += [Problem(("data", "mixture"), problem) for problem in found]
             count_flops(job, mixture)
         except ValueError as error:
             problems.append(Problem(("data",), str(error)))
@@ -339,8 +345,20 @@ def check_parts(job: TrainingJob) -> Mixture:
     return mixture
 
 
+def _check_no_channels(job: TrainingJob) -> None:
+    """Raise ValueError if the model's options say what follows from the fields."""
+    own = FAMILIES[model_info(job.model.name).family].channels
+    given = [name for name in job.model.config if name in {"in_channels", "out_channels", *own}]
+    if given:
+        raise ValueError(
+            f"config gives {', '.join(given)}, but the numbers of channels follow from data.fields "
+            f"({len(job.data.fields)}: {', '.join(job.data.fields)}) and the objective: leave it out"
+        )
+
+
 def _any_network(job: TrainingJob) -> nn.Module:
     """Return the job's network with as many channels as fields, whatever the objective."""
+    _check_no_channels(job)
     channels = len(job.data.fields)
     return create_model(
         job.model.name, in_channels=channels, out_channels=channels, **job.model.config

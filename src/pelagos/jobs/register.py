@@ -26,12 +26,13 @@ def register_model(
 
     `mlflow.pyfunc.load_model("models:/NAME/VERSION").predict({"fields": …, "lead_time": …})` takes
     and gives physical units, `[batch, channel, y, x]`; several frames `[batch, frame, channel, y, x]`
-    go in where the model forecasts from several.
+    go in where the model forecasts from several. `params={"absent": […]}` names the fields that the
+    data lack.
     """
     import mlflow
     import numpy as np
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
     # the closing report of the job says where to look; MLflow need not
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -46,6 +47,7 @@ def register_model(
             [TensorSpec(single, given, "fields"), TensorSpec(single, (-1,), "lead_time")]
         ),
         outputs=Schema([TensorSpec(single, shape)]),
+        params=ParamSchema([ParamSpec("absent", DataType.string, [], (-1,))]),
     )
     mlflow.set_tracking_uri(tracking_uri(job))
     with tempfile.TemporaryDirectory() as scratch:

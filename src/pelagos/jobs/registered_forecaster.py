@@ -18,10 +18,14 @@ class RegisteredForecaster(PythonModel):
 
     # MLflow reads type hints of `predict` as a schema; the schema is the logged signature
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Return fields `[batch, channel, y, x]`, `lead_time [batch]` after `fields`."""
+        """Return fields `[batch, channel, y, x]`, `lead_time [batch]` after `fields`.
+
+        The parameter `absent` lists the fields that the data lack.
+        """
         fields, lead_time = as_arrays(model_input)
+        absent = (params or {}).get("absent", ())
         return self.forecaster.predict(
-            torch.from_numpy(fields), torch.from_numpy(lead_time)
+            torch.from_numpy(fields), torch.from_numpy(lead_time), list(absent)
         ).numpy()
 
 

@@ -26,6 +26,7 @@ from pelagos.models import (
     unet,
     vit,
 )
+from pelagos.models.checks import fail_on
 from pelagos.models.family import Call, Family, Size
 from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config
 
@@ -129,6 +130,13 @@ def create_model(
     counts = [d if g is None else g for g, d in zip(given, family.default_channels, strict=True)]
     channels = dict(zip(family.channels, counts, strict=True))
     adapted = family.adapt(*counts)
+    not_whole = [
+        f"{field.name}={value!r} must be a whole number"
+        for field in fields(config_class)
+        if field.type == "int" and field.name in config_overrides
+        if not isinstance(value := config_overrides[field.name], int) or isinstance(value, bool)
+    ]
+    fail_on(not_whole, f"model {name!r}")
     try:
         config = config_class(**{**size.options, **adapted, **config_overrides, **channels})
     except ValueError as error:
@@ -160,7 +168,10 @@ def model_class(config: Mapping[str, Any]) -> type[Pretrained] | None:
 
 def _entry(name: str) -> tuple[Family, Size]:
     if name not in _MODELS:
-        close = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.3)
+        family = name.rpartition("-")[0]
+        sizes = [known for known in _MODELS if known.rpartition("-")[0] == family]
+        # of a family that is there, its sizes
+        close = difflib.get_close_matches(name, sizes or _MODELS, n=3, cutoff=0.0 if sizes else 0.3)
         hint = f"closest: {', '.join(close)}; " if close else ""
         raise ValueError(f"unknown model {name!r}; {hint}all: {', '.join(_MODELS)}")
     return _MODELS[name]

@@ -6,6 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from pelagos.models.checks import nearest_multiples, not_whole_numbers
+
+_WHOLE = (
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "num_out_channels",
+    "embed_dim",
+    "window_size",
+)
+
 
 @dataclass(frozen=True)
 class ScOTConfig:
@@ -61,9 +72,10 @@ class ScOTConfig:
             "channel_slice_list_normalized_loss",
         ):
             value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, tuple(int(entry) for entry in value))
-        problems = [*self._unsupported(), *self._misfits()]
+            if isinstance(value, (list, tuple)):
+                object.__setattr__(self, name, tuple(value))
+        problems = [*not_whole_numbers(self, _WHOLE), *self._not_lists(), *self._unsupported()]
+        problems = problems or self._misfits()
         if problems:
             raise ValueError("scOT config: " + "; ".join(problems))
 
@@ -123,6 +135,22 @@ class ScOTConfig:
             if getattr(self, name) not in choices
         ]
 
+    def _not_lists(self) -> list[str]:
+        slices = self.channel_slice_list_normalized_loss
+        given = {"depths": 1, "num_heads": 1, "skip_connections": 0}
+        given |= {} if slices is None else {"channel_slice_list_normalized_loss": 0}
+        return [
+            f"{name}={getattr(self, name)!r} must list whole numbers, each at least {least}"
+            for name, least in given.items()
+            if not _are_whole(getattr(self, name), least)
+        ]
+
+    def _nearest_window(self) -> int:
+        """The window size next to the given one that covers every stage's tokens."""
+        grids = [self.stage_grid(stage) for stage in range(self.num_stages)]
+        fitting = [w for w in range(1, grids[0] + 1) if all(n <= w or n % w == 0 for n in grids)]
+        return min(fitting, key=lambda w: abs(w - self.window_size))
+
     def _misfits(self) -> list[str]:
         problems = []
         stages = self.num_stages
@@ -134,7 +162,8 @@ class ScOTConfig:
         if stages < 1 or self.image_size % self.coarsest:
             problems.append(
                 f"image_size={self.image_size} must be a multiple of "
-                f"patch_size({self.patch_size}) * 2**(stages({stages}) - 1) = {self.coarsest}"
+                f"patch_size({self.patch_size}) * 2**(stages({stages}) - 1) = {self.coarsest}: "
+                f"use {nearest_multiples(self.image_size, self.coarsest)}"
             )
         if problems:
             return problems
@@ -147,7 +176,8 @@ class ScOTConfig:
             if grid > self.window_size and grid % self.window_size:
                 problems.append(
                     f"stage {stage} has {grid} tokens a side, not a multiple of "
-                    f"window_size={self.window_size}"
+                    f"window_size={self.window_size}; the nearest that fits is "
+                    f"{self._nearest_window()}"
                 )
             if width % heads:
                 problems.append(f"stage {stage}: width {width} is not a multiple of {heads} heads")
@@ -162,3 +192,11 @@ class ScOTConfig:
                 f"[0, num_out_channels={self.num_out_channels}]"
             )
         return problems
+
+
+def _are_whole(values: object, least: int) -> bool:
+    return (
+        isinstance(values, tuple)
+        and bool(values)
+        and all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values)
+    )

@@ -88,18 +88,27 @@ class Masked(_SingleFrame):
     def draw_kept(self, batch: WindowBatch) -> Tensor:
         """``[B, N]`` bool: the patches that the encoder sees, as many in every sample."""
         image = batch.frames[:, 0]
-        grid = [
-            side // patch
-            for side, patch in zip(image.shape[2:], self._patch(image.ndim - 2), strict=True)
-        ]
+        patch = self._patch(image.ndim - 2)
+        grid = [side // size for side, size in zip(image.shape[2:], patch, strict=True)]
         num_patches = math.prod(grid)
         order = uniform((num_patches,), batch.sample_seed, image.device).argsort(dim=1)
         num_kept = max(1, round(num_patches * (1 - self.mask_ratio)))
+        if num_kept >= num_patches:
+            raise ValueError(
+                f"masked: mask_ratio={self.mask_ratio} hides none of {num_patches} patches of "
+                f"{patch} points on a grid of {tuple(image.shape[2:])}; take smaller patches, or hide "
+                f"more of them"
+            )
         return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :num_kept], True)
 
     def _patch(self, num_dimensions: int) -> tuple[int, ...]:
         if isinstance(self.patch_size, int):
             return (self.patch_size,) * num_dimensions
+        if len(self.patch_size) != num_dimensions:
+            raise ValueError(
+                f"masked: patch_size={tuple(self.patch_size)} has {len(self.patch_size)} sides, the "
+                f"grid has {num_dimensions} axes"
+            )
         return tuple(self.patch_size)
 
     def _target(self, patches: Tensor) -> Tensor:
@@ -137,6 +146,12 @@ class Classification(_SingleFrame):
                 f"'label'"
             )
         logits = model(batch.frames[:, 0])
+        if isinstance(logits, tuple) or logits.shape != (len(labels), self.num_classes):
+            raise ValueError(
+                f"classification: the network answers with {_shapes(logits)}, needed are logits "
+                f"[batch, {self.num_classes}]: of a ViT take head: classification; networks that "
+                f"answer with maps fit the objective segmentation"
+            )
         smoothing = self.label_smoothing
         losses = F.cross_entropy(
             logits.float(), labels, reduction="none", label_smoothing=smoothing
@@ -179,6 +194,11 @@ class Segmentation(_SingleFrame):
         image, labels = self.split(batch.frames[:, 0])
         answer = model(image)
         maps = answer if isinstance(answer, tuple) else (answer,)
+        if any(m.ndim != image.ndim or m.shape[1] != self.num_classes for m in maps):
+            raise ValueError(
+                f"segmentation: the network answers with {_shapes(answer)}, needed are maps [batch, "
+                f"{self.num_classes}, *grid]: of a ViT take head: segmentation"
+            )
         weights = [0.5**level for level in range(len(maps))]
         errors = [w * self._error(m, _at(labels, m)) for w, m in zip(weights, maps, strict=True)]
         return torch.stack(errors).sum(dim=0)[:, None] / sum(weights)
@@ -203,6 +223,11 @@ class Segmentation(_SingleFrame):
         overlap = 2 * (shares * truth).sum(dim=2) + _DICE_EPS
         dice = overlap / (shares.sum(dim=2) + truth.sum(dim=2) + _DICE_EPS)
         return cross_entropy + 1 - dice.mean(dim=1)
+
+
+def _shapes(answer: Tensor | tuple[Tensor, ...]) -> str:
+    tensors = answer if isinstance(answer, tuple) else (answer,)
+    return ", ".join(f"shape {tuple(tensor.shape)}" for tensor in tensors)
 
 
 def _masked_mean(squares_BNV: Tensor, masked_BN: Tensor) -> Tensor:

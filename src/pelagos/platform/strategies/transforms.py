@@ -8,6 +8,8 @@ from pelagos.platform.strategies.base import StrategyOptions
 from pelagos.platform.strategies.precision import apply_precision, check_precision
 from pelagos.platform.strategies.recompute import apply_recompute
 
+GRAPHS_PER_BLOCK = 8
+
 
 def apply_transforms(model: nn.Module, options: StrategyOptions, static_bytes: int) -> None:
     """Wrap the blocks that the model names (`model.blocks()`), then its forward pass, in place.
@@ -34,9 +36,24 @@ def apply_transforms(model: nn.Module, options: StrategyOptions, static_bytes: i
         model, blocks, options.activation_checkpointing, options.example_loss, static_bytes
     )
     if options.compile:
+        _allow_graphs(len(blocks))
         for block in blocks:
             block.compile()
     apply_precision(model, options.precision, "cuda" if options.use_gpu else "cpu")
+
+
+def _allow_graphs(num_blocks: int) -> None:
+    """Let every block have as many graphs as torch lets one function have.
+
+    Torch counts them by code, which the blocks share: at its limit of 8 the others would run as they
+    are written, with a warning. Blocks differ in width and grid, and each runs with gradients and
+    without, on every grid of a mixture.
+    """
+    from torch._dynamo import config
+
+    most = GRAPHS_PER_BLOCK * num_blocks
+    config.recompile_limit = max(config.recompile_limit, most)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 2 * most)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
