@@ -67,9 +67,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], st
     def make(family: str) -> str:
         uri, asked = directory / f"{family}.zarr", TASKS[family]
         if not uri.exists():
-            request = GenerationRequest(
-                family, 0, 4, GRID, asked.num_frames, asked.final_time / 4
-            )
+            request = GenerationRequest(family, 0, 4, GRID, asked.num_frames, asked.final_time / 4)
             spec = dataset_spec(
                 request, {"train": 2, "validation": 1, "test": 1}, trajectories_per_shard=4
             )
@@ -198,10 +196,26 @@ def test_a_job_trains_and_its_forecasts_keep_what_is_given(
     forecast = forecaster.predict_on(data)(first, torch.tensor([data.frame_interval]))
     kept = [f for i, f in enumerate(data.fields) if torch.equal(forecast[:, i], first[:, i])]
     assert kept == given
-    measured, _ = evaluate.measure(EvaluateJob(run=job.name, runs_dir=job.runs_dir))
+    measured, _ = evaluate.measure(
+        EvaluateJob(run=job.name, runs_dir=job.runs_dir, lead_steps=(1,))
+    )
     scored = {name for group in measured[0].data.groups.values() for name in group}
     assert not scored & {data.fields.index(name) for name in given}
     assert torch.isfinite(torch.as_tensor(measured[0].scores["direct"]["relative_l1"])).all()
+
+
+def test_a_field_that_changes_in_one_dataset_is_scored(
+    tiny_dataset: Callable[[str], str], source: Path, tmp_path: Path
+) -> None:
+    job = tiny("ns-pwc", tiny_dataset("ns-pwc"), source, tmp_path)
+    gas = job.data.mixture[0].model_copy(update={"uri": tiny_dataset("ce-rpui")})
+    for mixture, given in (
+        ((job.data.mixture[0],), {"density"}),
+        ((*job.data.mixture, gas), set()),
+    ):
+        data = job.data.model_copy(update={"mixture": mixture})
+        prepared = finetune.prepare(job.model_copy(update={"data": data}))
+        assert prepared.mixture.given_fields == given
 
 
 def test_the_sweep_draws_the_whole_curve(

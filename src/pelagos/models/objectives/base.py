@@ -132,9 +132,9 @@ class FieldObjective(OneFrameIn):
 
     ``fields``: the model's channels; ``field_groups``: name to channels (names or indices), None
     groups vector components. Fields in no group are given, not forecast: ``predict`` hands them on
-    as they are in the latest frame. ``field_weights``: group name to its weight in the mean over groups, 1
-    where not named; ``frame_stride``: frames per step; ``time_scale``: the model sees lead times
-    divided by it; ``loss``: a name of ``losses.LOSSES``, and ``p`` the power of its ``ratio``;
+    as they are in the latest frame. ``field_weights``: group name to its weight in the mean over
+    groups, 1 where not named; ``frame_stride``: frames per step; ``time_scale``: the model sees lead
+    times divided by it; ``loss``: a name of ``losses.LOSSES``, and ``p`` the power of its ``ratio``;
     ``normalize_samples``: the network sees each sample and field with mean 0 and deviation 1 of
     its input frames, and its answer is scaled back (``ReversibleNorm``), errors being of the latter.
     """

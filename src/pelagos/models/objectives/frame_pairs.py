@@ -82,8 +82,8 @@ class Steady(FramePair):
 
     Datasets hold the given fields (source, coefficient) in both frames, and the solution in the
     last, zeros in the first. ``field_groups`` name what is learnt, ``{solution: [solution]}``, if
-    the dataset does not say which fields are given. Poseidon's lead time for them is 1 (arXiv:2405.19101, sec. 3): the frames' distance over
-    ``time_scale``.
+    the dataset does not say which fields are given. Poseidon's lead time for them is 1
+    (arXiv:2405.19101, sec. 3): the frames' distance over ``time_scale``.
     """
 
     name: ClassVar[str] = "steady"
