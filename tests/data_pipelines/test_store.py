@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -136,6 +137,14 @@ def test_spec_survives_json_and_lists_every_mistake(make_dataset: Any) -> None:
     dataset, _ = make_dataset(generator={"solver": {"order": 3}}, constant_fields={"tracer": 0.0})
     text = json.dumps(dataset.spec.to_json())
     assert DatasetSpec.from_json(json.loads(text)) == dataset.spec
+    assert "given_fields" not in json.loads(text)  # as in datasets from before there were any
+    name, *others = dataset.spec.field_names
+    marked = dataclasses.replace(dataset.spec, given_fields=(name,))
+    assert DatasetSpec.from_json(json.loads(json.dumps(marked.to_json()))) == marked
+    assert marked.differences(dataset.spec) == []
+    for wrong in ((name, *others), ("stranger",)):
+        with pytest.raises(ValueError, match="given_fields must be some of the stored"):
+            dataclasses.replace(dataset.spec, given_fields=wrong)
     with pytest.raises(ValueError, match="dataset spec 'bad'") as caught:
         DatasetSpec(
             name="bad", equation="", fields=(Field("a", "a"), Field("a", "a")),

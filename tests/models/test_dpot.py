@@ -217,6 +217,25 @@ def test_the_loss_is_the_mean_relative_l2_error_of_samples_and_channels():
     assert torch.equal(forecast, batch.frames[:, 2])
 
 
+def test_unrolled_steps_see_fields_in_no_group_as_they_were_given():
+    batch = windows()
+    model = DPOT(
+        DPOTConfig(**{**SMALL, "img_size": 8, "in_timesteps": 2}, in_channels=2, out_channels=2)
+    )
+    batch.frames = nn.functional.interpolate(batch.frames.flatten(0, 1), size=(8, 8)).unflatten(
+        0, (3, 4)
+    )
+    seen = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    objective = Autoregressive(
+        ("a", "b"), field_groups={"a": ["a"]}, num_input_frames=2, num_unrolled_steps=2
+    )
+    objective.errors(model, batch)
+    frame = seen[1].permute(0, 3, 4, 2, 1)[:, -1]  # the model's own, fed back
+    assert torch.equal(frame[:, 1], batch.frames[:, 1, 1])
+    assert not torch.equal(frame[:, 0], batch.frames[:, 1, 0])
+
+
 def test_absent_fields_and_vanishing_labels_do_not_count():
     batch, objective = windows(), Autoregressive(("a", "b"), num_input_frames=3)
     batch.present[1, 0] = False

@@ -145,6 +145,20 @@ def test_errors_and_magnitudes_are_the_sums_they_say(model: ScOT, batch: WindowS
     assert not got.requires_grad
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+def test_fields_in_no_group_are_handed_on(model: ScOT, batch: WindowSlice, normalize: bool):
+    groups = {"density": ["density"], "velocity-y": ["velocity-y"]}
+    objective = AllToAll(FIELDS, field_groups=groups, normalize_samples=normalize)
+    everything = AllToAll(FIELDS, normalize_samples=normalize)
+    lead = batch.times[:, 1] - batch.times[:, 0]
+    with torch.no_grad():
+        frame = objective.predict(model, batch.frames[:, :1], lead)
+        forecast = everything.predict(model, batch.frames[:, :1], lead)
+    assert torch.equal(frame[:, [0, 2]], forecast[:, [0, 2]])
+    assert torch.equal(frame[:, [1, 3]], batch.frames[:, 0, [1, 3]])
+    assert not torch.equal(forecast[:, [1, 3]], batch.frames[:, 0, [1, 3]])
+
+
 def test_all2all_windows_count_as_in_the_paper():
     assert len(AllToAll(FIELDS).frame_windows(11)) == 66
     strided = AllToAll(FIELDS, frame_stride=2, max_lead_steps=10).frame_windows(21)

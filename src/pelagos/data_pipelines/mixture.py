@@ -208,6 +208,22 @@ class Mixture:
         return np.array([self.absent_counts or name in has for name in self.fields])
 
     @property
+    def given_fields(self) -> frozenset[str]:
+        """Channels of which nothing has to be forecast: constant, or given (`DatasetSpec`), in
+        every dataset that has them, and in one at least."""
+        specs = [entry.dataset.spec for entry in self.entries]
+        known = {name for s in specs for name in (*s.constant_fields, *s.given_fields)}
+        changing = {n for s in specs for n in s.field_names if n not in s.given_fields}
+        if self.absent_counts:  # what a dataset lacks is learnt like any other
+            changing |= {
+                name
+                for spec in specs
+                for name in self.fields
+                if name not in {*spec.field_names, *spec.constant_fields}
+            }
+        return frozenset(known - changing) & frozenset(self.fields)
+
+    @property
     def is_complete(self) -> bool:
         """Whether no dataset lacks a channel."""
         plans = (plan for plan in self._plans if not isinstance(plan, _SameChannels))

@@ -15,7 +15,12 @@ from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.parts import options_for
 from pelagos.models.low_rank import merged
-from pelagos.models.objectives import Objective, create_objective, default_field_groups
+from pelagos.models.objectives import (
+    Objective,
+    create_objective,
+    default_field_groups,
+    without_fields,
+)
 from pelagos.models.pretrained import WEIGHTS_FILE, Pretrained, read_weights
 from pelagos.models.registry import create_model
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
@@ -61,15 +66,17 @@ class Forecaster:
     ) -> EvaluationData:
         """Return a dataset in the model's channels: normalised, constants in, absent fields zero.
 
-        `groups` names the fields that are scored together; None: the components of a vector.
+        `groups` names the fields that are scored together; None: the components of a vector, of
+        the fields that are not given in the dataset.
         """
+        usual = default_field_groups(self.fields)
         return EvaluationData.from_dataset(
             dataset,
             self.fields,
             self.normalization.mean,
             self.normalization.std,
             offset=offset,
-            groups=groups or default_field_groups(self.fields),
+            groups=groups or without_fields(usual, dataset.spec.given_fields) or usual,
         )
 
     def predict_on(self, data: EvaluationData) -> Predict:

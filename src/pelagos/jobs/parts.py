@@ -20,7 +20,14 @@ from pelagos.jobs.class_labels import label_problems
 from pelagos.jobs.datasets import open_entry
 from pelagos.jobs.datasets import options_for as options_for
 from pelagos.models.low_rank import add_low_rank
-from pelagos.models.objectives import OBJECTIVES, Objective, Segmentation, create_objective
+from pelagos.models.objectives import (
+    OBJECTIVES,
+    FieldObjective,
+    Objective,
+    Segmentation,
+    create_objective,
+    without_fields,
+)
 from pelagos.models.pretrained import Pretrained
 from pelagos.models.registry import FAMILIES, create_model, model_info
 from pelagos.platform.config.checks import micro_batch_size
@@ -43,14 +50,31 @@ VALIDATION_SEED_OFFSET = 1_000_003
 TRAINING_SPLIT = "train"
 
 
-def build_objective(job: TrainingJob) -> Objective:
-    """Return the job's objective over its fields. Raises `ValueError`."""
-    return create_objective(job.objective.name, job.data.fields, **objective_options(job))
+def build_objective(job: TrainingJob, mixture: Mixture | None = None) -> Objective:
+    """Return the job's objective over its fields. Raises `ValueError`.
+
+    With the mixture, fields that are given in it are in none of the default field groups.
+    """
+    options = objective_options(job, mixture)
+    return create_objective(job.objective.name, job.data.fields, **options)
 
 
-def objective_options(job: TrainingJob) -> dict[str, Any]:
+def objective_options(job: TrainingJob, mixture: Mixture | None = None) -> dict[str, Any]:
     """Return the options of the job's objective that differ from the usual ones."""
-    return job.objective.model_dump(exclude={"name"}, exclude_defaults=True, exclude_none=True)
+    options = job.objective.model_dump(exclude={"name"}, exclude_defaults=True, exclude_none=True)
+    if mixture is not None and "field_groups" not in options:
+        groups = _groups_without_given(job, mixture)
+        options |= {"field_groups": groups} if groups else {}
+    return options
+
+
+def _groups_without_given(job: TrainingJob, mixture: Mixture) -> dict[str, tuple[str, ...]]:
+    """Return the default field groups if fields have to be left out of them, else nothing."""
+    usual = create_objective(job.objective.name, job.data.fields)
+    if not isinstance(usual, FieldObjective) or not mixture.given_fields:
+        return {}
+    groups = {name: tuple(map(str, group)) for name, group in (usual.field_groups or {}).items()}
+    return without_fields(groups, mixture.given_fields)
 
 
 def build_model(job: TrainingJob) -> nn.Module:
@@ -222,7 +246,7 @@ def build_parts(job: TrainingJob) -> TrainingParts:
     with torch.device("meta"):
         model = build_model(job)
     streams = MixtureStreams(job)
-    objective = build_objective(job)
+    objective = build_objective(job, streams.mixture)
     return TrainingParts(
         model,
         objective,
@@ -238,7 +262,7 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
     """Return the JSON that rebuilds the trained model with its fields and normalisation."""
     return {
         "model": job.model.model_dump(),
-        "objective": {"name": job.objective.name, **objective_options(job)},
+        "objective": {"name": job.objective.name, **objective_options(job, mixture)},
         **({"lora": job.lora.model_dump()} if isinstance(job, FinetuneJob) and job.lora else {}),
         "fields": list(job.data.fields),
         "absent_value": mixture.absent_value,
@@ -287,7 +311,7 @@ def example_loss(
     `grid_shape` is one of the mixture's, the largest if none is given.
     """
     shape = mixture.shape_on(grid_shape or mixture.grid_shape)
-    objective = build_objective(job)
+    objective = build_objective(job, mixture)
 
     def run(model: nn.Module) -> Tensor:
         with next(model.parameters()).device:

@@ -269,6 +269,13 @@ def test_poseidon_problems(
     dataset = converted(tmp_path / f"{name}.nc")
     stored = everything(dataset)
     assert (dataset.field_names, dataset.num_frames) == (fields, frames)
+    without_time = {
+        "FNS-KF": "forcing",
+        "Wave-Layer": "speed",
+        "SE-AF": "mask",
+        "Poisson-Gauss": "source",
+    }
+    assert dataset.spec.given_fields == tuple(f for f in fields if f == without_time.get(name))
     if name == "NS-SL":
         assert (stored == data["velocity"].swapaxes(-1, -2)).all()
     elif name == "NS-PwC":

@@ -137,6 +137,21 @@ class Source:
         part = self.parts[index]
         return part, trajectory - (self._stops[index] - part.count)
 
+    @property
+    def given_fields(self) -> tuple[str, ...]:
+        """Fields that are the same in every frame: of arrays without time, from frame 0 on."""
+        if self.num_frames == 1:
+            return ()
+        changing = {
+            channel
+            for part in self.parts
+            for array in part.arrays
+            if "t" in array.axes or array.start_frame > 0
+            for channel in range(array.channel, array.channel + array.num_channels)
+        }
+        names = tuple(f.name for i, f in enumerate(self.fields) if i not in changing)
+        return names if len(names) < len(self.fields) else ()
+
     def address(self, trajectory: int, channel: int) -> str:
         """File, key and index where a channel of a trajectory comes from, for messages."""
         part, row = self.locate(trajectory)
@@ -174,6 +189,7 @@ class Source:
                 trajectories_per_shard=options.trajectories_per_shard,
                 grid_location=self.grid_location,
                 physics=dict(self.physics),
+                given_fields=self.given_fields,
             )
         except ValueError as error:
             raise SourceError(f"{self.name} ({self.format}) cannot be stored: {error}") from error

@@ -60,6 +60,7 @@ def _family(
     extent: tuple[float, float] = (1.0, 1.0),
     normalization: dict[str, Any] | None = None,
     physics: str = "",
+    given_fields: tuple[str, ...] = (),
 ) -> Family:
     return Family(
         name=name,
@@ -77,6 +78,7 @@ def _family(
         published_normalization=normalization or {},
         domain_extent=extent,
         physics=physics,
+        given_fields=given_fields,
     )
 
 
@@ -110,6 +112,7 @@ def _wave_family(
         boundary="absorbing",
         normalization=published(mean, std, lead_steps),
         physics="wave",
+        given_fields=("speed",),
     )
 
 

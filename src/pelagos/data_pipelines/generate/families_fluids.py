@@ -187,6 +187,7 @@ def _forced() -> Family:
         ),
         equation="u_t + div(u u) + grad p = D u + (f, 0), div u = 0, f = 0.1 sin(2 pi (x + y))",
         fields=("velocity-x", "velocity-y", "forcing"),
+        given_fields=("forcing",),
         published_normalization=constants,
     )
 
@@ -213,6 +214,7 @@ def _gravitating() -> Family:
         equation="rho_t + div(rho u) = 0, (rho u)_t + div(rho u u) + grad p = -rho grad phi, "
         "E_t + div((E+p)u) = -rho u . grad phi",
         fields=names,
+        given_fields=("potential",),
         solve=_solve_gravity,
         solve_compiled=_solve_gravity,
         coarsen=_cell_means_with_potential,

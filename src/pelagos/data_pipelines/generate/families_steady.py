@@ -53,6 +53,7 @@ def _steady(
         description=description,
         equation=equation,
         fields=(*inputs, "solution"),
+        given_fields=inputs,
         initial_state=initial_state,
         solve=solve,
         solve_compiled=solve,

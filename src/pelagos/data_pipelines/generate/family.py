@@ -47,6 +47,7 @@ class Family:
     grid_location: Literal["node", "cell"]
     parameters: Callable[[int], dict[str, float]]  # solver resolution -> constants of the PDE
     constant_fields: dict[str, float] = field(default_factory=dict)
+    given_fields: tuple[str, ...] = ()  # of `fields`: the input, the same in every frame
     boundary_conditions: dict[str, str] = field(default_factory=lambda: dict(_PERIODIC))
     published_normalization: dict[str, Any] = field(default_factory=dict)
     domain_extent: tuple[float, float] = (1.0, 1.0)  # lengths (y, x)

@@ -97,6 +97,7 @@ def dataset_spec(
         trajectories_per_shard=trajectories_per_shard or min(by_size, by_count),
         grid_location=family.grid_location,
         physics=family.physics_record(request.solver_resolution or request.resolution),
+        given_fields=family.given_fields if request.num_frames > 1 else (),
     )
 
 

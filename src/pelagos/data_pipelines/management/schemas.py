@@ -24,8 +24,11 @@ def require_equal_schemas(first: DatasetSpec, others: Iterable[DatasetSpec]) -> 
     for other in others:
         pairs = [(key, getattr(first, key), getattr(other, key)) for key in _SAME]
         pairs.append(("fields", _fields(first), _fields(other)))
-        if first.physics and other.physics:  # who records none is taken at the user's word
+        # who records none is taken at the user's word
+        if first.physics and other.physics:
             pairs.append(("physics", first.physics, other.physics))
+        if first.given_fields and other.given_fields:
+            pairs.append(("given_fields", first.given_fields, other.given_fields))
         problems += [
             f"{other.name}: {key} is {theirs!r}, required is {mine!r} as in {first.name}"
             for key, mine, theirs in pairs

@@ -61,6 +61,9 @@ class DatasetSpec:
         parameter_names: per-trajectory float64 scalars (viscosity, Mach number, …).
         constant_fields: fields that are not stored because they have one known value everywhere
             (`{"density": 1.0}` for an incompressible flow).
+        given_fields: stored fields that are the same in every frame of a trajectory, because they
+            are its input: a force, a speed of sound, the source of a steady problem. They are not
+            scored, and a rollout keeps them as they are.
         generator: how the data came to be: configuration and code version (JSON).
         published_normalization: constants that a paper fixes for this data (JSON).
         dtype: how numbers are stored: `float32`, `float16` or `bfloat16`.
@@ -97,6 +100,7 @@ class DatasetSpec:
     grid_location: Literal["cell", "node"] = "cell"
     chunk_shape: tuple[int, ...] | None = None
     physics: dict[str, Any] = field(default_factory=dict)
+    given_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = _problems(self)
@@ -215,6 +219,9 @@ class DatasetSpec:
             values["chunk_shape"] = list(self.frame_chunk_shape)
         if not self.physics:
             del values["physics"]
+        values["given_fields"] = list(self.given_fields)
+        if not self.given_fields:
+            del values["given_fields"]
         return values
 
     @classmethod
@@ -226,12 +233,19 @@ class DatasetSpec:
         kept["splits"] = {name: (int(a), int(b)) for name, (a, b) in values["splits"].items()}
         for key in ("grid_shape", "domain_extent", "parameter_names"):
             kept[key] = tuple(kept[key])
+        kept["given_fields"] = tuple(values.get("given_fields", ()))
         kept["chunk_shape"] = tuple(values.get("chunk_shape", values["grid_shape"]))
         return cls(**kept)
 
     def differences(self, other: DatasetSpec) -> list[str]:
-        """One line per entry in which two specs differ: `num_frames: 21 here, 11 there`."""
+        """One line per entry in which two specs differ: `num_frames: 21 here, 11 there`.
+
+        `given_fields` that only one of them names are no difference: older datasets name none.
+        """
         mine, theirs = self.to_json(), other.to_json()
+        if not (self.given_fields and other.given_fields):
+            mine.pop("given_fields", None)
+            theirs.pop("given_fields", None)
         return [
             f"{key}: {mine.get(key)!r} here, {theirs.get(key)!r} there"
             for key in {**mine, **theirs}
@@ -282,6 +296,12 @@ def _problems(spec: DatasetSpec) -> list[str]:
     both = sorted(set(names) & set(spec.constant_fields))
     if both:
         problems.append(f"{both} are both stored and constant: a field is one or the other")
+    strangers = sorted(set(spec.given_fields) - set(names))
+    if strangers or (spec.given_fields and set(spec.given_fields) == set(names)):
+        problems.append(
+            f"given_fields must be some of the stored {names}, and not all, got "
+            f"{list(spec.given_fields)}"
+        )
     for name in spec.parameter_names:
         if not name or "/" in name or name.startswith("."):
             problems.append(

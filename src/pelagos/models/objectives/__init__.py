@@ -8,12 +8,14 @@ from dataclasses import fields
 from typing import Any
 
 from pelagos.models.objectives.base import (
+    FieldObjective,
     FrameWindows,
     LossScope,
     Objective,
     WindowBatch,
     default_field_groups,
     ratio_loss,
+    without_fields,
 )
 from pelagos.models.objectives.frame_pairs import AllToAll, NextStep, Steady
 from pelagos.models.objectives.frame_windows import Autoregressive
@@ -24,6 +26,7 @@ __all__ = [
     "AllToAll",
     "Autoregressive",
     "Classification",
+    "FieldObjective",
     "FrameWindows",
     "LossScope",
     "Masked",
@@ -35,6 +38,7 @@ __all__ = [
     "create_objective",
     "default_field_groups",
     "ratio_loss",
+    "without_fields",
 ]
 
 OBJECTIVES: dict[str, type[Any]] = {

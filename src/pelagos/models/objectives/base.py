@@ -9,7 +9,7 @@ with ``"micro_batch"`` each micro-batch takes its own ratio, as the papers' code
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
@@ -98,6 +98,18 @@ def default_field_groups(field_names: Sequence[str]) -> dict[str, tuple[str, ...
     return groups
 
 
+def without_fields(
+    groups: Mapping[str, Sequence[str]], names: Collection[str]
+) -> dict[str, tuple[str, ...]]:
+    """The groups without some fields, and without groups that have no other field.
+
+    >>> without_fields({"displacement": ["displacement"], "speed": ["speed"]}, {"speed"})
+    {'displacement': ('displacement',)}
+    """
+    kept = {key: tuple(f for f in fields if f not in names) for key, fields in groups.items()}
+    return {key: fields for key, fields in kept.items() if fields}
+
+
 class OneFrameIn:
     """What holds of an objective on ``fields`` unless it says otherwise."""
 
@@ -119,9 +131,10 @@ class FieldObjective(OneFrameIn):
     """An error of predicted fields against later frames of a trajectory.
 
     ``fields``: the model's channels; ``field_groups``: name to channels (names or indices), None
-    groups vector components; ``field_weights``: group name to its weight in the mean over groups, 1
-    where not named; ``frame_stride``: frames per step; ``time_scale``: the model sees lead times
-    divided by it; ``loss``: a name of ``losses.LOSSES``, and ``p`` the power of its ``ratio``;
+    groups vector components. Fields in no group are given, not forecast: ``predict`` hands them on
+    as they are in the latest frame. ``field_weights``: group name to its weight in the mean over
+    groups, 1 where not named; ``frame_stride``: frames per step; ``time_scale``: the model sees lead
+    times divided by it; ``loss``: a name of ``losses.LOSSES``, and ``p`` the power of its ``ratio``;
     ``normalize_samples``: the network sees each sample and field with mean 0 and deviation 1 of
     its input frames, and its answer is scaled back (``ReversibleNorm``), errors being of the latter.
     """
@@ -178,6 +191,17 @@ class FieldObjective(OneFrameIn):
         difference = prediction - label
         errors = self.error.errors(difference, label, batch.present, self.group_channels)
         return errors if self.field_weights is None else errors * self._weights(errors)
+
+    def _with_given(self, prediction: Tensor, latest: Tensor) -> Tensor:
+        """``prediction [B, C, *grid]``, the channels of no group as in the ``latest`` frame."""
+        forecast = {channel for group in self.group_channels for channel in group}
+        if len(forecast) == prediction.shape[1]:
+            return prediction
+        channels = [
+            (prediction if channel in forecast else latest.to(prediction.dtype))[:, channel]
+            for channel in range(prediction.shape[1])
+        ]
+        return torch.stack(channels, dim=1)
 
     def _weights(self, errors: Tensor) -> Tensor:
         given = self.field_weights or {}

@@ -27,9 +27,10 @@ class FramePair(FieldObjective):
         last = frames[:, -1:]
         if self.normalize_samples:
             norm = ReversibleNorm.of(last)
-            return norm.undo(model(norm.apply(last)[:, 0], time).output)
-        output: Tensor = model(last[:, 0], time).output
-        return output
+            output: Tensor = norm.undo(model(norm.apply(last)[:, 0], time).output)
+        else:
+            output = model(last[:, 0], time).output
+        return self._with_given(output, last[:, 0])
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ class Steady(FramePair):
     """Steady problems: the input is the first frame, the solution the last, nothing between.
 
     Datasets hold the given fields (source, coefficient) in both frames, and the solution in the
-    last, zeros in the first. ``field_groups`` name what is learnt, ``{solution: [solution]}``.
-    Poseidon's lead time for them is 1 (arXiv:2405.19101, sec. 3): the frames' distance over
-    ``time_scale``.
+    last, zeros in the first. ``field_groups`` name what is learnt, ``{solution: [solution]}``, if
+    the dataset does not say which fields are given. Poseidon's lead time for them is 1
+    (arXiv:2405.19101, sec. 3): the frames' distance over ``time_scale``.
     """
 
     name: ClassVar[str] = "steady"

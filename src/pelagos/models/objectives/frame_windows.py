@@ -143,11 +143,13 @@ class Autoregressive(FieldObjective):
     def _call(
         self, model: nn.Module, frames_BFCyx: Tensor, seeds: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if not self.normalize_samples:
-            return self._forward(model, frames_BFCyx, seeds)
-        norm = ReversibleNorm.of(frames_BFCyx)
-        prediction, unused = self._forward(model, norm.apply(frames_BFCyx), seeds)
-        return norm.undo(prediction), unused
+        if self.normalize_samples:
+            norm = ReversibleNorm.of(frames_BFCyx)
+            prediction, unused = self._forward(model, norm.apply(frames_BFCyx), seeds)
+            prediction = norm.undo(prediction)
+        else:
+            prediction, unused = self._forward(model, frames_BFCyx, seeds)
+        return self._with_given(prediction, frames_BFCyx[:, -1]), unused
 
     def _forward(
         self, model: nn.Module, frames_BFCyx: Tensor, seeds: Tensor | None

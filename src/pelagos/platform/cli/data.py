@@ -218,6 +218,7 @@ def _show_summary(found: DatasetDescription) -> None:
             for name, (start, stop) in spec.splits.items()
         ),
         "constant fields": ", ".join(f"{k} = {v:g}" for k, v in spec.constant_fields.items()),
+        "given fields": ", ".join(spec.given_fields),
         "parameters": ", ".join(
             f"{name} {low:g} to {high:g}" for name, (low, high) in found.parameter_ranges.items()
         ),

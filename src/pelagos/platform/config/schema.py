@@ -205,8 +205,9 @@ class ObjectiveConfig(Section):
     )
     field_groups: dict[str, tuple[str, ...]] | None = Field(
         None,
-        description="Group name: fields whose errors share a denominator; default: one group per "
-        "field, the components of a vector together.",
+        description="Group name: fields whose errors share a denominator; fields in none are given, "
+        "not forecast. Default: one group per field, the components of a vector together, without "
+        "fields that the data hold constant or mark as given.",
     )
     loss_scope: Literal["global", "micro_batch"] = Field(
         "global", description="Over what a ratio loss is formed (micro_batch: the papers')."
