@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from pelagos.data_pipelines.store import Dataset
+from pelagos.data_pipelines.store.readable import ReadableDataset
 
 DIVERGING, SEQUENTIAL = "RdBu_r", "viridis"
 SIGNED_KINDS = ("velocity", "vorticity", "momentum")
@@ -21,7 +21,7 @@ _CELL_INCHES, _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 1.25, 1.35, 0.75, 0.75, 0.15,
 
 
 def contact_sheet(
-    dataset: Dataset,
+    dataset: ReadableDataset,
     path: str | Path | IO[bytes],
     trajectories: Sequence[int] | None = None,
     frames: Sequence[int] | None = None,
