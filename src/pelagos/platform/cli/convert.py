@@ -166,7 +166,7 @@ def _show_plan(source: Source, spec: DatasetSpec, as_json: bool) -> None:
             }
         )
         return
-    from pelagos.platform.cli.data import size
+    from pelagos.platform.cli.data_inspect import size
 
     axes = ("trajectory", "time", "channel", *spec.axis_names)
     rows: dict[str, Any] = {

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 SHOWN_DAMAGE = 20
 QUIET_SECONDS = 2.0  # what takes no longer than this shows no progress bar
 
+_ENDINGS = (".png", ".gif")
+
 app = typer.Typer(help="Look at datasets, time and manage them.", no_args_is_help=True)
 app.command("bench")(bench_command)
 
@@ -117,8 +119,9 @@ def plot(
 ) -> None:
     """Draw trajectories of a dataset: a row per field, a column per time.
 
-    With --split, trajectories are counted from the first of the split. With --animation, the first
-    of those chosen becomes a GIF, fields side by side.
+    One-dimensional ones become space-time diagrams and profiles, volumes their middle planes. With
+    --split, trajectories are counted from the first of the split. With --animation, the first of
+    those chosen becomes a GIF, fields side by side.
 
     Example: pelagos data plot quickstart/data/ns-sines.zarr --output ns.png --trajectories 0,5
     """
@@ -128,6 +131,7 @@ def plot(
         if output is None:
             output = Path("dataset.gif" if animation else "dataset.png")
         _check_output(output, overwrite)
+        _check_ending(output, animation)
         from pelagos.data_pipelines.animation import animate
         from pelagos.data_pipelines.foreign import open_readable
         from pelagos.data_pipelines.plots import contact_sheet
@@ -156,6 +160,19 @@ def _numbers(text: str | None) -> list[int] | None:
     if not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"--trajectories: got {text!r}, required: numbers with commas, e.g. 0,1,2")
     return [int(part) for part in parts]
+
+
+def _check_ending(output: Path, animation: bool) -> None:
+    """What is drawn is a PNG, or a GIF with `--animation`: no other name may promise otherwise."""
+    ending = ".gif" if animation else ".png"
+    if output.suffix.lower() != ending:
+        other = "with" if output.suffix.lower() == ".gif" else "without"
+        hint = f", or draw it {other} --animation" if output.suffix.lower() in _ENDINGS else ""
+        raise ValueError(
+            f"--output {output}: the ending must be {ending} "
+            f"({'an animation' if animation else 'a sheet'}; allowed: .png, and .gif with "
+            f"--animation){hint}"
+        )
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

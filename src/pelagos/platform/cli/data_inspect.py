@@ -18,10 +18,10 @@ def show_summary(found: DatasetDescription | ForeignOverview) -> None:
     """Print what a dataset is and how it is stored, a line each."""
     from pelagos.data_pipelines.foreign.overview import ForeignOverview
 
-    is_foreign = isinstance(found, ForeignOverview)
+    stored = _foreign_storage(found) if isinstance(found, ForeignOverview) else _storage(found)
     rows = {
         **_common_rows(found),
-        **(_foreign_storage(found) if is_foreign else _storage(found)),
+        **stored,
         "fingerprint": found.fingerprint,
     }
     table = Table(show_header=False, box=None)
