@@ -157,7 +157,9 @@ def test_passing_trouble_costs_time_and_is_counted(
 
 
 @pytest.mark.parametrize("where", ["frame", "index"])
-def test_wrong_bytes_on_the_way_are_read_again(remote: Remote, where: str) -> None:
+def test_wrong_bytes_on_the_way_are_read_again(
+    remote: Remote, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
     dataset = remote.open()
     if where == "frame":
         dataset.shard_index(0)
@@ -167,6 +169,25 @@ def test_wrong_bytes_on_the_way_are_read_again(remote: Remote, where: str) -> No
     np.testing.assert_array_equal(dataset.window(1, 1, 2), DATA[1, 1:3])
     assert remote.proxy.num_faults == 1
     assert dataset.counters.damaged_reads == 1
+    (told,) = [r.getMessage() for r in caplog.records if "Read once more" in r.getMessage()]
+    assert f"{remote.server.bucket}/" in told
+    assert f"/{SHARD}, bytes " in told
+    assert ("trajectory 1, frame " if where == "frame" else "its index") in told
+
+
+def test_short_bytes_are_told_with_their_place(
+    remote: Remote, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = remote.open()
+    dataset.shard_index(0)
+    remote.spoil("short")
+    np.testing.assert_array_equal(dataset.window(1, 1, 2), DATA[1, 1:3])
+    (told,) = [r.getMessage() for r in caplog.records if "once more" in r.getMessage()]
+    (planned,) = dataset.plan(0, 1, (1, 2))
+    for part in (remote.server.bucket, SHARD, f"from byte {planned.byte_range[0]} "):
+        assert part in told
+    np.testing.assert_array_equal(dataset.window(1, 2, 2), DATA[1, 2:4])
+    assert sum("once more" in r.getMessage() for r in caplog.records) == 1  # no fault, no word
 
 
 def check_names(message: str, remote: Remote, frames: bool = True) -> None:

@@ -242,6 +242,7 @@ class RemoteStore:
         """
         parts = read()
         if any(len(part) != length for (_, length), part in zip(ranges, parts, strict=True)):
+            self._tell_short(key, ranges, parts)
             self.counters.add(retries=1)
             parts = read()
         for (offset, length), part in zip(ranges, parts, strict=True):
@@ -252,6 +253,14 @@ class RemoteStore:
                 )
         self.counters.add(bytes_fetched=sum(length for _, length in ranges))
         return parts
+
+    def _tell_short(self, key: str, ranges: Sequence[Range], parts: list[Bytes]) -> None:
+        short = [(r, len(p)) for r, p in zip(ranges, parts, strict=True) if len(p) != r[1]]
+        (offset, length), found = short[0]
+        logger.warning(
+            "%s gave %d bytes from byte %d where %d are needed: asked for once more",
+            *(self._where(key), found, offset, length),
+        )
 
     def _attempt(self, key: str, operation: Callable[[], T]) -> T:
         """Run `operation`, trying again while that can help and the deadline allows."""
