@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.infra.read_policy import OPTION, Backend, ReadCounters, ReadPolicy, split_options
-from pelagos.infra.s3_credentials import current_credentials
+from pelagos.infra.s3_credentials import Frozen, current_credentials
 from pelagos.infra.store_failures import http_status, is_missing, is_refused, summary
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ class RemoteStore:
         self._error, self._missing = error, missing
         self._has_answered = False
         self._last_warning = -SECONDS_BETWEEN_WARNINGS
+        self._renewal = threading.Lock()
         self._credentials = current_credentials(self.options) if self._may_renew else None
 
     @property
@@ -268,6 +270,7 @@ class RemoteStore:
         attempt = 0
         is_renewed = False
         while True:
+            used = self._credentials
             try:
                 result = operation()
             except Exception as error:
@@ -276,7 +279,7 @@ class RemoteStore:
                 self._has_answered = True
                 self._tell_retries(key, attempt, time.monotonic() - started)
                 return result
-            if is_refused(failure) and not is_renewed and self._renew_credentials():
+            if is_refused(failure) and not is_renewed and self._renew_credentials(used):
                 is_renewed = True  # and at once again
                 continue
             self._raise_if_final(key, failure)
@@ -322,16 +325,20 @@ class RemoteStore:
                 f"last: {summary(error)}. Check that the endpoint is right and reachable"
             ) from error
 
-    def _renew_credentials(self) -> bool:
-        """Look credentials up anew; return whether they changed (temporary ones that expired)."""
+    def _renew_credentials(self, used: Frozen | None) -> bool:
+        """Look credentials up anew (temporary ones may have expired); return whether there are now
+        others than those that a request `used`. Of threads refused together, one looks."""
         if not self._may_renew:
             return False
-        found = current_credentials(self.options)
-        if found is None or found == self._credentials:
-            return False
-        logger.info("%s: the credentials changed and are read again", self.uri)
-        self._credentials = found
-        return True
+        with self._renewal:
+            if self._credentials != used:  # another thread was here
+                return True
+            found = current_credentials(self.options)
+            if found is None or found == used:
+                return False
+            logger.info("%s: the credentials changed and are read again", self.uri)
+            self._credentials = found
+            return True
 
     def _tell_retries(self, key: str, retries: int, seconds: float) -> None:
         if retries == 0:
