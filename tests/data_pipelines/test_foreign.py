@@ -247,6 +247,21 @@ def test_damaged_metadata_and_odd_attributes_are_named(tmp_path: Path, values: V
         open_readable(source)
 
 
+def test_missing_value_may_be_a_list(tmp_path: Path, values: Values) -> None:
+    source = tmp_path / "a.zarr"
+    write_group(source, values)
+    array = zarr.open_group(source)["data"]
+    array.attrs["missing_value"] = [-9999.0, 1e20]
+    np.testing.assert_array_equal(whole(open_foreign(source)), values)
+    for number in (-9999.0, 1e20):
+        array[3, 2, 1, 0, 0] = number
+        with pytest.raises(DatasetError, match="which its attributes say is no value"):
+            open_foreign(source).read_frames(3, [2])
+    array.attrs["missing_value"] = {"a": 1}
+    with pytest.raises(DatasetError, match="missing_value = "):
+        open_foreign(source)
+
+
 def test_coordinates_and_vectors_of_xarray_are_used(tmp_path: Path, values: Values) -> None:
     write_xarray_v3(tmp_path / "a.zarr", values)
     dataset = open_foreign(tmp_path / "a.zarr")

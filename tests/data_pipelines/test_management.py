@@ -158,6 +158,19 @@ def test_splits_change_without_the_data(make_dataset: Any) -> None:
         change_splits(changed, {"train": (0, 2), "test": (1, 3)})
 
 
+def test_a_copy_into_the_original_is_refused(
+    make_dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, _ = make_dataset()
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(dataset.uri)
+    for target in (f"{dataset.uri}/inner", f"file://{dataset.uri}/data/x.zarr", "inner", ".."):
+        with pytest.raises(ValueError, match="one lies inside the other"):
+            copy(dataset, target)
+    assert sorted(tmp_path.rglob("*")) == before
+    copy(dataset, f"{dataset.uri}-beside")  # a longer name is no folder inside
+
+
 def test_a_copy_goes_on_where_it_stopped(make_dataset: Any, tmp_path: Path) -> None:
     dataset, data = make_dataset(trajectories_per_shard=2)
     target = str(tmp_path / "copy.zarr")
