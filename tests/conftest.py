@@ -95,6 +95,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         "-master.telemetry=false",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
+        "-s3.iam.readOnly=false",  # so that tests can make keys, and end them
         f"-bucket={server.bucket}",
         *(f"-{role}.port={ports[role]}" for role in roles),
         *(f"-{role}.port.grpc={ports[role + '.grpc']}" for role in roles),

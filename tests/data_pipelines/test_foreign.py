@@ -187,6 +187,49 @@ def test_a_lost_chunk_is_not_converted_to_zeros(
         open_dataset(tmp_path / "new.zarr")
 
 
+@pytest.mark.parametrize("write", [write_v2, write_v3_sharded, write_xarray_v3])
+def test_inspect_bench_and_plot_read_them(
+    tmp_path: Path, values: Values, write: Callable[[Path, Values], None]
+) -> None:
+    source = tmp_path / "a.zarr"
+    write(source, values)
+    shown = CliRunner().invoke(app, ["data", "inspect", str(source)])
+    assert shown.exit_code == 0, shown.output
+    assert f"pelagos convert {source}" in "".join(shown.output.split("\n")).replace("  ", "")
+    result = CliRunner().invoke(app, ["data", "inspect", str(source), "--json"])
+    found = json.loads(result.stdout)
+    dataset = open_foreign(source)
+    assert (found["shape"], found["fingerprint"]) == (list(SHAPE), dataset.fingerprint)
+    objects = [p for p in source.rglob("*") if p.is_file() and p.name[0] not in "z."]
+    coordinates = [
+        p for p in objects if p.relative_to(source).parts[0] in ("x", "y", "time", "label")
+    ]
+    assert found["num_objects"] == len(objects) - len(coordinates)
+    assert found["assumed"]
+    timing = ["--seconds", "0.02", "--step-time", "0.01", "--batch", "2", "--json"]
+    result = CliRunner().invoke(app, ["data", "bench", str(source), *timing])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["store"] == "zarr"
+    assert report["raw"] == []
+    assert [r["num_threads"] for r in report["reader"]] == [1, 4, 16, 32]
+    assert report["window_bytes"] > 0
+    picture = tmp_path / "a.png"
+    result = CliRunner().invoke(app, ["data", "plot", str(source), "-o", str(picture)])
+    assert result.exit_code == 0, result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_takes_a_description(tmp_path: Path, values: Values) -> None:
+    write_v2(tmp_path / "a.zarr", values)
+    (tmp_path / "d.yaml").write_text("fields: [{name: density}, {name: pressure}]")
+    arguments = ["data", "inspect", str(tmp_path / "a.zarr"), "--json", "--description"]
+    result = CliRunner().invoke(app, [*arguments, str(tmp_path / "d.yaml")])
+    assert result.exit_code == 0, result.output
+    fields = json.loads(result.stdout)["spec"]["fields"]
+    assert [f["name"] for f in fields] == ["density", "pressure"]
+
+
 def test_damaged_metadata_and_odd_attributes_are_named(tmp_path: Path, values: Values) -> None:
     source = tmp_path / "a.zarr"
     for content in ("{", "[]"):
@@ -202,6 +245,21 @@ def test_damaged_metadata_and_odd_attributes_are_named(tmp_path: Path, values: V
     zarr.open_group(source)["data"].attrs["scale_factor"] = [0.1]
     with pytest.raises(DatasetError, match="scale_factor"):
         open_readable(source)
+
+
+def test_missing_value_may_be_a_list(tmp_path: Path, values: Values) -> None:
+    source = tmp_path / "a.zarr"
+    write_group(source, values)
+    array = zarr.open_group(source)["data"]
+    array.attrs["missing_value"] = [-9999.0, 1e20]
+    np.testing.assert_array_equal(whole(open_foreign(source)), values)
+    for number in (-9999.0, 1e20):
+        array[3, 2, 1, 0, 0] = number
+        with pytest.raises(DatasetError, match="which its attributes say is no value"):
+            open_foreign(source).read_frames(3, [2])
+    array.attrs["missing_value"] = {"a": 1}
+    with pytest.raises(DatasetError, match="missing_value = "):
+        open_foreign(source)
 
 
 def test_coordinates_and_vectors_of_xarray_are_used(tmp_path: Path, values: Values) -> None:

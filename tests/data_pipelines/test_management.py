@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,38 @@ def test_splits_change_without_the_data(make_dataset: Any) -> None:
     assert open_dataset(dataset.uri).fingerprint == dataset.fingerprint
     with pytest.raises(ValueError, match="share trajectory 1"):
         change_splits(changed, {"train": (0, 2), "test": (1, 3)})
+
+
+def test_merging_holds_a_trajectory_and_no_shard(make_dataset: Any, tmp_path: Path) -> None:
+    shape: dict[str, Any] = {
+        "num_trajectories": 8, "num_frames": 16, "grid_shape": (64, 64), "splits": {"train": (0, 8)},
+        "trajectories_per_shard": 16,
+    }  # fmt: skip
+    sources = [make_dataset(seed, **shape)[0] for seed in (0, 1)]
+    shard_bytes = 16 * 16 * sources[0].spec.frame_bytes
+    tracemalloc.start()
+    try:
+        merge(sources, tmp_path / "merged.zarr")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    merged = open_dataset(tmp_path / "merged.zarr")
+    assert merged.spec.num_shards == 1  # of 16 trajectories
+    # what waits to be encoded, at most a shard here; with a stacked shard it took 2.1 of them
+    assert peak < 1.5 * shard_bytes
+
+
+def test_a_copy_into_the_original_is_refused(
+    make_dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, _ = make_dataset()
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(dataset.uri)
+    for target in (f"{dataset.uri}/inner", f"file://{dataset.uri}/data/x.zarr", "inner", ".."):
+        with pytest.raises(ValueError, match="one lies inside the other"):
+            copy(dataset, target)
+    assert sorted(tmp_path.rglob("*")) == before
+    copy(dataset, f"{dataset.uri}-beside")  # a longer name is no folder inside
 
 
 def test_a_copy_goes_on_where_it_stopped(make_dataset: Any, tmp_path: Path) -> None:

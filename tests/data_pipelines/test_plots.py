@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from typer.testing import CliRunner
 
 from pelagos.data_pipelines import plots
+from pelagos.data_pipelines.animation import animate
+from pelagos.data_pipelines.plot_parts import DIVERGING, SEQUENTIAL
 from pelagos.data_pipelines.store import Dataset, DatasetSpec, Field, create_dataset, open_dataset
+from pelagos.platform.cli.main import app
 
 
 def make(folder: Path, grid: tuple[int, ...] = (8, 16)) -> Dataset:
@@ -80,9 +87,66 @@ def test_rows_share_limits_signed_fields_are_symmetric_and_y_points_up(
     (density, density_colours), (velocity, velocity_colours) = drawn[0][0], drawn[1][0]
     assert density == pytest.approx((1.0, 5.0))
     assert velocity == pytest.approx((-4.0, 4.0))
-    assert (density_colours, velocity_colours) == (plots.SEQUENTIAL, plots.DIVERGING)
+    assert (density_colours, velocity_colours) == (SEQUENTIAL, DIVERGING)
 
 
-def test_other_dimensions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="two dimensions"):
-        plots.contact_sheet(make(tmp_path, (16,)), io.BytesIO())
+def drawn(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> Figure:
+    """The figure that a sheet was saved from."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
+        )
+        plots.contact_sheet(dataset, io.BytesIO(), *arguments)
+    return figures[0]
+
+
+def test_one_dimension_is_a_space_time_diagram_and_profiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make(tmp_path, (16,))
+    figure = drawn(dataset, monkeypatch, [1], [0, 2, 4])
+    diagrams = [axis for axis in figure.axes if axis.images]
+    profiles = [axis for axis in figure.axes if axis.lines]
+    assert (len(diagrams), len(profiles)) == (2, 2)  # of density and velocity
+    whole = dataset.read_frames(1, range(5))
+    for channel in range(2):
+        image = diagrams[channel].images[0]
+        np.testing.assert_array_equal(image.get_array(), whole[:, channel])
+        assert (image.origin, image.get_extent()[2:]) == ("lower", [0.0, 1.0])
+        lines = [line.get_ydata() for line in profiles[channel].lines]
+        np.testing.assert_array_equal(lines, whole[[0, 2, 4], channel])
+    with pytest.raises(ValueError, match="two dimensions or three"):
+        animate(dataset, io.BytesIO())
+
+
+def test_three_dimensions_are_middle_planes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = make(tmp_path, (4, 6, 8))
+    figure = drawn(dataset, monkeypatch, [0], [1, 3])
+    images = [axis.images[0] for axis in figure.axes if axis.images]
+    assert len(images) == 2 * 2 * 3  # fields, times, planes
+    volume = dataset.read_frames(0, [3])[0, 1]  # velocity, second time
+    found = [np.asarray(image.get_array()) for image in images[9:]]
+    for image, expected in zip(found, (volume[2], volume[:, 3], volume[:, :, 4]), strict=True):
+        np.testing.assert_array_equal(image, expected)
+    assert len({image.get_clim() for image in images[6:]}) == 1
+    animate(dataset, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert picture.n_frames == 5
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-o", "a.jpg"], ["-o", "a"], ["-o", "a.gif"], ["--animation", "-o", "a.png"]]
+)
+def test_a_name_that_promises_another_kind_of_picture_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    dataset = make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["data", "plot", dataset.uri, *arguments])
+    assert result.exit_code == 2
+    assert "allowed: .png, and .gif with --animation" in " ".join(result.output.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.zarr"]

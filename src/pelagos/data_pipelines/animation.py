@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pelagos.data_pipelines.plots import colour_limits
+from pelagos.data_pipelines.plot_parts import colour_limits
+from pelagos.data_pipelines.plots_of_volumes import middle_region
 from pelagos.data_pipelines.store.readable import ReadableDataset
 
 LEAST_PIXELS, MOST_PIXELS = 192, 512  # of the longer side of one field
@@ -23,21 +24,24 @@ def animate(
     trajectory: int = 0,
     frames_per_second: float = 8.0,
 ) -> None:
-    """Draw a two-dimensional trajectory as a GIF: a picture per frame, a panel per field.
+    """Draw a trajectory as a GIF: a picture per frame, a panel per field.
 
     Each field keeps one colour scale over all frames, as in a contact sheet; y points up. The
-    last frame stays for a second.
+    last frame stays for a second. In three dimensions it shows the middle plane across z.
 
     Raises:
-        ValueError: the dataset is not two-dimensional, or has one frame only.
+        ValueError: the dataset has one dimension, or one frame only.
     """
     spec = dataset.spec
-    if len(spec.grid_shape) != 2 or spec.num_frames < 2:
+    if len(spec.grid_shape) == 1 or spec.num_frames < 2:
         raise ValueError(
-            f"an animation needs two dimensions and two frames, got {spec.num_frames} frames with "
-            f"axes {spec.axis_names}"
+            f"an animation needs two dimensions or three, and two frames; got {spec.num_frames} "
+            f"frames with axes {spec.axis_names}. A sheet (without --animation) shows it whole"
         )
-    values = dataset.read_frames(trajectory, range(spec.num_frames)).astype(np.float32)
+    is_volume = len(spec.grid_shape) == 3
+    region = middle_region(spec.grid_shape, 0) if is_volume else None
+    values = dataset.read_frames(trajectory, range(spec.num_frames), region=region)
+    values = values.reshape(*values.shape[:2], *spec.grid_shape[-2:]).astype(np.float32)
     panels = [
         _coloured(values[:, channel], field.kind) for channel, field in enumerate(spec.fields)
     ]

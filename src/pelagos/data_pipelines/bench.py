@@ -16,16 +16,21 @@ from typing import Any
 
 import numpy as np
 
+from pelagos.data_pipelines.foreign import Description, ForeignDataset, open_readable
+from pelagos.data_pipelines.foreign.identity import object_sizes
 from pelagos.data_pipelines.loader import StreamLoader
 from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.sampler import Sampler
-from pelagos.data_pipelines.store import Dataset, DatasetError, open_dataset
+from pelagos.data_pipelines.store import Dataset, DatasetError
+from pelagos.data_pipelines.store.readable import ReadableDataset
 
 CONCURRENCIES = (1, 4, 16, 32)
 HEADROOM = 1.3  # storage is not always as fast as in one second of measuring
 SIMULATED_STEPS = 20
 MOST_SIMULATED_SECONDS = 10.0
 MOST_PREFETCH_STEPS = 8
+_FOREIGN_SAMPLES = 8  # windows whose bytes are averaged
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Reading:
         megabytes_per_second: of stored bytes.
         median_seconds, p99_seconds: latency of one window.
         cpu_milliseconds: processor time of this process per window.
-        requests_per_window: what the store was asked for; 0 for local files, which are not counted.
+        requests_per_window: what the store was asked for; 0 for local files and arrays
+            of other writers, which are not counted.
     """
 
     num_threads: int
@@ -91,6 +97,7 @@ def bench(
     batch_size: int,
     num_frames: int = 2,
     seconds: float = 1.0,
+    description: Description | None = None,
     concurrencies: Sequence[int] = CONCURRENCIES,
     progress: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
@@ -101,6 +108,8 @@ def bench(
         batch_size: samples per step of one process.
         num_frames: frames of a sample.
         seconds: for each measurement.
+        description: what an array of another writer does not say itself. Of such arrays the bytes
+            alone are not measured, and no cache is recommended, since they have none.
         progress: told what is measured next.
 
     Raises:
@@ -117,33 +126,69 @@ def bench(
             raise ValueError(f"{name} must be positive, got {value}")
     progress("opening")
     started = time.perf_counter()
-    dataset = open_dataset(uri, storage_options)
+    dataset = open_readable(uri, storage_options, description)
     open_seconds = time.perf_counter() - started
     if num_frames > dataset.num_frames:
         raise DatasetError(
             f"dataset {uri} has {dataset.num_frames} frames per trajectory, windows of {num_frames} "
             f"are asked for"
         )
-    windows = _Windows(dataset, num_frames)
+    windows: _Windows | _ForeignWindows
+    if isinstance(dataset, ForeignDataset):
+        windows = _ForeignWindows(dataset, num_frames)
+        store = "zarr"
+        dataset_bytes = sum(object_sizes(uri, storage_options, dataset.arrays))
+    else:
+        assert isinstance(dataset, Dataset)
+        windows = _Windows(dataset, num_frames)
+        store = type(dataset.store).__name__
+        dataset_bytes = sum(shard.size for shard in dataset.manifest.shards)
     raw, reader = [], []
     for num_threads in concurrencies:
-        progress(f"bytes alone, {num_threads} at once")
-        raw.append(_measure(dataset, windows.read_bytes, num_threads, seconds))
+        if isinstance(windows, _Windows):
+            progress(f"bytes alone, {num_threads} at once")
+            raw.append(_measure(dataset, windows.read_bytes, num_threads, seconds))
         progress(f"reader, {num_threads} threads")
         reader.append(_measure(dataset, windows.read_frames, num_threads, seconds))
     progress("beside a consumer")
-    dataset_bytes = sum(shard.size for shard in dataset.manifest.shards)
     return BenchReport(
         uri=uri,
-        store=type(dataset.store).__name__,
+        store=store,
         window_bytes=windows.mean_bytes(),
         trajectory_bytes=dataset_bytes // dataset.num_trajectories,
         dataset_bytes=dataset_bytes,
         open_seconds=open_seconds,
         raw=tuple(raw),
         reader=tuple(reader),
-        recommendation=_recommend(dataset, reader, step_seconds, batch_size, num_frames),
+        recommendation=_recommend(
+            dataset, reader, step_seconds, batch_size, num_frames, dataset_bytes
+        ),
     )
+
+
+class _ForeignWindows:
+    """Random windows of an array of another writer. Methods may be called from threads.
+
+    Which bytes a window needs is zarr's affair: they are counted as it fetches them, on average.
+    """
+
+    def __init__(self, dataset: ForeignDataset, num_frames: int) -> None:
+        self.dataset = dataset
+        self.num_frames = num_frames
+        self._mean_bytes = 0
+        before, generator = dataset.bytes_read, np.random.default_rng(0)
+        for _ in range(_FOREIGN_SAMPLES):
+            self.read_frames(generator)
+        self._mean_bytes = (dataset.bytes_read - before) // _FOREIGN_SAMPLES
+
+    def read_frames(self, generator: np.random.Generator) -> int:
+        trajectory = int(generator.integers(self.dataset.num_trajectories))
+        start = int(generator.integers(self.dataset.num_frames - self.num_frames + 1))
+        self.dataset.read_frames(trajectory, range(start, start + self.num_frames))
+        return self._mean_bytes
+
+    def mean_bytes(self) -> int:
+        return self._mean_bytes
 
 
 class _Windows:
@@ -187,7 +232,7 @@ class _Windows:
 
 
 def _measure(
-    dataset: Dataset,
+    dataset: ReadableDataset,
     read: Callable[[np.random.Generator], int],
     num_threads: int,
     seconds: float,
@@ -222,11 +267,12 @@ def _measure(
 
 
 def _recommend(
-    dataset: Dataset,
+    dataset: ReadableDataset,
     readings: Sequence[Reading],
     step_seconds: float,
     batch_size: int,
     num_frames: int,
+    dataset_bytes: int,
 ) -> Recommendation:
     """The fewest threads that give what a step needs, or the best there is, tried out."""
     needed = batch_size / step_seconds
@@ -236,13 +282,13 @@ def _recommend(
     rounds = math.ceil(batch_size / chosen.num_threads)
     ahead = math.ceil(rounds * chosen.p99_seconds / step_seconds) + 1
     prefetch = min(max(ahead, 2), MOST_PREFETCH_STEPS)
-    size = sum(shard.size for shard in dataset.manifest.shards)
+    can_be_cached = isinstance(dataset, Dataset)  # arrays of other writers are not
     return Recommendation(
         needed_windows_per_second=needed,
         is_enough=bool(enough),
         num_threads=chosen.num_threads,
         prefetch_steps=prefetch,
-        cache_bytes=None if enough else math.ceil(1.01 * size),
+        cache_bytes=None if enough or not can_be_cached else math.ceil(1.01 * dataset_bytes),
         stall_fraction=_stall(
             dataset, chosen.num_threads, prefetch, step_seconds, batch_size, num_frames
         ),
@@ -250,7 +296,7 @@ def _recommend(
 
 
 def _stall(
-    dataset: Dataset,
+    dataset: ReadableDataset,
     num_threads: int,
     prefetch_steps: int,
     step_seconds: float,
@@ -262,6 +308,8 @@ def _stall(
         [MixtureEntry(dataset, "all")],
         dataset.field_names,
         lambda n: tuple(tuple(range(t, t + num_frames)) for t in range(n - num_frames + 1)),
+        # the cost of reading does not depend on it, and foreign arrays would be read whole for it
+        Normalization.identity(dataset.field_names),
     )
     num_steps = max(3, min(SIMULATED_STEPS, int(MOST_SIMULATED_SECONDS / step_seconds)))
     with StreamLoader(

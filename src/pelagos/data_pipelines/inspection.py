@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.foreign import Description, ForeignDataset, open_readable
+from pelagos.data_pipelines.foreign.overview import ForeignOverview, overview
 from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
 from pelagos.data_pipelines.store.chunk_grid import TouchedChunk, touched_chunks
 from pelagos.data_pipelines.store.field_statistics import (
@@ -128,8 +130,28 @@ class VerifyReport:
         }
 
 
+def describe_readable(
+    uri: str,
+    storage_options: dict[str, Any] | None = None,
+    description: Description | None = None,
+) -> DatasetDescription | ForeignOverview:
+    """Open a dataset, whoever wrote it, and say what it is, without reading its data.
+
+    Args:
+        description: what a foreign array does not say itself.
+
+    Raises:
+        DatasetError: it does not open.
+    """
+    dataset = open_readable(uri, storage_options, description)
+    if isinstance(dataset, ForeignDataset):
+        return overview(dataset)
+    dataset.close()
+    return describe(uri, storage_options)
+
+
 def describe(uri: str, storage_options: dict[str, Any] | None = None) -> DatasetDescription:
-    """Open a dataset and say what it is, without reading its data.
+    """Open a Pelagos dataset and say what it is, without reading its data.
 
     Raises:
         DatasetError: it does not open.

@@ -8,45 +8,57 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from pelagos.data_pipelines.store import Dataset
+from pelagos.data_pipelines.plot_parts import (
+    DPI,
+    colour_bar,
+    colour_limits,
+    label_row,
+    spread,
+)
+from pelagos.data_pipelines.plots_of_lines import line_sheet
+from pelagos.data_pipelines.plots_of_volumes import slice_sheet
+from pelagos.data_pipelines.store.readable import ReadableDataset
 
-DIVERGING, SEQUENTIAL = "RdBu_r", "viridis"
-SIGNED_KINDS = ("velocity", "vorticity", "momentum")
-DPI = 110
 _CELL_INCHES, _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 1.25, 1.35, 0.75, 0.75, 0.15, 0.06
 
 
 def contact_sheet(
-    dataset: Dataset,
+    dataset: ReadableDataset,
     path: str | Path | IO[bytes],
     trajectories: Sequence[int] | None = None,
     frames: Sequence[int] | None = None,
 ) -> None:
-    """Draw trajectories of a two-dimensional dataset as a PNG: rows are fields, columns times.
+    """Draw trajectories of a dataset as a PNG: rows are fields, columns times.
 
     Each row has one colour scale: diverging and symmetric about zero for signed fields
-    (velocities), sequential for the others (density, pressure, tracer). y points up.
+    (velocities), sequential for the others (density, pressure, tracer). y points up. In one
+    dimension a row is a space-time diagram and the profiles at some times; in three, the middle
+    planes along each axis at some times.
 
     Args:
         dataset: an open dataset, `[trajectory, time, channel, y, x]`.
         path: file name, or a binary file to write to.
         trajectories: which; None: up to three, spread over the dataset.
-        frames: which; None: up to six, from the first to the last.
-
-    Raises:
-        ValueError: the dataset is not two-dimensional.
+        frames: which; None: up to six (in three dimensions three), from the first to the last.
     """
     spec = dataset.spec
-    if len(spec.grid_shape) != 2:
-        raise ValueError(
-            f"Got a dataset with axes {spec.axis_names}; a contact sheet needs two dimensions."
-        )
-    chosen = list(_spread(spec.num_trajectories, 3) if trajectories is None else trajectories)
-    times = list(_spread(spec.num_frames, 6) if frames is None else frames)
+    chosen = list(spread(spec.num_trajectories, 3) if trajectories is None else trajectories)
+    most_times = 3 if len(spec.grid_shape) == 3 else 6
+    times = list(spread(spec.num_frames, most_times) if frames is None else frames)
+    draw = {1: line_sheet, 2: _image_sheet, 3: slice_sheet}[len(spec.grid_shape)]
+    figure = draw(dataset, chosen, times)
+    grid = " x ".join(map(str, spec.grid_shape))
+    what = {1: " points", 2: "", 3: ", middle planes"}[len(spec.grid_shape)]
+    title = f"{spec.name}   {spec.num_trajectories} trajectories, {grid}{what}"
+    figure.text(0.5, 1 - 0.22 / figure.get_figheight(), title, ha="center", fontsize=11)
+    figure.savefig(path, dpi=DPI, format="png", facecolor="white")
+
+
+def _image_sheet(dataset: ReadableDataset, chosen: Sequence[int], times: Sequence[int]) -> Figure:
+    spec = dataset.spec
     rows = len(chosen) * len(spec.fields)
     figure, axes = _grid(rows, len(times), spec.domain_extent[0] / spec.domain_extent[1])
     for block, trajectory in enumerate(chosen):
@@ -54,35 +66,11 @@ def contact_sheet(
         for channel, field in enumerate(spec.fields):
             row = axes[block * len(spec.fields) + channel]
             image = _draw_row(row, data[:, channel], field.kind, spec.domain_extent)
-            _label_row(row[0], field.name, trajectory if channel == 0 else None)
-            _colour_bar(figure, row[-1], image)
+            label_row(row[0], field.name, trajectory if channel == 0 else None)
+            colour_bar(figure, row[-1], image)
     for axis, frame in zip(axes[0], times, strict=True):
         axis.set_title(f"t = {frame * spec.frame_interval:.3g}", fontsize=9)
-    height, width = spec.grid_shape
-    title = f"{spec.name}   {spec.num_trajectories} trajectories, {height} x {width}"
-    figure.text(0.5, 1 - 0.22 / figure.get_figheight(), title, ha="center", fontsize=11)
-    figure.savefig(path, dpi=DPI, format="png", facecolor="white")
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """Up to `count` distinct numbers from 0 to `total` - 1, ends included."""
-    return sorted({round(i) for i in np.linspace(0, total - 1, min(count, total))})
-
-
-def colour_limits(images: npt.NDArray[np.float32], kind: str) -> tuple[str, float, float]:
-    """The colour map of a field and its ends; a few extreme cells do not set them."""
-    signed = _is_signed(kind)
-    low, high = (float(v) for v in np.percentile(images, (0.2, 99.8)))
-    if signed:
-        high = max(abs(low), abs(high))
-        low = -high
-    if high - low <= 1e-6 * max(abs(high), abs(low), 1e-12):  # a constant field
-        low, high = low - 0.5, high + 0.5
-    return DIVERGING if signed else SEQUENTIAL, low, high
-
-
-def _is_signed(kind: str) -> bool:
-    return kind.startswith(SIGNED_KINDS)
+    return figure
 
 
 def _grid(rows: int, columns: int, aspect: float) -> tuple[Figure, npt.NDArray[np.object_]]:
@@ -123,27 +111,3 @@ def _draw_row(
         axis.set_xticks([])
         axis.set_yticks([])
     return drawn
-
-
-def _label_row(axis: Axes, field: str, trajectory: int | None) -> None:
-    axis.set_ylabel(field, fontsize=9, rotation=0, ha="right", va="center", labelpad=6)
-    if trajectory is not None:
-        axis.text(
-            -0.06,
-            0.98,
-            f"trajectory {trajectory}",
-            transform=axis.transAxes,
-            ha="right",
-            va="top",
-            fontsize=8,
-            fontweight="bold",
-        )
-
-
-def _colour_bar(figure: Figure, axis: Axes, image: AxesImage) -> None:
-    box = axis.get_position()
-    inch = 1.0 / figure.get_figwidth()
-    place = (box.x1 + 0.07 * inch, box.y0 + 0.06 * box.height, 0.09 * inch, 0.88 * box.height)
-    bar = figure.colorbar(image, cax=figure.add_axes(place))
-    bar.ax.tick_params(labelsize=7, length=2, pad=1)
-    bar.ax.locator_params(nbins=4)

@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.infra.read_policy import OPTION, Backend, ReadCounters, ReadPolicy, split_options
-from pelagos.infra.s3_credentials import current_credentials
+from pelagos.infra.s3_credentials import Frozen, current_credentials
 from pelagos.infra.store_failures import http_status, is_missing, is_refused, summary
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ class RemoteStore:
         self._error, self._missing = error, missing
         self._has_answered = False
         self._last_warning = -SECONDS_BETWEEN_WARNINGS
+        self._renewal = threading.Lock()
         self._credentials = current_credentials(self.options) if self._may_renew else None
 
     @property
@@ -242,6 +244,7 @@ class RemoteStore:
         """
         parts = read()
         if any(len(part) != length for (_, length), part in zip(ranges, parts, strict=True)):
+            self._tell_short(key, ranges, parts)
             self.counters.add(retries=1)
             parts = read()
         for (offset, length), part in zip(ranges, parts, strict=True):
@@ -253,12 +256,21 @@ class RemoteStore:
         self.counters.add(bytes_fetched=sum(length for _, length in ranges))
         return parts
 
+    def _tell_short(self, key: str, ranges: Sequence[Range], parts: list[Bytes]) -> None:
+        short = [(r, len(p)) for r, p in zip(ranges, parts, strict=True) if len(p) != r[1]]
+        (offset, length), found = short[0]
+        logger.warning(
+            "%s gave %d bytes from byte %d where %d are needed: asked for once more",
+            *(self._where(key), found, offset, length),
+        )
+
     def _attempt(self, key: str, operation: Callable[[], T]) -> T:
         """Run `operation`, trying again while that can help and the deadline allows."""
         started = time.monotonic()
         attempt = 0
         is_renewed = False
         while True:
+            used = self._credentials
             try:
                 result = operation()
             except Exception as error:
@@ -267,7 +279,7 @@ class RemoteStore:
                 self._has_answered = True
                 self._tell_retries(key, attempt, time.monotonic() - started)
                 return result
-            if is_refused(failure) and not is_renewed and self._renew_credentials():
+            if is_refused(failure) and not is_renewed and self._renew_credentials(used):
                 is_renewed = True  # and at once again
                 continue
             self._raise_if_final(key, failure)
@@ -313,16 +325,20 @@ class RemoteStore:
                 f"last: {summary(error)}. Check that the endpoint is right and reachable"
             ) from error
 
-    def _renew_credentials(self) -> bool:
-        """Look credentials up anew; return whether they changed (temporary ones that expired)."""
+    def _renew_credentials(self, used: Frozen | None) -> bool:
+        """Look credentials up anew (temporary ones may have expired); return whether there are now
+        others than those that a request `used`. Of threads refused together, one looks."""
         if not self._may_renew:
             return False
-        found = current_credentials(self.options)
-        if found is None or found == self._credentials:
-            return False
-        logger.info("%s: the credentials changed and are read again", self.uri)
-        self._credentials = found
-        return True
+        with self._renewal:
+            if self._credentials != used:  # another thread was here
+                return True
+            found = current_credentials(self.options)
+            if found is None or found == used:
+                return False
+            logger.info("%s: the credentials changed and are read again", self.uri)
+            self._credentials = found
+            return True
 
     def _tell_retries(self, key: str, retries: int, seconds: float) -> None:
         if retries == 0:

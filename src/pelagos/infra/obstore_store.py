@@ -32,7 +32,7 @@ from pelagos.infra.object_store import (
     s3_endpoint,
 )
 from pelagos.infra.read_policy import split_options
-from pelagos.infra.s3_credentials import CredentialProvider, is_virtual_hosted, s3_region
+from pelagos.infra.s3_credentials import CredentialProvider, Frozen, is_virtual_hosted, s3_region
 
 HTTP_SCHEMES = ("http", "https")
 GOOGLE_SCHEMES = ("gs", "gcs")
@@ -106,7 +106,7 @@ class ObstoreStore(RemoteStore):
         missing: type[ValueError] = StorageMissingError,
     ) -> None:
         super().__init__(uri, storage_options, error=error, missing=missing)
-        self._client: Any = None
+        self._client: tuple[Frozen | None, Any] | None = None
         self._hedger = Hedger() if self.policy.hedge else None
 
     def read(self, key: str) -> bytes:
@@ -177,18 +177,15 @@ class ObstoreStore(RemoteStore):
             for found in page
         }
 
-    def _renew_credentials(self) -> bool:
-        is_changed = super()._renew_credentials()
-        if is_changed:
-            self._client = None
-        return is_changed
-
     def _opened(self) -> Any:
-        """obstore's client; two threads may each make one at first, and one of them is kept."""
-        if self._client is None:
+        """obstore's client for the credentials now in force; two threads may each make one at
+        first, and one of them is kept."""
+        wanted = self._credentials
+        known = self._client
+        if known is None or known[0] != wanted:
             _Process.has_run = True
-            self._client = self._make_client()
-        return self._client
+            known = self._client = (wanted, self._make_client())
+        return known[1]
 
     def _make_client(self) -> Any:
         from obstore import store

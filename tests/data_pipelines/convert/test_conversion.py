@@ -153,6 +153,23 @@ def test_a_value_that_is_not_finite_is_named_with_its_file(tmp_path: Path) -> No
         convert.run(str(source), str(tmp_path / "half.zarr"), ConvertOptions(dtype="float16"))
 
 
+def test_bfloat16_is_rounded_and_compared_as_stored(tmp_path: Path) -> None:
+    source, target = tmp_path / "CE-RP.nc", tmp_path / "out.zarr"
+    data = write_gas(source, 6, 3, 8)
+    arguments = ["convert", str(source), str(target), "--dtype", "bfloat16", "--verify"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    dataset = open_dataset(target)
+    assert dataset.spec.dtype == "bfloat16"
+    found = dataset.window(5, 0, 3)
+    np.testing.assert_allclose(found, data[5, :, :4], rtol=2.0**-8)  # 8 bits, half a unit
+    assert (found != data[5, :, :4]).any()
+    with h5py.File(source, "a") as f:
+        f["data"][1, 1, 0, 2, 3] = 3.4e38  # rounds to more than the largest bfloat16
+    with pytest.raises(SourceError, match=r"data\[1\]: .*not finite as bfloat16"):
+        convert.run(str(source), str(tmp_path / "large.zarr"), ConvertOptions(dtype="bfloat16"))
+
+
 @pytest.mark.parametrize("name", ["nothing.nc", "text.nc", "empty"])
 def test_what_is_no_source_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "text.nc").write_text("not HDF5")

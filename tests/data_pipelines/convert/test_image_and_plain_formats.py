@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytest
 import yaml
 import zarr
 from PIL import Image
+from typer.testing import CliRunner
 
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
+from pelagos.data_pipelines.convert.missing_chunks import ChunkCount, count_chunks
 from pelagos.data_pipelines.store import Dataset, open_dataset
 from pelagos.jobs import convert
+from pelagos.platform.cli.main import app
 
 RNG = np.random.default_rng(11)
 
@@ -189,6 +193,48 @@ def test_ome_zarr(tmp_path: Path, version: str) -> None:
     assert (coarse.window(0, 0, 1)[0, :2] == levels[1]).all()
     with pytest.raises(SourceError, match=r"--level 2: .* has levels 0 to 1"):
         open_source(str(tmp_path / "screen"), ConvertOptions(level=2))
+
+
+@pytest.mark.parametrize("kind", ["v2", "v3", "shard", "float"])
+def test_missing_chunks_of_ome_zarr_are_counted_and_refused_unless_allowed(
+    tmp_path: Path, kind: str
+) -> None:
+    image = tmp_path / "a.ome.zarr"
+    (full, *_), _ = write_ome_zarr(image, "0.4" if kind == "v2" else "0.5")
+    values = full.astype(np.float32 if kind == "float" else np.uint16)
+    values[1, 2:] = 0
+    root = zarr.open_group(image)
+    # 2 x 2 x 2 x 2 chunks, of which the four of [1, 2:] hold the fill value and are left out
+    shards = {"shards": (1, 4, 8, 8)} if kind == "shard" else {}
+    del root["0"]
+    array = root.create_array("0", shape=(2, 4, 6, 8), dtype=values.dtype, fill_value=0,
+                              chunks=(1, 2, 4, 4), **shards)  # fmt: skip
+    array[...] = values
+    arguments = ["convert", str(image), str(tmp_path / "out.zarr")]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 2, refused.output
+    told = " ".join(refused.output.split())
+    assert "4 of 17 chunks of" in told  # 16 of the image, 1 of the labels
+    assert "--allow-missing-chunks" in told
+    assert not (tmp_path / "out.zarr").exists()
+    allowed = CliRunner().invoke(app, [*arguments, "--allow-missing-chunks", "--verify"])
+    assert allowed.exit_code == 0, allowed.output
+    assert "4 of 17 chunks of" in " ".join(allowed.output.split())
+    dataset = open_dataset(tmp_path / "out.zarr")
+    assert (everything(dataset)[0, 0, :2] == values).all()
+    assert dataset.spec.generator["missing_chunks"] == 4
+
+
+def test_chunks_of_a_shard_past_the_end_are_no_gaps(tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "a.zarr", shape=(5, 3), dtype="u2", chunks=(1, 2),
+                              shards=(2, 4), fill_value=0)  # fmt: skip
+    array[...] = 7
+    assert count_chunks(str(tmp_path), "a.zarr", array) == ChunkCount(10, 0)
+    array[4] = 0
+    shutil.rmtree(tmp_path / "a.zarr/c/0")
+    found = count_chunks(str(tmp_path), "a.zarr", array)
+    assert (found.total, found.missing) == (10, 4 + 2)
+    assert found.first_missing.endswith("a.zarr/c/0/0")
 
 
 # -- plain arrays ---------------------------------------------------------------------------------

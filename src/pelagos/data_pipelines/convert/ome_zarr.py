@@ -4,6 +4,9 @@ Facts of the format: https://ngff.openmicroscopy.org. `multiscales` stands in th
 (0.4, Zarr v2) or under its attribute `ome` (0.5, Zarr v3) and lists `axes` and, per level of the
 pyramid, a `path` and its `coordinateTransformations`. Channel names are those of `omero`, where
 given; label images under `labels` become one field each.
+
+Writers may leave out a chunk that holds the fill value alone. A chunk that was lost looks the same,
+so what is left out is counted, and refused unless the options allow it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pelagos.data_pipelines.convert.formats import Format, named, natural
+from pelagos.data_pipelines.convert.missing_chunks import ChunkCount, count_chunks
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field
@@ -62,7 +66,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
             f"{path}: expected is an OME-Zarr image (a Zarr group with the attribute multiscales), "
             f"or a folder of such images"
         )
-    looks = [_look(image, options.level) for image in images]
+    looks = [_look(image, options) for image in images]
     first = looks[0]
     for image, look in zip(images, looks, strict=True):
         for what in ("fields", "sizes"):
@@ -73,6 +77,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
                 )
     order = AXIS_NAMES[len(set(first["sizes"]) & {"x", "y", "z"})]
     sizes, scale = first["sizes"], first["scale"]
+    num_missing, notes = _missing(path, [c for look in looks for c in look["chunks"]], options)
     return Source(
         format="ome-zarr",
         name=named(path),
@@ -83,12 +88,42 @@ def _read(path: str, options: ConvertOptions) -> Source:
         grid_shape=tuple(sizes[letter] for letter in order),
         frame_interval=scale.get("t", 1.0),
         domain_extent=tuple(sizes[letter] * scale.get(letter, 1.0) for letter in order),
-        details={"level": options.level, "units": first["units"], "num_images": len(images)},
+        notes=notes,
+        details={
+            "level": options.level,
+            "units": first["units"],
+            "num_images": len(images),
+            **({"missing_chunks": num_missing} if num_missing else {}),
+        },
     )
 
 
-def _look(image: str, level: int) -> dict[str, Any]:
-    """Fields, sizes, scale and arrays of one image."""
+def _missing(
+    path: str, counts: list[ChunkCount], options: ConvertOptions
+) -> tuple[int, tuple[str, ...]]:
+    """How many chunks are not there, and the note that says so.
+
+    Raises:
+        SourceError: some are not, and that is not allowed.
+    """
+    total, missing = sum(c.total for c in counts), sum(c.missing for c in counts)
+    if not missing:
+        return 0, ()
+    found = f"{missing} of {total} chunks of {path} are missing"
+    if options.allow_missing_chunks:
+        return missing, (f"{found}; they are read as the fill value of their array",)
+    first = next(c.first_missing for c in counts if c.missing)
+    raise SourceError(
+        f"{found}, the first in {first}. A writer may leave out chunks that hold the fill value "
+        f"alone (background), but lost ones look the same. Bring them back from a copy; or, if the "
+        f"writer left them out, allow it with --allow-missing-chunks: they become the fill value"
+    )
+
+
+def _look(image: str, options: ConvertOptions) -> dict[str, Any]:
+    """Fields, sizes, scale, arrays and numbers of chunks of one image."""
+    level = options.level
+    reader = "zarr" if options.allow_missing_chunks else "strict-zarr"
     attributes = _attributes(image)
     assert attributes is not None
     array, letters, scale, units = _level(image, "", attributes, level)
@@ -96,7 +131,8 @@ def _look(image: str, level: int) -> dict[str, Any]:
     channels = int(sizes.pop("c", 1))
     fields = _channel_names(attributes, channels)
     key = _dataset(image, attributes, level)["path"]
-    arrays = [StoredArray("zarr", image, key, "".join(letters), 0, channels)]
+    arrays = [StoredArray(reader, image, key, "".join(letters), 0, channels)]
+    chunks = [count_chunks(image, key, array)]
     for name in _label_images(image):
         inner = _attributes(f"{image}/labels/{name}") or {}
         labels, label_letters, _, _ = _level(image, f"labels/{name}/", inner, level)
@@ -107,7 +143,8 @@ def _look(image: str, level: int) -> dict[str, Any]:
                 f"{image}/labels/{name}: level {level} has {found}, the image has {sizes}"
             )
         label_key = f"labels/{name}/{_dataset(image, inner, level)['path']}"
-        arrays.append(StoredArray("zarr", image, label_key, axes, len(fields)))
+        arrays.append(StoredArray(reader, image, label_key, axes, len(fields)))
+        chunks.append(count_chunks(image, label_key, labels))
         fields = (*fields, name)
     return {
         "fields": fields,
@@ -115,6 +152,7 @@ def _look(image: str, level: int) -> dict[str, Any]:
         "scale": scale,
         "units": units,
         "part": Part(tuple(arrays)),
+        "chunks": chunks,
     }
 
 
@@ -171,7 +209,7 @@ def _label_images(image: str) -> list[str]:
 FORMAT = Format(
     "ome-zarr",
     "OME-Zarr images, NGFF 0.4 and 0.5",
-    "an image or a folder of images (--level N of the pyramid)",
+    "an image or a folder of images (--level N of the pyramid; --allow-missing-chunks)",
     _matches,
     _read,
 )

@@ -17,6 +17,7 @@ class ConvertOptions:
     labels: nifti: the folder of label volumes, where it is not beside the images.
     size: images: stored pixels per side, resized to it; None: as they are, all of one size.
     level: ome-zarr: which level of the pyramid; 0 is the full resolution.
+    allow_missing_chunks: ome-zarr: read chunks that are not there as the fill value.
     num_frames: frames per trajectory to keep; None: all (the fewest, where they differ).
     splits: `{"train": 0.8, "test": 0.2}`: shares, or numbers of trajectories; None: the
         format's. Not for sources that come in splits.
@@ -32,11 +33,12 @@ class ConvertOptions:
     labels: str | None = None
     size: int | None = None
     level: int = 0
+    allow_missing_chunks: bool = False
     num_frames: int | None = None
     splits: dict[str, float] | None = None
     max_trajectories: int | None = None
     swap_axes: bool = False
-    dtype: Literal["float32", "float16"] = "float32"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     compression: Literal["none", "lz4", "zstd"] = "lz4"
     trajectories_per_shard: int | None = None
 

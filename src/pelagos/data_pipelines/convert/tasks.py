@@ -14,6 +14,7 @@ from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.reading import Frames, blocks
 from pelagos.data_pipelines.convert.source import Source, SourceError
 from pelagos.data_pipelines.store import DatasetSpec, DatasetWriter, open_dataset
+from pelagos.data_pipelines.store.half_precision import from_bfloat16, to_bfloat16
 from pelagos.data_pipelines.store.shard_stream import NonFiniteError
 
 MAX_LISTED_DIFFERENCES = 5
@@ -80,7 +81,7 @@ def compare_shard(
     try:
         for block in blocks(source, trajectories):
             largest = max(largest, block.largest_read_bytes)
-            expected = block.frames.astype(spec.dtype, copy=False)
+            expected = _as_stored(spec, block.frames)
             stored = _stored(dataset, block.trajectory, block.first_frame, len(expected))
             for i, frame in enumerate(stored):
                 if frame.tobytes() != expected[i].tobytes():
@@ -95,6 +96,13 @@ def compare_shard(
         dataset.close()
         close_files()
     return _report(spec, shard, largest, started, tuple(differences))
+
+
+def _as_stored(spec: DatasetSpec, frames: Frames) -> Frames:
+    """The source's values rounded as the dataset's type rounds them."""
+    if spec.dtype == "bfloat16":
+        return from_bfloat16(to_bfloat16(frames))
+    return frames.astype(spec.dtype, copy=False)
 
 
 def _stored(dataset: Any, trajectory: int, first_frame: int, count: int) -> Iterator[Frames]:

@@ -156,14 +156,18 @@ def _source(
     roles = axis_roles(array, has_channels, description.dimensions, where)
     views = views_that_show_gaps(array)
     attributes = array.attrs
-    missing = [_number(attributes.get(key)) for key in ("_FillValue", "missing_value")]
+    missing = [
+        number
+        for key in ("_FillValue", "missing_value")
+        for number in _numbers(attributes.get(key), f"{where} has the attribute {key}")
+    ]
     return SourceArray(
         path,
         roles,
         views,
         _factor(attributes, "scale_factor", 1.0, where),
         _factor(attributes, "add_offset", 0.0, where),
-        tuple({number for number in missing if number is not None and not np.isnan(number)}),
+        tuple({number for number in missing if not np.isnan(number)}),
     )
 
 
@@ -190,11 +194,18 @@ def _factor(attributes: Any, key: str, usual: float, where: str) -> float:
     return float(given)
 
 
-def _number(value: Any) -> float | None:
-    """A fill value of the attributes; xarray writes floats of Zarr v3 as base64 of 8 bytes."""
+def _numbers(value: Any, what: str) -> list[float]:
+    """Fill values of the attributes, one or (`missing_value` of CF) a list of them; xarray writes
+    floats of Zarr v3 as base64 of 8 bytes."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [number for entry in value for number in _numbers(entry, what)]
     if isinstance(value, str):
         try:
-            return float(struct.unpack("<d", base64.standard_b64decode(value))[0])
+            return [float(struct.unpack("<d", base64.standard_b64decode(value))[0])]
         except (ValueError, struct.error):
-            return None
-    return None if value is None else float(value)
+            return []
+    if not isinstance(value, int | float):
+        raise DatasetError(f"{what} = {value!r}: required is a number, or a list of them")
+    return [float(value)]

@@ -51,6 +51,13 @@ def fingerprint(
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def object_sizes(
+    uri: str, storage_options: dict[str, Any] | None, arrays: Sequence[SourceArray]
+) -> list[int]:
+    """Bytes of each chunk's (or shard's) object that is there."""
+    return [size for a in arrays for _, size, _ in _objects(uri, a.path, storage_options)]
+
+
 def _objects(
     uri: str, path: str, storage_options: dict[str, Any] | None
 ) -> list[tuple[str, int, str]]:

@@ -105,9 +105,9 @@ def _write_shard(
     rows = spec.trajectories_of_shard(shard)
     new = range(max(rows.start, num_old), rows.stop)
     frames = range(spec.num_frames)
-    given = np.stack([source.read_frames(i - num_old, frames) for i in new])
+    given = (source.read_frames(i - num_old, frames) for i in new)  # one at a time in memory
     file = io.BytesIO()
-    streamed = stream_shard(spec, new, iter(given), file)
+    streamed = stream_shard(spec, new, given, file)
     encoded = EncodedShard(file.getvalue(), streamed.crc32c, streamed.index_crc32c)
     if new.start > rows.start:
         before = dataset.manifest.shards[shard]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from pelagos.data_pipelines.store import Dataset, DatasetError
@@ -42,9 +43,11 @@ def copy(
         progress: called as `progress(shards done, shards in all)`.
 
     Raises:
+        ValueError: one place lies inside the other.
         FileExistsError: something else is there.
         DatasetError: a shard of the original, or what was written, does not have its checksum.
     """
+    _refuse_inside(dataset.uri, destination)
     target = open_store(destination, storage_options)
     if _is_done(target, dataset, destination):
         return 0
@@ -62,6 +65,24 @@ def copy(
     target.write(MANIFEST_KEY, dataset.manifest.to_bytes())
     target.delete([MARKER_KEY])
     return len(missing)
+
+
+def _refuse_inside(source: str, destination: str) -> None:
+    """A dataset in another's folder would be taken for a part of it."""
+    places = [_place(source), _place(destination)]
+    for inner, outer in (places, places[::-1]):
+        if inner != outer and inner.startswith(outer.rstrip("/") + "/"):
+            raise ValueError(
+                f"cannot copy {source} to {destination}: one lies inside the other; choose a "
+                f"destination beside it"
+            )
+
+
+def _place(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme != "file":
+        return uri.rstrip("/")
+    return Path(rest if separator else uri).expanduser().resolve().as_posix()
 
 
 def _is_done(target: ObjectStore, dataset: Dataset, destination: str) -> bool:

@@ -75,12 +75,12 @@ def merge(
     for done, shard in enumerate(missing, writer.num_shards - len(missing) + 1):
         places = [order[i] for i in writer.shard_trajectories(shard)]
         frames = range(spec.num_frames)
-        data = np.stack([sources[d].read_frames(i, frames) for d, i in places])
+        data = (sources[d].read_frames(i, frames) for d, i in places)  # one at a time in memory
         parameters = {
             key: np.array([sources[d].parameters[key][i] for d, i in places])
             for key in spec.parameter_names
         }
-        writer.write_shard(shard, data, parameters)
+        writer.write_shard_frames(shard, data, parameters)
         if progress is not None:
             progress(done, writer.num_shards)
     writer.finalize()

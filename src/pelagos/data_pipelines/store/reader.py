@@ -9,6 +9,7 @@ from one `Dataset` at once.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ from pelagos.data_pipelines.store.zarr_view import open_group
 from pelagos.infra.object_store import is_remote
 
 MAX_REQUEST_BYTES = 16 * 2**20
+
+logger = logging.getLogger(__name__)
 
 
 def open_dataset(
@@ -237,8 +240,10 @@ class Dataset(SpecReader):
         try:
             try:
                 index = self._read_index(record)
-            except ChecksumError:  # the damage may be on the way, not at rest
+            except ChecksumError as error:  # the damage may be on the way, not at rest
                 self.counters.add(damaged_reads=1)
+                length = index_bytes_length(self.spec)
+                self._tell_damage(record.key, (record.size - length, length), "its index", error)
                 index = self._read_index(record)
         except ChecksumError as error:
             raise DatasetError(
@@ -317,6 +322,8 @@ class Dataset(SpecReader):
     ) -> None:
         """Fetch a frame once more (the damage may be on the way, not at rest), then give up."""
         self.counters.add(damaged_reads=1)
+        what = f"trajectory {trajectory}, frame {frame}"
+        self._tell_damage(key, byte_range, what, first_error)
         if isinstance(self.store, CachedStore):
             self.store.discard(key, byte_range)
         (content,) = self._fetch(key, [byte_range])
@@ -328,6 +335,17 @@ class Dataset(SpecReader):
                 f"{byte_range[0]}..{sum(byte_range) - 1}) is damaged, read twice: {first_error}. "
                 f"Restore the shard from a copy, or write the dataset again"
             ) from error
+
+    def _tell_damage(self, key: str, byte_range: Range, what: str, error: Exception) -> None:
+        logger.warning(
+            "%s, bytes %d..%d (%s): %s. Read once more (%d damaged reads so far)",
+            self.store.address(key),
+            byte_range[0],
+            sum(byte_range) - 1,
+            what,
+            error,
+            self.counters.damaged_reads,
+        )
 
     def _read_parameter(self, name: str) -> npt.NDArray[np.float64]:
         key = f"parameters/{name}/c/0"

@@ -37,6 +37,10 @@ def convert_command(
         int | None, typer.Option(min=1, help="images: resize to SIZE x SIZE pixels.")
     ] = None,
     level: Annotated[int, typer.Option(min=0, help="ome-zarr: level of the pyramid.")] = 0,
+    allow_missing_chunks: Annotated[
+        bool,
+        typer.Option("--allow-missing-chunks", help="ome-zarr: what is missing is the fill value."),
+    ] = False,
     name: Annotated[str | None, typer.Option(help="The dataset's name; default: SOURCE's.")] = None,
     num_frames: Annotated[
         int | None, typer.Option(min=1, help="Frames to keep of every trajectory.")
@@ -50,7 +54,7 @@ def convert_command(
     swap_axes: Annotated[
         bool, typer.Option("--swap-axes", help="Exchange x and y of the source.")
     ] = False,
-    dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     compression: Annotated[str, typer.Option(help="none, lz4 or zstd; all lossless.")] = "lz4",
     trajectories_per_shard: Annotated[
         int | None, typer.Option(min=1, help="Per object; default: about 128 MiB.")
@@ -88,7 +92,7 @@ def convert_command(
     with exit_on_error():
         if source is None or (destination is None and not dry_run):
             raise ValueError("convert needs SOURCE and DESTINATION, or --list")
-        _check_choice("--dtype", dtype, ("float32", "float16"))
+        _check_choice("--dtype", dtype, ("float32", "float16", "bfloat16"))
         _check_choice("--compression", compression, ("none", "lz4", "zstd"))
         options = ConvertOptions(
             format=format_name,
@@ -98,6 +102,7 @@ def convert_command(
             labels=labels,
             size=size,
             level=level,
+            allow_missing_chunks=allow_missing_chunks,
             num_frames=num_frames,
             splits=None if splits is None else parse_splits(splits),
             max_trajectories=max_trajectories,
@@ -161,7 +166,7 @@ def _show_plan(source: Source, spec: DatasetSpec, as_json: bool) -> None:
             }
         )
         return
-    from pelagos.platform.cli.data import size
+    from pelagos.platform.cli.data_inspect import size
 
     axes = ("trajectory", "time", "channel", *spec.axis_names)
     rows: dict[str, Any] = {

@@ -7,12 +7,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from pelagos.infra.object_store import storage_options
 from pelagos.platform.cli.common import (
@@ -23,13 +22,17 @@ from pelagos.platform.cli.common import (
     print_json,
 )
 from pelagos.platform.cli.data_bench import bench_command
+from pelagos.platform.cli.data_description import DescriptionFile, description_at
+from pelagos.platform.cli.data_inspect import show_statistics, show_summary, size
 
 if TYPE_CHECKING:
-    from pelagos.data_pipelines.inspection import DatasetDescription, VerifyReport
-    from pelagos.data_pipelines.store import Dataset
+    from pelagos.data_pipelines.inspection import VerifyReport
+    from pelagos.data_pipelines.store.readable import ReadableDataset
 
 SHOWN_DAMAGE = 20
 QUIET_SECONDS = 2.0  # what takes no longer than this shows no progress bar
+
+_ENDINGS = (".png", ".gif")
 
 app = typer.Typer(help="Look at datasets, time and manage them.", no_args_is_help=True)
 app.command("bench")(bench_command)
@@ -47,23 +50,28 @@ Anonymous = Annotated[bool, typer.Option("--anonymous", help="Send unsigned requ
 @app.command()
 def inspect(
     uri: Uri,
+    description: DescriptionFile = None,
     as_json: AsJson = False,
     endpoint_url: EndpointUrl = None,
     anonymous: Anonymous = False,
 ) -> None:
     """Show what a dataset holds: fields, shape, splits, statistics, how it is stored.
 
+    Of a Zarr array of another writer also what is assumed about it, and how to convert it.
+
     Example: pelagos data inspect quickstart/data/ns-sines.zarr
     """
-    from pelagos.data_pipelines.inspection import describe
+    from pelagos.data_pipelines.inspection import DatasetDescription, describe_readable
 
     with exit_on_error():
-        found = describe(uri, storage_options(uri, endpoint_url, anonymous=anonymous))
+        options = storage_options(uri, endpoint_url, anonymous=anonymous)
+        found = describe_readable(uri, options, description_at(description))
     if as_json:
         print_json(found.to_json())
         return
-    _show_summary(found)
-    _show_statistics(found)
+    show_summary(found)
+    if isinstance(found, DatasetDescription):
+        show_statistics(found)
 
 
 @app.command()
@@ -97,6 +105,7 @@ def plot(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Default: dataset.png or dataset.gif.")
     ] = None,
+    description: DescriptionFile = None,
     trajectories: Annotated[
         str | None, typer.Option(help="Numbers with commas; default: three, spread evenly.")
     ] = None,
@@ -110,8 +119,9 @@ def plot(
 ) -> None:
     """Draw trajectories of a dataset: a row per field, a column per time.
 
-    With --split, trajectories are counted from the first of the split. With --animation, the first
-    of those chosen becomes a GIF, fields side by side.
+    One-dimensional ones become space-time diagrams and profiles, volumes their middle planes. With
+    --split, trajectories are counted from the first of the split. With --animation, the first of
+    those chosen becomes a GIF, fields side by side.
 
     Example: pelagos data plot quickstart/data/ns-sines.zarr --output ns.png --trajectories 0,5
     """
@@ -121,11 +131,13 @@ def plot(
         if output is None:
             output = Path("dataset.gif" if animation else "dataset.png")
         _check_output(output, overwrite)
+        _check_ending(output, animation)
         from pelagos.data_pipelines.animation import animate
+        from pelagos.data_pipelines.foreign import open_readable
         from pelagos.data_pipelines.plots import contact_sheet
-        from pelagos.data_pipelines.store import open_dataset
 
-        dataset = open_dataset(uri, storage_options(uri, endpoint_url, anonymous=anonymous))
+        options = storage_options(uri, endpoint_url, anonymous=anonymous)
+        dataset = open_readable(uri, options, description_at(description))
         chosen = _chosen(dataset, wanted, split)
         partial = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
@@ -150,6 +162,19 @@ def _numbers(text: str | None) -> list[int] | None:
     return [int(part) for part in parts]
 
 
+def _check_ending(output: Path, animation: bool) -> None:
+    """What is drawn is a PNG, or a GIF with `--animation`: no other name may promise otherwise."""
+    ending = ".gif" if animation else ".png"
+    if output.suffix.lower() != ending:
+        other = "with" if output.suffix.lower() == ".gif" else "without"
+        hint = f", or draw it {other} --animation" if output.suffix.lower() in _ENDINGS else ""
+        raise ValueError(
+            f"--output {output}: the ending must be {ending} "
+            f"({'an animation' if animation else 'a sheet'}; allowed: .png, and .gif with "
+            f"--animation){hint}"
+        )
+
+
 def _check_output(output: Path, overwrite: bool) -> None:
     if output.is_dir():
         raise ValueError(f"{output} is a directory; name a file, e.g. {output / 'dataset.png'}")
@@ -161,7 +186,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
         )
 
 
-def _chosen(dataset: Dataset, wanted: Sequence[int] | None, split: str | None) -> list[int]:
+def _chosen(dataset: ReadableDataset, wanted: Sequence[int] | None, split: str | None) -> list[int]:
     """The trajectories to draw, numbered over the whole dataset. Raises `ValueError`."""
     rows = range(dataset.num_trajectories) if split is None else dataset.split(split)
     where = dataset.uri if split is None else f"split {split!r} of {dataset.uri}"
@@ -200,66 +225,6 @@ def late_progress(title: str, shown: bool) -> Iterator[Callable[[int, int], None
         bar.stop()
 
 
-def _show_summary(found: DatasetDescription) -> None:
-    spec = found.spec
-    names = ("trajectory", "time", "channel", *spec.axis_names)
-    axes = ", ".join(f"{name} {n}" for name, n in zip(names, found.shape, strict=True))
-    boundaries = ", ".join(f"{side}: {kind}" for side, kind in spec.boundary_conditions.items())
-    final_time = (spec.num_frames - 1) * spec.frame_interval
-    rows: dict[str, Any] = {
-        "dataset": f"{spec.name} ({found.uri})",
-        "equation": spec.equation,
-        "shape": axes,
-        "domain": " x ".join(f"{extent:g}" for extent in spec.domain_extent)
-        + (f", boundaries {boundaries}" if boundaries else ""),
-        "time": f"0 to {final_time:g}, a frame every {spec.frame_interval:g}",
-        "splits": ", ".join(
-            f"{name} {stop - start} ({start} to {stop - 1})" if stop > start else f"{name} 0"
-            for name, (start, stop) in spec.splits.items()
-        ),
-        "constant fields": ", ".join(f"{k} = {v:g}" for k, v in spec.constant_fields.items()),
-        "given fields": ", ".join(spec.given_fields),
-        "parameters": ", ".join(
-            f"{name} {low:g} to {high:g}" for name, (low, high) in found.parameter_ranges.items()
-        ),
-        "size": f"{size(found.stored_bytes)} stored, {size(found.raw_bytes)} of {spec.dtype}: "
-        f"{found.compression_ratio:.2f} to 1 ({spec.compression})",
-        "shards": f"{found.num_shards} of {size(found.smallest_shard_bytes)} to "
-        f"{size(found.largest_shard_bytes)}, up to {found.shard_shape[0]} trajectories each",
-        "chunk": (
-            "one frame"
-            if spec.chunks_per_frame == 1
-            else f"{' x '.join(map(str, spec.frame_chunk_shape))} points of one frame"
-        )
-        + f", {size(found.inner_chunk_bytes)} before compression",
-        "fingerprint": found.fingerprint,
-    }
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        if value:
-            table.add_row(name, escape(value))
-    console.print(table)
-
-
-def _show_statistics(found: DatasetDescription) -> None:
-    columns = ["mean", "std", "min", "max"]
-    if found.spec.num_frames > 1:  # pictures and volumes do not change
-        columns.append("delta_std")
-    table = Table("field", "unit", *columns, title="statistics over all trajectories")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for field in found.spec.fields:
-        row = found.statistics["all"][field.name]
-        table.add_row(
-            escape(field.name), escape(field.unit), *(f"{row[name]:.5g}" for name in columns)
-        )
-    console.print(table)
-    if found.spec.num_frames > 1:
-        console.print("delta_std: standard deviation of the change from one frame to the next")
-
-
 def _show_report(report: VerifyReport) -> None:
     counted = (
         f"{report.num_shards} shards, {report.num_chunks} chunks, {size(report.num_bytes)} read"
@@ -276,17 +241,3 @@ def _show_report(report: VerifyReport) -> None:
     if number > SHOWN_DAMAGE:
         console.print(f"  and {number - SHOWN_DAMAGE} more; --json lists all")
     console.print("Write the dataset again, or bring the named objects back from a copy.")
-
-
-def size(num_bytes: int) -> str:
-    """Return a number of bytes in the largest fitting decimal unit.
-
-    >>> size(999), size(1_500_000)
-    ('999 B', '1.5 MB')
-    """
-    value = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

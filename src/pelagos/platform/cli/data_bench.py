@@ -10,6 +10,7 @@ from rich.table import Table
 
 from pelagos.infra.object_store import storage_options
 from pelagos.platform.cli.common import console, error_console, exit_on_error, print_json
+from pelagos.platform.cli.data_description import DescriptionFile, description_at
 
 if TYPE_CHECKING:
     from pelagos.data_pipelines.bench import BenchReport
@@ -23,6 +24,7 @@ def bench_command(
     batch: Annotated[int, typer.Option(help="Samples per step of one worker.")] = 16,
     frames: Annotated[int, typer.Option(help="Frames of a sample.")] = 2,
     seconds: Annotated[float, typer.Option(help="How long each measurement lasts.")] = 1.0,
+    description: DescriptionFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     endpoint_url: Annotated[
         str | None, typer.Option(help="S3 endpoint; default: AWS_ENDPOINT_URL, else Amazon's own.")
@@ -49,6 +51,7 @@ def bench_command(
             batch_size=batch,
             num_frames=frames,
             seconds=seconds,
+            description=description_at(description),
             progress=status.update,
         )
     if as_json:
@@ -76,6 +79,12 @@ def _show(report: BenchReport, step_time: float, batch: int) -> None:
                 f"{r.requests_per_window:.2f}",
             )
     console.print(table)
+    if not report.raw:
+        console.print(
+            "a Zarr array of another writer: read through zarr, bytes alone not measured. Faster in "
+            f"Pelagos' own format: pelagos convert {escape(report.uri)} NEW.zarr",
+            soft_wrap=True,
+        )
     found = report.recommendation
     verdict = "enough" if found.is_enough else "not enough"
     console.print(

@@ -13,16 +13,13 @@ from rich.markup import escape
 from pelagos.infra.object_store import storage_options
 from pelagos.platform.cli.common import console, exit_on_error, finish, print_json
 from pelagos.platform.cli.data import AsJson, EndpointUrl, Uri, late_progress
+from pelagos.platform.cli.data_description import DescriptionFile, description_at
 
 if TYPE_CHECKING:
     from pelagos.data_pipelines.foreign import Description
     from pelagos.data_pipelines.store.readable import ReadableDataset
 
 app = typer.Typer()
-
-DescriptionFile = Annotated[
-    str | None, typer.Option("--description", help="YAML description of a foreign Zarr array.")
-]
 
 
 @app.command()
@@ -50,7 +47,7 @@ def stats(
         from pelagos.data_pipelines.management import statistics_report
         from pelagos.data_pipelines.store import Dataset
 
-        dataset = _open(uri, endpoint_url, _described(description))
+        dataset = _open(uri, endpoint_url, description_at(description))
         stored = dataset.manifest.statistics if isinstance(dataset, Dataset) else None
         if isinstance(dataset, ForeignDataset) and description is not None:
             stored = dataset.all_statistics  # computes and keeps them, if they are not there
@@ -98,7 +95,7 @@ def append(
         from pelagos.data_pipelines.management import appending
 
         dataset = _own(uri, endpoint_url)
-        more = _open(source, endpoint_url, _described(description))
+        more = _open(source, endpoint_url, description_at(description))
         manifest = appending.append(dataset, more, extend_split=split, progress=progress)
     console.print(
         f"{escape(uri)} has {manifest.spec.num_trajectories} trajectories now, "
@@ -191,12 +188,6 @@ def _open(uri: str, endpoint_url: str | None, description: Description | None) -
     from pelagos.data_pipelines.foreign import open_readable
 
     return open_readable(uri, storage_options(uri, endpoint_url), description)
-
-
-def _described(path: str | None) -> Description | None:
-    from pelagos.jobs.datasets import load_description
-
-    return None if path is None else load_description(path)
 
 
 def _splits(ranges: list[str]) -> dict[str, tuple[int, int]]:
