@@ -14,13 +14,16 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from pelagos.infra.ray_cluster import ray_cluster
+from pelagos.jobs import evaluate
 from pelagos.jobs import sweep as sweep_job
 from pelagos.jobs.parts import MixtureStreams
 from pelagos.jobs.sweep_trial import run_trial
-from pelagos.jobs.sweep_trials import read_result, trials_of
+from pelagos.jobs.sweep_trials import read_result, result_of, trials_of
 from pelagos.platform.cli.main import app
 from pelagos.platform.config import ConfigError, SweepJob
 from pelagos.platform.config.load import parse_job
+from pelagos.platform.config.measure import EvaluateJob
+from pelagos.platform.evaluation.sweep_report import render
 from pelagos.platform.runs import RunDirectory, list_runs
 
 MakeSweep = Callable[..., SweepJob]
@@ -201,6 +204,30 @@ def test_another_measurement_is_made_of_the_same_runs(make_sweep: MakeSweep) -> 
     assert len(launched) == 1
 
 
+def test_errors_are_of_the_lead_that_is_asked_for(make_sweep: MakeSweep) -> None:
+    last, third = (
+        make_sweep(evaluate={"max_trajectories": 2, **k}) for k in ({}, {"lead_steps": 3})
+    )
+    (trial,) = trials_of(last)
+    run_trial(last, trial, lambda *_: True)
+    at_last = read_result(trial)
+    assert at_last.measured_on == {"split": "test", "max_trajectories": 2}
+    assert result_of(third, trial).state == "interrupted"  # of other leads: measured anew
+    run_trial(third, trial, lambda *_: True)
+    at_third = read_result(trial)
+    assert (at_third.measured_on or {})["lead_steps"] == 3
+    job = EvaluateJob(run=trial.name, runs_dir=third.runs_dir, max_trajectories=2)
+    (evaluation,), _ = evaluate.measure(job)
+    assert evaluation.lead_steps[2] == 3
+    for method in ("direct", "autoregressive"):
+        by_lead = evaluation.mean_over_groups(method, "relative_l1")
+        assert at_third.errors[method] == pytest.approx(by_lead[2], rel=1e-9)
+        assert at_last.errors[method] == pytest.approx(by_lead[-1], rel=1e-9)
+        assert at_third.errors[method] != at_last.errors[method]
+    page = render(sweep_job.report_of(third, [trial]), b"")
+    assert "relative L1 error at lead 3 of the used frames" in page
+
+
 def test_random_draws_are_the_same_every_time(make_sweep: MakeSweep) -> None:
     ranges = {"optimizer.lr": {"low": 1e-5, "high": 1e-2, "log": True}}
     sweep = make_sweep(random=ranges, search={"name": "random", "num_samples": 40}, seeds=[0, 1])
@@ -236,6 +263,8 @@ def test_another_job_is_another_run(make_sweep: MakeSweep, tmp_path: Path) -> No
         ({"grid": {"resources.num_workers": [2]}}, "a trial runs in one process"),
         ({"baseline": "fno"}, "baseline: got 'fno', which is no label"),
         ({"seeds": [1, 1]}, "one comes twice"),
+        ({"evaluate": {"lead_steps": 0}}, r"evaluate\.lead_steps: got 0"),
+        ({"evaluate": {"lead_steps": 6}}, r" evaluate\.lead_steps: got 6, .*the last lead is 4"),
         ({"random": {"ema_decay": {"low": 0.9, "high": 0.5}}}, "must be below high"),
     ],
 )

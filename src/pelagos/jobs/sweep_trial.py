@@ -73,11 +73,13 @@ def measured_errors(sweep: SweepJob, trial: Trial) -> dict[str, float]:
     """Return each method's error on the sweep's held-out split, the mean over datasets."""
     if sweep.evaluate is None:
         return {}
+    lead = sweep.evaluate.lead_steps
     job = EvaluateJob(
         run=trial.name,
         runs_dir=trial.job.runs_dir,
         split=sweep.evaluate.split,
         max_trajectories=sweep.evaluate.max_trajectories,
+        lead_steps=None if lead is None else (lead,),
         batch_size=sweep.evaluate.batch_size,
     )
     evaluations, _ = evaluate.measure(job)

@@ -62,10 +62,10 @@ class TrialResult:
     steps: int = 0
     validation_loss: float | None = None
     errors: dict[str, float] = field(default_factory=dict)
-    """Forecast method: mean over field groups of the median relative L1 error at the last lead."""
+    """Forecast method: mean over field groups of the median relative L1 error at one lead."""
     cause: str = ""
     measured_on: dict[str, Any] | None = None
-    """Which trajectories `errors` are of: `measurement_of` the sweep."""
+    """Which trajectories and lead `errors` are of: `measurement_of` the sweep."""
 
 
 def write_result(trial: Trial, result: TrialResult) -> None:
@@ -101,7 +101,8 @@ def measurement_of(sweep: SweepJob) -> dict[str, Any] | None:
     """Return what decides the errors of a sweep's trials, beside the trials themselves."""
     if sweep.evaluate is None:
         return None
-    return sweep.evaluate.model_dump(mode="json", exclude={"batch_size"})
+    # the last lead is told by no number, as it was before there was a choice
+    return sweep.evaluate.model_dump(mode="json", exclude={"batch_size"}, exclude_none=True)
 
 
 def clear_unbegun(directory: Path) -> None:

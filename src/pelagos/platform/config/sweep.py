@@ -104,6 +104,11 @@ class TrialEvaluationConfig(Section):
 
     split: str = Field("test", description="Split of each dataset.")
     max_trajectories: PositiveInt = Field(64, description="Trajectories per dataset at most.")
+    lead_steps: PositiveInt | None = Field(
+        None,
+        description="The lead that errors are of, in used frames; default: the last (all of a "
+        "trajectory, or max_lead_steps).",
+    )
     batch_size: PositiveInt = Field(16, description="Trajectories forecast at once.")
 
 

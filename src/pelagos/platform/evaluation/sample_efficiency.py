@@ -183,7 +183,7 @@ def _resampled(errors: Errors, generator: np.random.Generator) -> dict[int, floa
 
 
 def median_sample_error(scores: Sequence[Sequence[Sequence[float]]]) -> float:
-    """Return the mean over field groups of the median over samples, at the last lead.
+    """Return the mean over field groups of the median over samples, at the last lead given.
 
     In this order, as Poseidon's own evaluation does: the median of each group may be another
     sample's. `scores[sample][lead][group]` are relative L1 errors; what is not finite counts as

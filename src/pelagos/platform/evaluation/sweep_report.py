@@ -93,6 +93,15 @@ class SweepReport:
     name: str
     rows: list[SweepRow]
     baseline: str | None
+    lead_steps: int | None = None
+    """The lead that errors are of, in used frames; None: the last."""
+
+    @property
+    def lead(self) -> str:
+        """The lead of the errors in words."""
+        if self.lead_steps is None:
+            return "the last lead"
+        return f"lead {self.lead_steps} of the used frames"
 
     @property
     def methods(self) -> list[str]:
@@ -136,6 +145,7 @@ class SweepReport:
             {
                 "name": self.name,
                 "baseline": self.baseline,
+                "lead_steps": self.lead_steps,
                 "trials": [{"rank": i + 1, **asdict(row)} for i, row in enumerate(self.rows)],
                 "gains": [asdict(table) for table in self.gains()],
             }
@@ -225,7 +235,8 @@ def sweep_figure(report: SweepReport) -> Figure:
     for axis, method in zip(axes, methods, strict=True):
         _curves(axis, report.curves(method))
         axis.set_title(METHOD_TITLES.get(method, method), fontsize=10)
-    axes[0].set_ylabel("error at the last lead" if report.methods != [VALIDATION_LOSS] else "loss")
+    label = "loss" if report.methods == [VALIDATION_LOSS] else f"error at {report.lead}"
+    axes[0].set_ylabel(label)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     return figure
