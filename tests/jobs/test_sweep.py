@@ -17,6 +17,7 @@ from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.jobs import evaluate
 from pelagos.jobs import sweep as sweep_job
 from pelagos.jobs.parts import MixtureStreams
+from pelagos.jobs.sweep_checks import check_labels
 from pelagos.jobs.sweep_trial import run_trial
 from pelagos.jobs.sweep_trials import read_result, result_of, trials_of
 from pelagos.platform.cli.main import app
@@ -245,6 +246,35 @@ def test_another_job_is_another_run(make_sweep: MakeSweep, tmp_path: Path) -> No
     file = tmp_path / "tiny.yaml"
     file.write_text(file.read_text().replace("total_steps: 2", "total_steps: 3"))
     assert before.isdisjoint(t.name for t in trials_of(make_sweep()))
+
+
+VELOCITY = ["velocity-x", "velocity-y"]
+VELOCITY_AND_MORE = ["density", *VELOCITY, "pressure"]
+
+
+def test_gains_of_errors_of_other_fields_are_refused(
+    make_sweep: MakeSweep, tmp_path: Path, datasets: tuple[str, str]
+) -> None:
+    file = str(tmp_path / "tiny.yaml")
+
+    def sweep(**set_: Any) -> SweepJob:
+        jobs = {"fno": {"file": file}, "tuned": {"file": file, "set": set_}}
+        return make_sweep(jobs=jobs, trajectories=[1, 2], evaluate={"max_trajectories": 2})
+
+    incompressible = {"data.mixture": [{"uri": datasets[0]}], "data.fields": VELOCITY}
+    with_constant = {**incompressible, "data.fields": ["density", *VELOCITY]}  # it is not scored
+    same = {"fno": {"file": file, "set": incompressible}}
+    same["tuned"] = {"file": file, "set": with_constant}
+    check_labels(make_sweep(jobs=same, trajectories=[1], evaluate={}), {"fno", "tuned"})
+    named = {"flow": ["velocity-y", "velocity-x"], "rho": ["density"], "p": ["pressure"]}
+    check_labels(sweep(**{"objective.field_groups": named}), {"fno", "tuned"})
+    split = {f: [f] for f in VELOCITY_AND_MORE}
+    for set_ in ({"data.fields": VELOCITY}, {"objective.field_groups": split}):
+        other = sweep(**set_)
+        for left in ({"fno", "tuned"}, {"fno"}):  # the other label's trials may be over already
+            with pytest.raises(ConfigError, match="jobs.tuned: is scored on .*baseline fno on"):
+                check_labels(other, left)
+        check_labels(other.model_copy(update={"trajectories": ()}), {"fno"})  # no gains asked for
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from pelagos.jobs.sweep_trials import (
     write_result,
 )
 from pelagos.platform.config.load import resolve_yaml
-from pelagos.platform.config.sweep import DEFAULT_BASELINE, EARLY_STOPPING, POPULATION, SweepJob
+from pelagos.platform.config.sweep import EARLY_STOPPING, POPULATION, SweepJob
 from pelagos.platform.evaluation.sweep_report import (
     SweepReport,
     SweepRow,
@@ -98,7 +98,6 @@ def conclude(sweep: SweepJob, trials: Sequence[Trial], parent: str | None) -> Sw
 
 def report_of(sweep: SweepJob, trials: Sequence[Trial]) -> SweepReport:
     """Return what is known of each trial now, the best first."""
-    default = DEFAULT_BASELINE if DEFAULT_BASELINE in sweep.jobs else None
     rows = []
     for trial in trials:
         known = dataclasses.asdict(result_of(sweep, trial))
@@ -115,7 +114,7 @@ def report_of(sweep: SweepJob, trials: Sequence[Trial]) -> SweepReport:
             )
         )
     lead = sweep.evaluate.lead_steps if sweep.evaluate else None
-    return SweepReport(sweep.name, ranked(rows), sweep.baseline or default, lead)
+    return SweepReport(sweep.name, ranked(rows), sweep.gain_baseline, lead)
 
 
 def _run_on_ray(

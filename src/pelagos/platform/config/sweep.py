@@ -149,3 +149,8 @@ class SweepJob(Section):
         "one on this machine.",
     )
     tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def gain_baseline(self) -> str | None:
+        """The label that gains are measured against, if there is one."""
+        return self.baseline or (DEFAULT_BASELINE if DEFAULT_BASELINE in self.jobs else None)
