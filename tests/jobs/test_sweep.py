@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from mlflow import MlflowClient
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pelagos.infra.ray_cluster import ray_cluster
@@ -20,6 +22,8 @@ from pelagos.jobs.parts import MixtureStreams
 from pelagos.jobs.sweep_checks import check_labels
 from pelagos.jobs.sweep_trial import run_trial
 from pelagos.jobs.sweep_trials import read_result, result_of, trials_of
+from pelagos.jobs.trial_inputs import check_inputs
+from pelagos.models.registry import create_model
 from pelagos.platform.cli.main import app
 from pelagos.platform.config import ConfigError, SweepJob
 from pelagos.platform.config.load import parse_job
@@ -329,3 +333,60 @@ def test_a_dry_run_lists_the_trials(make_sweep: MakeSweep, tmp_path: Path) -> No
     names = {t.name for t in trials_of(sweep)}
     assert {t["name"] for t in told["trials"]} < names
     assert not Path(sweep.runs_dir).exists()
+
+
+def test_weights_and_data_that_changed_meanwhile_are_refused(
+    make_sweep: MakeSweep, tmp_path: Path, write_waves: Callable[..., None]
+) -> None:
+    data, fields = str(tmp_path / "own.zarr"), ("density", "velocity-x", "velocity-y", "pressure")
+    write_waves(data, fields, 3)
+    tree = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    tree["data"]["mixture"] = [{"uri": data}]
+    weights = str(tmp_path / "weights.safetensors")
+    network = {"name": tree["model"]["name"], "config": tree["model"]["config"]}
+
+    def save_weights(seed: int) -> None:
+        torch.manual_seed(seed)
+        model = create_model(network["name"], in_channels=4, out_channels=4, **network["config"])
+        save_file(model.state_dict(), weights)
+
+    save_weights(0)
+    tuned = {**tree, "job": "finetune", "source": {"uri": weights}}
+    keys: dict[str, Any] = {"jobs": {"tuned": {"job": tuned}, "scratch": {"job": tree}}}
+    sweep = make_sweep(**keys)
+    for trial in trials_of(sweep):
+        assert run_trial(sweep, trial, lambda *_: True).state == "finished"
+    scratch_trial, tuned_trial = sorted(trials_of(sweep), key=lambda trial: trial.label)
+    recorded = read_result(tuned_trial).inputs or {}
+    assert recorded.keys() == {"source", data}
+    assert (read_result(scratch_trial).inputs or {}).keys() == {data}
+    check_inputs(sweep, trials_of(sweep))
+
+    save_weights(1)
+    more = make_sweep(**keys, seeds=[0, 1])  # finished trials beside new ones
+    before = stamps(tmp_path / "runs")
+    with pytest.raises(
+        ConfigError, match=r"jobs\.tuned: the weights of .*changed since tiny-tuned"
+    ):
+        sweep_job.run(more)
+    assert stamps(tmp_path / "runs") == before
+    assert not (tmp_path / "runs/tiny").exists()
+    # one that was interrupted would go on from the weights that it began with
+    kept = (tuned_trial.path / "trial.json").read_text()
+    (tuned_trial.path / "trial.json").unlink()
+    with pytest.raises(ConfigError, match=r"another name .*or delete these trials"):
+        check_inputs(sweep, trials_of(sweep))
+    without = {k: v for k, v in json.loads(kept).items() if k != "inputs"}
+    (tuned_trial.path / "trial.json").write_text(json.dumps(without))
+    check_inputs(sweep, trials_of(sweep))  # of an earlier version: nothing to hold it against
+    (tuned_trial.path / "trial.json").write_text(kept)
+    shutil.rmtree(tuned_trial.path)
+    check_inputs(more, trials_of(more))
+
+    shutil.rmtree(data)
+    check_inputs(sweep, trials_of(sweep))  # what is gone cannot be mixed with anything
+    write_waves(data, fields, 4)
+    with pytest.raises(
+        ConfigError, match=r"jobs\.scratch: dataset .*own\.zarr changed since tiny-"
+    ):
+        check_inputs(sweep, trials_of(sweep))

@@ -31,6 +31,7 @@ from pelagos.jobs.sweep_trials import (
     trials_of,
     write_result,
 )
+from pelagos.jobs.trial_inputs import check_inputs, inputs_of_run
 from pelagos.platform.config.load import resolve_yaml
 from pelagos.platform.config.sweep import EARLY_STOPPING, POPULATION, SweepJob
 from pelagos.platform.evaluation.sweep_report import (
@@ -67,6 +68,7 @@ def run(sweep: SweepJob, console: Console | None = None) -> SweepResult:
     trials = trials_of(sweep)
     left = [t for t in trials if result_of(sweep, t).state not in FINAL_STATES]
     check_labels(sweep, {t.label for t in left})
+    check_inputs(sweep, trials)
     directory = sweep_directory(sweep)
     parent = open_parent(sweep, directory)
     if console is not None:
@@ -101,7 +103,7 @@ def report_of(sweep: SweepJob, trials: Sequence[Trial]) -> SweepReport:
     rows = []
     for trial in trials:
         known = dataclasses.asdict(result_of(sweep, trial))
-        del known["measured_on"]
+        del known["measured_on"], known["inputs"]
         rows.append(
             SweepRow(
                 trial.name,
@@ -279,7 +281,8 @@ def _settle(
             write_result(trial, TrialResult("failed", step, loss, cause=causes[trial.name]))
         elif trial.name in ended and state == "interrupted" and sweep.search.name != POPULATION:
             run_directory.set_status("stopped", cause="")
-            write_result(trial, TrialResult("stopped early", step, loss))
+            inputs = inputs_of_run(trial)
+            write_result(trial, TrialResult("stopped early", step, loss, inputs=inputs))
 
 
 def _best_values(report: SweepReport) -> dict[str, float]:

@@ -31,6 +31,8 @@ DIGEST_LENGTH = 6
 # How and where steps are computed and recorded, not which steps they are.
 NOT_IN_DIGEST = {"name", "runs_dir", "resources", "tracking", "health", "storage", "checkpoint"}
 
+Inputs = dict[str, str]
+"""`source` and the uris of datasets: their digests."""
 TrialState = Literal["waiting", "finished", "stopped early", "failed", "interrupted"]
 FINAL_STATES = ("finished", "stopped early")
 
@@ -66,6 +68,8 @@ class TrialResult:
     cause: str = ""
     measured_on: dict[str, Any] | None = None
     """Which trajectories and lead `errors` are of: `measurement_of` the sweep."""
+    inputs: Inputs | None = None
+    """What the run was made of; None: not recorded."""
 
 
 def write_result(trial: Trial, result: TrialResult) -> None:

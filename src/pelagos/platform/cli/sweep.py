@@ -31,6 +31,7 @@ def sweep_command(
     from pelagos.jobs import sweep as job_module
     from pelagos.jobs.sweep_checks import check_labels
     from pelagos.jobs.sweep_trials import FINAL_STATES, trials_of
+    from pelagos.jobs.trial_inputs import check_inputs
     from pelagos.platform.cli.jobs import load_as
     from pelagos.platform.config import SweepJob
 
@@ -39,6 +40,7 @@ def sweep_command(
         if dry_run:
             trials = trials_of(job)
             check_labels(job, set(job.jobs))
+            check_inputs(job, trials)
             report = job_module.report_of(job, trials)
             by_name = {row.name: row for row in report.rows}
             rows = [(t.name, by_name[t.name].state) for t in trials]
