@@ -211,7 +211,7 @@ def gain_cells(row: GainRow) -> list[str]:
         str(row.num_trajectories),
         _number(row.error),
         _number(row.baseline_error),
-        _number(row.accuracy_gain) + _interval(row.accuracy_interval),
+        _accuracy(row.accuracy_gain) + _interval(row.accuracy_interval),
         str(row.efficiency_gain) + _interval(row.efficiency_interval),
     ]
 
@@ -219,7 +219,7 @@ def gain_cells(row: GainRow) -> list[str]:
 def _interval(ends: tuple[float, float] | tuple[Gain, Gain] | None) -> str:
     if ends is None:
         return ""
-    low, high = (_number(end) if isinstance(end, float) else str(end) for end in ends)
+    low, high = (_accuracy(end) if isinstance(end, float) else str(end) for end in ends)
     return f" ({low} to {high})"
 
 
@@ -281,6 +281,11 @@ def _losses(axis: Axes, report: SweepReport) -> None:
     axis.set_xlabel("validation loss")
     axis.grid(alpha=0.25, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _accuracy(gain: float) -> str:
+    """Return an accuracy gain, which is infinite where the baseline alone diverged."""
+    return "diverged" if math.isnan(gain) else f"{gain:.3g}"
 
 
 def _number(value: float | None) -> str:
