@@ -9,18 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from mlflow import MlflowClient
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pelagos.infra.ray_cluster import ray_cluster
+from pelagos.jobs import evaluate
 from pelagos.jobs import sweep as sweep_job
 from pelagos.jobs.parts import MixtureStreams
+from pelagos.jobs.sweep_checks import check_labels
 from pelagos.jobs.sweep_trial import run_trial
-from pelagos.jobs.sweep_trials import read_result, trials_of
+from pelagos.jobs.sweep_trials import read_result, result_of, trials_of
+from pelagos.jobs.trial_inputs import check_inputs
+from pelagos.models.registry import create_model
 from pelagos.platform.cli.main import app
 from pelagos.platform.config import ConfigError, SweepJob
 from pelagos.platform.config.load import parse_job
+from pelagos.platform.config.measure import EvaluateJob
+from pelagos.platform.evaluation.sweep_report import render
 from pelagos.platform.runs import RunDirectory, list_runs
 
 MakeSweep = Callable[..., SweepJob]
@@ -201,6 +209,30 @@ def test_another_measurement_is_made_of_the_same_runs(make_sweep: MakeSweep) -> 
     assert len(launched) == 1
 
 
+def test_errors_are_of_the_lead_that_is_asked_for(make_sweep: MakeSweep) -> None:
+    last, third = (
+        make_sweep(evaluate={"max_trajectories": 2, **k}) for k in ({}, {"lead_steps": 3})
+    )
+    (trial,) = trials_of(last)
+    run_trial(last, trial, lambda *_: True)
+    at_last = read_result(trial)
+    assert at_last.measured_on == {"split": "test", "max_trajectories": 2}
+    assert result_of(third, trial).state == "interrupted"  # of other leads: measured anew
+    run_trial(third, trial, lambda *_: True)
+    at_third = read_result(trial)
+    assert (at_third.measured_on or {})["lead_steps"] == 3
+    job = EvaluateJob(run=trial.name, runs_dir=third.runs_dir, max_trajectories=2)
+    (evaluation,), _ = evaluate.measure(job)
+    assert evaluation.lead_steps[2] == 3
+    for method in ("direct", "autoregressive"):
+        by_lead = evaluation.mean_over_groups(method, "relative_l1")
+        assert at_third.errors[method] == pytest.approx(by_lead[2], rel=1e-9)
+        assert at_last.errors[method] == pytest.approx(by_lead[-1], rel=1e-9)
+        assert at_third.errors[method] != at_last.errors[method]
+    page = render(sweep_job.report_of(third, [trial]), b"")
+    assert "relative L1 error at lead 3 of the used frames" in page
+
+
 def test_random_draws_are_the_same_every_time(make_sweep: MakeSweep) -> None:
     ranges = {"optimizer.lr": {"low": 1e-5, "high": 1e-2, "log": True}}
     sweep = make_sweep(random=ranges, search={"name": "random", "num_samples": 40}, seeds=[0, 1])
@@ -220,6 +252,35 @@ def test_another_job_is_another_run(make_sweep: MakeSweep, tmp_path: Path) -> No
     assert before.isdisjoint(t.name for t in trials_of(make_sweep()))
 
 
+VELOCITY = ["velocity-x", "velocity-y"]
+VELOCITY_AND_MORE = ["density", *VELOCITY, "pressure"]
+
+
+def test_gains_of_errors_of_other_fields_are_refused(
+    make_sweep: MakeSweep, tmp_path: Path, datasets: tuple[str, str]
+) -> None:
+    file = str(tmp_path / "tiny.yaml")
+
+    def sweep(**set_: Any) -> SweepJob:
+        jobs = {"fno": {"file": file}, "tuned": {"file": file, "set": set_}}
+        return make_sweep(jobs=jobs, trajectories=[1, 2], evaluate={"max_trajectories": 2})
+
+    incompressible = {"data.mixture": [{"uri": datasets[0]}], "data.fields": VELOCITY}
+    with_constant = {**incompressible, "data.fields": ["density", *VELOCITY]}  # it is not scored
+    same = {"fno": {"file": file, "set": incompressible}}
+    same["tuned"] = {"file": file, "set": with_constant}
+    check_labels(make_sweep(jobs=same, trajectories=[1], evaluate={}), {"fno", "tuned"})
+    named = {"flow": ["velocity-y", "velocity-x"], "rho": ["density"], "p": ["pressure"]}
+    check_labels(sweep(**{"objective.field_groups": named}), {"fno", "tuned"})
+    split = {f: [f] for f in VELOCITY_AND_MORE}
+    for set_ in ({"data.fields": VELOCITY}, {"objective.field_groups": split}):
+        other = sweep(**set_)
+        for left in ({"fno", "tuned"}, {"fno"}):  # the other label's trials may be over already
+            with pytest.raises(ConfigError, match="jobs.tuned: is scored on .*baseline fno on"):
+                check_labels(other, left)
+        check_labels(other.model_copy(update={"trajectories": ()}), {"fno"})  # no gains asked for
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -236,6 +297,8 @@ def test_another_job_is_another_run(make_sweep: MakeSweep, tmp_path: Path) -> No
         ({"grid": {"resources.num_workers": [2]}}, "a trial runs in one process"),
         ({"baseline": "fno"}, "baseline: got 'fno', which is no label"),
         ({"seeds": [1, 1]}, "one comes twice"),
+        ({"evaluate": {"lead_steps": 0}}, r"evaluate\.lead_steps: got 0"),
+        ({"evaluate": {"lead_steps": 6}}, r" evaluate\.lead_steps: got 6, .*the last lead is 4"),
         ({"random": {"ema_decay": {"low": 0.9, "high": 0.5}}}, "must be below high"),
     ],
 )
@@ -270,3 +333,60 @@ def test_a_dry_run_lists_the_trials(make_sweep: MakeSweep, tmp_path: Path) -> No
     names = {t.name for t in trials_of(sweep)}
     assert {t["name"] for t in told["trials"]} < names
     assert not Path(sweep.runs_dir).exists()
+
+
+def test_weights_and_data_that_changed_meanwhile_are_refused(
+    make_sweep: MakeSweep, tmp_path: Path, write_waves: Callable[..., None]
+) -> None:
+    data, fields = str(tmp_path / "own.zarr"), ("density", "velocity-x", "velocity-y", "pressure")
+    write_waves(data, fields, 3)
+    tree = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    tree["data"]["mixture"] = [{"uri": data}]
+    weights = str(tmp_path / "weights.safetensors")
+    network = {"name": tree["model"]["name"], "config": tree["model"]["config"]}
+
+    def save_weights(seed: int) -> None:
+        torch.manual_seed(seed)
+        model = create_model(network["name"], in_channels=4, out_channels=4, **network["config"])
+        save_file(model.state_dict(), weights)
+
+    save_weights(0)
+    tuned = {**tree, "job": "finetune", "source": {"uri": weights}}
+    keys: dict[str, Any] = {"jobs": {"tuned": {"job": tuned}, "scratch": {"job": tree}}}
+    sweep = make_sweep(**keys)
+    for trial in trials_of(sweep):
+        assert run_trial(sweep, trial, lambda *_: True).state == "finished"
+    scratch_trial, tuned_trial = sorted(trials_of(sweep), key=lambda trial: trial.label)
+    recorded = read_result(tuned_trial).inputs or {}
+    assert recorded.keys() == {"source", data}
+    assert (read_result(scratch_trial).inputs or {}).keys() == {data}
+    check_inputs(sweep, trials_of(sweep))
+
+    save_weights(1)
+    more = make_sweep(**keys, seeds=[0, 1])  # finished trials beside new ones
+    before = stamps(tmp_path / "runs")
+    with pytest.raises(
+        ConfigError, match=r"jobs\.tuned: the weights of .*changed since tiny-tuned"
+    ):
+        sweep_job.run(more)
+    assert stamps(tmp_path / "runs") == before
+    assert not (tmp_path / "runs/tiny").exists()
+    # one that was interrupted would go on from the weights that it began with
+    kept = (tuned_trial.path / "trial.json").read_text()
+    (tuned_trial.path / "trial.json").unlink()
+    with pytest.raises(ConfigError, match=r"another name .*or delete these trials"):
+        check_inputs(sweep, trials_of(sweep))
+    without = {k: v for k, v in json.loads(kept).items() if k != "inputs"}
+    (tuned_trial.path / "trial.json").write_text(json.dumps(without))
+    check_inputs(sweep, trials_of(sweep))  # of an earlier version: nothing to hold it against
+    (tuned_trial.path / "trial.json").write_text(kept)
+    shutil.rmtree(tuned_trial.path)
+    check_inputs(more, trials_of(more))
+
+    shutil.rmtree(data)
+    check_inputs(sweep, trials_of(sweep))  # what is gone cannot be mixed with anything
+    write_waves(data, fields, 4)
+    with pytest.raises(
+        ConfigError, match=r"jobs\.scratch: dataset .*own\.zarr changed since tiny-"
+    ):
+        check_inputs(sweep, trials_of(sweep))

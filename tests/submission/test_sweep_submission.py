@@ -24,6 +24,7 @@ from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.runs import RunError
 from pelagos.platform.submission.package import upload
 from pelagos.platform.submission.record import RunRecord
+from pelagos.platform.sweep_tracking import open_parent
 
 Clusters = Callable[..., None]
 DPOT = {
@@ -120,6 +121,25 @@ def test_a_report_depends_on_the_end_of_the_array_whatever_it_is() -> None:
     assert told == ["--dependency=afterok:7,afterany:12", "--kill-on-invalid-dep=yes"]
 
 
+def test_a_sweep_has_its_run_in_mlflow_though_artifacts_have_no_place(
+    sweep_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    (tmp_path / "mlartifacts").write_text("a file where the directory of artifacts would be")
+    job = load_job(sweep_file())
+    assert isinstance(job, SweepJob)
+    parent = open_parent(job, tmp_path)
+    assert parent is not None
+    assert open_parent(job, tmp_path) == parent
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.search_experiments(filter_string="name != 'Default'")[0]
+    found = client.search_runs([experiment.experiment_id])
+    assert [run.info.run_id for run in found] == [parent]
+
+
+# in one process all that three tasks of the array do: 40 seconds on a quiet machine
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("slurm_entry")
 def test_trials_run_by_themselves_and_the_report_tells_of_all(
     sweep_file: Callable[..., Path], tmp_path: Path

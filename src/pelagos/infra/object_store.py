@@ -106,6 +106,9 @@ class RemoteStore:
         error: type[ValueError] = StorageError,
         missing: type[ValueError] = StorageMissingError,
     ) -> None:
+        scheme, _, place = uri.partition("://")
+        if scheme in BUCKET_SCHEMES and not place.partition("/")[0]:
+            raise error(f"{uri} names no bucket: expected {scheme}://BUCKET/PATH")
         self.uri = uri.rstrip("/")
         self.scheme, _, rest = self.uri.partition("://")
         self.prefix = rest if self.scheme in BUCKET_SCHEMES else self.uri

@@ -16,7 +16,7 @@ from pelagos.jobs.forecaster import store_weights, trained_weights
 from pelagos.jobs.import_weights import MARKERS, find_network
 from pelagos.jobs.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.parts import options_for
-from pelagos.jobs.weight_files import read_source
+from pelagos.jobs.weight_files import owning_run, read_source
 from pelagos.models.pretrained import read_weights
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.checkpoint.manifest import MANIFEST, step_of
@@ -166,12 +166,29 @@ def _from_files(
     if (path / DESCRIPTION_FILE).is_file():
         description = json.loads((path / DESCRIPTION_FILE).read_text())
         return _described(uri, read_weights(path), description, {"uri": uri})
-    found = read_source(path, prefix, MARKERS)
-    if model is None or model.name == SOURCE_MODEL:
-        name, options = find_network(found)
-    else:
-        name, options = model.name, model.config
+    run = owning_run(path) if path.is_dir() else None
+    if run is not None:
+        raise ValueError(
+            f"source.uri: {uri} belongs to the run {run.name}: name it as `source: {{run: {run.name}, "
+            f"runs_dir: {run.parent}}}`, which keeps fields and normalisation too"
+        )
+    try:
+        found = read_source(path, prefix, MARKERS)
+        if model is None or model.name == SOURCE_MODEL:
+            name, options = find_network(found)
+        else:
+            name, options = model.name, model.config
+    except ValueError as error:
+        raise ValueError(_with_keys(str(error))) from error
     return Source(uri, found.tensors, name, options, None, {"uri": uri})
+
+
+def _with_keys(message: str) -> str:
+    """Return an error of `pelagos import` with keys of the job for the options of that."""
+    keys = {"--model": "model.name", "--prefix": "source.prefix", ", key=value": " in model.config"}
+    for option, key in keys.items():
+        message = message.replace(option, key)
+    return message
 
 
 def _described(

@@ -208,14 +208,21 @@ def _plan_sweep(
     sweep, trials = expand(sweep, cluster)
     array = Array(sweep.name, sweep.max_concurrent)
     common = replace(common, needs=needs_of_all(trials), uses_ray=cluster.trains_through_ray)
-    runs, seen = [], set()
+    runs: list[PlannedRun] = []
+    seen, checked = set(), {}
     for trial in trials:
         # the trials of a label differ in what no data set or network refuses
         is_new = trial.label not in seen
         notes = _check_job(trial.job, earlier, common.after, store) if is_new else []
+        if is_new and not notes:
+            checked[trial.label] = trial.job
         seen.add(trial.label)
         submission = replace(common, run=trial.name)
         runs.append(PlannedRun(trial.name, trial.job, submission, tuple(notes), array))
+    if checked:
+        from pelagos.jobs.sweep_checks import check_measurement
+
+        check_measurement(sweep, checked)
     names = tuple(trial.name for trial in trials)
     report = replace(common, run=sweep.name, after=(), after_ended=names)
     return [*runs, PlannedRun(sweep.name, sweep, report)]

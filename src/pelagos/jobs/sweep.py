@@ -17,10 +17,9 @@ from rich.console import Console
 
 from pelagos.infra.files import replace_durably
 from pelagos.infra.ray_cluster import ray_cluster
-from pelagos.jobs import finetune
-from pelagos.jobs.parts import build_objective, check_parts
-from pelagos.jobs.population import check_population, populations_of
+from pelagos.jobs.population import populations_of
 from pelagos.jobs.population_tune import tune_population
+from pelagos.jobs.sweep_checks import check_labels
 from pelagos.jobs.sweep_trial import run_trial, validation_losses
 from pelagos.jobs.sweep_trials import (
     FINAL_STATES,
@@ -32,9 +31,9 @@ from pelagos.jobs.sweep_trials import (
     trials_of,
     write_result,
 )
-from pelagos.platform.config.finetune import FinetuneJob
-from pelagos.platform.config.load import ConfigError, Problem, resolve_yaml
-from pelagos.platform.config.sweep import DEFAULT_BASELINE, EARLY_STOPPING, POPULATION, SweepJob
+from pelagos.jobs.trial_inputs import check_inputs, inputs_of_run
+from pelagos.platform.config.load import resolve_yaml
+from pelagos.platform.config.sweep import EARLY_STOPPING, POPULATION, SweepJob
 from pelagos.platform.evaluation.sweep_report import (
     SweepReport,
     SweepRow,
@@ -69,6 +68,7 @@ def run(sweep: SweepJob, console: Console | None = None) -> SweepResult:
     trials = trials_of(sweep)
     left = [t for t in trials if result_of(sweep, t).state not in FINAL_STATES]
     check_labels(sweep, {t.label for t in left})
+    check_inputs(sweep, trials)
     directory = sweep_directory(sweep)
     parent = open_parent(sweep, directory)
     if console is not None:
@@ -100,11 +100,10 @@ def conclude(sweep: SweepJob, trials: Sequence[Trial], parent: str | None) -> Sw
 
 def report_of(sweep: SweepJob, trials: Sequence[Trial]) -> SweepReport:
     """Return what is known of each trial now, the best first."""
-    default = DEFAULT_BASELINE if DEFAULT_BASELINE in sweep.jobs else None
     rows = []
     for trial in trials:
         known = dataclasses.asdict(result_of(sweep, trial))
-        del known["measured_on"]
+        del known["measured_on"], known["inputs"]
         rows.append(
             SweepRow(
                 trial.name,
@@ -116,47 +115,8 @@ def report_of(sweep: SweepJob, trials: Sequence[Trial]) -> SweepReport:
                 **known,
             )
         )
-    return SweepReport(sweep.name, ranked(rows), sweep.baseline or default)
-
-
-def check_labels(sweep: SweepJob, labels: set[str]) -> None:
-    """Check each label's job with the most trajectories, as far as that costs nothing.
-
-    Raises:
-        ConfigError: with every reason, under the label.
-    """
-    changes: dict[str, Any] = {
-        "jobs": {label: entry for label, entry in sweep.jobs.items() if label in labels},
-        "grid": {},
-        "random": {},
-        "trajectories": (max(sweep.trajectories),) if sweep.trajectories else (),
-        "seeds": sweep.seeds[:1],
-    }
-    problems = []
-    for trial in trials_of(sweep.model_copy(update=changes)):
-        try:
-            _check(sweep, trial)
-        except ConfigError as error:
-            key = ("jobs", trial.label)
-            problems += [Problem((*key, *p.key), p.message) for p in error.problems]
-    if problems:
-        raise ConfigError(f"sweep {sweep.name}", problems)
-
-
-def _check(sweep: SweepJob, trial: Trial) -> None:
-    if isinstance(trial.job, FinetuneJob):
-        finetune.prepare(trial.job)
-    else:
-        check_parts(trial.job)
-    if sweep.search.name == POPULATION:
-        check_population(sweep, trial)
-    call = build_objective(trial.job).call
-    if sweep.evaluate is not None and call not in ("frame", "window"):
-        message = (
-            f"{trial.job.objective.name} forecasts nothing that could be evaluated: set evaluate: "
-            "null to compare validation losses"
-        )
-        raise ConfigError(f"sweep {sweep.name}", [Problem(("objective", "name"), message)])
+    lead = sweep.evaluate.lead_steps if sweep.evaluate else None
+    return SweepReport(sweep.name, ranked(rows), sweep.gain_baseline, lead)
 
 
 def _run_on_ray(
@@ -321,7 +281,8 @@ def _settle(
             write_result(trial, TrialResult("failed", step, loss, cause=causes[trial.name]))
         elif trial.name in ended and state == "interrupted" and sweep.search.name != POPULATION:
             run_directory.set_status("stopped", cause="")
-            write_result(trial, TrialResult("stopped early", step, loss))
+            inputs = inputs_of_run(trial)
+            write_result(trial, TrialResult("stopped early", step, loss, inputs=inputs))
 
 
 def _best_values(report: SweepReport) -> dict[str, float]:

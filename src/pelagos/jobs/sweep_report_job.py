@@ -16,6 +16,7 @@ from pelagos.jobs.sweep_trials import (
     trials_of,
     write_result,
 )
+from pelagos.jobs.trial_inputs import inputs_of_run
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.submission.record import RunState
@@ -43,6 +44,7 @@ def _result(sweep: SweepJob, trial: Trial, end: RunState) -> TrialResult:
         return TrialResult("interrupted", step, loss, cause=end.reason or end.state)
     try:
         errors = measured_errors(sweep, trial)
-        return TrialResult("finished", step, loss, errors, measured_on=measurement_of(sweep))
+        measured_on, inputs = measurement_of(sweep), inputs_of_run(trial)
+        return TrialResult("finished", step, loss, errors, "", measured_on, inputs)
     except Exception as error:  # whatever keeps one trial from being measured, the others are
         return TrialResult("failed", step, loss, cause=f"{type(error).__name__}: {error}")

@@ -7,6 +7,7 @@ import io
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from pelagos.jobs.sweep_trials import (
     measurement_of,
     write_result,
 )
+from pelagos.jobs.trial_inputs import inputs_of_run
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation
@@ -41,6 +43,8 @@ def run_trial(sweep: SweepJob, trial: Trial, report: Report) -> TrialResult:
     except Exception as error:  # whatever breaks one trial, the others go on
         logger.debug("trial %s failed", trial.name, exc_info=True)
         result = TrialResult("failed", cause=f"{type(error).__name__}: {error}")
+    if result.state in FINAL_STATES:
+        result = replace(result, inputs=inputs_of_run(trial))
     if result.state in FINAL_STATES or result.state == "failed":
         write_result(trial, result)
     return result
@@ -73,11 +77,13 @@ def measured_errors(sweep: SweepJob, trial: Trial) -> dict[str, float]:
     """Return each method's error on the sweep's held-out split, the mean over datasets."""
     if sweep.evaluate is None:
         return {}
+    lead = sweep.evaluate.lead_steps
     job = EvaluateJob(
         run=trial.name,
         runs_dir=trial.job.runs_dir,
         split=sweep.evaluate.split,
         max_trajectories=sweep.evaluate.max_trajectories,
+        lead_steps=None if lead is None else (lead,),
         batch_size=sweep.evaluate.batch_size,
     )
     evaluations, _ = evaluate.measure(job)

@@ -31,6 +31,8 @@ DIGEST_LENGTH = 6
 # How and where steps are computed and recorded, not which steps they are.
 NOT_IN_DIGEST = {"name", "runs_dir", "resources", "tracking", "health", "storage", "checkpoint"}
 
+Inputs = dict[str, str]
+"""`source` and the uris of datasets: their digests."""
 TrialState = Literal["waiting", "finished", "stopped early", "failed", "interrupted"]
 FINAL_STATES = ("finished", "stopped early")
 
@@ -62,10 +64,12 @@ class TrialResult:
     steps: int = 0
     validation_loss: float | None = None
     errors: dict[str, float] = field(default_factory=dict)
-    """Forecast method: mean over field groups of the median relative L1 error at the last lead."""
+    """Forecast method: mean over field groups of the median relative L1 error at one lead."""
     cause: str = ""
     measured_on: dict[str, Any] | None = None
-    """Which trajectories `errors` are of: `measurement_of` the sweep."""
+    """Which trajectories and lead `errors` are of: `measurement_of` the sweep."""
+    inputs: Inputs | None = None
+    """What the run was made of; None: not recorded."""
 
 
 def write_result(trial: Trial, result: TrialResult) -> None:
@@ -101,7 +105,8 @@ def measurement_of(sweep: SweepJob) -> dict[str, Any] | None:
     """Return what decides the errors of a sweep's trials, beside the trials themselves."""
     if sweep.evaluate is None:
         return None
-    return sweep.evaluate.model_dump(mode="json", exclude={"batch_size"})
+    # the last lead is told by no number, as it was before there was a choice
+    return sweep.evaluate.model_dump(mode="json", exclude={"batch_size"}, exclude_none=True)
 
 
 def clear_unbegun(directory: Path) -> None:

@@ -93,14 +93,22 @@ def _refuse_deepspeed(source: Path) -> None:
         )
 
 
-def _refuse_pelagos(source: Path) -> None:
-    path = source.absolute()
+def owning_run(path: Path) -> Path | None:
+    """Return the directory of the Pelagos run that a directory is of, or lies in."""
+    path = path.absolute()
     for run in (path, path.parent, path.parent.parent):
         if (run / "job.yaml").is_file() and (run / "status.json").is_file():
-            raise ValueError(
-                f"{source} belongs to the Pelagos run {run.name}: use `pelagos export {run.name} "
-                f"DIR --runs-dir {run.parent}`, which keeps fields and normalisation too"
-            )
+            return run
+    return None
+
+
+def _refuse_pelagos(source: Path) -> None:
+    run = owning_run(source)
+    if run is not None:
+        raise ValueError(
+            f"{source} belongs to the Pelagos run {run.name}: use `pelagos export {run.name} "
+            f"DIR --runs-dir {run.parent}`, which keeps fields and normalisation too"
+        )
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -121,22 +129,31 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, str(error))) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or no PyTorch file: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # an unpickler that meets other bytes stumbles in many ways
+        raise ValueError(_damaged(path, str(error))) from error
     return _state_dict(content, path)
 
 
 def _refusal(path: Path, message: str) -> str:
     named = re.search(r"GLOBAL ([\w.]+)", message)
     if named is None:
-        reason = message.splitlines()[0] if message else "no reason given"
-        return f"{path} is damaged or no PyTorch file: {reason}"
+        return _damaged(path, message)
     allowed = ", ".join(f"{c.__module__}.{c.__name__}" for c in ALLOWED_CLASSES)
     return (
         f"{path} asks to load {named[1]}, which could run code; only tensors, plain containers and "
         f"{allowed} are read, and nothing was run. If you trust the file, save its state dict alone "
         f"where it was made: torch.save(model.state_dict(), ...)"
     )
+
+
+def _damaged(path: Path, message: str) -> str:
+    # torch's own first sentence advises to let the file run its code
+    detail = re.search(r"WeightsUnpickler error:\s*(.+)", message)
+    lines = [line for line in message.splitlines() if line and "weights_only" not in line]
+    reason = detail[1] if detail else lines[0] if lines else "it ends too early, or is no pickle"
+    return f"{path} is damaged or no PyTorch file: {reason}"
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ def add_low_rank(
 
     A parameter that matches both is trained itself. The updates' values are those of
     ``initial_updates``, or whatever is loaded. Raises ValueError for a pattern that matches nothing,
-    and for targets without two axes.
+    for targets without two axes, and for a rank above the smaller side of every target.
     """
     names = [name for name, _ in model.named_parameters()]
     check_patterns("lora.targets", targets, names)
@@ -55,7 +55,24 @@ def add_low_rank(
             )
         _update(module, own_name, parameter, rank, alpha / rank)
         updated.append(name)
+    _check_rank(model, updated, rank)
     return updated
+
+
+def _check_rank(model: nn.Module, updated: Sequence[str], rank: int) -> None:
+    """Refuse a rank that no target's matrix can have: updates would be as large as the weights."""
+    parameters = dict(model.named_parameters())
+    sides = {
+        name: min(parameters[name + _A].shape[-1], parameters[name + _B].shape[-2])
+        for name in updated
+    }
+    if sides and rank > max(sides.values()):
+        widest = max(sides, key=lambda name: sides[name])
+        raise ValueError(
+            f"lora.rank: got {rank}, but no target is a matrix of such a rank; the widest, {widest}, "
+            f"has a smaller side of {sides[widest]}. Use a rank below that, or train these weights "
+            "themselves (lora.also_train)"
+        )
 
 
 def initial_updates(model: nn.Module, seed: int) -> dict[str, Tensor]:

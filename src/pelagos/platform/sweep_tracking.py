@@ -32,13 +32,21 @@ def open_parent(sweep: SweepJob, directory: Path) -> str | None:
         tags |= {SWEEP_TAG: sweep.name, **sweep.tracking.tags}
         created = client.create_run(experiment_id(client, sweep), run_name=sweep.name, tags=tags)
         run_id = str(created.info.run_id)
-        client.log_text(run_id, resolve_yaml(sweep), "sweep.yaml")
+        # kept before anything else can fail: a run that nobody knows of has no children
         text = json.dumps({"uri": tracking_uri(sweep), "run_id": run_id})
         replace_durably(record, text.encode())
+        _log_job(client, run_id, sweep)
         return run_id
     except Exception as error:
         logger.warning("MLflow: the sweep is not recorded there: %s", error)
         return None
+
+
+def _log_job(client: Any, run_id: str, sweep: SweepJob) -> None:
+    try:
+        client.log_text(run_id, resolve_yaml(sweep), "sweep.yaml")
+    except Exception as error:  # the place of artifacts is another than that of the runs
+        logger.warning("MLflow: the sweep's job file is not recorded there: %s", error)
 
 
 def adopt_children(sweep: SweepJob, run_id: str | None) -> None:

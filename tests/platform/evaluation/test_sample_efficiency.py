@@ -16,6 +16,7 @@ from pelagos.platform.evaluation.sample_efficiency import (
     mean_curve,
     median_sample_error,
 )
+from pelagos.platform.evaluation.sweep_report import gain_cells
 
 SIZES = (1, 4, 16, 64, 256)
 
@@ -80,6 +81,64 @@ def test_a_diverged_beginning_counts_from_where_it_is_finite() -> None:
     assert efficiency_gain({16: 0.5}, {1: math.inf, 4: 0.5, 16: 0.1}, 16) == Gain(4.0)
 
 
+def test_a_drop_from_a_diverged_model_or_to_no_error_is_a_bound() -> None:
+    """It was reached between two sizes, nobody knows where: at the latest with the larger."""
+    drop = {1: math.inf, 4: 0.4, 16: 0.1}
+    assert efficiency_gain({16: 0.5}, drop, 16) == Gain(4.0, "above")
+    assert efficiency_gain({16: math.inf}, drop, 16) == Gain(4.0, "above")
+    assert efficiency_gain({16: 0.2}, drop, 16).kind == "exact"  # past the drop
+    assert efficiency_gain({16: 0.5}, {1: 1.0, 4: 0.0}, 16) == Gain(4.0, "above")
+    assert efficiency_gain({16: 0.0}, {1: 1.0, 4: 0.0}, 16) == Gain(4.0)
+    never = {1: math.inf, 4: math.inf}
+    assert efficiency_gain({16: 0.5}, never, 16) == Gain(4.0, "below")
+    assert str(efficiency_gain({16: math.inf}, never, 16)) == "diverged"
+
+
+def test_an_error_of_exactly_zero_has_gains() -> None:
+    assert accuracy_gain({1: 0.5}, {1: 0.0}, 1) == math.inf
+    assert accuracy_gain({1: 0.0}, {1: 0.5}, 1) == 0.0
+    assert accuracy_gain({1: 0.0}, {1: 0.0}, 1) == 1.0
+    some: Errors = {1: {0: 0.5, 1: 0.25}, 4: {0: 0.0, 1: 0.0}}
+    rows = [*gain_rows(some, {"m": some}, 50)]
+    assert [row.accuracy_gain for row in rows] == [1.0, 1.0]
+    assert rows[1].efficiency_gain == Gain(1.0)
+
+
+def test_intervals_with_diverged_seeds_have_ends() -> None:
+    finite: Errors = {4: {0: 0.5, 1: 0.4, 2: 0.6}}
+    one: Errors = {4: {0: 0.5, 1: math.inf, 2: 0.6}}
+    both: Errors = {4: {0: math.inf, 1: math.inf}}
+    (row,) = gain_rows(finite, {"m": one})
+    assert row.accuracy_gain == 0.0
+    low, high = row.accuracy_interval or (math.nan, math.nan)
+    assert low == 0.0  # seed 1 is in more than half of the resamples
+    assert 0.4 / 0.6 < high < math.inf
+    (row,) = gain_rows(one, {"m": finite})
+    assert row.accuracy_interval is not None
+    assert row.accuracy_interval[0] < row.accuracy_interval[1] == math.inf
+    assert row.efficiency_gain == Gain(1.0, "above")
+    for baseline, model in ((finite, one), (one, finite), (one, one), (both, both), (both, one)):
+        (row,) = gain_rows(baseline, {"m": model})
+        cells = gain_cells(row)
+        assert not any("nan" in cell for cell in cells), cells
+    (row,) = gain_rows(both, {"m": both})
+    assert gain_cells(row)[-2:] == ["diverged (0 to inf)", "diverged (< 1 to > 1)"]
+
+
+def test_an_end_of_an_interval_that_is_met_is_no_bound() -> None:
+    """Every resample reaches the baseline's error with exactly the most trajectories."""
+    baseline: Errors = {64: {0: 0.25, 1: 0.25}}
+    model: Errors = {4: {0: 0.5, 1: 0.5}, 16: {0: 0.25, 1: 0.25}}
+    (row,) = gain_rows({16: {0: 0.3, 1: 0.3}, **baseline}, {"m": {**model, 64: model[16]}})[1:]
+    assert row.efficiency_interval == (Gain(4.0), Gain(4.0))
+    (row,) = gain_rows({16: baseline[64]}, {"m": model})
+    assert row.efficiency_interval == (Gain(1.0), Gain(1.0))  # S / s_max itself
+    worse: Errors = {16: {0: 0.24, 1: 0.25}}
+    (row,) = gain_rows(worse, {"m": model})
+    low, high = row.efficiency_interval or (Gain(0), Gain(0))
+    assert (low, high) == (Gain(1.0, "below"), Gain(1.0))
+
+
 def test_rows_are_of_means_over_seeds() -> None:
     baseline = {4: {0: 0.8, 1: 1.2}, 16: {0: 0.5, 1: 0.5}, 64: {0: 0.25}}
     model = {4: {0: 0.5, 1: 0.5}, 16: {0: 0.25, 1: 0.25}}
@@ -110,8 +169,9 @@ def test_a_single_seed_has_no_interval() -> None:
 
 
 def test_errors_without_a_logarithm_are_refused() -> None:
-    with pytest.raises(ValueError, match="positive"):
-        mean_curve({1: {0: 0.0}})
+    for error in (-0.1, math.nan):
+        with pytest.raises(ValueError, match="not be negative"):
+            mean_curve({1: {0: error}})
     with pytest.raises(ValueError, match="given"):
         mean_curve({})
 

@@ -29,7 +29,9 @@ def sweep_command(
     Example: pelagos sweep configs/quickstart/sweep.yaml seeds=[0] --dry-run
     """
     from pelagos.jobs import sweep as job_module
+    from pelagos.jobs.sweep_checks import check_labels
     from pelagos.jobs.sweep_trials import FINAL_STATES, trials_of
+    from pelagos.jobs.trial_inputs import check_inputs
     from pelagos.platform.cli.jobs import load_as
     from pelagos.platform.config import SweepJob
 
@@ -37,7 +39,8 @@ def sweep_command(
         job = load_as(SweepJob, job_file, overrides)
         if dry_run:
             trials = trials_of(job)
-            job_module.check_labels(job, set(job.jobs))
+            check_labels(job, set(job.jobs))
+            check_inputs(job, trials)
             report = job_module.report_of(job, trials)
             by_name = {row.name: row for row in report.rows}
             rows = [(t.name, by_name[t.name].state) for t in trials]

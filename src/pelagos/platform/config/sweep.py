@@ -104,6 +104,11 @@ class TrialEvaluationConfig(Section):
 
     split: str = Field("test", description="Split of each dataset.")
     max_trajectories: PositiveInt = Field(64, description="Trajectories per dataset at most.")
+    lead_steps: PositiveInt | None = Field(
+        None,
+        description="The lead that errors are of, in used frames; default: the last (all of a "
+        "trajectory, or max_lead_steps).",
+    )
     batch_size: PositiveInt = Field(16, description="Trajectories forecast at once.")
 
 
@@ -144,3 +149,8 @@ class SweepJob(Section):
         "one on this machine.",
     )
     tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def gain_baseline(self) -> str | None:
+        """The label that gains are measured against, if there is one."""
+        return self.baseline or (DEFAULT_BASELINE if DEFAULT_BASELINE in self.jobs else None)

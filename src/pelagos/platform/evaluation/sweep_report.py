@@ -93,6 +93,15 @@ class SweepReport:
     name: str
     rows: list[SweepRow]
     baseline: str | None
+    lead_steps: int | None = None
+    """The lead that errors are of, in used frames; None: the last."""
+
+    @property
+    def lead(self) -> str:
+        """The lead of the errors in words."""
+        if self.lead_steps is None:
+            return "the last lead"
+        return f"lead {self.lead_steps} of the used frames"
 
     @property
     def methods(self) -> list[str]:
@@ -136,6 +145,7 @@ class SweepReport:
             {
                 "name": self.name,
                 "baseline": self.baseline,
+                "lead_steps": self.lead_steps,
                 "trials": [{"rank": i + 1, **asdict(row)} for i, row in enumerate(self.rows)],
                 "gains": [asdict(table) for table in self.gains()],
             }
@@ -201,7 +211,7 @@ def gain_cells(row: GainRow) -> list[str]:
         str(row.num_trajectories),
         _number(row.error),
         _number(row.baseline_error),
-        _number(row.accuracy_gain) + _interval(row.accuracy_interval),
+        _accuracy(row.accuracy_gain) + _interval(row.accuracy_interval),
         str(row.efficiency_gain) + _interval(row.efficiency_interval),
     ]
 
@@ -209,7 +219,7 @@ def gain_cells(row: GainRow) -> list[str]:
 def _interval(ends: tuple[float, float] | tuple[Gain, Gain] | None) -> str:
     if ends is None:
         return ""
-    low, high = (_number(end) if isinstance(end, float) else str(end) for end in ends)
+    low, high = (_accuracy(end) if isinstance(end, float) else str(end) for end in ends)
     return f" ({low} to {high})"
 
 
@@ -225,7 +235,8 @@ def sweep_figure(report: SweepReport) -> Figure:
     for axis, method in zip(axes, methods, strict=True):
         _curves(axis, report.curves(method))
         axis.set_title(METHOD_TITLES.get(method, method), fontsize=10)
-    axes[0].set_ylabel("error at the last lead" if report.methods != [VALIDATION_LOSS] else "loss")
+    label = "loss" if report.methods == [VALIDATION_LOSS] else f"error at {report.lead}"
+    axes[0].set_ylabel(label)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     return figure
@@ -270,6 +281,11 @@ def _losses(axis: Axes, report: SweepReport) -> None:
     axis.set_xlabel("validation loss")
     axis.grid(alpha=0.25, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _accuracy(gain: float) -> str:
+    """Return an accuracy gain, which is infinite where the baseline alone diverged."""
+    return "diverged" if math.isnan(gain) else f"{gain:.3g}"
 
 
 def _number(value: float | None) -> str:

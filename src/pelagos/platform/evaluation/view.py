@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,6 +39,18 @@ class DatasetLike(Protocol):
     @property
     def field_names(self) -> tuple[str, ...]: ...
     def read_frames(self, trajectory: int, frames: Sequence[int]) -> npt.NDArray[Any]: ...
+
+
+def scored_groups(
+    groups: Mapping[str, Sequence[str]], stored: Collection[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return of each group the fields that a dataset stores; groups without any are left out.
+
+    >>> scored_groups({"velocity": ["velocity-x", "velocity-y"], "p": ["p"]}, ["velocity-x"])
+    {'velocity': ('velocity-x',)}
+    """
+    found = {key: tuple(n for n in names if n in stored) for key, names in groups.items()}
+    return {key: names for key, names in found.items() if names}
 
 
 @dataclass(frozen=True)
@@ -83,10 +95,9 @@ class EvaluationData:
         stored = {name: i for i, name in enumerate(dataset.field_names)}
         wanted = groups or {name: (name,) for name in fields}
         scored = {
-            key: tuple(fields.index(name) for name in names if name in stored)
-            for key, names in wanted.items()
+            key: tuple(fields.index(name) for name in names)
+            for key, names in scored_groups(wanted, stored).items()
         }
-        scored = {key: channels for key, channels in scored.items() if channels}
         if not scored:
             raise ValueError(
                 f"dataset {spec.name} stores {list(stored)}, none of the scored fields "
