@@ -14,9 +14,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pelagos.models.blocked_attention import is_worth_blocking
 from pelagos.models.poseidon import ScOT, ScOTConfig
-from pelagos.models.scot_layers import WindowAttention, _attend, _log_offsets
+from pelagos.models.scot_layers import WindowAttention, _log_offsets
 from pelagos.models.tables import _KEPT
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "scot_tiny.safetensors"
@@ -238,44 +237,6 @@ def test_position_bias_is_a_function_of_the_offset():
     table = table.reshape(7, 7, 2)
     for qy, qx, ky, kx in [(0, 0, 0, 0), (3, 1, 0, 2), (0, 3, 3, 0), (2, 2, 1, 3)]:
         assert torch.equal(bias[:, qy, qx, ky, kx], table[qy - ky + 3, qx - kx + 3])
-
-
-def attention_input(num_heads: int, tokens: int) -> list[Tensor]:
-    """Query, key, value ``[2, heads, tokens, 8]``, scale and bias, of which one head is masked."""
-    torch.manual_seed(0)
-    parts = [torch.randn(2, num_heads, tokens, 8) for _ in range(3)]
-    bias = torch.randn(num_heads, tokens, tokens)
-    bias[0, :, tokens // 2 :] -= 100.0
-    return [part.requires_grad_() for part in (*parts, 0.5 + torch.rand(num_heads, 1, 1), bias)]
-
-
-def test_written_out_attention_equals_the_fused_form():
-    query, key, value, scale, bias = attention_input(6, 16)
-    normalized = nn.functional.normalize(query, dim=-1) * scale
-    fused = nn.functional.scaled_dot_product_attention(
-        normalized, nn.functional.normalize(key, dim=-1), value, bias.expand(2, -1, -1, -1), scale=1
-    )
-    torch.testing.assert_close(_attend(query, key, value, scale, bias), fused, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(("num_heads", "tokens"), [(9, 256), (13, 289), (5, 576)])
-def test_attention_in_blocks_is_attention(num_heads: int, tokens: int):
-    """Blocks of several heads, the last of fewer; and of one head."""
-    inputs = attention_input(num_heads, tokens)
-    query, key, value, scale, bias = inputs
-    assert is_worth_blocking(query, value)
-    normalized = nn.functional.normalize(query, dim=-1) * scale
-    scores = normalized @ nn.functional.normalize(key, dim=-1).transpose(-2, -1) + bias
-    expected = torch.softmax(scores, dim=-1) @ value
-    got = _attend(query, key, value, scale, bias)
-    torch.testing.assert_close(got, expected, rtol=0.0, atol=0.0)
-    weight = torch.randn_like(value)
-    for mine, reference in zip(
-        torch.autograd.grad((got * weight).sum(), inputs),
-        torch.autograd.grad((expected * weight).sum(), inputs),
-        strict=True,
-    ):
-        assert relative(mine, reference) < 2e-6
 
 
 @pytest.mark.parametrize(("channels_in", "channels_out"), [(1, 1), (2, 5), (7, 3)])
