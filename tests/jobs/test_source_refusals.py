@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from pelagos.platform.config.schema import ModelConfig, StorageConfig
 
 
 def refusal(uri: Path) -> str:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(str(uri))) as caught:
         open_source(
             SourceConfig(uri=str(uri)), ModelConfig(name="source"), "runs", StorageConfig(), ""
         )
