@@ -1,7 +1,6 @@
 """Fine-tuning: what is carried over, what is trained, where it may start from, and what is refused."""
 
 import io
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -414,38 +413,6 @@ def test_mistakes_are_refused_before_anything_is_made(
     with pytest.raises(ConfigError, match=message):
         finetune.run(make_finetune(**overrides), quiet())
     assert not (tmp_path / "runs").exists()
-
-
-def test_advice_on_a_source_is_in_keys_of_the_job(
-    make_finetune: MakeFinetune, parent: RunDirectory, tmp_path: Path
-) -> None:
-    def refusal(uri: Path) -> str:
-        with pytest.raises(ConfigError) as caught:
-            finetune.prepare(make_finetune(source=f"{{uri: '{uri}'}}"))
-        return str(caught.value)
-
-    place = f"run: parent, runs_dir: {parent.path.parent}"
-    assert f"`source: {{{place}}}`" in refusal(parent.path)
-    strange = tmp_path / "strange.safetensors"
-    save_file({"odd.weight": torch.zeros(2)}, strange)
-    told = refusal(strange)
-    assert "model.name" in told
-    assert "source.prefix" in told
-    assert "--" not in told
-
-
-@pytest.mark.parametrize(
-    "content", [b"this is text", b"<html>", b"", bytes(range(200)), pickle.dumps({"a": 1})[:-3]]
-)
-def test_a_file_that_is_no_weights_is_refused_without_unsafe_advice(
-    make_finetune: MakeFinetune, tmp_path: Path, content: bytes
-) -> None:
-    bad = tmp_path / "bad.pth"
-    bad.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"bad\.pth is damaged or no PyTorch file: \w") as caught:
-        finetune.prepare(make_finetune(source=f"{{uri: '{bad}'}}"))
-    assert "weights_only" not in str(caught.value)
-    assert "likely succeed" not in str(caught.value)
 
 
 def test_the_table_says_what_becomes_of_each_parameter(make_finetune: MakeFinetune) -> None:
