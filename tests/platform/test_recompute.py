@@ -1,13 +1,16 @@
 """Recomputing activations: the same bits, fewer bytes kept, and a budget that is met."""
 
+import shutil
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pelagos.models.registry import create_model
 from pelagos.platform.config.schema import EveryNConfig, MemoryBudgetConfig
-from pelagos.platform.strategies.base import Recompute
+from pelagos.platform.strategies.base import Recompute, StrategyOptions
 from pelagos.platform.strategies.recompute import apply_recompute, measure_blocks
+from pelagos.platform.strategies.transforms import apply_transforms
 
 MIB = 2**20
 
@@ -106,3 +109,26 @@ def test_a_budget_that_cannot_be_met_is_refused_with_the_arithmetic() -> None:
     choice = MemoryBudgetConfig(memory_budget_bytes=200_000)
     with pytest.raises(ValueError, match="with every block recomputed"):
         apply_recompute(model, blocks_of(model), choice, example_loss, 0)
+
+
+@pytest.mark.matrix  # two minutes of compiling
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_blocks_that_share_code_on_three_grids_compile_to_the_same_numbers() -> None:
+    """Given sizes as unknowns, torch's code generator would fail on the third grid."""
+    losses = {}
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = create_model(
+            "poseidon-nano",
+            image_size=32,
+            embed_dim=8,
+            depths=(1, 1, 1),
+            num_heads=(2, 2, 2),
+            window_size=4,
+            skip_connections=(1, 1, 0),
+        )
+        apply_transforms(model, StrategyOptions(compile=compiled), static_bytes=0)
+        loss = example_loss(model)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses[compiled] = loss.item()
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)

@@ -38,7 +38,9 @@ def apply_transforms(model: nn.Module, options: StrategyOptions, static_bytes: i
     if options.compile:
         _allow_graphs(len(blocks))
         for block in blocks:
-            block.compile()
+            # Blocks share their code and differ in grid and width; what torch makes of such shapes
+            # as unknowns, its own code generator fails on (Poseidon-T, torch 2.13).
+            block.compile(dynamic=False)
     apply_precision(model, options.precision, "cuda" if options.use_gpu else "cpu")
 
 
