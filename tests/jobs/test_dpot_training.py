@@ -1,5 +1,6 @@
 """DPOT from one job file: it trains, validates, resumes from its checkpoint, and is not misjudged."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,8 +64,24 @@ def test_frames_that_do_not_fit_the_model_are_refused_before_a_worker_starts(
     make_job: MakeJob,
 ) -> None:
     job = make_job(**{**DPOT, "objective": "{name: autoregressive, num_input_frames: 2}"})
-    with pytest.raises(ConfigError, match="in_timesteps=3"):
+    with pytest.raises(ConfigError, match="in_timesteps=3") as refused:
         check_parts(job)
+    advice = "set objective.num_input_frames to 3, or the model's in_timesteps to 2"
+    assert advice in str(refused.value)
+
+
+def test_more_frames_than_the_data_hold_are_refused_with_the_most(make_job: MakeJob) -> None:
+    job = make_job(**{**DPOT, "objective": "{name: autoregressive, num_input_frames: 99}"})
+    with pytest.raises(
+        ConfigError, match=r"set objective.num_input_frames to \d+ or less"
+    ) as refused:
+        check_parts(job)
+    most = re.search(r"num_input_frames to (\d+)", str(refused.value))
+    assert most is not None
+    fitting = {
+        name: str(text).replace("3", most[1]) for name, text in DPOT.items() if "3" in str(text)
+    }
+    check_parts(make_job(**{**DPOT, **fitting}))
 
 
 ONES = {

@@ -16,7 +16,7 @@ from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import CacheSettings, DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset
-from pelagos.jobs.class_labels import label_problems
+from pelagos.jobs.class_labels import drawn_label_problems, label_problems
 from pelagos.jobs.datasets import open_entry
 from pelagos.jobs.datasets import options_for as options_for
 from pelagos.models.low_rank import add_low_rank
@@ -336,6 +336,7 @@ def check_parts(job: TrainingJob) -> Mixture:
             held_out = build_mixture(job, datasets, job.validation.split)
             labels = [label_problems(build_objective(job), part) for part in (mixture, held_out)]
             found = dict.fromkeys(chain(*labels))
+            found = found or dict.fromkeys(_validation_labels(job, held_out))
             problems += [Problem(("data", "mixture"), problem) for problem in found]
             count_flops(job, mixture)
         except ValueError as error:
@@ -343,6 +344,14 @@ def check_parts(job: TrainingJob) -> Mixture:
     if problems or mixture is None:
         raise ConfigError(f"job {job.name}", problems)
     return mixture
+
+
+def _validation_labels(job: TrainingJob, held_out: Mixture) -> Iterator[str]:
+    """Yield what is wrong with the maps of classes that validation will draw."""
+    sampler = Sampler(held_out, job.seed + VALIDATION_SEED_OFFSET)
+    drawn = sampler.samples(0, job.validation.num_samples)
+    distinct = {(s.dataset, s.trajectory, s.window, str(s.region)): s for s in drawn}.values()
+    yield from drawn_label_problems(build_objective(job), held_out, distinct, job.validation.split)
 
 
 def _check_no_channels(job: TrainingJob) -> None:

@@ -102,3 +102,23 @@ def test_states_of_several_frames_move_on_by_one_frame_each_step():
     # every second frame: 1, 2, 5 and so on
     strided = rollout.state_at(truth, 4, 2, 3)
     assert strided[0, :, 0, 0, 0].tolist() == [1.0, 2.0, 5.0]
+
+
+@pytest.mark.parametrize("sides", [(5,), (3, 4, 5)])
+@pytest.mark.parametrize("input_frames", [1, 2])
+def test_absent_fields_of_lines_and_volumes_stay_zero(sides: tuple[int, ...], input_frames: int):
+    """As many frames as channels and points: the mask must find the channels by itself."""
+    present = torch.tensor([True, False]).view(-1, *(1,) * len(sides))
+    truth = torch.randn(2, 5, 2, *sides)
+
+    def shift(state: Tensor, lead_time: Tensor) -> Tensor:
+        last = state if input_frames == 1 else state[:, -1]
+        assert last.shape == (2, 2, *sides)
+        assert not last[:, 1].any()
+        return last + 1.0
+
+    start = rollout.state_at(truth, input_frames - 1, 1, input_frames)
+    forecast = rollout.autoregressive(shift, start, (1, 3), INTERVAL, present)
+    assert forecast.shape == (2, 2, 2, *sides)
+    assert not forecast[:, :, 1].any()
+    torch.testing.assert_close(forecast[:, 1, 0], truth[:, input_frames - 1, 0] + 3.0)

@@ -77,7 +77,10 @@ def forecast_panels(
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
     if dimensions == 3:
-        figure.suptitle(f"{plane_name(evaluation.data.grid_shape)}; errors of all points", fontsize=9)
+        figure.suptitle(
+            f"{plane_name(evaluation.data.grid_shape)}; relative errors are of the whole volume",
+            fontsize=9,
+        )
     return figure
 
 

@@ -61,7 +61,9 @@ def advance(
 ) -> tuple[Tensor, Tensor]:
     """The frame ``lead_time`` later, and the state that has it as its latest."""
     frame = _advance(predict, state, lead_time, present)
-    return frame, frame if state.ndim == frame.ndim else torch.cat((state[:, 1:], frame[:, None]), dim=1)
+    return frame, frame if state.ndim == frame.ndim else torch.cat(
+        (state[:, 1:], frame[:, None]), dim=1
+    )
 
 
 def ensemble(
