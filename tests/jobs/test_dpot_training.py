@@ -9,7 +9,7 @@ import torch
 
 from pelagos.jobs import evaluate, export
 from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import build_parts, check_parts
+from pelagos.jobs.parts import build_parts, check_parts, count_flops
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.trainer import train
@@ -164,3 +164,14 @@ def test_channels_and_fields_that_no_data_have_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_parts(make_job(**{**DPOT, **overrides}))
+
+
+def test_operations_are_counted_anew_for_another_network(make_job: MakeJob) -> None:
+    job = make_job(**DPOT)
+    mixture = check_parts(job)
+    once = count_flops(job, mixture)
+    assert count_flops(job, mixture) == once
+    wider = make_job(
+        **{**DPOT, "model": str(DPOT["model"]).replace("embed_dim: 16", "embed_dim: 32")}
+    )
+    assert count_flops(wider, mixture) > once

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,10 +17,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset, open_dataset
+from pelagos.jobs import evaluate
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import build_parts
 from pelagos.platform.cli.main import app
-from pelagos.platform.config import PretrainJob, load_job
+from pelagos.platform.config import EvaluateJob, PretrainJob, load_job
+from pelagos.platform.evaluation import line_plots, plots
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.trainer import train
 
@@ -83,17 +88,43 @@ def trained(kind: str, root: Path) -> tuple[RunDirectory, str]:
     return run, uri
 
 
-@pytest.mark.parametrize("kind", list(RUNS))
+@pytest.mark.parametrize("kind", ["line", "window"])
 def test_a_run_is_measured_at_all_points_and_drawn(kind: str, tmp_path: Path) -> None:
     run, uri = trained(kind, tmp_path)
     arguments = ["evaluate", kind, f"runs_dir={tmp_path}/runs", "stability_steps=4"]
-    done = CliRunner().invoke(app, [*arguments, "ensemble_size=2", "--json"])
+    done = CliRunner().invoke(app, [*arguments, "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     (scores,) = told["datasets"]
+    found = {
+        metric: np.array(numbers["per_trajectory"])
+        for metric, numbers in scores["scores"]["autoregressive"].items()
+    }
+    check_errors(run, uri, found)
+    shells = min(RUNS[kind][3]) // 2 + 1
+    assert np.array(scores["spectra"]["truth"]).shape[1:] == (2, shells)
+    assert told["stability"][0]["first_non_finite_step"] == [None, None]
+    folder = Path(told["report"]).parent / "figures"
+    drawn = {path.name.removeprefix("waves-") for path in folder.iterdir()}
+    wanted = {"error-growth.png", "spectra.png", "stability.png", "trajectory-3-rollout.gif"}
+    assert drawn >= {*wanted, "trajectory-3-rollout.png", "trajectory-3-autoregressive.png"}
+    with Image.open(folder / "waves-trajectory-3-rollout.gif") as moving:
+        assert moving.n_frames == len(scores["lead_steps"])
+
+
+def test_direct_forecasts_and_ensembles_of_volumes_are_measured(tmp_path: Path) -> None:
+    run, uri = trained("volume", tmp_path)
+    job = EvaluateJob(run="volume", runs_dir=f"{tmp_path}/runs", ensemble_size=2)
+    (measured,), _ = evaluate.measure(job)
+    assert measured.forecast_methods == ("direct", "autoregressive", "ensemble")
+    for method in ("direct", "ensemble"):  # of one step there is one way
+        check_errors(run, uri, measured.scores[method])
+
+
+def check_errors(run: RunDirectory, uri: str, found: Mapping[str, np.ndarray]) -> None:
+    """Compare scores ``[trajectory, lead, field]`` at the first lead with errors taken by hand."""
     forecaster, _ = Forecaster.from_run(run)
-    data = open_dataset(uri)
-    frames = forecaster.objective.input_frames
+    data, frames = open_dataset(uri), forecaster.objective.input_frames
     seen = torch.from_numpy(np.stack([data.read_frames(i, range(frames)) for i in (3, 4)]))
     truth = np.stack([data.read_frames(i, [frames])[0] for i in (3, 4)])
     forecast = forecaster.predict(seen if frames > 1 else seen[:, 0], torch.full((2,), 0.5)).numpy()
@@ -105,15 +136,23 @@ def test_a_run_is_measured_at_all_points_and_drawn(kind: str, tmp_path: Path) ->
         "max_error": np.abs(forecast - truth).max(axes),
     }
     for metric, values in expected.items():
-        got = scores["scores"]["autoregressive"][metric]["per_trajectory"]
-        # fp32 values to fp64 sums: roundings of 6e-8, a few times
-        np.testing.assert_allclose(np.array(got)[:, 0], values, rtol=1e-4, err_msg=metric)
-    shells = min(truth.shape[2:]) // 2 + 1
-    assert np.array(scores["spectra"]["truth"]).shape[1:] == (2, shells)
-    assert told["stability"][0]["first_non_finite_step"] == [None, None]
-    folder = Path(told["report"]).parent / "figures"
-    drawn = {path.name.removeprefix("waves-") for path in folder.iterdir()}
-    wanted = {"error-growth.png", "spectra.png", "stability.png", "trajectory-3-rollout.gif"}
-    assert drawn >= {*wanted, "trajectory-3-rollout.png", "trajectory-3-autoregressive.png"}
-    with Image.open(folder / "waves-trajectory-3-rollout.gif") as moving:
-        assert moving.n_frames == len(scores["lead_steps"])  # type: ignore[attr-defined]
+        # fields and differences are fp32: roundings of 6e-8 of values about 2, a few times
+        np.testing.assert_allclose(found[metric][:, 0], values, rtol=1e-4, err_msg=metric)
+
+
+@pytest.mark.parametrize(
+    ("drawing", "sides"), [(line_plots, (8,)), (plots, (5, 6, 7))], ids=["line", "volume"]
+)
+def test_several_forecasts_are_animated(drawing: ModuleType, sides: tuple[int, ...]) -> None:
+    images = {name: np.random.default_rng(0).normal(size=(3, *sides)) for name in ("truth", "m")}
+    target = io.BytesIO()
+    drawing.animate(target, images, "a", (0.5, 1.0, 1.5), reference="truth")
+    with Image.open(target) as moving:
+        assert moving.n_frames == 3  # type: ignore[attr-defined]
+
+
+def test_the_picture_of_a_volume_is_its_middle_plane_and_says_so() -> None:
+    volume = np.arange(2 * 5 * 3 * 4.0, dtype=np.float32).reshape(2, 5, 3, 4)
+    assert np.array_equal(plots.middle_plane(volume, 3), volume[:, 2])
+    assert np.array_equal(plots.middle_plane(volume, 2), volume)
+    assert plots.plane_name((5, 3, 4)) == "plane z = 2 of 0 to 4"

@@ -468,19 +468,6 @@ def test_without_resize_bad_grids_name_the_nearest(shape: tuple[int, ...], messa
         small_model(resize="none")(torch.zeros(shape), torch.zeros(2))
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((2, 4, 17, 17), "nearest grid is 16x16, with resize='none' 16x16"),
-        ((2, 4, 24, 34), "nearest grid is 24x24, with resize='none' 16x32"),
-        ((2, 3, 16, 16), "num_channels=4"),
-    ],
-)
-def test_the_fourier_resize_names_the_nearest_square(shape: tuple[int, ...], message: str):
-    with pytest.raises(ValueError, match=message):
-        small_model()(torch.zeros(shape), torch.zeros(2))
-
-
 def test_only_known_ways_of_resizing():
     with pytest.raises(ValueError, match="resize='linear' must be 'fourier' or 'none'"):
         ScOTConfig(**SMALL, resize="linear")  # type: ignore[arg-type]

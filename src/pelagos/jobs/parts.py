@@ -41,6 +41,7 @@ CALLS = {
 }
 VALIDATION_SEED_OFFSET = 1_000_003
 TRAINING_SPLIT = "train"
+_COUNTED: dict[str, int] = {}
 
 
 def build_objective(job: TrainingJob) -> Objective:
@@ -259,21 +260,34 @@ def count_flops(job: TrainingJob, mixture: Mixture) -> float:
     """Return the floating-point operations of forward and backward of one sample, on average.
 
     Counted on the meta device with torch's own rules (matrix products, convolutions, attention);
-    nothing is allocated or computed. It also proves that the model takes the mixture's grid.
+    nothing is allocated or computed. It also proves that the model takes the mixture's grid. A process
+    counts the same network on the same grid once: a job is checked and then trained.
 
     Raises:
         ValueError: the model does not fit the data.
     """
     flops = []
     weights = mixture.weights or list(mixture.num_windows)
-    with torch.device("meta"):
-        model = build_model(job)
-        for shape in mixture.distinct_shapes:
-            with FlopCounterMode(display=False) as counter:
-                torch.autograd.backward(example_loss(job, mixture, 1, shape)(model))
-            share = sum(w for w, s in zip(weights, mixture.grid_shapes, strict=True) if s == shape)
-            flops.append(counter.get_total_flops() * share)
+    for shape in mixture.distinct_shapes:
+        key = _counted_as(job, mixture.shape_on(shape))
+        if key not in _COUNTED:
+            _COUNTED[key] = _count_on(job, mixture, shape)
+        share = sum(w for w, s in zip(weights, mixture.grid_shapes, strict=True) if s == shape)
+        flops.append(_COUNTED[key] * share)
     return float(sum(flops) / sum(weights))
+
+
+def _count_on(job: TrainingJob, mixture: Mixture, shape: tuple[int, ...]) -> int:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(example_loss(job, mixture, 1, shape)(build_model(job)))
+    return int(counter.get_total_flops())
+
+
+def _counted_as(job: TrainingJob, sample_shape: tuple[int, ...]) -> str:
+    """All that the operations of one sample depend on."""
+    lora = job.lora.model_dump() if isinstance(job, FinetuneJob) and job.lora else None
+    network = (job.model.model_dump(), job.objective.model_dump(), job.data.fields, lora)
+    return repr((network, sample_shape))
 
 
 def example_loss(
