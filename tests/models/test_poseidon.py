@@ -424,14 +424,6 @@ def test_a_rectangles_attention_is_that_of_its_definition():
             assert relative(got[y, x], expected.flatten()) < PARITY
 
 
-def test_a_block_compiled_on_a_rectangle_equals_eager():
-    block = small_model().blocks()[1]  # shifted
-    tokens, time = torch.randn(2, 4, 16, 8), torch.tensor([0.2, 0.9])
-    with torch.no_grad():
-        compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=False)
-        assert relative(compiled(tokens, time), block(tokens, time)) < PARITY
-
-
 def test_tables_are_shared_between_blocks_and_usable_after_inference():
     _KEPT.clear()
     model = small_model(resize="none", depths=(2, 2))

@@ -1,10 +1,10 @@
-"""Grids that Poseidon's network does not take, and what its errors say of them."""
+"""Grids that Poseidon's network takes or not, and what its errors say of them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from tests.models.test_poseidon import SMALL, small_model
+from tests.models.test_poseidon import PARITY, SMALL, relative, small_model
 
 from pelagos.models.poseidon import ScOTConfig
 
@@ -42,3 +42,11 @@ def test_without_resize_bad_grids_name_the_nearest(shape: tuple[int, ...], messa
 def test_only_known_ways_of_resizing():
     with pytest.raises(ValueError, match="resize='linear' must be 'fourier' or 'none'"):
         ScOTConfig(**SMALL, resize="linear")  # type: ignore[arg-type]
+
+
+def test_a_block_compiled_on_a_rectangle_equals_eager():
+    block = small_model().blocks()[1]  # shifted
+    tokens, time = torch.randn(2, 4, 16, 8), torch.tensor([0.2, 0.9])
+    with torch.no_grad():
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=False)
+        assert relative(compiled(tokens, time), block(tokens, time)) < PARITY
