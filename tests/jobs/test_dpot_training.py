@@ -1,5 +1,6 @@
 """DPOT from one job file: it trains, validates, resumes from its checkpoint, and is not misjudged."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from pelagos.jobs import evaluate, export
 from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import build_parts, check_parts
+from pelagos.jobs.parts import build_parts, check_parts, count_flops
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.trainer import train
@@ -63,8 +64,24 @@ def test_frames_that_do_not_fit_the_model_are_refused_before_a_worker_starts(
     make_job: MakeJob,
 ) -> None:
     job = make_job(**{**DPOT, "objective": "{name: autoregressive, num_input_frames: 2}"})
-    with pytest.raises(ConfigError, match="in_timesteps=3"):
+    with pytest.raises(ConfigError, match="in_timesteps=3") as refused:
         check_parts(job)
+    advice = "set objective.num_input_frames to 3, or the model's in_timesteps to 2"
+    assert advice in str(refused.value)
+
+
+def test_more_frames_than_the_data_hold_are_refused_with_the_most(make_job: MakeJob) -> None:
+    job = make_job(**{**DPOT, "objective": "{name: autoregressive, num_input_frames: 99}"})
+    with pytest.raises(
+        ConfigError, match=r"set objective.num_input_frames to \d+ or less"
+    ) as refused:
+        check_parts(job)
+    most = re.search(r"num_input_frames to (\d+)", str(refused.value))
+    assert most is not None
+    fitting = {
+        name: str(text).replace("3", most[1]) for name, text in DPOT.items() if "3" in str(text)
+    }
+    check_parts(make_job(**{**DPOT, **fitting}))
 
 
 ONES = {
@@ -147,3 +164,14 @@ def test_channels_and_fields_that_no_data_have_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_parts(make_job(**{**DPOT, **overrides}))
+
+
+def test_operations_are_counted_anew_for_another_network(make_job: MakeJob) -> None:
+    job = make_job(**DPOT)
+    mixture = check_parts(job)
+    once = count_flops(job, mixture)
+    assert count_flops(job, mixture) == once
+    wider = make_job(
+        **{**DPOT, "model": str(DPOT["model"]).replace("embed_dim: 16", "embed_dim: 32")}
+    )
+    assert count_flops(wider, mixture) > once

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
 
+from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs import evaluate, finetune, pretrain
 from pelagos.jobs.parts import MixtureStreams, check_parts
 from pelagos.platform.config import ConfigError, EvaluateJob, TrainingJob
@@ -208,3 +210,49 @@ def test_what_would_fail_in_a_step_is_refused_before(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_parts(make("refused", "pretrain", **sections))
+
+
+def test_a_class_that_only_validation_images_hold_is_refused(tmp_path: Path) -> None:
+    spec = DatasetSpec(
+        name="organs",
+        equation="none",
+        fields=(Field("image", "image"), Field("organ", "organ")),
+        num_trajectories=6,
+        num_frames=1,
+        grid_shape=(16, 16),
+        frame_interval=1.0,
+        domain_extent=(1.0, 1.0),
+        boundary_conditions={"x": "open", "y": "open"},
+        splits={"train": (0, 4), "validation": (4, 6)},
+    )
+    maps = np.zeros((6, 1, 2, 16, 16), np.float32)
+    maps[:, :, :, :8] = 1
+    maps[5, 0, 1, 3, 3] = 2
+    writer = create_dataset(str(tmp_path / "organs.zarr"), spec)
+    for shard in range(writer.num_shards):
+        rows = writer.shard_trajectories(shard)
+        writer.write_shard(shard, maps[rows.start : rows.stop], {})
+    writer.finalize()
+    objective = {"name": "segmentation", "label_field": "organ", "num_classes": 2}
+    tree = {
+        "job": "pretrain",
+        "name": "organs",
+        "data": {
+            "mixture": [{"uri": writer.uri}],
+            "fields": ["image", "organ"],
+            "global_batch_size": 2,
+        },
+        "model": {"name": "nnunet-nano", "config": {"num_dimensions": 2}},
+        "objective": objective,
+        "optimizer": {"lr": 0.001},
+        "schedule": {"total_steps": 1},
+        "validation": {"every_steps": 1, "num_samples": 8},
+    }
+    job = parse_job(yaml.safe_dump(tree), "organs")
+    assert isinstance(job, TrainingJob)
+    wrong = r"split 'validation': field 'organ' has classes up to 2, but .* 0 to 1; set it to 3"
+    with pytest.raises(ConfigError, match=wrong):
+        check_parts(job)
+    job = parse_job(yaml.safe_dump(tree), "organs", ["objective.num_classes=3"])
+    assert isinstance(job, TrainingJob)
+    check_parts(job)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -266,3 +267,17 @@ def test_a_lead_time_scale_or_another_number_of_frames_is_refused():
     objective = create_objective("autoregressive", ["a", "b"], num_input_frames=3)
     with pytest.raises(ValueError, match=r"got 1 frame.* num_input_frames=3"):
         objective.predict(LastFrame(), windows().frames[:, :1], torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"img_size": 100, "patch_size": 8}, r"multiple of patch_size=8: use 96 or 104"),
+        ({"embed_dim": 100, "n_blocks": 12}, r"multiple of n_blocks \(12\): use 96 or 120"),
+        ({"modes": 3, "img_size": 64, "patch_size": 8}, r"/ patch_size\(8\) = 8: use 8"),
+        ({"embed_dim": 64, "mlp_ratio": 0.01}, r"1 / embed_dim\(64\) = 0.015625 or more"),
+    ],
+)
+def test_a_misfit_names_the_nearest_value(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DPOTConfig(**options)

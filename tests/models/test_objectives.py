@@ -211,3 +211,14 @@ def test_objectives_are_created_by_name_with_checked_options():
 def test_bad_options_are_refused(options: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         AllToAll(FIELDS, **options)  # type: ignore[arg-type]
+
+
+def test_all2all_of_one_used_frame_is_refused():
+    """Pairs of a frame with itself alone teach nothing."""
+    with pytest.raises(
+        ValueError, match=r"num_frames\(5\) must exceed frame_stride\(5\).* 4 or less"
+    ):
+        AllToAll(FIELDS, frame_stride=5).frame_windows(5)
+    assert (0, 4) in AllToAll(FIELDS, frame_stride=4).frame_windows(5)
+    with pytest.raises(ValueError, match="max_lead_steps=0 must be at least 1"):
+        AllToAll(FIELDS, max_lead_steps=0)

@@ -385,14 +385,6 @@ def test_a_rectangles_attention_is_that_of_its_definition():
             assert relative(got[y, x], expected.flatten()) < PARITY
 
 
-def test_a_block_compiled_on_a_rectangle_equals_eager():
-    block = small_model().blocks()[1]  # shifted
-    tokens, time = torch.randn(2, 4, 16, 8), torch.tensor([0.2, 0.9])
-    with torch.no_grad():
-        compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=False)
-        assert relative(compiled(tokens, time), block(tokens, time)) < PARITY
-
-
 def test_tables_are_shared_between_blocks_and_usable_after_inference():
     _KEPT.clear()
     model = small_model(resize="none", depths=(2, 2))
@@ -410,25 +402,3 @@ def test_tables_are_shared_between_blocks_and_usable_after_inference():
         pixels, time = torch.zeros(2, 4, 16, 32), torch.ones(2)
         assert abstract(pixels, time).output.shape == pixels.shape
     assert len(_KEPT) == 4
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ((2, 4, 12, 17), r"window_size=4 tokens .* the nearest grid is 8x16"),
-        ((2, 4, 24, 3), "the nearest grid is 16x4"),
-        (
-            (2, 4, 18, 31),
-            r"patch_size\(2\) \* 2\*\*\(stages\(2\) - 1\) = 4, .* nearest grid is 16x32",
-        ),
-        ((2, 3, 16, 16), "num_channels=4"),
-    ],
-)
-def test_without_resize_bad_grids_name_the_nearest(shape: tuple[int, ...], message: str):
-    with pytest.raises(ValueError, match=message):
-        small_model(resize="none")(torch.zeros(shape), torch.zeros(2))
-
-
-def test_only_known_ways_of_resizing():
-    with pytest.raises(ValueError, match="resize='linear' must be 'fourier' or 'none'"):
-        ScOTConfig(**SMALL, resize="linear")  # type: ignore[arg-type]

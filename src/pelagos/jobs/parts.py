@@ -16,7 +16,7 @@ from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import CacheSettings, DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset
-from pelagos.jobs.class_labels import label_problems
+from pelagos.jobs.class_labels import drawn_label_problems, label_problems
 from pelagos.jobs.datasets import open_entry
 from pelagos.jobs.datasets import options_for as options_for
 from pelagos.models.low_rank import add_low_rank
@@ -48,6 +48,7 @@ CALLS = {
 }
 VALIDATION_SEED_OFFSET = 1_000_003
 TRAINING_SPLIT = "train"
+_COUNTED: dict[str, int] = {}
 
 
 def build_objective(job: TrainingJob, mixture: Mixture | None = None) -> Objective:
@@ -283,21 +284,34 @@ def count_flops(job: TrainingJob, mixture: Mixture) -> float:
     """Return the floating-point operations of forward and backward of one sample, on average.
 
     Counted on the meta device with torch's own rules (matrix products, convolutions, attention);
-    nothing is allocated or computed. It also proves that the model takes the mixture's grid.
+    nothing is allocated or computed. It also proves that the model takes the mixture's grid. A process
+    counts the same network on the same grid once: a job is checked and then trained.
 
     Raises:
         ValueError: the model does not fit the data.
     """
     flops = []
     weights = mixture.weights or list(mixture.num_windows)
-    with torch.device("meta"):
-        model = build_model(job)
-        for shape in mixture.distinct_shapes:
-            with FlopCounterMode(display=False) as counter:
-                torch.autograd.backward(example_loss(job, mixture, 1, shape)(model))
-            share = sum(w for w, s in zip(weights, mixture.grid_shapes, strict=True) if s == shape)
-            flops.append(counter.get_total_flops() * share)
+    for shape in mixture.distinct_shapes:
+        key = _counted_as(job, mixture.shape_on(shape))
+        if key not in _COUNTED:
+            _COUNTED[key] = _count_on(job, mixture, shape)
+        share = sum(w for w, s in zip(weights, mixture.grid_shapes, strict=True) if s == shape)
+        flops.append(_COUNTED[key] * share)
     return float(sum(flops) / sum(weights))
+
+
+def _count_on(job: TrainingJob, mixture: Mixture, shape: tuple[int, ...]) -> int:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(example_loss(job, mixture, 1, shape)(build_model(job)))
+    return int(counter.get_total_flops())
+
+
+def _counted_as(job: TrainingJob, sample_shape: tuple[int, ...]) -> str:
+    """All that the operations of one sample depend on."""
+    lora = job.lora.model_dump() if isinstance(job, FinetuneJob) and job.lora else None
+    network = (job.model.model_dump(), job.objective.model_dump(), job.data.fields, lora)
+    return repr((network, sample_shape))
 
 
 def example_loss(
@@ -360,6 +374,7 @@ def check_parts(job: TrainingJob) -> Mixture:
             held_out = build_mixture(job, datasets, job.validation.split)
             labels = [label_problems(build_objective(job), part) for part in (mixture, held_out)]
             found = dict.fromkeys(chain(*labels))
+            found = found or dict.fromkeys(_validation_labels(job, held_out))
             problems += [Problem(("data", "mixture"), problem) for problem in found]
             count_flops(job, mixture)
         except ValueError as error:
@@ -367,6 +382,14 @@ def check_parts(job: TrainingJob) -> Mixture:
     if problems or mixture is None:
         raise ConfigError(f"job {job.name}", problems)
     return mixture
+
+
+def _validation_labels(job: TrainingJob, held_out: Mixture) -> Iterator[str]:
+    """Yield what is wrong with the maps of classes that validation will draw."""
+    sampler = Sampler(held_out, job.seed + VALIDATION_SEED_OFFSET)
+    drawn = sampler.samples(0, job.validation.num_samples)
+    distinct = {(s.dataset, s.trajectory, s.window, str(s.region)): s for s in drawn}.values()
+    yield from drawn_label_problems(build_objective(job), held_out, distinct, job.validation.split)
 
 
 def _check_no_channels(job: TrainingJob) -> None:

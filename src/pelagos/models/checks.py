@@ -44,6 +44,16 @@ def nearest_multiples(size: int, divisor: int) -> str:
     return f"{below} or {below + divisor}" if below else f"{divisor}"
 
 
+def wrong_frames(got: int, taken: int) -> str:
+    """What to set where a network that takes ``taken`` frames is given ``got``; empty if it fits."""
+    if got == taken:
+        return ""
+    return (
+        f"; of {got} frames: set objective.num_input_frames to {taken}, or the model's in_timesteps "
+        f"to {got}"
+    )
+
+
 def not_whole_numbers(config: Any, names: Iterable[str]) -> list[str]:
     """What to say of options that must be whole numbers, at least 1, and are not."""
     given = {name: getattr(config, name) for name in names}

@@ -12,12 +12,14 @@ dicts load with ``strict=True``. Layout: input and prediction are ``[B, X, Y, T,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from pelagos.models.checks import nearest_multiples, wrong_frames
 from pelagos.models.dpot_layers import (
     CONVOLUTIONS,
     NORM_GROUPS,
@@ -100,20 +102,26 @@ class DPOTConfig(Options):
         problems = []
         if self.img_size % self.patch_size:
             problems.append(
-                f"img_size={self.img_size} must be a multiple of patch_size={self.patch_size}"
+                f"img_size={self.img_size} must be a multiple of patch_size={self.patch_size}: "
+                f"use {nearest_multiples(self.img_size, self.patch_size)}"
             )
+        both = math.lcm(self.n_blocks, NORM_GROUPS)
         for name, divisor in (("n_blocks", self.n_blocks), ("8 norm groups", NORM_GROUPS)):
             if self.embed_dim % divisor:
                 problems.append(
-                    f"embed_dim={self.embed_dim} must be a multiple of {name} ({divisor})"
+                    f"embed_dim={self.embed_dim} must be a multiple of {name} ({divisor}): "
+                    f"use {nearest_multiples(self.embed_dim, both)}"
                 )
         if self.modes < self.token_grid:
             problems.append(
                 f"modes={self.modes} must be at least img_size({self.img_size}) / "
-                f"patch_size({self.patch_size}) = {self.token_grid}"
+                f"patch_size({self.patch_size}) = {self.token_grid}: use {self.token_grid}"
             )
         if int(self.embed_dim * self.mlp_ratio) < 1:
-            problems.append(f"mlp_ratio={self.mlp_ratio} leaves no hidden channel")
+            problems.append(
+                f"mlp_ratio={self.mlp_ratio} leaves no hidden channel: use 1 / embed_dim("
+                f"{self.embed_dim}) = {1 / self.embed_dim:g} or more"
+            )
         return problems
 
 
@@ -246,6 +254,7 @@ class DPOT(Pretrained):
             f"{type(self).__name__} got x of shape {shape}, needs [batch, {', '.join(axes)}, T, C] "
             f"with {', '.join(axes)} multiples of patch_size={patch}, in_timesteps={last[0]}, "
             f"in_channels={last[1]}: nearest is [batch, {', '.join(map(str, (*near, *last)))}]"
+            + (wrong_frames(shape[-2], last[0]) if len(grid) == len(axes) else "")
         )
 
 

@@ -272,14 +272,16 @@ def _grid_problem(config: ScOTConfig, shape: tuple[int, ...]) -> str:
     if config.resize == "fourier":
         if fits and shape[2] == shape[3] and shape[3] % 2 == 0:
             return ""
+        square = max(2, min(shape[2:]) // 2 * 2) if fits else config.image_size
         return (
             f"needs [batch, {channels}, N, N]: num_channels={channels}, a square grid with an even "
             f"side ({config.image_size} natively, others through a Fourier resize; resize='none' "
-            f"takes other grids)"
+            f"takes other grids); the nearest grid is {square}x{square}"
+            + (f", with resize='none' {_nearest_grid(config, shape[2:])}" if fits else "")
         )
     if fits and all(map(config.takes_side, shape[2:])):
         return ""
-    near = "x".join(str(config.nearest_side(side)) for side in shape[2:]) if fits else ""
+    near = _nearest_grid(config, shape[2:]) if fits else ""
     return (
         f"needs [batch, {channels}, H, W]: num_channels={channels}, both sides multiples of "
         f"patch_size({config.patch_size}) * 2**(stages({config.num_stages}) - 1) = "
@@ -300,6 +302,11 @@ _NANO: dict[str, Any] = {
     "skip_connections": (1, 1, 0),
     "unit_norm_init": True,
 }
+
+
+def _nearest_grid(config: ScOTConfig, sides: tuple[int, ...]) -> str:
+    """The nearest grid that whole windows cover."""
+    return "x".join(str(config.nearest_side(side)) for side in sides)
 
 
 def _example(config: ScOTConfig, batch_size: int) -> tuple[Tensor, ...]:

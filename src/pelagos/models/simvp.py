@@ -21,7 +21,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pelagos.models.checks import fail_on, lists_to_tuples, nearest_multiples, not_whole
+from pelagos.models.checks import (
+    fail_on,
+    lists_to_tuples,
+    nearest_multiples,
+    not_whole,
+    wrong_frames,
+)
 from pelagos.models.family import Family, Options, Size
 from pelagos.models.pretrained import Pretrained
 
@@ -222,6 +228,7 @@ class SimVP(Pretrained):
                 f"SimVP got x of shape {shape}, needs [batch, X, Y, T, C] = [batch, X, Y, "
                 f"{config.in_timesteps}, {config.in_channels}]: "
                 f"in_timesteps={config.in_timesteps}, in_channels={config.in_channels}"
+                + (wrong_frames(shape[3], config.in_timesteps) if len(shape) == 5 else "")
             )
         stride = config.total_stride
         fail_on(

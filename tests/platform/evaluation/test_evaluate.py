@@ -38,6 +38,7 @@ GRID = 16
 class Spec:
     name: str = "decaying-waves"
     frame_interval: float = INTERVAL
+    grid_shape: tuple[int, ...] = (GRID, GRID)
     constant_fields: dict[str, float] = field(default_factory=lambda: {"density": 1.0})
 
 

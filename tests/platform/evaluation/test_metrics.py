@@ -128,3 +128,47 @@ def test_the_boundary_counts_each_outermost_point_once():
     # 4 x 5 points have 14 on the boundary
     assert float(metrics.boundary_rmse(corner, truth)) == pytest.approx(3.0 / 14**0.5)
     assert float(metrics.max_error(corner - inside, truth)) == 7.0
+
+
+@pytest.mark.parametrize("sides", [(24,), (6, 8, 10)])
+@pytest.mark.parametrize("name", list(metrics.METRICS))
+def test_lines_and_volumes_are_scored_over_all_their_points(name: str, sides: tuple[int, ...]):
+    truth = torch.randn(3, 2, *sides)
+    metric = metrics.METRICS[name]
+    scores = metric(truth + 0.5, truth, len(sides))
+    assert scores.shape == (3,)
+    alone = metric(truth[1] + 0.5, truth[1], len(sides))
+    torch.testing.assert_close(scores[1], alone, rtol=1e-12, atol=0)
+    if name in ("rmse", "conserved_rmse", "boundary_rmse", "max_error", "frmse_low"):
+        expected = torch.full((3,), 0.5, dtype=torch.float64)  # a shift is at every point the same
+        torch.testing.assert_close(scores, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("sides", [(24,), (6, 8, 10)])
+def test_shells_of_lines_and_volumes_hold_all_energy_and_waves_lie_in_theirs(
+    sides: tuple[int, ...],
+):
+    field = torch.randn(2, *sides, dtype=torch.float64)
+    total = metrics.shell_energy(field, centred=False, num_dimensions=len(sides)).sum(-1)
+    mean_square = field.square().flatten(1).mean(1)
+    torch.testing.assert_close(total, mean_square, rtol=1e-12, atol=0)
+    places = torch.meshgrid(*(torch.arange(n).double() / n for n in sides), indexing="ij")
+    numbers = (3,) if len(sides) == 1 else (2, 1, 2)  # |k| = 3
+    phase = sum(k * place for k, place in zip(numbers, places, strict=True))
+    spectrum = metrics.energy_spectrum(torch.sin(2 * math.pi * phase), len(sides))
+    assert len(spectrum) == min(sides) // 2 + 1
+    assert float(spectrum[3]) == pytest.approx(0.25)  # half the mean square of a sine
+
+
+def test_the_boundary_of_a_volume_is_its_faces_and_of_a_line_its_ends():
+    volume = torch.zeros(1, 4, 5, 6)
+    inside, corner = volume.clone(), volume.clone()
+    inside[0, 1:-1, 1:-1, 1:-1] = 7.0
+    corner[0, 0, 0, 0] = 3.0
+    assert float(metrics.boundary_rmse(inside, volume, 3)) == 0.0
+    faces = 4 * 5 * 6 - 2 * 3 * 4
+    assert float(metrics.boundary_rmse(corner, volume, 3)) == pytest.approx(3 / faces**0.5)
+    line = torch.zeros(1, 9)
+    end = line.clone()
+    end[0, 8] = 3.0
+    assert float(metrics.boundary_rmse(end, line, 1)) == pytest.approx(3 / 2**0.5)

@@ -11,7 +11,7 @@ from torch import Tensor
 from pelagos.platform.evaluation import rollout
 
 INTERVAL = 0.05
-PRESENT = torch.tensor([True, True])
+PRESENT = torch.tensor([True, True])[:, None, None]
 BOTH = (2, 3)
 
 
@@ -58,7 +58,7 @@ def test_persistence_repeats_the_initial_frame():
 
 
 def test_absent_fields_go_in_and_come_out_as_zero():
-    present = torch.tensor([True, False])
+    present = torch.tensor([True, False])[:, None, None]
     seen: list[Tensor] = []
 
     def noisy(frames: Tensor, lead_time: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def test_states_of_several_frames_move_on_by_one_frame_each_step():
 
     numbers = torch.tensor([1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0])
     truth = numbers.view(1, -1, 1, 1, 1).expand(2, -1, 1, 4, 4)
-    present = torch.ones(1, dtype=torch.bool)
+    present = torch.ones(1, 1, 1, dtype=torch.bool)
     start = rollout.state_at(truth, 1, 1, 2)
     leads = [1, 3, 5]
     forecast = rollout.autoregressive(add, start, leads, 0.1, present)
@@ -102,3 +102,23 @@ def test_states_of_several_frames_move_on_by_one_frame_each_step():
     # every second frame: 1, 2, 5 and so on
     strided = rollout.state_at(truth, 4, 2, 3)
     assert strided[0, :, 0, 0, 0].tolist() == [1.0, 2.0, 5.0]
+
+
+@pytest.mark.parametrize("sides", [(5,), (3, 4, 5)])
+@pytest.mark.parametrize("input_frames", [1, 2])
+def test_absent_fields_of_lines_and_volumes_stay_zero(sides: tuple[int, ...], input_frames: int):
+    """As many frames as channels and points: the mask must find the channels by itself."""
+    present = torch.tensor([True, False]).view(-1, *(1,) * len(sides))
+    truth = torch.randn(2, 5, 2, *sides)
+
+    def shift(state: Tensor, lead_time: Tensor) -> Tensor:
+        last = state if input_frames == 1 else state[:, -1]
+        assert last.shape == (2, 2, *sides)
+        assert not last[:, 1].any()
+        return last + 1.0
+
+    start = rollout.state_at(truth, input_frames - 1, 1, input_frames)
+    forecast = rollout.autoregressive(shift, start, (1, 3), INTERVAL, present)
+    assert forecast.shape == (2, 2, 2, *sides)
+    assert not forecast[:, :, 1].any()
+    torch.testing.assert_close(forecast[:, 1, 0], truth[:, input_frames - 1, 0] + 3.0)

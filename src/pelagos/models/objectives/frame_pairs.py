@@ -51,12 +51,21 @@ class AllToAll(FramePair):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_lead_steps is not None and self.max_lead_steps < 0:
-            raise ValueError(f"max_lead_steps={self.max_lead_steps} must not be negative")
+        if self.max_lead_steps is not None and self.max_lead_steps < 1:
+            raise ValueError(f"max_lead_steps={self.max_lead_steps} must be at least 1")
 
     def frame_windows(self, num_frames: int) -> FrameWindows:
-        """Pairs (k, k̄), k̄ = k included: n (n + 1) / 2 of n used frames if nothing limits them."""
+        """Pairs (k, k̄), k̄ = k included: n (n + 1) / 2 of n used frames if nothing limits them.
+
+        Raises ValueError for a stride that leaves one frame.
+        """
         used = range(0, num_frames, self.frame_stride)
+        if len(used) < 2:
+            usable = f": set it to {num_frames - 1} or less" if num_frames > 1 else ""
+            raise ValueError(
+                f"all2all: num_frames({num_frames}) must exceed frame_stride({self.frame_stride}), "
+                f"or each used frame is paired with itself alone{usable}"
+            )
         longest = len(used) if self.max_lead_steps is None else self.max_lead_steps
         return tuple((a, b) for i, a in enumerate(used) for b in used[i : i + longest + 1])
 

@@ -82,12 +82,19 @@ class Autoregressive(FieldObjective):
             raise ValueError(
                 f"autoregressive: num_frames({num_frames}) must exceed {'(' if unrolled else ''}"
                 f"num_input_frames({self.num_input_frames}){unrolled} * frame_stride"
-                f"({self.frame_stride}) = {reach}"
+                f"({self.frame_stride}) = {reach}{self._fitting(num_frames)}"
             )
         return tuple(
             tuple(range(start, start + reach + 1, self.frame_stride))
             for start in range(num_frames - reach)
         )
+
+    def _fitting(self, num_frames: int) -> str:
+        """The largest number of input frames that such trajectories hold, in words."""
+        most = (num_frames - 1) // self.frame_stride - self.num_unrolled_steps + 1
+        if most >= 1:
+            return f": set objective.num_input_frames to {most} or less"
+        return ": set objective.num_unrolled_steps or objective.frame_stride lower"
 
     def magnitudes(self, batch: WindowBatch) -> Tensor:
         """``[B, G]``: the denominators of all steps whose error is taken."""

@@ -25,7 +25,7 @@ METHODS = (*MODEL_METHODS, "persistence", "previous_frame")
 
 @dataclass
 class ExampleForecast:
-    """One trajectory kept for pictures, physical units, ``[L, C, y, x]`` at the lead steps."""
+    """One trajectory kept for pictures, physical units, ``[L, C, *grid]`` at the lead steps."""
 
     trajectory: int
     initial: npt.NDArray[np.float32]
@@ -113,8 +113,8 @@ def evaluate_dataset(
 ) -> DatasetEvaluation:
     """Forecast every trajectory from ``start_frame`` and score the forecasts at the lead steps.
 
-    ``predict(frames [B, C, y, x] normalised, lead_time [B] physical)`` gives the normalised frame
-    that much later. With ``input_frames`` F > 1 it is given ``[B, F, C, y, x]``, the frames from
+    ``predict(frames [B, C, *grid] normalised, lead_time [B] physical)`` gives the normalised frame
+    that much later. With ``input_frames`` F > 1 it is given ``[B, F, C, *grid]``, the frames from
     ``start_frame`` on, ``rollout_step`` apart, and leads count from the last of them. Errors are
     those of physical values. Memory is bounded by ``batch_size`` trajectories of the frames from
     the first input to the longest lead, and the ``num_examples`` kept for pictures. With
@@ -196,8 +196,8 @@ def _forecasts(
     input_frames: int,
     ensemble_size: int,
 ) -> dict[str, Tensor]:
-    """Normalised forecasts ``[B, L, C, y, x]`` of every method, in the order of METHODS."""
-    present, interval = torch.tensor(data.present, device=truth.device), data.frame_interval
+    """Normalised forecasts ``[B, L, C, *grid]`` of every method, in the order of METHODS."""
+    present, interval = data.channel_mask.to(truth.device), data.frame_interval
     start = (input_frames - 1) * rollout_step
     initial = rollout.state_at(truth, start, rollout_step, input_frames)
     forecasts = {
@@ -237,20 +237,20 @@ def _score(
 ) -> None:
     physical = {"truth": data.to_physical(target)}
     physical.update({method: data.to_physical(value) for method, value in forecasts.items()})
-    groups = [list(channels) for channels in data.groups.values()]
+    groups, dimensions = [list(c) for c in data.groups.values()], data.num_dimensions
     truth = [physical["truth"][:, :, channels] for channels in groups]
     for method, values in physical.items():
         parts = [values[:, :, channels] for channels in groups]
         if method not in ("one_step", "previous_frame"):
             # A vector's spectrum is the sum of its components'.
-            spectra = [energy_spectrum(part).sum(2).sum(0) for part in parts]
+            spectra = [energy_spectrum(part, dimensions).sum(2).sum(0) for part in parts]
             summed = torch.stack(spectra, dim=1).cpu().numpy()
             total.spectra[method] = total.spectra.get(method, np.zeros_like(summed)) + summed
         if method == "truth":
             continue
         by_metric = total.scores.setdefault(method, {})
         for metric, function in METRICS.items():
-            scores = [function(part, true) for part, true in zip(parts, truth, strict=True)]
+            scores = [function(p, true, dimensions) for p, true in zip(parts, truth, strict=True)]
             by_metric.setdefault(metric, []).append(torch.stack(scores, dim=-1).cpu().numpy())
 
 

@@ -2,7 +2,8 @@
 
 Every function returns a figure on a canvas of its own (no pyplot, no display, no global state).
 Fields are physical, x to the right and y upwards. Truth and forecasts share one colour scale;
-errors have a symmetric one.
+errors have a symmetric one. Of a volume ``[z, y, x]`` the plane in the middle of z is drawn, and the
+picture says so; fields on a line are ``line_plots``'.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _STYLE = {  # method: (label, colour, line style)
     "persistence": ("persistence", "#7d7d7d", "--"),
 }
 _METRIC_LABELS = {"relative_l1": "relative L1 error", "vrmse": "VRMSE"}
-_MAX_STRIP_COLUMNS = 6
+MAX_STRIP_COLUMNS = 6
 _PANEL_INCHES = 1.75
 _ERROR_COLOURS = "PuOr_r"
 _SPECTRUM_RANGE = 1e-9  # fp32 data carries nothing below
@@ -51,29 +52,35 @@ def forecast_panels(
     evaluation: DatasetEvaluation, example: ExampleForecast, lead: int, method: str
 ) -> Figure:
     """One row per stored field: initial frame, truth, forecast, error, at lead index ``lead``."""
-    channels = _stored_channels(evaluation)
+    channels, dimensions = stored_channels(evaluation), evaluation.data.num_dimensions
     figure = new_figure(4 * _PANEL_INCHES + 1.5, len(channels) * (_PANEL_INCHES + 0.22) + 0.3)
     axes = figure.subplots(len(channels), 4, squeeze=False)
     time = evaluation.lead_times[lead]
     titles = ("initial frame", f"truth, t + {time:g}", f"{method}, t + {time:g}", "error")
     for row, channel in enumerate(channels):
-        truth = example.truth[lead, channel]
-        forecast = example.forecasts[method][lead, channel]
+        whole = (
+            example.initial[channel],
+            example.truth[lead, channel],
+            example.forecasts[method][lead, channel],
+        )
+        initial, truth, forecast = (middle_plane(values, dimensions) for values in whole)
         field = evaluation.data.fields[channel]
-        norm, colours = _scale(field, [example.initial[channel], truth])
-        for axis, image in zip(
-            axes[row, :3], (example.initial[channel], truth, forecast), strict=True
-        ):
+        norm, colours = _scale(field, [initial, truth])
+        for axis, image in zip(axes[row, :3], (initial, truth, forecast), strict=True):
             shown = _show(axis, image, norm, colours)
         _colorbar(figure, shown, list(axes[row, :3]), shrink=0.9, pad=0.015, aspect=14)
         error = forecast - truth
         shown = _show(axes[row, 3], error, _symmetric([error]), _ERROR_COLOURS)
-        share = np.abs(error).sum() / max(float(np.abs(truth).sum()), 1e-30)
-        axes[row, 3].set_xlabel(f"relative L1 {100 * share:.3g} %", fontsize=8)
+        axes[row, 3].set_xlabel(error_label(whole[2], whole[1]), fontsize=8)
         _colorbar(figure, shown, axes[row, 3], shrink=0.9, pad=0.04, aspect=14)
         axes[row, 0].set_ylabel(field, fontsize=9)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
+    if dimensions == 3:
+        figure.suptitle(
+            f"{plane_name(evaluation.data.grid_shape)}; relative errors are of the whole volume",
+            fontsize=9,
+        )
     return figure
 
 
@@ -81,10 +88,12 @@ def rollout_strip(
     evaluation: DatasetEvaluation, example: ExampleForecast, channel: int, method: str
 ) -> Figure:
     """One field through lead time: rows truth, forecast and error, a column per lead time."""
-    leads = _spread(len(evaluation.lead_steps), _MAX_STRIP_COLUMNS)
+    leads = spread(len(evaluation.lead_steps), MAX_STRIP_COLUMNS)
     figure = new_figure(len(leads) * 1.5 + 1.3, 3 * 1.5 + 0.6)
     axes = figure.subplots(3, len(leads), squeeze=False)
-    truth, forecast = example.truth[:, channel], example.forecasts[method][:, channel]
+    dimensions = evaluation.data.num_dimensions
+    truth = middle_plane(example.truth[:, channel], dimensions)
+    forecast = middle_plane(example.forecasts[method][:, channel], dimensions)
     norm, colours = _scale(evaluation.data.fields[channel], [truth[leads]])
     error_norm = _symmetric([forecast[leads] - truth[leads]])
     for column, lead in enumerate(leads):
@@ -96,7 +105,7 @@ def rollout_strip(
         axis.set_ylabel(label, fontsize=9)
     _colorbar(figure, shown, list(axes[:2].ravel()), shrink=0.8, pad=0.015, aspect=22)
     _colorbar(figure, error, list(axes[2]), shrink=0.9, pad=0.015, aspect=11)
-    figure.suptitle(evaluation.data.fields[channel], fontsize=10)
+    figure.suptitle(_title(evaluation, channel), fontsize=10)
     return figure
 
 
@@ -110,7 +119,9 @@ def rollout_animation(
     frames_per_second: int = 4,
 ) -> None:
     """Write an animated GIF of one field: truth, forecast and error through the lead times."""
-    truth, forecast = example.truth[:, channel], example.forecasts[method][:, channel]
+    dimensions = evaluation.data.num_dimensions
+    truth = middle_plane(example.truth[:, channel], dimensions)
+    forecast = middle_plane(example.forecasts[method][:, channel], dimensions)
     norm, colours = _scale(evaluation.data.fields[channel], [truth])
     figure = new_figure(3 * 2.3 + 1.6, 2.8)
     axes = figure.subplots(1, 3)
@@ -123,7 +134,7 @@ def rollout_animation(
         axis.set_title(title, fontsize=10)
     _colorbar(figure, images[1], list(axes[:2]), shrink=0.85, pad=0.015, aspect=14)
     _colorbar(figure, images[2], axes[2], shrink=0.85, pad=0.04, aspect=14)
-    heading = figure.suptitle(evaluation.data.fields[channel], fontsize=10)
+    heading = figure.suptitle(_title(evaluation, channel), fontsize=10)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once: half of each frame's time
     palette, pictures = _palette(colours, _ERROR_COLOURS), []
@@ -131,9 +142,9 @@ def rollout_animation(
         error = forecast[lead] - truth[lead]
         for image, values in zip(images, (truth[lead], forecast[lead], error), strict=True):
             image.set_data(values)
-        heading.set_text(f"{evaluation.data.fields[channel]}, t + {time:g}")
+        heading.set_text(f"{_title(evaluation, channel)}, t + {time:g}")
         pictures.append(_gif_frame(figure, palette))
-    _save_gif(path, pictures, frames_per_second)
+    save_gif(path, pictures, frames_per_second)
 
 
 def animate(
@@ -147,8 +158,13 @@ def animate(
 ) -> None:
     """Write an animated GIF of a field as several see it, with the errors of all but `reference`.
 
-    ``images[name]`` is ``[time, y, x]``; all share the colour scale of the reference.
+    ``images[name]`` is ``[time, y, x]``, or ``[time, z, y, x]``, of which the middle plane is shown;
+    all share the colour scale of the reference.
     """
+    sides = images[reference].shape[1:]
+    if len(sides) == 3:
+        field = f"{field}, {plane_name(sides)}"
+    images = {name: middle_plane(values, len(sides)) for name, values in images.items()}
     truth = images[reference]
     norm, colours = _scale(field, [truth])
     errors = {name: values - truth for name, values in images.items() if name != reference}
@@ -175,12 +191,13 @@ def animate(
             drawn.set_data(values[index])
         heading.set_text(f"{field}, t + {time:g}")
         pictures.append(_gif_frame(figure, palette))
-    _save_gif(target, pictures, frames_per_second)
+    save_gif(target, pictures, frames_per_second)
 
 
-def _save_gif(
+def save_gif(
     target: Path | BinaryIO, pictures: Sequence[PillowImage.Image], frames_per_second: int
 ) -> None:
+    """Write frames of equal sizes as an animation without end."""
     pictures[0].save(
         target,
         format="GIF",
@@ -315,10 +332,33 @@ def legend(figure: Figure, axis: Axes) -> None:
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
 
 
-def _stored_channels(evaluation: DatasetEvaluation) -> list[int]:
+def stored_channels(evaluation: DatasetEvaluation) -> list[int]:
+    """Return the channels that are scored, in order."""
     return sorted({channel for group in evaluation.data.groups.values() for channel in group})
 
 
-def _spread(count: int, most: int) -> list[int]:
+def error_label(forecast: Image, truth: Image) -> str:
+    """Return the relative L1 error of all points in words."""
+    share = np.abs(forecast - truth).sum() / max(float(np.abs(truth).sum()), 1e-30)
+    return f"relative L1 {100 * share:.3g} %"
+
+
+def middle_plane(values: Image, num_dimensions: int) -> Image:
+    """Return ``[..., y, x]``: of three dimensions ``[..., z, y, x]`` the plane in the middle of z."""
+    return values if num_dimensions < 3 else values[..., values.shape[-3] // 2, :, :]
+
+
+def plane_name(grid_shape: Sequence[int]) -> str:
+    """Return which plane of a volume ``middle_plane`` is."""
+    return f"plane z = {grid_shape[0] // 2} of 0 to {grid_shape[0] - 1}"
+
+
+def _title(evaluation: DatasetEvaluation, channel: int) -> str:
+    field = evaluation.data.fields[channel]
+    is_volume = evaluation.data.num_dimensions == 3
+    return f"{field}, {plane_name(evaluation.data.grid_shape)}" if is_volume else field
+
+
+def spread(count: int, most: int) -> list[int]:
     """Up to ``most`` indices of ``count``, first and last among them."""
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})

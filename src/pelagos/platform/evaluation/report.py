@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 
 from pelagos.infra.files import replace_durably
-from pelagos.platform.evaluation import plots
+from pelagos.platform.evaluation import line_plots, plots
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation
 from pelagos.platform.evaluation.metrics import METRICS
 from pelagos.platform.evaluation.physics_figure import physics_figure
@@ -246,6 +246,7 @@ def render(
 def _figures(evaluation: DatasetEvaluation) -> list[Picture]:
     """Every picture of one dataset."""
     last = len(evaluation.lead_steps) - 1
+    drawing = line_plots if evaluation.data.num_dimensions == 1 else plots
     pictures = [
         Picture(
             "Relative L1 error against lead time: median and quartiles over trajectories.",
@@ -268,16 +269,16 @@ def _figures(evaluation: DatasetEvaluation) -> list[Picture]:
     for example in evaluation.examples:
         name, stem = f"trajectory {example.trajectory}", f"trajectory-{example.trajectory}"
         for method in evaluation.forecast_methods:
-            panels = plots.figure_png(plots.forecast_panels(evaluation, example, last, method))
+            panels = plots.figure_png(drawing.forecast_panels(evaluation, example, last, method))
             caption = f"All fields at the longest lead time, {method}, {name}."
             pictures.append(Picture(caption, f"{stem}-{method}.png", panels))
         channel = next(iter(evaluation.data.groups.values()))[0]
-        strip = plots.rollout_strip(evaluation, example, channel, "autoregressive")
+        strip = drawing.rollout_strip(evaluation, example, channel, "autoregressive")
         caption = f"Autoregressive rollout, {name}."
         pictures.append(Picture(caption, f"{stem}-rollout.png", plots.figure_png(strip)))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rollout.gif"
-            plots.rollout_animation(path, evaluation, example, channel, "autoregressive")
+            drawing.rollout_animation(path, evaluation, example, channel, "autoregressive")
             caption = f"The same rollout, animated, {name}."
             pictures.append(Picture(caption, f"{stem}-rollout.gif", path.read_bytes()))
     return pictures

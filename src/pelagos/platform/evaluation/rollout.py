@@ -1,9 +1,11 @@
 """Forecasts from a model that is only a function of past frames and a lead time.
 
-A state is one frame ``[B, C, y, x]``, normalised, or the latest F frames ``[B, F, C, y, x]``, one
-rollout step apart, for models that take several; truth is ``[B, T, C, y, x]``. ``present [C]`` bool
+A state is one frame ``[B, C, *grid]``, normalised, or the latest F frames ``[B, F, C, *grid]``, one
+rollout step apart, for models that take several; truth is ``[B, T, C, *grid]``. ``present`` bool
 marks the channels that the dataset has: the others go into the model as zeros (the normalised mean)
-at every step, as in training, whatever the model made of them.
+at every step, as in training, whatever the model made of them. It is ``[C, 1, 1]`` on grids of two
+axes, ``[C, 1]`` and ``[C, 1, 1, 1]`` on those of one and three, and so tells frames from states of
+several (``EvaluationData.channel_mask``).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# (state, lead_time [B]) -> the frame [B, C, y, x] that much later
+# (state, lead_time [B]) -> the frame [B, C, *grid] that much later
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -26,7 +28,7 @@ def direct(
     frame_interval: float,
     present: Tensor,
 ) -> Tensor:
-    """One forward pass per lead time from the initial frame, ``[B, len(lead_steps), C, y, x]``."""
+    """One forward pass per lead time from the initial frame, ``[B, len(lead_steps), C, *grid]``."""
     start = masked(initial, present)
     forecasts = [_advance(predict, start, step * frame_interval, present) for step in lead_steps]
     return torch.stack(forecasts, dim=1)
@@ -59,7 +61,9 @@ def advance(
 ) -> tuple[Tensor, Tensor]:
     """The frame ``lead_time`` later, and the state that has it as its latest."""
     frame = _advance(predict, state, lead_time, present)
-    return frame, frame if state.ndim == 4 else torch.cat((state[:, 1:], frame[:, None]), dim=1)
+    return frame, frame if state.ndim == frame.ndim else torch.cat(
+        (state[:, 1:], frame[:, None]), dim=1
+    )
 
 
 def ensemble(
@@ -72,7 +76,7 @@ def ensemble(
     num_members: int,
     rollout_step: int = 1,
 ) -> Tensor:
-    """Mean of forecasts that reach each lead by other steps, ``[B, len(lead_steps), C, y, x]``.
+    """Mean of forecasts that reach each lead by other steps, ``[B, len(lead_steps), C, *grid]``.
 
     A model of any lead time has as many ways to a lead as the lead has ordered partitions into
     steps: one step, many small ones, and all between. Errors of different ways differ, so their
@@ -154,13 +158,13 @@ def state_at(truth: Tensor, frame: int, rollout_step: int, input_frames: int) ->
 
 
 def persistence(initial: Tensor, lead_steps: Sequence[int]) -> Tensor:
-    """The forecast that nothing changes, ``[B, len(lead_steps), C, y, x]``."""
+    """The forecast that nothing changes, ``[B, len(lead_steps), C, *grid]``."""
     return initial.unsqueeze(1).expand(-1, len(lead_steps), *initial.shape[1:])
 
 
 def masked(state: Tensor, present: Tensor) -> Tensor:
-    """``[..., C, y, x]`` with zeros in the channels that are not present."""
-    return state.masked_fill(~present.to(state.device)[:, None, None], 0.0)
+    """``[..., C, *grid]`` with zeros in the channels that are not present."""
+    return state.masked_fill(~present.to(state.device), 0.0)
 
 
 def check_rollout_step(lead_steps: Sequence[int], rollout_step: int) -> None:
@@ -177,7 +181,7 @@ def check_rollout_step(lead_steps: Sequence[int], rollout_step: int) -> None:
 
 def _advance(predict: Predict, state: Tensor, lead_time: float, present: Tensor) -> Tensor:
     forecast = predict(state, state.new_full((state.shape[0],), lead_time))
-    if forecast.shape != (state.shape[0], *state.shape[-3:]):
+    if forecast.shape != (state.shape[0], *state.shape[-present.ndim :]):
         raise ValueError(
             f"predict returned shape {tuple(forecast.shape)} for frames of {tuple(state.shape)}; "
             f"a forecast needs as many channels as it takes in"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 from pelagos.infra.files import replace_durably
-from pelagos.platform.evaluation import plots
+from pelagos.platform.evaluation import line_plots, plots
 from pelagos.platform.evaluation.comparison import COLOURS
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation
 from pelagos.platform.evaluation.metrics import METRICS
@@ -246,7 +246,8 @@ def animation(data: SharedDataset) -> bytes:
         forecasts = contender.evaluation.examples[0].forecasts[contender.method]
         images[contender.run] = forecasts[:, channel_of[contender.run]]
     buffer = io.BytesIO()
-    plots.animate(buffer, images, field, data.first.lead_times, reference="truth")
+    drawing = line_plots if first.evaluation.data.num_dimensions == 1 else plots
+    drawing.animate(buffer, images, field, data.first.lead_times, reference="truth")
     return buffer.getvalue()
 
 

@@ -156,7 +156,7 @@ def _roll_out_batch(
     lead_time: float,
     input_frames: int,
 ) -> _Batch:
-    present = torch.tensor(data.present, device=truth.device)
+    present = data.channel_mask.to(truth.device)
     last = input_frames - 1
     initial = _spectra(data, truth[:, last])
     state = rollout.masked(rollout.state_at(truth, last, 1, input_frames), present)
@@ -212,9 +212,10 @@ def _band(axis: Any, times: FloatArray, values: FloatArray, method: str) -> None
 
 
 def _spectra(data: EvaluationData, frame: Tensor) -> list[Tensor]:
-    """Energy spectrum of each group of a frame ``[B, C, y, x]``, ``[B, k]``, of physical values."""
+    """Energy spectrum of each group of a frame ``[B, C, *grid]``, ``[B, k]``, of physical values."""
     physical = data.to_physical(frame)
-    return [energy_spectrum(physical[:, list(c)]).sum(1) for c in data.groups.values()]
+    parts = [physical[:, list(channels)] for channels in data.groups.values()]
+    return [energy_spectrum(part, data.num_dimensions).sum(1) for part in parts]
 
 
 def _energy(spectra: list[Tensor]) -> Tensor:

@@ -22,6 +22,8 @@ class SpecLike(Protocol):
     @property
     def frame_interval(self) -> float: ...
     @property
+    def grid_shape(self) -> tuple[int, ...]: ...
+    @property
     def constant_fields(self) -> Mapping[str, float]: ...
 
 
@@ -60,7 +62,8 @@ class EvaluationData:
     ``fields`` are the model's channels; ``present [C]`` those that the dataset stores or knows to
     be constant; ``groups`` the scored fields, name to channels: stored ones only, since a constant
     field is forecast by persistence without error. ``read(trajectory, frames)`` gives normalised
-    ``[F, C, y, x]`` (0 where absent) and ``to_physical`` undoes the normalisation.
+    ``[F, C, *grid]`` (0 where absent) and ``to_physical`` undoes the normalisation; ``grid_shape``
+    is ``(y, x)``, or ``(x,)`` or ``(z, y, x)``.
     """
 
     name: str
@@ -71,8 +74,19 @@ class EvaluationData:
     groups: Mapping[str, tuple[int, ...]]
     num_frames: int
     frame_interval: float
+    grid_shape: tuple[int, ...]
     read: Callable[[int, Sequence[int]], Tensor]
     to_physical: Callable[[Tensor], Tensor]
+
+    @property
+    def num_dimensions(self) -> int:
+        """Axes of the grid."""
+        return len(self.grid_shape)
+
+    @property
+    def channel_mask(self) -> Tensor:
+        """``present`` beside the channels of ``[..., C, *grid]``: ``[C, 1, ...]`` bool."""
+        return torch.tensor(self.present).view(-1, *(1,) * self.num_dimensions)
 
     @classmethod
     def from_dataset(
@@ -103,10 +117,11 @@ class EvaluationData:
                 f"dataset {spec.name} stores {list(stored)}, none of the scored fields "
                 f"{sorted({n for names in wanted.values() for n in names})}"
             )
+        shape = (-1, *(1,) * len(spec.grid_shape))
         shift = torch.tensor(
             [m + (offset or {}).get(f, 0.0) for f, m in zip(fields, mean, strict=True)]
         )
-        shift, scale = shift.float()[:, None, None], torch.tensor(std).float()[:, None, None]
+        shift, scale = shift.float().view(shape), torch.tensor(std).float().view(shape)
         present = tuple(name in stored or name in spec.constant_fields for name in fields)
 
         def read(trajectory: int, frames: Sequence[int]) -> Tensor:
@@ -117,7 +132,7 @@ class EvaluationData:
                     channels[:, i] = raw[:, stored[name]]
                 elif name in spec.constant_fields:
                     channels[:, i] = spec.constant_fields[name]
-            return rollout.masked((channels - shift) / scale, torch.tensor(present))
+            return rollout.masked((channels - shift) / scale, torch.tensor(present).view(shape))
 
         return cls(
             name=spec.name,
@@ -128,6 +143,7 @@ class EvaluationData:
             groups=scored,
             num_frames=dataset.num_frames,
             frame_interval=spec.frame_interval,
+            grid_shape=tuple(spec.grid_shape),
             read=read,
             to_physical=lambda x: x * scale.to(x.device) + shift.to(x.device),
         )
