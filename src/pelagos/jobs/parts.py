@@ -71,9 +71,9 @@ def objective_options(job: TrainingJob, mixture: Mixture | None = None) -> dict[
 
 def _groups_without_given(job: TrainingJob, mixture: Mixture) -> dict[str, tuple[str, ...]]:
     """Return the default field groups if fields have to be left out of them, else nothing."""
-    usual = create_objective(job.objective.name, job.data.fields)
-    if not isinstance(usual, FieldObjective) or not mixture.given_fields:
+    if not issubclass(OBJECTIVES[job.objective.name], FieldObjective) or not mixture.given_fields:
         return {}
+    usual: Any = create_objective(job.objective.name, job.data.fields)
     groups = {name: tuple(map(str, group)) for name, group in (usual.field_groups or {}).items()}
     return without_fields(groups, mixture.given_fields)
 
