@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
 from pelagos.data_pipelines.generate.families import find_family
@@ -19,8 +20,10 @@ from pelagos.data_pipelines.store import create_dataset, open_dataset
 from pelagos.jobs import evaluate, finetune
 from pelagos.jobs.forecaster import Forecaster, described_network
 from pelagos.jobs.parts import build_model, build_objective, check_parts
+from pelagos.jobs.sweep_checks import check_labels
 from pelagos.jobs.sweep_trials import trials_of
 from pelagos.platform.config import (
+    ConfigError,
     FinetuneJob,
     GenerateJob,
     PretrainJob,
@@ -246,3 +249,28 @@ def test_the_sweep_draws_the_whole_curve(
         )
         assert isinstance(checked, PretrainJob)
         assert check_parts(checked).given_fields == {"density"}
+
+
+def test_given_fields_are_no_difference_between_labels(
+    tiny_dataset: Callable[[str], str], source: Path, tmp_path: Path
+) -> None:
+    job = tiny("fns-kf", tiny_dataset("fns-kf"), source, tmp_path)
+    (tmp_path / "tuned.yaml").write_text(resolve_yaml(job))
+    file = str(tmp_path / "tuned.yaml")
+
+    def sweep(*velocity: str) -> SweepJob:
+        groups = {"objective.field_groups": {"velocity": list(velocity)}}
+        tree = {
+            "job": "sweep",
+            "name": "given",
+            "jobs": {"usual": {"file": file}, "named": {"file": file, "set": groups}},
+            "trajectories": [1, 2],
+            "baseline": "usual",
+        }
+        parsed = parse_job(yaml.safe_dump(tree), "sweep.yaml")
+        assert isinstance(parsed, SweepJob)
+        return parsed
+
+    check_labels(sweep("velocity-x", "velocity-y"), {"usual", "named"})
+    with pytest.raises(ConfigError, match="jobs.named: is scored on"):
+        check_labels(sweep("velocity-x"), {"usual", "named"})

@@ -29,6 +29,13 @@ from pelagos.platform.evaluation.view import EvaluationData
 from pelagos.platform.runs import RunDirectory
 
 
+def usual_groups(fields: Sequence[str], dataset: ReadableDataset) -> dict[str, tuple[str, ...]]:
+    """Return the fields that are scored together in a dataset where a job does not say: the
+    components of a vector, of the fields that are not given there."""
+    usual = default_field_groups(fields)
+    return without_fields(usual, dataset.spec.given_fields) or usual
+
+
 class Forecaster:
     """Predicts fields a lead time ahead.
 
@@ -69,14 +76,13 @@ class Forecaster:
         `groups` names the fields that are scored together; None: the components of a vector, of
         the fields that are not given in the dataset.
         """
-        usual = default_field_groups(self.fields)
         return EvaluationData.from_dataset(
             dataset,
             self.fields,
             self.normalization.mean,
             self.normalization.std,
             offset=offset,
-            groups=groups or without_fields(usual, dataset.spec.given_fields) or usual,
+            groups=groups or usual_groups(self.fields, dataset),
         )
 
     def predict_on(self, data: EvaluationData) -> Predict:

@@ -6,10 +6,10 @@ from typing import Any
 from pelagos.data_pipelines.store import DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs import finetune
+from pelagos.jobs.forecaster import usual_groups
 from pelagos.jobs.parts import build_objective, check_parts, open_datasets
 from pelagos.jobs.population import check_population
 from pelagos.jobs.sweep_trials import Trial, trials_of
-from pelagos.models.objectives import default_field_groups
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import TrainingJob
@@ -124,11 +124,11 @@ def _lead_problems(
 
 
 def _scored(job: TrainingJob, datasets: Sequence[ReadableDataset]) -> Groups:
-    groups = job.objective.field_groups or default_field_groups(job.data.fields)
-    return frozenset(
-        frozenset(map(frozenset, scored_groups(groups, dataset.field_names).values()))
-        for dataset in datasets
-    )
+    found = []
+    for dataset in datasets:
+        groups = job.objective.field_groups or usual_groups(job.data.fields, dataset)
+        found.append(frozenset(map(frozenset, scored_groups(groups, dataset.field_names).values())))
+    return frozenset(found)
 
 
 def _gain_problems(sweep: SweepJob, scored: Mapping[str, Groups]) -> Iterator[Problem]:
