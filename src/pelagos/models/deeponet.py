@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pelagos.models.checks import not_whole_numbers
 from pelagos.models.family import Family, FrameOutput, Options, Size
 from pelagos.models.frame_layers import LeadTimeEmbedding, ScaleShift
+from pelagos.models.linear import Linear
 from pelagos.models.precision import without_autocast
 from pelagos.models.pretrained import Pretrained
 
@@ -104,7 +105,7 @@ class Branch(nn.Module):
         )
         rows, columns = (-(-side // 2**config.num_stages) for side in config.grid)
         self.shape = (config.out_channels, config.num_basis)
-        self.out = nn.Linear(widths[-1] * rows * columns, math.prod(self.shape))
+        self.out = Linear(widths[-1] * rows * columns, math.prod(self.shape))
 
     def forward(self, frame: Tensor) -> Tensor:
         x = frame
@@ -119,7 +120,7 @@ class TrunkLayer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, width)
+        self.linear = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, N, width]`` to the same."""
@@ -132,13 +133,13 @@ class Trunk(nn.Module):
     def __init__(self, config: DeepONetConfig) -> None:
         super().__init__()
         self.num_waves = config.num_waves
-        self.place = nn.Linear(_NUM_AXES * (1 + 2 * config.num_waves), config.trunk_width)
+        self.place = Linear(_NUM_AXES * (1 + 2 * config.num_waves), config.trunk_width)
         self.lead_time = LeadTimeEmbedding(config.trunk_width)
         self.scale_shift = ScaleShift(config.trunk_width, config.trunk_width)
         self.layers = nn.ModuleList(
             TrunkLayer(config.trunk_width) for _ in range(config.num_layers)
         )
-        self.out = nn.Linear(config.trunk_width, config.num_basis)
+        self.out = Linear(config.trunk_width, config.num_basis)
 
     def forward(self, points: Tensor, time: Tensor) -> Tensor:
         with without_autocast(points):  # half precision would lose the fastest waves' phases

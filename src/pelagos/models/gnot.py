@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pelagos.models.checks import fail_on, lists_to_tuples, nearest_multiples, not_whole
 from pelagos.models.family import Family, FrameOutput, Options, Size
+from pelagos.models.linear import Linear
 from pelagos.models.precision import without_autocast
 from pelagos.models.pretrained import Pretrained
 
@@ -80,10 +81,10 @@ class GNOTConfig(Options):
 
 def network(width_in: int, hidden: int, width: int) -> nn.Sequential:
     """Two linear layers with GELU between them."""
-    return nn.Sequential(nn.Linear(width_in, hidden), nn.GELU(), nn.Linear(hidden, width))
+    return nn.Sequential(Linear(width_in, hidden), nn.GELU(), Linear(hidden, width))
 
 
-class Features(nn.Linear):
+class Features(Linear):
     """A linear layer before a softmax, initialised ``_SHARPNESS`` times as large as torch's."""
 
     @torch.no_grad()
@@ -106,8 +107,8 @@ class NormalizedAttention(nn.Module):
         self.num_heads = num_heads
         self.query = Features(width, width)
         self.key = Features(width, width)
-        self.value = nn.Linear(width, width)
-        self.projection = nn.Linear(width, width)
+        self.value = Linear(width, width)
+        self.projection = Linear(width, width)
 
     def forward(self, x_BMD: Tensor, source_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
         """``[B, M, D]``: for each of ``x``, the mean of the values of the valid ones of ``source``."""

@@ -24,6 +24,7 @@ from pelagos.models import vit
 from pelagos.models.checks import nearest_multiples
 from pelagos.models.convolutions import AVERAGE_POOL
 from pelagos.models.family import Family, Size
+from pelagos.models.linear import Linear
 from pelagos.models.pretrained import Pretrained
 from pelagos.models.vit_layers import (
     Block,
@@ -139,12 +140,12 @@ class Decoder(PositionTable):
         self.token_grid = config.token_grid
         self.merges = merges
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.embedding = nn.Linear(config.embed_dim, width)
+        self.embedding = Linear(config.embed_dim, width)
         self.blocks = nn.ModuleList(
             Block(width, config.decoder_heads, config.mlp_ratio) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.prediction = nn.Linear(width, config.values_per_patch)
+        self.prediction = Linear(width, config.values_per_patch)
 
     def reset_parameters(self) -> None:
         """Positions as in the encoder; the mask token normal with deviation 0.02."""

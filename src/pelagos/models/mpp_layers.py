@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelagos.models.frame_layers import at_least_float32
+from pelagos.models.linear import Linear, linear
 from pelagos.models.precision import without_autocast
 from pelagos.models.tables import kept
 
@@ -96,7 +97,7 @@ class Pointwise(nn.Conv2d):
         super().__init__(inputs, outputs, 1)
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.flatten(1), self.bias)
+        return linear(input, self.weight.flatten(1), self.bias)
 
 
 class _BucketTable(nn.Embedding):
@@ -248,8 +249,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.fc2(F.gelu(self.fc1(x))))
@@ -297,7 +298,7 @@ class FieldProjection(nn.Module):
         """``[..., C]`` to ``[..., width]``."""
         scale: float = (self.weight.shape[1] / len(self.entries)) ** 0.5
         weight = columns(self.weight, 1, self.entries)
-        return F.linear(fields, weight, self.bias) * scale
+        return linear(fields, weight, self.bias) * scale
 
 
 def columns(table: Tensor, axis: int, entries: tuple[int, ...]) -> Tensor:

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pelagos.models.blocked_attention import blocked_cosine_attention, is_worth_blocking
+from pelagos.models.linear import Linear
 from pelagos.models.precision import without_autocast
 from pelagos.models.scot_config import ScOTConfig
 from pelagos.models.tables import kept
@@ -89,13 +90,13 @@ class WindowAttention(nn.Module):
         self.shift = shift if self.window < grid else 0
         self.logit_scale = nn.Parameter(torch.empty(heads, 1, 1))
         self.continuous_position_bias_mlp = nn.Sequential(
-            nn.Linear(2, _POSITION_BIAS_HIDDEN),
+            Linear(2, _POSITION_BIAS_HIDDEN),
             nn.ReLU(),
-            nn.Linear(_POSITION_BIAS_HIDDEN, heads, bias=False),
+            Linear(_POSITION_BIAS_HIDDEN, heads, bias=False),
         )
-        self.query = nn.Linear(dim, dim, bias=config.qkv_bias)
-        self.key = nn.Linear(dim, dim, bias=False)
-        self.value = nn.Linear(dim, dim, bias=config.qkv_bias)
+        self.query = Linear(dim, dim, bias=config.qkv_bias)
+        self.key = Linear(dim, dim, bias=False)
+        self.value = Linear(dim, dim, bias=config.qkv_bias)
         span, windows = 2 * self.window - 1, (grid // self.window) ** 2
         self.register_buffer("offsets", torch.empty(span * span, 2), persistent=False)
         self.shift_mask: Tensor | None
@@ -228,7 +229,7 @@ class _Dense(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(dim_in, dim_out)
+        self.dense = Linear(dim_in, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.dense(x))
@@ -276,8 +277,8 @@ class ConvNeXtBlock(nn.Module):
         dim = config.stage_width(stage)
         self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
         self.norm = _norm(config, dim)
-        self.pwconv1 = nn.Linear(dim, 4 * dim)
-        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.pwconv1 = Linear(dim, 4 * dim)
+        self.pwconv2 = Linear(4 * dim, dim)
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:
@@ -293,7 +294,7 @@ class PatchMerging(nn.Module):
     def __init__(self, config: ScOTConfig, stage: int) -> None:
         super().__init__()
         dim = config.stage_width(stage)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
         self.norm = _norm(config, 2 * dim)
 
     def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:
@@ -307,8 +308,8 @@ class PatchUnmerging(nn.Module):
     def __init__(self, config: ScOTConfig, stage: int) -> None:
         super().__init__()
         dim = config.stage_width(stage)
-        self.upsample = nn.Linear(dim, 2 * dim, bias=False)
-        self.mixup = nn.Linear(dim // 2, dim // 2, bias=False)
+        self.upsample = Linear(dim, 2 * dim, bias=False)
+        self.mixup = Linear(dim // 2, dim // 2, bias=False)
         self.norm = _norm(config, dim // 2)
 
     def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:

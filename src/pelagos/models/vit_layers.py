@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pelagos.models.checks import fail_on, lists_to_tuples, nearest_multiples, not_whole
 from pelagos.models.family import Options
+from pelagos.models.linear import Linear
 
 Positions = Literal["learned", "sin-cos"]
 
@@ -201,8 +202,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
+        self.query_key_value = Linear(width, 3 * width)
+        self.projection = Linear(width, width)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         parts = self.query_key_value(x_BND).unflatten(-1, (3, self.num_heads, -1))
@@ -220,7 +221,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=_NORM_EPS)
         self.attention = Attention(width, num_heads)
         self.norm2 = nn.LayerNorm(width, eps=_NORM_EPS)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(Linear(width, hidden), nn.GELU(), Linear(hidden, width))
 
     def forward(self, x_BND: Tensor) -> Tensor:
         x_BND = x_BND + self.attention(self.norm1(x_BND))
@@ -233,7 +234,7 @@ class Encoder(PositionTable):
     def __init__(self, options: PatchOptions) -> None:
         width = options.embed_dim
         super().__init__(width, options.token_grid, options.positions)
-        self.embedding = nn.Linear(options.values_per_patch, width)
+        self.embedding = Linear(options.values_per_patch, width)
         self.blocks = nn.ModuleList(
             Block(width, options.num_heads, options.mlp_ratio) for _ in range(options.depth)
         )

@@ -47,6 +47,8 @@ KEPT_OPERATORS = frozenset(
         aten._scaled_dot_product_cudnn_attention.default,
     }
 )
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # linear layers on some CPUs
+    KEPT_OPERATORS |= {torch.ops.mkldnn._linear_pointwise.default}
 
 
 @dataclass(frozen=True)
