@@ -84,7 +84,11 @@ def losses(run: RunDirectory) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    "strategy", [pytest.param("ddp", marks=pytest.mark.matrix), "fsdp", "zero2"]
+    "strategy",
+    [
+        *(pytest.param(name, marks=pytest.mark.matrix) for name in ("ddp", "hsdp", "zero1")),
+        *("fsdp", "zero2", "zero3"),
+    ],
 )
 def test_grids_mix_and_every_rank_agrees(job_path: Path, rank_pool: Any, strategy: str) -> None:
     runs: dict[str, RunDirectory] = {}
