@@ -1,132 +1,174 @@
-"""Training-step time of Poseidon and DPOT, and as a ratio to the official code.
+"""Training-step time, peak memory and achieved FLOP/s of every family of the registry.
 
-    python benchmarks/models.py                            # poseidon-nano, poseidon-t and dpot-ti
-    python benchmarks/models.py --official PATH_TO_CLONE   # also the official scOT, interleaved
+    python benchmarks/models.py                           # the nano sizes, on this machine's device
+    python benchmarks/models.py --models all --batch 1    # every size whose training fits
+    python benchmarks/models.py --models poseidon-t --official PATH_TO_CLONE
     python benchmarks/models.py --models dpot-ti --official-dpot PATH_TO_CLONE
 
-One step is forward, backward, clipping to 5 and AdamW, in fp32. The candidates take turns within
-one process, and the best and median of the turns are reported: on a shared machine the best is
-the number to compare. ``--official`` takes a clone of github.com/camlab-ethz/poseidon and needs
-``transformers==4.49`` beside Pelagos; ``--official-dpot`` one of github.com/HaoZhongkai/DPOT.
-Nothing of them is copied here.
+One step is forward, backward of the mean square of what comes out, clipping to 5 and AdamW, in fp32,
+on the family's own example input. Each model runs in a process of its own, so that its peak memory
+is its own; the models take turns, and the best and the median of all turns are reported. FLOPs are
+counted with torch's rules (matrix products, convolutions, attention; no Fourier transforms), so
+the rate of spectral models is a lower bound. With a clone of official code, its models follow beside
+ours, in turns within one process (`official_models.py`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from official_models import compare_with_dpot, compare_with_scot
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from pelagos.models.registry import create_model
-
-CASES = {"poseidon-nano": 16, "poseidon-t": 4, "dpot-ti": 4}  # model: batch size
-
-
-def official(path: str, ours: nn.Module) -> nn.Module:
-    """The official network of the same configuration, with the same weights."""
-    sys.path.insert(0, path)
-    from scOT.model import ScOT, ScOTConfig
-
-    config: Any = ours.config
-    options = {k: getattr(config, k) for k in config.__dataclass_fields__}
-    options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
-    network: nn.Module = ScOT(ScOTConfig(**options))
-    network.load_state_dict(ours.state_dict(), strict=True)
-    return network
+from pelagos.models.registry import FAMILIES, create_model, list_models, model_info
 
 
-def official_dpot(path: str, ours: nn.Module) -> nn.Module:
-    """The official DPOT of the same configuration, with the same weights."""
-    sys.path.insert(0, path)
-    from models.dpot import DPOTNet  # type: ignore[import-not-found]  # noqa: TID251 of the clone
+def values_of(answer: Any) -> list[Tensor]:
+    """Return every floating tensor of a network's answer."""
+    if isinstance(answer, Tensor):
+        return [answer] if answer.is_floating_point() else []
+    if isinstance(answer, tuple | list):
+        return [tensor for entry in answer for tensor in values_of(entry)]
+    return [
+        tensor
+        for entry in vars(answer).values()
+        if entry is not None
+        for tensor in values_of(entry)
+    ]
 
-    config: Any = ours.config
-    network: nn.Module = DPOTNet(**{k: getattr(config, k) for k in config.__dataclass_fields__})
-    network.load_state_dict(ours.state_dict(), strict=True)
-    return network
+
+def loss_of(model: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack([v.float().square().mean() for v in values_of(model(*given))]).sum()
 
 
-def stepper(model: nn.Module, batch: int, size: int, frames: int = 0) -> Callable[[], float]:
-    """A function that takes one training step and returns its wall seconds.
+def example(name: str, config: Any, batch: int) -> tuple[Tensor, ...]:
+    given = FAMILIES[model_info(name).family].example(config, batch)
+    return tuple(torch.randn_like(t) if t.is_floating_point() and t.ndim > 1 else t for t in given)
 
-    ``frames``: how many a DPOT takes; 0 is a Poseidon.
-    """
-    generator = torch.Generator().manual_seed(0)
-    pixels, labels = (torch.randn(batch, 4, size, size, generator=generator) for _ in range(2))
-    lead = torch.rand(batch, generator=generator)
-    window = torch.randn(batch, size, size, frames, 4, generator=generator)
 
-    def compute_loss() -> Tensor:
-        if not frames:
-            loss: Tensor = model(pixel_values=pixels, time=lead, labels=labels).loss
-            return loss
-        prediction, logits = model(window)
-        square: Tensor = prediction.square().mean()
-        return square + 0.0 * logits.sum()
+def count_flops(name: str, batch: int) -> int:
+    with torch.device("meta"):
+        model = create_model(name)
+        with FlopCounterMode(display=False) as counter:
+            loss_of(model, example(name, model.config, batch)).backward()
+    return counter.get_total_flops()
 
+
+def measure(name: str, batch: int, steps: int) -> dict[str, Any]:
+    """Train one model for some steps in this process."""
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with device:
+        model = create_model(name)
+        given = example(name, model.config, batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def step() -> float:
+    seconds = []
+    for _ in range(steps + 1):  # the first one warms up
         start = time.perf_counter()
-        compute_loss().backward()  # type: ignore[no-untyped-call]
+        loss_of(model, given).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - start
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated()
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds[1:], "memory": memory, "shape": [list(t.shape) for t in given]}
 
-    return step
+
+def fits(name: str) -> bool:
+    """Whether weights, gradients and AdamW's two moments leave a fifth of the memory free."""
+    if torch.cuda.is_available():
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 4 * 4 * model_info(name).parameters < 0.8 * free
+
+
+def run_apart(name: str, batch: int, steps: int) -> dict[str, Any] | None:
+    """Measure one model in a process of its own; None if that did not live to tell."""
+    sizes = ["--batch", str(batch), "--steps", str(steps)]
+    command = [sys.executable, __file__, "--one", name, *sizes]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        print(f"{name}: exit {finished.returncode}: {finished.stderr[-300:]}", file=sys.stderr)
+        return None
+    return dict(json.loads(finished.stdout.splitlines()[-1]))
+
+
+def print_row(name: str, turns: list[dict[str, Any]], batch: int) -> None:
+    seconds = [s for turn in turns for s in turn["seconds"]]
+    best = min(seconds)
+    shape = " + ".join("x".join(map(str, s)) for s in turns[0]["shape"])
+    print(
+        f"| {name} | {model_info(name).parameters:,} | {shape} | {best:.4f} | "
+        f"{statistics.median(seconds):.4f} | {batch / best:.1f} | "
+        f"{count_flops(name, batch) / best / 1e9:.1f} | "
+        f"{max(turn['memory'] for turn in turns) / 2**20:.0f} |",
+        flush=True,
+    )
+
+
+def print_table(names: list[str], batch: int, steps: int, num_turns: int) -> None:
+    print("| model | parameters | input | best s | median s | samples/s | GFLOP/s | peak MiB |")
+    print("|---|---|---|---|---|---|---|---|")
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names if fits(name)}
+    for _ in range(num_turns):
+        for name in results:
+            turn = run_apart(name, batch, steps)
+            if turn is not None:
+                results[name].append(turn)
+    for name, turns in results.items():
+        if turns:
+            print_row(name, turns, batch)
+    left_out = [name for name in names if not results.get(name)]
+    if left_out:
+        print(f"do not fit, or failed: {', '.join(left_out)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--official", metavar="PATH", help="clone of the official repository")
+    nano = [name for name in list_models() if name.endswith("-nano")]
+    parser.add_argument("--models", nargs="+", default=nano, choices=[*list_models(), "all"])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5, help="per turn")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--official", metavar="PATH", help="clone of Poseidon's repository")
     parser.add_argument("--official-dpot", metavar="PATH", help="clone of DPOT's repository")
-    parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options.batch, options.steps)))
+        return
+    names = list_models() if "all" in options.models else options.models
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.machine()
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"{arguments.threads} threads, torch {torch.__version__}, Python "
-        f"{platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+        f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
     )
-    for name in arguments.models:
-        torch.manual_seed(0)
-        ours = create_model(name)
-        is_dpot = name.startswith("dpot")
-        size = ours.config.img_size if is_dpot else ours.config.image_size
-        batch, frames = CASES[name], ours.config.in_timesteps if is_dpot else 0
-        candidates = {"pelagos": stepper(ours, batch, size, frames)}
-        theirs = official_dpot if is_dpot else official
-        clone = arguments.official_dpot if is_dpot else arguments.official
-        if clone:
-            candidates["official"] = stepper(theirs(clone, ours), batch, size, frames)
-        report(f"{name} [{batch}, 4, {size}, {size}]", batch, candidates, arguments.turns)
-
-
-def report(title: str, batch: int, candidates: dict[str, Callable[[], float]], turns: int) -> None:
-    """Run the candidates in turn and print the best and median step of each."""
-    for step in candidates.values():
-        step()
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(turns):
-        for name, step in candidates.items():
-            seconds[name].append(step())
-    for name, taken in seconds.items():
-        best, median = min(taken), statistics.median(taken)
-        line = f"{title} {name}: best {best:.3f} s, median {median:.3f} s, {batch / best:.1f}/s"
-        if name != "official" and "official" in seconds:
-            line += f", {min(seconds['official']) / best:.2f} times as fast as official"
-        print(line, flush=True)
+    print_table(names, options.batch, options.steps, options.turns)
+    for name in names:
+        family = model_info(name).family
+        if family == "poseidon" and options.official:
+            compare_with_scot(options.official, name, options.batch, options.steps * options.turns)
+        if family == "dpot" and options.official_dpot:
+            compare_with_dpot(
+                options.official_dpot, name, options.batch, options.steps * options.turns
+            )
 
 
 if __name__ == "__main__":
