@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from official_models import compare_with_dpot, compare_with_scot
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from pelagos.models.flops import flop_counter
 from pelagos.models.registry import FAMILIES, create_model, list_models, model_info
 
 
@@ -60,9 +60,9 @@ def example(name: str, config: Any, batch: int) -> tuple[Tensor, ...]:
 def count_flops(name: str, batch: int) -> int:
     with torch.device("meta"):
         model = create_model(name)
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             loss_of(model, example(name, model.config, batch)).backward()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def measure(name: str, batch: int, steps: int) -> dict[str, Any]:
@@ -99,11 +99,16 @@ def fits(name: str) -> bool:
     return 4 * 4 * model_info(name).parameters < 0.8 * free
 
 
-def run_apart(name: str, batch: int, steps: int) -> dict[str, Any] | None:
+def run_apart(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
     """Measure one model in a process of its own; None if that did not live to tell."""
-    sizes = ["--batch", str(batch), "--steps", str(steps)]
+    sizes = ["--batch", str(options.batch), "--steps", str(options.steps)]
     command = [sys.executable, __file__, "--one", name, *sizes]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        finished = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=options.limit
+        )
+    except subprocess.TimeoutExpired:
+        return None
     if finished.returncode:
         print(f"{name}: exit {finished.returncode}: {finished.stderr[-300:]}", file=sys.stderr)
         return None
@@ -123,21 +128,22 @@ def print_row(name: str, turns: list[dict[str, Any]], batch: int) -> None:
     )
 
 
-def print_table(names: list[str], batch: int, steps: int, num_turns: int) -> None:
+def print_table(names: list[str], options: argparse.Namespace) -> None:
     print("| model | parameters | input | best s | median s | samples/s | GFLOP/s | peak MiB |")
     print("|---|---|---|---|---|---|---|---|")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names if fits(name)}
-    for _ in range(num_turns):
-        for name in results:
-            turn = run_apart(name, batch, steps)
-            if turn is not None:
-                results[name].append(turn)
-    for name, turns in results.items():
-        if turns:
-            print_row(name, turns, batch)
-    left_out = [name for name in names if not results.get(name)]
+    for turn in range(options.turns):
+        for name in list(results):
+            found = run_apart(name, options)
+            if found is None:
+                del results[name]
+                continue
+            results[name].append(found)
+            if turn == options.turns - 1:
+                print_row(name, results[name], options.batch)
+    left_out = [name for name in names if name not in results]
     if left_out:
-        print(f"do not fit, or failed: {', '.join(left_out)}")
+        print(f"do not fit, take longer than --limit, or failed: {', '.join(left_out)}")
 
 
 def main() -> None:
@@ -147,6 +153,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5, help="per turn")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds for a model's turn")
     parser.add_argument("--official", metavar="PATH", help="clone of Poseidon's repository")
     parser.add_argument("--official-dpot", metavar="PATH", help="clone of DPOT's repository")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -160,7 +167,7 @@ def main() -> None:
         f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
     )
-    print_table(names, options.batch, options.steps, options.turns)
+    print_table(names, options)
     for name in names:
         family = model_info(name).family
         if family == "poseidon" and options.official:

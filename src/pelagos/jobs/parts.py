@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pelagos.data_pipelines.batch import Batch
 from pelagos.data_pipelines.curriculum import Weight, largest_weight
@@ -19,6 +18,7 @@ from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.class_labels import drawn_label_problems, label_problems
 from pelagos.jobs.datasets import open_entry
 from pelagos.jobs.datasets import options_for as options_for
+from pelagos.models.flops import flop_counter
 from pelagos.models.low_rank import add_low_rank
 from pelagos.models.objectives import (
     OBJECTIVES,
@@ -302,7 +302,7 @@ def count_flops(job: TrainingJob, mixture: Mixture) -> float:
 
 
 def _count_on(job: TrainingJob, mixture: Mixture, shape: tuple[int, ...]) -> int:
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"), flop_counter() as counter:
         torch.autograd.backward(example_loss(job, mixture, 1, shape)(build_model(job)))
     return int(counter.get_total_flops())
 
