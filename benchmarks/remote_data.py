@@ -10,7 +10,6 @@ repetition and CPU time of the client can be trusted on a shared machine; window
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import platform
 import statistics
@@ -38,6 +37,9 @@ from pelagos.data_pipelines.loader import StreamLoader
 from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
 from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import CacheSettings, Dataset, open_dataset
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
+from fault_proxy import Fault, FaultProxy
 
 BATCH = 16
 RAW = "raw obstore ranges"
@@ -285,14 +287,7 @@ def stall_free(endpoint: str, options: argparse.Namespace) -> None:
 
 def faults(endpoint: str, options: argparse.Namespace) -> None:
     """Seconds until a window arrives after two 503, and after a stall in the middle."""
-    path = Path(__file__).parents[1] / "tests" / "fault_proxy.py"
-    spec = importlib.util.spec_from_file_location("fault_proxy", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fault_proxy"] = module
-    spec.loader.exec_module(module)
-    proxy = module.FaultProxy(endpoint)
+    proxy = FaultProxy(endpoint)
     try:
         for backend in ("obstore", "fsspec"):
             for hedge in (True, False) if backend == "obstore" else (False,):
@@ -304,7 +299,7 @@ def faults(endpoint: str, options: argparse.Namespace) -> None:
                     for seed in range(5 if kind == 503 else 1):
                         ((trajectory, start),) = random_windows(dataset, 1, 2, seed)
                         dataset.shard_index(trajectory // dataset.spec.shard_trajectories)
-                        proxy.faults.append(module.Fault(kind, count))
+                        proxy.faults.append(Fault(kind, count))
                         started = time.perf_counter()
                         dataset.window(trajectory, start, 2)
                         times.append(time.perf_counter() - started)

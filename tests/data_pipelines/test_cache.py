@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from static_server import serve_directory
 
 from pelagos.data_pipelines.store import CacheSettings, Dataset, DatasetError, open_dataset
 from pelagos.data_pipelines.store.cache import CachedStore, row_blocks
@@ -36,16 +36,6 @@ from pelagos.data_pipelines.store.node_cache import (
 from pelagos.infra.read_policy import ReadCounters
 
 MEGABYTE = 10**6
-
-
-def _static_server() -> Any:
-    path = Path(__file__).parents[1] / "static_server.py"
-    spec = importlib.util.spec_from_file_location("static_server", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass
@@ -77,7 +67,7 @@ class Origin:
 def origin(make_dataset: Any, tmp_path: Path) -> Iterator[Origin]:
     dataset, data = make_dataset(compression="none")
     requests: list[str] = []
-    with _static_server().serve_directory(tmp_path, requests) as address:
+    with serve_directory(tmp_path, requests) as address:
         path = Path(dataset.uri)
         yield Origin(f"{address}/{path.name}", path, data, requests)
 
@@ -310,7 +300,7 @@ def test_a_full_disk_is_said_once_and_reading_goes_on(
     make_dataset: Any, tmp_path: Path, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     written, data = make_dataset(compression="none", grid_shape=(96, 128))
-    with _static_server().serve_directory(tmp_path) as address:
+    with serve_directory(tmp_path) as address:
         uri = f"{address}/{Path(written.uri).name}"
         dataset = open_dataset(uri, None, CacheSettings(str(small_disk), 100 * MEGABYTE))
         with caplog.at_level(logging.WARNING):

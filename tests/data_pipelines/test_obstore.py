@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import pickle
 import threading
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from static_server import serve_directory
 
 from pelagos.data_pipelines.store import DatasetError, open_dataset
 from pelagos.data_pipelines.store.object_store import open_store
@@ -21,19 +21,6 @@ from pelagos.infra.obstore_store import ObstoreStore
 from pelagos.infra.store_failures import http_status, is_refused, summary
 
 CONTENT = bytes(range(200))
-
-
-def _serve_directory() -> Any:
-    path = Path(__file__).parents[1] / "static_server.py"
-    spec = importlib.util.spec_from_file_location("static_server", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.serve_directory
-
-
-serve_directory = _serve_directory()
 
 
 def test_a_dataset_behind_plain_http(make_dataset: Any, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ one error names the bucket, the key, the bytes, the trajectory and the frames. N
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fault_proxy import Fault, FaultProxy
 
 from pelagos.data_pipelines.loader import StreamLoader
 from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
@@ -67,21 +67,6 @@ PATIENCE = {
 }
 
 
-def _proxy_module() -> Any:
-    path = Path(__file__).parents[1] / "fault_proxy.py"
-    spec = importlib.util.spec_from_file_location("fault_proxy", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fault_proxy"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-fault_proxy = _proxy_module()
-Fault = fault_proxy.Fault
-
-
 def write_dataset(uri: str, options: dict[str, Any] | None, **kwargs: Any) -> None:
     writer = create_dataset(uri, SPEC, storage_options=options, **kwargs)
     for shard in range(writer.num_shards):
@@ -122,7 +107,7 @@ class Remote:
 
 @pytest.fixture(params=["obstore", "fsspec"])
 def remote(request: pytest.FixtureRequest, s3_server: Any, written: str) -> Iterator[Remote]:
-    proxy = fault_proxy.FaultProxy(s3_server.endpoint)
+    proxy = FaultProxy(s3_server.endpoint)
     try:
         yield Remote(proxy, written, s3_server, request.param)
     finally:
