@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 _HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -77,7 +77,7 @@ def _times_transposed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     return product
 
 
-if _HAS_ONEDNN:
+if _HAS_ONEDNN and torch.ops.mkldnn._linear_pointwise not in flop_registry:
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _count_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
