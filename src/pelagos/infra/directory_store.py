@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pelagos.infra.files import replace_durably, sync_directory
+from pelagos.infra.files import files_below, replace_durably, sync_directory
 from pelagos.infra.object_store import (
     RemoteStore,
     StorageError,
@@ -82,9 +82,9 @@ class DirectoryStore:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         found = {}
-        for path in sorted(self._path(prefix).rglob("*")):
+        for path in sorted(files_below(self._path(prefix))):
             with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                if path.is_file() and not path.name.endswith(".tmp"):
+                if not path.name.endswith(".tmp"):
                     found[str(path.relative_to(self.root))] = path.stat().st_size
         return found
 

@@ -1,6 +1,7 @@
-"""Writing files so that they are whole or absent, also after a crash or a power cut."""
+"""Writing files so that they are whole or absent, also after a crash or a power cut; finding them."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -22,3 +23,16 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def files_below(
+    root: Path, is_entered: Callable[[Path], bool] = lambda folder: True
+) -> Iterator[Path]:
+    """Yield every file below a directory, in order, of the folders that `is_entered` takes.
+
+    What is renamed or removed meanwhile is left out; `Path.rglob` raises FileNotFoundError.
+    """
+    for place, folders, names in os.walk(root):
+        folder = Path(place)
+        folders[:] = sorted(name for name in folders if is_entered(folder / name))
+        yield from (path for name in sorted(names) if (path := folder / name).is_file())

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pelagos.infra.directory_store import ObjectStore
-from pelagos.infra.files import replace_durably
+from pelagos.infra.files import files_below, replace_durably
 from pelagos.infra.object_store import StorageError
 
 PART_BYTES = 2**20
@@ -93,8 +93,10 @@ class Mirror:
 
 
 def _files(directory: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not hidden and name.parts[0] not in LEFT_OUT and path.is_file():
-            yield str(name), path
+    def is_sent(path: Path) -> bool:
+        parts = path.relative_to(directory).parts
+        return parts[0] not in LEFT_OUT and not path.name.startswith(".")
+
+    for path in files_below(directory, is_sent):
+        if is_sent(path):
+            yield str(path.relative_to(directory)), path
