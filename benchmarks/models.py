@@ -23,10 +23,10 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from typing import Any
 
 import torch
+from model_steps import new_model, stepper
 from official_models import compare_with_dpot, compare_with_scot
 from torch import Tensor, nn
 
@@ -67,26 +67,16 @@ def count_flops(name: str, batch: int) -> int:
 
 def measure(name: str, batch: int, steps: int) -> dict[str, Any]:
     """Train one model for some steps in this process."""
-    torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, device = new_model(name)
     with device:
-        model = create_model(name)
         given = example(name, model.config, batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    seconds = []
-    for _ in range(steps + 1):  # the first one warms up
-        start = time.perf_counter()
-        loss_of(model, given).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+    step = stepper(model, lambda: loss_of(model, given))
+    seconds = [step() for _ in range(steps + 1)]
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated()
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # the first one warms up
     return {"seconds": seconds[1:], "memory": memory, "shape": [list(t.shape) for t in given]}
 
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from model_steps import new_model, stepper
 from torch import Tensor, nn
-
-from pelagos.models.registry import create_model
 
 
 def official_scot(path: str, ours: nn.Module) -> nn.Module:
@@ -42,23 +40,6 @@ def official_dpot(path: str, ours: nn.Module) -> nn.Module:
     network: nn.Module = DPOTNet(**{k: getattr(config, k) for k in config.__dataclass_fields__})
     network.load_state_dict(ours.state_dict(), strict=True)
     return network
-
-
-def stepper(model: nn.Module, compute_loss: Callable[[], Tensor]) -> Callable[[], float]:
-    """A function that takes one training step and returns its wall seconds."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def step() -> float:
-        start = time.perf_counter()
-        compute_loss().backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    return step
 
 
 def compare_with_scot(clone: str, name: str, batch: int, turns: int) -> None:
@@ -104,12 +85,6 @@ def compare_with_dpot(clone: str, name: str, batch: int, turns: int) -> None:
         "official": step_of(official_dpot(clone, ours).to(device)),
     }
     report(f"{name} {list(window.shape)}", batch, candidates, turns)
-
-
-def new_model(name: str) -> tuple[nn.Module, torch.device]:
-    torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return create_model(name).to(device), device
 
 
 def report(title: str, batch: int, candidates: dict[str, Callable[[], float]], turns: int) -> None:

@@ -26,13 +26,14 @@ def sync_directory(path: Path) -> None:
 
 
 def files_below(
-    root: Path, is_entered: Callable[[Path], bool] = lambda folder: True
+    root: Path, is_wanted: Callable[[Path], bool] = lambda path: True
 ) -> Iterator[Path]:
-    """Yield every file below a directory, in order, of the folders that `is_entered` takes.
+    """Yield the files below a directory that, as all folders above them, are wanted; in any order.
 
     What is renamed or removed meanwhile is left out; `Path.rglob` raises FileNotFoundError.
     """
     for place, folders, names in os.walk(root):
         folder = Path(place)
-        folders[:] = sorted(name for name in folders if is_entered(folder / name))
-        yield from (path for name in sorted(names) if (path := folder / name).is_file())
+        folders[:] = [name for name in folders if is_wanted(folder / name)]
+        paths = (folder / name for name in names)
+        yield from (path for path in paths if is_wanted(path) and path.is_file())

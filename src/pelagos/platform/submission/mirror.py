@@ -97,6 +97,5 @@ def _files(directory: Path) -> Iterator[tuple[str, Path]]:
         parts = path.relative_to(directory).parts
         return parts[0] not in LEFT_OUT and not path.name.startswith(".")
 
-    for path in files_below(directory, is_sent):
-        if is_sent(path):
-            yield str(path.relative_to(directory)), path
+    for path in sorted(files_below(directory, is_sent)):
+        yield str(path.relative_to(directory)), path
