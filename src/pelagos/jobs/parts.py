@@ -178,6 +178,12 @@ def _normalization(data: DataConfig) -> Normalization | None:
     return Normalization.constants(data.fields, data.normalization.mean, data.normalization.std)
 
 
+def validation_sampler(job: TrainingJob, held_out: Mixture) -> Sampler:
+    """Return the order in which a job's validation samples are drawn."""
+    seed = job.seed + VALIDATION_SEED_OFFSET
+    return Sampler(held_out, seed, version=job.data.order_version)
+
+
 class MixtureStreams:
     """The training stream and the fixed validation samples of a job's mixture."""
 
@@ -186,7 +192,11 @@ class MixtureStreams:
         self.datasets = open_datasets(job)
         self.mixture = build_mixture(job, self.datasets)
         self.sampler = Sampler(
-            self.mixture, job.seed, job.data.global_batch_size, job.data.run_length
+            self.mixture,
+            job.seed,
+            job.data.global_batch_size,
+            job.data.run_length,
+            job.data.order_version,
         )
         self.dataset_names = unique_names([e.dataset.spec.name for e in self.mixture.entries])
         self.epoch_samples = self.mixture.num_samples
@@ -215,7 +225,7 @@ class MixtureStreams:
             held_out = build_mixture(
                 self.job, self.datasets, self.job.validation.split, self.mixture.normalization
             )
-            self._validation = Sampler(held_out, self.job.seed + VALIDATION_SEED_OFFSET)
+            self._validation = validation_sampler(self.job, held_out)
         drawn = self._validation.samples(0, self.job.validation.num_samples)
         mixture, size = self._validation.mixture, micro_batch_size(self.job)
         for shape in mixture.distinct_shapes:
@@ -386,7 +396,7 @@ def check_parts(job: TrainingJob) -> Mixture:
 
 def _validation_labels(job: TrainingJob, held_out: Mixture) -> Iterator[str]:
     """Yield what is wrong with the maps of classes that validation will draw."""
-    sampler = Sampler(held_out, job.seed + VALIDATION_SEED_OFFSET)
+    sampler = validation_sampler(job, held_out)
     drawn = sampler.samples(0, job.validation.num_samples)
     distinct = {(s.dataset, s.trajectory, s.window, str(s.region)): s for s in drawn}.values()
     yield from drawn_label_problems(build_objective(job), held_out, distinct, job.validation.split)

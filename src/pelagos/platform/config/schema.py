@@ -173,6 +173,10 @@ class DataConfig(Section):
         "global_batch_size takes each batch from one dataset, its share per shard group gives each "
         "group one.",
     )
+    order_version: Literal[1, 2] = Field(
+        2,
+        description="Version of the order of samples: 2; 1 continues a run that began under it.",
+    )
     crop: tuple[PositiveInt, ...] | None = Field(
         None,
         description="Train and validate on random crops of so many grid points, [y, x]; default: "
