@@ -18,6 +18,7 @@ from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.class_labels import drawn_label_problems, label_problems
 from pelagos.jobs.datasets import open_entry
 from pelagos.jobs.datasets import options_for as options_for
+from pelagos.jobs.field_checks import field_problems
 from pelagos.models.flops import flop_counter
 from pelagos.models.low_rank import add_low_rank
 from pelagos.models.objectives import (
@@ -66,6 +67,10 @@ def objective_options(job: TrainingJob, mixture: Mixture | None = None) -> dict[
     if mixture is not None and "field_groups" not in options:
         groups = _groups_without_given(job, mixture)
         options |= {"field_groups": groups} if groups else {}
+    if job.data.normalization == "none" and issubclass(
+        OBJECTIVES[job.objective.name], FieldObjective
+    ):
+        options["smallest_label"] = 0.0  # of raw fields no size is known
     return options
 
 
@@ -386,6 +391,9 @@ def check_parts(job: TrainingJob) -> Mixture:
             found = dict.fromkeys(chain(*labels))
             found = found or dict.fromkeys(_validation_labels(job, held_out))
             problems += [Problem(("data", "mixture"), problem) for problem in found]
+            drawn = validation_sampler(job, held_out).samples(0, job.validation.num_samples)
+            objective = build_objective(job, mixture)
+            problems += field_problems(job, objective, mixture, held_out, drawn)
             count_flops(job, mixture)
         except ValueError as error:
             problems.append(Problem(("data",), str(error)))
