@@ -8,7 +8,6 @@ from torch import nn
 
 from pelagos.platform.config.schema import OptimizerConfig, ParameterGroupConfig, ScheduleConfig
 from pelagos.platform.optimizer import (
-    WeightAverage,
     freeze,
     group_settings,
     lr_factor,
@@ -16,6 +15,7 @@ from pelagos.platform.optimizer import (
     parameter_groups,
     set_learning_rate,
 )
+from pelagos.platform.weight_average import WeightAverage
 
 
 class Network(nn.Module):

@@ -2,14 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pelagos.platform.config.schema import OptimizerConfig, ScheduleConfig
-from pelagos.platform.shards import local_part, with_local_part
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -171,25 +170,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float, step: int
         is_frozen = step < group.get("frozen_until_step", 0)
         group["lr"] = 0.0 if is_frozen else group["base_lr"] * factor
     return max(float(group["lr"]) for group in optimizer.param_groups)
-
-
-class WeightAverage:
-    """Exponential moving average of the trainable weights, in fp32, laid out as they are.
-
-    average <- decay * average + (1 - decay) * weight, with the decay raised from small values
-    over the first steps, (1 + n) / (10 + n), so that the initial weights are forgotten.
-    """
-
-    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
-        self.decay = decay
-        self.tensors = {
-            name: with_local_part(weight, local_part(weight).detach().clone().float())
-            for name, weight in weights.items()
-        }
-
-    @torch.no_grad()
-    def update(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """Take in the weights after optimizer step `step` (counted from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, average in self.tensors.items():
-            local_part(average).lerp_(local_part(weights[name]).float(), 1.0 - decay)
