@@ -72,6 +72,7 @@ def test_one_choice_of_weights_everywhere(make_job: MakeJob, tmp_path: Path) -> 
     export.run(job.name, tmp_path / "exported", runs_dir=job.runs_dir)
     described = json.loads((tmp_path / "exported/forecaster.json").read_text())
     assert described["weights"] == "ema"
+    assert len({p.stat().st_mode for p in (tmp_path / "exported").iterdir()}) == 1
     source = open_source(
         SourceConfig(run=job.name), ModelConfig(name="source"), job.runs_dir, StorageConfig(), ""
     )

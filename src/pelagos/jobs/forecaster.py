@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pelagos.data_pipelines.given_fields import given_fields
@@ -22,7 +21,7 @@ from pelagos.models.objectives import (
     default_field_groups,
     without_fields,
 )
-from pelagos.models.pretrained import WEIGHTS_FILE, Pretrained, read_weights
+from pelagos.models.pretrained import WEIGHTS_FILE, Pretrained, read_weights, write_weights
 from pelagos.models.registry import create_model
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, named_step
 from pelagos.platform.evaluation.rollout import Predict
@@ -162,7 +161,7 @@ class Forecaster:
         """Write weights (safetensors) and description (JSON) into a new directory."""
         directory.mkdir(parents=True)
         tensors = {k: v.contiguous() for k, v in self.model.state_dict().items()}
-        save_file(tensors, directory / WEIGHTS_FILE)
+        write_weights(tensors, directory / WEIGHTS_FILE)
         (directory / DESCRIPTION_FILE).write_text(json.dumps(self.description, indent=1))
 
     @classmethod

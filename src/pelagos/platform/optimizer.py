@@ -61,14 +61,14 @@ def group_settings(model: nn.Module, config: OptimizerConfig) -> dict[str, Group
     """Return the settings of every trainable parameter by name.
 
     A parameter takes the settings of the first of `config.groups` whose pattern is found in its
-    name; vectors, scalars and the names of `model.no_weight_decay()` are not decayed (unless a
-    group says so). Rates fall towards the input by `config.layer_decay` (layer-wise decay, as in
-    BEiT, arXiv:2106.08254, appendix G).
+    name. Not decayed, unless a group says so, are the names of `model.no_weight_decay()`, which is
+    the model's whole rule; of a model without one, vectors and scalars. Rates fall towards the input
+    by `config.layer_decay` (layer-wise decay, as in BEiT, arXiv:2106.08254, appendix G).
 
     Raises:
         ValueError: a pattern matches no parameter.
     """
-    exempt: set[str] = getattr(model, "no_weight_decay", set)()
+    exempt = _exempt(model)
     unmatched = {group.pattern for group in config.groups}
     shares = layer_shares(model, config.layer_decay)
     settings: dict[str, GroupSettings] = {}
@@ -76,7 +76,7 @@ def group_settings(model: nn.Module, config: OptimizerConfig) -> dict[str, Group
         if not parameter.requires_grad:
             continue
         lr = config.lr
-        decay = 0.0 if parameter.ndim < 2 or name in exempt else config.weight_decay
+        decay = 0.0 if name in exempt else config.weight_decay
         matched, frozen_until = -1, 0
         for index, group in enumerate(config.groups):
             if re.search(group.pattern, name):
@@ -89,6 +89,14 @@ def group_settings(model: nn.Module, config: OptimizerConfig) -> dict[str, Group
     if unmatched:
         raise ValueError(_no_match("optimizer.groups", unmatched, model))
     return settings
+
+
+def _exempt(model: nn.Module) -> set[str]:
+    """Return the names of parameters without weight decay."""
+    rule: Callable[[], set[str]] | None = getattr(model, "no_weight_decay", None)
+    if rule is not None:
+        return rule()
+    return {name for name, parameter in model.named_parameters() if parameter.ndim < 2}
 
 
 def layer_shares(model: nn.Module, layer_decay: float) -> dict[str, float]:
@@ -147,7 +155,8 @@ def _no_match(key: str, patterns: set[str], model: nn.Module) -> str:
 def lr_factor(step: int, schedule: ScheduleConfig) -> float:
     """Return the share of the peak learning rate used in `step` (counted from 0).
 
-    Linear from 0 over `warmup_steps`, then constant or half a cosine down to
+    Linear over `warmup_steps`: step k takes (k + 1) / warmup_steps, so that the first step moves and
+    the last one of the warm-up has the whole rate. Then constant or half a cosine down to
     `final_lr_fraction` at `total_steps` (Loshchilov and Hutter, SGDR, 2017, eq. 5).
     """
     if step < schedule.warmup_steps:
