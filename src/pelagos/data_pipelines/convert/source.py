@@ -36,6 +36,8 @@ class StoredArray:
         num_channels: how many.
         first_index: the first index along `c` that is used.
         start_frame: the first frame that it fills, for arrays without `t`; before it stands 0.
+        is_label: its values number classes or objects: whole numbers, none of which is rounded.
+        flipped: the letters of axes that run backwards: the last index of the file comes first.
     """
 
     reader: str
@@ -46,6 +48,8 @@ class StoredArray:
     num_channels: int = 1
     first_index: int = 0
     start_frame: int = 0
+    is_label: bool = False
+    flipped: str = ""
 
     @property
     def address(self) -> str:
@@ -126,6 +130,10 @@ class Source:
     @property
     def num_trajectories(self) -> int:
         return self._stops[-1] if self.parts else 0
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        return tuple(found.name for found in self.fields)
 
     @property
     def parameter_names(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pelagos.data_pipelines.convert.reading import Frames, blocks
 from pelagos.data_pipelines.convert.source import Source, SourceError
 from pelagos.data_pipelines.store import DatasetSpec, DatasetWriter, open_dataset
 from pelagos.data_pipelines.store.half_precision import from_bfloat16, to_bfloat16
-from pelagos.data_pipelines.store.shard_stream import NonFiniteError
+from pelagos.data_pipelines.store.shard_stream import UnstorableError
 
 MAX_LISTED_DIFFERENCES = 5
 
@@ -42,7 +42,8 @@ def convert_shard(writer: DatasetWriter, source: Source, shard: int) -> ShardRep
     """Read the trajectories of one shard and write them, in bounded memory.
 
     Raises:
-        SourceError: the source cannot be read, or holds a value that is not finite: file, key,
+        SourceError: the source cannot be read, or holds a value that cannot be stored (not finite, a
+            label that is rounded): file, key,
             trajectory, frame and grid index are named. Nothing is written.
     """
     started = time.perf_counter()
@@ -57,7 +58,7 @@ def convert_shard(writer: DatasetWriter, source: Source, shard: int) -> ShardRep
 
     try:
         writer.write_shard_frames(shard, frames(), _parameters(source, trajectories))
-    except NonFiniteError as error:
+    except UnstorableError as error:
         place = source.address(error.trajectory, error.channel)
         raise SourceError(f"{place}: {error}") from error
     finally:
