@@ -194,7 +194,7 @@ def test_files_of_pdebench_of_other_physics_have_parameters_or_are_told_apart(
     write_gas(tmp_path / "a_Nu0.1.hdf5", Nu=0.1, beta=1.0)
     write_gas(tmp_path / "b_Nu0.2.hdf5", Nu=0.2)
     source = open_source(str(tmp_path), ConvertOptions())
-    assert [part.parameters for part in source.parts][0] == {"Nu": 0.1}
+    assert source.parts[0].parameters == {"Nu": 0.1}
     assert {part.parameter("Nu", 0) for part in source.parts} == {0.1, 0.2}
     assert "parameters beta are not in every file: left out" in source.notes
     write_gas(tmp_path / "c_periodic.hdf5", Nu=0.3)

@@ -282,7 +282,12 @@ def _swapped(source: Source) -> dict[str, Any]:
     exchange = str.maketrans("xy", "yx")
 
     def swap(part: Part) -> Part:
-        arrays = [dataclasses.replace(a, axes=a.axes.translate(exchange)) for a in part.arrays]
+        arrays = [
+            dataclasses.replace(
+                a, axes=a.axes.translate(exchange), flipped=a.flipped.translate(exchange)
+            )
+            for a in part.arrays
+        ]
         return dataclasses.replace(part, arrays=tuple(arrays))
 
     extent = source.domain_extent
