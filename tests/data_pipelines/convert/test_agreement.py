@@ -58,7 +58,9 @@ def write_well(
     return data
 
 
-def write_gas(file: Path, *, dt: float = 0.1, length: float = 1.0, start: float = 0.0, **attributes: Any) -> None:  # fmt: skip
+def write_gas(
+    file: Path, *, dt: float = 0.1, length: float = 1.0, start: float = 0.0, **attributes: Any
+) -> None:
     """A file of PDEBench with an array per field."""
     with h5py.File(file, "w") as f:
         f["tensor"] = numbers(3, 4, 8)

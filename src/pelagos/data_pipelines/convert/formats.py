@@ -65,15 +65,25 @@ def files_of(path: str, suffixes: Sequence[str] = HDF5_SUFFIXES) -> list[str]:
 
 
 def split_folders(path: str) -> dict[str, Path]:
-    """Folders of a folder that are named like splits, in the order train, validation, test."""
+    """Folders of a folder that are named like splits, in the order train, validation, test.
+
+    Raises:
+        SourceError: two folders have names of one split.
+    """
     place = Path(path)
     if is_remote(path) or not place.is_dir():
         return {}
-    found = {
-        SPLIT_NAMES[p.name.lower()]: p
-        for p in sorted(place.iterdir())
-        if p.is_dir() and p.name.lower() in SPLIT_NAMES
-    }
+    found: dict[str, Path] = {}
+    for folder in sorted(place.iterdir()):
+        name = SPLIT_NAMES.get(folder.name.lower())
+        if name is None or not folder.is_dir():
+            continue
+        if name in found:
+            raise SourceError(
+                f"{found[name]} and {folder} are both the split {name}: put all of it into one of "
+                f"them, or remove the one that is not wanted"
+            )
+        found[name] = folder
     return {name: found[name] for name in ("train", "validation", "test") if name in found}
 
 

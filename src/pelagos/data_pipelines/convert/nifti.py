@@ -229,9 +229,12 @@ def _agreement(cases: list[_Case]) -> list[str]:
             "each case keeps its own as parameters spacing-x, spacing-y, spacing-z; resample the "
             "volumes if a voxel must have one size",
         )
-    return ["the domain is that of the first volume, in its header's units", *headers.notes] + (
-        _orientation_notes([volume for case in cases for volume in case.volumes])
-    )
+    volumes = [volume for case in cases for volume in case.volumes]
+    return [
+        "the domain is that of the first volume, in its header's units",
+        *headers.notes,
+        *_orientation_notes(volumes),
+    ]
 
 
 def _orientation_notes(volumes: list[Volume]) -> list[str]:

@@ -24,6 +24,8 @@ from pelagos.data_pipelines.convert.source import Source, SourceError, finished
 from pelagos.data_pipelines.store import DatasetError, open_dataset
 from pelagos.infra.object_store import is_remote, storage_options
 
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z")
+
 FORMATS: dict[str, Format] = {
     found.name: found
     for found in (
@@ -59,6 +61,8 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             raise SourceError(
                 f"{path} is a Pelagos dataset already: pelagos data copy {path} NEW.zarr copies it"
             )
+        if path.lower().endswith(ARCHIVE_SUFFIXES) and Path(path).is_file():
+            raise SourceError(f"{path} is an archive: unpack it, and convert the folder")
         raise SourceError(
             f"{path} looks like none of the formats {', '.join(FORMATS)}. Name one by --format, "
             f"or describe its arrays in a file for --mapping (docs/converting.md)"
@@ -85,8 +89,20 @@ def _is_own(path: str) -> bool:
 
 
 def recognised(path: str, options: ConvertOptions) -> str | None:
-    """The first format that a source looks like."""
+    """The first format that a source looks like.
+
+    Raises:
+        SourceError: it looks like none, and one format says why it cannot be told.
+    """
+    reason: SourceError | None = None
     for name, found in FORMATS.items():
-        if found.matches(path, options):
-            return name
+        try:
+            if found.matches(path, options):
+                return name
+        except SourceError as error:
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                raise
+            reason = reason or error
+    if reason is not None:
+        raise reason
     return None
