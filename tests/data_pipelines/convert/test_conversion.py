@@ -284,7 +284,8 @@ def test_the_command(tmp_path: Path) -> None:
     with h5py.File(source, "a") as f:
         f["data"][0, 0, 0, 0, 0] += 1
     found = runner.invoke(app, ["convert", source, place, "--verify", "--compression", "zstd"])
-    assert (found.exit_code, "1 frames differ" in found.stdout) == (1, True)
+    assert (found.exit_code, "2 differences" in found.stdout) == (1, True)
+    assert "field 'density': mean " in found.stdout  # the statistics are compared too
 
 
 def test_the_list_of_formats() -> None:

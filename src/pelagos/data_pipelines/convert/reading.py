@@ -95,9 +95,9 @@ def _fill(
     last = array.channel + array.num_channels
     order = "ntc" + "".join(AXIS_NAMES[len(source.grid_shape)])
     try:
-        is_plain = not (array.is_label or array.flipped)
+        is_as_stored = not (array.is_label or array.flipped)
         if (
-            is_plain
+            is_as_stored
             and array.axes == order
             and stored.dtype == out.dtype
             and hasattr(stored, "read_direct")
