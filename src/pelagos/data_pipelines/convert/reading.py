@@ -130,7 +130,7 @@ def require_exact(array: StoredArray, values: npt.NDArray[np.generic]) -> None:
     if not array.is_label and not (is_integer and values.dtype.itemsize > 2):
         return
     if array.is_label and not is_integer:
-        is_whole = np.isfinite(values) & (values == np.rint(values))  # type: ignore[call-overload, arg-type]
+        is_whole = np.isfinite(values) & (values == np.rint(values))
         if not is_whole.all():
             raise SourceError(
                 f"{array.address} holds {values[~is_whole][0]!s}, labels are whole numbers: an "

@@ -159,7 +159,8 @@ def _times(stored: Any, file: str) -> npt.NDArray[np.float64]:
     found = Agreement()
     for row, times in enumerate(rows):
         found.require("the time between frames", f"{file}: time[{row}]", steps(times))
-    return rows[0]
+    first: npt.NDArray[np.float64] = rows[0]
+    return first
 
 
 def _positions(stored: Any, file: str, dim: str) -> npt.NDArray[np.float64]:
@@ -172,7 +173,8 @@ def _positions(stored: Any, file: str, dim: str) -> npt.NDArray[np.float64]:
     found = Agreement()
     for row, points in enumerate(rows):
         found.require(f"the position along {dim}", f"{file}: {dim}[{row}]", points)
-    return rows[0]
+    first: npt.NDArray[np.float64] = rows[0]
+    return first
 
 
 def _look(file: str) -> _File:

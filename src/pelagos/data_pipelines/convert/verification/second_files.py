@@ -221,7 +221,9 @@ def _npy(file: str) -> SecondFile:
 
 def _json(file: str) -> SecondFile:
     found = json.loads(Path(file).read_text(encoding="utf-8"))
-    return _Whole({key: np.float64(v) for key, v in found.items() if isinstance(v, int | float)})
+    return _Whole(
+        {key: np.array(float(v)) for key, v in found.items() if isinstance(v, int | float)}
+    )
 
 
 def _formula(file: str) -> SecondFile:
