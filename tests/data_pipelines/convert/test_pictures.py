@@ -187,6 +187,19 @@ def test_pages_empty_and_broken_files_are_named(tmp_path: Path) -> None:
         convert.run(str(tmp_path / "p"), str(tmp_path / "out.zarr"))
 
 
+def test_of_a_phones_picture_with_previews_the_picture_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "p" / "a" / "1.jpg"
+    file.parent.mkdir(parents=True)
+    main, preview = Image.fromarray(colours(8, 8, 3)), Image.fromarray(colours(4, 4, 3))
+    main.save(file, format="MPO", save_all=True, append_images=[preview])
+    main.save(tmp_path / "alone.jpg")
+    with Image.open(tmp_path / "alone.jpg") as alone:
+        wanted = np.asarray(alone)
+    dataset, notes = converted(tmp_path / "p")
+    assert np.array_equal(dataset.window(0, 0, 1)[0], wanted.transpose(2, 0, 1))
+    assert "read without the previews and depth maps" in " ".join(notes)
+
+
 # -- folders --------------------------------------------------------------------------------------
 
 
@@ -247,3 +260,5 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_an_archive_is_answered_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "pictures.tar.gz").write_bytes(b"x")
     assert "pictures.tar.gz is an archive: unpack it" in refusal(tmp_path / "pictures.tar.gz")
+    (tmp_path / "a.hdf5").write_bytes(b"")
+    assert "a.hdf5 is empty: it has 0 bytes" in refusal(tmp_path / "a.hdf5")

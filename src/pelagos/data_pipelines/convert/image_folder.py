@@ -22,7 +22,7 @@ from pelagos.data_pipelines.convert.formats import (
     split_folders,
 )
 from pelagos.data_pipelines.convert.options import ConvertOptions
-from pelagos.data_pipelines.convert.pictures import RAW, head
+from pelagos.data_pipelines.convert.pictures import EIGHT_BITS, RAW, head
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.mixture import LABEL_PARAMETER
 from pelagos.data_pipelines.store import Field
@@ -30,7 +30,7 @@ from pelagos.infra.object_store import is_remote
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".bmp", ".webp"),
-    *(".gif", ".ppm", ".pgm", ".jp2"),
+    ".gif",
 )
 _FIELDS = {"L": ("intensity",), "RGB": ("red", "green", "blue"), RAW: ("intensity",)}
 
@@ -150,7 +150,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
             f"per class, as they are or in train, val and test"
         )
     files = [p for found in by_split.values() for several in found.values() for p in several]
-    mode, grid, remarks = _look(files, options.size)
+    mode, depth, grid, remarks = _look(files, options.size)
     splits = {}
     for name, found in by_split.items():
         labelled = [(file, label) for label, several in found.items() for file in several]
@@ -173,12 +173,17 @@ def _read(path: str, options: ConvertOptions) -> Source:
         num_frames=1,
         grid_shape=grid,
         notes=(*notes, *walk.notes(), *remarks),
-        details={"classes": classes, "num_files": len(files), "resized_to": options.size},
+        details={
+            "classes": classes,
+            "num_files": len(files),
+            "resized_to": options.size,
+            **({"depth": depth} if depth != EIGHT_BITS else {}),
+        },
     )
 
 
-def _look(files: list[Path], size: int | None) -> tuple[str, tuple[int, int], list[str]]:
-    """How all are stored, pixels `(y, x)`, and notes, from the heads of all files.
+def _look(files: list[Path], size: int | None) -> tuple[str, str, tuple[int, int], list[str]]:
+    """How all are stored, the depth of their values, pixels `(y, x)`, and notes, from the heads of all files.
 
     Raises:
         SourceError: a file is no picture, depths differ, or sizes differ and none is asked for.
@@ -203,7 +208,7 @@ def _look(files: list[Path], size: int | None) -> tuple[str, tuple[int, int], li
     assert first is not None
     mode = modes.pop() if len(modes) == 1 else "RGB"
     notes = [f"{len(which)} pictures are {what}: {which[0]}, …" for what, which in remarks.items()]
-    return mode, first if size is None else (size, size), notes
+    return mode, found.depth, first if size is None else (size, size), notes
 
 
 def _interleaved(labelled: list[tuple[Path, str]]) -> list[tuple[Path, str]]:

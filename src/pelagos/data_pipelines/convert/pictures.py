@@ -20,9 +20,11 @@ from pelagos.data_pipelines.convert.source import SourceError
 if TYPE_CHECKING:
     from pelagos.data_pipelines.convert.readers import Sliceable
 
+EIGHT_BITS = "8 bits"
 RAW = "raw"  # one channel of more than 8 bits, as it is
 _EXIF_ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)  # orientations that exchange width and height
+_PHONE_JPEG = "MPO"  # a JPEG of a phone, behind which other pictures of the same scene may follow
 _GREY = ("1", "L", "LA", "La")
 _PLAIN = ("1", "L", "RGB")  # what is stored without a word
 _DEPTHS = {"I;16": "16 bits", "I": "32-bit integers", "F": "floats"}
@@ -66,7 +68,7 @@ def head(file: Path) -> PictureHead:
             depth = _depth(picture.mode)
             mode = RAW if depth else "L" if picture.mode in _GREY else "RGB"
             is_turned = orientation in range(2, 9)
-            return PictureHead(mode, depth or "8 bits", size, _remark(picture, depth, is_turned))
+            return PictureHead(mode, depth or EIGHT_BITS, size, _remark(picture, depth, is_turned))
     except UnidentifiedImageError as error:
         what = f"cannot be read as a picture: {error}" if file.stat().st_size else "is empty"
         raise SourceError(f"{file} {what}") from error
@@ -76,7 +78,7 @@ def head(file: Path) -> PictureHead:
 
 def _refuse(file: Path, picture: Any) -> None:
     pages = getattr(picture, "n_frames", 1)
-    if pages > 1:
+    if pages > 1 and picture.format != _PHONE_JPEG:
         raise SourceError(
             f"{file} has {pages} pages or frames, expected is one picture per file: write each page "
             f"into a file of its own"
@@ -96,6 +98,8 @@ def _depth(mode: str) -> str:
 
 def _remark(picture: Any, depth: str, is_turned: bool) -> str:
     remarks = []
+    if picture.format == _PHONE_JPEG:
+        remarks.append("read without the previews and depth maps behind their first picture")
     if is_turned:
         remarks.append("turned as their EXIF orientation says")
     if "A" in picture.getbands() or "transparency" in picture.info:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from glob import glob
 from pathlib import Path
 
@@ -61,8 +62,8 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             raise SourceError(
                 f"{path} is a Pelagos dataset already: pelagos data copy {path} NEW.zarr copies it"
             )
-        if path.lower().endswith(ARCHIVE_SUFFIXES) and Path(path).is_file():
-            raise SourceError(f"{path} is an archive: unpack it, and convert the folder")
+        if not is_remote(path) and Path(path).is_file():
+            _refuse_file(Path(path))
         raise SourceError(
             f"{path} looks like none of the formats {', '.join(FORMATS)}. Name one by --format, "
             f"or describe its arrays in a file for --mapping (docs/converting.md)"
@@ -78,6 +79,16 @@ def open_source(path: str, options: ConvertOptions) -> Source:
         raise SourceError(f"{error}\n{path} looks like {seen}: try --format {seen}") from error
     finally:
         close_files()
+
+
+def _refuse_file(file: Path) -> None:
+    """Raises SourceError for a file that no format could read, saying why."""
+    if file.name.lower().endswith(ARCHIVE_SUFFIXES):
+        raise SourceError(f"{file} is an archive: unpack it, and convert the folder")
+    if file.stat().st_size == 0:
+        raise SourceError(f"{file} is empty: it has 0 bytes; was it downloaded or copied whole?")
+    if not os.access(file, os.R_OK):
+        raise SourceError(f"{file} may not be read by this user: change its permissions")
 
 
 def _is_own(path: str) -> bool:
