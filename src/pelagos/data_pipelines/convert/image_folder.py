@@ -183,7 +183,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
 
 
 def _look(files: list[Path], size: int | None) -> tuple[str, str, tuple[int, int], list[str]]:
-    """How all are stored, the depth of their values, pixels `(y, x)`, and notes, from the heads of all files.
+    """How all are stored, the depth of a value, pixels `(y, x)`, and notes, from all files' heads.
 
     Raises:
         SourceError: a file is no picture, depths differ, or sizes differ and none is asked for.

@@ -219,8 +219,8 @@ def finished(source: Source, options: ConvertOptions) -> Source:
                 f"per trajectory"
             )
         changes["num_frames"] = options.num_frames
-    if options.swap_axes:
-        changes |= _swapped(source)
+    if options.swap_axes:  # first: what follows cuts the parts that it turns
+        source = dataclasses.replace(source, **_swapped(source))
     changes["splits"] = _limited(_divided(source, options), options.max_trajectories)
     return dataclasses.replace(source, **changes)
 
