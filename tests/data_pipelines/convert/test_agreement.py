@@ -228,6 +228,60 @@ def test_longer_samples_are_cut_by_the_key(tmp_path: Path) -> None:
     assert (stored[:, 0] == data[2, :4, :, :, 0].transpose(0, 2, 1)).all()
 
 
+def test_arrays_of_one_file_of_pdebench_are_equally_long(tmp_path: Path) -> None:
+    """The longer one would be cut without a word."""
+    file = tmp_path / "a.hdf5"
+    for longer in ((4, 4, 8), (3, 5, 8)):
+        with h5py.File(file, "w") as f:
+            f["density"], f["Vx"], f["pressure"] = (
+                numbers(3, 4, 8),
+                numbers(*longer),
+                numbers(3, 4, 8),
+            )
+            f["x-coordinate"], f["t-coordinate"] = (np.arange(8) + 0.5) / 8, np.arange(5) * 0.1
+        assert f"a.hdf5: Vx has shape {longer}" in refusal(file)
+
+
+def test_positions_of_pdebench_may_be_edges(tmp_path: Path) -> None:
+    write_gas(tmp_path / "a.hdf5")
+    with h5py.File(tmp_path / "a.hdf5", "a") as f:
+        del f["x-coordinate"]
+        f["x-coordinate"] = np.arange(9) / 8
+    source = open_source(str(tmp_path / "a.hdf5"), ConvertOptions())
+    assert (source.domain_extent, source.grid_location) == ((1.0,), "cell")
+    with h5py.File(tmp_path / "a.hdf5", "a") as f:
+        del f["x-coordinate"], f["t-coordinate"]
+        f["x-coordinate"] = np.arange(10) / 8
+    assert "x-coordinate holds 10 positions for 8 points along x" in refusal(tmp_path / "a.hdf5")
+    with h5py.File(tmp_path / "a.hdf5", "a") as f:
+        del f["x-coordinate"]
+        f["t-coordinate"] = np.arange(3) * 0.1
+    assert "3 times for 4 frames" in refusal(tmp_path / "a.hdf5")
+
+
+def test_fields_of_the_well_are_as_long_as_the_file_says(tmp_path: Path) -> None:
+    for shape in ((3, 4, 6, 5), (2, 5, 6, 5), (2, 4, 7, 5)):
+        write_well(tmp_path / "a.hdf5")
+        with h5py.File(tmp_path / "a.hdf5", "a") as f:
+            attributes = dict(f["t0_fields/p"].attrs)
+            del f["t0_fields/p"]
+            f["t0_fields/p"] = numbers(*shape)
+            f["t0_fields/p"].attrs.update(attributes)
+        assert f"/t0_fields/p has shape {shape} along ntxy" in refusal(tmp_path / "a.hdf5")
+
+
+def test_hidden_files_links_and_capitals(tmp_path: Path) -> None:
+    write_gas(tmp_path / "store.hdf5")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_gas(folder / "A.HDF5")
+    (folder / "b.hdf5").symlink_to(tmp_path / "store.hdf5")
+    (folder / "._b.hdf5").write_bytes(b"resource fork")
+    assert open_source(str(folder), ConvertOptions()).num_trajectories == 6
+    (tmp_path / "store.hdf5").unlink()
+    assert "b.hdf5 is a link to" in refusal(folder)
+
+
 # -- Poseidon, DPOT, CFDBench, OME-Zarr -----------------------------------------------------------
 
 

@@ -54,14 +54,25 @@ def natural(path: str | Path) -> list[int | str]:
 
 
 def files_of(path: str, suffixes: Sequence[str] = HDF5_SUFFIXES) -> list[str]:
-    """The file at `path`, or those in the folder there with one of the suffixes, in order."""
+    """The file at `path`, or those in the folder there with one of the suffixes, in order.
+
+    Suffixes in capitals count; hidden files, which some archives hold, are left out.
+
+    Raises:
+        SourceError: a link leads nowhere.
+    """
+    endings = tuple(suffixes)
     if is_remote(path):
-        return [path] if path.endswith(tuple(suffixes)) else []
+        return [path] if path.endswith(endings) else []
     place = Path(path)
-    if place.is_dir():
-        found = [p for p in place.iterdir() if p.name.endswith(tuple(suffixes)) and p.is_file()]
-        return [str(p) for p in sorted(found, key=lambda p: natural(p.name))]
-    return [path] if place.is_file() and place.name.endswith(tuple(suffixes)) else []
+    if not place.is_dir():
+        return [path] if place.is_file() and place.name.lower().endswith(endings) else []
+    named_so = [p for p in place.iterdir() if p.name.lower().endswith(endings)]
+    found = [p for p in named_so if not p.name.startswith(".") and not p.is_dir()]
+    for file in found:
+        if not file.exists():
+            raise SourceError(f"{file} is a link to {file.readlink()}, which does not exist")
+    return [str(p) for p in sorted(found, key=lambda p: natural(p.name))]
 
 
 def split_folders(path: str) -> dict[str, Path]:

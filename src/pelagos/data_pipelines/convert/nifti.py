@@ -146,6 +146,8 @@ def _read(path: str, options: ConvertOptions) -> Source:
             f"say"
         )
     first = cases[0].images[0]
+    if first.num_channels > 1:
+        notes.append(f"the fourth axis of {first.num_channels} is read as modalities, not as time")
     names = _names(numbers, first.num_channels)
     fields = [Field(name, name) for name in names]
     spacings = {case.images[0].spacing for case in cases}

@@ -181,21 +181,24 @@ def _samples(file: str, opened: Any) -> _Look:
     agreement = Agreement()
     lengths: list[tuple[str, int]] = []
     times: list[Any] = []
+    positions: dict[str, npt.NDArray[np.float64]] = {}
     for group in groups:
         place = f"{file}: {group}"
         data = child(opened[group], "data", "the samples' values [t, x, …, c]")
         grid = opened[group].get("grid", {})
         agreement.require("the shape of data but for its frames", place, tuple(data.shape[1:]))
         lengths.append((place, int(data.shape[0])))
-        for letter in _SPACE[: len(data.shape) - 2]:
-            points = np.asarray(grid[letter], np.float64) if letter in grid else None
-            agreement.require(f"the position along {letter}", place, points)
+        space = _SPACE[: len(data.shape) - 2]
+        found = _positions(grid, dict(zip(space, space, strict=True)), data.shape[1:-1], place)
+        for letter in space:
+            agreement.require(f"the position along {letter}", place, found.get(letter))
+        positions = positions or found
         times.append(_times(grid["t"], place, data.shape[0]) if "t" in grid else None)
     shortest = min(length for _, length in lengths)
-    for (place, _), found in zip(lengths, times, strict=True):
-        interval_of = None if found is None else steps(found[:shortest])
+    for (place, _), own in zip(lengths, times, strict=True):
+        interval_of = None if own is None else steps(own[:shortest])
         agreement.require("the time between frames", place, interval_of)
-    data, grid = opened[groups[0]]["data"], opened[groups[0]]["grid"]
+    data = opened[groups[0]]["data"]
     dims = len(data.shape) - 2
     channels = int(data.shape[-1])
     names = SAMPLE_FIELDS.get((dims, channels), tuple(f"channel-{i}" for i in range(channels)))
@@ -203,9 +206,35 @@ def _samples(file: str, opened: Any) -> _Look:
     parts = tuple(
         Part((StoredArray("hdf5", file, f"{group}/data", axes, 0, channels),)) for group in groups
     )
-    positions = {letter: np.asarray(grid[letter]) for letter in _SPACE[:dims] if letter in grid}
     source = _source(file, names, parts, axes, data.shape, positions)
     return _Look(source, tuple(lengths), times[0], positions)
+
+
+def _positions(
+    group: Any, keys: dict[str, str], sizes: tuple[int, ...], place: str
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Positions along the axes that a file gives; of the edges of cells, their centres.
+
+    Args:
+        keys: the array of each axis, in order.
+        sizes: points along each axis.
+
+    Raises:
+        SourceError: there are too few or too many.
+    """
+    found = {}
+    for (letter, key), size in zip(keys.items(), sizes, strict=True):
+        if key not in group:
+            continue
+        points = np.asarray(child(group, key, "positions"), np.float64).reshape(-1)
+        if len(points) == size + 1:
+            points = (points[1:] + points[:-1]) / 2
+        if len(points) != size:
+            raise SourceError(
+                f"{place}: {key} holds {len(points)} positions for {size} points along {letter}"
+            )
+        found[letter] = points
+    return found
 
 
 def _times(stored: Any, place: str, num_frames: int) -> npt.NDArray[np.float64]:
@@ -255,7 +284,11 @@ def _arrays(file: str, opened: Any, layout: str) -> _Look:
         axes = "n" + "t" * (key not in ("nu", "force")) + space + "c" * has_channels
         if layout == "darcy":
             axes = axes.replace("t", "1")
-        if len(opened[key].shape) != len(axes) or opened[key].shape[0] != main.shape[0]:
+        # whatever both have must be as long in both: more would be cut without a word
+        sizes = dict(zip(axes, opened[key].shape, strict=False))
+        others = dict(zip("nt" + space, main.shape, strict=False))
+        differs = any(sizes.get(letter, others[letter]) != others[letter] for letter in others)
+        if len(opened[key].shape) != len(axes) or differs:
             raise SourceError(
                 f"{file}: {key} has shape {opened[key].shape}, expected are the axes {axes} "
                 f"beside {main.name.lstrip('/')} of {main.shape}"
@@ -264,11 +297,8 @@ def _arrays(file: str, opened: Any, layout: str) -> _Look:
             StoredArray("hdf5", file, key, axes, len(names), len(fields), start_frame=start_frame)
         )
         names += fields
-    positions = {
-        letter: np.asarray(opened[f"{letter}-coordinate"])
-        for letter in space
-        if f"{letter}-coordinate" in opened
-    }
+    keys = {letter: f"{letter}-coordinate" for letter in space}
+    positions = _positions(opened, keys, main.shape[2 : 2 + dims], file)
     times = None if layout == "darcy" else opened.get("t-coordinate", opened.get("t"))
     num_frames = 2 if layout == "darcy" else int(main.shape[1])
     found = None if times is None else _times(times, file, num_frames)

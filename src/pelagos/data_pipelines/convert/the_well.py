@@ -190,7 +190,8 @@ def _look(file: str) -> _File:
         count = int(attribute(opened, "n_trajectories", "their number"))
         notes: list[str] = []
         time = child(dimensions, "time", "times of the frames")
-        arrays, fields = _arrays(opened, file, dims, letters)
+        lengths = {"n": count, "t": int(time.shape[-1]), **sizes}
+        arrays, fields = _arrays(opened, file, dims, letters, lengths)
         extents, starts, positions = {}, [], {}
         for letter, dim in zip(letters, dims, strict=True):
             points = positions[dim] = _positions(dimensions[dim], file, dim)
@@ -224,7 +225,11 @@ def _letters(dims: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _arrays(
-    opened: Any, file: str, dims: tuple[str, ...], letters: tuple[str, ...]
+    opened: Any,
+    file: str,
+    dims: tuple[str, ...],
+    letters: tuple[str, ...],
+    lengths: dict[str, int],
 ) -> tuple[tuple[StoredArray, ...], tuple[Field, ...]]:
     arrays: list[StoredArray] = []
     fields: list[Field] = []
@@ -244,6 +249,13 @@ def _arrays(
             if len(stored.shape) != len(axes):
                 raise SourceError(
                     f"{file}: {stored.name} has shape {stored.shape}, its attributes say {axes}"
+                )
+            wanted = {a: lengths[a] for a in axes if a != "c"}
+            found = dict(zip(axes, map(int, stored.shape), strict=True))
+            if any(found[letter] != size for letter, size in wanted.items()):
+                raise SourceError(
+                    f"{file}: {stored.name} has shape {stored.shape} along {axes}; trajectories, "
+                    f"times and positions of the file are {wanted}"
                 )
             arrays.append(
                 StoredArray(
