@@ -172,7 +172,7 @@ def test_a_header_without_orientation_stays_as_it_is_stored(tmp_path: Path) -> N
     assert dataset.spec.generator["orientation"] == "not stored"
     assert "say nothing of their orientation" in " ".join(notes)
     save(tmp_path / "v" / "c.nii", values)
-    assert "c.nii: whether there is an orientation is True" in refusal(tmp_path / "v")
+    assert "c.nii: the presence of an orientation is True" in refusal(tmp_path / "v")
 
 
 def test_two_forms_that_lie_apart_are_pointed_out(tmp_path: Path) -> None:

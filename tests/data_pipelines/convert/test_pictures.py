@@ -243,7 +243,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     dataset, notes = converted(tmp_path / "p", splits={"train": 1.0})
     assert dataset.spec.generator["classes"] == ["bus", "train", "tram"]
     assert dataset.num_trajectories == 3
-    assert "train hold pictures beside folders of other classes (bus" in " ".join(notes)
+    assert "train hold pictures next to folders of other classes (bus" in " ".join(notes)
     # the same as a split: then other folders beside it are pointed out
     for kind in ("train", "test"):
         save(tmp_path / "q" / kind / "train" / "1.png", colours(4, 4, 3))
@@ -251,7 +251,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     dataset, notes = converted(tmp_path / "q")
     assert dataset.spec.splits == {"train": (0, 1), "test": (1, 2)}
     assert dataset.spec.generator["classes"] == ["train"]
-    assert notes == ("left out, beside test, train: unlabelled",)
+    assert notes == ("folders next to test, train that are no split are left out: unlabelled",)
     for kind in ("train", "test"):
         save(tmp_path / "r" / kind / "1.png", colours(4, 4, 3))
     assert "is named like a split and holds pictures itself" in refusal(tmp_path / "r")

@@ -2,7 +2,7 @@
 
 The layout of ImageNet and of torchvision's `ImageFolder`: `DIR/CLASS/picture.png`, or
 `DIR/train/CLASS/picture.png`. Classes are numbered in the order of their names, over all splits. A
-class may be called `train`: folders that hold pictures themselves beside other such folders are
+class may be called `train`: folders that hold pictures themselves, next to other such folders, are
 classes. Linked folders are followed. Hidden files and folders are left out.
 """
 
@@ -92,7 +92,7 @@ def _folders(path: str) -> tuple[dict[str, Path], list[str]]:
     names = ", ".join(p.name for p in like_splits)
     if others and flat and flat == like_splits:
         return {"all": Path(path)}, [
-            f"{names} hold pictures beside folders of other classes ({others[0].name}, …): they are "
+            f"{names} hold pictures next to folders of other classes ({others[0].name}, …): they are "
             f"read as classes, not as splits"
         ]
     if flat:
@@ -104,7 +104,11 @@ def _folders(path: str) -> tuple[dict[str, Path], list[str]]:
     if not like_splits:
         return {"all": Path(path)}, []
     left_out = [p.name for p in others]
-    notes = [f"left out, beside {names}: {', '.join(left_out)}"] if left_out else []
+    notes = (
+        [f"folders next to {names} that are no split are left out: {', '.join(left_out)}"]
+        if left_out
+        else []
+    )
     return {name: p for name, p in split_folders(path).items() if p in like_splits}, notes
 
 

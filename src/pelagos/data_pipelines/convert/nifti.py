@@ -222,7 +222,7 @@ def _agreement(cases: list[_Case]) -> list[str]:
     headers = Agreement("Write into the headers where the voxels are, in one unit")
     for case in cases:
         place = str(case.images[0].file)
-        headers.require("whether there is an orientation", place, case.images[0].has_orientation)
+        headers.require("the presence of an orientation", place, case.images[0].has_orientation)
         headers.require("the unit of positions", place, case.images[0].unit)
         headers.remark(
             "the voxels' spacing (x, y, z)",

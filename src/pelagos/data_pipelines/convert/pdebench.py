@@ -148,7 +148,7 @@ def _agreement(files: list[str], looks: list[_Look], num_frames: int) -> tuple[s
         source = look.source
         found.require("the list of fields", file, source.field_names)
         found.require("the grid", file, source.grid_shape)
-        found.require("whether there are times", file, look.times is not None)
+        found.require("the presence of times", file, look.times is not None)
         if look.times is not None:
             times = look.times[:num_frames]
             found.require("the time between frames", file, steps(times))

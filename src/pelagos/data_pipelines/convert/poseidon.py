@@ -195,7 +195,7 @@ def _samples(file: str, problem: Problem, agreement: Agreement) -> tuple[list[Pa
                 v.key: child(opened[group], v.key, "an array of the sample").shape
                 for v in problem.variables
             }
-            agreement.require("the shapes of its arrays", f"{file}: {group}", shapes)
+            agreement.require("the shape of each array", f"{file}: {group}", shapes)
         axes = {
             v.key: matched_axes(file, opened[groups[0]][v.key], v.axes) for v in problem.variables
         }
