@@ -13,7 +13,7 @@ from PIL import Image
 from pelagos.data_pipelines.convert import ConvertOptions
 from pelagos.data_pipelines.management.appending import append
 from pelagos.data_pipelines.management.merging import merge
-from pelagos.data_pipelines.store import open_dataset
+from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset, open_dataset
 from pelagos.jobs import convert
 from pelagos.jobs.parts import check_parts
 from pelagos.platform.config import ConfigError, TrainingJob
@@ -84,3 +84,25 @@ def test_pictures_of_other_depth_are_not_joined(tmp_path: Path) -> None:
     assert "depth" not in plain.spec.generator
     with pytest.raises(ValueError, match=r"generator\.depth is '16 bits', required is '8 bits'"):
         merge([plain, deep], tmp_path / "m.zarr")
+
+
+def test_a_label_that_is_no_whole_number_is_named(tmp_path: Path) -> None:
+    spec = DatasetSpec(
+        name="pets",
+        equation="none",
+        fields=(Field("intensity", "intensity"),),
+        num_trajectories=4,
+        num_frames=1,
+        grid_shape=(8, 8),
+        frame_interval=1.0,
+        domain_extent=(1.0, 1.0),
+        boundary_conditions={},
+        splits={"train": (0, 2), "validation": (2, 4)},
+        parameter_names=("label",),
+    )
+    writer = create_dataset(str(tmp_path / "a.zarr"), spec)
+    values = RNG.normal(size=spec.shape)
+    writer.write_shard(0, values, {"label": np.array([0, 1.5, 2, 1])})
+    writer.finalize()
+    with pytest.raises(ConfigError, match=r"parameter 'label' holds 1\.5; classes are whole"):
+        check_parts(job(writer.uri))

@@ -30,6 +30,11 @@ def label_problems(objective: Objective, mixture: Mixture) -> Iterator[str]:
             if LABEL_PARAMETER not in dataset.parameters:
                 yield f"{dataset.uri} has no {what}, the class of every image"
                 continue
+            values = dataset.parameters[LABEL_PARAMETER]
+            if (values != values.round()).any():
+                broken = values[values != values.round()][0]
+                yield f"{dataset.uri}: {what} holds {broken}; classes are whole numbers from 0 on"
+                continue
             found = {mixture.label(number, row) for row in mixture.trajectories[number]}
         yield from _misfit(f"{dataset.uri}: {what}", found, objective.num_classes)
     if isinstance(objective, Classification):

@@ -133,7 +133,7 @@ def test_lengths_are_cut_by_the_key_alone() -> None:
         ({"times": np.arange(4) * 0.3}, "the time between frames is 0.3"),
         (
             {"times": np.array([0, 0.25, 0.6, 0.75])},
-            "the time between frames is [0.25, 0.35, 0.15]",
+            "whether times are evenly spaced is False",
         ),
         ({"length": 10.0}, "the position along x is"),
         ({"kind": "WALL"}, "the boundary condition is {'x': 'wall', 'y': 'open'}"),
@@ -153,6 +153,19 @@ def test_unlike_files_of_the_well(tmp_path: Path, changes: dict[str, Any], what:
 def test_trajectories_of_one_file_of_the_well_agree_too(tmp_path: Path) -> None:
     write_well(tmp_path / "a.hdf5", times=np.arange(4) * np.array([[0.1], [0.2]]))
     assert "a.hdf5: time[1]: the time between frames is 0.2" in refusal(tmp_path)
+
+
+def test_uneven_times_of_the_well_agree_in_their_mean(tmp_path: Path) -> None:
+    uneven = np.array([0, 0.24, 0.51, 0.75])
+    write_well(tmp_path / "a.hdf5", times=uneven)
+    write_well(tmp_path / "b.hdf5", times=np.array([0, 0.26, 0.5, 0.752]))
+    source = open_source(str(tmp_path), ConvertOptions())
+    assert source.frame_interval == pytest.approx(0.25)
+    told = " ".join(source.notes)
+    assert "the uneven spacing of times differs: [0.24, 0.27, 0.24] in" in told
+    assert "times of the frames are not evenly spaced" in told
+    write_well(tmp_path / "b.hdf5", times=uneven * 1.05)
+    assert "the mean time between frames is 0.2625, in" in refusal(tmp_path)
 
 
 def test_what_may_differ_between_files_of_the_well(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from pelagos.data_pipelines.convert.source import SourceError
 
 # Far above the rounding of float32 (6e-8), far below any difference that means something.
 RELATIVE_TOLERANCE = 1e-5
+# Of the means of uneven times, which vary from one run of a solver to the next.
+UNEVEN_TOLERANCE = 1e-2
 REMEDY = (
     "All of a dataset must agree: convert those that do into one dataset each, a mixture trains on "
     "several (docs/data.md)"
@@ -37,17 +39,20 @@ class Agreement:
     notes: list[str] = field(default_factory=list)
     _first: dict[str, tuple[str, Any]] = field(default_factory=dict)
 
-    def require(self, what: str, place: str, value: Any) -> None:
+    def require(
+        self, what: str, place: str, value: Any, tolerance: float = RELATIVE_TOLERANCE
+    ) -> None:
         """Add what a place says: a text, a number, an array, or tuples and dicts of these.
 
         Args:
             what: the thing's name, as in `the time between frames`.
+            tolerance: how far numbers may lie apart, as a part of the largest.
 
         Raises:
             SourceError: an earlier place says something else.
         """
         first_place, first = self._first.setdefault(what, (place, value))
-        if not agrees(first, value):
+        if not agrees(first, value, tolerance):
             raise SourceError(
                 f"{place}: {what} is {shown(value, first)}, in {first_place} it is "
                 f"{shown(first, value)}. {self.remedy}"
@@ -64,23 +69,25 @@ class Agreement:
             )
 
 
-def agrees(first: Any, second: Any) -> bool:
+def agrees(first: Any, second: Any, tolerance: float = RELATIVE_TOLERANCE) -> bool:
     """Whether two values are the same up to rounding.
 
     >>> agrees(0.1, np.float32(0.1)), agrees((1.0, "x"), (1.0, "y"))
     (True, False)
     """
     if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return first.keys() == second.keys() and all(agrees(first[k], second[k]) for k in first)
+        keys = first.keys()
+        return keys == second.keys() and all(agrees(first[k], second[k], tolerance) for k in keys)
     if isinstance(first, tuple | list) and isinstance(second, tuple | list):
-        return len(first) == len(second) and all(map(agrees, first, second))
+        pairs = zip(first, second, strict=False)
+        return len(first) == len(second) and all(agrees(a, b, tolerance) for a, b in pairs)
     if not (_is_numeric(first) and _is_numeric(second)):
         return type(first) is type(second) and bool(first == second)
     one, other = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if one.shape != other.shape and one.ndim and other.ndim:
         return False
     size = max(np.abs(one).max(initial=0.0), np.abs(other).max(initial=0.0))
-    return bool(np.allclose(one, other, rtol=0.0, atol=RELATIVE_TOLERANCE * size, equal_nan=True))
+    return bool(np.allclose(one, other, rtol=0.0, atol=tolerance * size, equal_nan=True))
 
 
 def _is_numeric(value: Any) -> bool:
@@ -152,6 +159,25 @@ def steps(times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | float:
     # differences of float32 times carry the rounding of the times themselves
     slack = RELATIVE_TOLERANCE * max(float(np.abs(times).max()), abs(mean))
     return mean if np.abs(differences - mean).max() <= slack else differences
+
+
+def require_equal_times(agreement: Agreement, place: str, times: npt.NDArray[np.float64]) -> None:
+    """Compare the steps between times `[t]`; of uneven ones their means, as a mean is written.
+
+    Raises:
+        SourceError: an earlier place has other steps.
+    """
+    found = steps(times)
+    is_even = isinstance(found, float)
+    agreement.require("whether times are evenly spaced", place, is_even)
+    if is_even:
+        agreement.require("the time between frames", place, found)
+        return
+    mean = float((times[-1] - times[0]) / (len(times) - 1))
+    agreement.require("the mean time between frames", place, mean, UNEVEN_TOLERANCE)
+    agreement.remark(
+        "the uneven spacing of times", place, found, "the mean of the first is written for all"
+    )
 
 
 # Names of one-dimensional arrays at the root of an HDF5 file that say where its values are.

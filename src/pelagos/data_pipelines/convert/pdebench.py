@@ -26,7 +26,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pelagos.data_pipelines.convert.agreement import Agreement, common_length, steps
+from pelagos.data_pipelines.convert.agreement import (
+    Agreement,
+    common_length,
+    require_equal_times,
+)
 from pelagos.data_pipelines.convert.formats import (
     Format,
     child,
@@ -151,7 +155,7 @@ def _agreement(files: list[str], looks: list[_Look], num_frames: int) -> tuple[s
         found.require("the presence of times", file, look.times is not None)
         if look.times is not None:
             times = look.times[:num_frames]
-            found.require("the time between frames", file, steps(times))
+            require_equal_times(found, file, times)
             found.remark(
                 "the time of the first frame", file, float(times[0]), "frames are counted from 0"
             )
@@ -182,6 +186,7 @@ def _samples(file: str, opened: Any) -> _Look:
     lengths: list[tuple[str, int]] = []
     times: list[Any] = []
     positions: dict[str, npt.NDArray[np.float64]] = {}
+    notes: list[str] = []
     for group in groups:
         place = f"{file}: {group}"
         data = child(opened[group], "data", "the samples' values [t, x, …, c]")
@@ -193,11 +198,12 @@ def _samples(file: str, opened: Any) -> _Look:
         for letter in space:
             agreement.require(f"the position along {letter}", place, found.get(letter))
         positions = positions or found
-        times.append(_times(grid["t"], place, data.shape[0]) if "t" in grid else None)
+        times.append(_times(grid["t"], place, data.shape[0], notes) if "t" in grid else None)
     shortest = min(length for _, length in lengths)
     for (place, _), own in zip(lengths, times, strict=True):
-        interval_of = None if own is None else steps(own[:shortest])
-        agreement.require("the time between frames", place, interval_of)
+        agreement.require("the presence of times", place, own is not None)
+        if own is not None:
+            require_equal_times(agreement, place, own[:shortest])
     data = opened[groups[0]]["data"]
     dims = len(data.shape) - 2
     channels = int(data.shape[-1])
@@ -206,7 +212,7 @@ def _samples(file: str, opened: Any) -> _Look:
     parts = tuple(
         Part((StoredArray("hdf5", file, f"{group}/data", axes, 0, channels),)) for group in groups
     )
-    source = _source(file, names, parts, axes, data.shape, positions)
+    source = _source(file, names, parts, axes, data.shape, positions, [*notes, *agreement.notes])
     return _Look(source, tuple(lengths), times[0], positions)
 
 
@@ -237,7 +243,7 @@ def _positions(
     return found
 
 
-def _times(stored: Any, place: str, num_frames: int) -> npt.NDArray[np.float64]:
+def _times(stored: Any, place: str, num_frames: int, notes: list[str]) -> npt.NDArray[np.float64]:
     """Times of the frames `[t]`, which some files give for each trajectory.
 
     Raises:
@@ -249,7 +255,8 @@ def _times(stored: Any, place: str, num_frames: int) -> npt.NDArray[np.float64]:
         raise SourceError(f"{place}: {rows.shape[1]} times for {num_frames} frames")
     agreement = Agreement()
     for row, times in enumerate(rows):
-        agreement.require("the time between frames", f"{place}: t[{row}]", steps(times))
+        require_equal_times(agreement, f"{place}: t[{row}]", times)
+    notes += agreement.notes
     first: npt.NDArray[np.float64] = rows[0]
     return first
 
@@ -301,10 +308,11 @@ def _arrays(file: str, opened: Any, layout: str) -> _Look:
     positions = _positions(opened, keys, main.shape[2 : 2 + dims], file)
     times = None if layout == "darcy" else opened.get("t-coordinate", opened.get("t"))
     num_frames = 2 if layout == "darcy" else int(main.shape[1])
-    found = None if times is None else _times(times, file, num_frames)
+    notes: list[str] = []
+    found = None if times is None else _times(times, file, num_frames, notes)
     part = Part(tuple(arrays), int(main.shape[0]), parameters=parameters)
     axes = "nt" + space + "c" * has_channels
-    source = _source(file, tuple(names), (part,), axes, main.shape, positions)
+    source = _source(file, tuple(names), (part,), axes, main.shape, positions, notes)
     return _Look(source, ((file, num_frames),), found, positions)
 
 
@@ -315,11 +323,11 @@ def _source(
     axes: str,
     shape: tuple[int, ...],
     positions: dict[str, Any],
+    notes: list[str],
 ) -> Source:
-    """What a file says but for its times."""
+    """What a file says but for its times; `notes` are those so far."""
     sizes = dict(zip(axes, map(int, shape), strict=True))
     order = AXIS_NAMES[len(set(axes) & set(_SPACE))]
-    notes: list[str] = []
     extents = dict.fromkeys(order, 1.0)
     location: Any = "cell"
     for letter, points in positions.items():

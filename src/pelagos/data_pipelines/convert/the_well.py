@@ -16,7 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pelagos.data_pipelines.convert.agreement import Agreement, common_length, steps
+from pelagos.data_pipelines.convert.agreement import (
+    Agreement,
+    common_length,
+    require_equal_times,
+)
 from pelagos.data_pipelines.convert.formats import (
     Format,
     attribute,
@@ -138,7 +142,7 @@ def _agreement(files: list[str], looks: list[_File], num_frames: int) -> list[st
         found.require("the grid", file, look.grid_shape)
         found.require("the type of grid", file, look.grid_type)
         times = look.times[:num_frames]
-        found.require("the time between frames", file, steps(times))
+        require_equal_times(found, file, times)
         for dim, points in look.positions.items():
             found.require(f"the position along {dim}", file, points)
         found.require("the boundary condition", file, look.boundary_conditions)
@@ -149,7 +153,7 @@ def _agreement(files: list[str], looks: list[_File], num_frames: int) -> list[st
     return found.notes
 
 
-def _times(stored: Any, file: str) -> npt.NDArray[np.float64]:
+def _times(stored: Any, file: str, notes: list[str]) -> npt.NDArray[np.float64]:
     """Times of the frames `[t]`, which trajectories may have each for itself.
 
     Raises:
@@ -158,7 +162,8 @@ def _times(stored: Any, file: str) -> npt.NDArray[np.float64]:
     rows = np.asarray(stored, np.float64).reshape(-1, stored.shape[-1])
     found = Agreement()
     for row, times in enumerate(rows):
-        found.require("the time between frames", f"{file}: time[{row}]", steps(times))
+        require_equal_times(found, f"{file}: time[{row}]", times)
+    notes += found.notes
     first: npt.NDArray[np.float64] = rows[0]
     return first
 
@@ -205,7 +210,7 @@ def _look(file: str) -> _File:
             Part(arrays, count, parameters=_parameters(opened, count, notes)),
             int(time.shape[-1]),
             tuple(sizes[letter] for letter in order),
-            _times(time, file),
+            _times(time, file, notes),
             positions,
             tuple(extents[letter] for letter in order),
             all(starts),
