@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.convert.hdf5 import open_hdf5
 from pelagos.data_pipelines.convert.options import ConvertOptions
-from pelagos.data_pipelines.convert.readers import open_hdf5
 from pelagos.data_pipelines.convert.source import Source, SourceError
 from pelagos.infra.object_store import is_remote
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pelagos.data_pipelines.convert.formats import Format, named, stored_bytes
 from pelagos.data_pipelines.convert.options import ConvertOptions, split_counts
-from pelagos.data_pipelines.convert.readers import stored_array
+from pelagos.data_pipelines.convert.readers import stored_array, whole_array
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field as StoredField
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
@@ -181,7 +181,7 @@ def _parameters(path: str, mapping: Mapping, count: int) -> dict[str, float | tu
             found[name] = value
             continue
         array = StoredArray(*_file(path, value.file), value.key, "n", 0)
-        numbers = np.asarray(stored_array(array)[...], np.float64).reshape(-1)
+        numbers = np.asarray(whole_array(array), np.float64).reshape(-1)
         if len(numbers) != count:
             raise SourceError(
                 f"{array.address} has {len(numbers)} numbers, parameter {name!r} needs one for "

@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pelagos.data_pipelines.convert.extras import require
 from pelagos.data_pipelines.convert.formats import Format, named, natural, stored_bytes
 from pelagos.data_pipelines.convert.options import ConvertOptions
-from pelagos.data_pipelines.convert.readers import require
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field
 from pelagos.infra.object_store import is_remote

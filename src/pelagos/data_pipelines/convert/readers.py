@@ -6,7 +6,6 @@ file that needs them is opened.
 
 from __future__ import annotations
 
-import importlib
 import json
 import threading
 import zipfile
@@ -15,17 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.convert.extras import require
+from pelagos.data_pipelines.convert.hdf5 import ClassicFile, Hdf5File, is_classic
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
-from pelagos.infra.object_store import is_remote, storage_options
+from pelagos.data_pipelines.store.errors import DatasetError
+from pelagos.infra.object_store import storage_options
 
 OPEN_FILES_PER_THREAD = 4
-HDF5_CACHE_BYTES = 16 * 2**20  # per array: a compressed chunk is then decoded once, not per slice
-REMOTE_BLOCK_BYTES = 8 * 2**20
-INSTALL_HINT = "pip install 'pelagos[convert]'"
 
 
 class Sliceable(Protocol):
@@ -48,59 +46,8 @@ class StoredFile(Protocol):
     def close(self) -> None: ...
 
 
-def require(module: str, purpose: str) -> Any:
-    """Import a package of the extra `convert`.
-
-    Raises:
-        SourceError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
-            raise
-        raise SourceError(f"{purpose} needs the package {module}: {INSTALL_HINT}") from error
-
-
-def open_hdf5(file: str) -> Any:
-    """An HDF5 or netCDF-4 file, from a path or any address that fsspec knows.
-
-    Raises:
-        SourceError: it is not there, or not HDF5.
-    """
-    h5py = require("h5py", f"reading {file}")
-    try:
-        if is_remote(file):
-            return h5py.File(_remote_stream(file), "r", rdcc_nbytes=HDF5_CACHE_BYTES)
-        return h5py.File(file, "r", rdcc_nbytes=HDF5_CACHE_BYTES)
-    except FileNotFoundError as error:
-        raise SourceError(f"{file} does not exist") from error
-    except OSError as error:
-        raise SourceError(
-            f"{file} cannot be read as HDF5: {error}. Expected is an HDF5 or netCDF-4 file (one of "
-            f"classic netCDF becomes one by `nccopy -k nc4 OLD NEW`)"
-        ) from error
-
-
-def _remote_stream(file: str) -> Any:
-    try:
-        filesystem, path = fsspec.url_to_fs(file, **storage_options(file))
-        return filesystem.open(path, "rb", block_size=REMOTE_BLOCK_BYTES)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # each file system has its own: no credentials, no such host, …
-        raise SourceError(f"{file} cannot be reached: {type(error).__name__}: {error}") from error
-
-
-class _Hdf5:
-    def __init__(self, file: str) -> None:
-        self.file = open_hdf5(file)
-
-    def array(self, key: str) -> Sliceable:
-        return cast(Sliceable, self.file[key])
-
-    def close(self) -> None:
-        self.file.close()
+def _hdf5(file: str) -> StoredFile:
+    return ClassicFile(file) if is_classic(file) else Hdf5File(file)
 
 
 class _Npy:
@@ -178,28 +125,20 @@ class _StrictZarr:
 
         from pelagos.data_pipelines.store.zarr_view import open_store
 
+        self.file = file
         self.node = zarr.open(open_store(file, storage_options(file) or None), mode="r")
 
     def array(self, key: str) -> Sliceable:
+        from pelagos.data_pipelines.foreign.numbers import ZarrNumbers
+
         node: Any = self.node
-        return cast(Sliceable, _StrictNumbers(node[key] if key else node))
+        found = node[key] if key else node
+        if getattr(found, "dtype", None) is None or found.dtype.kind not in "fiub":
+            return cast(Sliceable, found)  # rejected by what it holds
+        return ZarrNumbers(found, f"{self.file}: {key}" if key else self.file)
 
     def close(self) -> None:
         pass
-
-
-class _StrictNumbers:
-    def __init__(self, array: Any) -> None:
-        from pelagos.data_pipelines.foreign.arrays import views_that_show_gaps
-
-        self.shape, self.dtype = array.shape, getattr(array, "dtype", None)
-        self.views = views_that_show_gaps(array) if self.dtype is not None else ()
-
-    def __getitem__(self, selection: Any) -> npt.NDArray[Any]:
-        first, *others = [np.asarray(view[selection]) for view in self.views]
-        if not all(np.array_equal(first, other) for other in others):
-            raise ValueError("a chunk inside a shard is missing")
-        return first
 
 
 def _foreign(file: str) -> StoredFile:
@@ -286,7 +225,7 @@ class _Nifti:
 
 Reader = Callable[[str], StoredFile]
 READERS: dict[str, Reader] = {
-    "hdf5": _Hdf5,
+    "hdf5": _hdf5,
     "npy": _Npy,
     "npz": _Npz,
     "zarr": _Zarr,
@@ -321,10 +260,25 @@ def stored_array(array: StoredArray) -> Sliceable:
         found = kept[address].array(array.key)
     except KeyError as error:
         raise SourceError(f"{array.file} has no array {array.key!r}") from error
+    except DatasetError as error:  # attributes that cannot be honoured
+        raise SourceError(str(error)) from error
     if getattr(found, "dtype", None) is None or found.dtype.kind not in "fiub":
         kind = getattr(found, "dtype", type(found).__name__)
         raise SourceError(f"{array.address} holds {kind}, required are real numbers")
     return found
+
+
+def whole_array(array: StoredArray) -> npt.NDArray[Any]:
+    """All values of a small array: a coordinate or a parameter, packed ones in float64.
+
+    Raises:
+        SourceError: it cannot be read, or a value is missing.
+    """
+    found = stored_array(array)
+    try:
+        return np.asarray(found.whole() if hasattr(found, "whole") else found[...])
+    except DatasetError as error:
+        raise SourceError(str(error)) from error
 
 
 def close_files() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.conventions import MissingValueError
 from pelagos.data_pipelines.convert.readers import Sliceable, stored_array
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
@@ -95,10 +97,14 @@ def _fill(
     last = array.channel + array.num_channels
     order = "ntc" + "".join(AXIS_NAMES[len(source.grid_shape)])
     try:
-        if array.axes == order and stored.dtype == out.dtype and hasattr(stored, "read_direct"):
-            stored.read_direct(out, selection, np.s_[:, :, array.channel : last])
+        if array.axes == order and stored.dtype == out.dtype and getattr(stored, "is_plain", False):
+            cast(Any, stored).read_direct(out, selection, np.s_[:, :, array.channel : last])
             return out[:, :, array.channel : last].nbytes
         values = np.asarray(stored[selection])
+    except SourceError:
+        raise
+    except MissingValueError as error:
+        raise SourceError(str(error)) from error
     except (OSError, EOFError, ValueError, RuntimeError) as error:
         raise SourceError(
             f"{array.address}: trajectories {rows.start} to {rows.stop - 1}, frames "
