@@ -51,12 +51,10 @@ class TimeAxis:
     calendar: str | None = None
 
     @property
-    def sentence(self) -> str:
-        """For a person: which unit the frame interval has."""
-        if self.unit is None:
-            return ""
-        calendar = f" (calendar {self.calendar})" if self.calendar else ""
-        return f"the frame interval is in units of one {self.unit}{calendar}"
+    def described(self) -> dict[str, str]:
+        """For a dataset's attributes: the unit of its frame interval, and the calendar."""
+        described = {"time_unit": self.unit, "calendar": self.calendar}
+        return {key: value for key, value in described.items() if value is not None}
 
 
 def time_axis(points: npt.NDArray[Any], attributes: Mapping[str, Any], where: str) -> TimeAxis:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.convert.hdf5 import open_hdf5
+from pelagos.data_pipelines.convert.hdf5.gaps import find_gaps
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Source, SourceError
 from pelagos.infra.object_store import is_remote
@@ -29,6 +30,7 @@ SPLIT_NAMES = {
 }
 # Positions read from a file are called evenly spaced up to this part of their spacing.
 SPACING_TOLERANCE = 1e-3
+LARGEST_COORDINATE_BYTES = 2**20  # of an array that is looked at for gaps when it is asked for
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,17 @@ def child(group: Any, key: str, expected: str) -> Any:
             f"{group.file.filename}: {group.name.rstrip('/')}/{key} is missing, expected is "
             f"{expected}; there are {', '.join(list(group)[:10]) or 'no members'}"
         )
-    return group[key]
+    found = group[key]
+    if getattr(found, "shape", None) is not None and 0 < found.nbytes <= LARGEST_COORDINATE_BYTES:
+        # read whole by the formats; of larger arrays each part is looked at when it is read
+        gap = find_gaps(found).first_in(tuple((0, size) for size in found.shape))
+        if gap is not None:
+            index, reason = gap
+            raise SourceError(
+                f"{group.file.filename}: {found.name} holds nothing at index "
+                f"({', '.join(map(str, index))}): it {reason}"
+            )
+    return found
 
 
 def attribute(node: Any, key: str, expected: str) -> Any:

@@ -127,18 +127,26 @@ class _StrictZarr:
 
         self.file = file
         self.node = zarr.open(open_store(file, storage_options(file) or None), mode="r")
+        self.known: dict[str, Sliceable] = {}
 
     def array(self, key: str) -> Sliceable:
+        if key not in self.known:
+            self.known[key] = self._looked_up(key)
+        return self.known[key]
+
+    def _looked_up(self, key: str) -> Sliceable:
+        from pelagos.data_pipelines.foreign.consolidated import require_current
         from pelagos.data_pipelines.foreign.numbers import ZarrNumbers
 
         node: Any = self.node
         found = node[key] if key else node
+        require_current(self.node, [key], self.file)
         if getattr(found, "dtype", None) is None or found.dtype.kind not in "fiub":
             return cast(Sliceable, found)  # rejected by what it holds
         return ZarrNumbers(found, f"{self.file}: {key}" if key else self.file)
 
     def close(self) -> None:
-        pass
+        self.known.clear()
 
 
 def _foreign(file: str) -> StoredFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -71,7 +72,20 @@ def conventions_of(array: zarr.Array[Any], where: str) -> Conventions:
     Raises:
         DatasetError: an attribute cannot be honoured.
     """
-    return parse(array.attrs.asdict(), np.dtype(array.dtype), where, _fills(array))
+    found = parse(array.attrs.asdict(), np.dtype(array.dtype), where, _fills(array))
+    note = _note_of_fill(array, where)
+    return dataclasses.replace(found, notes=(*found.notes, note)) if note else found
+
+
+def _note_of_fill(array: zarr.Array[Any], where: str) -> str:
+    """That the fill value of a Zarr v3 array counts as a number, where that may surprise."""
+    metadata = array.metadata
+    if isinstance(metadata, ArrayV2Metadata) or "_FillValue" in array.attrs:
+        return ""
+    fill: Any = metadata.fill_value
+    if array.dtype.kind not in "fiu" or not fill or math.isnan(fill):
+        return ""
+    return f"{fill:g}, the fill value of {where}, counts as a number, as in xarray"
 
 
 def _fills(array: zarr.Array[Any]) -> dict[str, float | int]:
