@@ -30,7 +30,6 @@ SPLIT_NAMES = {
 }
 # Positions read from a file are called evenly spaced up to this part of their spacing.
 SPACING_TOLERANCE = 1e-3
-LARGEST_COORDINATE_BYTES = 2**20  # of an array that is looked at for gaps when it is asked for
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,8 @@ def child(group: Any, key: str, expected: str) -> Any:
             f"{expected}; there are {', '.join(list(group)[:10]) or 'no members'}"
         )
     found = group[key]
-    if getattr(found, "shape", None) is not None and 0 < found.nbytes <= LARGEST_COORDINATE_BYTES:
-        # read whole by the formats; of larger arrays each part is looked at when it is read
+    if len(getattr(found, "shape", None) or ()) == 1:
+        # a coordinate, which formats read whole; of data each part is looked at when it is read
         gap = find_gaps(found).first_in(tuple((0, size) for size in found.shape))
         if gap is not None:
             index, reason = gap

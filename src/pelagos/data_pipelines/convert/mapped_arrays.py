@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pelagos.data_pipelines.conventions import Conventions
 from pelagos.data_pipelines.convert.formats import Format, named, stored_bytes
 from pelagos.data_pipelines.convert.options import ConvertOptions, split_counts
 from pelagos.data_pipelines.convert.readers import stored_array, whole_array
@@ -100,13 +101,16 @@ def _read(path: str, options: ConvertOptions) -> Source:
     arrays: list[StoredArray] = []
     fields: list[StoredField] = []
     sizes: dict[str, int] = {}
+    notes: list[str] = []
     for entry in mapping.fields:
         axes = "".join(entry.axes)
         found = StoredArray(
             *_file(path, entry.file), entry.key, axes, len(fields), len(entry.names)
         )
         _measure(found, sizes)
-        units = entry.units or ["1"] * len(entry.names)
+        conventions = getattr(stored_array(found), "conventions", Conventions())
+        notes += [note for note in conventions.notes if note not in notes]
+        units = entry.units or [conventions.units or "1"] * len(entry.names)
         if len(units) != len(entry.names):
             raise SourceError(
                 f"{options.mapping}: fields {entry.names} have {len(units)} units: give one each"
@@ -136,6 +140,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
         published_normalization=mapping.published_normalization,
         published_splits=_splits(mapping, options.mapping, count),
         grid_location=mapping.grid_location,
+        notes=tuple(notes),
         details={"source_bytes": stored_bytes({array.file for array in arrays})},
     )
 

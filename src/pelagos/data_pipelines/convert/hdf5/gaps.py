@@ -190,17 +190,23 @@ def _reason_inside(file: Any, path: str, key: str, source: Any, level: int) -> s
     found = file[key]
     if level >= MOST_LEVELS:
         return f"is virtual over more than {MOST_LEVELS} levels of sources"
+    import h5py
+
+    space = source.src_space
+    takes_all = space.get_select_type() == h5py.h5s.SEL_ALL
+    needed = int(source.vspace.get_select_npoints())
+    is_short = any(have < want for have, want in zip(found.shape, space.shape, strict=False))
+    if is_short or (takes_all and found.size < needed):
+        return f"is virtual, and its source {path}: {key} has shape {found.shape}, too small for it"
     gaps = find_gaps(found, level + 1)
-    declared = source.src_space.shape
-    if any(have < want for have, want in zip(found.shape, declared, strict=False)):
-        return f"is virtual, and its source {path}: {key} has shape {found.shape}, not {declared}"
-    if gaps:
-        low, high = source.src_space.get_select_bounds()
+    if not gaps:
+        return ""
+    box: Box = tuple((0, size) for size in found.shape)
+    if not takes_all:
+        low, high = space.get_select_bounds()
         box = tuple((int(a), int(b) + 1) for a, b in zip(low, high, strict=True))
-        hit = gaps.first_in(box)
-        if hit is not None:
-            return f"is virtual, and its source {path}: {key} {hit[1]}"
-    return ""
+    hit = gaps.first_in(box)
+    return f"is virtual, and its source {path}: {key} {hit[1]}" if hit is not None else ""
 
 
 def _uncovered(whole: Box, dataset: Any) -> Gap | None:
