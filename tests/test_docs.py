@@ -90,3 +90,15 @@ def test_python_on_the_pages_imports_what_there_is(text: str) -> None:
             for alias in node.names:
                 if not hasattr(module, alias.name):
                     importlib.import_module(f"{node.module}.{alias.name}")
+
+
+NAMES_IN = re.compile(r"((?:`\w+`(?:,\s+|\s+and\s+)?)+)\s+in\s+`(pelagos(?:\.\w+)+)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_names_that_pages_place_in_modules_are_there(page: Path) -> None:
+    """Sentences like: `append` and `copy` in `pelagos.data_pipelines.management`."""
+    for names, module in NAMES_IN.findall(page.read_text(encoding="utf-8")):
+        found = importlib.import_module(module)
+        missing = [n for n in re.findall(r"\w+", names) if n != "and" and not hasattr(found, n)]
+        assert missing == [], f"{page.name} places {missing} in {module}"

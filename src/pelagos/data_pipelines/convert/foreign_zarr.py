@@ -7,8 +7,8 @@ from pelagos.data_pipelines.convert.formats import Format
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.foreign import ForeignDataset
-from pelagos.data_pipelines.foreign.numbers import ZarrNumbers
 from pelagos.data_pipelines.foreign.opening import is_foreign
+from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store import DatasetError
 from pelagos.data_pipelines.store.object_store import open_store
 from pelagos.infra.object_store import storage_options

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.convert.extras import require
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, Hdf5File, is_classic
+from pelagos.data_pipelines.convert.npz import NpzFile
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.infra.object_store import storage_options
@@ -61,47 +62,6 @@ class _Npy:
         del self.values
 
 
-class _Npz:
-    """Arrays of an archive; a stored one is mapped like an .npy, a compressed one is read whole."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.archive = np.load(file, allow_pickle=False)
-        self.read: dict[str, Sliceable] = {}
-
-    def array(self, key: str) -> Sliceable:
-        if key not in self.read:
-            mapped = _mapped_member(self.file, f"{key}.npy")
-            self.read[key] = self.archive[key] if mapped is None else mapped
-        return self.read[key]
-
-    def close(self) -> None:
-        self.archive.close()
-
-
-def _mapped_member(file: str, member: str) -> Sliceable | None:
-    """A member of a zip archive that is stored as it is, as a mapped array; else None."""
-    with zipfile.ZipFile(file) as archive:
-        info = archive.getinfo(member)
-        if info.compress_type != zipfile.ZIP_STORED:
-            return None
-        with archive.open(info) as stream:
-            version = np.lib.format.read_magic(stream)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(version)
-            if read_header is None:
-                return None
-            shape, is_fortran, dtype = read_header(stream)
-            header_bytes = stream.tell()
-    with Path(file).open("rb") as stream:
-        stream.seek(info.header_offset + 26)  # the local header's lengths of name and extra field
-        lengths = np.frombuffer(stream.read(4), "<u2")
-    offset = info.header_offset + 30 + int(lengths.sum()) + header_bytes
-    return np.memmap(file, dtype, "r", offset, shape, "F" if is_fortran else "C")
-
-
 class _Zarr:
     def __init__(self, file: str) -> None:
         import zarr
@@ -136,7 +96,7 @@ class _StrictZarr:
 
     def _looked_up(self, key: str) -> Sliceable:
         from pelagos.data_pipelines.foreign.consolidated import require_current
-        from pelagos.data_pipelines.foreign.numbers import ZarrNumbers
+        from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 
         node: Any = self.node
         found = node[key] if key else node
@@ -235,7 +195,7 @@ Reader = Callable[[str], StoredFile]
 READERS: dict[str, Reader] = {
     "hdf5": _hdf5,
     "npy": _Npy,
-    "npz": _Npz,
+    "npz": NpzFile,
     "zarr": _Zarr,
     "strict-zarr": _StrictZarr,
     "foreign": _foreign,
@@ -303,5 +263,5 @@ def _opened(array: StoredArray) -> StoredFile:
         raise
     except FileNotFoundError as error:
         raise SourceError(f"{array.file} does not exist") from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise SourceError(f"{array.file} cannot be read: {error}") from error

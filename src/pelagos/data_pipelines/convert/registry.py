@@ -22,7 +22,10 @@ from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.source import Source, SourceError, finished
 from pelagos.data_pipelines.store import DatasetError, open_dataset
+from pelagos.infra.addresses import reject_references
 from pelagos.infra.object_store import is_remote, storage_options
+
+_LOOKED_AT_BYTES = 2**16
 
 FORMATS: dict[str, Format] = {
     found.name: found
@@ -48,6 +51,7 @@ def open_source(path: str, options: ConvertOptions) -> Source:
         SourceError: there is nothing, its format cannot be told or is not the one given, or it
             breaks the format's rules: the file, the key and what was expected are named.
     """
+    reject_references(path, SourceError)
     if options.format is not None and options.format not in FORMATS:
         raise SourceError(f"--format: got {options.format!r}, known are {', '.join(FORMATS)}")
     name = options.format or (mapped_arrays.FORMAT.name if options.mapping else None)
@@ -59,6 +63,8 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             raise SourceError(
                 f"{path} is a Pelagos dataset already: pelagos data copy {path} NEW.zarr copies it"
             )
+        if _holds_references(path):
+            reject_references(f"reference://{path}", SourceError)
         raise SourceError(
             f"{path} looks like none of the formats {', '.join(FORMATS)}. Name one by --format, "
             f"or describe its arrays in a file for --mapping (docs/converting.md)"
@@ -74,6 +80,15 @@ def open_source(path: str, options: ConvertOptions) -> Source:
         raise SourceError(f"{error}\n{path} looks like {seen}: try --format {seen}") from error
     finally:
         close_files()
+
+
+def _holds_references(path: str) -> bool:
+    """Whether a file is kerchunk's JSON of references to parts of other files."""
+    if not path.endswith(".json") or not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as stream:
+        start = stream.read(_LOOKED_AT_BYTES)
+    return b'"refs"' in start or b'"version": 1' in start or b".zgroup" in start
 
 
 def _is_own(path: str) -> bool:

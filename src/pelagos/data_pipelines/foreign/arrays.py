@@ -12,7 +12,7 @@ import zarr
 
 from pelagos.data_pipelines.foreign.axes import SPATIAL, axis_roles
 from pelagos.data_pipelines.foreign.description import Description
-from pelagos.data_pipelines.foreign.numbers import ZarrNumbers
+from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.readable import Region
 

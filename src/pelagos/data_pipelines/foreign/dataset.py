@@ -17,9 +17,9 @@ from pelagos.data_pipelines.foreign.arrays import find_arrays
 from pelagos.data_pipelines.foreign.consolidated import require_current
 from pelagos.data_pipelines.foreign.description import Description
 from pelagos.data_pipelines.foreign.identity import fingerprint, identity_spec
-from pelagos.data_pipelines.foreign.numbers import ZarrNumbers
 from pelagos.data_pipelines.foreign.specification import build_spec
 from pelagos.data_pipelines.foreign.statistics_cache import cached_statistics
+from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.field_statistics import default_split
 from pelagos.data_pipelines.store.manifest import Statistics

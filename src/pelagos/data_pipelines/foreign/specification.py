@@ -13,7 +13,7 @@ from pelagos.data_pipelines.conventions import TimeAxis, time_axis
 from pelagos.data_pipelines.foreign.arrays import SourceArray
 from pelagos.data_pipelines.foreign.axes import dimension_names
 from pelagos.data_pipelines.foreign.description import DescribedField, Description
-from pelagos.data_pipelines.foreign.numbers import ZarrNumbers
+from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.schema import DatasetSpec, Field
 from pelagos.data_pipelines.store.splits import default_splits, split_ranges
