@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pelagos.data_pipelines.given_fields import given_fields
 from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.model_directory import DESCRIPTION_FILE
@@ -33,7 +34,7 @@ def usual_groups(fields: Sequence[str], dataset: ReadableDataset) -> dict[str, t
     """Return the fields that are scored together in a dataset where a job does not say: the
     components of a vector, of the fields that are not given there."""
     usual = default_field_groups(fields)
-    return without_fields(usual, dataset.spec.given_fields) or usual
+    return without_fields(usual, given_fields(dataset)) or usual
 
 
 class Forecaster:

@@ -38,6 +38,7 @@ CHANGEABLE = (
     "validation.every_steps",
     "data.num_threads",
     "data.prefetch_steps",
+    "data.order_version",  # a checkpoint of the other version is refused when it is loaded
     "optimizer.frozen",
 )
 

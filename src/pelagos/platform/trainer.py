@@ -28,7 +28,7 @@ from pelagos.platform.optimizer import (
     optimizer_factory,
     set_learning_rate,
 )
-from pelagos.platform.protocols import TrainingBatch, TrainingParts
+from pelagos.platform.protocols import Objective, TrainingBatch, TrainingParts
 from pelagos.platform.runs import Outcome, RunRecords
 from pelagos.platform.strategies import Strategy, StrategyOptions, create_strategy
 from pelagos.platform.strategies.base import TensorState
@@ -152,7 +152,8 @@ class TrainingLoop:
     def train_step(self, step: int, batch: TrainingBatch) -> tuple[dict[str, float], bool]:
         """Take optimizer step `step` (counted from 0); return its values and whether to stop.
 
-        The loss is mean over groups g of  sum_b errors[b, g] / sum_b magnitudes[b, g]. With scope
+        The loss is mean over groups g of  sum_b errors[b, g] / sum_b magnitudes[b, g], of the groups
+        that have samples (`objective.mean_over_groups`). With scope
         `global` the sums run over the global batch: denominators depend on labels only, so they are
         summed over ranks before the first forward pass and each micro-batch adds its exact share.
         With scope `micro_batch` each micro-batch forms its own ratio (the papers' behaviour).
@@ -173,10 +174,11 @@ class TrainingLoop:
                 micro_errors = objective.errors(self.model, batch.slice(part.start, part.stop))
                 if objective.loss_scope == "global":
                     # gradients are averaged over ranks, so each rank's share is scaled back up
-                    loss = (micro_errors.sum(dim=0) / denominator).mean() * strategy.world_size
+                    share = objective.mean_over_groups(micro_errors.sum(dim=0), denominator)
+                    loss = share * strategy.world_size
                 else:
                     own = magnitudes[part].sum(dim=0)
-                    loss = (micro_errors.sum(dim=0) / own).mean() / num_micro
+                    loss = objective.mean_over_groups(micro_errors.sum(dim=0), own) / num_micro
                 strategy.backward(loss)
             errors[part] = micro_errors.detach()
             local_loss += loss.detach()
@@ -217,7 +219,8 @@ class TrainingLoop:
         flat = self.strategy.all_reduce_sum(flat).cpu()
         sums = flat[:-2].reshape(sums.shape)
         loss = float(flat[-2]) / self.strategy.world_size
-        return {"loss": loss, **_dataset_losses(sums, names)}, bool(flat[-1] > 0)
+        losses = _dataset_losses(self.parts.objective, sums, names)
+        return {"loss": loss, **losses}, bool(flat[-1] > 0)
 
     # -- validation, checkpoints ------------------------------------------------------------------
 
@@ -240,16 +243,18 @@ class TrainingLoop:
             sums += _sums_by_dataset(dataset, errors, magnitudes, len(names)).cpu()
         self.module.train()
         sums = self.strategy.all_reduce_sum(sums.to(self.strategy.device)).cpu()
-        total = sums.sum(dim=1)
-        groups = total[0] / total[1]
-        loss = float(groups.mean())
+        errors, magnitudes = sums.sum(dim=1)
+        loss = float(self.parts.objective.mean_over_groups(errors, magnitudes))
         self.validated = (completed, loss)
         if self.strategy.rank == 0:
-            values = {"validation_loss": loss, **_dataset_losses(sums, names, "validation_loss")}
-            group_names = self.parts.objective.group_names
-            if len(group_names) > 1:
-                shown = zip(group_names, groups.tolist(), strict=True)
-                values |= {f"{GROUP_LOSS}{name}": value for name, value in shown}
+            objective = self.parts.objective
+            values = {"validation_loss": loss}
+            values |= _dataset_losses(objective, sums, names, "validation_loss")
+            if len(objective.group_names) > 1:
+                groups = zip(
+                    objective.group_names, errors.tolist(), magnitudes.tolist(), strict=True
+                )
+                values |= {f"{GROUP_LOSS}{name}": e / m for name, e, m in groups if m > 0}
             seconds = time.perf_counter() - begin
             self.run.append_event("validation", step=completed, seconds=seconds, **values)
 
@@ -409,15 +414,15 @@ def _sums_by_dataset(
     return sums
 
 
-def _dataset_losses(sums: Tensor, names: tuple[str, ...], prefix: str = "loss") -> dict[str, float]:
+def _dataset_losses(
+    objective: Objective, sums: Tensor, names: tuple[str, ...], prefix: str = "loss"
+) -> dict[str, float]:
     """Return the loss of each dataset that had samples, over the groups it has."""
-    losses = {}
-    for index, name in enumerate(names):
-        errors, magnitudes = sums[:, index]
-        used = errors > 0  # a group of fields that the dataset lacks has none
-        if used.any():
-            losses[f"{prefix}/{name}"] = float((errors[used] / magnitudes[used]).mean())
-    return losses
+    return {
+        f"{prefix}/{name}": float(objective.mean_over_groups(*sums[:, index]))
+        for index, name in enumerate(names)
+        if (sums[1, index] > 0).any()
+    }
 
 
 def destroy_process_group() -> None:

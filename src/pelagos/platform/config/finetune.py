@@ -7,6 +7,7 @@ from pydantic import Field
 from pelagos.platform.config.schema import (
     CheckpointName,
     ModelConfig,
+    PathText,
     PositiveFloat,
     PositiveInt,
     RegularExpression,
@@ -23,12 +24,14 @@ class SourceConfig(Section):
     """Where the weights come from: one of `run` and `uri`."""
 
     run: RunName | None = Field(None, description="Name of a run.")
-    runs_dir: str | None = Field(None, description="Directory of that run; default: `runs_dir`.")
+    runs_dir: PathText | None = Field(
+        None, description="Directory of that run; default: `runs_dir`."
+    )
     checkpoint: CheckpointName = Field(
         "last", description="Of a run: last, best, or a step number."
     )
     weights: Literal["model", "ema"] = Field("model", description="Of a run: which weights.")
-    uri: str | None = Field(
+    uri: PathText | None = Field(
         None,
         description="Exported or imported model directory, file of weights (safetensors, .pth), "
         "directory of checkpoints, models:/NAME/VERSION or models:/NAME@ALIAS of MLflow; local or "

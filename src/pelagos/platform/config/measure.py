@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from pelagos.platform.config.schema import (
     CheckpointName,
     NonNegativeInt,
+    PathText,
     PositiveInt,
     RunName,
     Section,
@@ -18,7 +19,7 @@ class EvaluateJob(Section):
 
     job: Literal["evaluate"] = "evaluate"
     run: RunName = Field(description="The run to evaluate.")
-    runs_dir: str = Field("runs", description="Directory that holds the runs.")
+    runs_dir: PathText = Field("runs", description="Directory that holds the runs.")
     checkpoint: CheckpointName = Field("last", description="last, best, or a step number.")
     weights: Literal["model", "ema"] = Field("model", description="Which weights.")
     split: str = Field("test", description="Split of each dataset.")
@@ -42,7 +43,9 @@ class EvaluateJob(Section):
     physics: bool = Field(
         True, description="Also hold forecasts against the equation that a dataset records."
     )
-    output_dir: str | None = Field(None, description="Default: the run's evaluation directory.")
+    output_dir: PathText | None = Field(
+        None, description="Default: the run's evaluation directory."
+    )
     tracking: bool = Field(True, description="Log the results to the run's MLflow store.")
 
     @field_validator("rollout_windows")

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from pelagos.infra.files import expanded_path
+
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -27,6 +29,8 @@ def _as_text(name: Any) -> Any:
 
 
 RegularExpression = Annotated[str, AfterValidator(_that_compiles)]
+# A path or address; `~` and `${VAR}` are replaced when the file is read, so records show the result.
+PathText = Annotated[str, AfterValidator(expanded_path)]
 # YAML reads a step as a number, and `last` as text.
 CheckpointName = Annotated[str, BeforeValidator(_as_text)]
 
@@ -34,4 +38,6 @@ CheckpointName = Annotated[str, BeforeValidator(_as_text)]
 class Section(BaseModel):
     """A part of a job file: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
