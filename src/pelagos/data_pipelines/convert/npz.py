@@ -69,6 +69,10 @@ class NpzFile:
                 _unpacked.popitem(last=False)
             return _unpacked[identity]
 
+    def names(self) -> list[str]:
+        """The arrays that there are."""
+        return [name.removesuffix(".npy") for name in self.archive.namelist()]
+
     def close(self) -> None:
         self.archive.close()
 

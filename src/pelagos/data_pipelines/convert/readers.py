@@ -21,6 +21,7 @@ from pelagos.data_pipelines.convert.extras import require
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, Hdf5File, is_classic
 from pelagos.data_pipelines.convert.npz import NpzFile
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
+from pelagos.data_pipelines.convert.suggestions import listed, nearest
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.infra.object_store import storage_options
 
@@ -93,6 +94,9 @@ class _StrictZarr:
         if key not in self.known:
             self.known[key] = self._looked_up(key)
         return self.known[key]
+
+    def names(self) -> list[str]:
+        return [name for name, node in getattr(self.node, "members", lambda: ())()]
 
     def _looked_up(self, key: str) -> Sliceable:
         from pelagos.data_pipelines.foreign.consolidated import require_current
@@ -227,13 +231,19 @@ def stored_array(array: StoredArray) -> Sliceable:
     try:
         found = kept[address].array(array.key)
     except KeyError as error:
-        raise SourceError(f"{array.file} has no array {array.key!r}") from error
+        raise SourceError(_no_such_array(array, kept[address])) from error
     except DatasetError as error:  # attributes that cannot be honoured
         raise SourceError(str(error)) from error
     if getattr(found, "dtype", None) is None or found.dtype.kind not in "fiub":
         kind = getattr(found, "dtype", type(found).__name__)
         raise SourceError(f"{array.address} holds {kind}, required are real numbers")
     return found
+
+
+def _no_such_array(array: StoredArray, file: StoredFile) -> str:
+    names = list(getattr(file, "names", list)())
+    there = f"; it has {listed(names)}" if names else ""
+    return f"{array.file} has no array {array.key!r}{nearest(array.key, names)}{there}"
 
 
 def whole_array(array: StoredArray) -> npt.NDArray[Any]:

@@ -40,6 +40,7 @@ class ZarrNumbers:
     def __init__(self, array: zarr.Array[Any], where: str) -> None:
         self.array, self.where = array, where
         self.shape: tuple[int, ...] = tuple(array.shape)
+        self.attributes: dict[str, Any] = array.attrs.asdict()
         self.conventions = conventions_of(array, where)
         self.dtype = np.dtype(array.dtype if self.conventions.is_identity else np.float32)
         self.views = views_that_show_gaps(array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +28,7 @@ NETCDF_FILLS: dict[str, float | int] = {
     "f4": 9.969209968386869e36,
     "f8": 9.969209968386869e36,
 }
+MOST_NAMES = 1000  # a file may have a group for each of many samples
 
 
 class Hdf5File:
@@ -43,6 +45,18 @@ class Hdf5File:
             found = self.file[key]
             self.known[key] = Hdf5Array(found, f"{self.name}: {key}")
         return self.known[key]
+
+    def names(self) -> list[str]:
+        """The first arrays that there are."""
+        found: list[str] = []
+
+        def note(name: str, node: Any) -> bool | None:
+            if getattr(node, "shape", None) is not None:
+                found.append(name)
+            return True if len(found) >= MOST_NAMES else None
+
+        self.file.visititems(note)
+        return found
 
     def close(self) -> None:
         self.known.clear()
@@ -70,6 +84,15 @@ class Hdf5Array:
             self.conventions = parse(dataset.attrs, stored, where, _fills(dataset))
             if not self.conventions.is_identity:
                 self.dtype = np.dtype(np.float32)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes that are text or numbers."""
+        found = {}
+        for name in self.dataset.attrs:
+            with contextlib.suppress(OSError, TypeError):  # types that h5py does not know
+                found[name] = self.dataset.attrs[name]
+        return found
 
     @cached_property
     def gaps(self) -> Gaps:

@@ -58,6 +58,10 @@ class ClassicFile:
         """The variable at `key`. Raises KeyError: there is none."""
         return ClassicArray(self.file.variables[key], f"{self.name}: {key}")
 
+    def names(self) -> list[str]:
+        """The variables that there are."""
+        return list(self.file.variables)
+
     def close(self) -> None:
         """Left to the garbage collector: the mapping lasts as long as arrays that use it."""
 
