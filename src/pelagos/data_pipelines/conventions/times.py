@@ -44,11 +44,15 @@ class TimeAxis:
         points: positions along time, float64, in `unit` from an origin.
         unit: of the positions: `hour`; None: not said.
         calendar: as the attribute says; None: not said.
+        origin: the moment that positions count from, as the attribute says; None: not said.
+        step: the distance of neighbours, where a reader measured it.
     """
 
     points: npt.NDArray[np.float64]
     unit: str | None = None
     calendar: str | None = None
+    origin: str | None = None
+    step: float = 1.0
 
     @property
     def described(self) -> dict[str, str]:
@@ -87,14 +91,14 @@ def time_axis(points: npt.NDArray[Any], attributes: Mapping[str, Any], where: st
     if unit is None:
         if word in ("month", "months", "year", "years") and calendar == "360_day":
             days = 30 if word.startswith("month") else 360
-            return TimeAxis(numbers * days, "day", calendar)
+            return TimeAxis(numbers * days, "day", calendar, since.group(2))
         raise DatasetError(
             f"{where} has units = {units!r}: {word} have no fixed length in the calendar "
             f"{calendar or 'standard'}; write the times in days, or give the frame interval"
             if word in ("month", "months", "year", "years")
             else f"{where} has units = {units!r}: known are {', '.join(SECONDS)} since a moment"
         )
-    return TimeAxis(numbers, unit, calendar)
+    return TimeAxis(numbers, unit, calendar, since.group(2))
 
 
 def _unit(word: str) -> str | None:

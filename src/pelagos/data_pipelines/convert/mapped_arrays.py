@@ -3,41 +3,65 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from pelagos.data_pipelines.convert.formats import Format, interval, named, stored_bytes
+from pelagos.data_pipelines.convert.formats import Format, named, stored_bytes
 from pelagos.data_pipelines.convert.mapping import Mapping, ParameterMapping, load_mapping
 from pelagos.data_pipelines.convert.mapping.files import Unit, is_pattern, matched_files
-from pelagos.data_pipelines.convert.mapping.measuring import Files, Measured, measure
+from pelagos.data_pipelines.convert.mapping.measuring import (
+    STEP_RELATIVE_TOLERANCE,
+    Files,
+    Measured,
+    measure,
+)
 from pelagos.data_pipelines.convert.options import ConvertOptions, split_counts
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError
 from pelagos.data_pipelines.store import Field as StoredField
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
 
-# Time steps of files that differ by no more than this count as one.
-_STEP_RELATIVE_TOLERANCE = 1e-3
-
 
 def _read(path: str, options: ConvertOptions) -> Source:
     if options.mapping is None:
         raise SourceError(f"{path}: plain arrays need --mapping FILE.yaml (docs/converting.md)")
-    mapping = load_mapping(options.mapping)
-    notes: list[str] = []
+    return source_of(path, load_mapping(options.mapping), options, options.mapping)
+
+
+def source_of(
+    path: str,
+    mapping: Mapping,
+    options: ConvertOptions,
+    label: str,
+    notes: Sequence[str] = (),
+    check: Callable[[Sequence[Measured]], None] = lambda found: None,
+    format_name: str = "arrays",
+) -> Source:
+    """What a mapping makes of the files at `path`.
+
+    Args:
+        label: names the mapping in messages.
+        notes: what was decided already.
+        check: looks at what the files hold, and raises.
+
+    Raises:
+        SourceError: files are not what it says, or do not fit together.
+    """
+    notes = list(notes)
     files, units = _files(path, mapping, notes)
     found = [measure(path, mapping, unit, files) for unit in units]
-    order = _grid_axes(found, options.mapping)
+    check(found)
+    order = _grid_axes(found, label)
     _require_equal_units(found)
     num_frames = _num_frames(found, mapping, options, notes)
-    frame_interval, times = _frame_interval(found, mapping, notes)
+    frame_interval, times = _frame_interval(found, mapping)
     splits = _splits(found)
     if len(splits) > 1 and mapping.splits is not None:
-        raise SourceError(f"{options.mapping}: splits: the folders of the files are the splits")
+        raise SourceError(f"{label}: splits: the folders of the files are the splits")
     notes += list(dict.fromkeys(note for unit in found for note in unit.notes))
     first = found[0]
     names = [name for entry in mapping.fields for name in entry.names]
     addresses = {array.file for unit in found for array in unit.arrays}
     return Source(
-        format="arrays",
+        format=format_name,
         name=mapping.name or named(path),
         equation=mapping.equation,
         fields=tuple(StoredField(n, n, u) for n, u in zip(names, first.units, strict=True)),
@@ -45,11 +69,11 @@ def _read(path: str, options: ConvertOptions) -> Source:
         num_frames=num_frames,
         grid_shape=tuple(first.sizes[letter] for letter in order),
         frame_interval=frame_interval,
-        domain_extent=tuple(mapping.domain_extent.get(letter, 1.0) for letter in order),  # type: ignore[call-overload]
+        domain_extent=tuple(_extent(found, mapping, order)),
         boundary_conditions=mapping.boundary_conditions,
         constant_fields=mapping.constant_fields,
         published_normalization=mapping.published_normalization,
-        published_splits=_published_splits(mapping, options.mapping, found),
+        published_splits=_published_splits(mapping, label, found),
         grid_location=mapping.grid_location,
         notes=tuple(notes),
         details={"source_bytes": stored_bytes(addresses), **times},
@@ -63,7 +87,11 @@ def _files(path: str, mapping: Mapping, notes: list[str]) -> tuple[Files, list[U
         SourceError: the files of two patterns are not of the same names.
     """
     patterns = [entry.file for entry in mapping.fields if is_pattern(entry.file)]
-    others = [*mapping.parameters.values(), mapping.frame_interval]
+    others = [
+        *mapping.parameters.values(),
+        mapping.frame_interval,
+        *mapping.domain_extent.values(),
+    ]
     patterns += [v.file for v in others if isinstance(v, ParameterMapping) and is_pattern(v.file)]
     if not patterns:
         return {}, [Unit("", ())]
@@ -154,9 +182,7 @@ def _num_frames(
     return kept
 
 
-def _frame_interval(
-    found: Sequence[Measured], mapping: Mapping, notes: list[str]
-) -> tuple[float, dict[str, str]]:
+def _frame_interval(found: Sequence[Measured], mapping: Mapping) -> tuple[float, dict[str, str]]:
     """Time between frames, and the unit of time where the files say it.
 
     Raises:
@@ -164,24 +190,46 @@ def _frame_interval(
     """
     if not isinstance(mapping.frame_interval, ParameterMapping):
         return mapping.frame_interval, {}
-    steps = []
-    for unit in found:
+    first = found[0].time
+    assert first is not None, found[0]
+    for unit in found[1:]:
         assert unit.time is not None, unit
-        step, note = interval(unit.time.points, f"the times of {unit.file}")
-        if note:
-            notes.append(note)
-        steps.append(step)
-        first = found[0].time
-        assert first is not None, found[0]
-        is_equal = abs(step - steps[0]) <= _STEP_RELATIVE_TOLERANCE * abs(steps[0])
+        is_equal = _are_close(unit.time.step, first.step)
         if not is_equal or unit.time.described != first.described:
             raise SourceError(
-                f"{unit.file} has a frame every {step:g} {unit.time.unit or ''}, {found[0].file} "
-                f"every {steps[0]:g} {first.unit or ''}: a dataset has one time step. Convert them "
-                f"as several datasets, with a pattern for each"
+                f"{unit.file} has a frame every {unit.time.step:g} {unit.time.unit or ''}, "
+                f"{found[0].file} every {first.step:g} {first.unit or ''}: a dataset has one time "
+                f"step. Convert them as several datasets, with a pattern for each"
             )
-    assert found[0].time is not None, found[0]
-    return steps[0], found[0].time.described
+    return first.step, first.described
+
+
+def _extent(found: Sequence[Measured], mapping: Mapping, order: Sequence[str]) -> list[float]:
+    """Length of the domain along each axis.
+
+    Raises:
+        SourceError: files have different spacings.
+    """
+    first = found[0]
+    lengths = []
+    for letter in order:
+        given = mapping.domain_extent.get(letter, 1.0)  # type: ignore[call-overload]
+        if not isinstance(given, ParameterMapping):
+            lengths.append(float(given))
+            continue
+        for unit in found[1:]:
+            if not _are_close(unit.spacing[letter], first.spacing[letter]):
+                raise SourceError(
+                    f"{unit.file} has points {unit.spacing[letter]:g} apart along {letter}, "
+                    f"{first.file} {first.spacing[letter]:g}: a dataset has one domain. Convert "
+                    f"them as several datasets, with a pattern for each"
+                )
+        lengths.append(float(f"{first.spacing[letter] * first.sizes[letter]:.12g}"))
+    return lengths
+
+
+def _are_close(one: float, other: float) -> bool:
+    return abs(one - other) <= STEP_RELATIVE_TOLERANCE * abs(other)
 
 
 def _splits(found: Sequence[Measured]) -> dict[str, tuple[Part, ...]]:

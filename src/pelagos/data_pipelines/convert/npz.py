@@ -69,6 +69,11 @@ class NpzFile:
                 _unpacked.popitem(last=False)
             return _unpacked[identity]
 
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of an array, from its header alone."""
+        with self.archive.open(f"{key}.npy") as stream:
+            return _header(stream, f"{self.file}: {key}").shape
+
     def names(self) -> list[str]:
         """The arrays that there are."""
         return [name.removesuffix(".npy") for name in self.archive.namelist()]

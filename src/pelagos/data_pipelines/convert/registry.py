@@ -11,6 +11,7 @@ from pelagos.data_pipelines.convert import (
     foreign_zarr,
     image_folder,
     mapped_arrays,
+    named_dimensions,
     nifti,
     ome_zarr,
     pdebench,
@@ -39,6 +40,7 @@ FORMATS: dict[str, Format] = {
         nifti.FORMAT,
         image_folder.FORMAT,
         foreign_zarr.FORMAT,
+        named_dimensions.FORMAT,
         mapped_arrays.FORMAT,
     )
 }
@@ -67,7 +69,8 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             reject_references(f"reference://{path}", SourceError)
         raise SourceError(
             f"{path} looks like none of the formats {', '.join(FORMATS)}. Name one by --format, "
-            f"or describe its arrays in a file for --mapping (docs/converting.md)"
+            f"or describe its arrays in a file for --mapping (docs/converting.md): "
+            f"`pelagos convert {path} --draft-mapping` proposes one"
         )
     try:
         return finished(FORMATS[name].read(path, options), options)

@@ -31,6 +31,10 @@ def convert_command(
     mapping: Annotated[
         str | None, typer.Option(help="YAML that describes plain arrays (docs/converting.md).")
     ] = None,
+    draft_mapping: Annotated[
+        bool,
+        typer.Option("--draft-mapping", help="Propose a mapping for SOURCE's arrays, then stop."),
+    ] = False,
     problem: Annotated[str | None, typer.Option(help="poseidon: CE-RP, …")] = None,
     labels: Annotated[str | None, typer.Option(help="nifti: folder of label volumes.")] = None,
     size: Annotated[
@@ -90,6 +94,9 @@ def convert_command(
         _show_formats(as_json)
         return
     with exit_on_error():
+        if draft_mapping and source is not None:
+            _show_draft(source)
+            return
         if source is None or (destination is None and not dry_run):
             raise ValueError("convert needs SOURCE and DESTINATION, or --list")
         _check_choice("--dtype", dtype, ("float32", "float16", "bfloat16"))
@@ -128,6 +135,13 @@ def convert_command(
         )
     _report(result, verify, as_json)
     finish(not result.differences)
+
+
+def _show_draft(source: str) -> None:
+    from pelagos.data_pipelines.convert.mapping.draft import draft_mapping
+
+    draft = draft_mapping(source)
+    typer.echo(draft.text, nl=False)
 
 
 def _check_choice(option: str, given: str, allowed: tuple[str, ...]) -> None:

@@ -77,6 +77,7 @@ def _section(key: KeyPath) -> type[BaseModel]:
     """The section in which the last part of a key stands."""
     if len(key) > 2 and key[0] == "fields":
         return ArrayMapping
-    if (len(key) > 2 and key[0] == "parameters") or (len(key) > 1 and key[0] == "frame_interval"):
+    is_array = len(key) > 2 and key[0] in ("parameters", "domain_extent")
+    if is_array or (len(key) > 1 and key[0] == "frame_interval"):
         return ParameterMapping
     return Mapping

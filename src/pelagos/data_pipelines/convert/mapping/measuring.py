@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pelagos.data_pipelines.conventions import Conventions, TimeAxis, time_axis
 from pelagos.data_pipelines.convert.mapping.files import Unit, address_of, is_pattern, reader_of
 from pelagos.data_pipelines.convert.mapping.schema import ArrayMapping, Mapping, ParameterMapping
 from pelagos.data_pipelines.convert.readers import stored_array, whole_array
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
+
+# Steps of a coordinate, or of two files, that differ by no more than this count as equal.
+STEP_RELATIVE_TOLERANCE = 1e-3
 
 Files = AbstractMapping[str, AbstractMapping[Unit, str]]
 """For each pattern its files."""
@@ -27,6 +33,7 @@ class Measured:
         parameters: one number for all of the unit's trajectories, or one each.
         units: of each field, from the mapping or else from the arrays' attributes.
         time: the times of the frames, where the mapping names their array.
+    spacing: distance of neighbours along axes of space, where it names their positions.
         notes: what was assumed of the arrays.
     """
 
@@ -36,6 +43,7 @@ class Measured:
     parameters: dict[str, float | tuple[float, ...]] = field(default_factory=dict)
     units: tuple[str, ...] = ()
     time: TimeAxis | None = None
+    spacing: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -74,7 +82,14 @@ def measure(path: str, mapping: Mapping, unit: Unit, files: Files) -> Measured:
     count = sizes.get("n", 1)
     parameters = _parameters(path, mapping, unit, files, count)
     time = _time(path, mapping.frame_interval, unit, files, sizes.get("t", 1))
-    return Measured(unit, tuple(arrays), sizes, parameters, tuple(units), time, tuple(notes))
+    spacing: dict[str, float] = {
+        str(letter): _spacing(path, given, unit, files, letter, sizes.get(letter, 1))
+        for letter, given in mapping.domain_extent.items()
+        if isinstance(given, ParameterMapping)
+    }
+    return Measured(
+        unit, tuple(arrays), sizes, parameters, tuple(units), time, spacing, tuple(notes)
+    )
 
 
 def _place(path: str, name: str | None, unit: Unit, files: Files) -> str:
@@ -141,15 +156,45 @@ def _time(
 ) -> TimeAxis | None:
     if not isinstance(given, ParameterMapping):
         return None
-    place = _place(path, given.file, unit, files)
-    array = StoredArray(reader_of(place), place, given.key, "t", 0)
-    points = np.asarray(whole_array(array)).reshape(-1)
-    if len(points) != num_frames:
-        raise SourceError(
-            f"{array.address} has {len(points)} times, the arrays have {num_frames} frames"
-        )
+    array, points = _coordinate(path, given, unit, files, "t", num_frames)
     attributes = getattr(stored_array(array), "attributes", {})
     try:
-        return time_axis(points, attributes, array.address)
+        time = time_axis(points, attributes, array.address)
     except ValueError as error:
         raise SourceError(str(error)) from error
+    return dataclasses.replace(time, step=_step(time.points, array.address, "frame_interval"))
+
+
+def _spacing(
+    path: str, given: ParameterMapping, unit: Unit, files: Files, letter: str, size: int
+) -> float:
+    array, points = _coordinate(path, given, unit, files, letter, size)
+    return _step(points.astype(np.float64), array.address, "domain_extent")
+
+
+def _coordinate(
+    path: str, given: ParameterMapping, unit: Unit, files: Files, letter: str, size: int
+) -> tuple[StoredArray, npt.NDArray[Any]]:
+    """Positions along an axis, as many as it has."""
+    place = _place(path, given.file, unit, files)
+    array = StoredArray(reader_of(place), place, given.key, letter, 0)
+    points = whole_array(array).reshape(-1)
+    if len(points) != size:
+        raise SourceError(
+            f"{array.address} has {len(points)} positions, axis {letter} of the arrays has {size}"
+        )
+    return array, points
+
+
+def _step(points: npt.NDArray[np.float64], where: str, key: str) -> float:
+    """The distance of neighbours, which must be even; of a single point 1."""
+    if len(points) < 2:
+        return 1.0
+    steps = np.diff(points)
+    mean = float(steps.mean())
+    if not mean or np.abs(steps - mean).max() > STEP_RELATIVE_TOLERANCE * abs(mean):
+        raise SourceError(
+            f"{where} has steps from {steps.min():g} to {steps.max():g}; models take even ones. Give "
+            f"a number as {key} in a mapping to pass over it"
+        )
+    return abs(mean)

@@ -66,7 +66,9 @@ class Mapping(Section):
     num_frames: Annotated[int, Field(ge=1)] | Literal["shortest"] | None = Field(
         None, description="frames to keep of each trajectory, where files differ in length"
     )
-    domain_extent: dict[Literal["x", "y", "z"], float] = Field({}, description="lengths")
+    domain_extent: dict[Literal["x", "y", "z"], float | ParameterMapping] = Field(
+        {}, description="lengths, or the arrays of the positions"
+    )
     boundary_conditions: dict[str, str] = Field({}, description="per axis or side")
     constant_fields: dict[str, float] = Field({}, description="fields with one value everywhere")
     published_normalization: dict[str, Any] = Field({}, description="as in the dataset")
