@@ -302,6 +302,6 @@ def test_the_list_of_formats() -> None:
     names = [row["name"] for row in listed]
     assert names == [
         *("the_well", "poseidon", "pdebench", "dpot", "cfdbench"),
-        *("ome-zarr", "nifti", "images", "zarr", "arrays"),
+        *("ome-zarr", "nifti", "images", "zarr", "netcdf", "arrays"),
     ]
     assert "CFDBench" in CliRunner().invoke(app, ["convert", "--list"]).stdout

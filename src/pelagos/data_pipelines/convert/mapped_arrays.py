@@ -76,6 +76,8 @@ def source_of(
         published_splits=_published_splits(mapping, label, found),
         grid_location=mapping.grid_location,
         notes=tuple(notes),
+        missing=mapping.missing,
+        fill_value=mapping.fill_value,
         details={"source_bytes": stored_bytes(addresses), **times},
     )
 

@@ -63,6 +63,8 @@ def blocks(source: Source, trajectories: range, block_bytes: int = BLOCK_BYTES) 
                 for array in part.arrays:
                     largest = max(largest, _fill(source, part, array, rows, frames, share))
                 row += len(rows)
+            if source.settlement is not None:
+                source.settlement.apply(out)
             yield Block(first, start, out.reshape(-1, *frame_shape), largest)
 
 
@@ -100,7 +102,10 @@ def _fill(
         if array.axes == order and stored.dtype == out.dtype and getattr(stored, "is_plain", False):
             cast(Any, stored).read_direct(out, selection, np.s_[:, :, array.channel : last])
             return out[:, :, array.channel : last].nbytes
-        values = np.asarray(stored[selection])
+        if source.missing == "reject" or not hasattr(stored, "decoded"):
+            values = np.asarray(stored[selection])
+        else:
+            values = stored.decoded(selection).values  # NaN where missing
     except SourceError:
         raise
     except MissingValueError as error:

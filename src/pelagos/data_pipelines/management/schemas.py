@@ -15,6 +15,7 @@ _SAME = (
     "parameter_names",
     "constant_fields",
     "grid_location",
+    "masks",
 )
 
 

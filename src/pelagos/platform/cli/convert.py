@@ -58,6 +58,13 @@ def convert_command(
     swap_axes: Annotated[
         bool, typer.Option("--swap-axes", help="Exchange x and y of the source.")
     ] = False,
+    missing: Annotated[
+        str | None,
+        typer.Option(help="Missing values: reject (an error), fill, or mask by a field of theirs."),
+    ] = None,
+    fill_value: Annotated[
+        float | None, typer.Option(help="What takes their place; default: the field's mean.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     compression: Annotated[str, typer.Option(help="none, lz4 or zstd; all lossless.")] = "lz4",
     trajectories_per_shard: Annotated[
@@ -101,6 +108,8 @@ def convert_command(
             raise ValueError("convert needs SOURCE and DESTINATION, or --list")
         _check_choice("--dtype", dtype, ("float32", "float16", "bfloat16"))
         _check_choice("--compression", compression, ("none", "lz4", "zstd"))
+        if missing is not None:
+            _check_choice("--missing", missing, ("reject", "fill", "mask"))
         options = ConvertOptions(
             format=format_name,
             name=name,
@@ -114,6 +123,8 @@ def convert_command(
             splits=None if splits is None else parse_splits(splits),
             max_trajectories=max_trajectories,
             swap_axes=swap_axes,
+            missing=missing,  # type: ignore[arg-type]
+            fill_value=fill_value,
             dtype=dtype,  # type: ignore[arg-type]
             compression=compression,  # type: ignore[arg-type]
             trajectories_per_shard=trajectories_per_shard,
@@ -192,6 +203,7 @@ def _show_plan(source: Source, spec: DatasetSpec, as_json: bool) -> None:
         "splits": ", ".join(f"{n} {b - a}" for n, (a, b) in spec.splits.items()),
         "time": f"a frame every {spec.frame_interval:g}",
         "domain": " x ".join(f"{extent:g}" for extent in spec.domain_extent),
+        "masks": ", ".join(f"{mask} of {name}" for name, mask in spec.masks.items()),
         "boundaries": ", ".join(f"{k}: {v}" for k, v in spec.boundary_conditions.items()),
         "normalisation": "published constants" if spec.published_normalization else "",
         "size": f"{size(raw_bytes)} of {spec.dtype} before compression ({spec.compression}), "

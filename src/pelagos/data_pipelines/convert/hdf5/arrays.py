@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pelagos.data_pipelines.conventions import Conventions, decode_all, parse, require_present
+from pelagos.data_pipelines.conventions import (
+    Conventions,
+    Decoded,
+    decode_all,
+    parse,
+    require_present,
+)
 from pelagos.data_pipelines.conventions.selection import Box, absolute_index, box_of
 from pelagos.data_pipelines.convert.hdf5.filters import plugin_hint, require_filters
 from pelagos.data_pipelines.convert.hdf5.gaps import Gaps, find_gaps
@@ -110,6 +116,10 @@ class Hdf5Array:
         decoded = self.conventions.decode(stored)
         require_present(decoded, self.where, absolute_index(selection, box))
         return decoded.values
+
+    def decoded(self, selection: Any) -> Decoded:
+        """Values, and where they are missing. Raises SourceError: a part was never written."""
+        return self.conventions.decode(self._stored(selection)[1])
 
     def read_direct(self, out: npt.NDArray[Any], selection: Any, place: Any) -> None:
         """Read stored numbers that are the values into `out[place]`."""

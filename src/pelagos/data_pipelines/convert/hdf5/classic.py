@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pelagos.data_pipelines.conventions import decode_all, parse, require_present
+from pelagos.data_pipelines.conventions import Decoded, decode_all, parse, require_present
 from pelagos.data_pipelines.conventions.selection import absolute_index, box_of
 from pelagos.data_pipelines.convert.hdf5.arrays import NETCDF_FILLS
 from pelagos.data_pipelines.convert.source import SourceError
@@ -87,9 +87,13 @@ class ClassicArray:
             if not self.conventions.is_identity:
                 self.dtype = np.dtype(np.float32)
 
-    def __getitem__(self, selection: Any) -> npt.NDArray[Any]:
+    def decoded(self, selection: Any) -> Decoded:
+        """Values, and where they are missing."""
         stored = np.array(self.variable.data[selection])  # a copy: the mapping may be closed
-        decoded = self.conventions.decode(stored)
+        return self.conventions.decode(stored)
+
+    def __getitem__(self, selection: Any) -> npt.NDArray[Any]:
+        decoded = self.decoded(selection)
         box = box_of(selection, self.shape)
         require_present(decoded, self.where, absolute_index(selection, box))
         return decoded.values

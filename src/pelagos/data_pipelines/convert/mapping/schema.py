@@ -73,6 +73,12 @@ class Mapping(Section):
     constant_fields: dict[str, float] = Field({}, description="fields with one value everywhere")
     published_normalization: dict[str, Any] = Field({}, description="as in the dataset")
     grid_location: Literal["cell", "node"] = Field("cell", description="cell centres or nodes")
+    missing: Literal["reject", "fill", "mask"] = Field(
+        "reject", description="what becomes of missing values"
+    )
+    fill_value: float | None = Field(
+        None, description="what takes the place of missing values; default: the field's mean"
+    )
     splits: dict[str, float] | None = Field(
         None, description="shares or numbers of trajectories, in order"
     )
