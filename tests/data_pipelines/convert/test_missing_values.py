@@ -11,11 +11,15 @@ import numpy.typing as npt
 import pytest
 import xarray
 import zarr
+from PIL import Image
 from typer.testing import CliRunner
 
+from pelagos.data_pipelines.animation import animate
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError
 from pelagos.data_pipelines.inspection import verify
 from pelagos.data_pipelines.management import report
+from pelagos.data_pipelines.plot_parts import colour_limits, shown_frames
+from pelagos.data_pipelines.plots import contact_sheet
 from pelagos.data_pipelines.store import Dataset, DatasetSpec, Field, create_dataset, open_dataset
 from pelagos.jobs import convert
 from pelagos.platform.cli.main import app
@@ -220,3 +224,19 @@ def test_statistics_of_a_writer_do_not_depend_on_pieces(tmp_path: Path) -> None:
     values = np.where(data[0, :, 1] != 0, data[0, :, 0].astype(float), np.nan)
     assert found[0]["std"] == pytest.approx(np.nanstd(values), rel=1e-12)
     assert found[0]["delta_mean"] == pytest.approx(np.nanmean(np.diff(values, axis=0)), rel=1e-12)
+
+
+def test_pictures_leave_masked_points_white(tmp_path: Path) -> None:
+    dataset, _ = converted(write(ocean(), tmp_path / "a.nc"), missing="mask")
+    shown = shown_frames(dataset, 0, [0, 2])
+    expected = ocean()["t"].values[0, [0, 2]].astype("f4")
+    np.testing.assert_array_equal(shown[:, 1], expected)
+    assert colour_limits(shown[:, 1], "t")[1] > 270  # the scale is that of the values
+    animate(dataset, tmp_path / "a.gif")
+    picture = np.asarray(Image.open(tmp_path / "a.gif").convert("RGB")).astype(int)
+    panel = picture.shape[1] // 4
+    pixel = picture.shape[0] / 6
+    row, column = int((6 - 3 + 0.5) * pixel - pixel / 2), int(4.5 * panel / 7)
+    assert (picture[row, column] > 240).all()  # land, in the middle of rows 2 and 3
+    contact_sheet(dataset, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 0

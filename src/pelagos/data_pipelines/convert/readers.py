@@ -21,8 +21,8 @@ from pelagos.data_pipelines.convert.extras import require
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, Hdf5File, is_classic
 from pelagos.data_pipelines.convert.npz import NpzFile
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
-from pelagos.data_pipelines.convert.suggestions import listed, nearest
 from pelagos.data_pipelines.store.errors import DatasetError
+from pelagos.data_pipelines.suggestions import listed, nearest
 from pelagos.infra.object_store import storage_options
 
 OPEN_FILES_PER_THREAD = 4

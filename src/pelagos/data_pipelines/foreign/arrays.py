@@ -15,6 +15,7 @@ from pelagos.data_pipelines.foreign.description import Description
 from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.readable import Region
+from pelagos.data_pipelines.suggestions import nearest
 
 DATA_ARRAY = "data"
 _LEAST_AXES = 3  # trajectory, time, x
@@ -101,13 +102,16 @@ def find_arrays(
     if path is not None:
         found = root.get(path)
         if not isinstance(found, zarr.Array):
-            raise DatasetError(f"{uri} has no array {path!r}; it has {sorted(arrays)}")
+            raise DatasetError(
+                f"{uri} has no array {path!r}{nearest(path, arrays)}; it has {sorted(arrays)}"
+            )
         return (_source(found, path, True, description, uri),)
     names = per_field or [n for n, a in arrays.items() if a.ndim >= _LEAST_AXES]
     lacking = [name for name in names if name not in arrays]
     if lacking or not names:
         raise DatasetError(
-            f"{uri} has no array {', '.join(map(repr, lacking)) or 'of three axes or more'}; it has "
+            f"{uri} has no array {', '.join(map(repr, lacking)) or 'of three axes or more'}"
+            f"{nearest(lacking[0], arrays) if lacking else ''}; it has "
             f"{ {name: array.shape for name, array in arrays.items()} }. Say which hold the data in "
             f"description.array, or description.fields with their `array`"
         )

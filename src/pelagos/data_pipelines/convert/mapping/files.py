@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pelagos.data_pipelines.convert.formats import SPLIT_NAMES, natural
 from pelagos.data_pipelines.convert.source import SourceError
-from pelagos.data_pipelines.convert.suggestions import listed, nearest
+from pelagos.data_pipelines.suggestions import listed, nearest
 
 READER_OF_SUFFIX = {
     ".npy": "npy",

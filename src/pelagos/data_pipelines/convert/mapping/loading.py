@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from pelagos.data_pipelines.convert.mapping.schema import ArrayMapping, Mapping, ParameterMapping
 from pelagos.data_pipelines.convert.source import SourceError
-from pelagos.data_pipelines.convert.suggestions import nearest
+from pelagos.data_pipelines.suggestions import nearest
 from pelagos.infra.yaml_text import KeyPath, YamlTextError, parse_yaml_text, read_utf8
 
 _UNION_MEMBERS = ("float", "int", "ParameterMapping", "literal[", "constrained-", "none")
