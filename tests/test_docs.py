@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from pelagos.data_pipelines.convert.mapping import load_mapping
 from pelagos.platform.cli.main import app
 from pelagos.platform.config.clusters import parse_clusters
 from pelagos.platform.config.load import parse_job
@@ -80,6 +81,12 @@ def test_job_files_on_the_pages_are_valid(text: str) -> None:
         parse_job(text, "the page")
     if text.startswith("clusters:"):
         assert parse_clusters(text, "the page")
+
+
+@pytest.mark.parametrize("text", [t for t in blocks("yaml") if "axes: [" in t])
+def test_mappings_on_the_pages_are_valid(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mapping.yaml").write_text(text, encoding="utf-8")
+    assert load_mapping(str(tmp_path / "mapping.yaml")).fields
 
 
 @pytest.mark.parametrize("text", blocks("python"))

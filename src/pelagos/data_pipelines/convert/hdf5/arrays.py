@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,14 +43,16 @@ class Hdf5File:
     def __init__(self, file: str) -> None:
         self.name = file
         self.file = open_hdf5(file)
-        self.known: dict[str, Hdf5Array] = {}
+        self.known: dict[str, _Facts] = {}
 
     def array(self, key: str) -> Hdf5Array:
-        """The array at `key`. Raises KeyError: there is none."""
-        if key not in self.known:
-            found = self.file[key]
-            self.known[key] = Hdf5Array(found, f"{self.name}: {key}")
-        return self.known[key]
+        """The array at `key`. Raises KeyError: there is none.
+
+        It is opened anew each time: an open one keeps a cache of chunks, and there may be many.
+        """
+        return Hdf5Array(
+            self.file[key], f"{self.name}: {key}", self.known.setdefault(key, _Facts())
+        )
 
     def names(self) -> list[str]:
         """The first arrays that there are."""
@@ -69,25 +71,37 @@ class Hdf5File:
         self.file.close()
 
 
+@dataclass
+class _Facts:
+    """What was found out about an array; None: not yet."""
+
+    conventions: Conventions | None = None
+    gaps: Gaps | None = None
+
+
 class Hdf5Array:
     """One array. `dtype` is that of the values, None for what is no array of numbers.
 
     Args:
         dataset: as h5py gives it.
         where: file and key, for messages.
+        facts: what is known of it, to be added to.
     """
 
-    def __init__(self, dataset: Any, where: str) -> None:
+    def __init__(self, dataset: Any, where: str, facts: _Facts) -> None:
         self.dataset, self.where = dataset, where
         stored: Any = getattr(dataset, "dtype", None)
         shape = getattr(dataset, "shape", None)  # None: a group, or an array of no space at all
         is_array = stored is not None and shape is not None and stored.kind in "fiub"
         self.shape: tuple[int, ...] = tuple(shape or ())
         self.dtype: Any = stored if shape is not None else None
-        self.conventions = Conventions()
+        self.conventions = facts.conventions or Conventions()
+        self.facts = facts
         if is_array:
-            require_filters(dataset, where)
-            self.conventions = parse(dataset.attrs, stored, where, _fills(dataset))
+            if facts.conventions is None:
+                require_filters(dataset, where)
+                self.conventions = parse(dataset.attrs, stored, where, _fills(dataset))
+                facts.conventions = self.conventions
             if not self.conventions.is_identity:
                 self.dtype = np.dtype(np.float32)
 
@@ -100,10 +114,12 @@ class Hdf5Array:
                 found[name] = self.dataset.attrs[name]
         return found
 
-    @cached_property
+    @property
     def gaps(self) -> Gaps:
         """What of it was never written."""
-        return find_gaps(self.dataset)
+        if self.facts.gaps is None:
+            self.facts.gaps = find_gaps(self.dataset)
+        return self.facts.gaps
 
     @property
     def is_plain(self) -> bool:
