@@ -20,18 +20,14 @@ from torch import Tensor, nn
 from pelagos.platform.checkpoint import CheckpointStore, SaveReport
 from pelagos.platform.config.checks import local_batch_size, micro_batch_size
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.loss_sums import dataset_losses, sums_by_dataset
 from pelagos.platform.meters import StepMeter
-from pelagos.platform.optimizer import (
-    WeightAverage,
-    freeze,
-    lr_factor,
-    optimizer_factory,
-    set_learning_rate,
-)
-from pelagos.platform.protocols import Objective, TrainingBatch, TrainingParts
-from pelagos.platform.runs import Outcome, RunRecords
+from pelagos.platform.optimizer import freeze, lr_factor, optimizer_factory, set_learning_rate
+from pelagos.platform.protocols import TrainingBatch, TrainingParts
+from pelagos.platform.runs import Outcome, RunRecords, check_identity
 from pelagos.platform.strategies import Strategy, StrategyOptions, create_strategy
 from pelagos.platform.strategies.base import TensorState
+from pelagos.platform.weight_average import WeightAverage
 
 GROUP_LOSS = "validation_group_loss/"
 BuildParts = Callable[[TrainingJob], TrainingParts]
@@ -214,12 +210,12 @@ class TrainingLoop:
         stop = torch.tensor(
             [float(self.run.stop_requested())], dtype=torch.double, device=errors.device
         )
-        sums = _sums_by_dataset(batch.dataset, errors, magnitudes, len(names))
+        sums = sums_by_dataset(batch.dataset, errors, magnitudes, len(names))
         flat = torch.cat([sums.flatten(), local_loss.double()[None], stop])
         flat = self.strategy.all_reduce_sum(flat).cpu()
         sums = flat[:-2].reshape(sums.shape)
         loss = float(flat[-2]) / self.strategy.world_size
-        losses = _dataset_losses(self.parts.objective, sums, names)
+        losses = dataset_losses(self.parts.objective, sums, names)
         return {"loss": loss, **losses}, bool(flat[-1] > 0)
 
     # -- validation, checkpoints ------------------------------------------------------------------
@@ -228,9 +224,40 @@ class TrainingLoop:
     def validate(self, completed: int) -> None:
         """Log the loss over the fixed validation samples, always formed over all of them.
 
-        Every rank runs as many forward passes, because sharded strategies communicate in each.
+        It is the loss of the averaged weights where the run keeps an average: what `best`,
+        `evaluate`, `export` and the registered model are of.
         """
         begin = time.perf_counter()
+        names = self.parts.streams.dataset_names
+        with (
+            self.average.in_place_of_weights(self.strategy)
+            if self.average is not None
+            else contextlib.nullcontext()
+        ):
+            sums = self._validation_sums()
+        errors, magnitudes = sums.sum(dim=1)
+        loss = float(self.parts.objective.mean_over_groups(errors, magnitudes))
+        self.validated = (completed, loss)
+        if self.strategy.rank == 0:
+            objective = self.parts.objective
+            values = {"validation_loss": loss}
+            values |= dataset_losses(objective, sums, names, "validation_loss")
+            if len(objective.group_names) > 1:
+                groups = zip(
+                    objective.group_names, errors.tolist(), magnitudes.tolist(), strict=True
+                )
+                values |= {f"{GROUP_LOSS}{name}": e / m for name, e, m in groups if m > 0}
+            weights = "model" if self.average is None else "ema"
+            seconds = time.perf_counter() - begin
+            self.run.append_event(
+                "validation", step=completed, weights=weights, seconds=seconds, **values
+            )
+
+    def _validation_sums(self) -> Tensor:
+        """Return `[2, dataset, group]`: errors and magnitudes over all validation samples.
+
+        Every rank runs as many forward passes, because sharded strategies communicate in each.
+        """
         names = self.parts.streams.dataset_names
         sums = torch.zeros(2, len(names), len(self.parts.objective.group_names), dtype=torch.double)
         self.module.eval()
@@ -240,23 +267,9 @@ class TrainingLoop:
             errors = self.parts.objective.errors(self.module, batch)[:counted]
             magnitudes = self.parts.objective.magnitudes(batch)[:counted]
             dataset = batch.dataset[:counted]
-            sums += _sums_by_dataset(dataset, errors, magnitudes, len(names)).cpu()
+            sums += sums_by_dataset(dataset, errors, magnitudes, len(names)).cpu()
         self.module.train()
-        sums = self.strategy.all_reduce_sum(sums.to(self.strategy.device)).cpu()
-        errors, magnitudes = sums.sum(dim=1)
-        loss = float(self.parts.objective.mean_over_groups(errors, magnitudes))
-        self.validated = (completed, loss)
-        if self.strategy.rank == 0:
-            objective = self.parts.objective
-            values = {"validation_loss": loss}
-            values |= _dataset_losses(objective, sums, names, "validation_loss")
-            if len(objective.group_names) > 1:
-                groups = zip(
-                    objective.group_names, errors.tolist(), magnitudes.tolist(), strict=True
-                )
-                values |= {f"{GROUP_LOSS}{name}": e / m for name, e, m in groups if m > 0}
-            seconds = time.perf_counter() - begin
-            self.run.append_event("validation", step=completed, seconds=seconds, **values)
+        return self.strategy.all_reduce_sum(sums.to(self.strategy.device)).cpu()
 
     def save(self, completed: int) -> None:
         """Write the checkpoint of `completed` steps, then delete those no longer kept."""
@@ -298,8 +311,15 @@ class TrainingLoop:
             tensors = self._tensors()
             report = self.checkpoints.load(step, tensors, self.job.checkpoint.new_parameters)
             state = report.trainer_state
+            check_identity(self.run, self.checkpoints.uri, step, state)
             self.parts.streams.check_state(state["streams"])
             self.strategy.load_state(tensors)
+            if self.average is not None:
+                prefix = "ema."
+                begun = [
+                    n.removeprefix(prefix) for n in report.kept_initial if n.startswith(prefix)
+                ]
+                self.average.begin_with(self.strategy.weights(), begun)
             if self.strategy.loss_scale is not None and "loss_scale" in state:
                 self.strategy.loss_scale.load(state["loss_scale"])
             self.best = state["best"]
@@ -345,6 +365,7 @@ class TrainingLoop:
             "step": completed,
             "samples": completed * self.job.data.global_batch_size,
             "seed": self.job.seed,
+            "run": self.run.identities[0],
             "best": self.best,
             "streams": self.parts.streams.state(),
             **({"loss_scale": scale.state()} if (scale := self.strategy.loss_scale) else {}),
@@ -402,27 +423,6 @@ def strategy_options(
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed of what a model draws inside a step (dropout): nothing to save or restore."""
     return (seed * 1_000_003 + step) * 65_537 + rank
-
-
-def _sums_by_dataset(
-    dataset: Tensor, errors: Tensor, magnitudes: Tensor, num_datasets: int
-) -> Tensor:
-    """Return `[2, dataset, group]`: errors and magnitudes summed over each dataset's samples."""
-    sums = torch.zeros(2, num_datasets, errors.shape[1], dtype=torch.double, device=errors.device)
-    sums[0].index_add_(0, dataset, errors.detach().double())
-    sums[1].index_add_(0, dataset, magnitudes.detach().double())
-    return sums
-
-
-def _dataset_losses(
-    objective: Objective, sums: Tensor, names: tuple[str, ...], prefix: str = "loss"
-) -> dict[str, float]:
-    """Return the loss of each dataset that had samples, over the groups it has."""
-    return {
-        f"{prefix}/{name}": float(objective.mean_over_groups(*sums[:, index]))
-        for index, name in enumerate(names)
-        if (sums[1, index] > 0).any()
-    }
 
 
 def destroy_process_group() -> None:

@@ -15,6 +15,7 @@ from pelagos.platform.config.schema import (
     Section,
     TrainingJob,
 )
+from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, WeightsChoice
 
 REGISTRY_SCHEME = "models:/"
 SOURCE_MODEL = "source"
@@ -30,7 +31,9 @@ class SourceConfig(Section):
     checkpoint: CheckpointName = Field(
         "last", description="Of a run: last, best, or a step number."
     )
-    weights: Literal["model", "ema"] = Field("model", description="Of a run: which weights.")
+    weights: WeightsChoice = Field(
+        "auto", description=f"Of a run: which weights. {WEIGHTS_DESCRIPTION}"
+    )
     uri: PathText | None = Field(
         None,
         description="Exported or imported model directory, file of weights (safetensors, .pth), "

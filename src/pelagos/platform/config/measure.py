@@ -12,6 +12,7 @@ from pelagos.platform.config.schema import (
     RunName,
     Section,
 )
+from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, WeightsChoice
 
 
 class EvaluateJob(Section):
@@ -21,7 +22,7 @@ class EvaluateJob(Section):
     run: RunName = Field(description="The run to evaluate.")
     runs_dir: PathText = Field("runs", description="Directory that holds the runs.")
     checkpoint: CheckpointName = Field("last", description="last, best, or a step number.")
-    weights: Literal["model", "ema"] = Field("model", description="Which weights.")
+    weights: WeightsChoice = Field("auto", description=WEIGHTS_DESCRIPTION)
     split: str = Field("test", description="Split of each dataset.")
     max_trajectories: PositiveInt = Field(64, description="Trajectories per dataset at most.")
     lead_steps: tuple[PositiveInt, ...] | None = Field(

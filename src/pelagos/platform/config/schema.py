@@ -280,7 +280,8 @@ class OptimizerConfig(Section):
     name: Literal["adamw"] = "adamw"
     lr: PositiveFloat = Field(1e-3, description="Peak learning rate.")
     weight_decay: NonNegativeFloat = Field(
-        0.1, description="Decoupled decay; biases, norms and what the model names get none."
+        0.1,
+        description="Decoupled decay; none for what the model exempts (biases, norms, …).",
     )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Moment decay rates.")
     eps: PositiveFloat = Field(1e-8, description="Added to the denominator.")
@@ -301,7 +302,9 @@ class ScheduleConfig(Section):
 
     name: Literal["cosine", "constant"] = Field("cosine", description="Curve after warm-up.")
     total_steps: PositiveInt = Field(description="Optimizer steps of the whole run.")
-    warmup_steps: NonNegativeInt = Field(0, description="Steps of linear warm-up from 0.")
+    warmup_steps: NonNegativeInt = Field(
+        0, description="Steps of linear warm-up; step k (from 1) of W takes k / W of the rate."
+    )
     final_lr_fraction: Fraction = Field(0.0, description="Rate at the end, as share of the peak.")
 
 

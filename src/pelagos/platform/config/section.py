@@ -1,7 +1,7 @@
 """What every section of a job file is, and the types its keys share."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -14,6 +14,13 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # One path component: a run name becomes a directory and an object-store prefix.
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+# Of a run that keeps an average of its weights (`ema_decay`), auto is that; of others, the weights.
+WeightsChoice = Literal["auto", "model", "ema"]
+WEIGHTS_DESCRIPTION = (
+    "auto: the averaged weights where the run keeps them (ema_decay), else the weights; model; ema."
+)
 
 
 def _that_compiles(pattern: str) -> str:
