@@ -24,6 +24,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+import s3fs
 import yaml
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
@@ -112,6 +113,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         )
         try:
             _wait_until_ready(process, server.endpoint, log_path)
+            _wait_for_bucket(server)
             yield server
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -150,6 +152,20 @@ def _wait_until_ready(process: subprocess.Popen[bytes], endpoint: str, log_path:
             time.sleep(0.1)
     tail = log_path.read_text(errors="replace")[-2000:]
     raise RuntimeError(f"the S3 server did not become ready (exit {process.poll()}):\n{tail}")
+
+
+def _wait_for_bucket(server: S3Server) -> None:
+    """The server makes its bucket after it says that it is ready."""
+    filesystem = s3fs.S3FileSystem(**server.storage_options, skip_instance_cache=True)
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while True:
+        try:
+            filesystem.ls(server.bucket, refresh=True)
+            return
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 class RankPool:

@@ -172,6 +172,42 @@ def test_epoch_of_one_dataset_is_every_window_once(make_dataset: Any) -> None:
     assert set(counts.values()) == {256 // 75, 256 // 75 + 1}
 
 
+@pytest.mark.parametrize("world_size", [1, 3, 5])
+def test_ranks_together_see_every_window_once_an_epoch(make_dataset: Any, world_size: int) -> None:
+    """75 windows, batches of 15: what all ranks get in 5 steps, resumed after 2, is one epoch."""
+    dataset, _ = make_dataset()
+    mixture = Mixture([MixtureEntry(dataset, crop=(8, 8))], ["density", "pressure"], pairs)
+    seen: list[tuple[int, tuple[float, ...]]] = []
+    for start, stop in ((0, 2), (2, 5)):
+        for rank in range(world_size):
+            loader = StreamLoader(
+                mixture,
+                Sampler(mixture, 4),
+                global_batch_size=15,
+                rank=rank,
+                world_size=world_size,
+                start_step=start,
+                stop_step=stop,
+            )
+            with loader:
+                for batch in loader:
+                    rows = zip(batch.trajectory.tolist(), batch.times.tolist(), strict=True)
+                    seen += [(t, tuple(times)) for t, times in rows]
+    assert len(seen) == len(set(seen)) == 75
+
+
+def test_an_order_of_another_version_is_refused_with_the_key_that_continues_it(
+    mixture: Mixture,
+) -> None:
+    state = Sampler(mixture, seed=1).state_dict()
+    old = {key: value for key, value in state.items() if key != "order"}  # before versions
+    with pytest.raises(ValueError, match=r"version 1 .*data\.order_version=1"):
+        Sampler(mixture, seed=1).check_state(old)
+    Sampler(mixture, seed=1, version=1).check_state(old)
+    with pytest.raises(ValueError, match=r"version 2 .*data\.order_version=2"):
+        Sampler(mixture, seed=1, version=1).check_state(state)
+
+
 def test_checkpoint_state_is_small_and_refuses_changed_data(
     mixture: Mixture, make_dataset: Any
 ) -> None:

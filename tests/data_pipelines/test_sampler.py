@@ -132,13 +132,47 @@ def test_order_is_pure(start: int, length: int, cut: int) -> None:
         np.testing.assert_array_equal(np.concatenate((first[part], second[part])), whole[part])
 
 
-def test_order_is_the_one_that_checkpoints_were_made_with() -> None:
-    """A change of these numbers breaks the resuming of every run: bump the format, say so."""
-    datasets, items = MixtureOrder(0, [1000, 100], [3.0, 1.0]).draw(np.arange(8))
-    assert json.dumps([datasets.tolist(), items.tolist()]) == FIRST_EIGHT
+@pytest.mark.parametrize("version", [1, 2])
+def test_order_is_the_one_that_checkpoints_were_made_with(version: int) -> None:
+    """A change of these numbers breaks the resuming of every run: add a version, say so."""
+    order = MixtureOrder(0, [1000, 100], [3.0, 1.0], version=version)
+    datasets, items = order.draw(np.arange(8))
+    assert json.dumps([datasets.tolist(), items.tolist()]) == FIRST_EIGHT[version]
 
 
-FIRST_EIGHT = "[[1, 0, 0, 0, 1, 1, 1, 0], [27, 600, 86, 123, 42, 93, 86, 212]]"
+FIRST_EIGHT = {
+    1: "[[1, 0, 0, 0, 1, 1, 1, 0], [27, 600, 86, 123, 42, 93, 86, 212]]",
+    2: "[[1, 0, 0, 0, 1, 1, 1, 0], [99, 453, 921, 57, 70, 93, 96, 891]]",
+}
+
+
+@given(
+    sizes=st.lists(st.integers(1, 400), min_size=1, max_size=4),
+    run_length=st.sampled_from([1, 1, 3, 16]),
+    seed=st.integers(0, 2**32),
+    data=st.data(),
+)
+@settings(max_examples=60)
+def test_every_epoch_of_every_dataset_is_a_permutation_in_the_order_of_samples(
+    sizes: list[int], run_length: int, seed: int, data: st.DataObject
+) -> None:
+    """By plain counting: cut each dataset's samples, as they come, into pieces of its size."""
+    some = st.lists(st.floats(0.1, 5), min_size=len(sizes), max_size=len(sizes))
+    weights = data.draw(st.none() | some)
+    later = [
+        (change, data.draw(some)) for change in data.draw(st.sampled_from([[], [70], [70, 90]]))
+    ]
+    order = MixtureOrder(seed, sizes, weights, run_length, later)
+    num_samples = 6 * BLOCK_SIZE
+    cut = data.draw(st.integers(1, num_samples - 1))  # a resume
+    parts = [order.draw(np.arange(0, cut)), order.draw(np.arange(cut, num_samples))]
+    datasets, items = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    for dataset, size in enumerate(sizes):
+        own = items[datasets == dataset]
+        for start in range(0, len(own), size):
+            epoch = own[start : start + size].tolist()
+            assert len(set(epoch)) == len(epoch)
+            assert len(epoch) < size or sorted(epoch) == list(range(size))
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.0], [1.0], [1.0, -1.0]])

@@ -88,6 +88,10 @@ def curve(run: RunDirectory) -> list[tuple[float, float]]:
     return [(m["loss"], m["gradient_norm"]) for m in run.metrics()]
 
 
+def validations(run: RunDirectory) -> list[float]:
+    return [e["validation_loss"] for e in run.events() if e["kind"] == "validation"]
+
+
 def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
     store = CheckpointStore(run.checkpoint_uri)
     step = store.latest_step()
@@ -121,11 +125,18 @@ def assert_same_curve(run: RunDirectory, reference: RunDirectory, tolerance: flo
 )
 def test_two_ranks_agree_bit_for_bit(layouts: Layouts, precision: str) -> None:
     # a sum of two does not depend on their order, and all else is the same arithmetic
-    reference = layouts.run("ddp", "ddp", 2, parallel__precision=precision)
+    options = {"parallel__precision": precision, "validation__every_steps": 15}
+    plain = layouts.run("plain", "ddp", 2, **options)
+    options["ema_decay"] = 0.9
+    reference = layouts.run("ddp", "ddp", 2, **options)
+    # validating with the averaged weights in their place leaves the weights as they were
+    assert curve(reference) == curve(plain)
+    assert validations(reference) != validations(plain)
     expected = weights(reference)
     for strategy in ("fsdp", "hsdp", "zero1", "zero2", "zero3"):
-        run = layouts.run(strategy, strategy, 2, parallel__precision=precision)
+        run = layouts.run(strategy, strategy, 2, **options)
         assert curve(run) == curve(reference), strategy
+        assert validations(run) == validations(reference), strategy
         tensors = weights(run)
         assert tensors.keys() == expected.keys()
         assert [n for n in expected if not torch.equal(tensors[n], expected[n])] == [], strategy

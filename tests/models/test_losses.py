@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pelagos.models.losses import LOSSES, VRMSE, Loss, RelativeL1, RelativeL2, Spectral, find_loss
+from pelagos.models.losses import (
+    LOSSES,
+    VRMSE,
+    Loss,
+    RelativeL1,
+    RelativeL2,
+    Spectral,
+    find_loss,
+    group_mean,
+)
 from pelagos.models.objectives import NextStep, Steady, create_objective, ratio_loss
 
 GROUPS = ((0,), (1, 2))
@@ -134,3 +144,67 @@ def test_a_steady_problem_is_its_first_and_its_last_frame():
     assert objective.group_names == ("solution",)
     with pytest.raises(ValueError, match=r"num_frames\(1\) must be 2"):
         objective.frame_windows(1)
+
+
+def plain_mean(loss: str, prediction: Tensor, label: Tensor, channels: list[int]) -> float:
+    """Of one group, by numpy, from the definitions."""
+    p, q = (v.double().numpy()[:, channels].reshape(len(v), -1) for v in (prediction, label))
+    if loss == "ratio":
+        return float(np.abs(p - q).sum() / np.abs(q).sum())
+    if loss == "relative_l1":
+        return float(np.mean(np.abs(p - q).sum(1) / np.abs(q).sum(1)))
+    return float(np.mean(np.linalg.norm(p - q, axis=1) / np.linalg.norm(q, axis=1)))
+
+
+@pytest.mark.parametrize("name", ["ratio", "relative_l1", "relative_l2"])
+def test_a_group_without_samples_is_left_out_of_loss_and_gradient(name: str):
+    """Not counted as a perfect forecast, which would halve the loss of the other group."""
+    label, present = fields(0), PRESENT.clone()
+    present[:, 1:] = False
+    label[:, 1:] = 0.0
+    prediction = fields(1).requires_grad_()
+    loss = find_loss(name)
+    magnitudes = loss.magnitudes(label, present, GROUPS)
+    assert magnitudes[:, 1].tolist() == [0.0, 0.0]
+    value = ratio_loss(loss.errors(prediction - label, label, present, GROUPS), magnitudes)
+    assert float(value.detach()) == pytest.approx(
+        plain_mean(name, prediction.detach(), label, [0]), rel=1e-6
+    )
+    value.backward()
+    assert prediction.grad is not None
+    assert prediction.grad[:, 1:].abs().max() == 0
+    assert prediction.grad[:, 0].abs().min() > 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("constant", [0.0, 1e-9, 0.1])
+def test_a_field_of_one_value_does_not_outweigh_the_others(name: str, constant: float):
+    """0.1 is no sum of powers of two: its mean over 48 points is not 0.1 in float32."""
+    label = fields(0)
+    label[:, 1:] = constant
+    prediction = label + 0.01 * fields(1)
+    loss = find_loss(name)
+    errors = loss.errors(prediction - label, label, PRESENT, GROUPS).sum(dim=0)
+    magnitudes = loss.magnitudes(label, PRESENT, GROUPS).sum(dim=0)
+    value = float(ratio_loss(errors[None], magnitudes[None]))
+    assert 0.001 < value < 0.2
+    is_relative_to_itself = constant == 0.1 and name != "vrmse"
+    assert (magnitudes > 0).tolist() == [True, is_relative_to_itself]
+
+
+def test_raw_fields_vanish_only_where_they_are_zero():
+    """Without normalisation 1e-9 may be the size of everything."""
+    label = 1e-9 * fields(0)
+    for name in ("ratio", "relative_l1", "relative_l2", "vrmse"):
+        magnitudes = find_loss(name, smallest_label=0.0).magnitudes(label, PRESENT, GROUPS)
+        assert (magnitudes > 0).all()
+        assert (find_loss(name).magnitudes(label, PRESENT, GROUPS) == 0).all()
+
+
+def test_weights_are_of_the_groups_that_count():
+    errors, magnitudes = torch.tensor([2.0, 9.0, 4.0]), torch.tensor([4.0, 0.0, 2.0])
+    assert float(group_mean(errors, magnitudes)) == (0.5 + 2.0) / 2
+    weights = torch.tensor([3.0, 5.0, 1.0])
+    weighted = group_mean(errors * weights, magnitudes, weights)
+    assert float(weighted) == (3 * 0.5 + 1 * 2.0) / 4
+    assert float(group_mean(errors, torch.zeros(3))) == 0.0

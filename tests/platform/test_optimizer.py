@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from pelagos.models.registry import create_model, list_models, model_info
 from pelagos.platform.config.schema import OptimizerConfig, ParameterGroupConfig, ScheduleConfig
 from pelagos.platform.optimizer import (
-    WeightAverage,
     freeze,
     group_settings,
     lr_factor,
@@ -16,6 +16,7 @@ from pelagos.platform.optimizer import (
     parameter_groups,
     set_learning_rate,
 )
+from pelagos.platform.weight_average import WeightAverage
 
 
 class Network(nn.Module):
@@ -27,7 +28,7 @@ class Network(nn.Module):
         self.scale = nn.Parameter(torch.ones(2, 2))
 
     def no_weight_decay(self) -> set[str]:
-        return {"scale"}
+        return {"scale", "norm.weight", *(n for n, _ in self.named_parameters() if "bias" in n)}
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
@@ -155,3 +156,31 @@ def test_a_group_stays_as_it_is_until_its_step() -> None:
         moved.append({n.rpartition(".")[0] for n in before if not torch.equal(before[n], after[n])})
     assert moved[0] == moved[1] == {"layers.1", "layers.2", "head"}
     assert moved[2] == {"embed", "layers.0", "layers.1", "layers.2", "head"}
+
+
+def test_a_models_own_rule_is_the_whole_rule() -> None:
+    """Poseidon's official recipe decays the layer scales of its residual blocks, which are vectors:
+    its rule tests names for `bias` and for norms alone (arXiv:2405.19101's code)."""
+    with torch.device("meta"):
+        model = create_model("poseidon-nano", in_channels=4, out_channels=4)
+    settings = group_settings(model, OptimizerConfig(weight_decay=0.1))
+    scales = [n for n, p in model.named_parameters() if p.ndim == 1 and "bias" not in n]
+    scales = [n for n in scales if n.startswith("residual_blocks") and "norm" not in n]
+    assert len(scales) > 0
+    assert {settings[name].weight_decay for name in scales} == {0.1}
+    assert {s.weight_decay for n, s in settings.items() if "bias" in n or "norm" in n} == {0.0}
+
+
+FIRST_OF_FAMILY = {model_info(name).family: name for name in reversed(list_models())}
+
+
+@pytest.mark.parametrize("name", FIRST_OF_FAMILY.values())
+def test_no_family_decays_its_norms(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name, in_channels=4, out_channels=4)
+    settings = group_settings(model, OptimizerConfig(weight_decay=0.1))
+    normalise = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+    for path, module in model.named_modules():
+        if isinstance(module, normalise) or type(module).__name__.endswith("Norm"):
+            for parameter, _ in module.named_parameters():
+                assert settings[f"{path}.{parameter}"].weight_decay == 0.0, f"{path}.{parameter}"

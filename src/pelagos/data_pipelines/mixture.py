@@ -25,6 +25,7 @@ from pelagos.data_pipelines.curriculum import (
     weight_at,
     weights_by_step,
 )
+from pelagos.data_pipelines.given_fields import given_fields
 from pelagos.data_pipelines.mixture_checks import mixture_problems
 from pelagos.data_pipelines.mixture_state import (
     LONGEST_STATE,
@@ -208,11 +209,20 @@ class Mixture:
 
     @property
     def given_fields(self) -> frozenset[str]:
-        """Channels of which nothing has to be forecast: constant, or given (`DatasetSpec`), in
-        every dataset that has them, and in one at least."""
-        specs = [entry.dataset.spec for entry in self.entries]
-        known = {name for s in specs for name in (*s.constant_fields, *s.given_fields)}
-        changing = {n for s in specs for n in s.field_names if n not in s.given_fields}
+        """Channels of which nothing has to be forecast: constant, given (`DatasetSpec`), or found to
+        never change (`unchanging_fields`), in every dataset that has them, and in one at least."""
+        datasets = [entry.dataset for entry in self.entries]
+        specs = [dataset.spec for dataset in datasets]
+        given = [given_fields(dataset) for dataset in datasets]
+        known = {
+            n for s, names in zip(specs, given, strict=True) for n in (*s.constant_fields, *names)
+        }
+        changing = {
+            n
+            for s, names in zip(specs, given, strict=True)
+            for n in s.field_names
+            if n not in names
+        }
         if self.absent_counts:  # what a dataset lacks is learnt like any other
             changing |= {
                 name

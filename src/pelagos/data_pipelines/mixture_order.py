@@ -1,10 +1,13 @@
 """The order of draws from several datasets: exact proportions, epochs that are permutations.
 
 Samples come in blocks of `BLOCK_SIZE`. In every block each dataset has its exact share: its count
-up to the end of a block is its weight's share of all samples, rounded. Inside a block the datasets
-are shuffled by a keyed permutation. The n-th draw from a dataset of size N is draw `n mod N` of
-its epoch `n // N`, and every epoch is a keyed permutation of the whole dataset: each of its windows
-comes exactly once before any comes again.
+up to the end of a block is its weight's share of all samples, rounded. Inside a block a keyed
+permutation decides which dataset stands where. The n-th sample of a dataset of size N, in the order
+of samples, is draw `n mod N` of its epoch `n // N`, and every epoch is a keyed permutation of the
+whole dataset: each of its windows comes exactly once before any comes again.
+
+Version 1 of the order shuffled the draws inside a block too, across the ends of epochs, so that a
+window could come several times before another came at all. It is kept for runs that began under it.
 
 Weights may change at given indices. Counts and blocks then begin anew there, on top of what was
 drawn before, so that a change is exact to the sample, and epochs go on across it.
@@ -22,6 +25,8 @@ import numpy as np
 from pelagos.data_pipelines.permutation import IntArray, KeyedPermutation, derive_key
 
 BLOCK_SIZE = 256
+ORDER_VERSION = 2
+ORDER_VERSIONS = (1, 2)
 _MAX_KEPT_BLOCKS = 64
 
 # Purposes of keys, so that no two uses of one seed share a stream; 3 and 4 are the sampler's.
@@ -46,6 +51,7 @@ class MixtureOrder:
         run_length: how many consecutive samples come from one dataset.
         later: `(start, weights)` in order: other weights from run number `start` on; some of them,
             not all, may be 0.
+        version: of the order, one of `ORDER_VERSIONS`.
     """
 
     def __init__(
@@ -55,8 +61,12 @@ class MixtureOrder:
         weights: Sequence[float] | None,
         run_length: int = 1,
         later: Sequence[tuple[int, Sequence[float]]] = (),
+        version: int = ORDER_VERSION,
     ) -> None:
+        if version not in ORDER_VERSIONS:
+            raise ValueError(f"the order of samples has versions {ORDER_VERSIONS}, got {version}")
         self.seed = seed
+        self.version = version
         self.sizes = tuple(sizes)
         self.run_length = run_length
         first = weights if weights is not None else sizes
@@ -121,8 +131,11 @@ class MixtureOrder:
         shuffle = KeyedPermutation(size, derive_key(self.seed, *key))
         ranks = shuffle(np.arange(size))
         datasets = np.searchsorted(ends, ranks, side="right")
-        starts = np.concatenate(([0], ends[:-1]))
-        draws = (before - starts)[datasets] + ranks
+        if self.version == 1:
+            starts = np.concatenate(([0], ends[:-1]))
+            draws = (before - starts)[datasets] + ranks
+        else:
+            draws = before[datasets] + _earlier_equals(datasets)
         if len(self._recent_blocks) >= _MAX_KEPT_BLOCKS:
             self._recent_blocks = {}
         self._recent_blocks[segment, block] = datasets, draws
@@ -138,6 +151,21 @@ class MixtureOrder:
 
     def _epoch(self, dataset: int, epoch: int) -> KeyedPermutation:
         return _epoch_permutation(self.sizes[dataset], self.seed, dataset, epoch)
+
+
+def _earlier_equals(values: IntArray) -> IntArray:
+    """How many earlier elements equal each element.
+
+    >>> _earlier_equals(np.array([4, 7, 4, 4, 7])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    order = np.argsort(values, kind="stable")
+    sorted_values = values[order]
+    is_first = np.concatenate(([True], sorted_values[1:] != sorted_values[:-1]))
+    places = np.arange(len(values))
+    counts = np.empty(len(values), np.int64)
+    counts[order] = places - np.maximum.accumulate(np.where(is_first, places, 0))
+    return counts
 
 
 def _conditional(weights: Sequence[float]) -> tuple[Fraction, ...]:

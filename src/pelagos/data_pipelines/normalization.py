@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pelagos.data_pipelines.given_fields import is_constant
 from pelagos.data_pipelines.store.readable import ReadableDataset
 
 
@@ -69,7 +70,8 @@ class Normalization:
 
         A dataset with n values, mean m and standard deviation s of a field counts as such:
         mean = sum n m / sum n,  variance = sum n (s^2 + (m - mean)^2) / sum n. A field that is
-        constant in a dataset counts with s = 0. A field that is constant everywhere gets std 1.
+        constant in a dataset, up to rounding, counts with s = 0. A field that is constant everywhere
+        gets std 1.
 
         Args:
             offsets: per dataset, what is subtracted from a field before normalisation.
@@ -142,7 +144,7 @@ def _moments(
     """Count, mean and standard deviation of a field, stored or constant; None if absent."""
     if name in dataset.statistics:
         row = dataset.statistics[name]
-        return row["count"], row["mean"] - offset, row["std"]
+        return row["count"], row["mean"] - offset, 0.0 if is_constant(row) else row["std"]
     if name in dataset.spec.constant_fields:
         values_per_field = next(iter(dataset.statistics.values()))["count"]
         return values_per_field, dataset.spec.constant_fields[name] - offset, 0.0

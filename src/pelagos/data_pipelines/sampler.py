@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pelagos.data_pipelines.mixture import Mixture
-from pelagos.data_pipelines.mixture_order import MixtureOrder
+from pelagos.data_pipelines.mixture_order import ORDER_VERSION, MixtureOrder
 from pelagos.data_pipelines.permutation import IntArray, derive_key, keyed_hash
 from pelagos.data_pipelines.store.readable import Region
 
@@ -48,13 +48,19 @@ class Sampler:
             weights that change with the step.
         run_length: how many consecutive samples come from one dataset. It divides
             `samples_per_step`.
+        version: of the order of samples (`mixture_order`).
 
     Raises:
         ValueError: it does not divide.
     """
 
     def __init__(
-        self, mixture: Mixture, seed: int, samples_per_step: int = 1, run_length: int = 1
+        self,
+        mixture: Mixture,
+        seed: int,
+        samples_per_step: int = 1,
+        run_length: int = 1,
+        version: int = ORDER_VERSION,
     ) -> None:
         if run_length != 1 and samples_per_step % run_length:
             raise ValueError(
@@ -64,6 +70,7 @@ class Sampler:
         self.seed = seed
         self.samples_per_step = samples_per_step
         self.run_length = run_length
+        self.version = version
         self._sample_key = derive_key(seed, _SAMPLE_SEED)
         self._members = [
             np.array([d for d, s in enumerate(mixture.grid_shapes) if s == shape], dtype=np.int64)
@@ -73,7 +80,7 @@ class Sampler:
         shares = [sum(weights[d] for d in members) for members in self._members]
         later_shares = [(s, [sum(w[d] for d in m) for m in self._members]) for s, w in later]
         self._shapes = MixtureOrder(
-            derive_key(seed, _SHAPE_ORDER), [1] * len(shares), shares, 1, later_shares
+            derive_key(seed, _SHAPE_ORDER), [1] * len(shares), shares, 1, later_shares, version
         )
         self._orders = [
             MixtureOrder(
@@ -82,6 +89,7 @@ class Sampler:
                 _among(weights, members),
                 run_length,
                 [(self._runs_before(step, number), _among(row, members)) for step, row in later],
+                version,
             )
             for number, members in enumerate(self._members)
         ]
@@ -125,7 +133,7 @@ class Sampler:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON: below 1 KB however many datasets there are."""
-        state = {"seed": self.seed, "mixture": self.mixture.state_dict()}
+        state = {"seed": self.seed, "mixture": self.mixture.state_dict(), "order": self.version}
         return state if self.run_length == 1 else {**state, "run_length": self.run_length}
 
     def check_state(self, state: dict[str, Any]) -> None:
@@ -135,6 +143,13 @@ class Sampler:
             raise ValueError(
                 f"the checkpoint was made with data seed {state['seed']}, this run has {self.seed}:"
                 f" the order of samples would change. Use seed {state['seed']}"
+            )
+        version = state.get("order", 1)
+        if version != self.version:
+            raise ValueError(
+                f"the checkpoint was made with version {version} of the order of samples, this run "
+                f"has {self.version}: windows would be repeated or left out. Continue it with "
+                f"data.order_version={version}"
             )
         before = state.get("run_length", 1)
         if before != self.run_length:

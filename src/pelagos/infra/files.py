@@ -1,6 +1,7 @@
 """Writing files so that they are whole or absent, also after a crash or a power cut; finding them."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,3 +38,38 @@ def files_below(
         folders[:] = [name for name in folders if is_wanted(folder / name)]
         paths = (folder / name for name in names)
         yield from (path for path in paths if is_wanted(path) and path.is_file())
+
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+# What stands before the path in addresses of local stores.
+_LOCAL_SCHEMES = ("sqlite:///", "file://")
+
+
+def expanded_path(path: str) -> str:
+    """Return a path or address with a leading `~` and each `${VAR}` replaced, as a shell would.
+
+    >>> os.environ["PELAGOS_DOCTEST"] = "scratch"
+    >>> expanded_path("s3://bucket/${PELAGOS_DOCTEST}/runs")
+    's3://bucket/scratch/runs'
+
+    Raises:
+        ValueError: a variable is not set, or there is no such user.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name not in os.environ:
+            raise ValueError(
+                f"{path}: the environment variable {name} is not set; set it or write the path"
+            )
+        return os.environ[name]
+
+    filled = _VARIABLE.sub(value, path)
+    scheme = next((s for s in _LOCAL_SCHEMES if filled.startswith(f"{s}~")), "")
+    rest = filled.removeprefix(scheme)
+    if not rest.startswith("~"):
+        return filled
+    home = os.path.expanduser(rest)
+    if home.startswith("~"):
+        raise ValueError(f"{path}: there is no user {rest.partition('/')[0][1:]!r}")
+    return scheme + home

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from pelagos.infra.yaml_text import parse_yaml_value, yaml_text
 from pelagos.jobs.parts import check_parts
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
@@ -130,8 +129,8 @@ def _train_all(
 def _train(job: TrainingJob, layout: Layout, directory: Path) -> str:
     """Train in processes of its own; return why it failed, or nothing."""
     path = directory / f"{layout.name}.yaml"
-    content = yaml.safe_load(resolve_yaml(job)) | {"runs_dir": str(directory / "runs")}
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    content = parse_yaml_value(resolve_yaml(job)) | {"runs_dir": str(directory / "runs")}
+    path.write_text(yaml_text(content, sort_keys=False))
     command = [sys.executable, *PROGRAM, str(path)]
     if layout.num_workers > 1:
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node"]

@@ -71,13 +71,15 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
         return _run_on_images(job, trained, console)
     evaluations = _evaluations(job, trained, with_physics=job.physics)
     stabilities = _stabilities(job, trained) if job.stability_steps else []
-    provenance = _provenance(job, training, trained.step)
+    provenance = _provenance(job, trained)
     output = _output(job, directory)
     report, _ = write_report(evaluations, provenance, output, stabilities)
     values = numbers(evaluations, provenance, stabilities)
     if job.tracking:
         log_evaluation(training, directory, output, evaluation_metrics(evaluations))
     if console is not None:
+        if trained.forecaster.weights == "ema":
+            console.print("averaged weights (ema_decay); the weights themselves: weights=model")
         _show(evaluations, stabilities, report, training.tracking.uri, console)
     return EvaluateResult(job.run, report, values)
 
@@ -90,7 +92,7 @@ def _run_on_images(
 
     directory, training, step = trained.directory, trained.training, trained.step
     evaluations = measure_images(job, training, trained.forecaster)
-    provenance, output = _provenance(job, training, step), _output(job, directory)
+    provenance, output = _provenance(job, trained), _output(job, directory)
     report = image_evaluation.write_image_report(evaluations, provenance, output)
     if job.tracking:
         values = [
@@ -106,10 +108,12 @@ def _run_on_images(
     return EvaluateResult(job.run, report, image_evaluation.numbers(evaluations, provenance))
 
 
-def _provenance(job: EvaluateJob, training: TrainingJob, step: int) -> Provenance:
+def _provenance(job: EvaluateJob, trained: _TrainedRun) -> Provenance:
+    training = trained.training
     return Provenance(
         run_name=job.run,
-        checkpoint_step=step,
+        checkpoint_step=trained.step,
+        weights=trained.forecaster.weights,
         model=training.model.name,
         config=training.model_dump(mode="json"),
         code_version=code_version(),

@@ -15,7 +15,7 @@ def run(
     directory: str | Path,
     *,
     checkpoint: str = "last",
-    weights: str = "model",
+    weights: str = "auto",
     max_shard_size: str = "5GB",
     runs_dir: str = "runs",
     overwrite: bool = False,
@@ -23,14 +23,15 @@ def run(
     """Write a run's model: weights, configuration, fields and normalisation.
 
     Only the weights are read of the checkpoint (`last`, `best` or a step), not the optimizer.
-    `weights` is `model`, or `ema` for the averaged ones. `load_pretrained(directory)` reads the
-    network back, and `Forecaster.load(directory)` the network with fields and normalisation.
+    `weights` is `model`, `ema` for the averaged ones, or `auto`: the averaged ones where the run
+    keeps them. `load_pretrained(directory)` reads the network back, and `Forecaster.load(directory)`
+    the network with fields and normalisation.
 
     Raises:
         ValueError: no such run, checkpoint or weights, or `directory` exists; nothing was written.
     """
-    if weights not in ("model", "ema"):
-        raise ValueError(f"weights={weights!r}: expected model or ema")
+    if weights not in ("auto", "model", "ema"):
+        raise ValueError(f"weights={weights!r}: expected auto, model or ema")
     target = Path(directory)
     check_free(target, overwrite)
     description, tensors, _ = trained_weights(

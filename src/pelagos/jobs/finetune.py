@@ -51,6 +51,7 @@ def run(
     console: Console | None = None,
     watcher: Watcher | None = None,
     until_step: int | None = None,
+    identity: str | None = None,
 ) -> PretrainResult:
     """Fine-tune as a new run, to its end; `watcher` is called several times a second meanwhile.
 
@@ -70,6 +71,7 @@ def run(
         watcher,
         lambda directory: write_initial_weights(prepared, directory),
         until_step,
+        identity,
     )
 
 

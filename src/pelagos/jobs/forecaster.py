@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pelagos.data_pipelines.given_fields import given_fields
 from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.model_directory import DESCRIPTION_FILE
@@ -21,19 +21,19 @@ from pelagos.models.objectives import (
     default_field_groups,
     without_fields,
 )
-from pelagos.models.pretrained import WEIGHTS_FILE, Pretrained, read_weights
+from pelagos.models.pretrained import WEIGHTS_FILE, Pretrained, read_weights, write_weights
 from pelagos.models.registry import create_model
-from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
+from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, named_step
 from pelagos.platform.evaluation.rollout import Predict
 from pelagos.platform.evaluation.view import EvaluationData
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.runs import RunDirectory, check_identity
 
 
 def usual_groups(fields: Sequence[str], dataset: ReadableDataset) -> dict[str, tuple[str, ...]]:
     """Return the fields that are scored together in a dataset where a job does not say: the
     components of a vector, of the fields that are not given there."""
     usual = default_field_groups(fields)
-    return without_fields(usual, dataset.spec.given_fields) or usual
+    return without_fields(usual, given_fields(dataset)) or usual
 
 
 class Forecaster:
@@ -53,11 +53,19 @@ class Forecaster:
         self.model.load_state_dict(dict(weights), strict=True)
         self.model.eval()
 
+    @property
+    def weights(self) -> str:
+        """`ema` for averaged weights, else `model`."""
+        return str(self.description.get("weights", "model"))
+
     @classmethod
     def from_run(
-        cls, run: RunDirectory, checkpoint: str = "last", weights: str = "model"
+        cls, run: RunDirectory, checkpoint: str = "last", weights: str = "auto"
     ) -> tuple["Forecaster", int]:
         """Return the forecaster of a run's checkpoint (`last`, `best` or a step), and its step.
+
+        `weights`: `ema`, the averaged ones, `model`, the weights themselves, or `auto`, the averaged
+        ones where the run keeps them; `weights` of the forecaster says which it has.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it has no such weights.
@@ -153,7 +161,7 @@ class Forecaster:
         """Write weights (safetensors) and description (JSON) into a new directory."""
         directory.mkdir(parents=True)
         tensors = {k: v.contiguous() for k, v in self.model.state_dict().items()}
-        save_file(tensors, directory / WEIGHTS_FILE)
+        write_weights(tensors, directory / WEIGHTS_FILE)
         (directory / DESCRIPTION_FILE).write_text(json.dumps(self.description, indent=1))
 
     @classmethod
@@ -177,57 +185,50 @@ def described_network(description: Mapping[str, Any]) -> Pretrained:
 
 
 def trained_weights(
-    run: RunDirectory, checkpoint: str = "last", weights: str = "model"
+    run: RunDirectory, checkpoint: str = "last", weights: str = "auto"
 ) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     """Return description, state dict and step of a run's checkpoint; the optimizer is not read.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it has no such weights.
+        RunError: the checkpoint is of another run.
     """
     job = run.job()
     store = CheckpointStore(run.checkpoint_uri, options_for(run.checkpoint_uri, job.storage))
-    return store_weights(store, checkpoint, weights)
+    return store_weights(store, checkpoint, weights, run)
 
 
 def store_weights(
-    store: CheckpointStore, checkpoint: str = "last", weights: str = "model"
+    store: CheckpointStore,
+    checkpoint: str = "last",
+    weights: str = "auto",
+    run: RunDirectory | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     """Return description, state dict and step of a checkpoint, low-rank updates merged in.
 
+    The description's `weights` says which they are: `ema` for averaged ones, else `model`.
+
     Raises:
         CheckpointError: there is no such checkpoint, or it has no such weights.
+        RunError: it is of another run than `run`.
     """
-    step = _step(store, checkpoint)
-    description = store.trainer_state(step)["forecaster"]
+    step = named_step(store, checkpoint)
+    trainer_state = store.trainer_state(step)
+    if run is not None:
+        check_identity(run, store.uri, step, trainer_state)
+    description = dict(trainer_state["forecaster"])
     tensors = store.load_named(step, "model.")
     state = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    if weights == "ema":
-        averaged = store.load_named(step, "ema.")
-        if not averaged:
-            raise CheckpointError(
-                f"{store.uri} has no averaged weights; set ema_decay to train them"
-            )
-        state |= {name.removeprefix("ema."): tensor for name, tensor in averaged.items()}
+    averaged = {} if weights == "model" else store.load_named(step, "ema.")
+    if weights == "ema" and not averaged:
+        raise CheckpointError(
+            f"{store.uri} has no averaged weights; set ema_decay to train them, or leave weights out"
+        )
+    state |= {name.removeprefix("ema."): tensor for name, tensor in averaged.items()}
+    description["weights"] = "ema" if averaged else "model"
     if (updates := description.get("lora")) is not None:
         state = merged(state, updates["alpha"])
     return description, state, step
-
-
-def _step(store: CheckpointStore, which: str) -> int:
-    steps = [info.step for info in store.complete()]
-    if not steps:
-        raise CheckpointError(f"{store.uri} holds no complete checkpoint yet")
-    if which == "last":
-        return steps[-1]
-    if which == "best":
-        best = store.trainer_state(steps[-1])["best"]
-        if best and best["step"] in steps:
-            return int(best["step"])
-        return steps[-1]
-    if which.isdigit() and int(which) in steps:
-        return int(which)
-    listed = ", ".join(str(s) for s in steps)
-    raise CheckpointError(f"checkpoint {which!r}: expected last, best or one of {listed}")
 
 
 def as_arrays(model_input: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
+from pelagos.infra.yaml_text import parse_yaml_value
 from pelagos.jobs.model_directory import ModelDirectory, check_free, write_model_directory
 from pelagos.jobs.weight_files import ForeignWeights, read_source
 from pelagos.models.pretrained import Pretrained, check_weights, mismatches
@@ -164,5 +164,5 @@ def _options(entries: Sequence[str]) -> dict[str, Any]:
         key, equals, value = entry.partition("=")
         if not equals or not key:
             raise ValueError(f"option {entry!r}: expected key=value, such as image_size=64")
-        options[key] = yaml.safe_load(value)
+        options[key] = parse_yaml_value(value)
     return options

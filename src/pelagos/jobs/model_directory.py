@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pelagos.infra.files import sync_directory
-from pelagos.models.pretrained import CONFIG_FILE, INDEX_FILE, Pretrained, describe
+from pelagos.models.pretrained import CONFIG_FILE, INDEX_FILE, Pretrained, describe, write_weights
 
 DESCRIPTION_FILE = "forecaster.json"
 
@@ -71,7 +70,7 @@ def write_model_directory(
     try:
         for file, names in split.filename_to_tensors.items():
             part = {n: tensors[n].detach().cpu().contiguous() for n in names}
-            save_file(part, staging / file, metadata={"format": "pt"})
+            write_weights(part, staging / file)
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             _write_json(staging / INDEX_FILE, index)

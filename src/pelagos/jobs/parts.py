@@ -18,6 +18,7 @@ from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.class_labels import drawn_label_problems, label_problems
 from pelagos.jobs.datasets import open_entry
 from pelagos.jobs.datasets import options_for as options_for
+from pelagos.jobs.field_checks import field_problems
 from pelagos.models.flops import flop_counter
 from pelagos.models.low_rank import add_low_rank
 from pelagos.models.objectives import (
@@ -66,6 +67,10 @@ def objective_options(job: TrainingJob, mixture: Mixture | None = None) -> dict[
     if mixture is not None and "field_groups" not in options:
         groups = _groups_without_given(job, mixture)
         options |= {"field_groups": groups} if groups else {}
+    if job.data.normalization == "none" and issubclass(
+        OBJECTIVES[job.objective.name], FieldObjective
+    ):
+        options["smallest_label"] = 0.0  # of raw fields no size is known
     return options
 
 
@@ -178,6 +183,12 @@ def _normalization(data: DataConfig) -> Normalization | None:
     return Normalization.constants(data.fields, data.normalization.mean, data.normalization.std)
 
 
+def validation_sampler(job: TrainingJob, held_out: Mixture) -> Sampler:
+    """Return the order in which a job's validation samples are drawn."""
+    seed = job.seed + VALIDATION_SEED_OFFSET
+    return Sampler(held_out, seed, version=job.data.order_version)
+
+
 class MixtureStreams:
     """The training stream and the fixed validation samples of a job's mixture."""
 
@@ -186,7 +197,11 @@ class MixtureStreams:
         self.datasets = open_datasets(job)
         self.mixture = build_mixture(job, self.datasets)
         self.sampler = Sampler(
-            self.mixture, job.seed, job.data.global_batch_size, job.data.run_length
+            self.mixture,
+            job.seed,
+            job.data.global_batch_size,
+            job.data.run_length,
+            job.data.order_version,
         )
         self.dataset_names = unique_names([e.dataset.spec.name for e in self.mixture.entries])
         self.epoch_samples = self.mixture.num_samples
@@ -215,7 +230,7 @@ class MixtureStreams:
             held_out = build_mixture(
                 self.job, self.datasets, self.job.validation.split, self.mixture.normalization
             )
-            self._validation = Sampler(held_out, self.job.seed + VALIDATION_SEED_OFFSET)
+            self._validation = validation_sampler(self.job, held_out)
         drawn = self._validation.samples(0, self.job.validation.num_samples)
         mixture, size = self._validation.mixture, micro_batch_size(self.job)
         for shape in mixture.distinct_shapes:
@@ -376,6 +391,9 @@ def check_parts(job: TrainingJob) -> Mixture:
             found = dict.fromkeys(chain(*labels))
             found = found or dict.fromkeys(_validation_labels(job, held_out))
             problems += [Problem(("data", "mixture"), problem) for problem in found]
+            drawn = validation_sampler(job, held_out).samples(0, job.validation.num_samples)
+            objective = build_objective(job, mixture)
+            problems += field_problems(job, objective, mixture, held_out, drawn)
             count_flops(job, mixture)
         except ValueError as error:
             problems.append(Problem(("data",), str(error)))
@@ -386,7 +404,7 @@ def check_parts(job: TrainingJob) -> Mixture:
 
 def _validation_labels(job: TrainingJob, held_out: Mixture) -> Iterator[str]:
     """Yield what is wrong with the maps of classes that validation will draw."""
-    sampler = Sampler(held_out, job.seed + VALIDATION_SEED_OFFSET)
+    sampler = validation_sampler(job, held_out)
     drawn = sampler.samples(0, job.validation.num_samples)
     distinct = {(s.dataset, s.trajectory, s.window, str(s.region)): s for s in drawn}.values()
     yield from drawn_label_problems(build_objective(job), held_out, distinct, job.validation.split)

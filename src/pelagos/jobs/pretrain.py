@@ -9,12 +9,10 @@ from typing import Any
 from rich.console import Console
 
 from pelagos.data_pipelines.mixture import Mixture
-from pelagos.infra.object_store import StorageError
+from pelagos.jobs.checkpoint_place import check_free, claim
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import build_parts, check_parts, options_for, unique_names
 from pelagos.jobs.register import register_model
-from pelagos.platform.checkpoint import CheckpointStore
-from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.launch import Watcher, join_as_rank, launch
 from pelagos.platform.progress import TrainingProgress
@@ -46,17 +44,21 @@ def run(
     console: Console | None = None,
     watcher: Watcher | None = None,
     until_step: int | None = None,
+    identity: str | None = None,
 ) -> PretrainResult:
     """Train a new run to its end; `watcher` is called several times a second meanwhile.
 
-    With `until_step` it stops, with a checkpoint, when so many steps are done.
+    With `until_step` it stops, with a checkpoint, when so many steps are done. `identity` is the
+    run's (`RunDirectory.create`).
 
     Raises:
         ConfigError: the job cannot run as written; nothing was made.
         RunError: the run's name is taken.
     """
     mixture = check_parts(job)
-    return start(job, mixture, console or Console(), watcher, until_step=until_step)
+    return start(
+        job, mixture, console or Console(), watcher, until_step=until_step, identity=identity
+    )
 
 
 def start(
@@ -66,6 +68,7 @@ def start(
     watcher: Watcher | None = None,
     make_ready: MakeReady = ready_already,
     until_step: int | None = None,
+    identity: str | None = None,
 ) -> PretrainResult:
     """Train a checked job as a new run; `make_ready` writes what it needs beside its directory.
 
@@ -77,8 +80,9 @@ def start(
     """
     if _other_rank():
         return _join(job)
-    _check_checkpoint_place(job)
-    directory = RunDirectory.create(job)
+    check_free(job, identity)
+    directory = RunDirectory.create(job, identity)
+    claim(job, directory)
     make_ready(directory)
     return _train(job, directory, mixture, console, watcher, until_step)
 
@@ -119,6 +123,7 @@ def resume(
         return _join(job)
     if overrides:
         directory.replace_job(job)
+    claim(job, directory)
     make_ready(directory)
     return _train(job, directory, mixture, console or Console(), watcher, until_step)
 
@@ -164,33 +169,11 @@ def _close_records(
     return version
 
 
-def _check_checkpoint_place(job: TrainingJob) -> None:
-    """Refuse an object store that cannot be reached, and a place where another run has saved.
-
-    Raises:
-        ConfigError: before anything is made.
-    """
-    if job.checkpoint.uri is None:
-        return
-    uri = RunDirectory(os.path.join(job.runs_dir, job.name)).checkpoint_uri_of(job)
-    problem = ""
-    try:
-        found = CheckpointStore(uri, options_for(uri, job.storage)).complete()
-        if found:
-            steps = ", ".join(str(info.step) for info in found)
-            problem = f"{uri} holds checkpoints of another run (steps {steps}); choose another name"
-    except StorageError as error:
-        problem = str(error)
-    if problem:
-        raise ConfigError(f"job {job.name}", [Problem(("checkpoint", "uri"), problem)])
-
-
 def _register(
     job: TrainingJob, directory: RunDirectory, run_id: str, mixture: Mixture
 ) -> str | None:
     try:
-        weights = "ema" if job.ema_decay else "model"
-        forecaster, _ = Forecaster.from_run(directory, "last", weights)
+        forecaster, _ = Forecaster.from_run(directory)
         return register_model(job, run_id, forecaster, mixture.grid_shape)
     except Exception as error:  # a registry that is away does not undo a finished training
         logger.warning("the model could not be registered in MLflow: %s", error)

@@ -16,6 +16,7 @@ from pelagos.platform.tracking import SOURCE_TAG, tracking_uri
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS_TAG = "pelagos.weights"  # of a version: model, or ema
 NEWEST_ALIAS = "newest"  # models:/NAME@newest is the version registered last
 
 
@@ -63,6 +64,7 @@ def register_model(
             )
         known = mlflow.get_run(run_id).data.tags
     tags = {key: value for key, value in known.items() if key.startswith(SOURCE_TAG)}
+    tags[WEIGHTS_TAG] = forecaster.weights
     return _create_version(job.tracking.register_as or job.name, info.model_uri, run_id, tags)
 
 

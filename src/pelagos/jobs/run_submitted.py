@@ -145,10 +145,16 @@ class Driver:
             clear_unbegun(directory)
             if self.mirrors and isinstance(job, FinetuneJob) and job.source.run is not None:
                 self._mirror_of(job.source.run).pull()
-            return training.start(job, console, self.watch).outcome
+            return training.start(job, console, self.watch, identity=self._identity()).outcome
         # where and how the steps are computed may have changed since the last attempt
         moved = [f"resources.ray_address={job.resources.ray_address or 'null'}", *overrides]
         return training.resume(str(self.runs_dir), self.run, console, moved, self.watch).outcome
+
+    def _identity(self) -> str:
+        """Return the run's identity: the same on every node that ever drives this submission, also
+        where the first one's records never reached the storage."""
+        submitted = f"{self.store.uri}/{self.run}/{self.record.state().submitted_at}"
+        return hashlib.sha256(submitted.encode()).hexdigest()[:32]
 
     def _evaluate(self, job: EvaluateJob, console: Console) -> None:
         from pelagos.jobs import evaluate

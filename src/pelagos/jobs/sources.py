@@ -91,10 +91,16 @@ def _from_run(config: SourceConfig, runs_dir: str) -> Source:
     except RunError as error:
         raise ValueError(f"source: {error}") from error
     lineage = {"run": run.name, "step": step, "checkpoint": run.checkpoint_uri}
+    lineage["weights"] = description["weights"]
     tracked = run.path / "tracking.json"
     if tracked.exists():
         lineage["mlflow_run_id"] = json.loads(tracked.read_text())["run_id"]
-    return _described(f"run {run.name} step {step}", tensors, description, lineage)
+    name = f"run {run.name} step {step}{_averaged(description)}"
+    return _described(name, tensors, description, lineage)
+
+
+def _averaged(description: Mapping[str, Any]) -> str:
+    return " (averaged weights)" if description.get("weights") == "ema" else ""
 
 
 def _holds_checkpoints(uri: str, options: dict[str, Any]) -> bool:
@@ -113,8 +119,8 @@ def _from_checkpoints(uri: str, checkpoint: str, weights: str, options: dict[str
         uri, checkpoint = root, str(step)
     store = CheckpointStore(uri, options)
     description, tensors, found = store_weights(store, checkpoint, weights)
-    lineage = {"checkpoint": uri, "step": found}
-    return _described(f"{uri} step {found}", tensors, description, lineage)
+    lineage = {"checkpoint": uri, "step": found, "weights": description["weights"]}
+    return _described(f"{uri} step {found}{_averaged(description)}", tensors, description, lineage)
 
 
 def _parent(uri: str) -> tuple[str, str]:

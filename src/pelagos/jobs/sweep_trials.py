@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 
 from pelagos.infra.files import replace_durably
+from pelagos.infra.yaml_text import yaml_text
 from pelagos.platform.config.load import ConfigError, Problem, parse_job, read_yaml_text
 from pelagos.platform.config.overrides import override, override_text
 from pelagos.platform.config.schema import TrainingJob
@@ -217,7 +217,7 @@ def trial_job(sweep: SweepJob, label: str, values: Mapping[str, Any]) -> Trainin
     """Return a label's job with the values of dotted keys. Raises `ConfigError`."""
     entry = sweep.jobs[label]
     source = entry.file or f"jobs.{label}.job"
-    text = read_yaml_text(entry.file) if entry.file else yaml.safe_dump(entry.job)
+    text = read_yaml_text(entry.file) if entry.file else yaml_text(entry.job)
     overrides = [override(key, value) for key, value in {**entry.set, **values}.items()]
     job = parse_job(text, source, overrides)
     if not isinstance(job, TrainingJob):

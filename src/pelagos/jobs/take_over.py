@@ -69,11 +69,14 @@ def _continue_from(
     if best and best["step"] in [info.step for info in others.complete()]:
         copy_checkpoint(others, best["step"], target)
     copy_checkpoint(others, step, target)
+    # the source may have taken these over itself
+    identities = {str(target.trainer_state(i.step).get("run", "")) for i in target.complete()}
     record = {
         "step": step,
         "source": source.name,
         "settings": {key: change for key, change in changes.items() if change[0] != change[1]},
         "checkpoint": f"{others.uri} step {step}",
+        "identities": sorted(identities),
     }
     run.replace(TAKE_OVERS, json.dumps([*records, record], indent=1))
     _tidy(own)

@@ -17,11 +17,11 @@ def start(
     console: Console | None = None,
     watcher: Watcher | None = None,
     until_step: int | None = None,
+    identity: str | None = None,
 ) -> PretrainResult:
     """Train a new run to its end, or until a step, as the `run` of its kind does."""
-    if isinstance(job, FinetuneJob):
-        return finetune.run(job, console, watcher, until_step)
-    return pretrain.run(job, console, watcher, until_step)
+    run = finetune.run if isinstance(job, FinetuneJob) else pretrain.run
+    return run(job, console, watcher, until_step, identity)  # type: ignore[arg-type]
 
 
 def resume(

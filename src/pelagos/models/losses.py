@@ -5,6 +5,13 @@ mean over groups of summed numerators over summed denominators. ``ratio`` sums e
 over the batch, as Poseidon's code does (arXiv:2405.19101); the others are means over samples of an
 error that is relative in each, so their denominators count samples.
 
+A relative error needs a label that is not zero. A denominator is exactly 0 where a sample's dataset
+lacks the group, or where the label vanishes: its mean size is below `SMALLEST_LABEL`, in normalised
+units a millionth of the field's own standard deviation, or its variation (VRMSE) is below a
+millionth of its own size. Float32 rounds normalised values by about as much, so what is left there
+is rounding. A group whose denominators are all 0 has no error, not a perfect one: `group_mean`
+leaves it out.
+
 Fields are ``[B, C, *grid]``; results ``[B, G]``.
 """
 
@@ -23,6 +30,9 @@ from pelagos.models.precision import without_autocast
 Groups = Sequence[Sequence[int]]
 
 MAGNITUDE_EPS = 1e-10  # added to the mean magnitude, as in arXiv:2405.19101's code
+# Mean size of a label, in units of the field's standard deviation, and of its variation, in units of
+# its own size, up to which it is rounding: 16 times float32's 6e-8.
+SMALLEST_LABEL = 1e-6
 _NORM_EPS = 1e-8  # added to the label's norm, as in arXiv:2403.03542's code
 
 
@@ -47,21 +57,46 @@ def without_absent(fields: Tensor, present: Tensor) -> Tensor:
     return fields.masked_fill(absent, 0.0)
 
 
+def group_mean(errors: Tensor, magnitudes: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean over groups of summed errors over summed magnitudes, all ``[G]``.
+
+    Groups whose magnitudes are 0 are left out; if there is no other, the mean is 0. With
+    ``weights``, by which the errors were multiplied, it is a weighted mean of the groups that count.
+    """
+    counted = magnitudes > 0
+    ratios = torch.where(counted, errors / magnitudes.where(counted, 1.0), 0.0)
+    share = counted.to(ratios.dtype) if weights is None else weights.to(ratios) * counted
+    total = share.sum()
+    return ratios.sum() / total.where(total > 0, 1.0)
+
+
 @dataclass(frozen=True)
 class Ratio:
     """Σ|error|^p / (Σ|label|^p + 1e-10 count), the sums over all samples of the batch."""
 
     p: int = 1
+    smallest_label: float = SMALLEST_LABEL
 
     def magnitudes(self, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
-        """``[B, G]``: Σ|label|^p + 1e-10·count over each group's channels and grid points."""
+        """``[B, G]``: Σ|label|^p + 1e-10·count over each group's channels and grid points; 0 where
+        the label vanishes."""
         sizes = self._sums(label, groups)
-        counts = [len(channels) * label[0, 0].numel() for channels in groups]
-        return sizes + MAGNITUDE_EPS * sizes.new_tensor(counts)
+        floor = MAGNITUDE_EPS * self._counts(label, groups)
+        return (sizes + floor).where(self._counted(label, groups), 0.0)
 
     def errors(self, difference: Tensor, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
-        """``[B, G]``: Σ|prediction - label|^p."""
-        return self._sums(without_absent(difference, present), groups)
+        """``[B, G]``: Σ|prediction - label|^p; 0 where the label vanishes."""
+        errors = self._sums(without_absent(difference, present), groups)
+        return errors.where(self._counted(label, groups), 0.0)
+
+    def _counted(self, label: Tensor, groups: Groups) -> Tensor:
+        """``[B, G]`` bool, sample by sample, so that micro-batches and ranks do not matter."""
+        smallest = float(self.smallest_label) ** self.p
+        return self._sums(label.detach(), groups) > smallest * self._counts(label, groups)
+
+    def _counts(self, label: Tensor, groups: Groups) -> Tensor:
+        counts = [len(channels) * label[0, 0].numel() for channels in groups]
+        return torch.tensor(counts, dtype=torch.float32, device=label.device)
 
     def _sums(self, values: Tensor, groups: Groups) -> Tensor:
         powers = values.float().abs() if self.p == 1 else values.float().square()
@@ -74,9 +109,11 @@ class RelativePerSample:
     sample's dataset lacks, does not count. Subclasses say which powers are summed, and the root.
     """
 
+    smallest_label: float = SMALLEST_LABEL
+
     def magnitudes(self, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
-        """``[B, G]``: 1 where the sample counts; next to nothing, lest 0 / 0, where it does not."""
-        return self._counted(label, present, groups).float().clamp_min(MAGNITUDE_EPS)
+        """``[B, G]``: 1 where the sample counts, 0 where it does not."""
+        return self._counted(label, present, groups).float()
 
     def errors(self, difference: Tensor, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
         """``[B, G]``: relative errors; 0 where the sample does not count."""
@@ -90,7 +127,13 @@ class RelativePerSample:
 
     def _counted(self, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
         has = torch.stack([present[:, list(g)].any(dim=1) for g in groups], dim=-1)
-        return has & (grouped(self._powers(self._reference(label)), groups) > 0)
+        sizes, variations = (
+            grouped(values.float().square().flatten(2).mean(dim=-1), groups)
+            for values in (label, self._reference(label))
+        )
+        # both are mean squares, hence the squares of the two bounds
+        floor = (SMALLEST_LABEL**2 * sizes).clamp_min(self.smallest_label**2)
+        return has & (variations > floor)
 
     def _powers(self, values: Tensor) -> Tensor:
         return values.float().square().flatten(2).sum(dim=-1)
@@ -149,19 +192,24 @@ def _one_plus_wave_number_squared(values: Tensor) -> Tensor:
     return weights
 
 
-LOSSES: dict[str, Loss] = {
-    "ratio": Ratio(),
-    "relative_l1": RelativeL1(),
-    "relative_l2": RelativeL2(),
-    "nrmse": RelativeL2(),
-    "vrmse": VRMSE(),
-    "spectral": Spectral(),
+_PER_SAMPLE: dict[str, type[RelativePerSample]] = {
+    "relative_l1": RelativeL1,
+    "relative_l2": RelativeL2,
+    "nrmse": RelativeL2,
+    "vrmse": VRMSE,
+    "spectral": Spectral,
 }
+LOSSES: dict[str, Loss] = {"ratio": Ratio(), **{name: kind() for name, kind in _PER_SAMPLE.items()}}
 
 
-def find_loss(name: str) -> Loss:
-    """The named loss. Raises ValueError, with the closest name, for an unknown one."""
+def find_loss(name: str, p: int = 1, smallest_label: float = SMALLEST_LABEL) -> Loss:
+    """The named loss; `p` is the power of `ratio`, and `smallest_label` the mean size up to which a
+    label vanishes. Raises ValueError, with the closest name, for an unknown one.
+    """
     if name not in LOSSES:
         close = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.0)
         raise ValueError(f"unknown loss {name!r}; closest: {close[0]}; all: {', '.join(LOSSES)}")
-    return LOSSES[name]
+    if name == "ratio":
+        return Ratio(p, smallest_label)
+    kind: type[RelativePerSample] = _PER_SAMPLE[name]
+    return kind(smallest_label)

@@ -23,11 +23,25 @@ INDEX_FILE = "model.safetensors.index.json"
 _LISTED = 10  # names in an error
 
 
+def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that may be read by whom a new file of this process may be; as
+    safetensors writes it, it would be its owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode & 0o7777)
+
+
 class BlockList(nn.ModuleList):
     """Blocks under the official name ``blocks``; called, the list that strategies wrap."""
 
     def __call__(self) -> list[nn.Module]:
         return list(self)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises: one of torch's, or one that says so in its name."""
+    return type(module).__name__.rstrip("123d").endswith("Norm")
 
 
 class Pretrained(nn.Module):
@@ -71,8 +85,14 @@ class Pretrained(nn.Module):
             cast(Any, module).reset_parameters()
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay; here vectors: biases and the scales of norms."""
-        return {name for name, parameter in self.named_parameters() if parameter.ndim < 2}
+        """Names of parameters without weight decay; here vectors, and all parameters of norms,
+        whatever their shape. What a model says here is its whole rule."""
+        norms = tuple(f"{name}." for name, module in self.named_modules() if is_norm(module))
+        return {
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.ndim < 2 or name.startswith(norms)
+        }
 
     def resized_parameter(self, name: str, source: Tensor) -> Tensor | None:
         """A source's parameter interpolated to this network's grid, None where none fits."""
@@ -108,7 +128,7 @@ class Pretrained(nn.Module):
             raise ValueError(f"{path} exists and is not empty; nothing was written")
         path.mkdir(parents=True, exist_ok=True)
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        save_file(tensors, path / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_weights(tensors, path / WEIGHTS_FILE)
         text = json.dumps(describe(self, tensors), indent=2) + "\n"
         (path / CONFIG_FILE).write_text(text)
 

@@ -2,14 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pelagos.platform.config.schema import OptimizerConfig, ScheduleConfig
-from pelagos.platform.shards import local_part, with_local_part
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -62,14 +61,14 @@ def group_settings(model: nn.Module, config: OptimizerConfig) -> dict[str, Group
     """Return the settings of every trainable parameter by name.
 
     A parameter takes the settings of the first of `config.groups` whose pattern is found in its
-    name; vectors, scalars and the names of `model.no_weight_decay()` are not decayed (unless a
-    group says so). Rates fall towards the input by `config.layer_decay` (layer-wise decay, as in
-    BEiT, arXiv:2106.08254, appendix G).
+    name. Not decayed, unless a group says so, are the names of `model.no_weight_decay()`, which is
+    the model's whole rule; of a model without one, vectors and scalars. Rates fall towards the input
+    by `config.layer_decay` (layer-wise decay, as in BEiT, arXiv:2106.08254, appendix G).
 
     Raises:
         ValueError: a pattern matches no parameter.
     """
-    exempt: set[str] = getattr(model, "no_weight_decay", set)()
+    exempt = _exempt(model)
     unmatched = {group.pattern for group in config.groups}
     shares = layer_shares(model, config.layer_decay)
     settings: dict[str, GroupSettings] = {}
@@ -77,7 +76,7 @@ def group_settings(model: nn.Module, config: OptimizerConfig) -> dict[str, Group
         if not parameter.requires_grad:
             continue
         lr = config.lr
-        decay = 0.0 if parameter.ndim < 2 or name in exempt else config.weight_decay
+        decay = 0.0 if name in exempt else config.weight_decay
         matched, frozen_until = -1, 0
         for index, group in enumerate(config.groups):
             if re.search(group.pattern, name):
@@ -90,6 +89,14 @@ def group_settings(model: nn.Module, config: OptimizerConfig) -> dict[str, Group
     if unmatched:
         raise ValueError(_no_match("optimizer.groups", unmatched, model))
     return settings
+
+
+def _exempt(model: nn.Module) -> set[str]:
+    """Return the names of parameters without weight decay."""
+    rule: Callable[[], set[str]] | None = getattr(model, "no_weight_decay", None)
+    if rule is not None:
+        return rule()
+    return {name for name, parameter in model.named_parameters() if parameter.ndim < 2}
 
 
 def layer_shares(model: nn.Module, layer_decay: float) -> dict[str, float]:
@@ -148,7 +155,8 @@ def _no_match(key: str, patterns: set[str], model: nn.Module) -> str:
 def lr_factor(step: int, schedule: ScheduleConfig) -> float:
     """Return the share of the peak learning rate used in `step` (counted from 0).
 
-    Linear from 0 over `warmup_steps`, then constant or half a cosine down to
+    Linear over `warmup_steps`: step k takes (k + 1) / warmup_steps, so that the first step moves and
+    the last one of the warm-up has the whole rate. Then constant or half a cosine down to
     `final_lr_fraction` at `total_steps` (Loshchilov and Hutter, SGDR, 2017, eq. 5).
     """
     if step < schedule.warmup_steps:
@@ -171,25 +179,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float, step: int
         is_frozen = step < group.get("frozen_until_step", 0)
         group["lr"] = 0.0 if is_frozen else group["base_lr"] * factor
     return max(float(group["lr"]) for group in optimizer.param_groups)
-
-
-class WeightAverage:
-    """Exponential moving average of the trainable weights, in fp32, laid out as they are.
-
-    average <- decay * average + (1 - decay) * weight, with the decay raised from small values
-    over the first steps, (1 + n) / (10 + n), so that the initial weights are forgotten.
-    """
-
-    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
-        self.decay = decay
-        self.tensors = {
-            name: with_local_part(weight, local_part(weight).detach().clone().float())
-            for name, weight in weights.items()
-        }
-
-    @torch.no_grad()
-    def update(self, weights: Mapping[str, Tensor], step: int) -> None:
-        """Take in the weights after optimizer step `step` (counted from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, average in self.tensors.items():
-            local_part(average).lerp_(local_part(weights[name]).float(), 1.0 - decay)

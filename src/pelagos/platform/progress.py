@@ -79,7 +79,8 @@ def describe_event(event: dict[str, Any]) -> str:
     """Return one event as a line."""
     step = event.get("step")
     if event["kind"] == "validation":
-        return f"  validation at step {step}: loss {event['validation_loss']:.4f}"
+        of_average = " (averaged weights)" if event.get("weights") == "ema" else ""
+        return f"  validation at step {step}: loss {event['validation_loss']:.4f}{of_average}"
     if event["kind"] == "checkpoint":
         size, stall = event["num_bytes"] / 1e6, event["stall_seconds"]
         beside = event["background_seconds"]

@@ -22,7 +22,8 @@ class TrainingBatch(Protocol):
 
 
 class Objective(Protocol):
-    """A loss that is a mean over field groups of sum(errors) / sum(magnitudes) over samples."""
+    """A loss that is a mean over field groups of sum(errors) / sum(magnitudes) over samples, of the
+    groups that have samples."""
 
     @property
     def loss_scope(self) -> Literal["global", "micro_batch"]:
@@ -34,6 +35,10 @@ class Objective(Protocol):
 
     def magnitudes(self, batch: Any) -> Tensor:
         """Return each sample's denominators, `[batch, group]`; depends on labels only."""
+
+    def mean_over_groups(self, errors: Tensor, magnitudes: Tensor) -> Tensor:
+        """Return the loss of errors and magnitudes summed over samples, both `[group]`; groups of
+        magnitude 0 have no samples and are left out."""
 
     def errors(self, model: nn.Module, batch: Any) -> Tensor:
         """Run the model once; return each sample's numerators, `[batch, group]`."""

@@ -17,8 +17,10 @@ ANSWER_SECONDS = 60.0
 class RemoteRunDirectory:
     """Forwards to the actor. What is only appended is not waited for; Ray keeps its order."""
 
-    def __init__(self, actor: Any, name: str, checkpoint_uri: str) -> None:
-        self.name, self.checkpoint_uri = name, checkpoint_uri
+    def __init__(
+        self, actor: Any, name: str, checkpoint_uri: str, identities: tuple[str, ...]
+    ) -> None:
+        self.name, self.checkpoint_uri, self.identities = name, checkpoint_uri, identities
         self._actor = actor
         self._stop = False
         self._asked: Any = None
@@ -90,4 +92,4 @@ def share(run: RunDirectory) -> RemoteRunDirectory:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor_class = ray.remote(num_cpus=0)(SharedRunDirectory)
     actor = actor_class.options(scheduling_strategy=here).remote(str(run.path))
-    return RemoteRunDirectory(actor, run.name, run.checkpoint_uri)
+    return RemoteRunDirectory(actor, run.name, run.checkpoint_uri, run.identities)

@@ -5,6 +5,7 @@ runs/NAME/job.yaml        the resolved job
           status.json     state of the last launch
           metrics.jsonl   one line per step (rewritten up to the checkpoint on resume)
           events.jsonl    launches, resumes, checkpoints, validations, the end
+          identity.json   what its checkpoints carry, so that another run's are never taken for its own
           take-overs.json other runs' checkpoints that this one went on from (members of a population)
           checkpoints/    unless the job names another place; after a take-over those in take-over-N/
           evaluation/     reports
@@ -15,7 +16,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -38,10 +40,12 @@ CHANGEABLE = (
     "validation.every_steps",
     "data.num_threads",
     "data.prefetch_steps",
+    "data.order_version",  # a checkpoint of the other version is refused when it is loaded
     "optimizer.frozen",
 )
 
 TAKE_OVERS = "take-overs.json"
+IDENTITY = "identity.json"
 State = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
 
 
@@ -64,6 +68,10 @@ class RunRecords(Protocol):
     @property
     def checkpoint_uri(self) -> str:
         """Where the run's checkpoints stand."""
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """The run's own identity, then those of runs whose checkpoints it took over."""
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Append one step's values."""
@@ -97,8 +105,8 @@ class RunDirectory:
         self.events_path = self.path / "events.jsonl"
 
     @classmethod
-    def create(cls, job: TrainingJob) -> "RunDirectory":
-        """Make the directory of a new run.
+    def create(cls, job: TrainingJob, identity: str | None = None) -> "RunDirectory":
+        """Make the directory of a new run; its identity is drawn unless it is given.
 
         Raises:
             RunError: the name is taken, or the directory cannot be written.
@@ -117,6 +125,7 @@ class RunDirectory:
                 f"runs_dir {job.runs_dir}: {error.strerror}: {error.filename}. Make it writable or "
                 "choose another (runs_dir=DIR)"
             ) from error
+        run.replace(IDENTITY, json.dumps({"run": identity or uuid.uuid4().hex}))
         run.replace("job.yaml", resolve_yaml(job))
         run.set_status("created")
         return run
@@ -181,6 +190,16 @@ class RunDirectory:
             told: list[dict[str, Any]] = json.loads((self.path / TAKE_OVERS).read_text())
             return told
         return []
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """The run's own identity, empty for runs made before there were any, then those of runs
+        whose checkpoints it took over."""
+        own = ""
+        with contextlib.suppress(FileNotFoundError):
+            own = str(json.loads((self.path / IDENTITY).read_text())["run"])
+        others = (i for record in self.take_overs() for i in record.get("identities", [""]))
+        return (own, *map(str, others))
 
     def checkpoint_uri_of(self, job: TrainingJob) -> str:
         """Where a run of this job keeps its checkpoints, whether or not it was made yet."""
@@ -307,6 +326,16 @@ class RunDirectory:
         kept = [r for r in records if r["step"] <= step]
         self.replace("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
         return len(records) - len(kept)
+
+
+def check_identity(run: RunRecords, uri: str, step: int, trainer_state: Mapping[str, Any]) -> None:
+    """Raise `RunError` if a checkpoint's state is of another run."""
+    if trainer_state.get("run", "") not in run.identities:
+        raise RunError(
+            f"{uri}: the checkpoint of step {step} is of another run with the same name and "
+            f"checkpoint.uri; nothing was loaded. Give this run another name or checkpoint.uri, or "
+            f"start from those weights by `pelagos finetune` with source.uri: {uri}"
+        )
 
 
 def list_runs(runs_dir: str) -> list[RunDirectory]:

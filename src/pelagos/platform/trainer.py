@@ -20,18 +20,14 @@ from torch import Tensor, nn
 from pelagos.platform.checkpoint import CheckpointStore, SaveReport
 from pelagos.platform.config.checks import local_batch_size, micro_batch_size
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.loss_sums import dataset_losses, sums_by_dataset
 from pelagos.platform.meters import StepMeter
-from pelagos.platform.optimizer import (
-    WeightAverage,
-    freeze,
-    lr_factor,
-    optimizer_factory,
-    set_learning_rate,
-)
+from pelagos.platform.optimizer import freeze, lr_factor, optimizer_factory, set_learning_rate
 from pelagos.platform.protocols import TrainingBatch, TrainingParts
-from pelagos.platform.runs import Outcome, RunRecords
+from pelagos.platform.runs import Outcome, RunRecords, check_identity
 from pelagos.platform.strategies import Strategy, StrategyOptions, create_strategy
 from pelagos.platform.strategies.base import TensorState
+from pelagos.platform.weight_average import WeightAverage
 
 GROUP_LOSS = "validation_group_loss/"
 BuildParts = Callable[[TrainingJob], TrainingParts]
@@ -152,7 +148,8 @@ class TrainingLoop:
     def train_step(self, step: int, batch: TrainingBatch) -> tuple[dict[str, float], bool]:
         """Take optimizer step `step` (counted from 0); return its values and whether to stop.
 
-        The loss is mean over groups g of  sum_b errors[b, g] / sum_b magnitudes[b, g]. With scope
+        The loss is mean over groups g of  sum_b errors[b, g] / sum_b magnitudes[b, g], of the groups
+        that have samples (`objective.mean_over_groups`). With scope
         `global` the sums run over the global batch: denominators depend on labels only, so they are
         summed over ranks before the first forward pass and each micro-batch adds its exact share.
         With scope `micro_batch` each micro-batch forms its own ratio (the papers' behaviour).
@@ -173,10 +170,11 @@ class TrainingLoop:
                 micro_errors = objective.errors(self.model, batch.slice(part.start, part.stop))
                 if objective.loss_scope == "global":
                     # gradients are averaged over ranks, so each rank's share is scaled back up
-                    loss = (micro_errors.sum(dim=0) / denominator).mean() * strategy.world_size
+                    share = objective.mean_over_groups(micro_errors.sum(dim=0), denominator)
+                    loss = share * strategy.world_size
                 else:
                     own = magnitudes[part].sum(dim=0)
-                    loss = (micro_errors.sum(dim=0) / own).mean() / num_micro
+                    loss = objective.mean_over_groups(micro_errors.sum(dim=0), own) / num_micro
                 strategy.backward(loss)
             errors[part] = micro_errors.detach()
             local_loss += loss.detach()
@@ -212,12 +210,13 @@ class TrainingLoop:
         stop = torch.tensor(
             [float(self.run.stop_requested())], dtype=torch.double, device=errors.device
         )
-        sums = _sums_by_dataset(batch.dataset, errors, magnitudes, len(names))
+        sums = sums_by_dataset(batch.dataset, errors, magnitudes, len(names))
         flat = torch.cat([sums.flatten(), local_loss.double()[None], stop])
         flat = self.strategy.all_reduce_sum(flat).cpu()
         sums = flat[:-2].reshape(sums.shape)
         loss = float(flat[-2]) / self.strategy.world_size
-        return {"loss": loss, **_dataset_losses(sums, names)}, bool(flat[-1] > 0)
+        losses = dataset_losses(self.parts.objective, sums, names)
+        return {"loss": loss, **losses}, bool(flat[-1] > 0)
 
     # -- validation, checkpoints ------------------------------------------------------------------
 
@@ -225,9 +224,40 @@ class TrainingLoop:
     def validate(self, completed: int) -> None:
         """Log the loss over the fixed validation samples, always formed over all of them.
 
-        Every rank runs as many forward passes, because sharded strategies communicate in each.
+        It is the loss of the averaged weights where the run keeps an average: what `best`,
+        `evaluate`, `export` and the registered model are of.
         """
         begin = time.perf_counter()
+        names = self.parts.streams.dataset_names
+        with (
+            self.average.in_place_of_weights(self.strategy)
+            if self.average is not None
+            else contextlib.nullcontext()
+        ):
+            sums = self._validation_sums()
+        errors, magnitudes = sums.sum(dim=1)
+        loss = float(self.parts.objective.mean_over_groups(errors, magnitudes))
+        self.validated = (completed, loss)
+        if self.strategy.rank == 0:
+            objective = self.parts.objective
+            values = {"validation_loss": loss}
+            values |= dataset_losses(objective, sums, names, "validation_loss")
+            if len(objective.group_names) > 1:
+                groups = zip(
+                    objective.group_names, errors.tolist(), magnitudes.tolist(), strict=True
+                )
+                values |= {f"{GROUP_LOSS}{name}": e / m for name, e, m in groups if m > 0}
+            weights = "model" if self.average is None else "ema"
+            seconds = time.perf_counter() - begin
+            self.run.append_event(
+                "validation", step=completed, weights=weights, seconds=seconds, **values
+            )
+
+    def _validation_sums(self) -> Tensor:
+        """Return `[2, dataset, group]`: errors and magnitudes over all validation samples.
+
+        Every rank runs as many forward passes, because sharded strategies communicate in each.
+        """
         names = self.parts.streams.dataset_names
         sums = torch.zeros(2, len(names), len(self.parts.objective.group_names), dtype=torch.double)
         self.module.eval()
@@ -237,21 +267,9 @@ class TrainingLoop:
             errors = self.parts.objective.errors(self.module, batch)[:counted]
             magnitudes = self.parts.objective.magnitudes(batch)[:counted]
             dataset = batch.dataset[:counted]
-            sums += _sums_by_dataset(dataset, errors, magnitudes, len(names)).cpu()
+            sums += sums_by_dataset(dataset, errors, magnitudes, len(names)).cpu()
         self.module.train()
-        sums = self.strategy.all_reduce_sum(sums.to(self.strategy.device)).cpu()
-        total = sums.sum(dim=1)
-        groups = total[0] / total[1]
-        loss = float(groups.mean())
-        self.validated = (completed, loss)
-        if self.strategy.rank == 0:
-            values = {"validation_loss": loss, **_dataset_losses(sums, names, "validation_loss")}
-            group_names = self.parts.objective.group_names
-            if len(group_names) > 1:
-                shown = zip(group_names, groups.tolist(), strict=True)
-                values |= {f"{GROUP_LOSS}{name}": value for name, value in shown}
-            seconds = time.perf_counter() - begin
-            self.run.append_event("validation", step=completed, seconds=seconds, **values)
+        return self.strategy.all_reduce_sum(sums.to(self.strategy.device)).cpu()
 
     def save(self, completed: int) -> None:
         """Write the checkpoint of `completed` steps, then delete those no longer kept."""
@@ -293,8 +311,15 @@ class TrainingLoop:
             tensors = self._tensors()
             report = self.checkpoints.load(step, tensors, self.job.checkpoint.new_parameters)
             state = report.trainer_state
+            check_identity(self.run, self.checkpoints.uri, step, state)
             self.parts.streams.check_state(state["streams"])
             self.strategy.load_state(tensors)
+            if self.average is not None:
+                prefix = "ema."
+                begun = [
+                    n.removeprefix(prefix) for n in report.kept_initial if n.startswith(prefix)
+                ]
+                self.average.begin_with(self.strategy.weights(), begun)
             if self.strategy.loss_scale is not None and "loss_scale" in state:
                 self.strategy.loss_scale.load(state["loss_scale"])
             self.best = state["best"]
@@ -340,6 +365,7 @@ class TrainingLoop:
             "step": completed,
             "samples": completed * self.job.data.global_batch_size,
             "seed": self.job.seed,
+            "run": self.run.identities[0],
             "best": self.best,
             "streams": self.parts.streams.state(),
             **({"loss_scale": scale.state()} if (scale := self.strategy.loss_scale) else {}),
@@ -397,27 +423,6 @@ def strategy_options(
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed of what a model draws inside a step (dropout): nothing to save or restore."""
     return (seed * 1_000_003 + step) * 65_537 + rank
-
-
-def _sums_by_dataset(
-    dataset: Tensor, errors: Tensor, magnitudes: Tensor, num_datasets: int
-) -> Tensor:
-    """Return `[2, dataset, group]`: errors and magnitudes summed over each dataset's samples."""
-    sums = torch.zeros(2, num_datasets, errors.shape[1], dtype=torch.double, device=errors.device)
-    sums[0].index_add_(0, dataset, errors.detach().double())
-    sums[1].index_add_(0, dataset, magnitudes.detach().double())
-    return sums
-
-
-def _dataset_losses(sums: Tensor, names: tuple[str, ...], prefix: str = "loss") -> dict[str, float]:
-    """Return the loss of each dataset that had samples, over the groups it has."""
-    losses = {}
-    for index, name in enumerate(names):
-        errors, magnitudes = sums[:, index]
-        used = errors > 0  # a group of fields that the dataset lacks has none
-        if used.any():
-            losses[f"{prefix}/{name}"] = float((errors[used] / magnitudes[used]).mean())
-    return losses
 
 
 def destroy_process_group() -> None:

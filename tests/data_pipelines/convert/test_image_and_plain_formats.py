@@ -288,7 +288,7 @@ def test_plain_arrays_by_a_mapping(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"feilds": []}, r"1 problems\n  feilds: Extra inputs"),
+        ({"feilds": []}, r"1 problem\n  line \d+: feilds: unknown key; did you mean 'fields'\?"),
         ({"splits": {"train": 9}}, r"map\.yaml: splits .* whole numbers that add up to at most 5"),
         (
             {"fields": [{"file": "v.npy", "axes": list("nyxt"), "names": ["u"]}]},

@@ -183,6 +183,38 @@ def test_a_mistake_of_the_conversion_is_reported(
         assert any("trajectory" in line and "grid index" in line for line in wrong.differences)
 
 
+def test_wrong_masks_and_fills_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = numbers(4, 3, 8, 8)
+    values[:, :, :4] = np.nan  # land
+    with h5py.File(tmp_path / "sea.h5", "w") as f:
+        f["t"] = values
+    mapping = {"fields": [{"key": "t", "axes": list("ntyx"), "names": ["temperature"]}]}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(mapping))
+    options = ConvertOptions(mapping=str(tmp_path / "m.yaml"), missing="mask", fill_value=7.0)
+    source = str(tmp_path / "sea.h5")
+    right = convert.run(source, str(tmp_path / "right.zarr"), options, verify=True, num_workers=1)
+    assert right.differences == ()
+    true = source_module.Settlement.apply
+
+    def shifted(settlement: Any, frames: np.ndarray) -> None:
+        true(settlement, frames)
+        frames[:] = np.roll(frames, 1, axis=-2)
+
+    monkeypatch.setattr(source_module.Settlement, "apply", shifted)
+    wrong = convert.run(source, str(tmp_path / "wrong.zarr"), options, verify=True, num_workers=1)
+    told = " ".join(wrong.differences)
+    assert "field 'mask'" in told
+    assert "field 'temperature'" in told
+    monkeypatch.setattr(source_module.Settlement, "apply", lambda self, frames: frames.fill(1))
+    wrong = convert.run(source, str(tmp_path / "ones.zarr"), options, verify=True, num_workers=1)
+    assert any(
+        "field 'mask': mean 0.5 in the source, read a second way, 1 stored" in line
+        for line in wrong.differences
+    )
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_rounding_to_the_stored_type_is_no_mistake(tmp_path: Path, dtype: Any) -> None:
     with h5py.File(tmp_path / "CE-RP.nc", "w") as f:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.convert.hdf5 import open_hdf5
+from pelagos.data_pipelines.convert.hdf5.gaps import find_gaps
 from pelagos.data_pipelines.convert.options import ConvertOptions
-from pelagos.data_pipelines.convert.readers import open_hdf5
 from pelagos.data_pipelines.convert.source import Source, SourceError
 from pelagos.infra.object_store import is_remote
 
@@ -128,7 +129,17 @@ def child(group: Any, key: str, expected: str) -> Any:
             f"{group.file.filename}: {group.name.rstrip('/')}/{key} is missing, expected is "
             f"{expected}; there are {', '.join(list(group)[:10]) or 'no members'}"
         )
-    return group[key]
+    found = group[key]
+    if len(getattr(found, "shape", None) or ()) == 1:
+        # a coordinate, which formats read whole; of data each part is looked at when it is read
+        gap = find_gaps(found).first_in(tuple((0, size) for size in found.shape))
+        if gap is not None:
+            index, reason = gap
+            raise SourceError(
+                f"{group.file.filename}: {found.name} holds nothing at index "
+                f"({', '.join(map(str, index))}): it {reason}"
+            )
+    return found
 
 
 def attribute(node: Any, key: str, expected: str) -> Any:

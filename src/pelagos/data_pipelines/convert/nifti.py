@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pelagos.data_pipelines.convert.agreement import Agreement
+from pelagos.data_pipelines.convert.extras import require
 from pelagos.data_pipelines.convert.formats import Format, named, natural, stored_bytes
 from pelagos.data_pipelines.convert.nifti_geometry import (
     SAME_GRID_VOXELS,
@@ -24,7 +25,6 @@ from pelagos.data_pipelines.convert.nifti_geometry import (
     require_same_grid,
 )
 from pelagos.data_pipelines.convert.options import ConvertOptions
-from pelagos.data_pipelines.convert.readers import require
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field
 from pelagos.data_pipelines.store.schema import LABEL_KIND

@@ -16,6 +16,7 @@ _SAME = (
     "parameter_names",
     "constant_fields",
     "grid_location",
+    "masks",
 )
 
 # What a conversion notes in `generator` without which the numbers mean something else: which class a

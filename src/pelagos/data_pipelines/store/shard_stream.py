@@ -297,16 +297,16 @@ def _encode(
     spec: DatasetSpec, codec: FrameCodec, frames: Frames, previous: Frames | None, first: int
 ) -> _Encoded:
     """Encode and sum frames of which the first has number `first` in the shard."""
-    num_frames = spec.num_frames
+    num_frames, masks = spec.num_frames, spec.mask_channels
     moments: list[list[FrameMoments]] = []
     # infinite minus infinite: refused later, by name
     with np.errstate(invalid="ignore"):
         begun = first % num_frames
         rest = min(num_frames - begun, len(frames)) if begun else 0
         if rest:  # of a trajectory that began before
-            moments += frame_moments(frames[:rest], previous, num_frames)
+            moments += frame_moments(frames[:rest], previous, num_frames, masks)
         if rest < len(frames):
-            moments += frame_moments(frames[rest:], None, num_frames)
+            moments += frame_moments(frames[rest:], None, num_frames, masks)
     stored = to_bfloat16(frames) if spec.dtype == "bfloat16" else frames
     return _Encoded([codec.encode(chunk) for chunk in frame_chunks(spec, stored)], moments)
 

@@ -2,19 +2,23 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from pelagos.infra.files import expanded_path
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 # Words that end up in scripts and manifests: nothing that a shell or YAML could read otherwise.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_/][A-Za-z0-9_.:/@+-]{0,252}$")]
+# `~` and `${VAR}` are replaced on this machine, when the file is read.
+PathText = Annotated[str, AfterValidator(expanded_path)]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./@+-]{0,4094}$")]
 
 
 class ClusterSection(BaseModel):
     """A part of clusters.yaml: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class NodeConfig(ClusterSection):
@@ -29,7 +33,7 @@ class NodeConfig(ClusterSection):
 class CommonConfig(ClusterSection):
     """What every kind of cluster has."""
 
-    storage: str = Field(
+    storage: PathText = Field(
         description="Directory or s3:// prefix of runs, records, checkpoints and shipped code."
     )
     endpoint_url: str | None = Field(None, description="S3 endpoint of the storage.")
@@ -46,7 +50,7 @@ class CommonConfig(ClusterSection):
         None, description="Price of one GPU (without GPUs: of one CPU core) for an hour."
     )
     currency: Word = Field("USD", description="Of the price.")
-    shared_paths: tuple[str, ...] = Field(
+    shared_paths: tuple[PathText, ...] = Field(
         (), description="Local paths that every node sees as well; others must be object storage."
     )
     secrets_file: AbsolutePath | None = Field(
@@ -63,7 +67,7 @@ class LocalConfig(CommonConfig):
     """This machine: a Ray of its own, for the length of the job."""
 
     kind: Literal["local"]
-    shared_paths: tuple[str, ...] = ("/",)
+    shared_paths: tuple[PathText, ...] = ("/",)
 
 
 class RayQuotas(ClusterSection):
@@ -84,8 +88,8 @@ class RayConfig(CommonConfig):
     token_env: Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")] = Field(
         "RAY_AUTH_TOKEN", description="Environment variable that holds the token."
     )
-    token_file: str | None = Field(None, description="File that holds the token, mode 0600.")
-    verify_tls: bool | str = Field(True, description="false, or the path of a CA bundle.")
+    token_file: PathText | None = Field(None, description="File that holds the token, mode 0600.")
+    verify_tls: bool | PathText = Field(True, description="false, or the path of a CA bundle.")
     python: Word = Field("python", description="Interpreter on the nodes.")
     quotas: RayQuotas = RayQuotas()
 
@@ -110,7 +114,7 @@ class SlurmConfig(CommonConfig):
     venv: AbsolutePath | None = Field(None, description="Virtual environment on every node.")
     apptainer_image: AbsolutePath | None = Field(None, description="Image (.sif) to run in.")
     modules: tuple[Word, ...] = Field((), description="Environment modules to load.")
-    shared_paths: tuple[str, ...] = ("/",)
+    shared_paths: tuple[PathText, ...] = ("/",)
 
 
 class SpotConfig(ClusterSection):

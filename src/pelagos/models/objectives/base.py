@@ -4,7 +4,8 @@ An objective splits its loss into per-sample sums, so that the trainer can reduc
 exactly the samples it should: ``loss = mean_g( sum_b errors[b, g] / sum_b magnitudes[b, g] )``
 over samples ``b`` and field groups ``g``. With ``loss_scope="global"`` the sums run over the whole
 global batch, all ranks and micro-batches, and the gradient does not depend on how it was split;
-with ``"micro_batch"`` each micro-batch takes its own ratio, as the papers' code does.
+with ``"micro_batch"`` each micro-batch takes its own ratio, as the papers' code does. Groups without
+samples, and groups whose label vanishes, have magnitude 0 and are left out of the mean.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.models.family import Call
-from pelagos.models.losses import Loss, Ratio, find_loss
+from pelagos.models.losses import SMALLEST_LABEL, Loss, find_loss, group_mean
 
 LossScope = Literal["global", "micro_batch"]
 FrameWindows = tuple[tuple[int, ...], ...]
@@ -74,14 +75,19 @@ class Objective(Protocol):
         """``[B, G]``: each sample's share of the numerators; runs the model forward once."""
         ...
 
+    def mean_over_groups(self, errors: Tensor, magnitudes: Tensor) -> Tensor:
+        """The loss of errors and magnitudes summed over samples, both ``[G]``."""
+        ...
+
     def predict(self, model: nn.Module, frames: Tensor, lead_time: Tensor) -> Tensor:
         """Normalised ``[B, C, *grid]`` one ``lead_time [B]`` after ``frames [B, F, C, *grid]``."""
         ...
 
 
 def ratio_loss(errors: Tensor, magnitudes: Tensor) -> Tensor:
-    """Mean over groups of summed errors over summed magnitudes, both ``[B, G]``."""
-    return (errors.sum(dim=0) / magnitudes.sum(dim=0)).mean()
+    """Mean over groups of summed errors over summed magnitudes, both ``[B, G]``; groups whose
+    magnitudes are all 0 are left out."""
+    return group_mean(errors.sum(dim=0), magnitudes.sum(dim=0))
 
 
 def default_field_groups(field_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -125,6 +131,10 @@ class OneFrameIn:
         """Channels that the model takes in and gives out: every field both ways."""
         return len(self.fields), len(self.fields)
 
+    def mean_over_groups(self, errors: Tensor, magnitudes: Tensor) -> Tensor:
+        """The mean over groups of ``errors [G]`` over ``magnitudes [G]``, of those that count."""
+        return group_mean(errors, magnitudes)
+
 
 @dataclass(frozen=True)
 class FieldObjective(OneFrameIn):
@@ -136,7 +146,9 @@ class FieldObjective(OneFrameIn):
     groups, 1 where not named; ``frame_stride``: frames per step; ``time_scale``: the model sees lead
     times divided by it; ``loss``: a name of ``losses.LOSSES``, and ``p`` the power of its ``ratio``;
     ``normalize_samples``: the network sees each sample and field with mean 0 and deviation 1 of
-    its input frames, and its answer is scaled back (``ReversibleNorm``), errors being of the latter.
+    its input frames, and its answer is scaled back (``ReversibleNorm``), errors being of the latter;
+    ``smallest_label``: mean size up to which a label vanishes (``losses``), 0 where fields are not
+    normalised and so have no known size.
     """
 
     fields: tuple[str, ...]
@@ -148,6 +160,7 @@ class FieldObjective(OneFrameIn):
     loss: str = "ratio"
     field_weights: Mapping[str, float] | None = None
     normalize_samples: bool = False
+    smallest_label: float = SMALLEST_LABEL
     group_channels: tuple[tuple[int, ...], ...] = field(init=False, repr=False)
     error: Loss = field(init=False, repr=False)
     call: ClassVar[Call] = "frame"
@@ -171,8 +184,7 @@ class FieldObjective(OneFrameIn):
             raise ValueError(f"objective: every field group needs a field, got {dict(groups)}")
         object.__setattr__(self, "field_groups", {k: tuple(v) for k, v in groups.items()})
         object.__setattr__(self, "group_channels", channels)
-        error = Ratio(self.p) if self.loss == "ratio" else find_loss(self.loss)
-        object.__setattr__(self, "error", error)
+        object.__setattr__(self, "error", find_loss(self.loss, self.p, self.smallest_label))
         self._check_weights()
 
     @property
@@ -185,6 +197,12 @@ class FieldObjective(OneFrameIn):
         with torch.no_grad():
             label = batch.frames[:, -1]
             return self.error.magnitudes(label, batch.present, self.group_channels)
+
+    def mean_over_groups(self, errors: Tensor, magnitudes: Tensor) -> Tensor:
+        """The weighted mean over groups of ``errors [G]`` over ``magnitudes [G]``, of those that
+        count."""
+        weights = None if self.field_weights is None else self._weights(errors)
+        return group_mean(errors, magnitudes, weights)
 
     def _errors(self, prediction: Tensor, label: Tensor, batch: WindowBatch) -> Tensor:
         """``[B, G]``: the numerators, weighted by group."""

@@ -2,6 +2,7 @@
 
 from pelagos.platform.checkpoint.copying import copy_checkpoint
 from pelagos.platform.checkpoint.manifest import CheckpointError, CheckpointInfo
+from pelagos.platform.checkpoint.naming import named_step
 from pelagos.platform.checkpoint.store import CheckpointStore, LoadReport, SaveReport
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "LoadReport",
     "SaveReport",
     "copy_checkpoint",
+    "named_step",
 ]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from pelagos.infra.object_store import is_remote, storage_options
-from pelagos.platform.checkpoint.manifest import CheckpointError, damaged_files, step_of
+from pelagos.platform.checkpoint.manifest import damaged_files, step_of
+from pelagos.platform.checkpoint.naming import named_step
 from pelagos.platform.checkpoint.pieces import StoredTensors
 from pelagos.platform.checkpoint.store import CheckpointStore
 from pelagos.platform.runs import RunDirectory, RunError
@@ -56,23 +57,7 @@ def locate(target: str, runs_dir: str) -> CheckpointLocation:
     uri, storage = run.checkpoint_uri, run.job().storage
     options = storage_options(uri, storage.endpoint_url, storage.region, storage.anonymous)
     store = CheckpointStore(uri, options)
-    return CheckpointLocation(store, _step(store, which or "last"))
-
-
-def _step(store: CheckpointStore, which: str) -> int:
-    latest = store.latest_step()
-    if latest is None:
-        raise CheckpointError(f"{store.uri}: no complete checkpoint")
-    if which == "last":
-        return latest
-    if which == "best":
-        best = store.trainer_state(latest).get("best")
-        if best is None:
-            raise CheckpointError(f"{store.uri}: no best checkpoint; no validation fell on a save")
-        return int(best["step"])
-    if not which.isdigit():
-        raise CheckpointError(f"{store.uri}: got @{which}, expected @last, @best or a step")
-    return int(which)
+    return CheckpointLocation(store, named_step(store, which or "last"))
 
 
 def verify(location: CheckpointLocation, progress: Progress = lambda *_: None) -> list[str]:

@@ -7,7 +7,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from pelagos.platform.cli.common import console, exit_on_error, finish, print_json
+from pelagos.platform.cli.common import RunsDir, console, exit_on_error, finish, print_json
 
 app = typer.Typer(help="Look into checkpoints: verify, inspect, diff.", no_args_is_help=True)
 
@@ -18,7 +18,6 @@ Target = Annotated[
         show_default=False,
     ),
 ]
-RunsDir = Annotated[str, typer.Option("--runs-dir", help="Directory that holds the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 SHOWN_TENSORS = 40
 

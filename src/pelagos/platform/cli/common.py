@@ -5,15 +5,31 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from pelagos.infra.files import expanded_path
+
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+
+def expanded_option(path: str | None) -> str | None:
+    """Fill in `~` and `${VAR}`, which shells leave alone in `--option=~/path`."""
+    try:
+        return None if path is None else expanded_path(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+RunsDir = Annotated[
+    str,
+    typer.Option("--runs-dir", help="Directory that holds the runs.", callback=expanded_option),
+]
 
 console = Console(highlight=False)
 error_console = Console(stderr=True, highlight=False)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pelagos.platform.cli.common import console, exit_on_error, finish, print_json
+from pelagos.platform.cli.common import console, exit_on_error, expanded_option, finish, print_json
 
 
 def compare_strategies_command(
@@ -22,7 +22,9 @@ def compare_strategies_command(
     tolerance: Annotated[
         float, typer.Option(min=0.0, help="Largest relative difference of a step's loss.")
     ] = 1e-6,
-    output: Annotated[str, typer.Option(help="Directory for table, plots, runs.")] = "comparison",
+    output: Annotated[
+        str, typer.Option(help="Directory for table, plots, runs.", callback=expanded_option)
+    ] = "comparison",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that directory.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pelagos.platform.cli.common import console, exit_on_error
+from pelagos.platform.cli.common import console, exit_on_error, expanded_option
 
 app = typer.Typer(
     name="infra", help="Files for the services around a cluster.", no_args_is_help=True
@@ -24,7 +24,7 @@ def render(
     ],
     cluster: Annotated[str, typer.Option("--cluster", help="Name in clusters.yaml.")],
     output: Annotated[
-        str, typer.Option("--output", help="Directory to write into.")
+        str, typer.Option("--output", help="Directory to write into.", callback=expanded_option)
     ] = "infra-files",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files there.")] = False,
 ) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
-import yaml
 
+from pelagos.infra.yaml_text import yaml_text
 from pelagos.platform.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, console, print_json
 from pelagos.platform.config import (
     EvaluateJob,
@@ -37,7 +37,7 @@ def evaluate_job(run: str, overrides: Sequence[str] | None) -> EvaluateJob:
     """Return the evaluation of a run, named directly or by an `evaluate` job file."""
     if run.endswith((".yaml", ".yml")) and Path(run).exists():
         return load_as(EvaluateJob, run, overrides)
-    text = yaml.safe_dump({"job": "evaluate", "run": run})
+    text = yaml_text({"job": "evaluate", "run": run})
     job = parse_job(text, "command line", overrides or ())
     assert isinstance(job, EvaluateJob)
     return job

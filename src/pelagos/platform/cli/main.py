@@ -9,6 +9,7 @@ from pelagos.platform.cli import runs, submission, weights
 from pelagos.platform.cli.checkpoint import app as checkpoint_app
 from pelagos.platform.cli.common import (
     EXIT_INTERRUPTED,
+    RunsDir,
     console,
     exit_on_error,
     finish,
@@ -45,7 +46,6 @@ DryRun = Annotated[
     typer.Option("--dry-run", help="Print the resolved job and what it would take, then stop."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-RunsDir = Annotated[str, typer.Option("--runs-dir", help="Directory that holds the runs.")]
 
 
 @app.callback()

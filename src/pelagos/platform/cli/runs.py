@@ -7,7 +7,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pelagos.platform.cli.common import console, error_console, exit_on_error, print_json
+from pelagos.platform.cli.common import (
+    console,
+    error_console,
+    exit_on_error,
+    expanded_option,
+    print_json,
+)
 from pelagos.platform.cli.submission import ClusterName
 from pelagos.platform.config.clusters import load_clusters
 from pelagos.platform.goodput import goodput, step_time_percentiles
@@ -26,7 +32,9 @@ RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=Fa
 RunsDir = Annotated[
     str | None,
     typer.Option(
-        "--runs-dir", help="Directory that holds the runs; default: runs, then the clusters."
+        "--runs-dir",
+        help="Directory that holds the runs; default: runs, then the clusters.",
+        callback=expanded_option,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]

@@ -20,8 +20,11 @@ def export_command(
         str, typer.Option("--checkpoint", help="last, best, or a step.")
     ] = "last",
     weights: Annotated[
-        str, typer.Option("--weights", help="model, or ema for the averaged weights.")
-    ] = "model",
+        str,
+        typer.Option(
+            "--weights", help="model, ema (averaged), or auto: ema where the run keeps it."
+        ),
+    ] = "auto",
     max_shard_size: ShardSize = "5GB",
     runs_dir: Annotated[
         str, typer.Option("--runs-dir", help="Directory that holds the runs.")

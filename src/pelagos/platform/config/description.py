@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pelagos.platform.config.section import NonNegativeInt, PositiveFloat, Section
+from pelagos.platform.config.section import NonNegativeInt, PathText, PositiveFloat, Section
 
 
 class DescribedFieldConfig(Section):
@@ -53,7 +53,7 @@ class DescriptionConfig(Section):
         None,
         description="Where the points are; default: node if coordinates begin at 0, else cell.",
     )
-    statistics: str | None = Field(
+    statistics: PathText | None = Field(
         None,
         description="File that keeps the statistics between runs; default: computed at every start.",
     )

@@ -7,6 +7,7 @@ from pydantic import Field
 from pelagos.platform.config.schema import (
     CheckpointName,
     ModelConfig,
+    PathText,
     PositiveFloat,
     PositiveInt,
     RegularExpression,
@@ -14,6 +15,7 @@ from pelagos.platform.config.schema import (
     Section,
     TrainingJob,
 )
+from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, WeightsChoice
 
 REGISTRY_SCHEME = "models:/"
 SOURCE_MODEL = "source"
@@ -23,12 +25,16 @@ class SourceConfig(Section):
     """Where the weights come from: one of `run` and `uri`."""
 
     run: RunName | None = Field(None, description="Name of a run.")
-    runs_dir: str | None = Field(None, description="Directory of that run; default: `runs_dir`.")
+    runs_dir: PathText | None = Field(
+        None, description="Directory of that run; default: `runs_dir`."
+    )
     checkpoint: CheckpointName = Field(
         "last", description="Of a run: last, best, or a step number."
     )
-    weights: Literal["model", "ema"] = Field("model", description="Of a run: which weights.")
-    uri: str | None = Field(
+    weights: WeightsChoice = Field(
+        "auto", description=f"Of a run: which weights. {WEIGHTS_DESCRIPTION}"
+    )
+    uri: PathText | None = Field(
         None,
         description="Exported or imported model directory, file of weights (safetensors, .pth), "
         "directory of checkpoints, models:/NAME/VERSION or models:/NAME@ALIAS of MLflow; local or "

@@ -1,6 +1,7 @@
 """Reading a job file: YAML with line numbers, dotted overrides, every error of the file at once."""
 
 import difflib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +9,25 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from pelagos.infra.files import expanded_path
+from pelagos.infra.yaml_text import (
+    TRUTH_WORDS_OF_YAML_1_1,
+    YamlTextError,
+    parse_yaml_text,
+    parse_yaml_value,
+    read_utf8,
+    yaml_text,
+)
+from pelagos.infra.yaml_text import (
+    KeyPath as KeyPath,
+)
 from pelagos.platform.config.checks import check_arithmetic
 from pelagos.platform.config.description import DescriptionConfig
 from pelagos.platform.config.kinds import JOB_KINDS, Job
 from pelagos.platform.config.schema import TrainingJob
 
-KeyPath = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -102,11 +113,13 @@ def read_description(path: str | os.PathLike[str]) -> DescriptionConfig:
 def read_yaml_text(path: str | os.PathLike[str]) -> str:
     """Return the text of a job file, or raise `ConfigError` naming why it cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return read_utf8(expanded_path(str(path)))
     except OSError as error:
         raise ConfigError(
             str(path), [Problem((), f"cannot be read: {error.strerror}. Check the path.")]
         ) from error
+    except YamlTextError as error:
+        raise ConfigError(str(path), _problems_of(error)) from error
 
 
 def parse_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
@@ -116,7 +129,7 @@ def parse_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
     problems = _apply_overrides(tree, lines, kind, overrides)
     job: Job | None = None
     try:
-        job = kind.model_validate(tree)
+        job = _validated(kind, tree)
     except ValidationError as error:
         problems += _without_echoes([_explain(detail, kind, lines) for detail in error.errors()])
     if job is not None:
@@ -130,7 +143,7 @@ def parse_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
 
 def resolve_yaml(job: Job) -> str:
     """Return the whole resolved job as YAML: reading it back gives an equal job."""
-    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, width=100)
+    return yaml_text(job.model_dump(mode="json"), sort_keys=False, width=100)
 
 
 def validate_section(
@@ -138,7 +151,7 @@ def validate_section(
 ) -> tuple[Model | None, list[Problem]]:
     """Return the model of a part of a file, or what is wrong with it; `prefix` is where it stands."""
     try:
-        return kind.model_validate(tree), []
+        return _validated(kind, tree), []
     except ValidationError as error:
         size = len(prefix)
         own = {key[size:]: line for key, line in lines.items() if key[:size] == prefix}
@@ -150,42 +163,28 @@ def validate_section(
 def parse_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Return a YAML mapping and the line of each of its keys. Raises `ConfigError`."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else None
-        reason = getattr(error, "problem", None) or str(error)
-        raise ConfigError(source, [Problem((), f"not valid YAML: {reason}", line)]) from error
+        tree, lines = parse_yaml_text(text)
+    except YamlTextError as error:
+        raise ConfigError(source, _problems_of(error)) from error
     if not isinstance(tree, dict):
         raise ConfigError(
             source, [Problem((), f"expected a mapping of keys, got {type(tree).__name__}", 1)]
         )
-    lines: dict[KeyPath, int] = {}
-    duplicates: list[Problem] = []
-    _collect_lines(node, (), lines, duplicates)
-    if duplicates:
-        raise ConfigError(source, duplicates)
     return tree, lines
 
 
-def _collect_lines(
-    node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], duplicates: list[Problem]
-) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key_node, value_node in node.value:
-            key = (*path, str(key_node.value))
-            line = key_node.start_mark.line + 1
-            if key in lines:
-                duplicates.append(
-                    Problem(key, f"given twice, first in line {lines[key]}; keep one", line)
-                )
-            lines[key] = line
-            _collect_lines(value_node, key, lines, duplicates)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            lines[(*path, index)] = item.start_mark.line + 1
-            _collect_lines(item, (*path, index), lines, duplicates)
+def _problems_of(error: YamlTextError) -> list[Problem]:
+    return [Problem(key, message, line) for key, message, line in error.problems]
+
+
+def _validated(kind: type[Model], tree: Any) -> Model:
+    """Return the model of plain values, without changing the type of any: `"1"` is no number.
+
+    Raises:
+        ValidationError: from pydantic.
+    """
+    # pydantic's strict mode takes a list for a tuple from JSON only
+    return kind.model_validate_json(json.dumps(tree), strict=True)
 
 
 def _job_kind(tree: dict[str, Any], lines: dict[KeyPath, int], source: str) -> type[Job]:
@@ -213,6 +212,8 @@ def _apply_overrides(
         path: KeyPath = tuple(int(p) if p.isdecimal() else p for p in dotted.split("."))
         try:
             _set(tree, path, _parse_value(raw, _annotation_at(kind, path)))
+        except YamlTextError as error:
+            problems += [Problem(path, message) for _, message, _ in error.problems]
         except (KeyError, IndexError, TypeError):
             problems.append(Problem(path, f"override {override!r} does not lead to a value"))
         for key in [key for key in lines if key[: len(path)] == path]:
@@ -238,14 +239,11 @@ def _parse_value(raw: str, annotation: Any) -> Any:
         return None
     if annotation not in (None, Any):
         try:
-            TypeAdapter(annotation).validate_python(raw)
+            TypeAdapter(annotation).validate_json(json.dumps(raw), strict=True)
             return raw
         except ValidationError:
             pass
-    try:
-        return yaml.safe_load(raw)
-    except yaml.YAMLError:
-        return raw
+    return parse_yaml_value(raw)
 
 
 def _annotation_at(kind: Any, path: KeyPath) -> Any:
@@ -303,6 +301,8 @@ def _explain(detail: Any, kind: Any, lines: dict[KeyPath, int]) -> Problem:
     allowed = str(detail["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
     got = detail["input"]
     close = ""
+    if detail["type"] == "bool_type" and str(got).lower() in TRUTH_WORDS_OF_YAML_1_1:
+        close = "; write true or false"
     if detail["type"] == "literal_error" and isinstance(got, str):
         choices = [str(a) for a in get_args(_annotation_at(kind, key))]
         close = nearest(got, choices)

@@ -7,10 +7,12 @@ from pydantic import Field, field_validator
 from pelagos.platform.config.schema import (
     CheckpointName,
     NonNegativeInt,
+    PathText,
     PositiveInt,
     RunName,
     Section,
 )
+from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, WeightsChoice
 
 
 class EvaluateJob(Section):
@@ -18,9 +20,9 @@ class EvaluateJob(Section):
 
     job: Literal["evaluate"] = "evaluate"
     run: RunName = Field(description="The run to evaluate.")
-    runs_dir: str = Field("runs", description="Directory that holds the runs.")
+    runs_dir: PathText = Field("runs", description="Directory that holds the runs.")
     checkpoint: CheckpointName = Field("last", description="last, best, or a step number.")
-    weights: Literal["model", "ema"] = Field("model", description="Which weights.")
+    weights: WeightsChoice = Field("auto", description=WEIGHTS_DESCRIPTION)
     split: str = Field("test", description="Split of each dataset.")
     max_trajectories: PositiveInt = Field(64, description="Trajectories per dataset at most.")
     lead_steps: tuple[PositiveInt, ...] | None = Field(
@@ -42,7 +44,9 @@ class EvaluateJob(Section):
     physics: bool = Field(
         True, description="Also hold forecasts against the equation that a dataset records."
     )
-    output_dir: str | None = Field(None, description="Default: the run's evaluation directory.")
+    output_dir: PathText | None = Field(
+        None, description="Default: the run's evaluation directory."
+    )
     tracking: bool = Field(True, description="Log the results to the run's MLflow store.")
 
     @field_validator("rollout_windows")

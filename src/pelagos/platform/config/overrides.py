@@ -3,8 +3,7 @@
 import math
 from typing import Any
 
-import yaml
-
+from pelagos.infra.yaml_text import yaml_text
 from pelagos.platform.config.section import Section
 
 
@@ -25,7 +24,7 @@ def override_text(value: Any) -> str:
     """
     if isinstance(value, str):
         return value
-    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
+    text = yaml_text(value, default_flow_style=True, width=math.inf)
     return text.removesuffix("...\n").strip()
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pelagos.platform.config.section import PositiveInt, Section
+from pelagos.platform.config.section import PathText, PositiveInt, Section
 
 
 class EveryNConfig(Section):
@@ -51,13 +51,13 @@ class ZeroConfig(Section):
     offload_parameters: Literal["none", "cpu", "nvme"] = Field(
         "none", description="zero3: where parameters live between uses."
     )
-    nvme_path: str | None = Field(None, description="Directory on an NVMe disk, for nvme.")
+    nvme_path: PathText | None = Field(None, description="Directory on an NVMe disk, for nvme.")
     hpz_partition_size: PositiveInt = Field(
         1, description="ZeRO++, zero3: ranks of a secondary partition within a node."
     )
     quantized_weights: bool = Field(False, description="ZeRO++, zero3: gather int8 weights.")
     quantized_gradients: bool = Field(False, description="ZeRO++, zero3: reduce int4 gradients.")
-    config: dict[str, Any] | str | None = Field(
+    config: dict[str, Any] | PathText | None = Field(
         None,
         description="Your own DeepSpeed configuration, or the path of its JSON; merged, and refused "
         "where it contradicts the job.",

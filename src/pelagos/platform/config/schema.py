@@ -19,6 +19,7 @@ from pelagos.platform.config.section import CheckpointName as CheckpointName
 from pelagos.platform.config.section import Fraction as Fraction
 from pelagos.platform.config.section import NonNegativeFloat as NonNegativeFloat
 from pelagos.platform.config.section import NonNegativeInt as NonNegativeInt
+from pelagos.platform.config.section import PathText as PathText
 from pelagos.platform.config.section import PositiveFloat as PositiveFloat
 from pelagos.platform.config.section import PositiveInt as PositiveInt
 from pelagos.platform.config.section import RegularExpression as RegularExpression
@@ -59,7 +60,7 @@ class GenerateDataset(Section):
     family: str = Field(
         description="Family of initial states; an unknown one is answered with all names."
     )
-    uri: str = Field(description="Where the dataset goes: a directory or s3:// prefix.")
+    uri: PathText = Field(description="Where the dataset goes: a directory or s3:// prefix.")
     num_trajectories: PositiveInt = Field(description="Number of trajectories to simulate.")
     resolution: Annotated[int, Field(ge=16)] = Field(128, description="Stored cells per axis.")
     solver_resolution: PositiveInt | None = Field(
@@ -100,7 +101,7 @@ class GenerateJob(Section):
 class MixtureEntryConfig(Section):
     """One dataset of the training mixture."""
 
-    uri: str = Field(
+    uri: PathText = Field(
         description="Directory or s3:// prefix: a Pelagos dataset, or any Zarr array or group."
     )
     weight: PositiveFloat | dict[NonNegativeInt, NonNegativeFloat] | None = Field(
@@ -114,7 +115,7 @@ class MixtureEntryConfig(Section):
     offset: dict[str, float] = Field(
         {}, description="Subtracted from a field before normalisation, e.g. {pressure: 2.513}."
     )
-    description: DescriptionConfig | str | None = Field(
+    description: DescriptionConfig | PathText | None = Field(
         None,
         description="What a Zarr array of another writer does not say: a mapping, or the path of a "
         "YAML file of one (docs/data-recipes.md).",
@@ -134,7 +135,9 @@ class ConstantsConfig(Section):
 class CacheConfig(Section):
     """Where each node keeps what it has fetched from object stores (docs/data.md)."""
 
-    directory: str = Field(description="Directory on a disk of the node; made if it is missing.")
+    directory: PathText = Field(
+        description="Directory on a disk of the node; made if it is missing."
+    )
     max_bytes: PositiveInt = Field(description="Bytes it may take, all datasets together.")
 
 
@@ -169,6 +172,10 @@ class DataConfig(Section):
         description="Consecutive samples of a batch from one dataset: 1 mixes freely, "
         "global_batch_size takes each batch from one dataset, its share per shard group gives each "
         "group one.",
+    )
+    order_version: Literal[1, 2] = Field(
+        2,
+        description="Version of the order of samples: 2; 1 continues a run that began under it.",
     )
     crop: tuple[PositiveInt, ...] | None = Field(
         None,
@@ -273,7 +280,8 @@ class OptimizerConfig(Section):
     name: Literal["adamw"] = "adamw"
     lr: PositiveFloat = Field(1e-3, description="Peak learning rate.")
     weight_decay: NonNegativeFloat = Field(
-        0.1, description="Decoupled decay; biases, norms and what the model names get none."
+        0.1,
+        description="Decoupled decay; none for what the model exempts (biases, norms, …).",
     )
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Moment decay rates.")
     eps: PositiveFloat = Field(1e-8, description="Added to the denominator.")
@@ -294,7 +302,9 @@ class ScheduleConfig(Section):
 
     name: Literal["cosine", "constant"] = Field("cosine", description="Curve after warm-up.")
     total_steps: PositiveInt = Field(description="Optimizer steps of the whole run.")
-    warmup_steps: NonNegativeInt = Field(0, description="Steps of linear warm-up from 0.")
+    warmup_steps: NonNegativeInt = Field(
+        0, description="Steps of linear warm-up; step k (from 1) of W takes k / W of the rate."
+    )
     final_lr_fraction: Fraction = Field(0.0, description="Rate at the end, as share of the peak.")
 
 
@@ -304,7 +314,9 @@ class CheckpointConfig(Section):
     every_steps: PositiveInt = Field(500, description="Steps between checkpoints.")
     keep_last: PositiveInt = Field(3, description="Newest checkpoints kept.")
     keep_best: bool = Field(True, description="Also keep the one with the best validation loss.")
-    uri: str | None = Field(None, description="Directory or s3:// prefix; default: the run's own.")
+    uri: PathText | None = Field(
+        None, description="Directory or s3:// prefix; default: the run's own."
+    )
     asynchronous: bool = Field(
         True, description="Training waits for the copy to host memory only; writing goes on beside."
     )
@@ -326,7 +338,7 @@ class ValidationConfig(Section):
 class TrackingConfig(Section):
     """Where MLflow records go."""
 
-    uri: str | None = Field(
+    uri: PathText | None = Field(
         "sqlite:///mlflow.db", description="MLflow tracking store or server; null: no tracking."
     )
     experiment: str = Field("pelagos", description="MLflow experiment.")
@@ -355,7 +367,7 @@ class TrainingJob(Section):
     job: str
     name: RunName = Field(description="Name of the run; names its directory.")
     seed: NonNegativeInt = Field(0, description="Seed of weights and sample order.")
-    runs_dir: str = Field("runs", description="Directory that holds one directory per run.")
+    runs_dir: PathText = Field("runs", description="Directory that holds one directory per run.")
     data: DataConfig
     model: ModelConfig
     objective: ObjectiveConfig = ObjectiveConfig()

@@ -1,9 +1,11 @@
 """What every section of a job file is, and the types its keys share."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from pelagos.infra.files import expanded_path
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -12,6 +14,13 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # One path component: a run name becomes a directory and an object-store prefix.
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+# Of a run that keeps an average of its weights (`ema_decay`), auto is that; of others, the weights.
+WeightsChoice = Literal["auto", "model", "ema"]
+WEIGHTS_DESCRIPTION = (
+    "auto: the averaged weights where the run keeps them (ema_decay), else the weights; model; ema."
+)
 
 
 def _that_compiles(pattern: str) -> str:
@@ -27,6 +36,8 @@ def _as_text(name: Any) -> Any:
 
 
 RegularExpression = Annotated[str, AfterValidator(_that_compiles)]
+# A path or address; `~` and `${VAR}` are replaced when the file is read, so records show the result.
+PathText = Annotated[str, AfterValidator(expanded_path)]
 # YAML reads a step as a number, and `last` as text.
 CheckpointName = Annotated[str, BeforeValidator(_as_text)]
 
@@ -34,4 +45,6 @@ CheckpointName = Annotated[str, BeforeValidator(_as_text)]
 class Section(BaseModel):
     """A part of a job file: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )

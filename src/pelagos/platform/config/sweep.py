@@ -7,6 +7,7 @@ from pydantic import Field
 from pelagos.platform.config.schema import (
     Fraction,
     NonNegativeInt,
+    PathText,
     PositiveFloat,
     PositiveInt,
     RunName,
@@ -41,7 +42,7 @@ CHANGEABLE_WITHIN_A_RUN = (
 class SweptJobConfig(Section):
     """A training job of the sweep: a file, or the job itself."""
 
-    file: str | None = Field(None, description="Its job file: pretrain or finetune.")
+    file: PathText | None = Field(None, description="Its job file: pretrain or finetune.")
     job: dict[str, Any] | None = Field(None, description="The job itself, instead of `file`.")
     set: dict[str, Any] = Field({}, description="Dotted keys of that file: values instead.")
 
@@ -117,7 +118,9 @@ class SweepJob(Section):
 
     job: Literal["sweep"] = "sweep"
     name: RunName = Field(description="Name of the sweep; names its directory and its runs.")
-    runs_dir: str = Field("runs", description="Directory of the sweep's records and of its runs.")
+    runs_dir: PathText = Field(
+        "runs", description="Directory of the sweep's records and of its runs."
+    )
     jobs: Annotated[dict[Label, SweptJobConfig], Field(min_length=1)] = Field(
         description="Label: training job. All are run over all that follows."
     )

@@ -32,7 +32,8 @@ _QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
 class Provenance:
     """Where the evaluated model came from.
 
-    ``config`` is the resolved job as plain JSON values; ``links`` name to address (a tracking
+    ``weights`` are the model's own, or ``ema`` for their moving average; ``config`` is the resolved
+    job as plain JSON values; ``links`` name to address (a tracking
     server's run page), shown as text when the address is not http(s).
     """
 
@@ -42,6 +43,7 @@ class Provenance:
     config: Mapping[str, Any] = field(default_factory=dict)
     code_version: str = ""
     links: Mapping[str, str] = field(default_factory=dict)
+    weights: str = "model"
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,26 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
 import numpy as np
-import numpy.typing as npt
 
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
+from pelagos.data_pipelines.convert.verification.second_decoding import (
+    DECODING_TOLERANCE,
+    NC_FILL,
+    Index,
+    Numbers,
+    SecondArray,
+    decoded,
+)
 from pelagos.infra.object_store import is_remote, storage_options
 
-Index = tuple[int | slice, ...]
-Numbers = npt.NDArray[Any]
-# Of values that two ways of decoding round each for themselves.
-DECODING_TOLERANCE = 1e-6
 _CHUNK_CACHE_BYTES = 16 * 2**20
 _CLASSIC_NETCDF = b"CDF"
+_UNREADABLE = ("REFERENCE_LIST", "DIMENSION_LIST")  # of types that say nothing of numbers
 
 
 class SecondFile(Protocol):
@@ -38,22 +41,6 @@ class SecondFile(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class SecondArray:
-    """One array.
-
-    Attributes:
-        letters: of its axes, as in `StoredArray.axes`, in the order of `read`.
-        read: the numbers at an index for each axis, decoded; NaN where a value is missing.
-        tolerance: how far two decodings may lie apart, as a part of the largest number involved.
-    """
-
-    shape: tuple[int, ...]
-    letters: str
-    read: Callable[[Index], Numbers]
-    tolerance: float = 0.0
-
-
 def open_second(reader: str, file: str) -> SecondFile:
     """Raises SourceError where the file cannot be read."""
     try:
@@ -62,46 +49,6 @@ def open_second(reader: str, file: str) -> SecondFile:
         raise
     except (OSError, ValueError, EOFError) as error:
         raise SourceError(f"{file} cannot be read a second time: {error}") from error
-
-
-# -- attributes -----------------------------------------------------------------------------------
-
-
-def decoded(shape: tuple[int, ...], letters: str, raw: Callable[[Index], Any],
-            attributes: Mapping[str, Any]) -> SecondArray:  # fmt: skip
-    """An array whose attributes may pack its numbers, as CF and NUG say: scale_factor, add_offset,
-    _Unsigned, and numbers that stand for none."""
-    scale, offset = (_number(attributes, key) for key in ("scale_factor", "add_offset"))
-    missing = [
-        value
-        for key in ("_FillValue", "missing_value")
-        for value in np.atleast_1d(_plain(attributes.get(key, [])))
-        if isinstance(value, int | float | np.number)
-    ]
-    is_unsigned = str(_plain(attributes.get("_Unsigned", ""))).lower() == "true"
-
-    def read(index: Index) -> Numbers:
-        values = np.asarray(raw(index))
-        if is_unsigned and values.dtype.kind == "i":
-            values = values.view(values.dtype.str.replace("i", "u"))
-        if not missing and scale is None and offset is None:
-            return values
-        is_missing = np.isin(values, np.asarray(missing).astype(values.dtype)) if missing else False
-        wide = values.astype(np.float64) * (1.0 if scale is None else scale) + (offset or 0.0)
-        return np.where(is_missing, np.nan, wide)
-
-    is_packed = scale is not None or offset is not None
-    slack = DECODING_TOLERANCE * (1.0 + abs(offset or 0.0)) if is_packed else 0.0
-    return SecondArray(shape, letters, read, slack)
-
-
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _number(attributes: Mapping[str, Any], key: str) -> float | None:
-    value = np.ravel(_plain(attributes.get(key, [])))
-    return float(value[0]) if value.size and value.dtype.kind in "fiu" else None
 
 
 # -- containers -----------------------------------------------------------------------------------
@@ -133,7 +80,18 @@ class _Hdf5:
             kept = [len(r) for r, i in zip(ranges, index, strict=True) if isinstance(i, slice)]
             return out.reshape(kept)
 
-        return decoded(shape, array.axes, raw, dict(stored.attrs))
+        attributes = {name: stored.attrs[name] for name in stored.attrs if name not in _UNREADABLE}
+        return decoded(shape, array.axes, raw, attributes, self._fill(stored))
+
+    def _fill(self, stored: Any) -> float | int | None:
+        """The number that HDF5 or netCDF puts where nothing was written, if it can be told."""
+        kind = f"{stored.dtype.kind}{stored.dtype.itemsize}"
+        state = stored.id.get_create_plist().fill_value_defined()
+        if state == importlib.import_module("h5py").h5d.FILL_VALUE_USER_DEFINED:
+            number: float | int = stored.fillvalue.item()
+            return number if number and kind not in ("i1", "u1") else None
+        is_netcdf = "_NCProperties" in self.file.attrs or "_Netcdf4Dimid" in stored.attrs
+        return NC_FILL.get(kind) if is_netcdf else None
 
     def close(self) -> None:
         self.file.close()
@@ -153,7 +111,10 @@ class _ClassicNetcdf:
     def array(self, array: StoredArray) -> SecondArray:
         stored = self.file.variables[array.key]
         attributes = dict(stored._attributes)  # scipy offers no other list of them
-        return decoded(tuple(stored.shape), array.axes, lambda i: stored.data[i], attributes)
+        shape = tuple(stored.shape)
+        kind = f"{stored.data.dtype.kind}{stored.data.dtype.itemsize}"
+        raw = stored.data.__getitem__
+        return decoded(shape, array.axes, raw, attributes, NC_FILL.get(kind))
 
     def close(self) -> None:
         self.file.close()
@@ -176,7 +137,19 @@ class _Zarr:
     def array(self, array: StoredArray) -> SecondArray:
         stored = self.node[array.key] if array.key else self.node
         shape = tuple(map(int, stored.shape))
-        return decoded(shape, array.axes, stored.get_basic_selection, dict(stored.attrs))
+        attributes = dict(stored.attrs)
+        raw = stored.get_basic_selection
+        return decoded(shape, array.axes, raw, attributes, self._fill(stored, attributes))
+
+    def _fill(self, stored: Any, attributes: dict[str, Any]) -> float | int | None:
+        """The `fill_value` of version 2, where a writer chose it; that of version 3 is a number."""
+        number = stored.fill_value
+        if stored.metadata.zarr_format != 2 or number is None or stored.dtype.kind not in "fiu":
+            return None
+        is_packed = "_ARRAY_DIMENSIONS" in attributes and (
+            "scale_factor" in attributes or "add_offset" in attributes
+        )
+        return number.item() if (number or is_packed) and number == number else None
 
     def close(self) -> None:
         pass

@@ -18,12 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
-from pelagos.data_pipelines.convert.verification.second_files import (
-    Index,
-    SecondArray,
-    SecondFile,
-    open_second,
-)
+from pelagos.data_pipelines.convert.verification.second_decoding import Index, SecondArray
+from pelagos.data_pipelines.convert.verification.second_files import SecondFile, open_second
 from pelagos.data_pipelines.store import DatasetSpec
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
 
@@ -40,8 +36,9 @@ Frame = npt.NDArray[np.floating]  # [channel, y, x]
 
 @dataclass
 class Moments:
-    """Sums of the numbers of one field."""
+    """Sums of the numbers of one field; those that are missing are counted alone."""
 
+    missing: float = 0.0
     count: float = 0.0
     total: float = 0.0
     squares: float = 0.0
@@ -51,6 +48,12 @@ class Moments:
     def add(self, values: npt.NDArray[Any], weight: float = 1.0) -> None:
         """Add numbers, each of which counts `weight` times."""
         wide = np.asarray(values, np.float64)
+        is_missing = np.isnan(wide)
+        if is_missing.any():
+            self.missing += weight * float(is_missing.sum())
+            wide = wide[~is_missing]
+        if not wide.size:
+            return
         self.count += weight * wide.size
         self.total += weight * float(wide.sum())
         self.squares += weight * float(np.square(wide).sum())
@@ -89,12 +92,15 @@ class SecondReading:
         self._source = [Moments() for _ in source.fields]
         self._slack = [0.0] * len(source.fields)  # how far decoding may move a number, relative
         self._points: dict[tuple[int, int], list[_Point]] = defaultdict(list)
+        self._fills = {} if source.settlement is None else source.settlement.fills
+        self._masks = {} if source.settlement is None else source.settlement.masks
         # part by part, so that a file is opened once for both
         for part, rows, first in _parts_of(source, trajectories):
             for row in rows:
                 self._draw(part, row, first + row)
             for array in part.arrays:
                 self._add(array, part, rows)
+        self._settle()
 
     def compare(self, trajectory: int, frame: int, stored: Frame) -> Iterator[str]:
         """Sentences about the drawn numbers of a stored frame that are not the source's."""
@@ -104,7 +110,7 @@ class SecondReading:
         for point in self._points.get((trajectory, frame), []):
             found = float(stored[(point.channel, *point.place)])
             allowed = rounding * abs(point.value) + smallest + point.slack
-            if not abs(found - point.value) <= allowed and not math.isnan(point.value):
+            if not abs(found - point.value) <= allowed:
                 yield (
                     f"{point.address}: trajectory {trajectory}, frame {frame}, field "
                     f"{self.source.fields[point.channel].name!r}, grid index {point.place}: "
@@ -116,8 +122,6 @@ class SecondReading:
         given to `compare`."""
         where = f"trajectories {self.trajectories.start} to {self.trajectories.stop - 1}"
         for channel, (mine, theirs) in enumerate(zip(self._source, self._stored, strict=True)):
-            if math.isnan(mine.total):  # missing values, of which the conversion makes others
-                continue
             largest = max(abs(mine.low), abs(mine.high))
             allowed = 4 * _ROUNDING[self.spec.dtype] * largest + _SMALLEST[self.spec.dtype]
             allowed += self._slack[channel] * max(1.0, largest)
@@ -136,6 +140,17 @@ class SecondReading:
         while self._files:
             self._files.popitem()[1].close()
 
+    def _settle(self) -> None:
+        """What becomes of missing values: a number in their place, and masks of 0 and 1."""
+        for mask, channels in self._masks.items():
+            masked = self._source[channels[0]]
+            for number, count in ((0.0, masked.missing), (1.0, masked.count)):
+                if count:
+                    self._source[mask].add(np.full(1, number), count)
+        for channel, number in self._fills.items():
+            if count := self._source[channel].missing:
+                self._source[channel].add(np.full(1, number), count)
+
     # -- numbers ----------------------------------------------------------------------------------
 
     def _draw(self, part: Part, row: int, trajectory: int) -> None:
@@ -148,17 +163,27 @@ class SecondReading:
         for number in range(count):
             channel, frame = number % channels, int(frames[number])
             place = tuple(map(int, places[number]))
-            for array in part.arrays:
-                if not array.channel <= channel < array.channel + array.num_channels:
-                    continue
+            seen = self._masks.get(channel, (channel,))[0]  # of a mask: the first that it masks
+            value, slack, address = self._number(part, row, frame, seen, place)
+            if channel in self._masks:
+                value, slack = float(not math.isnan(value)), 0.0
+            elif math.isnan(value):
+                value = self._fills.get(channel, value)
+            self._points[trajectory, frame].append(_Point(channel, place, value, slack, address))
+
+    def _number(
+        self, part: Part, row: int, frame: int, channel: int, place: tuple[int, ...]
+    ) -> tuple[float, float, str]:
+        """One number of a field, how far decoding may move it, and its array."""
+        for array in part.arrays:
+            if array.channel <= channel < array.channel + array.num_channels:
                 second = self._array(array)
                 value = 0.0
                 if frame >= array.start_frame:
                     index = self._index(array, second, part, row, frame, channel, place)
                     value = float(second.read(index))
-                slack = second.tolerance * max(1.0, abs(value))
-                point = _Point(channel, place, value, slack, array.address)
-                self._points[trajectory, frame].append(point)
+                return value, second.tolerance * max(1.0, abs(value)), array.address
+        raise SourceError(f"no array of {self.source.name} holds field {channel}")
 
     def _index(
         self,

@@ -1,0 +1,35 @@
+"""Which checkpoint `last`, `best` or a number means: decided once, for every verb."""
+
+from pelagos.platform.checkpoint.manifest import CheckpointError
+from pelagos.platform.checkpoint.store import CheckpointStore
+
+
+def named_step(store: CheckpointStore, which: str) -> int:
+    """Return the step of a complete checkpoint: `last`, `best`, or its number.
+
+    Raises:
+        CheckpointError: there is none of that name; `best` never stands for another one.
+    """
+    steps = [info.step for info in store.complete()]
+    if not steps:
+        raise CheckpointError(f"{store.uri} holds no complete checkpoint yet")
+    if which == "last":
+        return steps[-1]
+    listed = ", ".join(map(str, steps))
+    if which == "best":
+        best = store.trainer_state(steps[-1]).get("best")
+        if best is None:
+            raise CheckpointError(
+                f"{store.uri} has no best checkpoint: no validation was made at a step that was "
+                f"saved. Let validation.every_steps be a multiple of checkpoint.every_steps, or take "
+                f"last or one of {listed}"
+            )
+        if best["step"] not in steps:
+            raise CheckpointError(
+                f"{store.uri}: the best checkpoint, of step {best['step']}, was not kept "
+                f"(checkpoint.keep_best); take last or one of {listed}"
+            )
+        return int(best["step"])
+    if which.isdigit() and int(which) in steps:
+        return int(which)
+    raise CheckpointError(f"{store.uri}: got {which!r}, expected last, best or one of {listed}")

@@ -1,0 +1,176 @@
+"""Fields that never change, and groups of fields without samples: in no loss, no gradient, no
+validation, and said."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import yaml
+
+from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
+from pelagos.jobs import pretrain
+from pelagos.jobs.forecaster import usual_groups
+from pelagos.jobs.parts import build_mixture, build_objective, check_parts, open_datasets
+from pelagos.platform.config import ConfigError, PretrainJob
+from pelagos.platform.config.load import parse_job
+from pelagos.platform.runs import RunDirectory
+
+Values = npt.NDArray[np.float32]
+MakeJob = Callable[..., PretrainJob]
+SHAPE = (10, 4, 16, 16)  # trajectory, time, y, x
+
+
+def noise(seed: int) -> Values:
+    return np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
+
+
+def store(path: Path, fields: Mapping[str, Values]) -> str:
+    spec = DatasetSpec(
+        name=path.stem,
+        equation="none",
+        fields=tuple(Field(f, f) for f in fields),
+        num_trajectories=SHAPE[0],
+        num_frames=SHAPE[1],
+        grid_shape=SHAPE[2:],
+        frame_interval=0.1,
+        domain_extent=(1.0, 1.0),
+        boundary_conditions={"x": "periodic", "y": "periodic"},
+        splits={"train": (0, 6), "validation": (6, 8), "test": (8, 10)},
+    )
+    writer = create_dataset(str(path), spec)
+    data = np.stack(list(fields.values()), axis=2)
+    for shard in range(writer.num_shards):
+        rows = writer.shard_trajectories(shard)
+        writer.write_shard(shard, data[rows.start : rows.stop], {})
+    writer.finalize()
+    return str(path)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> MakeJob:
+    def job(
+        mixture: Mapping[str, Mapping[str, Values]], fields: list[str], *changes: str, **more: Any
+    ) -> PretrainJob:
+        uris = [store(tmp_path / f"{name}.zarr", data) for name, data in mixture.items()]
+        tree = {
+            "job": "pretrain",
+            "name": "run",
+            "runs_dir": str(tmp_path / "runs"),
+            "data": {
+                "mixture": [{"uri": uri} for uri in uris],
+                "fields": fields,
+                "global_batch_size": 4,
+            },
+            "model": {"name": "fno-nano"},
+            "objective": {"name": "next_step"},
+            "schedule": {"total_steps": 2},
+            "validation": {"every_steps": 2, "num_samples": 4},
+            "resources": {"launcher": "none"},
+            "tracking": {"uri": None},
+            **more,
+        }
+        made = parse_job(yaml.safe_dump(tree), "job", changes)
+        assert isinstance(made, PretrainJob)
+        return made
+
+    return job
+
+
+def rounded_constant() -> Values:
+    """300.1 with rounding: no two values need be equal, none is another number in float32."""
+    values = np.full(SHAPE, 300.1, np.float32)
+    return np.where(noise(3) > 0, np.nextafter(values, np.float32(301)), values)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "why"),
+    [
+        ("density", np.ones(SHAPE, np.float32), "is 1 everywhere"),
+        ("temperature", rounded_constant(), "is 300.1 everywhere"),
+        (
+            "mask",
+            np.broadcast_to(noise(4)[:, :1] > 0, SHAPE).astype(np.float32),
+            "is the same in every frame",
+        ),
+    ],
+)
+def test_a_field_that_never_changes_is_given_and_said_so(
+    make: MakeJob, caplog: pytest.LogCaptureFixture, name: str, values: Values, why: str
+) -> None:
+    job = make({"data": {"u": noise(0), name: values}}, ["u", name])
+    with caplog.at_level(logging.WARNING):
+        mixture = check_parts(job)
+    assert f"{name} {why}" in caplog.text
+    assert "not forecast" in caplog.text
+    objective = build_objective(job, mixture)
+    assert objective.group_names == ("u",)
+    assert usual_groups(["u", name], open_datasets(job)[0]) == {"u": ("u",)}
+    assert all(std > 0.1 for std in mixture.normalization.std)
+    result = pretrain.run(job)
+    first = RunDirectory.open(job.runs_dir, "run").metrics()[0]
+    # an untrained network is about as wrong as zero is: 1e7 with the constant in the mean
+    assert 0.3 < first["loss"] < 3
+    assert 0.3 < result.metrics["validation_loss"] < 3
+
+
+def test_a_field_that_changes_somewhere_is_forecast(make: MakeJob) -> None:
+    ones = np.ones(SHAPE, np.float32)
+    job = make(
+        {"still": {"u": noise(0), "p": ones}, "moving": {"u": noise(1), "p": noise(2)}}, ["u", "p"]
+    )
+    assert build_objective(job, check_parts(job)).group_names == ("u", "p")
+
+
+def test_a_job_with_nothing_to_forecast_is_refused(make: MakeJob) -> None:
+    job = make({"data": {"density": np.ones(SHAPE, np.float32)}}, ["density"])
+    with pytest.raises(ConfigError, match=r"none of density ever changes"):
+        check_parts(job)
+
+
+def test_groups_without_samples_are_in_no_loss_and_no_validation(
+    make: MakeJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 60 to 1 samples `p` alone has, none is validated on, and few batches have one."""
+    with caplog.at_level(logging.WARNING):
+        job = make(
+            {"v": {"u": noise(0)}, "w": {"p": noise(1)}},
+            ["u", "p"],
+            "data.mixture.0.weight=60",
+            "data.mixture.1.weight=1",
+            "optimizer.lr=1e-9",
+        )
+        pretrain.run(job)
+    assert "none of the 4 validation samples has p" in caplog.text
+    run = RunDirectory.open(job.runs_dir, "run")
+    (event,) = [e for e in run.events() if e["kind"] == "validation"]
+    assert "validation_group_loss/p" not in event
+    assert event["validation_loss"] == event["validation_loss/v"]
+    for record in run.metrics():
+        own = [record[f"loss/{name}"] for name in ("v", "w") if f"loss/{name}" in record]
+        assert record["loss"] == pytest.approx(np.mean(own), rel=1e-6)
+
+
+def test_a_group_that_one_micro_batch_lacks_has_the_same_gradient(make: MakeJob) -> None:
+    """The loss of a batch does not depend on how it is split, whichever part has the group."""
+    losses = []
+    for micro, name in ((4, "whole"), (1, "split")):
+        job = make(
+            {f"v-{name}": {"u": noise(0)}, f"w-{name}": {"p": noise(1)}},
+            ["u", "p"],
+            f"parallel.micro_batch_size={micro}",
+            f"name={name}",
+        )
+        pretrain.run(job)
+        losses.append([m["loss"] for m in RunDirectory.open(job.runs_dir, name).metrics()])
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-5, atol=0)
+
+
+def test_raw_fields_have_no_smallest_size(make: MakeJob) -> None:
+    job = make({"data": {"u": 1e-9 * noise(0)}}, ["u"], "data.normalization=none")
+    mixture = build_mixture(job, open_datasets(job))
+    assert build_objective(job, mixture).smallest_label == 0.0  # type: ignore[attr-defined]
