@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from pelagos.data_pipelines.convert.mapping import load_mapping
 from pelagos.platform.cli.main import app
 from pelagos.platform.config.clusters import parse_clusters
 from pelagos.platform.config.load import parse_job
@@ -82,6 +83,15 @@ def test_job_files_on_the_pages_are_valid(text: str) -> None:
         assert parse_clusters(text, "the page")
 
 
+def test_mappings_on_the_pages_are_valid(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "converting.md").read_text(encoding="utf-8")
+    mappings = [t for t in re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S) if "axes: [" in t]
+    assert len(mappings) >= 3
+    for text in mappings:
+        (tmp_path / "mapping.yaml").write_text(text, encoding="utf-8")
+        assert load_mapping(str(tmp_path / "mapping.yaml")).fields
+
+
 @pytest.mark.parametrize("text", blocks("python"))
 def test_python_on_the_pages_imports_what_there_is(text: str) -> None:
     for node in ast.walk(ast.parse(text)):
@@ -90,3 +100,15 @@ def test_python_on_the_pages_imports_what_there_is(text: str) -> None:
             for alias in node.names:
                 if not hasattr(module, alias.name):
                     importlib.import_module(f"{node.module}.{alias.name}")
+
+
+NAMES_IN = re.compile(r"((?:`\w+`(?:,\s+|\s+and\s+)?)+)\s+in\s+`(pelagos(?:\.\w+)+)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_names_that_pages_place_in_modules_are_there(page: Path) -> None:
+    """Sentences like: `append` and `copy` in `pelagos.data_pipelines.management`."""
+    for names, module in NAMES_IN.findall(page.read_text(encoding="utf-8")):
+        found = importlib.import_module(module)
+        missing = [n for n in re.findall(r"\w+", names) if n != "and" and not hasattr(found, n)]
+        assert missing == [], f"{page.name} places {missing} in {module}"

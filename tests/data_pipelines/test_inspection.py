@@ -73,8 +73,8 @@ def test_wrong_statistics_and_parameters_are_found(
 ) -> None:
     from pelagos.data_pipelines.store import shard_stream
 
-    def shifted(frames: np.ndarray, previous: Any, num_frames: int) -> Any:
-        return real(frames + np.float32(1e-3), previous, num_frames)
+    def shifted(frames: np.ndarray, *others: Any) -> Any:
+        return real(frames + np.float32(1e-3), *others)
 
     real = shard_stream.frame_moments
     monkeypatch.setattr(shard_stream, "frame_moments", shifted)  # a writer with a bug

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pelagos.data_pipelines.plot_parts import colour_limits
+from pelagos.data_pipelines.plot_parts import colour_limits, shown_frames
 from pelagos.data_pipelines.plots_of_volumes import middle_region
 from pelagos.data_pipelines.store.readable import ReadableDataset
 
@@ -40,8 +40,8 @@ def animate(
         )
     is_volume = len(spec.grid_shape) == 3
     region = middle_region(spec.grid_shape, 0) if is_volume else None
-    values = dataset.read_frames(trajectory, range(spec.num_frames), region=region)
-    values = values.reshape(*values.shape[:2], *spec.grid_shape[-2:]).astype(np.float32)
+    values = shown_frames(dataset, trajectory, range(spec.num_frames), region)
+    values = values.reshape(*values.shape[:2], *spec.grid_shape[-2:])
     panels = [
         _coloured(values[:, channel], field.kind) for channel, field in enumerate(spec.fields)
     ]
@@ -63,7 +63,8 @@ def _coloured(frames: npt.NDArray[np.float32], kind: str) -> npt.NDArray[np.uint
     """`[frame, y, x]` as pictures `[frame, row, column, rgb]` of a size that can be seen."""
     colours, low, high = colour_limits(frames, kind)
     unit = np.clip((frames - low) / (high - low), 0, 1)
-    coloured = np.asarray(matplotlib.colormaps[colours](unit))[..., :3]
+    palette = matplotlib.colormaps[colours].with_extremes(bad="white")  # of what a mask leaves out
+    coloured = np.asarray(palette(unit))[..., :3]
     pictures: npt.NDArray[np.uint8] = (coloured * 255).round().astype(np.uint8)[:, ::-1]
     longest = max(frames.shape[1:])
     enlarged = max(1, -(-LEAST_PIXELS // longest))

@@ -263,7 +263,7 @@ def _verify_shard(
             if problem:
                 report.damage.append(Damage(record.key, problem, trajectory, frame))
             data[0, frame][touched[part].target] = as_read(spec, chunk)[touched[part].source]
-        for name, rows in shard_sums(data, spec.field_names).items():
+        for name, rows in shard_sums(data, spec.field_names, spec.mask_channels).items():
             sums[name].extend(rows)
     if len(report.damage) == before and crc32c(content.data) != record.crc32c:
         report.damage.append(Damage(record.key, "bytes between the frames were changed"))

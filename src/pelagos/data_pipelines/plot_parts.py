@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from pelagos.data_pipelines.store.readable import ReadableDataset, Region
+
 DIVERGING, SEQUENTIAL = "RdBu_r", "viridis"
 SIGNED_KINDS = ("velocity", "vorticity", "momentum")
 DPI = 110
+
+
+def shown_frames(
+    dataset: ReadableDataset, trajectory: int, times: Sequence[int], region: Region | None = None
+) -> npt.NDArray[np.float32]:
+    """Frames `[time, channel, y, x]` of a trajectory, NaN where a mask says there is no value."""
+    frames = dataset.read_frames(trajectory, times, region=region).astype(np.float32)
+    for channel, mask in dataset.spec.mask_channels.items():
+        frames[:, channel][frames[:, mask] == 0] = np.nan
+    return frames
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -21,7 +35,8 @@ def spread(total: int, count: int) -> list[int]:
 def colour_limits(images: npt.NDArray[np.float32], kind: str) -> tuple[str, float, float]:
     """The colour map of a field and its ends; a few extreme cells do not set them."""
     signed = _is_signed(kind)
-    low, high = (float(v) for v in np.percentile(images, (0.2, 99.8)))
+    shown = images[np.isfinite(images)]
+    low, high = (float(v) for v in np.percentile(shown, (0.2, 99.8))) if shown.size else (0.0, 0.0)
     if signed:
         high = max(abs(low), abs(high))
         low = -high

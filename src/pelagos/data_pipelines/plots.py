@@ -16,6 +16,7 @@ from pelagos.data_pipelines.plot_parts import (
     colour_bar,
     colour_limits,
     label_row,
+    shown_frames,
     spread,
 )
 from pelagos.data_pipelines.plots_of_lines import line_sheet
@@ -34,7 +35,8 @@ def contact_sheet(
     """Draw trajectories of a dataset as a PNG: rows are fields, columns times.
 
     Each row has one colour scale: diverging and symmetric about zero for signed fields
-    (velocities), sequential for the others (density, pressure, tracer). y points up. In one
+    (velocities), sequential for the others (density, pressure, tracer). y points up. Points that a
+    mask leaves out stay white. In one
     dimension a row is a space-time diagram and the profiles at some times; in three, the middle
     planes along each axis at some times.
 
@@ -62,7 +64,7 @@ def _image_sheet(dataset: ReadableDataset, chosen: Sequence[int], times: Sequenc
     rows = len(chosen) * len(spec.fields)
     figure, axes = _grid(rows, len(times), spec.domain_extent[0] / spec.domain_extent[1])
     for block, trajectory in enumerate(chosen):
-        data = dataset.read_frames(trajectory, times).astype(np.float32)
+        data = shown_frames(dataset, trajectory, times)
         for channel, field in enumerate(spec.fields):
             row = axes[block * len(spec.fields) + channel]
             image = _draw_row(row, data[:, channel], field.kind, spec.domain_extent)

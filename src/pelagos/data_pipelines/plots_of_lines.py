@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pelagos.data_pipelines.plot_parts import colour_bar, colour_limits, spread
+from pelagos.data_pipelines.plot_parts import colour_bar, colour_limits, shown_frames, spread
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.data_pipelines.store.schema import DatasetSpec
 
@@ -33,8 +33,8 @@ def line_sheet(dataset: ReadableDataset, chosen: Sequence[int], times: Sequence[
     figure = Figure(figsize=(width, height))
     drawn_times = spread(spec.num_frames, MOST_TIMES)
     for block, trajectory in enumerate(chosen):
-        data = dataset.read_frames(trajectory, drawn_times).astype(np.float32)
-        profiles = dataset.read_frames(trajectory, times).astype(np.float32)
+        data = shown_frames(dataset, trajectory, drawn_times)
+        profiles = shown_frames(dataset, trajectory, times)
         for channel, field in enumerate(spec.fields):
             row = block * len(spec.fields) + channel
             bottom = (height - _TOP - row * (_ROW + _GAP) - _ROW) / height

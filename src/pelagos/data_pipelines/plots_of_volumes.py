@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pelagos.data_pipelines.plot_parts import colour_bar, colour_limits, label_row
+from pelagos.data_pipelines.plot_parts import colour_bar, colour_limits, label_row, shown_frames
 from pelagos.data_pipelines.store.readable import ReadableDataset, Region
 
 _NORMALS = (0, 1, 2)  # z, y, x
@@ -95,6 +95,6 @@ def _planes(
     found = []
     for normal in _NORMALS:
         region = middle_region(dataset.grid_shape, normal)
-        values = dataset.read_frames(trajectory, times, region=region)
-        found.append(values.squeeze(2 + normal).astype(np.float32))
+        values = shown_frames(dataset, trajectory, times, region)
+        found.append(values.squeeze(2 + normal))
     return found

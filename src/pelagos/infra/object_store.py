@@ -23,9 +23,10 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.infra.addresses import reject_references
 from pelagos.infra.read_policy import OPTION, Backend, ReadCounters, ReadPolicy, split_options
 from pelagos.infra.s3_credentials import Frozen, current_credentials
-from pelagos.infra.store_failures import http_status, is_missing, is_refused, summary
+from pelagos.infra.store_failures import http_status, is_malformed, is_missing, is_refused, summary
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class RemoteStore:
         error: type[ValueError] = StorageError,
         missing: type[ValueError] = StorageMissingError,
     ) -> None:
+        reject_references(uri, error)
         scheme, _, place = uri.partition("://")
         if scheme in BUCKET_SCHEMES and not place.partition("/")[0]:
             raise error(f"{uri} names no bucket: expected {scheme}://BUCKET/PATH")
@@ -309,6 +311,8 @@ class RemoteStore:
                 f"{self._where(key)}: {self.scheme}:// cannot be opened here ({error}). Check the "
                 f"address, or install fsspec's package for it"
             ) from error
+        if is_malformed(error):
+            raise self._error(f"{self._where(key)} is no key that can be read: {error}") from error
         if http_status(error) == 416:
             raise self._error(
                 f"{self._where(key)} ends before the bytes that are needed: the object is cut short"

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from pelagos.infra.addresses import reject_empty_segments
 from pelagos.infra.hedging import Hedger
 from pelagos.infra.object_store import (
     S3_SCHEMES,
@@ -106,6 +107,8 @@ class ObstoreStore(RemoteStore):
         missing: type[ValueError] = StorageMissingError,
     ) -> None:
         super().__init__(uri, storage_options, error=error, missing=missing)
+        if self.scheme not in HTTP_SCHEMES:
+            reject_empty_segments(uri, self.prefix, error)
         self._client: tuple[Frozen | None, Any] | None = None
         self._hedger = Hedger() if self.policy.hedge else None
 

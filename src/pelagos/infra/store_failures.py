@@ -17,6 +17,11 @@ def is_missing(error: BaseException) -> bool:
     return isinstance(error, FileNotFoundError) or http_status(error) == 404
 
 
+def is_malformed(error: BaseException) -> bool:
+    """Whether the key has a form that the client rejects (an empty part, `..`): for good."""
+    return type(error).__name__ == "InvalidPathError" or "Could not parse path" in str(error)
+
+
 def is_refused(error: BaseException) -> bool:
     """Whether the credentials are at fault, so that trying again cannot help."""
     if isinstance(error, PermissionError) or http_status(error) in (401, 403):

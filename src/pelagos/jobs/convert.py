@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from pelagos.data_pipelines.convert import ConvertOptions, Source, open_source
+from pelagos.data_pipelines.convert.missing import settled
 from pelagos.data_pipelines.convert.tasks import (
     ShardReport,
     compare_shard,
@@ -57,7 +58,7 @@ def plan(source: str, options: ConvertOptions) -> tuple[Source, DatasetSpec]:
     Raises:
         SourceError: the source cannot be converted as asked.
     """
-    found = open_source(source, options)
+    found = settled(open_source(source, options), options)
     return found, found.spec(options)
 
 

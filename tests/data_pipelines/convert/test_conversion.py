@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ def write_gas(file: Path, count: int, frames: int, size: int, seed: int = 0) -> 
     return data
 
 
+def write_constant_gas(file: Path, frames: int, size: int) -> None:
+    """One trajectory of many bytes in a small file: each frame is the same compressed chunk."""
+    frame = (1, 1, 5, size, size)
+    packed = zlib.compress(np.full(frame, 0.5, "<f4").tobytes(), 1)
+    with h5py.File(file, "w") as f:
+        shape = (1, frames, *frame[2:])
+        data = f.create_dataset("data", shape, "f4", chunks=frame, compression="gzip")
+        for i in range(frames):
+            data.id.write_direct_chunk((0, i, 0, 0, 0), packed)
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -46,8 +58,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_reads_are_bounded_whatever_the_size_of_a_trajectory(tmp_path: Path) -> None:
     """One trajectory is three times what is read at once, another source a hundredth of it."""
     frames, size = 60, 448  # 4 fields: 3.2 MB a frame, 193 MB a trajectory
-    with h5py.File(tmp_path / "CE-RP.nc", "w") as f:
-        f.create_dataset("data", (1, frames, 5, size, size), "f4", fillvalue=1.5)
+    write_constant_gas(tmp_path / "CE-RP.nc", frames, size)
     large = open_source(str(tmp_path / "CE-RP.nc"), ConvertOptions())
     pieces = list(blocks(large, range(1)))
     assert sum(len(p.frames) for p in pieces) == frames
@@ -60,8 +71,7 @@ def test_reads_are_bounded_whatever_the_size_of_a_trajectory(tmp_path: Path) -> 
 
 def test_memory_stays_bounded_where_a_shard_is_large(tmp_path: Path) -> None:
     """A trajectory of 0.5 GB, which is one shard, in a process that may grow by half of that."""
-    with h5py.File(tmp_path / "CE-RP.nc", "w") as f:
-        f.create_dataset("data", (1, 120, 5, 512, 512), "f4", fillvalue=0.5)
+    write_constant_gas(tmp_path / "CE-RP.nc", 120, 512)
     program = """
 import resource, sys
 from pelagos.data_pipelines.convert import ConvertOptions
@@ -245,6 +255,21 @@ def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, Any], messag
         open_source(str(tmp_path / "CE-RP.nc"), ConvertOptions(**options))
 
 
+def test_swapped_axes_are_swapped_in_the_values(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).normal(size=(20, 2, 5, 6, 4)).astype(np.float32)
+    with h5py.File(tmp_path / "CE-RP.nc", "w") as f:
+        f["data"] = data
+    options = ConvertOptions(swap_axes=True, max_trajectories=9)
+    source, place = str(tmp_path / "CE-RP.nc"), str(tmp_path / "out.zarr")
+    result = convert.run(source, place, options, verify=True)
+    assert result.differences == ()
+    dataset = open_dataset(place)
+    assert dataset.spec.grid_shape == (4, 6)
+    for stored, given in enumerate([*range(7), 16, 18]):  # the first of every split
+        wanted = data[given, :, :4].swapaxes(-1, -2)
+        assert np.array_equal(dataset.window(stored, 0, 2), wanted)
+
+
 # -- comparing ------------------------------------------------------------------------------------
 
 
@@ -284,7 +309,8 @@ def test_the_command(tmp_path: Path) -> None:
     with h5py.File(source, "a") as f:
         f["data"][0, 0, 0, 0, 0] += 1
     found = runner.invoke(app, ["convert", source, place, "--verify", "--compression", "zstd"])
-    assert (found.exit_code, "1 frames differ" in found.stdout) == (1, True)
+    assert (found.exit_code, "2 differences" in found.stdout) == (1, True)
+    assert "field 'density': mean " in found.stdout  # the statistics are compared too
 
 
 def test_the_list_of_formats() -> None:
@@ -292,6 +318,6 @@ def test_the_list_of_formats() -> None:
     names = [row["name"] for row in listed]
     assert names == [
         *("the_well", "poseidon", "pdebench", "dpot", "cfdbench"),
-        *("ome-zarr", "nifti", "images", "zarr", "arrays"),
+        *("ome-zarr", "nifti", "images", "zarr", "netcdf", "arrays"),
     ]
     assert "CFDBench" in CliRunner().invoke(app, ["convert", "--list"]).stdout

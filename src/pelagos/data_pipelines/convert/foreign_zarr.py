@@ -3,17 +3,12 @@ place: version 2 or 3, one array with all fields or one for each. Others need a 
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-
 from pelagos.data_pipelines.convert.formats import Format
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.foreign import ForeignDataset
-from pelagos.data_pipelines.foreign.arrays import SourceArray
 from pelagos.data_pipelines.foreign.opening import is_foreign
+from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store import DatasetError
 from pelagos.data_pipelines.store.object_store import open_store
 from pelagos.infra.object_store import storage_options
@@ -28,24 +23,11 @@ class ForeignFile:
     def __init__(self, file: str) -> None:
         self.dataset = open_source(file)
 
-    def array(self, key: str) -> ForeignNumbers:
-        return ForeignNumbers({a.path: a for a in self.dataset.arrays}[key])
+    def array(self, key: str) -> ZarrNumbers:
+        return {a.path: a for a in self.dataset.arrays}[key].numbers
 
     def close(self) -> None:
         self.dataset.close()
-
-
-class ForeignNumbers:
-    """One array as float32."""
-
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, source: SourceArray) -> None:
-        self.source = source
-        self.shape: tuple[int, ...] = tuple(source.array.shape)
-
-    def __getitem__(self, selection: Any) -> npt.NDArray[np.float32]:
-        return self.source.values(selection)
 
 
 def open_source(path: str) -> ForeignDataset:
@@ -90,7 +72,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
         domain_extent=spec.domain_extent,
         grid_location=spec.grid_location,
         notes=(f"it does not say, so this is assumed: {'; '.join(assumed)}",) if assumed else (),
-        details={"source_fingerprint": dataset.fingerprint},
+        details={"source_fingerprint": dataset.fingerprint, **spec.generator},
     )
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.convert.hdf5 import open_hdf5
+from pelagos.data_pipelines.convert.hdf5.gaps import find_gaps
 from pelagos.data_pipelines.convert.options import ConvertOptions
-from pelagos.data_pipelines.convert.readers import open_hdf5
 from pelagos.data_pipelines.convert.source import Source, SourceError
 from pelagos.infra.object_store import is_remote
 
@@ -54,26 +55,47 @@ def natural(path: str | Path) -> list[int | str]:
 
 
 def files_of(path: str, suffixes: Sequence[str] = HDF5_SUFFIXES) -> list[str]:
-    """The file at `path`, or those in the folder there with one of the suffixes, in order."""
+    """The file at `path`, or those in the folder there with one of the suffixes, in order.
+
+    Suffixes in capitals count; hidden files, which some archives hold, are left out.
+
+    Raises:
+        SourceError: a link leads nowhere.
+    """
+    endings = tuple(suffixes)
     if is_remote(path):
-        return [path] if path.endswith(tuple(suffixes)) else []
+        return [path] if path.endswith(endings) else []
     place = Path(path)
-    if place.is_dir():
-        found = [p for p in place.iterdir() if p.name.endswith(tuple(suffixes)) and p.is_file()]
-        return [str(p) for p in sorted(found, key=lambda p: natural(p.name))]
-    return [path] if place.is_file() and place.name.endswith(tuple(suffixes)) else []
+    if not place.is_dir():
+        return [path] if place.is_file() and place.name.lower().endswith(endings) else []
+    named_so = [p for p in place.iterdir() if p.name.lower().endswith(endings)]
+    found = [p for p in named_so if not p.name.startswith(".") and not p.is_dir()]
+    for file in found:
+        if not file.exists():
+            raise SourceError(f"{file} is a link to {file.readlink()}, which does not exist")
+    return [str(p) for p in sorted(found, key=lambda p: natural(p.name))]
 
 
 def split_folders(path: str) -> dict[str, Path]:
-    """Folders of a folder that are named like splits, in the order train, validation, test."""
+    """Folders of a folder that are named like splits, in the order train, validation, test.
+
+    Raises:
+        SourceError: two folders have names of one split.
+    """
     place = Path(path)
     if is_remote(path) or not place.is_dir():
         return {}
-    found = {
-        SPLIT_NAMES[p.name.lower()]: p
-        for p in sorted(place.iterdir())
-        if p.is_dir() and p.name.lower() in SPLIT_NAMES
-    }
+    found: dict[str, Path] = {}
+    for folder in sorted(place.iterdir()):
+        name = SPLIT_NAMES.get(folder.name.lower())
+        if name is None or not folder.is_dir():
+            continue
+        if name in found:
+            raise SourceError(
+                f"{found[name]} and {folder} are both the split {name}: put all of it into one of "
+                f"them, or remove the one that is not wanted"
+            )
+        found[name] = folder
     return {name: found[name] for name in ("train", "validation", "test") if name in found}
 
 
@@ -107,7 +129,17 @@ def child(group: Any, key: str, expected: str) -> Any:
             f"{group.file.filename}: {group.name.rstrip('/')}/{key} is missing, expected is "
             f"{expected}; there are {', '.join(list(group)[:10]) or 'no members'}"
         )
-    return group[key]
+    found = group[key]
+    if len(getattr(found, "shape", None) or ()) == 1:
+        # a coordinate, which formats read whole; of data each part is looked at when it is read
+        gap = find_gaps(found).first_in(tuple((0, size) for size in found.shape))
+        if gap is not None:
+            index, reason = gap
+            raise SourceError(
+                f"{group.file.filename}: {found.name} holds nothing at index "
+                f"({', '.join(map(str, index))}): it {reason}"
+            )
+    return found
 
 
 def attribute(node: Any, key: str, expected: str) -> Any:

@@ -1,201 +1,254 @@
-"""Plain arrays (.npy, .npz, .h5, .nc, .zarr) that a small YAML file describes.
-
-fields:
-  - {file: "velocity.npy", axes: [n, t, y, x, c], names: [velocity-x, velocity-y]}
-  - {file: "rest.h5", key: "p", axes: [n, t, y, x], names: [pressure]}
-parameters:
-  viscosity: {file: "rest.h5", key: "nu"}
-  gamma: 1.4
-frame_interval: 0.05
-domain_extent: {x: 1.0, y: 1.0}
-boundary_conditions: {x: periodic, y: periodic}
-splits: {train: 0.8, validation: 0.1, test: 0.1}
-"""
+"""Plain arrays (.npy, .npz, .h5, .nc, .zarr) that a small YAML file describes: see `mapping`."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from pelagos.data_pipelines.convert.formats import Format, named, stored_bytes
+from pelagos.data_pipelines.convert.mapping import Mapping, ParameterMapping, load_mapping
+from pelagos.data_pipelines.convert.mapping.files import Unit, is_pattern, matched_files
+from pelagos.data_pipelines.convert.mapping.measuring import (
+    STEP_RELATIVE_TOLERANCE,
+    Files,
+    Measured,
+    measure,
+)
 from pelagos.data_pipelines.convert.options import ConvertOptions, split_counts
-from pelagos.data_pipelines.convert.readers import stored_array
-from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
+from pelagos.data_pipelines.convert.source import Part, Source, SourceError
 from pelagos.data_pipelines.store import Field as StoredField
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
-
-READER_OF_SUFFIX = {
-    ".npy": "npy",
-    ".npz": "npz",
-    ".h5": "hdf5",
-    ".hdf5": "hdf5",
-    ".nc": "hdf5",
-    ".nc4": "hdf5",
-    ".zarr": "strict-zarr",
-}
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ArrayMapping(_Section):
-    """One stored array and the fields it holds."""
-
-    file: str | None = None  # beside the source, or the source itself
-    key: str = ""
-    axes: list[Literal["n", "t", "c", "z", "y", "x", "1"]]
-    names: Annotated[list[str], Field(min_length=1)]
-    units: list[str] | None = None
-
-
-class ParameterMapping(_Section):
-    """A stored vector with one number per trajectory."""
-
-    file: str | None = None
-    key: str = ""
-
-
-class Mapping(_Section):
-    """A mapping file."""
-
-    name: str | None = None
-    equation: str = "not given"
-    fields: Annotated[list[ArrayMapping], Field(min_length=1)]
-    parameters: dict[str, float | ParameterMapping] = {}
-    frame_interval: float = 1.0
-    domain_extent: dict[Literal["x", "y", "z"], float] = {}
-    boundary_conditions: dict[str, str] = {}
-    constant_fields: dict[str, float] = {}
-    published_normalization: dict[str, Any] = {}
-    grid_location: Literal["cell", "node"] = "cell"
-    splits: dict[str, float] | None = None
-
-
-def _load(file: str) -> Mapping:
-    try:
-        return Mapping.model_validate(yaml.safe_load(Path(file).read_text(encoding="utf-8")))
-    except OSError as error:
-        raise SourceError(f"--mapping {file} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise SourceError(f"--mapping {file} is not YAML: {error}") from error
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
-            for problem in error.errors()
-        ]
-        raise SourceError(
-            f"--mapping {file}: {len(problems)} problems\n  " + "\n  ".join(problems)
-        ) from error
 
 
 def _read(path: str, options: ConvertOptions) -> Source:
     if options.mapping is None:
         raise SourceError(f"{path}: plain arrays need --mapping FILE.yaml (docs/converting.md)")
-    mapping = _load(options.mapping)
-    arrays: list[StoredArray] = []
-    fields: list[StoredField] = []
-    sizes: dict[str, int] = {}
-    for entry in mapping.fields:
-        axes = "".join(entry.axes)
-        found = StoredArray(
-            *_file(path, entry.file), entry.key, axes, len(fields), len(entry.names)
-        )
-        _measure(found, sizes)
-        units = entry.units or ["1"] * len(entry.names)
-        if len(units) != len(entry.names):
-            raise SourceError(
-                f"{options.mapping}: fields {entry.names} have {len(units)} units: give one each"
-            )
-        arrays.append(found)
-        fields += [StoredField(n, n, u) for n, u in zip(entry.names, units, strict=True)]
-    order = AXIS_NAMES.get(len(set(sizes) & {"x", "y", "z"}), ())
-    if not order or set(order) != set(sizes) & {"x", "y", "z"}:
-        raise SourceError(
-            f"{options.mapping}: axes name {sorted(set(sizes) & {'x', 'y', 'z'})} of space; "
-            f"required are x, or y and x, or z, y and x"
-        )
-    count = sizes.get("n", 1)
-    part = Part(tuple(arrays), count, parameters=_parameters(path, mapping, count))
+    return source_of(path, load_mapping(options.mapping), options, options.mapping)
+
+
+def source_of(
+    path: str,
+    mapping: Mapping,
+    options: ConvertOptions,
+    label: str,
+    notes: Sequence[str] = (),
+    check: Callable[[Sequence[Measured]], None] = lambda found: None,
+    format_name: str = "arrays",
+) -> Source:
+    """What a mapping makes of the files at `path`.
+
+    Args:
+        label: names the mapping in messages.
+        notes: what was decided already.
+        check: looks at what the files hold, and raises.
+
+    Raises:
+        SourceError: files are not what it says, or do not fit together.
+    """
+    notes = list(notes)
+    files, units = _files(path, mapping, notes)
+    found = [measure(path, mapping, unit, files) for unit in units]
+    check(found)
+    order = _grid_axes(found, label)
+    _require_equal_units(found)
+    num_frames = _num_frames(found, mapping, options, notes)
+    frame_interval, times = _frame_interval(found, mapping)
+    splits = _splits(found)
+    if len(splits) > 1 and mapping.splits is not None:
+        raise SourceError(f"{label}: splits: the folders of the files are the splits")
+    notes += list(dict.fromkeys(note for unit in found for note in unit.notes))
+    first = found[0]
+    names = [name for entry in mapping.fields for name in entry.names]
+    addresses = {array.file for unit in found for array in unit.arrays}
     return Source(
-        format="arrays",
+        format=format_name,
         name=mapping.name or named(path),
         equation=mapping.equation,
-        fields=tuple(fields),
-        splits={"all": (part,)},
-        num_frames=sizes.get("t", 1),
-        grid_shape=tuple(sizes[letter] for letter in order),
-        frame_interval=mapping.frame_interval,
-        domain_extent=tuple(mapping.domain_extent.get(letter, 1.0) for letter in order),  # type: ignore[call-overload]
+        fields=tuple(StoredField(n, n, u) for n, u in zip(names, first.units, strict=True)),
+        splits=splits,
+        num_frames=num_frames,
+        grid_shape=tuple(first.sizes[letter] for letter in order),
+        frame_interval=frame_interval,
+        domain_extent=tuple(_extent(found, mapping, order)),
         boundary_conditions=mapping.boundary_conditions,
         constant_fields=mapping.constant_fields,
         published_normalization=mapping.published_normalization,
-        published_splits=_splits(mapping, options.mapping, count),
+        published_splits=_published_splits(mapping, label, found),
         grid_location=mapping.grid_location,
-        details={"source_bytes": stored_bytes({array.file for array in arrays})},
+        notes=tuple(notes),
+        missing=mapping.missing,
+        fill_value=mapping.fill_value,
+        details={"source_bytes": stored_bytes(addresses), **times},
     )
 
 
-def _file(path: str, name: str | None) -> tuple[str, str]:
-    """Reader and address of a file that a mapping names, beside or in the source."""
-    place = path
-    if name is not None:
-        folder = (
-            Path(path) if Path(path).is_dir() and not path.endswith(".zarr") else Path(path).parent
-        )
-        place = name if "://" in name or Path(name).is_absolute() else str(folder / name)
-    for suffix, reader in READER_OF_SUFFIX.items():
-        if place.rstrip("/").endswith(suffix):
-            return reader, place
-    raise SourceError(f"{place}: known are files ending in {', '.join(READER_OF_SUFFIX)}")
+def _files(path: str, mapping: Mapping, notes: list[str]) -> tuple[Files, list[Unit]]:
+    """The files of each pattern, and the units that they make up.
 
-
-def _measure(array: StoredArray, sizes: dict[str, int]) -> None:
-    """Add the sizes of an array's axes to those known, which they must equal."""
-    shape = stored_array(array).shape
-    if len(shape) != len(array.axes):
+    Raises:
+        SourceError: the files of two patterns are not of the same names.
+    """
+    patterns = [entry.file for entry in mapping.fields if is_pattern(entry.file)]
+    others = [
+        *mapping.parameters.values(),
+        mapping.frame_interval,
+        *mapping.domain_extent.values(),
+    ]
+    patterns += [v.file for v in others if isinstance(v, ParameterMapping) and is_pattern(v.file)]
+    if not patterns:
+        return {}, [Unit("", ())]
+    shared = [e for e in mapping.fields if not is_pattern(e.file) and "n" in e.axes]
+    if shared:
         raise SourceError(
-            f"{array.address} has shape {shape}, the mapping names the axes {list(array.axes)}"
+            f"the mapping's field {shared[0].names[0]} has an axis n in one file, and others are in "
+            f"the files of a pattern: trajectories are either all in one file or each in its own"
         )
-    for letter, size in zip(array.axes, shape, strict=True):
-        wanted = {"c": array.num_channels, "1": 1}.get(letter, sizes.get(letter, size))
-        if size != wanted:
+    files = {p: matched_files(path, p, notes) for p in dict.fromkeys(patterns) if p is not None}
+    (first, units), *rest = [(pattern, list(found)) for pattern, found in files.items()]
+    for pattern, theirs in rest:
+        lacking = [u for u in units if u not in theirs] or [u for u in theirs if u not in units]
+        if lacking:
+            has = first if lacking[0] in units else pattern
+            lacks = pattern if has == first else first
             raise SourceError(
-                f"{array.address} has shape {shape} along {list(array.axes)}: axis {letter} has "
-                f"{size}, required are {wanted}"
+                f"{files[has][lacking[0]]} has no file that belongs to it in {lacks}: {len(units)} "
+                f"files match {first}, {len(theirs)} match {pattern}"
             )
-        if letter not in "c1":
-            sizes[letter] = int(size)
-    if "c" not in array.axes and array.num_channels > 1:
-        raise SourceError(f"{array.address} has {array.num_channels} names but no axis c")
+    return files, units
 
 
-def _parameters(path: str, mapping: Mapping, count: int) -> dict[str, float | tuple[float, ...]]:
-    found: dict[str, float | tuple[float, ...]] = {}
-    for name, value in mapping.parameters.items():
-        if isinstance(value, float):
-            found[name] = value
+def _grid_axes(found: Sequence[Measured], file: str) -> tuple[str, ...]:
+    """Axes of space, slowest first.
+
+    Raises:
+        SourceError: they are no axes of a grid, or files have different grids.
+    """
+    sizes = found[0].sizes
+    order = AXIS_NAMES.get(len(set(sizes) & {"x", "y", "z"}), ())
+    if not order or set(order) != set(sizes) & {"x", "y", "z"}:
+        raise SourceError(
+            f"{file}: axes name {sorted(set(sizes) & {'x', 'y', 'z'})} of space; "
+            f"required are x, or y and x, or z, y and x"
+        )
+    grids = Counter(tuple(unit.sizes[letter] for letter in order) for unit in found)
+    if len(grids) > 1:
+        examples = {
+            grid: next(u.file for u in found if tuple(u.sizes[a] for a in order) == grid)
+            for grid in grids
+        }
+        told = "\n  ".join(f"{n} with {g}, as {examples[g]}" for g, n in grids.most_common())
+        raise SourceError(
+            f"the files have {len(grids)} different grids ({', '.join(order)}):\n  {told}\nA dataset "
+            f"has one: convert each grid as a dataset of its own, with a pattern for its files, and "
+            f"name them together in a mixture, which takes several grids"
+        )
+    return order
+
+
+def _require_equal_units(found: Sequence[Measured]) -> None:
+    for unit in found[1:]:
+        if unit.units != found[0].units:
+            raise SourceError(
+                f"{unit.file} has the units {', '.join(unit.units)}, {found[0].file} has "
+                f"{', '.join(found[0].units)}: write one, or name them by `units` in the mapping"
+            )
+
+
+def _num_frames(
+    found: Sequence[Measured], mapping: Mapping, options: ConvertOptions, notes: list[str]
+) -> int:
+    """Frames of every trajectory.
+
+    Raises:
+        SourceError: files differ in length and nobody says what to do, or one is too short.
+    """
+    lengths = [unit.num_frames for unit in found]
+    shortest = found[lengths.index(min(lengths))]
+    wanted = options.num_frames or mapping.num_frames
+    if wanted is None and min(lengths) != max(lengths):
+        longest = found[lengths.index(max(lengths))]
+        raise SourceError(
+            f"{shortest.file} has {min(lengths)} frames, {longest.file} has {max(lengths)}: a dataset "
+            f"has trajectories of one length. `num_frames: shortest` in the mapping keeps the first "
+            f"{min(lengths)} of each, `num_frames: N` (or --num-frames N) the first N"
+        )
+    if isinstance(wanted, int) and wanted > min(lengths):
+        raise SourceError(
+            f"num_frames is {wanted}, and {shortest.file} has {min(lengths)} frames: leave it out by "
+            f"a narrower pattern, or keep fewer frames"
+        )
+    kept = wanted if isinstance(wanted, int) else min(lengths)
+    longer = sum(length > kept for length in lengths)
+    if longer and options.num_frames is None:
+        notes.append(f"the first {kept} frames are kept: {longer} of {len(found)} files have more")
+    return kept
+
+
+def _frame_interval(found: Sequence[Measured], mapping: Mapping) -> tuple[float, dict[str, str]]:
+    """Time between frames, and the unit of time where the files say it.
+
+    Raises:
+        SourceError: files have different time steps or units of time.
+    """
+    if not isinstance(mapping.frame_interval, ParameterMapping):
+        return mapping.frame_interval, {}
+    first = found[0].time
+    assert first is not None, found[0]
+    for unit in found[1:]:
+        assert unit.time is not None, unit
+        is_equal = _are_close(unit.time.step, first.step)
+        if not is_equal or unit.time.described != first.described:
+            raise SourceError(
+                f"{unit.file} has a frame every {unit.time.step:g} {unit.time.unit or ''}, "
+                f"{found[0].file} every {first.step:g} {first.unit or ''}: a dataset has one time "
+                f"step. Convert them as several datasets, with a pattern for each"
+            )
+    return first.step, first.described
+
+
+def _extent(found: Sequence[Measured], mapping: Mapping, order: Sequence[str]) -> list[float]:
+    """Length of the domain along each axis.
+
+    Raises:
+        SourceError: files have different spacings.
+    """
+    first = found[0]
+    lengths = []
+    for letter in order:
+        given = mapping.domain_extent.get(letter, 1.0)  # type: ignore[call-overload]
+        if not isinstance(given, ParameterMapping):
+            lengths.append(float(given))
             continue
-        array = StoredArray(*_file(path, value.file), value.key, "n", 0)
-        numbers = np.asarray(stored_array(array)[...], np.float64).reshape(-1)
-        if len(numbers) != count:
-            raise SourceError(
-                f"{array.address} has {len(numbers)} numbers, parameter {name!r} needs one for "
-                f"each of {count} trajectories"
-            )
-        found[name] = tuple(map(float, numbers))
-    return found
+        for unit in found[1:]:
+            if not _are_close(unit.spacing[letter], first.spacing[letter]):
+                raise SourceError(
+                    f"{unit.file} has points {unit.spacing[letter]:g} apart along {letter}, "
+                    f"{first.file} {first.spacing[letter]:g}: a dataset has one domain. Convert "
+                    f"them as several datasets, with a pattern for each"
+                )
+        lengths.append(float(f"{first.spacing[letter] * first.sizes[letter]:.12g}"))
+    return lengths
 
 
-def _splits(mapping: Mapping, file: str, count: int) -> dict[str, int] | None:
+def _are_close(one: float, other: float) -> bool:
+    return abs(one - other) <= STEP_RELATIVE_TOLERANCE * abs(other)
+
+
+def _splits(found: Sequence[Measured]) -> dict[str, tuple[Part, ...]]:
+    splits: dict[str, list[Part]] = {}
+    for unit in found:
+        part = Part(unit.arrays, unit.count, parameters=unit.parameters)
+        splits.setdefault(unit.unit.split or "all", []).append(part)
+    return {name: tuple(parts) for name, parts in splits.items()}
+
+
+def _published_splits(
+    mapping: Mapping, file: str, found: Sequence[Measured]
+) -> dict[str, int] | None:
     if mapping.splits is None:
         return None
     try:
-        return split_counts(count, mapping.splits)
+        return split_counts(sum(unit.count for unit in found), mapping.splits)
     except ValueError as error:
         raise SourceError(f"{file}: {error}") from error
 

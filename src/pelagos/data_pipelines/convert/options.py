@@ -18,11 +18,15 @@ class ConvertOptions:
     size: images: stored pixels per side, resized to it; None: as they are, all of one size.
     level: ome-zarr: which level of the pyramid; 0 is the full resolution.
     allow_missing_chunks: ome-zarr: read chunks that are not there as the fill value.
-    num_frames: frames per trajectory to keep; None: all (the fewest, where they differ).
+    num_frames: frames per trajectory to keep; None: all, which must be equally many (of CFDBench,
+        whose cases are cut into trajectories, the shortest case's).
     splits: `{"train": 0.8, "test": 0.2}`: shares, or numbers of trajectories; None: the
         format's. Not for sources that come in splits.
     max_trajectories: convert this many, taken from the beginning of every split in proportion.
     swap_axes: exchange x and y of a two-dimensional source.
+    missing: what becomes of missing values: `reject`, `fill` or `mask`; None: what the mapping
+        says, or else an error.
+    fill_value: what takes their place; None: the field's mean.
     dtype, compression, trajectories_per_shard: as in `DatasetSpec`.
     """
 
@@ -38,6 +42,8 @@ class ConvertOptions:
     splits: dict[str, float] | None = None
     max_trajectories: int | None = None
     swap_axes: bool = False
+    missing: Literal["reject", "fill", "mask"] | None = None
+    fill_value: float | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     compression: Literal["none", "lz4", "zstd"] = "lz4"
     trajectories_per_shard: int | None = None

@@ -6,7 +6,6 @@ file that needs them is opened.
 
 from __future__ import annotations
 
-import importlib
 import json
 import threading
 import zipfile
@@ -15,17 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.convert.extras import require
+from pelagos.data_pipelines.convert.hdf5 import ClassicFile, Hdf5File, is_classic
+from pelagos.data_pipelines.convert.npz import NpzFile
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
-from pelagos.infra.object_store import is_remote, storage_options
+from pelagos.data_pipelines.store.errors import DatasetError
+from pelagos.data_pipelines.suggestions import listed, nearest
+from pelagos.infra.object_store import storage_options
 
 OPEN_FILES_PER_THREAD = 4
-HDF5_CACHE_BYTES = 16 * 2**20  # per array: a compressed chunk is then decoded once, not per slice
-REMOTE_BLOCK_BYTES = 8 * 2**20
-INSTALL_HINT = "pip install 'pelagos[convert]'"
 
 
 class Sliceable(Protocol):
@@ -48,59 +48,8 @@ class StoredFile(Protocol):
     def close(self) -> None: ...
 
 
-def require(module: str, purpose: str) -> Any:
-    """Import a package of the extra `convert`.
-
-    Raises:
-        SourceError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
-            raise
-        raise SourceError(f"{purpose} needs the package {module}: {INSTALL_HINT}") from error
-
-
-def open_hdf5(file: str) -> Any:
-    """An HDF5 or netCDF-4 file, from a path or any address that fsspec knows.
-
-    Raises:
-        SourceError: it is not there, or not HDF5.
-    """
-    h5py = require("h5py", f"reading {file}")
-    try:
-        if is_remote(file):
-            return h5py.File(_remote_stream(file), "r", rdcc_nbytes=HDF5_CACHE_BYTES)
-        return h5py.File(file, "r", rdcc_nbytes=HDF5_CACHE_BYTES)
-    except FileNotFoundError as error:
-        raise SourceError(f"{file} does not exist") from error
-    except OSError as error:
-        raise SourceError(
-            f"{file} cannot be read as HDF5: {error}. Expected is an HDF5 or netCDF-4 file (one of "
-            f"classic netCDF becomes one by `nccopy -k nc4 OLD NEW`)"
-        ) from error
-
-
-def _remote_stream(file: str) -> Any:
-    try:
-        filesystem, path = fsspec.url_to_fs(file, **storage_options(file))
-        return filesystem.open(path, "rb", block_size=REMOTE_BLOCK_BYTES)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # each file system has its own: no credentials, no such host, …
-        raise SourceError(f"{file} cannot be reached: {type(error).__name__}: {error}") from error
-
-
-class _Hdf5:
-    def __init__(self, file: str) -> None:
-        self.file = open_hdf5(file)
-
-    def array(self, key: str) -> Sliceable:
-        return cast(Sliceable, self.file[key])
-
-    def close(self) -> None:
-        self.file.close()
+def _hdf5(file: str) -> StoredFile:
+    return ClassicFile(file) if is_classic(file) else Hdf5File(file)
 
 
 class _Npy:
@@ -112,47 +61,6 @@ class _Npy:
 
     def close(self) -> None:
         del self.values
-
-
-class _Npz:
-    """Arrays of an archive; a stored one is mapped like an .npy, a compressed one is read whole."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.archive = np.load(file, allow_pickle=False)
-        self.read: dict[str, Sliceable] = {}
-
-    def array(self, key: str) -> Sliceable:
-        if key not in self.read:
-            mapped = _mapped_member(self.file, f"{key}.npy")
-            self.read[key] = self.archive[key] if mapped is None else mapped
-        return self.read[key]
-
-    def close(self) -> None:
-        self.archive.close()
-
-
-def _mapped_member(file: str, member: str) -> Sliceable | None:
-    """A member of a zip archive that is stored as it is, as a mapped array; else None."""
-    with zipfile.ZipFile(file) as archive:
-        info = archive.getinfo(member)
-        if info.compress_type != zipfile.ZIP_STORED:
-            return None
-        with archive.open(info) as stream:
-            version = np.lib.format.read_magic(stream)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(version)
-            if read_header is None:
-                return None
-            shape, is_fortran, dtype = read_header(stream)
-            header_bytes = stream.tell()
-    with Path(file).open("rb") as stream:
-        stream.seek(info.header_offset + 26)  # the local header's lengths of name and extra field
-        lengths = np.frombuffer(stream.read(4), "<u2")
-    offset = info.header_offset + 30 + int(lengths.sum()) + header_bytes
-    return np.memmap(file, dtype, "r", offset, shape, "F" if is_fortran else "C")
 
 
 class _Zarr:
@@ -178,28 +86,31 @@ class _StrictZarr:
 
         from pelagos.data_pipelines.store.zarr_view import open_store
 
+        self.file = file
         self.node = zarr.open(open_store(file, storage_options(file) or None), mode="r")
+        self.known: dict[str, Sliceable] = {}
 
     def array(self, key: str) -> Sliceable:
+        if key not in self.known:
+            self.known[key] = self._looked_up(key)
+        return self.known[key]
+
+    def names(self) -> list[str]:
+        return [name for name, node in getattr(self.node, "members", lambda: ())()]
+
+    def _looked_up(self, key: str) -> Sliceable:
+        from pelagos.data_pipelines.foreign.consolidated import require_current
+        from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
+
         node: Any = self.node
-        return cast(Sliceable, _StrictNumbers(node[key] if key else node))
+        found = node[key] if key else node
+        require_current(self.node, [key], self.file)
+        if getattr(found, "dtype", None) is None or found.dtype.kind not in "fiub":
+            return cast(Sliceable, found)  # rejected by what it holds
+        return ZarrNumbers(found, f"{self.file}: {key}" if key else self.file)
 
     def close(self) -> None:
-        pass
-
-
-class _StrictNumbers:
-    def __init__(self, array: Any) -> None:
-        from pelagos.data_pipelines.foreign.arrays import views_that_show_gaps
-
-        self.shape, self.dtype = array.shape, getattr(array, "dtype", None)
-        self.views = views_that_show_gaps(array) if self.dtype is not None else ()
-
-    def __getitem__(self, selection: Any) -> npt.NDArray[Any]:
-        first, *others = [np.asarray(view[selection]) for view in self.views]
-        if not all(np.array_equal(first, other) for other in others):
-            raise ValueError("a chunk inside a shard is missing")
-        return first
+        self.known.clear()
 
 
 def _foreign(file: str) -> StoredFile:
@@ -244,26 +155,10 @@ class _Formula:
         pass
 
 
-class _Picture:
-    """A picture as `[y, x, channel]`; `path?side=64&mode=RGB` says how it is to be."""
+def _picture(file: str) -> StoredFile:
+    from pelagos.data_pipelines.convert.pictures import Picture
 
-    def __init__(self, file: str) -> None:
-        from PIL import Image
-
-        path, _, query = file.rpartition("?")
-        wishes = dict(part.split("=") for part in query.split("&"))
-        with Image.open(path) as picture:
-            converted = picture.convert(wishes["mode"])
-        if side := int(wishes["side"]):
-            converted = converted.resize((side, side), Image.Resampling.BILINEAR)
-        values = np.asarray(converted)
-        self.values = values if values.ndim == 3 else values[:, :, None]
-
-    def array(self, key: str) -> Sliceable:
-        return self.values
-
-    def close(self) -> None:
-        pass
+    return Picture(file)
 
 
 class _Nifti:
@@ -286,15 +181,15 @@ class _Nifti:
 
 Reader = Callable[[str], StoredFile]
 READERS: dict[str, Reader] = {
-    "hdf5": _Hdf5,
+    "hdf5": _hdf5,
     "npy": _Npy,
-    "npz": _Npz,
+    "npz": NpzFile,
     "zarr": _Zarr,
     "strict-zarr": _StrictZarr,
     "foreign": _foreign,
     "json": _Json,
     "formula": _Formula,
-    "picture": _Picture,
+    "picture": _picture,
     "nifti": _Nifti,
 }
 
@@ -320,11 +215,32 @@ def stored_array(array: StoredArray) -> Sliceable:
     try:
         found = kept[address].array(array.key)
     except KeyError as error:
-        raise SourceError(f"{array.file} has no array {array.key!r}") from error
+        raise SourceError(_no_such_array(array, kept[address])) from error
+    except DatasetError as error:  # attributes that cannot be honoured
+        raise SourceError(str(error)) from error
     if getattr(found, "dtype", None) is None or found.dtype.kind not in "fiub":
         kind = getattr(found, "dtype", type(found).__name__)
         raise SourceError(f"{array.address} holds {kind}, required are real numbers")
     return found
+
+
+def _no_such_array(array: StoredArray, file: StoredFile) -> str:
+    names = list(getattr(file, "names", list)())
+    there = f"; it has {listed(names)}" if names else ""
+    return f"{array.file} has no array {array.key!r}{nearest(array.key, names)}{there}"
+
+
+def whole_array(array: StoredArray) -> npt.NDArray[Any]:
+    """All values of a small array: a coordinate or a parameter, packed ones in float64.
+
+    Raises:
+        SourceError: it cannot be read, or a value is missing.
+    """
+    found = stored_array(array)
+    try:
+        return np.asarray(found.whole() if hasattr(found, "whole") else found[...])
+    except DatasetError as error:
+        raise SourceError(str(error)) from error
 
 
 def close_files() -> None:
@@ -341,5 +257,5 @@ def _opened(array: StoredArray) -> StoredFile:
         raise
     except FileNotFoundError as error:
         raise SourceError(f"{array.file} does not exist") from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise SourceError(f"{array.file} cannot be read: {error}") from error

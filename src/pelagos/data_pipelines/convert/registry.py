@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from glob import glob
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pelagos.data_pipelines.convert import (
     foreign_zarr,
     image_folder,
     mapped_arrays,
+    named_dimensions,
     nifti,
     ome_zarr,
     pdebench,
@@ -22,7 +24,11 @@ from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.source import Source, SourceError, finished
 from pelagos.data_pipelines.store import DatasetError, open_dataset
+from pelagos.infra.addresses import reject_references
 from pelagos.infra.object_store import is_remote, storage_options
+
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z")
+_LOOKED_AT_BYTES = 2**16
 
 FORMATS: dict[str, Format] = {
     found.name: found
@@ -36,6 +42,7 @@ FORMATS: dict[str, Format] = {
         nifti.FORMAT,
         image_folder.FORMAT,
         foreign_zarr.FORMAT,
+        named_dimensions.FORMAT,
         mapped_arrays.FORMAT,
     )
 }
@@ -48,6 +55,7 @@ def open_source(path: str, options: ConvertOptions) -> Source:
         SourceError: there is nothing, its format cannot be told or is not the one given, or it
             breaks the format's rules: the file, the key and what was expected are named.
     """
+    reject_references(path, SourceError)
     if options.format is not None and options.format not in FORMATS:
         raise SourceError(f"--format: got {options.format!r}, known are {', '.join(FORMATS)}")
     name = options.format or (mapped_arrays.FORMAT.name if options.mapping else None)
@@ -59,9 +67,14 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             raise SourceError(
                 f"{path} is a Pelagos dataset already: pelagos data copy {path} NEW.zarr copies it"
             )
+        if not is_remote(path) and Path(path).is_file():
+            _refuse_file(Path(path))
+        if _holds_references(path):
+            reject_references(f"reference://{path}", SourceError)
         raise SourceError(
             f"{path} looks like none of the formats {', '.join(FORMATS)}. Name one by --format, "
-            f"or describe its arrays in a file for --mapping (docs/converting.md)"
+            f"or describe its arrays in a file for --mapping (docs/converting.md): "
+            f"`pelagos convert {path} --draft-mapping` proposes one"
         )
     try:
         return finished(FORMATS[name].read(path, options), options)
@@ -76,6 +89,25 @@ def open_source(path: str, options: ConvertOptions) -> Source:
         close_files()
 
 
+def _refuse_file(file: Path) -> None:
+    """Raises SourceError for a file that no format could read, saying why."""
+    if file.name.lower().endswith(ARCHIVE_SUFFIXES):
+        raise SourceError(f"{file} is an archive: unpack it, and convert the folder")
+    if file.stat().st_size == 0:
+        raise SourceError(f"{file} is empty: it has 0 bytes; was it downloaded or copied whole?")
+    if not os.access(file, os.R_OK):
+        raise SourceError(f"{file} may not be read by this user: change its permissions")
+
+
+def _holds_references(path: str) -> bool:
+    """Whether a file is kerchunk's JSON of references to parts of other files."""
+    if not path.endswith(".json") or not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as stream:
+        start = stream.read(_LOOKED_AT_BYTES)
+    return b'"refs"' in start or b'"version": 1' in start or b".zgroup" in start
+
+
 def _is_own(path: str) -> bool:
     try:
         open_dataset(path, storage_options(path) or None).close()
@@ -85,8 +117,20 @@ def _is_own(path: str) -> bool:
 
 
 def recognised(path: str, options: ConvertOptions) -> str | None:
-    """The first format that a source looks like."""
+    """The first format that a source looks like.
+
+    Raises:
+        SourceError: it looks like none, and one format says why it cannot be told.
+    """
+    reason: SourceError | None = None
     for name, found in FORMATS.items():
-        if found.matches(path, options):
-            return name
+        try:
+            if found.matches(path, options):
+                return name
+        except SourceError as error:
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                raise
+            reason = reason or error
+    if reason is not None:
+        raise reason
     return None

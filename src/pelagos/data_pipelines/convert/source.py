@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from pelagos.data_pipelines.convert.options import ConvertOptions, split_counts
 from pelagos.data_pipelines.store import DatasetSpec, Field
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
@@ -36,6 +39,8 @@ class StoredArray:
         num_channels: how many.
         first_index: the first index along `c` that is used.
         start_frame: the first frame that it fills, for arrays without `t`; before it stands 0.
+        is_label: its values number classes or objects: whole numbers, none of which is rounded.
+        flipped: the letters of axes that run backwards: the last index of the file comes first.
     """
 
     reader: str
@@ -46,6 +51,8 @@ class StoredArray:
     num_channels: int = 1
     first_index: int = 0
     start_frame: int = 0
+    is_label: bool = False
+    flipped: str = ""
 
     @property
     def address(self) -> str:
@@ -85,6 +92,29 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Settlement:
+    """What becomes of missing values, which readers give as NaN.
+
+    Args:
+        fills: by channel the number that takes their place.
+        masks: by channel of a mask the channels that it masks, all missing at the same points.
+        fixed: names of the masks that are the same in every frame of a trajectory.
+    """
+
+    fills: Mapping[int, float]
+    masks: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+
+    def apply(self, frames: npt.NDArray[np.float32]) -> None:
+        """Fill `frames [trajectory, time, channel, y, x]`, and write their masks, in place."""
+        for mask, channels in self.masks.items():
+            frames[:, :, mask] = ~np.isnan(frames[:, :, channels[0]])
+        for channel, value in self.fills.items():
+            values = frames[:, :, channel]
+            values[np.isnan(values)] = value
+
+
+@dataclass(frozen=True)
 class Source:
     """Everything about a source that a conversion needs; plain data that can be sent to a worker.
 
@@ -95,6 +125,10 @@ class Source:
     Args:
         notes: what a person should know of what was decided, one sentence each.
         details: for the dataset's `generator` attribute (JSON).
+        missing: what becomes of missing values: `reject` is an error; see `missing.settled`.
+        fill_value: what takes their place; None: the field's mean.
+        settlement: the decision, once the source was read for it.
+        masks: as in `DatasetSpec`.
     """
 
     format: str
@@ -114,6 +148,10 @@ class Source:
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     physics: Mapping[str, Any] = field(default_factory=dict)
+    missing: Literal["reject", "fill", "mask"] = "reject"
+    fill_value: float | None = None
+    settlement: Settlement | None = None
+    masks: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -126,6 +164,10 @@ class Source:
     @property
     def num_trajectories(self) -> int:
         return self._stops[-1] if self.parts else 0
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        return tuple(found.name for found in self.fields)
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
@@ -149,6 +191,9 @@ class Source:
             if "t" in array.axes or array.start_frame > 0
             for channel in range(array.channel, array.channel + array.num_channels)
         }
+        if self.settlement is not None:
+            fixed = self.settlement.fixed
+            changing |= {c for c in self.settlement.masks if self.fields[c].name not in fixed}
         names = tuple(f.name for i, f in enumerate(self.fields) if i not in changing)
         return names if len(names) < len(self.fields) else ()
 
@@ -190,6 +235,7 @@ class Source:
                 grid_location=self.grid_location,
                 physics=dict(self.physics),
                 given_fields=self.given_fields,
+                masks=dict(self.masks),
             )
         except ValueError as error:
             raise SourceError(f"{self.name} ({self.format}) cannot be stored: {error}") from error
@@ -211,8 +257,8 @@ def finished(source: Source, options: ConvertOptions) -> Source:
                 f"per trajectory"
             )
         changes["num_frames"] = options.num_frames
-    if options.swap_axes:
-        changes |= _swapped(source)
+    if options.swap_axes:  # first: what follows cuts the parts that it turns
+        source = dataclasses.replace(source, **_swapped(source))
     changes["splits"] = _limited(_divided(source, options), options.max_trajectories)
     return dataclasses.replace(source, **changes)
 
@@ -274,7 +320,12 @@ def _swapped(source: Source) -> dict[str, Any]:
     exchange = str.maketrans("xy", "yx")
 
     def swap(part: Part) -> Part:
-        arrays = [dataclasses.replace(a, axes=a.axes.translate(exchange)) for a in part.arrays]
+        arrays = [
+            dataclasses.replace(
+                a, axes=a.axes.translate(exchange), flipped=a.flipped.translate(exchange)
+            )
+            for a in part.arrays
+        ]
         return dataclasses.replace(part, arrays=tuple(arrays))
 
     extent = source.domain_extent

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import copy
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.core.array import AsyncArray
 
 from pelagos.data_pipelines.foreign.axes import SPATIAL, axis_roles
 from pelagos.data_pipelines.foreign.description import Description
+from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.readable import Region
+from pelagos.data_pipelines.suggestions import nearest
 
 DATA_ARRAY = "data"
 _LEAST_AXES = 3  # trajectory, time, x
@@ -25,22 +23,15 @@ _LEAST_AXES = 3  # trajectory, time, x
 
 @dataclass(frozen=True)
 class SourceArray:
-    """An array, what its axes mean, and how its numbers become values.
-
-    `views` are the array itself with a fill value that shows: a number that was never stored is
-    NaN, or, for whole numbers, differs between two views.
-    """
+    """An array, what its axes mean, and its numbers as values."""
 
     path: str
     roles: tuple[str, ...]
-    views: tuple[zarr.Array[Any], ...]
-    scale: float
-    offset: float
-    missing: tuple[float, ...]  # stored numbers that stand for "no value"
+    numbers: ZarrNumbers
 
     @property
     def array(self) -> zarr.Array[Any]:
-        return self.views[0]
+        return self.numbers.array
 
     def size_of(self, role: str) -> int:
         """Length of an axis; an axis that there is not is one long."""
@@ -78,29 +69,18 @@ class SourceArray:
         return found
 
     def values(self, selection: Any) -> npt.NDArray[np.float32]:
-        """What a selection along the array's own axes holds, scaled.
+        """What a selection along the array's own axes holds, as its conventions say.
 
         Raises:
             DatasetError: a chunk or a value is missing.
         """
-        stored = [np.asarray(view.oindex[selection]) for view in self.views]
-        first = stored[0]
-        if any(not np.array_equal(first, other) for other in stored[1:]):
-            raise DatasetError(f"array {self.path!r}: a chunk inside a shard is missing")
-        for number in self.missing:
-            if (first == number).any():
-                raise DatasetError(
-                    f"array {self.path!r} holds {number:g}, which its attributes say is no value"
-                )
-        with np.errstate(over="ignore"):  # becomes infinite, and is refused
-            values = first.astype(np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite, and is rejected
+            values = self.numbers[selection].astype(np.float32, copy=False)
         if not np.isfinite(values).all():
             raise DatasetError(
                 f"array {self.path!r}: a value is NaN, infinite or too large for float32, or a "
                 f"chunk inside a shard is missing"
             )
-        if (self.scale, self.offset) != (1.0, 0.0):
-            values = values * np.float32(self.scale) + np.float32(self.offset)
         return values
 
 
@@ -122,13 +102,16 @@ def find_arrays(
     if path is not None:
         found = root.get(path)
         if not isinstance(found, zarr.Array):
-            raise DatasetError(f"{uri} has no array {path!r}; it has {sorted(arrays)}")
+            raise DatasetError(
+                f"{uri} has no array {path!r}{nearest(path, arrays)}; it has {sorted(arrays)}"
+            )
         return (_source(found, path, True, description, uri),)
     names = per_field or [n for n, a in arrays.items() if a.ndim >= _LEAST_AXES]
     lacking = [name for name in names if name not in arrays]
     if lacking or not names:
         raise DatasetError(
-            f"{uri} has no array {', '.join(map(repr, lacking)) or 'of three axes or more'}; it has "
+            f"{uri} has no array {', '.join(map(repr, lacking)) or 'of three axes or more'}"
+            f"{nearest(lacking[0], arrays) if lacking else ''}; it has "
             f"{ {name: array.shape for name, array in arrays.items()} }. Say which hold the data in "
             f"description.array, or description.fields with their `array`"
         )
@@ -154,58 +137,4 @@ def _source(
     if array.dtype.kind not in "fiub":
         raise DatasetError(f"{where} holds {array.dtype}: required are real numbers")
     roles = axis_roles(array, has_channels, description.dimensions, where)
-    views = views_that_show_gaps(array)
-    attributes = array.attrs
-    missing = [
-        number
-        for key in ("_FillValue", "missing_value")
-        for number in _numbers(attributes.get(key), f"{where} has the attribute {key}")
-    ]
-    return SourceArray(
-        path,
-        roles,
-        views,
-        _factor(attributes, "scale_factor", 1.0, where),
-        _factor(attributes, "add_offset", 0.0, where),
-        tuple({number for number in missing if not np.isnan(number)}),
-    )
-
-
-def views_that_show_gaps(array: zarr.Array[Any]) -> tuple[zarr.Array[Any], ...]:
-    """The array with NaN where nothing was stored; of whole numbers, two views that differ there."""
-    if array.dtype.kind == "f":
-        return (_with_fill(array, np.nan),)
-    if getattr(array, "shards", None) is not None:
-        return (_with_fill(array, 0), _with_fill(array, 1))
-    return (array,)
-
-
-def _with_fill(array: zarr.Array[Any], value: float) -> zarr.Array[Any]:
-    """The same array, with another value where nothing was stored."""
-    metadata = copy.copy(array.metadata)
-    object.__setattr__(metadata, "fill_value", array.dtype.type(value))
-    return zarr.Array(AsyncArray(metadata, array.store_path))
-
-
-def _factor(attributes: Any, key: str, usual: float, where: str) -> float:
-    given = attributes.get(key, usual)
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        raise DatasetError(f"{where} has the attribute {key} = {given!r}: required is a number")
-    return float(given)
-
-
-def _numbers(value: Any, what: str) -> list[float]:
-    """Fill values of the attributes, one or (`missing_value` of CF) a list of them; xarray writes
-    floats of Zarr v3 as base64 of 8 bytes."""
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return [number for entry in value for number in _numbers(entry, what)]
-    if isinstance(value, str):
-        try:
-            return [float(struct.unpack("<d", base64.standard_b64decode(value))[0])]
-        except (ValueError, struct.error):
-            return []
-    if not isinstance(value, int | float):
-        raise DatasetError(f"{what} = {value!r}: required is a number, or a list of them")
-    return [float(value)]
+    return SourceArray(path, roles, ZarrNumbers(array, where))

@@ -28,6 +28,15 @@ _NAMES = {
 _ROLE_OF = {name: role for role, names in _NAMES.items() for name in names.split()}
 
 
+def role_of(name: str) -> str:
+    """The role that a dimension's name stands for; empty if it is not known.
+
+    >>> role_of("lat")
+    'y'
+    """
+    return _ROLE_OF.get(name.lower(), "")
+
+
 def dimension_names(array: zarr.Array[Any]) -> tuple[str, ...] | None:
     """The names that an array gives its axes: Zarr v3's own, or xarray's attribute in v2."""
     metadata = array.metadata
@@ -73,7 +82,7 @@ def axis_roles(
             f"{where} has {array.ndim} axes, shape {array.shape}, and description.dimensions has "
             f"{len(names)}: {list(names)}"
         )
-    roles = tuple(_ROLE_OF.get(name.lower(), "") for name in names)
+    roles = tuple(role_of(name) for name in names)
     unknown = [name for name, role in zip(names, roles, strict=True) if not role]
     if unknown or len(set(roles)) < len(roles):
         what = f"unknown: {json.dumps(unknown)}" if unknown else "some mean the same"

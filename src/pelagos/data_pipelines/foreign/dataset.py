@@ -14,10 +14,12 @@ import numpy.typing as npt
 import zarr
 
 from pelagos.data_pipelines.foreign.arrays import find_arrays
+from pelagos.data_pipelines.foreign.consolidated import require_current
 from pelagos.data_pipelines.foreign.description import Description
-from pelagos.data_pipelines.foreign.identity import fingerprint
+from pelagos.data_pipelines.foreign.identity import fingerprint, identity_spec
 from pelagos.data_pipelines.foreign.specification import build_spec
 from pelagos.data_pipelines.foreign.statistics_cache import cached_statistics
+from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.field_statistics import default_split
 from pelagos.data_pipelines.store.manifest import Statistics
@@ -45,8 +47,8 @@ class ForeignDataset(SpecReader):
     """A Zarr array or group as a dataset. Made by `open_foreign`.
 
     Reads are as large as the array's chunks: slow where those hold whole trajectories. Numbers are
-    given as float32, `scale_factor` and `add_offset` applied. A missing chunk, or a value that is
-    not finite, is an error. It can be pickled, not forked.
+    given as float32, as their conventions say (see `pelagos.data_pipelines.conventions`). A missing
+    chunk, a missing value, or a value that is not finite, is an error. It can be pickled, not forked.
 
     Attributes:
         arrays: those that hold the data.
@@ -69,6 +71,7 @@ class ForeignDataset(SpecReader):
             raise DatasetError(f"{uri} is no Zarr array or group ({error})") from error
         try:
             self.arrays = find_arrays(self._root, description, uri)
+            require_current(self._root, [source.path for source in self.arrays], uri)
             spec, self.assumed = build_spec(self._root, self.arrays, description, uri)
         except json.JSONDecodeError as error:
             raise DatasetError(f"{uri} has damaged metadata ({error})") from error
@@ -88,7 +91,8 @@ class ForeignDataset(SpecReader):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over metadata and the chunks' sizes and versions; see `identity`."""
-        return fingerprint(self.uri, self.storage_options, self.spec, self.arrays)
+        spec = identity_spec(self.spec, self.description)
+        return fingerprint(self.uri, self.storage_options, spec, self.arrays)
 
     @property
     def statistics(self) -> dict[str, dict[str, float]]:
@@ -106,7 +110,12 @@ class ForeignDataset(SpecReader):
         """Vectors along the trajectories, float64 `[trajectory]` each."""
         self._refuse_fork()
         root: Any = self._root
-        return {n: np.asarray(root[n][...], np.float64) for n in self.spec.parameter_names}
+        return {
+            name: np.asarray(
+                ZarrNumbers(root[name], f"{self.uri}, array {name!r}").whole(), np.float64
+            )
+            for name in self.spec.parameter_names
+        }
 
     def read_frames(
         self,

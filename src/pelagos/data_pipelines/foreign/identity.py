@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ from typing import Any
 import fsspec
 
 from pelagos.data_pipelines.foreign.arrays import SourceArray
+from pelagos.data_pipelines.foreign.description import Description
 from pelagos.data_pipelines.store.schema import DatasetSpec
 from pelagos.data_pipelines.store.zarr_view import METADATA_NAMES, filesystem_options
 
@@ -49,6 +51,16 @@ def fingerprint(
         )
     canonical = json.dumps(described, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def identity_spec(spec: DatasetSpec, description: Description) -> DatasetSpec:
+    """The part of a specification that identifies data: units and remarks that the array gives may
+    be understood better one day without a run being refused its data."""
+    units = [f.unit for f in description.fields] or ["1"] * len(spec.fields)
+    fields = tuple(
+        dataclasses.replace(f, unit=unit) for f, unit in zip(spec.fields, units, strict=True)
+    )
+    return dataclasses.replace(spec, fields=fields, generator={})
 
 
 def object_sizes(

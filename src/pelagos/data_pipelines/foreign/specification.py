@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from pelagos.data_pipelines.conventions import TimeAxis, time_axis
 from pelagos.data_pipelines.foreign.arrays import SourceArray
 from pelagos.data_pipelines.foreign.axes import dimension_names
 from pelagos.data_pipelines.foreign.description import DescribedField, Description
+from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.schema import DatasetSpec, Field
 from pelagos.data_pipelines.store.splits import default_splits, split_ranges
@@ -36,7 +38,8 @@ def build_spec(
     fields = _fields(root, arrays, description, uri, assumed)
     num_trajectories = first.size_of("trajectory")
     grid_shape = tuple(first.size_of(axis) for axis in first.spatial_axes)
-    coordinates = _coordinates(root, first)
+    coordinates, time = _coordinates(root, first, uri)
+    assumed += [note for source in arrays for note in source.numbers.conventions.notes]
     splits = description.splits
     if splits is None:
         splits = split_ranges(default_splits(num_trajectories))
@@ -66,6 +69,7 @@ def build_spec(
             parameter_names=parameter_names(root, first),
             constant_fields=dict(description.constant_fields),
             grid_location=location,
+            generator=time.described if time is not None else {},
             compression="none",
             chunk_shape=grid_shape,
         )
@@ -108,7 +112,11 @@ def _fields(
         if names is None or len(names) != count:
             names = [f"channel-{i}" for i in range(count)]
             assumed.append(f"fields {', '.join(names)}")
-        described = tuple(DescribedField(name) for name in names)
+        units = [a.numbers.conventions.units or "1" for a in arrays]
+        units = units if len(units) == count else units[:1] * count
+        described = tuple(
+            DescribedField(name, unit=unit) for name, unit in zip(names, units, strict=True)
+        )
     if len(described) != count:
         raise DatasetError(
             f"{uri} has {count} channels, and description.fields names {len(described)}: "
@@ -132,19 +140,27 @@ def _channel_names(root: zarr.Group | zarr.Array[Any], source: SourceArray) -> l
 
 
 def _coordinates(
-    root: zarr.Group | zarr.Array[Any], source: SourceArray
-) -> dict[str, npt.NDArray[np.float64]]:
+    root: zarr.Group | zarr.Array[Any], source: SourceArray, uri: str
+) -> tuple[dict[str, npt.NDArray[np.float64]], TimeAxis | None]:
     """Numbers along time and space, where arrays of the dimensions' names hold them."""
     names = dimension_names(source.array)
     if isinstance(root, zarr.Array) or names is None:
-        return {}
-    found = {}
+        return {}, None
+    found: dict[str, npt.NDArray[np.float64]] = {}
+    time = None
     for name, role in zip(names, source.roles, strict=True):
         array = root.get(name)
-        is_numeric = isinstance(array, zarr.Array) and array.dtype.kind in "fiu" and array.ndim == 1
-        if is_numeric and role in ("time", *source.spatial_axes):
-            found[role] = np.asarray(array[...], np.float64)  # type: ignore[index]
-    return found
+        if not isinstance(array, zarr.Array) or array.ndim != 1:
+            continue
+        where = f"{uri}, array {name!r}"
+        if role == "time" and array.dtype.kind in "fiuMm":
+            is_number = array.dtype.kind in "fiu"
+            points = ZarrNumbers(array, where).whole() if is_number else np.asarray(array[...])
+            time = time_axis(points, array.attrs.asdict(), where)
+            found[role] = time.points
+        elif role in source.spatial_axes and array.dtype.kind in "fiu":
+            found[role] = np.asarray(ZarrNumbers(array, where).whole(), np.float64)
+    return found, time
 
 
 def _step(points: npt.NDArray[np.float64] | None, uri: str, key: str) -> float | None:

@@ -35,7 +35,7 @@ def compute_statistics(
     sums: dict[str, list[TrajectorySums]] = {name: [] for name in spec.field_names}
     for trajectory in range(spec.num_trajectories):
         data = dataset.read_frames(trajectory, range(spec.num_frames))
-        for name, rows in shard_sums(data[None], spec.field_names).items():
+        for name, rows in shard_sums(data[None], spec.field_names, spec.mask_channels).items():
             sums[name].extend(rows)
         if progress is not None:
             progress(trajectory + 1, spec.num_trajectories)

@@ -72,10 +72,12 @@ def report(
     energy: npt.NDArray[np.float64] | None = None
     for trajectory in range(spec.num_trajectories):
         data = dataset.read_frames(trajectory, range(spec.num_frames))
-        for name, rows in shard_sums(data[None], spec.field_names).items():
+        for name, rows in shard_sums(data[None], spec.field_names, spec.mask_channels).items():
             sums[name].extend(rows)
         for channel, histogram in enumerate(bins):
-            histogram.add(data[:, channel])
+            values = data[:, channel]
+            mask = spec.mask_channels.get(channel)
+            histogram.add(values if mask is None else values[data[:, mask] != 0])
         found = energy_spectrum(data[frames], spec.domain_extent)  # [frame, channel, shell]
         energy = found if energy is None else energy + found
         if progress is not None:
@@ -128,6 +130,8 @@ class _Bins:
         self.counts = np.zeros(NUM_BINS, np.int64)
 
     def add(self, values: npt.NDArray[np.floating]) -> None:
+        if not values.size:
+            return
         low, high = float(values.min()), float(values.max())
         if self.width == 0.0:
             # bins are multiples of a power of two, so that no rounding moves a value over an edge

@@ -21,7 +21,7 @@ def trajectory_sums_of(dataset: Dataset) -> SumsOfFields:
         found = _noted(dataset, shard)
         for trajectory in spec.trajectories_of_shard(shard) if found is None else ():
             data = dataset.read_frames(trajectory, range(spec.num_frames))
-            for name, rows in shard_sums(data[None], spec.field_names).items():
+            for name, rows in shard_sums(data[None], spec.field_names, spec.mask_channels).items():
                 sums[name].extend(rows)
         for name, rows in (found or {}).items():
             sums[name].extend(rows)

@@ -14,9 +14,10 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -56,16 +57,24 @@ def merge(groups: Sequence[Moments]) -> Moments:
     return Moments(count, total, deviation, min(g.min for g in groups), max(g.max for g in groups))
 
 
-def trajectory_sums(values: npt.NDArray[np.floating]) -> TrajectorySums:
-    """Sums of one trajectory of one field, `[time, y, x]`."""
-    frames = frame_moments(values[:, None], None, len(values))
-    plain = [part for ((ours, _),) in frames for part in ours]
-    deltas = [part for ((_, change),) in frames for part in change]
+def trajectory_sums(
+    values: npt.NDArray[np.floating], mask: npt.NDArray[np.floating] | None = None
+) -> TrajectorySums:
+    """Sums of one trajectory of one field, `[time, y, x]`; `mask` is 0 where it has no value."""
+    if mask is None:
+        frames = frame_moments(values[:, None], None, len(values))
+    else:
+        frames = frame_moments(np.stack([values, mask], 1), None, len(values), {0: 1})
+    plain = [part for (ours, _), *_ in frames for part in ours]
+    deltas = [part for (_, change), *_ in frames for part in change]
     return pooled_sums(plain, deltas)
 
 
 def frame_moments(
-    frames: npt.NDArray[np.floating], previous: npt.NDArray[np.floating] | None, num_frames: int
+    frames: npt.NDArray[np.floating],
+    previous: npt.NDArray[np.floating] | None,
+    num_frames: int,
+    masks: Mapping[int, int] = MappingProxyType({}),
 ) -> list[list[FrameMoments]]:
     """Moments of each field of consecutive frames, and of its change since the frame before.
 
@@ -77,6 +86,8 @@ def frame_moments(
         previous: the frame before the first, `[channel, y, x]`; None if that begins a trajectory.
         num_frames: after so many frames, counted from a trajectory's first, another one begins.
             With `previous`, the caller sees to it that none begins in here.
+        masks: the channel of the mask of each masked channel: points where it is 0 are left out, of
+            changes those where it is 0 in either frame.
 
     Returns:
         Per frame and channel the moments of its blocks.
@@ -86,7 +97,10 @@ def frame_moments(
     before = None if previous is None else previous.reshape(frames.shape[1], -1)
     size = flat.shape[2]
     wide, last, scratch = np.empty((3, min(size, _BLOCK_VALUES)), np.float64)
-    for channel, start in itertools.product(range(flat.shape[1]), range(0, size, _BLOCK_VALUES)):
+    whole = [channel for channel in range(flat.shape[1]) if channel not in masks]
+    for channel, mask in masks.items():
+        _add_masked(flat, before, num_frames, (channel, mask), found)
+    for channel, start in itertools.product(whole, range(0, size, _BLOCK_VALUES)):
         part = slice(start, min(start + _BLOCK_VALUES, size))
         length = part.stop - part.start
         new, old, changed = wide[:length], last[:length], scratch[:length]
@@ -105,6 +119,37 @@ def frame_moments(
                 deltas.append(_block_moments(changed, changed, low, high))
             new, old = old, new
     return found
+
+
+def _add_masked(
+    flat: npt.NDArray[np.floating],
+    before: npt.NDArray[np.floating] | None,
+    num_frames: int,
+    channels: tuple[int, int],
+    found: list[list[FrameMoments]],
+) -> None:
+    """Add the moments of a masked channel of `flat [frame, channel, point]` where it has values.
+
+    A value that is not finite counts wherever it is, so that it is found.
+    """
+    channel, mask = channels
+    last = None if before is None else before[[channel, mask]].astype(np.float64)
+    for frame, rows in enumerate(flat[:, [channel, mask]].astype(np.float64)):
+        values, has_value = rows[0], (rows[1] != 0) | ~np.isfinite(rows[0])
+        plain, deltas = found[frame][channel]
+        plain += _some_moments(values[has_value])
+        if last is not None and (before is not None or frame % num_frames):
+            changed = values - last[0]
+            deltas += _some_moments(changed[has_value & (last[1] != 0)])
+        last = rows
+
+
+def _some_moments(values: npt.NDArray[np.float64]) -> list[Moments]:
+    """Moments of any number of values: none of none."""
+    if not values.size:
+        return []
+    low, high = float(values.min()), float(values.max())
+    return [_block_moments(values, np.empty_like(values), low, high)]
 
 
 def pooled_sums(plain: Sequence[Moments], deltas: Sequence[Moments]) -> TrajectorySums:
@@ -127,14 +172,22 @@ def _block_moments(
 
 
 def shard_sums(
-    data: npt.NDArray[np.floating], field_names: Sequence[str]
+    data: npt.NDArray[np.floating],
+    field_names: Sequence[str],
+    masks: Mapping[int, int] = MappingProxyType({}),
 ) -> dict[str, list[TrajectorySums]]:
-    """Sums per field and trajectory of `[trajectory, time, channel, y, x]`."""
+    """Sums per field and trajectory of `[trajectory, time, channel, y, x]`.
+
+    `masks` is `DatasetSpec.mask_channels`: points without a value are left out.
+    """
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return {
-            name: list(pool.map(trajectory_sums, data[:, :, channel]))
-            for channel, name in enumerate(field_names)
-        }
+
+        def of(channel: int) -> list[TrajectorySums]:
+            if channel not in masks:
+                return list(pool.map(trajectory_sums, data[:, :, channel]))
+            return list(pool.map(trajectory_sums, data[:, :, channel], data[:, :, masks[channel]]))
+
+        return {name: of(channel) for channel, name in enumerate(field_names)}
 
 
 def pool(trajectories: Iterable[TrajectorySums]) -> dict[str, float]:

@@ -29,6 +29,9 @@ LARGEST_WHOLE_FRAME_BYTES = 4 * 2**20
 LARGEST_PART_BYTES = 2 * 2**20
 
 AXIS_NAMES = {1: ("x",), 2: ("y", "x"), 3: ("z", "y", "x")}
+# The kind of a field whose values are numbers of classes or objects: they are stored exactly or
+# refused, as two ids that a type rounds to one number would become one.
+LABEL_KIND = "label"
 DTYPES = ("float32", "float16", "bfloat16")
 COMPRESSIONS = ("none", "lz4", "zstd")
 
@@ -64,6 +67,9 @@ class DatasetSpec:
         given_fields: stored fields that are the same in every frame of a trajectory, because they
             are its input: a force, a speed of sound, the source of a steady problem. They are not
             scored, and a rollout keeps them as they are.
+        masks: which stored field says where another holds values: `{"temperature": "mask"}`. A
+            mask is 1 where there is a value and 0 where there is none; what the masked field holds
+            there has no meaning, and neither statistics nor errors count it.
         generator: how the data came to be: configuration and code version (JSON).
         published_normalization: constants that a paper fixes for this data (JSON).
         dtype: how numbers are stored: `float32`, `float16` or `bfloat16`.
@@ -101,6 +107,7 @@ class DatasetSpec:
     chunk_shape: tuple[int, ...] | None = None
     physics: dict[str, Any] = field(default_factory=dict)
     given_fields: tuple[str, ...] = ()
+    masks: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = _problems(self)
@@ -110,6 +117,12 @@ class DatasetSpec:
     @property
     def field_names(self) -> tuple[str, ...]:
         return tuple(f.name for f in self.fields)
+
+    @property
+    def mask_channels(self) -> dict[int, int]:
+        """The channel of the mask of each masked channel."""
+        at = {name: channel for channel, name in enumerate(self.field_names)}
+        return {at[name]: at[mask] for name, mask in self.masks.items()}
 
     @property
     def axis_names(self) -> tuple[str, ...]:
@@ -222,6 +235,8 @@ class DatasetSpec:
         values["given_fields"] = list(self.given_fields)
         if not self.given_fields:
             del values["given_fields"]
+        if not self.masks:
+            del values["masks"]
         return values
 
     @classmethod
@@ -301,6 +316,11 @@ def _problems(spec: DatasetSpec) -> list[str]:
         problems.append(
             f"given_fields must be some of the stored {names}, and not all, got "
             f"{list(spec.given_fields)}"
+        )
+    strange = {k: v for k, v in spec.masks.items() if k not in names or v not in names}
+    if strange or set(spec.masks) & set(spec.masks.values()):
+        problems.append(
+            f"masks must name stored fields of {names}, and no mask may be masked, got {spec.masks}"
         )
     for name in spec.parameter_names:
         if not name or "/" in name or name.startswith("."):

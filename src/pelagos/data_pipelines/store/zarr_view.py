@@ -16,6 +16,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.layout import SHARD_PREFIX
+from pelagos.infra.addresses import reject_references
 from pelagos.infra.object_store import S3_SCHEMES, s3_options
 from pelagos.infra.read_policy import split_options
 
@@ -53,6 +54,7 @@ class StrictStore(WrapperStore[Store]):
 
 def open_store(uri: str, storage_options: dict[str, Any] | None = None) -> StrictStore:
     """The objects of a path or URI as Zarr sees them, read-only."""
+    reject_references(uri, DatasetError)
     scheme, separator, rest = uri.partition("://")
     inner: Store
     if not separator or scheme == "file":

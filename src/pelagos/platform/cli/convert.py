@@ -31,6 +31,10 @@ def convert_command(
     mapping: Annotated[
         str | None, typer.Option(help="YAML that describes plain arrays (docs/converting.md).")
     ] = None,
+    draft_mapping: Annotated[
+        bool,
+        typer.Option("--draft-mapping", help="Propose a mapping for SOURCE's arrays, then stop."),
+    ] = False,
     problem: Annotated[str | None, typer.Option(help="poseidon: CE-RP, …")] = None,
     labels: Annotated[str | None, typer.Option(help="nifti: folder of label volumes.")] = None,
     size: Annotated[
@@ -54,6 +58,13 @@ def convert_command(
     swap_axes: Annotated[
         bool, typer.Option("--swap-axes", help="Exchange x and y of the source.")
     ] = False,
+    missing: Annotated[
+        str | None,
+        typer.Option(help="Missing values: reject (an error), fill, or mask by a field of theirs."),
+    ] = None,
+    fill_value: Annotated[
+        float | None, typer.Option(help="What takes their place; default: the field's mean.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     compression: Annotated[str, typer.Option(help="none, lz4 or zstd; all lossless.")] = "lz4",
     trajectories_per_shard: Annotated[
@@ -90,10 +101,15 @@ def convert_command(
         _show_formats(as_json)
         return
     with exit_on_error():
+        if draft_mapping and source is not None:
+            _show_draft(source)
+            return
         if source is None or (destination is None and not dry_run):
             raise ValueError("convert needs SOURCE and DESTINATION, or --list")
         _check_choice("--dtype", dtype, ("float32", "float16", "bfloat16"))
         _check_choice("--compression", compression, ("none", "lz4", "zstd"))
+        if missing is not None:
+            _check_choice("--missing", missing, ("reject", "fill", "mask"))
         options = ConvertOptions(
             format=format_name,
             name=name,
@@ -107,6 +123,8 @@ def convert_command(
             splits=None if splits is None else parse_splits(splits),
             max_trajectories=max_trajectories,
             swap_axes=swap_axes,
+            missing=missing,  # type: ignore[arg-type]
+            fill_value=fill_value,
             dtype=dtype,  # type: ignore[arg-type]
             compression=compression,  # type: ignore[arg-type]
             trajectories_per_shard=trajectories_per_shard,
@@ -128,6 +146,13 @@ def convert_command(
         )
     _report(result, verify, as_json)
     finish(not result.differences)
+
+
+def _show_draft(source: str) -> None:
+    from pelagos.data_pipelines.convert.mapping.draft import draft_mapping
+
+    draft = draft_mapping(source)
+    typer.echo(draft.text, nl=False)
 
 
 def _check_choice(option: str, given: str, allowed: tuple[str, ...]) -> None:
@@ -178,6 +203,7 @@ def _show_plan(source: Source, spec: DatasetSpec, as_json: bool) -> None:
         "splits": ", ".join(f"{n} {b - a}" for n, (a, b) in spec.splits.items()),
         "time": f"a frame every {spec.frame_interval:g}",
         "domain": " x ".join(f"{extent:g}" for extent in spec.domain_extent),
+        "masks": ", ".join(f"{mask} of {name}" for name, mask in spec.masks.items()),
         "boundaries": ", ".join(f"{k}: {v}" for k, v in spec.boundary_conditions.items()),
         "normalisation": "published constants" if spec.published_normalization else "",
         "size": f"{size(raw_bytes)} of {spec.dtype} before compression ({spec.compression}), "
@@ -210,7 +236,7 @@ def _report(result: ConvertResult, verify: bool, as_json: bool) -> None:
         )
     if result.differences:
         count = len(result.differences)
-        console.print(f"[red]not the same[/red] {where}: {count} frames differ", soft_wrap=True)
+        console.print(f"[red]not the same[/red] {where}: {count} differences", soft_wrap=True)
         console.print("  " + escape(listed(list(result.differences))), soft_wrap=True)
     elif verify:
         console.print(f"[green]the same[/green] as the source: {where}", soft_wrap=True)

@@ -52,6 +52,7 @@ def _common_rows(found: DatasetDescription | ForeignOverview) -> dict[str, str]:
         ),
         "constant fields": ", ".join(f"{k} = {v:g}" for k, v in spec.constant_fields.items()),
         "given fields": ", ".join(spec.given_fields),
+        "masks": ", ".join(f"{mask} of {name}" for name, mask in spec.masks.items()),
         "parameters": ", ".join(
             f"{name} {low:g} to {high:g}" for name, (low, high) in found.parameter_ranges.items()
         ),

@@ -1,0 +1,117 @@
+"""CF time coordinates: numbers "since" a moment, or moments themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pelagos.data_pipelines.store.errors import DatasetError
+
+# Calendars of CF 1.11, section 4.4.1. Numbers "since" a moment count real units of time in each, so
+# that the distance of two frames does not depend on which it is.
+CALENDARS = (
+    *("standard", "gregorian", "proleptic_gregorian", "julian", "utc", "tai", "none"),
+    *("noleap", "365_day", "all_leap", "366_day", "360_day"),
+)
+# A unit of time in seconds. Months and years are no fixed length but in calendars that make them so.
+SECONDS = {
+    "nanosecond": 1e-9,
+    "microsecond": 1e-6,
+    "millisecond": 1e-3,
+    "second": 1.0,
+    "minute": 60.0,
+    "hour": 3600.0,
+    "day": 86400.0,
+    "week": 604800.0,
+}
+_ALIASES = {
+    **{"ns": "nanosecond", "us": "microsecond", "ms": "millisecond", "msec": "millisecond"},
+    **{"s": "second", "sec": "second", "min": "minute", "h": "hour", "hr": "hour", "d": "day"},
+}
+_SINCE = re.compile(r"^\s*([A-Za-z]+)\s+since\s+(\S.*)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class TimeAxis:
+    """Times of the frames.
+
+    Attributes:
+        points: positions along time, float64, in `unit` from an origin.
+        unit: of the positions: `hour`; None: not said.
+        calendar: as the attribute says; None: not said.
+        origin: the moment that positions count from, as the attribute says; None: not said.
+        step: the distance of neighbours, where a reader measured it.
+    """
+
+    points: npt.NDArray[np.float64]
+    unit: str | None = None
+    calendar: str | None = None
+    origin: str | None = None
+    step: float = 1.0
+
+    @property
+    def described(self) -> dict[str, str]:
+        """For a dataset's attributes: the unit of its frame interval, and the calendar."""
+        described = {"time_unit": self.unit, "calendar": self.calendar}
+        return {key: value for key, value in described.items() if value is not None}
+
+
+def time_axis(points: npt.NDArray[Any], attributes: Mapping[str, Any], where: str) -> TimeAxis:
+    """The time coordinate with its unit.
+
+    Raises:
+        DatasetError: a calendar or unit that CF does not know, or months or years of calendars in
+            which they have no fixed length.
+    """
+    if points.dtype.kind == "M":
+        nanoseconds = points.astype("M8[ns]")
+        if np.isnat(nanoseconds).any():
+            raise DatasetError(f"{where} holds a time that is missing (NaT)")
+        seconds = (nanoseconds - nanoseconds.reshape(-1)[0]).astype(np.int64) / 1e9
+        return TimeAxis(np.asarray(seconds, np.float64), "second", "proleptic_gregorian")
+    if points.dtype.kind == "m":
+        return TimeAxis(points.astype("m8[ns]").astype(np.int64) / 1e9, "second")
+    numbers = points.astype(np.float64)
+    calendar = _word(attributes.get("calendar"))
+    if calendar is not None and calendar.lower() not in CALENDARS:
+        raise DatasetError(
+            f"{where} has the calendar {calendar!r}: known are {', '.join(CALENDARS)}"
+        )
+    units = _word(attributes.get("units"))
+    since = _SINCE.match(units or "")
+    word = (since.group(1) if since else (units or "")).strip().lower()
+    unit = _unit(word)
+    if since is None:
+        return TimeAxis(numbers, unit or (units or None), calendar)
+    if unit is None:
+        if word in ("month", "months", "year", "years") and calendar == "360_day":
+            days = 30 if word.startswith("month") else 360
+            return TimeAxis(numbers * days, "day", calendar, since.group(2))
+        raise DatasetError(
+            f"{where} has units = {units!r}: {word} have no fixed length in the calendar "
+            f"{calendar or 'standard'}; write the times in days, or give the frame interval"
+            if word in ("month", "months", "year", "years")
+            else f"{where} has units = {units!r}: known are {', '.join(SECONDS)} since a moment"
+        )
+    return TimeAxis(numbers, unit, calendar, since.group(2))
+
+
+def _unit(word: str) -> str | None:
+    for candidate in (word, word.removesuffix("s")):
+        name = _ALIASES.get(candidate, candidate)
+        if name in SECONDS:
+            return name
+    return None
+
+
+def _word(value: Any) -> str | None:
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(-1)[0]
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value if isinstance(value, str) else None

@@ -1,0 +1,103 @@
+"""Classic netCDF files (CDF-1 and CDF-2), mapped into memory through scipy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pelagos.data_pipelines.conventions import Decoded, decode_all, parse, require_present
+from pelagos.data_pipelines.conventions.selection import absolute_index, box_of
+from pelagos.data_pipelines.convert.hdf5.arrays import NETCDF_FILLS
+from pelagos.data_pipelines.convert.source import SourceError
+from pelagos.infra.object_store import is_remote
+
+_MAGIC = b"CDF"
+_VERSIONS = (b"\x01", b"\x02")
+
+
+def is_classic(file: str) -> bool:
+    """Whether a local file is classic netCDF, of any version."""
+    if is_remote(file):
+        return False
+    try:
+        with Path(file).open("rb") as stream:
+            return stream.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+class ClassicFile:
+    """An open file of variables.
+
+    Raises:
+        SourceError: it is of the version CDF-5, which scipy does not read, or is cut short.
+    """
+
+    def __init__(self, file: str) -> None:
+        from scipy.io import netcdf_file
+
+        self.name = file
+        with Path(file).open("rb") as stream:
+            version = stream.read(len(_MAGIC) + 1)[len(_MAGIC) :]
+        if version not in _VERSIONS:
+            raise SourceError(
+                f"{file} is netCDF of the classic model with 64-bit data (CDF-5), which is not read: "
+                f"`nccopy -k nc4 {file} NEW.nc` writes it as netCDF-4"
+            )
+        try:
+            self.file: Any = netcdf_file(file, "r", mmap=True, maskandscale=False)
+        except (TypeError, ValueError, IndexError) as error:
+            raise SourceError(
+                f"{file} cannot be read as classic netCDF ({error}): it is cut short or damaged"
+            ) from error
+
+    def array(self, key: str) -> ClassicArray:
+        """The variable at `key`. Raises KeyError: there is none."""
+        return ClassicArray(self.file.variables[key], f"{self.name}: {key}")
+
+    def names(self) -> list[str]:
+        """The variables that there are."""
+        return list(self.file.variables)
+
+    def close(self) -> None:
+        """Left to the garbage collector: the mapping lasts as long as arrays that use it."""
+
+
+class ClassicArray:
+    """One variable. `dtype` is that of the values."""
+
+    def __init__(self, variable: Any, where: str) -> None:
+        self.variable, self.where = variable, where
+        self.shape: tuple[int, ...] = tuple(map(int, variable.shape))
+        stored = variable.data.dtype
+        self.dtype: Any = stored
+        self.attributes: dict[str, Any] = dict(variable._attributes)
+        kind = f"{stored.kind}{stored.itemsize}"
+        has_own = {"_FillValue", "missing_value"} & set(self.attributes)
+        fills = (
+            {}
+            if has_own or kind not in NETCDF_FILLS
+            else {"the fill value of netCDF": NETCDF_FILLS[kind]}
+        )
+        if stored.kind in "fiu":
+            self.conventions = parse(self.attributes, stored, where, fills)
+            if not self.conventions.is_identity:
+                self.dtype = np.dtype(np.float32)
+
+    def decoded(self, selection: Any) -> Decoded:
+        """Values, and where they are missing."""
+        stored = np.array(self.variable.data[selection])  # a copy: the mapping may be closed
+        return self.conventions.decode(stored)
+
+    def __getitem__(self, selection: Any) -> npt.NDArray[Any]:
+        decoded = self.decoded(selection)
+        box = box_of(selection, self.shape)
+        require_present(decoded, self.where, absolute_index(selection, box))
+        return decoded.values
+
+    def whole(self) -> npt.NDArray[Any]:
+        """All values of a small variable, packed ones in float64."""
+        return decode_all(self.conventions, np.array(self.variable.data[...]), self.where)

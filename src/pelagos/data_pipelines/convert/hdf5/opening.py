@@ -1,0 +1,45 @@
+"""Opening an HDF5 file, here or far away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fsspec
+
+from pelagos.data_pipelines.convert.extras import require
+from pelagos.data_pipelines.convert.source import SourceError
+from pelagos.infra.addresses import reject_references
+from pelagos.infra.object_store import is_remote, storage_options
+
+HDF5_CACHE_BYTES = 16 * 2**20  # per array: a compressed chunk is then decoded once, not per slice
+REMOTE_BLOCK_BYTES = 8 * 2**20
+
+
+def open_hdf5(file: str) -> Any:
+    """An HDF5 or netCDF-4 file, from a path or any address that fsspec knows.
+
+    Raises:
+        SourceError: it is not there, or not HDF5.
+    """
+    reject_references(file, SourceError)
+    h5py = require("h5py", f"reading {file}")
+    try:
+        if is_remote(file):
+            return h5py.File(_remote_stream(file), "r", rdcc_nbytes=HDF5_CACHE_BYTES)
+        return h5py.File(file, "r", rdcc_nbytes=HDF5_CACHE_BYTES)
+    except FileNotFoundError as error:
+        raise SourceError(f"{file} does not exist") from error
+    except OSError as error:
+        raise SourceError(
+            f"{file} cannot be read as HDF5: {error}. Expected is an HDF5 or netCDF file"
+        ) from error
+
+
+def _remote_stream(file: str) -> Any:
+    try:
+        filesystem, path = fsspec.url_to_fs(file, **storage_options(file))
+        return filesystem.open(path, "rb", block_size=REMOTE_BLOCK_BYTES)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # each file system has its own: no credentials, no such host, …
+        raise SourceError(f"{file} cannot be reached: {type(error).__name__}: {error}") from error

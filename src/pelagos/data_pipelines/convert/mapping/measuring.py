@@ -1,0 +1,200 @@
+"""Looking into the arrays that a mapping names: sizes, units and parameters of each file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping as AbstractMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pelagos.data_pipelines.conventions import Conventions, TimeAxis, time_axis
+from pelagos.data_pipelines.convert.mapping.files import Unit, address_of, is_pattern, reader_of
+from pelagos.data_pipelines.convert.mapping.schema import ArrayMapping, Mapping, ParameterMapping
+from pelagos.data_pipelines.convert.readers import stored_array, whole_array
+from pelagos.data_pipelines.convert.source import SourceError, StoredArray
+
+# Steps of a coordinate, or of two files, that differ by no more than this count as equal.
+STEP_RELATIVE_TOLERANCE = 1e-3
+
+Files = AbstractMapping[str, AbstractMapping[Unit, str]]
+"""For each pattern its files."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the files of one unit hold.
+
+    Attributes:
+        arrays: the stored arrays, with the channels that they fill.
+        sizes: length of each axis by its letter.
+        parameters: one number for all of the unit's trajectories, or one each.
+        units: of each field, from the mapping or else from the arrays' attributes.
+        time: the times of the frames, where the mapping names their array.
+    spacing: distance of neighbours along axes of space, where it names their positions.
+        notes: what was assumed of the arrays.
+    """
+
+    unit: Unit
+    arrays: tuple[StoredArray, ...]
+    sizes: dict[str, int]
+    parameters: dict[str, float | tuple[float, ...]] = field(default_factory=dict)
+    units: tuple[str, ...] = ()
+    time: TimeAxis | None = None
+    spacing: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        return self.sizes.get("n", 1)
+
+    @property
+    def num_frames(self) -> int:
+        return self.sizes.get("t", 1)
+
+    @property
+    def file(self) -> str:
+        """The first file that belongs to this unit alone, for messages."""
+        return self.arrays[0].file
+
+
+def measure(path: str, mapping: Mapping, unit: Unit, files: Files) -> Measured:
+    """Look into the files of one unit.
+
+    Raises:
+        SourceError: an array is not what the mapping says.
+    """
+    arrays: list[StoredArray] = []
+    units: list[str] = []
+    notes: list[str] = []
+    sizes: dict[str, int] = {}
+    channel = 0
+    for entry in mapping.fields:
+        found = _stored(path, entry, unit, files, channel)
+        _measure_axes(found, sizes)
+        conventions = getattr(stored_array(found), "conventions", Conventions())
+        notes += [note for note in conventions.notes if note not in notes]
+        units += _units(entry, conventions)
+        arrays.append(found)
+        channel += len(entry.names)
+    count = sizes.get("n", 1)
+    parameters = _parameters(path, mapping, unit, files, count)
+    time = _time(path, mapping.frame_interval, unit, files, sizes.get("t", 1))
+    spacing: dict[str, float] = {
+        str(letter): _spacing(path, given, unit, files, letter, sizes.get(letter, 1))
+        for letter, given in mapping.domain_extent.items()
+        if isinstance(given, ParameterMapping)
+    }
+    return Measured(
+        unit, tuple(arrays), sizes, parameters, tuple(units), time, spacing, tuple(notes)
+    )
+
+
+def _place(path: str, name: str | None, unit: Unit, files: Files) -> str:
+    return files[name or ""][unit] if is_pattern(name) else address_of(path, name)
+
+
+def _stored(path: str, entry: ArrayMapping, unit: Unit, files: Files, channel: int) -> StoredArray:
+    place = _place(path, entry.file, unit, files)
+    axes = "".join(entry.axes)
+    return StoredArray(reader_of(place), place, entry.key, axes, channel, len(entry.names))
+
+
+def _units(entry: ArrayMapping, conventions: Conventions) -> list[str]:
+    units = entry.units or [conventions.units or "1"] * len(entry.names)
+    if len(units) != len(entry.names):
+        raise SourceError(
+            f"the mapping's fields {entry.names} have {len(units)} units: give one each"
+        )
+    return units
+
+
+def _measure_axes(array: StoredArray, sizes: dict[str, int]) -> None:
+    """Add the sizes of an array's axes to those known, which they must equal."""
+    shape = stored_array(array).shape
+    if len(shape) != len(array.axes):
+        raise SourceError(
+            f"{array.address} has shape {shape}, the mapping names the axes {list(array.axes)}"
+        )
+    for letter, size in zip(array.axes, shape, strict=True):
+        wanted = {"c": array.num_channels, "1": 1}.get(letter, sizes.get(letter, size))
+        if size != wanted:
+            raise SourceError(
+                f"{array.address} has shape {shape} along {list(array.axes)}: axis {letter} has "
+                f"{size}, required are {wanted}"
+            )
+        if letter not in "c1":
+            sizes[letter] = int(size)
+    if "c" not in array.axes and array.num_channels > 1:
+        raise SourceError(f"{array.address} has {array.num_channels} names but no axis c")
+
+
+def _parameters(
+    path: str, mapping: Mapping, unit: Unit, files: Files, count: int
+) -> dict[str, float | tuple[float, ...]]:
+    found: dict[str, float | tuple[float, ...]] = {}
+    for name, value in mapping.parameters.items():
+        if not isinstance(value, ParameterMapping):
+            found[name] = value
+            continue
+        place = _place(path, value.file, unit, files)
+        array = StoredArray(reader_of(place), place, value.key, "n", 0)
+        numbers = np.asarray(whole_array(array), np.float64).reshape(-1)
+        if len(numbers) != count:
+            raise SourceError(
+                f"{array.address} has {len(numbers)} numbers, parameter {name!r} needs one for "
+                f"each of {count} trajectories"
+            )
+        found[name] = tuple(map(float, numbers))
+    return found
+
+
+def _time(
+    path: str, given: float | ParameterMapping, unit: Unit, files: Files, num_frames: int
+) -> TimeAxis | None:
+    if not isinstance(given, ParameterMapping):
+        return None
+    array, points = _coordinate(path, given, unit, files, "t", num_frames)
+    attributes = getattr(stored_array(array), "attributes", {})
+    try:
+        time = time_axis(points, attributes, array.address)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
+    return dataclasses.replace(time, step=_step(time.points, array.address, "frame_interval"))
+
+
+def _spacing(
+    path: str, given: ParameterMapping, unit: Unit, files: Files, letter: str, size: int
+) -> float:
+    array, points = _coordinate(path, given, unit, files, letter, size)
+    return _step(points.astype(np.float64), array.address, "domain_extent")
+
+
+def _coordinate(
+    path: str, given: ParameterMapping, unit: Unit, files: Files, letter: str, size: int
+) -> tuple[StoredArray, npt.NDArray[Any]]:
+    """Positions along an axis, as many as it has."""
+    place = _place(path, given.file, unit, files)
+    array = StoredArray(reader_of(place), place, given.key, letter, 0)
+    points = whole_array(array).reshape(-1)
+    if len(points) != size:
+        raise SourceError(
+            f"{array.address} has {len(points)} positions, axis {letter} of the arrays has {size}"
+        )
+    return array, points
+
+
+def _step(points: npt.NDArray[np.float64], where: str, key: str) -> float:
+    """The distance of neighbours, which must be even; of a single point 1."""
+    if len(points) < 2:
+        return 1.0
+    steps = np.diff(points)
+    mean = float(steps.mean())
+    if not mean or np.abs(steps - mean).max() > STEP_RELATIVE_TOLERANCE * abs(mean):
+        raise SourceError(
+            f"{where} has steps from {steps.min():g} to {steps.max():g}; models take even ones. Give "
+            f"a number as {key} in a mapping to pass over it"
+        )
+    return abs(mean)

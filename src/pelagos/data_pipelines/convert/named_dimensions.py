@@ -1,0 +1,84 @@
+"""netCDF and HDF5 files that name their dimensions, converted unaided as Zarr is.
+
+The names tell the axes, variables of their names the positions and times, and the attributes of CF
+the values. A folder holds files that are alike, each with trajectories of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from pelagos.data_pipelines.convert.formats import HDF5_SUFFIXES, Format, files_of, split_folders
+from pelagos.data_pipelines.convert.mapped_arrays import source_of
+from pelagos.data_pipelines.convert.mapping.draft import Draft, draft_mapping
+from pelagos.data_pipelines.convert.mapping.measuring import STEP_RELATIVE_TOLERANCE, Measured
+from pelagos.data_pipelines.convert.options import ConvertOptions
+from pelagos.data_pipelines.convert.source import Source, SourceError
+
+
+def _matches(path: str, options: ConvertOptions) -> bool:
+    folders = [str(folder) for folder in split_folders(path).values()] or [path]
+    if not any(files_of(folder, (*HDF5_SUFFIXES, ".cdf")) for folder in folders):
+        return False
+    draft = _draft(path)
+    return draft is not None and not draft.guesses
+
+
+def _draft(path: str) -> Draft | None:
+    try:
+        return draft_mapping(path)
+    except (SourceError, OSError) as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        return None
+
+
+def _read(path: str, options: ConvertOptions) -> Source:
+    draft = draft_mapping(path)
+    if draft.guesses:
+        raise SourceError(
+            f"{path} does not name its dimensions. `pelagos convert {path} --draft-mapping` "
+            f"proposes a mapping to be checked"
+        )
+    notes = []
+    if draft.left_out:
+        names = ", ".join(array.key for array in draft.left_out)
+        notes.append(f"left out, as they are not along time or trajectories: {names}")
+    tree = draft.tree
+    missing = [k for k in ("frame_interval", "domain_extent") if k not in tree]
+    if missing:
+        notes.append(f"it does not say, so 1 is assumed for: {', '.join(missing)}")
+    return source_of(
+        path, draft.mapping, options, path, notes, _require_own_trajectories, FORMAT.name
+    )
+
+
+def _require_own_trajectories(found: Sequence[Measured]) -> None:
+    """Reject files that continue each other in time: pieces of one trajectory, not several."""
+    timed = [unit for unit in found if unit.time is not None and "n" not in unit.sizes]
+    by_time = sorted(timed, key=lambda unit: float(unit.time.points[0]) if unit.time else 0.0)
+    for one, next_one in itertools.pairwise(by_time):
+        assert one.time is not None, one
+        assert next_one.time is not None, next_one
+        gap = float(next_one.time.points[0] - one.time.points[-1])
+        is_same = one.time.origin == next_one.time.origin
+        if not is_same or abs(gap - one.time.step) > STEP_RELATIVE_TOLERANCE * one.time.step:
+            return
+    if len(by_time) > 1:
+        raise SourceError(
+            f"{by_time[1].file} begins where {by_time[0].file} ends: the files are pieces of one "
+            f"trajectory. Join them first (xarray.open_mfdataset(FILES).to_netcdf('NEW.nc')), or, if "
+            f"each is to be a trajectory, say so in a mapping "
+            f"(`pelagos convert {Path(by_time[0].file).parent} --draft-mapping`)"
+        )
+
+
+FORMAT = Format(
+    "netcdf",
+    "netCDF or HDF5 whose dimensions have names",
+    "a file, a folder of files that are alike, or such folders in train, val, test",
+    _matches,
+    _read,
+)

@@ -1,0 +1,188 @@
+"""Layouts people have, by a mapping: files per trajectory, per split, of other lengths and grids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+import xarray
+
+from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
+from pelagos.data_pipelines.store import Dataset, open_dataset
+from pelagos.jobs import convert
+
+RNG = np.random.default_rng(3)
+Values = npt.NDArray[np.float32]
+
+
+def values(*shape: int) -> Values:
+    return RNG.normal(size=shape).astype("f4")
+
+
+def write_h5(file: Path, **arrays: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(file, "w") as opened:
+        for name, numbers in arrays.items():
+            opened[name] = numbers
+
+
+def options(folder: Path, text: str, **others: Any) -> ConvertOptions:
+    (folder / "map.yaml").write_text(text)
+    return ConvertOptions(mapping=str(folder / "map.yaml"), **others)
+
+
+def converted(folder: Path, text: str, **others: Any) -> Dataset:
+    place = folder / "out.zarr"
+    result = convert.run(str(folder), str(place), options(folder, text, **others), verify=True)
+    assert result.differences == ()
+    return open_dataset(place)
+
+
+def everything(dataset: Dataset) -> Values:
+    count, frames = dataset.num_trajectories, dataset.num_frames
+    return np.stack([dataset.window(i, 0, frames) for i in range(count)])
+
+
+ONE = "fields: [{file: 'runs/*.h5', key: u, axes: [t, y, x], names: [u]}]\n"
+
+
+def test_one_file_per_trajectory_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    runs = values(11, 3, 4, 5)
+    for i, run in enumerate(runs):  # run10 comes after run9
+        write_h5(tmp_path / f"runs/run{i}.h5", u=run, nu=i / 7)
+    text = ONE + "parameters: {nu: {file: 'runs/*.h5', key: nu}, gamma: 1.4}\n"
+    dataset = converted(tmp_path, text)
+    np.testing.assert_array_equal(everything(dataset)[:, :, 0], runs)
+    assert dataset.parameters["nu"].tolist() == [i / 7 for i in range(11)]
+    assert dataset.spec.splits == {"train": (0, 9), "validation": (9, 10), "test": (10, 11)}
+
+
+def test_several_trajectories_per_file_and_fields_in_files_of_their_own(tmp_path: Path) -> None:
+    u, v, mask = values(5, 3, 4, 6), values(5, 3, 4, 6), values(4, 6)
+    for name, rows in (("a", slice(0, 2)), ("b", slice(2, 5))):
+        np.save(tmp_path / f"u_{name}.npy", u[rows])
+        write_h5(tmp_path / f"v/{name}.h5", w=v[rows].transpose(0, 1, 3, 2))
+    np.save(tmp_path / "mask.npy", mask)
+    text = """
+fields:
+  - {file: "u_*.npy", axes: [n, t, y, x], names: [u]}
+  - {file: "v/*.h5", key: w, axes: [n, t, x, y], names: [v]}
+  - {file: mask.npy, axes: [y, x], names: [mask]}
+"""
+    dataset = converted(tmp_path, text)
+    found = everything(dataset)
+    np.testing.assert_array_equal(found[:, :, 0], u)
+    np.testing.assert_array_equal(found[:, :, 1], v)
+    np.testing.assert_array_equal(found[3, 2, 2], mask)
+    assert dataset.spec.given_fields == ("mask",)
+    (tmp_path / "v/b.h5").rename(tmp_path / "v/c.h5")
+    with pytest.raises(SourceError, match=r"u_b\.npy has no file that belongs to it in v/\*\.h5"):
+        open_source(str(tmp_path), options(tmp_path, text))
+
+
+def test_a_folder_for_each_split(tmp_path: Path) -> None:
+    rows = {"train": values(3, 2, 4, 4), "valid": values(1, 2, 4, 4), "test": values(2, 2, 4, 4)}
+    for split, found in rows.items():
+        for i, run in enumerate(found):
+            write_h5(tmp_path / split / f"{i}.h5", u=run)
+    (tmp_path / "scripts").mkdir()
+    write_h5(tmp_path / "scripts/0.h5", u=values(2, 4, 4))
+    text = "fields: [{file: '{split}/*.h5', key: u, axes: [t, y, x], names: [u]}]\n"
+    dataset = converted(tmp_path, text)
+    assert dataset.spec.splits == {"train": (0, 3), "validation": (3, 4), "test": (4, 6)}
+    np.testing.assert_array_equal(
+        everything(dataset)[:, :, 0], np.concatenate([rows[s] for s in ("train", "valid", "test")])
+    )
+    source = open_source(str(tmp_path), options(tmp_path, text))
+    assert source.notes == ("left out, as they are named like no split: scripts",)
+    with pytest.raises(SourceError, match="the folders of the files are the splits"):
+        open_source(str(tmp_path), options(tmp_path, text + "splits: {train: 1.0}"))
+
+
+def test_lengths_that_differ_are_rejected_or_cut_by_a_key(tmp_path: Path) -> None:
+    runs = [values(frames, 4, 5) for frames in (5, 3, 4)]
+    for i, run in enumerate(runs):
+        write_h5(tmp_path / f"runs/{i}.h5", u=run)
+    message = r"runs/1\.h5 has 3 frames, .*runs/0\.h5 has 5: .*`num_frames: shortest`"
+    with pytest.raises(SourceError, match=message):
+        open_source(str(tmp_path), options(tmp_path, ONE))
+    source = open_source(str(tmp_path), options(tmp_path, ONE + "num_frames: shortest"))
+    assert source.notes == ("the first 3 frames are kept: 2 of 3 files have more",)
+    dataset = converted(tmp_path, ONE + "num_frames: shortest")
+    np.testing.assert_array_equal(everything(dataset)[:, :, 0], np.stack([r[:3] for r in runs]))
+    assert open_source(str(tmp_path), options(tmp_path, ONE, num_frames=2)).num_frames == 2
+    with pytest.raises(SourceError, match=r"num_frames is 4, and .*runs/1\.h5 has 3 frames"):
+        open_source(str(tmp_path), options(tmp_path, ONE + "num_frames: 4"))
+
+
+def test_grids_that_differ_are_several_datasets(tmp_path: Path) -> None:
+    for i, points in enumerate((4, 4, 6)):
+        write_h5(tmp_path / f"runs/{i}.h5", u=values(2, points, 5))
+    message = (
+        r"2 different grids \(y, x\):\n  2 with \(4, 5\), as .*0\.h5\n  1 with \(6, 5\), as .*2\.h5"
+    )
+    with pytest.raises(SourceError, match=message):
+        open_source(str(tmp_path), options(tmp_path, ONE))
+
+
+def test_a_time_coordinate_gives_the_interval_and_is_compared(tmp_path: Path) -> None:
+    def write(name: str, hours: list[float], units: str) -> None:
+        data = xarray.Dataset(
+            {"u": (("time", "y", "x"), values(3, 4, 5), {"units": "m s-1"})},
+            coords={"time": ("time", hours, {"units": units, "calendar": "noleap"})},
+        )
+        data.to_netcdf(tmp_path / f"runs/{name}.nc", engine="h5netcdf")
+
+    (tmp_path / "runs").mkdir()
+    write("a", [0, 6, 12], "hours since 2000-01-01")
+    write("b", [24, 30, 36], "hours since 2000-01-01")
+    text = """
+fields: [{file: "runs/*.nc", key: u, axes: [t, y, x], names: [u]}]
+frame_interval: {file: "runs/*.nc", key: time}
+"""
+    spec = converted(tmp_path, text).spec
+    assert (spec.frame_interval, spec.fields[0].unit) == (6.0, "m s-1")
+    assert spec.generator["time_unit"] == "hour"
+    write("c", [0, 3, 6], "hours since 2000-01-01")
+    with pytest.raises(SourceError, match=r"c\.nc has a frame every 3 hour, .*a\.nc every 6 hour"):
+        open_source(str(tmp_path), options(tmp_path, text))
+    write("c", [0, 0.25, 0.5], "days since 2000-01-01")
+    with pytest.raises(SourceError, match=r"c\.nc has a frame every 0\.25 day"):
+        open_source(str(tmp_path), options(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # names that are not there: what there is, with the nearest
+        ("fields: [{file: run.h5, key: velocty, axes: [t, y, x], names: [u]}]",
+         r"run\.h5 has no array 'velocty'; did you mean 'velocity'\?; it has g/p, velocity"),
+        ("fields: [{file: runn.h5, key: u, axes: [t, y, x], names: [u]}]",
+         r"runn\.h5 does not exist; did you mean 'run\.h5'\?; there are map\.yaml, run\.h5"),
+        ("fields: [{file: 'r*.hdf', key: u, axes: [t, y, x], names: [u]}]",
+         r"no file matches .*r\*\.hdf; there are map\.yaml, run\.h5"),
+        ("fields: [{key: u, axes: [t, y, x], names: [u]}]",
+         r"is a folder: say in `file` which .*; there are map\.yaml, run\.h5"),
+        # keys and values: line, key, nearest
+        ("fields:\n  - {file: run.h5, kye: u, axes: [t, y, x], names: [u]}",
+         r"1 problem\n  line 2: fields\.0\.kye: unknown key; did you mean 'key'\?; known keys here"),
+        ("fields:\n  - {file: run.h5, axes: [t, y, w], names: [u]}",
+         r"line 2: fields\.0\.axes\.2: got 'w', allowed"),
+        ("fields:\n  - {file: run.h5, axes: [t, y, x]}\ngrid_location: nodes",
+         r"2 problems\n  line 2: fields\.0\.names: missing.*\n"
+         r"  line 3: grid_location: got 'nodes', .*did you mean 'node'\?"),
+        ("fields: []\nframe_interval: yes", r"line 2: frame_interval: got 'yes'"),
+        ("name: a\nname: b", "line 2: name: given twice, first in line 1"),
+        ("parameters: {nu: {file: a.h5, ky: nu}}\nfields: [{axes: [x], names: [u]}]",
+         r"line 1: parameters\.nu\.ky: unknown key; did you mean 'key'\?"),
+        ("- a", "the file must be a mapping"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_with_what_there_is(tmp_path: Path, text: str, message: str) -> None:
+    write_h5(tmp_path / "run.h5", velocity=values(2, 4, 5), **{"g/p": values(2, 4, 5)})
+    with pytest.raises(SourceError, match=message):
+        open_source(str(tmp_path), options(tmp_path, text))

@@ -1,0 +1,188 @@
+"""netCDF that names its dimensions converts unaided, as Zarr does; other sources get a draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import xarray
+import yaml
+from typer.testing import CliRunner
+
+from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
+from pelagos.data_pipelines.store import Dataset, open_dataset
+from pelagos.jobs import convert
+from pelagos.platform.cli.main import app
+
+RNG = np.random.default_rng(5)
+SHAPE = (5, 3, 4, 6)  # member, time, lat, lon
+
+
+def simulation(first_hour: float = 0.0, members: bool = True) -> xarray.Dataset:
+    axes = ("member", "time", "lat", "lon")[not members :]
+    shape = SHAPE[not members :]
+    fields = {
+        "u": (axes, RNG.normal(size=shape), {"units": "m s-1"}),
+        "p": (axes, RNG.normal(size=shape), {"units": "Pa"}),
+        "land": (("lat", "lon"), np.ones(SHAPE[2:])),
+    }
+    coordinates: dict[str, Any] = {
+        "time": ("time", first_hour + 6.0 * np.arange(3), {"units": "hours since 2000-01-01"}),
+        "lat": ("lat", 60.0 - 0.5 * np.arange(4)),
+        "lon": ("lon", 0.25 * np.arange(6)),
+    }
+    if members:
+        fields["viscosity"] = (("member",), np.arange(5) / 7)
+    return xarray.Dataset(fields, coords=coordinates)
+
+
+def netcdf4(data: xarray.Dataset, path: Path) -> None:
+    data.to_netcdf(path, engine="h5netcdf")
+
+
+def classic(data: xarray.Dataset, path: Path) -> None:
+    data.to_netcdf(path, engine="scipy")
+
+
+def converted(source: Path, target: Path, options: ConvertOptions | None = None) -> Dataset:
+    result = convert.run(str(source), str(target), options, verify=True)
+    assert result.differences == ()
+    return open_dataset(target)
+
+
+@pytest.mark.parametrize("write", [netcdf4, classic], ids=lambda w: w.__name__)
+def test_netcdf_converts_unaided_as_zarr_does(
+    tmp_path: Path, write: Callable[[xarray.Dataset, Path], None]
+) -> None:
+    data = simulation().drop_vars("land")
+    write(data, tmp_path / "a.nc")
+    # as float32, which is what becomes of both
+    data.to_zarr(tmp_path / "a.zarr", zarr_format=2, consolidated=False)
+    dataset = converted(tmp_path / "a.nc", tmp_path / "from-nc")
+    other = converted(tmp_path / "a.zarr", tmp_path / "from-zarr")
+    by_name = {name: i for i, name in enumerate(dataset.field_names)}
+    for name in ("u", "p"):
+        expected = data[name].values.astype("f4")
+        found = np.stack([dataset.window(i, 0, 3)[:, by_name[name]] for i in range(5)])
+        np.testing.assert_array_equal(found, expected)
+    assert dataset.spec.frame_interval == other.spec.frame_interval == 6.0
+    assert dataset.spec.domain_extent == pytest.approx((2.0, 1.5))
+    assert other.spec.domain_extent == pytest.approx((2.0, 1.5))
+    assert {f.name: f.unit for f in dataset.spec.fields} == {"u": "m s-1", "p": "Pa"}
+    assert {f.name: f.unit for f in other.spec.fields} == {"u": "m s-1", "p": "Pa"}
+    assert dataset.parameters["viscosity"].tolist() == (np.arange(5) / 7).tolist()
+    assert dataset.spec.generator["time_unit"] == "hour"
+
+
+def test_what_is_left_out_and_assumed_is_noted(tmp_path: Path) -> None:
+    netcdf4(simulation().drop_vars("time"), tmp_path / "a.nc")
+    source = open_source(str(tmp_path / "a.nc"), ConvertOptions())
+    assert source.format == "netcdf"
+    assert source.notes == (
+        "left out, as they are not along time or trajectories: land",
+        "it does not say, so 1 is assumed for: frame_interval",
+    )
+
+
+def test_a_folder_of_netcdf_files_with_a_trajectory_each(tmp_path: Path) -> None:
+    runs = [simulation(members=False).drop_vars("land") for _ in range(4)]
+    (tmp_path / "runs").mkdir()
+    for i, run in enumerate(runs):
+        netcdf4(run, tmp_path / f"runs/run{i}.nc")
+    dataset = converted(tmp_path / "runs", tmp_path / "out")
+    at = dataset.field_names.index("p")
+    for i, run in enumerate(runs):
+        found = dataset.window(i, 0, 3)[:, at]
+        np.testing.assert_array_equal(found, run["p"].values.astype("f4"))
+
+
+def test_a_folder_per_split(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        (tmp_path / "all" / split).mkdir(parents=True)
+        netcdf4(simulation().drop_vars("land"), tmp_path / "all" / split / "a.nc")
+    dataset = converted(tmp_path / "all", tmp_path / "out")
+    assert dataset.spec.splits == {"train": (0, 5), "validation": (5, 10)}
+
+
+def test_pieces_of_one_trajectory_are_not_taken_for_several(tmp_path: Path) -> None:
+    (tmp_path / "years").mkdir()
+    for i in range(3):
+        netcdf4(simulation(18.0 * i, members=False), tmp_path / f"years/{2000 + i}.nc")
+    message = r"2001\.nc begins where .*2000\.nc ends: the files are pieces of one trajectory"
+    with pytest.raises(SourceError, match=message):
+        open_source(str(tmp_path / "years"), ConvertOptions())
+
+
+def test_files_of_other_steps_or_domains_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    netcdf4(simulation(members=False), tmp_path / "runs/a.nc")
+    other = simulation(members=False)
+    for change, message in (
+        ({"lon": other["lon"] * 2}, r"b\.nc has points 0\.5 apart along x, .*a\.nc 0\.25"),
+        ({"lat": [60.0, 59.0, 57.0, 56.0]}, r"b\.nc: lat has steps from -2 to -1; .*even"),
+    ):
+        changed = other.assign_coords({k: v.data if hasattr(v, "data") else v
+                                       for k, v in change.items()})  # fmt: skip
+        netcdf4(changed, tmp_path / "runs/b.nc")
+        with pytest.raises(SourceError, match=message):
+            open_source(str(tmp_path / "runs"), ConvertOptions())
+
+
+# -- drafts ---------------------------------------------------------------------------------------
+
+
+def draft(source: Path) -> str:
+    result = CliRunner().invoke(app, ["convert", str(source), "--draft-mapping"])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def through_draft(source: Path, folder: Path) -> Dataset:
+    (folder / "draft.yaml").write_text(draft(source))
+    return converted(source, folder / "out", ConvertOptions(mapping=str(folder / "draft.yaml")))
+
+
+def test_a_draft_of_named_dimensions_converts_as_it_is(tmp_path: Path) -> None:
+    data = simulation()
+    netcdf4(data, tmp_path / "a.nc")
+    text = draft(tmp_path / "a.nc")
+    assert "guessed" not in text
+    assert "# left out: land (4, 6) along lat, lon" in text
+    assert yaml.safe_load(text)["frame_interval"] == {"key": "time"}
+    dataset = through_draft(tmp_path / "a.nc", tmp_path)
+    at = dataset.field_names.index("u")
+    np.testing.assert_array_equal(dataset.window(4, 0, 3)[:, at], data["u"].values[4].astype("f4"))
+
+
+def test_a_draft_of_unnamed_arrays_says_what_is_guessed(tmp_path: Path) -> None:
+    data = RNG.normal(size=(5, 3, 12, 16, 2)).astype("f4")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["flow"], file["nu"] = data, np.arange(5.0)
+    text = draft(tmp_path / "a.h5")
+    assert "# guessed: the axes of flow (5, 3, 12, 16, 2) are [n, t, y, x, c]" in text
+    dataset = through_draft(tmp_path / "a.h5", tmp_path)
+    assert dataset.field_names == ("flow-0", "flow-1")
+    np.testing.assert_array_equal(dataset.window(4, 0, 3), data[4].transpose(0, 3, 1, 2))
+    assert dataset.parameters["nu"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_draft_of_a_folder_has_a_pattern(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    runs = RNG.normal(size=(4, 3, 12, 16)).astype("f4")
+    for i, run in enumerate(runs):
+        np.savez(tmp_path / f"runs/{i}.npz", u=run, nu=np.array(i / 3))
+    dataset = through_draft(tmp_path / "runs", tmp_path)
+    np.testing.assert_array_equal(dataset.window(3, 0, 3)[:, 0], runs[3])
+    assert dataset.parameters["nu"].tolist() == [0, 1 / 3, 2 / 3, 1]
+
+
+def test_a_draft_of_nothing_says_what_there_is(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(4))
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "a.npy"), "--draft-mapping"])
+    assert result.exit_code == 2
+    assert "it has" in result.output
+    assert "(4,)" in result.output
