@@ -269,8 +269,6 @@ def test_no_two_trials_share_a_name(make_sweep: MakeSweep) -> None:
         assert all(t.job.name == t.name and len(t.name) <= 100 for t in trials)
     with pytest.raises(ConfigError, match=r"optimizer\.lr=0\.001 is the same trial as .*once"):
         trials_of(make_sweep(grid={"optimizer.lr": [0.001, 1.0e-3]}))
-    with pytest.raises(ConfigError, match="list each value once"):
-        trials_of(make_sweep(seeds=[1, 1]))
 
 
 def test_gains_of_errors_of_other_fields_are_refused(
