@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import zarr
 from pelagos.data_pipelines.conventions import MissingValueError, parse, require_present, time_axis
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
 from pelagos.data_pipelines.foreign import open_foreign
+from pelagos.data_pipelines.foreign.identity import fingerprint
 from pelagos.data_pipelines.store import Dataset, DatasetError, open_dataset
 from pelagos.jobs import convert
 
@@ -135,6 +137,15 @@ def test_training_in_place_decodes_as_conversion_does(tmp_path: Path, write: Wri
         open_foreign(path).read_frames(2, range(3))
 
 
+def test_units_and_times_do_not_change_the_fingerprint(tmp_path: Path) -> None:
+    """Runs that began before units and calendars were read go on with their data."""
+    dataset = open_foreign(zarr_2(tmp_path / "a", kelvin()))
+    plain = tuple(dataclasses.replace(f, unit="1") for f in dataset.spec.fields)
+    before = dataclasses.replace(dataset.spec, fields=plain, generator={})
+    assert dataset.spec != before
+    assert dataset.fingerprint == fingerprint(dataset.uri, None, before, dataset.arrays)
+
+
 def decoded(stored: Any, **attributes: Any) -> npt.NDArray[Any]:
     numbers = np.asarray(stored)
     found = parse(attributes, numbers.dtype, "file: a").decode(numbers)
@@ -163,9 +174,9 @@ NAN = np.nan
         (np.array([1e20, 2], "f8"), {"_FillValue": np.float32(1e20)}, [NAN, 2]),
         # NUG: limits are of stored numbers, unless they have the type of the unpacked ones
         (
-            np.array([0, 100, 201], "i2"),
+            np.array([-1, 0, 200, 201], "i2"),
             {"scale_factor": 0.1, "valid_range": np.array([0, 200], "i2")},
-            [0, 10, NAN],
+            [NAN, 0, 20, NAN],
         ),
         (
             np.array([0, 100, 201], "i2"),
