@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import xarray
+from typer.testing import CliRunner
 
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
 from pelagos.data_pipelines.store import Dataset, open_dataset
 from pelagos.jobs import convert
+from pelagos.platform.cli.main import app
 
 RNG = np.random.default_rng(3)
 Values = npt.NDArray[np.float32]
@@ -120,13 +123,25 @@ def test_lengths_that_differ_are_rejected_or_cut_by_a_key(tmp_path: Path) -> Non
 
 
 def test_grids_that_differ_are_several_datasets(tmp_path: Path) -> None:
-    for i, points in enumerate((4, 4, 6)):
-        write_h5(tmp_path / f"runs/{i}.h5", u=values(2, points, 5))
-    message = (
-        r"2 different grids \(y, x\):\n  2 with \(4, 5\), as .*0\.h5\n  1 with \(6, 5\), as .*2\.h5"
-    )
-    with pytest.raises(SourceError, match=message):
+    runs = [values(2, points, 5) for points in (4, 6, 4)]
+    for i, run in enumerate(runs):
+        write_h5(tmp_path / f"runs/{i}.h5", u=run)
+    message = r"2 different grids \(y x x\):\n  2 with 4x5, as .*0\.h5\n  1 with 6x5, as .*1\.h5\n"
+    with pytest.raises(SourceError, match=message + r".*--grid 4x5"):
         open_source(str(tmp_path), options(tmp_path, ONE))
+    source = open_source(str(tmp_path), options(tmp_path, ONE, grid=(4, 5)))
+    assert source.notes == ("left out, as they are of other grids: 1 of 3 files",)
+    dataset = converted(tmp_path, ONE, grid=(4, 5))
+    np.testing.assert_array_equal(everything(dataset)[:, :, 0], np.stack([runs[0], runs[2]]))
+    with pytest.raises(
+        SourceError, match=r"--grid 9x9: no file has that grid \(y x x\):\n  2 with"
+    ):
+        open_source(str(tmp_path), options(tmp_path, ONE, grid=(9, 9)))
+    arguments = ["convert", str(tmp_path), "--dry-run", "--mapping", str(tmp_path / "map.yaml")]
+    result = CliRunner().invoke(app, [*arguments, "--grid", "6x5", "--json"])
+    assert json.loads(result.stdout)["shape"] == [1, 2, 1, 6, 5]
+    result = CliRunner().invoke(app, [*arguments, "--grid", "six"])
+    assert (result.exit_code, "64x128" in result.output) == (2, True)
 
 
 def test_a_time_coordinate_gives_the_interval_and_is_compared(tmp_path: Path) -> None:
