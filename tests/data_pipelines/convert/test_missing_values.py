@@ -258,3 +258,19 @@ def test_batches_hold_masks_as_they_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch[:, 1], is_there)
     assert np.abs(batch[:, 0][~is_there]).max() < 1e-5
     assert mixture.given_fields == {"mask-t", "mask-s"}
+
+
+def test_a_dataset_without_a_mask_has_values_everywhere(tmp_path: Path) -> None:
+    """In a mixture with one that has: its mask is 1, not the 0 of an absent field."""
+    masked, _ = converted(write(ocean(), tmp_path / "a.nc"), missing="mask")
+    (tmp_path / "whole").mkdir()
+    whole, _ = converted(write(ocean().fillna(285.0), tmp_path / "whole/a.nc"))
+    mixture = Mixture(
+        [MixtureEntry(masked), MixtureEntry(whole)], ("t", "mask"), lambda n: [(0, 1)]
+    )
+    batch = np.empty((2, 2, *SHAPE[2:]), np.float32)
+    mixture.read(1, 0, (0, 1), batch)
+    assert (batch[:, 1] == 1).all()
+    assert mixture.present(1).tolist() == [True, True]
+    mixture.read(0, 0, (0, 1), batch)
+    np.testing.assert_array_equal(batch[:, 1], np.broadcast_to(~LAND, batch[:, 1].shape))
