@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+import yaml
+import zarr
 from mlflow import MlflowClient
 
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs import pretrain
 from pelagos.jobs.forecaster import Forecaster
-from pelagos.platform.config import PretrainJob, resolve_yaml
+from pelagos.platform.config import ConfigError, PretrainJob, resolve_yaml
+from pelagos.platform.config.load import parse_job
 from pelagos.platform.runs import RunDirectory
 
 MakeJob = Callable[..., PretrainJob]
@@ -147,7 +151,8 @@ def test_a_store_that_is_away_costs_nothing_and_gets_everything_later(
     assert recorded.info.status == "FINISHED"
     assert_each_step_is_there_once(tracking_store, recorded, run)
     known = json.loads((run.path / "tracking.json").read_text())
-    assert known == {"uri": tracking_store, "run_id": recorded.info.run_id}
+    given = {"uri": tracking_store, "given": tracking_store}
+    assert known == {**given, "run_id": recorded.info.run_id}
 
 
 def test_what_a_stopped_launch_recorded_does_not_speak_for_the_next(
@@ -162,3 +167,121 @@ def test_what_a_stopped_launch_recorded_does_not_speak_for_the_next(
         assert pretrain.resume(job.runs_dir, job.name).outcome.kind == "finished"
     assert pretrain.resume(job.runs_dir, job.name).registered_version == "1"
     assert the_run(tracking_store, "twice").info.status == "FINISHED"
+
+
+def history(store: str, run_id: str, name: str) -> list[tuple[int, float]]:
+    client = MlflowClient(tracking_uri=store)
+    return sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
+
+
+def run_ids(store: str, experiment: str) -> list[str]:
+    client = MlflowClient(tracking_uri=store)
+    found = client.get_experiment_by_name(experiment)
+    return [run.info.run_id for run in client.search_runs([found.experiment_id])]
+
+
+def values(run: RunDirectory, name: str) -> list[tuple[int, float]]:
+    return [(m["step"], m[name]) for m in run.metrics()]
+
+
+def test_names_that_mlflow_refuses_are_mapped_and_the_mapping_is_kept(
+    tracking_store: str, tmp_path: Path
+) -> None:
+    """A dataset's name goes into metrics, a user's into tags."""
+    uri = str(tmp_path / "nu=0.001,seed=3.zarr")
+    frames = np.random.default_rng(0).normal(size=(10, 3, 1, 16, 16)).astype("f4")
+    zarr.create_array(uri, data=frames, chunks=(1, 3, 1, 16, 16))
+    described = {"uri": uri, "description": {"fields": [{"name": "velocity-x"}]}}
+    tree = {
+        "job": "pretrain",
+        "name": "odd",
+        "runs_dir": str(tmp_path / "runs"),
+        "model": {"name": "fno-nano"},
+        "data": {"mixture": [described], "fields": ["velocity-x"], "global_batch_size": 2},
+        "schedule": {"total_steps": 3},
+        "validation": {"every_steps": 3, "num_samples": 2},
+        "resources": {"launcher": "none"},
+        "tracking": {"uri": tracking_store, "experiment": "odd", "tags": {"who?": "me"}},
+    }
+    job = parse_job(yaml.safe_dump(tree), "job")
+    pretrain.run(job)  # type: ignore[arg-type]
+    recorded = the_run(tracking_store, "odd")
+    run = RunDirectory(tmp_path / "runs/odd")
+    assert history(tracking_store, recorded.info.run_id, "loss") == values(run, "loss")
+    tags = recorded.data.tags
+    meant = {k.removeprefix("pelagos.name."): v for k, v in tags.items() if "pelagos.name." in k}
+    for prefix in ("loss", "validation_loss"):
+        (accepted,) = [k for k, v in meant.items() if v == f"{prefix}/nu=0.001,seed=3"]
+        sent = history(tracking_store, recorded.info.run_id, accepted)
+        assert [step for step, _ in sent] == ([1, 2, 3] if prefix == "loss" else [3])
+    (accepted,) = [k for k, v in meant.items() if v == "who?"]
+    assert tags[accepted] == "me"
+
+
+def test_another_store_gets_the_whole_run(
+    make_job: MakeJob, tracking_store: str, tmp_path: Path
+) -> None:
+    """Resumed in the middle, and once more when all is done."""
+    other = f"sqlite:///{tmp_path}/other.db"
+    job = make_job("moved", tracking__uri=tracking_store, tracking__experiment="moved")
+    pretrain.run(job, until_step=4)
+    first = the_run(tracking_store, "moved").info.run_id
+    result = pretrain.resume(job.runs_dir, "moved", overrides=[f"tracking.uri={other}"])
+    run = RunDirectory(f"{job.runs_dir}/moved")
+    (second,) = run_ids(other, "moved")
+    assert history(other, second, "loss") == values(run, "loss")
+    assert result.registered_version == "1"
+    assert [s for s, _ in history(tracking_store, first, "loss")] == [1, 2, 3, 4]
+    back = pretrain.resume(job.runs_dir, "moved", overrides=[f"tracking.uri={tracking_store}"])
+    assert back.outcome.kind == "finished"
+    third = next(r for r in run_ids(tracking_store, "moved") if r != first)
+    assert history(tracking_store, third, "loss") == values(run, "loss")
+    earlier = json.loads((run.path / "tracking.json").read_text())["earlier"]
+    assert [e["run_id"] for e in earlier] == [first, second]
+
+
+def test_a_deleted_experiment_is_refused_at_the_start_and_a_deleted_run_is_made_anew(
+    make_job: MakeJob, tracking_store: str
+) -> None:
+    client = MlflowClient(tracking_uri=tracking_store)
+    gone = client.create_experiment("gone")
+    client.delete_experiment(gone)
+    refused = make_job("refused", tracking__uri=tracking_store, tracking__experiment="gone")
+    with pytest.raises(ConfigError, match=r"restore --experiment-id .*tracking\.experiment=OTHER"):
+        pretrain.run(refused)
+    assert not Path(refused.runs_dir, "refused").exists()
+    job = make_job("again", tracking__uri=tracking_store, tracking__experiment="again")
+    pretrain.run(job, until_step=3)
+    client.delete_run(the_run(tracking_store, "again").info.run_id)
+    pretrain.resume(job.runs_dir, "again")
+    run = RunDirectory(f"{job.runs_dir}/again")
+    assert_each_step_is_there_once(tracking_store, the_run(tracking_store, "again"), run)
+
+
+def test_steps_that_were_redone_with_another_result_are_sent_again(
+    make_job: MakeJob, tracking_store: str
+) -> None:
+    job = make_job(
+        "redone",
+        tracking__uri=tracking_store,
+        tracking__experiment="redone",
+        checkpoint__every_steps=3,
+        checkpoint__keep_last=9,
+    )
+    pretrain.run(job, until_step=5)
+    run = RunDirectory(f"{job.runs_dir}/redone")
+    for step in (4, 5):  # as if the process had died before it could save
+        shutil.rmtree(f"{run.checkpoint_uri}/step-{step:08d}", ignore_errors=True)
+    before = values(run, "loss")
+    result = pretrain.resume(job.runs_dir, "redone", overrides=["optimizer.frozen=[embeddings]"])
+    assert result.outcome.kind == "finished"
+    after = values(run, "loss")
+    assert before[:4] == after[:4]  # step 4's loss is of the weights of step 3
+    assert before[4] != after[4]
+    run_id = the_run(tracking_store, "redone").info.run_id
+    latest: dict[int, float] = {}
+    points = MlflowClient(tracking_uri=tracking_store).get_metric_history(run_id, "loss")
+    for point in sorted(points, key=lambda p: p.timestamp):
+        latest[point.step] = point.value
+    assert sorted(latest.items()) == after
+    assert len([p for p in points if p.step <= 3]) == 3  # what is the same is not sent twice

@@ -30,8 +30,41 @@ def label_problems(objective: Objective, mixture: Mixture) -> Iterator[str]:
             if LABEL_PARAMETER not in dataset.parameters:
                 yield f"{dataset.uri} has no {what}, the class of every image"
                 continue
+            values = dataset.parameters[LABEL_PARAMETER]
+            if (values != values.round()).any():
+                broken = values[values != values.round()][0]
+                yield f"{dataset.uri}: {what} holds {broken}; classes are whole numbers from 0 on"
+                continue
             found = {mixture.label(number, row) for row in mixture.trajectories[number]}
         yield from _misfit(f"{dataset.uri}: {what}", found, objective.num_classes)
+    if isinstance(objective, Classification):
+        yield from _other_classes(mixture)
+
+
+def _other_classes(mixture: Mixture) -> Iterator[str]:
+    """Yield what differs between the lists of classes of a mixture's datasets: label 0 would be one
+    class in the first and another in the second."""
+    listed = [
+        (entry.dataset.uri, entry.dataset.spec.generator.get("classes"))
+        for entry in mixture.entries
+    ]
+    known = [(uri, classes) for uri, classes in listed if classes is not None]
+    for uri, classes in known[1:]:
+        first_uri, first = known[0]
+        if classes != first:
+            at = next(
+                (i for i, pair in enumerate(zip(first, classes, strict=False)) if len({*pair}) > 1),
+                min(len(first), len(classes)),
+            )
+            yield (
+                f"{uri} has {len(classes)} classes, {first_uri} has {len(first)}, and label {at} is "
+                f"{_class(classes, at)} there and {_class(first, at)} here: convert the pictures "
+                f"with all classes as one source, so that they are numbered once"
+            )
+
+
+def _class(classes: list[str], number: int) -> str:
+    return repr(classes[number]) if number < len(classes) else "no class"
 
 
 def drawn_label_problems(

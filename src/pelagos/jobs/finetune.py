@@ -22,9 +22,9 @@ from pelagos.platform.config.finetune import SOURCE_MODEL, FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import ConstantsConfig, ModelConfig
 from pelagos.platform.launch import Watcher
+from pelagos.platform.mlflow_store import tracking_uri
 from pelagos.platform.optimizer import freeze
 from pelagos.platform.runs import RunDirectory
-from pelagos.platform.tracking import tracking_uri
 
 _COLOURS = {
     "matched": "green",

@@ -15,6 +15,7 @@ from pelagos.jobs.parts import build_parts, check_parts, options_for, unique_nam
 from pelagos.jobs.register import register_model
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.launch import Watcher, join_as_rank, launch
+from pelagos.platform.mlflow_store import RecordedRun, check_tracking, recorded_run
 from pelagos.platform.progress import TrainingProgress
 from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.tracking import Tracker
@@ -81,6 +82,7 @@ def start(
     if _other_rank():
         return _join(job)
     check_free(job, identity)
+    check_tracking(job)
     directory = RunDirectory.create(job, identity)
     claim(job, directory)
     make_ready(directory)
@@ -97,7 +99,7 @@ def resume(
     until_step: int | None = None,
 ) -> PretrainResult:
     """Continue a run from its newest complete checkpoint; a finished one only gets its records
-    to MLflow, where that had not worked.
+    to MLflow, where that had not worked or the store is another.
 
     `overrides` (`parallel.strategy=fsdp`, `resources.num_workers=4`) change how the steps to come
     are computed, and stay with the run.
@@ -111,16 +113,22 @@ def resume(
     status = directory.status()
     outcome = Outcome("finished", status["step"])
     is_finished = status.get("state") == "finished"
-    if is_finished and (status.get("is_tracked") or job.tracking.uri is None):
+    is_sent = status.get("is_tracked") and recorded_run(job, directory) is not None
+    if is_finished and (is_sent or job.tracking.uri is None):
         version = status.get("registered_version")
         return PretrainResult(name, outcome, _last_values(directory), version)
     mixture = check_parts(job)
-    if is_finished:  # the store was away at the end, or the driver was killed just before it
+    if (
+        is_finished
+    ):  # the store was away at the end, is another, or the driver was killed just before
+        check_tracking(job)
+        directory.replace_job(job)
         tracker = Tracker(job, directory, _dataset_records(mixture))
         version = _close_records(job, directory, mixture, tracker, outcome)
         return PretrainResult(name, outcome, _last_values(directory), version)
     if _other_rank():
         return _join(job)
+    check_tracking(job)
     if overrides:
         directory.replace_job(job)
     claim(job, directory)
@@ -161,8 +169,8 @@ def _close_records(
     """Send what MLflow lacks, register the model of a finished run; return its version."""
     version = None
     is_sent = tracker.sync(force=True)
-    if outcome.kind == "finished" and tracker.run_id is not None:
-        version = _register(job, directory, tracker.run_id, mixture)
+    if outcome.kind == "finished" and tracker.recorded is not None:
+        version = _register(job, directory, tracker.recorded, mixture)
     tracker.finish(outcome.kind)
     if is_sent:
         directory.set_status(outcome.kind, is_tracked=True, registered_version=version)
@@ -170,11 +178,11 @@ def _close_records(
 
 
 def _register(
-    job: TrainingJob, directory: RunDirectory, run_id: str, mixture: Mixture
+    job: TrainingJob, directory: RunDirectory, recorded: RecordedRun, mixture: Mixture
 ) -> str | None:
     try:
         forecaster, _ = Forecaster.from_run(directory)
-        return register_model(job, run_id, forecaster, mixture.grid_shape)
+        return register_model(job, recorded, forecaster, mixture.grid_shape)
     except Exception as error:  # a registry that is away does not undo a finished training
         logger.warning("the model could not be registered in MLflow: %s", error)
         return None

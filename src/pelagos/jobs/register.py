@@ -12,7 +12,8 @@ from typing import Any
 from pelagos import __version__
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.tracking import SOURCE_TAG, tracking_uri
+from pelagos.platform.mlflow_store import RecordedRun
+from pelagos.platform.tracking import SOURCE_TAG
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ NEWEST_ALIAS = "newest"  # models:/NAME@newest is the version registered last
 
 
 def register_model(
-    job: TrainingJob, run_id: str, forecaster: Forecaster, grid_shape: tuple[int, ...]
+    job: TrainingJob, recorded: RecordedRun, forecaster: Forecaster, grid_shape: tuple[int, ...]
 ) -> str:
     """Log the forecaster to the MLflow run and register a version of it; return the version.
 
@@ -50,7 +51,8 @@ def register_model(
         outputs=Schema([TensorSpec(single, shape)]),
         params=ParamSchema([ParamSpec("absent", DataType.string, [], (-1,))]),
     )
-    mlflow.set_tracking_uri(tracking_uri(job))
+    run_id = recorded.run_id
+    mlflow.set_tracking_uri(recorded.uri)
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "forecaster"
         forecaster.save(directory)

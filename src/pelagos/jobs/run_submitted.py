@@ -148,7 +148,16 @@ class Driver:
             return training.start(job, console, self.watch, identity=self._identity()).outcome
         # where and how the steps are computed may have changed since the last attempt
         moved = [f"resources.ray_address={job.resources.ray_address or 'null'}", *overrides]
-        return training.resume(str(self.runs_dir), self.run, console, moved, self.watch).outcome
+        state = self.record.state()
+        return training.resume(
+            str(self.runs_dir),
+            self.run,
+            console,
+            moved,
+            self.watch,
+            from_step=state.from_step or None,
+            request=state.branch_request,
+        ).outcome
 
     def _identity(self) -> str:
         """Return the run's identity: the same on every node that ever drives this submission, also

@@ -28,7 +28,7 @@ from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.goodput import goodput
-from pelagos.platform.runs import RunDirectory, RunError, changed_keys
+from pelagos.platform.runs import CHANGEABLE_IN_A_BRANCH, RunDirectory, RunError, changed_keys
 from pelagos.platform.submission.mirror import PART_BYTES, Mirror
 from pelagos.platform.submission.record import RunRecord, RunState, list_records
 
@@ -178,9 +178,15 @@ def stop(found: SubmittedRun, now: bool) -> RunState:
 
 
 def resume(
-    found: SubmittedRun, cluster: str | None, overrides: Sequence[str], options: Options
+    found: SubmittedRun,
+    cluster: str | None,
+    overrides: Sequence[str],
+    options: Options,
+    from_step: str | None = None,
 ) -> RunState:
     """Continue a run, on its cluster or on another one that reaches the same storage.
+
+    With `from_step` it goes on from that checkpoint as a branch (`branching.branch`).
 
     A sweep, once its report is made, measures the trials that have finished since, and reports again.
 
@@ -194,7 +200,9 @@ def resume(
             f"run {state.run!r} reports on trials that were submitted with it and takes no overrides "
             f"({', '.join(overrides)}); resume a trial with them, or submit another sweep"
         )
-    if state.state == "finished" and not is_sweep:
+    if is_sweep and from_step is not None:
+        raise RunError(f"run {state.run!r} reports on a sweep and has no checkpoint to branch from")
+    if state.state == "finished" and not is_sweep and from_step is None:
         raise RunError(
             f"run {state.run!r} has finished; `pelagos clone {state.run} NEW` runs it again"
         )
@@ -210,7 +218,7 @@ def resume(
             f"cluster {name} keeps its runs in {config.storage}, this one is in {found.store.uri}: a "
             "run continues only where its checkpoints are. Give both clusters the same storage"
         )
-    job = _revised(found, overrides)
+    job = _revised(found, overrides, is_branch=from_step is not None)
     target.check_needs(needs_of(job))
     latest = submission_of(found.record, state.attempt)
     found.record.append(
@@ -222,6 +230,7 @@ def resume(
         overrides=list(overrides),
         attempt=state.attempt + 1,
         handle={},
+        **({"from_step": from_step} if from_step is not None else {}),
     )
     hand_over(target, found.record, submission_of(found.record, state.attempt + 1))
     return found.record.state()
@@ -321,11 +330,13 @@ def _see_to_silent_end(found: SubmittedRun, state: RunState, detail: str, num_ev
         hand_over(found.cluster, found.record, submission_of(found.record, state.attempt + 1))
 
 
-def _revised(found: SubmittedRun, overrides: Sequence[str]) -> Any:
+def _revised(found: SubmittedRun, overrides: Sequence[str], *, is_branch: bool = False) -> Any:
     """Return the run's job with changes; refuses, once the run has begun, what would change it."""
     directory = run_directory(found)
     if (directory.path / "job.yaml").exists():
-        return directory.revised_job(overrides)
+        return directory.revised_job(overrides, CHANGEABLE_IN_A_BRANCH if is_branch else ())
+    if is_branch:
+        raise RunError(f"run {found.record.run!r} has no checkpoint yet to branch from")
     return parse_job(found.record.job_yaml(), f"run {found.record.run}", overrides)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from pelagos.jobs import finetune, pretrain
+from pelagos.jobs.branching import branch
 from pelagos.jobs.pretrain import PretrainResult
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.schema import TrainingJob
@@ -31,10 +32,17 @@ def resume(
     overrides: Sequence[str] = (),
     watcher: Watcher | None = None,
     until_step: int | None = None,
+    from_step: str | None = None,
+    request: str = "",
 ) -> PretrainResult:
     """Continue a run as `pretrain.resume` does; a fine-tuning that was killed before its first
     weights stood gets them first.
+
+    With `from_step` (`last`, `best`, a step) it goes on from that checkpoint as a branch, in which
+    `overrides` may change optimizer and schedule too (`branching.branch`, also for `request`).
     """
+    if from_step is not None:
+        branch(RunDirectory.open(runs_dir, name), from_step, overrides, request)
     is_finetune = isinstance(RunDirectory.open(runs_dir, name).job(), FinetuneJob)
     make_ready = finetune.make_ready_again if is_finetune else pretrain.ready_already
     return pretrain.resume(runs_dir, name, console, overrides, watcher, make_ready, until_step)

@@ -17,8 +17,8 @@ from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.mlflow_store import tracking_uri
 from pelagos.platform.runs import RunDirectory
-from pelagos.platform.tracking import tracking_uri
 
 SOURCE = "source"
 _SHOWN = 12  # characters of a digest

@@ -4,6 +4,7 @@ runs/NAME/job.yaml        the resolved job
           job-1.yaml      … as it was before the first `resume` that changed it
           status.json     state of the last launch
           metrics.jsonl   one line per step (rewritten up to the checkpoint on resume)
+          metrics-redone.jsonl  lines that resumes took out of it, before the steps were redone
           events.jsonl    launches, resumes, checkpoints, validations, the end
           identity.json   what its checkpoints carry, so that another run's are never taken for its own
           take-overs.json other runs' checkpoints that this one went on from (members of a population)
@@ -40,10 +41,16 @@ CHANGEABLE = (
     "validation.every_steps",
     "data.num_threads",
     "data.prefetch_steps",
+    "data.cache",
     "data.order_version",  # a checkpoint of the other version is refused when it is loaded
+    "data.mixture.*.uri",  # as are data of another fingerprint: what moved is the same data
     "optimizer.frozen",
+    "storage",
 )
+# What a branch may change besides, from its step on: how weights move, and for how long.
+CHANGEABLE_IN_A_BRANCH = ("optimizer", "schedule")
 
+BRANCHED = "branched"
 TAKE_OVERS = "take-overs.json"
 IDENTITY = "identity.json"
 State = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
@@ -103,6 +110,7 @@ class RunDirectory:
         self.name = self.path.name
         self.metrics_path = self.path / "metrics.jsonl"
         self.events_path = self.path / "events.jsonl"
+        self.redone_path = self.path / "metrics-redone.jsonl"
 
     @classmethod
     def create(cls, job: TrainingJob, identity: str | None = None) -> "RunDirectory":
@@ -145,7 +153,9 @@ class RunDirectory:
         assert isinstance(job, TrainingJob), "only training makes run directories"
         return job
 
-    def revised_job(self, overrides: Sequence[str]) -> TrainingJob:
+    def revised_job(
+        self, overrides: Sequence[str], also_changeable: Sequence[str] = ()
+    ) -> TrainingJob:
         """Return the run's job with changes to how the steps to come are computed.
 
         Raises:
@@ -155,14 +165,20 @@ class RunDirectory:
         before = self.job()
         after = load_job(self.path / "job.yaml", overrides)
         assert isinstance(after, TrainingJob)
-        refused = [k for k in _changed_keys(before, after) if not k.startswith(CHANGEABLE)]
-        if refused:
+        changeable = (*CHANGEABLE, *also_changeable)
+        refused = [k for k in _changed_keys(before, after) if not _is_among(k, changeable)]
+        if not refused:
+            return after
+        if all(_is_among(key, CHANGEABLE_IN_A_BRANCH) for key in refused):
             raise RunError(
-                f"run {self.name!r}: a resume cannot change {', '.join(refused)}: the steps to come "
-                f"would not continue those done. It can change {', '.join(CHANGEABLE)}; for "
-                "anything else start a new run"
+                f"run {self.name!r}: {', '.join(refused)} can change from a checkpoint on, as a "
+                f"branch of the run: add --from STEP (or --from last)"
             )
-        return after
+        raise RunError(
+            f"run {self.name!r}: a resume cannot change {', '.join(refused)}: the steps to come "
+            f"would not continue those done. It can change {', '.join(CHANGEABLE)}, and with "
+            f"--from STEP {' and '.join(CHANGEABLE_IN_A_BRANCH)}; for anything else start a new run"
+        )
 
     def replace_job(self, job: TrainingJob) -> None:
         """Keep `job` as the run's; the job as it was stays beside, as job-1.yaml, job-2.yaml, …."""
@@ -301,6 +317,10 @@ class RunDirectory:
         """Return every step's values, in order."""
         return _read(self.metrics_path)
 
+    def redone_metrics(self) -> list[dict[str, Any]]:
+        """Return the values that steps had before they were redone, in the order of dropping."""
+        return _read(self.redone_path)
+
     def events(self) -> list[dict[str, Any]]:
         """Return every event, in order."""
         return _read(self.events_path)
@@ -324,6 +344,8 @@ class RunDirectory:
         """Drop the values of steps after `step` (they are about to be redone); return how many."""
         records = self.metrics()
         kept = [r for r in records if r["step"] <= step]
+        for record in records[len(kept) :]:
+            _append(self.redone_path, record)
         self.replace("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
         return len(records) - len(kept)
 
@@ -354,11 +376,33 @@ def _changed_keys(before: TrainingJob, after: TrainingJob) -> list[str]:
 
 def _differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
     """Yield the dotted keys whose values differ."""
+    if _are_lists_of_mappings(before, after):
+        before, after = dict(enumerate(before)), dict(enumerate(after))
     if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
         for key in before:
             yield from _differences(before[key], after[key], f"{path}.{key}" if path else key)
     elif before != after:
         yield path
+
+
+def _are_lists_of_mappings(before: Any, after: Any) -> bool:
+    """Return whether both are lists of as many mappings, which are compared one by one."""
+    both = isinstance(before, list) and isinstance(after, list) and len(before) == len(after)
+    return both and all(isinstance(item, dict) for item in (*before, *after))
+
+
+def _is_among(key: str, patterns: Sequence[str]) -> bool:
+    """Return whether a dotted key is one of these, or below one; `*` stands for one part.
+
+    >>> _is_among("data.mixture.0.uri", ["data.mixture.*.uri"]), _is_among("database", ["data"])
+    (True, False)
+    """
+    parts = key.split(".")
+    return any(
+        len(parts) >= len(wanted)
+        and all(w in ("*", p) for w, p in zip(wanted, parts, strict=False))
+        for wanted in (pattern.split(".") for pattern in patterns)
+    )
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:

@@ -9,7 +9,9 @@ from pelagos import __version__
 from pelagos.infra.files import replace_durably
 from pelagos.platform.config.load import resolve_yaml
 from pelagos.platform.config.sweep import SweepJob
-from pelagos.platform.tracking import code_version, experiment_id, tracking_uri
+from pelagos.platform.mlflow_names import accepted_name
+from pelagos.platform.mlflow_store import experiment_id, tracking_uri
+from pelagos.platform.tracking import code_version
 
 logger = logging.getLogger(__name__)
 PARENT_TAG = "mlflow.parentRunId"
@@ -29,7 +31,8 @@ def open_parent(sweep: SweepJob, directory: Path) -> str | None:
             client.update_run(run_id, status="RUNNING")
             return run_id
         tags = {"pelagos.version": __version__, "pelagos.code": code_version()}
-        tags |= {SWEEP_TAG: sweep.name, **sweep.tracking.tags}
+        tags |= {accepted_name(k): v for k, v in sweep.tracking.tags.items()}
+        tags[SWEEP_TAG] = sweep.name
         created = client.create_run(experiment_id(client, sweep), run_name=sweep.name, tags=tags)
         run_id = str(created.info.run_id)
         # kept before anything else can fail: a run that nobody knows of has no children
@@ -72,7 +75,7 @@ def close_parent(
     try:
         client = _client(sweep)
         for name, value in metrics.items():
-            client.log_metric(run_id, name, value)
+            client.log_metric(run_id, accepted_name(name), value)
         for name in ("sweep.json", "sweep.png", "schedules.png", "report.html"):
             if (directory / name).exists():
                 client.log_artifact(run_id, str(directory / name), "sweep")

@@ -7,6 +7,7 @@ while the files stand. One MLflow run serves all launches of a run.
 
 import json
 import logging
+import math
 import os
 import subprocess
 import time
@@ -15,9 +16,22 @@ from typing import Any
 
 from pelagos import __version__
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.goodput import goodput, step_time_percentiles
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.mlflow_names import (
+    MAX_PARAMETER_LENGTH,
+    MAX_TAG_LENGTH,
+    NAME_TAG,
+    accepted_name,
+)
+from pelagos.platform.mlflow_store import (
+    RecordedRun,
+    earlier_runs,
+    experiment_id,
+    record_run,
+    recorded_run,
+    tracking_uri,
+)
+from pelagos.platform.runs import BRANCHED, RunDirectory
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 15.0
@@ -27,38 +41,9 @@ LAST_STEP_TAG = "pelagos.last_step"
 SOURCE_TAG = "pelagos.source."
 TAKE_OVER_TAG = "pelagos.take_over."
 LAST_EVENT_TAG = "pelagos.last_event"
+LAST_DROPPED_TAG = "pelagos.last_dropped"
+EARLIER_TAG = "pelagos.earlier_run"
 NOT_METRICS = {"step", "time", "kind", "uri", "launch", "cause"}
-
-
-def tracking_uri(job: TrainingJob | SweepJob) -> str:
-    """Return the job's MLflow uri with a relative SQLite path made absolute; empty if not tracked."""
-    prefix = "sqlite:///"
-    uri = job.tracking.uri or ""
-    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
-        return prefix + str(Path(uri.removeprefix(prefix)).absolute())
-    return uri
-
-
-def artifact_location(job: TrainingJob | SweepJob) -> str | None:
-    """Return where artifacts of a new experiment go: beside a SQLite store, else as it decides."""
-    uri = tracking_uri(job)
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
-
-
-def experiment_id(client: Any, job: TrainingJob | SweepJob) -> str:
-    """Return the id of the job's experiment, which is made if there is none."""
-    from mlflow.exceptions import MlflowException
-
-    name = job.tracking.experiment
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    try:
-        return str(client.create_experiment(name, artifact_location=artifact_location(job)))
-    except MlflowException:  # another run created it in the meantime
-        return str(client.get_experiment_by_name(name).experiment_id)
 
 
 class Tracker:
@@ -73,10 +58,17 @@ class Tracker:
         self.warned = False
         self._client: Any = None
         self._monitor: Any = None
-        self.run_id: str | None = None
+        self.recorded: RecordedRun | None = None
+        self._renamed: dict[str, str] = {}
+        self._untold_names = False
         # a store that is away must not hold the job up: fail soon, try again later
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run's id, once the store has answered."""
+        return None if self.recorded is None else self.recorded.run_id
 
     def sync(self, force: bool = False) -> bool:
         """Send what is new; return whether the store has everything. Never raises."""
@@ -88,6 +80,7 @@ class Tracker:
             self._connect()
             self._send_metrics()
             self._send_events()
+            self._send_names()
             self.next_try = time.monotonic() + SYNC_SECONDS
             return True
         except Exception as error:
@@ -126,24 +119,46 @@ class Tracker:
             logger.warning("MLflow: the end of the run could not be recorded: %s", error)
 
     def _connect(self) -> None:
-        if self.run_id is not None:
+        if self.recorded is not None:
             return
-        from mlflow import MlflowClient
-
-        uri = tracking_uri(self.job)
-        self._client = MlflowClient(tracking_uri=uri)
-        known = self.run.path / "tracking.json"
-        if known.exists():
-            run_id = str(json.loads(known.read_text())["run_id"])
-            self._client.update_run(run_id, status="RUNNING")
-        else:
-            run_id = self._create_run()
-            self.run.replace("tracking.json", json.dumps({"uri": uri, "run_id": run_id}))
-        tags = self._client.get_run(run_id).data.tags
+        recorded = recorded_run(self.job, self.run)
+        if recorded is not None and not self._continue(recorded):
+            recorded = None
+        if recorded is None:
+            recorded = RecordedRun(tracking_uri(self.job), "")
+            self._client = _client(recorded.uri)
+            recorded = RecordedRun(recorded.uri, self._create_run())
+            record_run(self.job, self.run, recorded)
+        tags = self._client.get_run(recorded.run_id).data.tags
         self.last_step = int(tags.get(LAST_STEP_TAG, 0))
         self.last_event = int(tags.get(LAST_EVENT_TAG, 0))
-        self.run_id = run_id
-        self._start_system_metrics(uri, run_id)
+        # an MLflow run that is new holds nothing of the steps that were redone before it
+        dropped = len(self.run.redone_metrics()) if LAST_STEP_TAG not in tags else 0
+        self.last_dropped = int(tags.get(LAST_DROPPED_TAG, dropped))
+        self.recorded = recorded
+        self._start_system_metrics(recorded.uri, recorded.run_id)
+
+    def _continue(self, recorded: RecordedRun) -> bool:
+        """Open the run's own MLflow run again; return whether it is still there."""
+        from mlflow.exceptions import MlflowException
+
+        self._client = _client(recorded.uri)
+        try:
+            found = self._client.get_run(recorded.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            found = None
+        if found is None or found.info.lifecycle_stage == "deleted":
+            logger.warning(
+                "the MLflow run %s of %s was deleted in %s: a new one takes all its records",
+                recorded.run_id,
+                self.run.name,
+                recorded.uri,
+            )
+            return False
+        self._client.update_run(recorded.run_id, status="RUNNING")
+        return True
 
     def _start_system_metrics(self, uri: str, run_id: str) -> None:
         """Sample CPU, memory, disk, network and GPU of the driver's machine into the run."""
@@ -158,25 +173,50 @@ class Tracker:
 
         experiment = experiment_id(self._client, self.job)
         tags = {"pelagos.version": __version__, "pelagos.code": code_version()}
-        tags |= self.job.tracking.tags
+        tags |= {self._name(k): v[:MAX_TAG_LENGTH] for k, v in self.job.tracking.tags.items()}
+        earlier = earlier_runs(self.run)
+        tags |= {EARLIER_TAG: earlier[-1]["run_id"]} if earlier else {}
         created = self._client.create_run(experiment, run_name=self.run.name, tags=tags)
         run_id = str(created.info.run_id)
         flat = _flatten(self.job.model_dump(mode="json"))
-        params = [Param(k, v[:6000]) for k, v in flat.items()]
+        params = [Param(self._name(k), v[:MAX_PARAMETER_LENGTH]) for k, v in flat.items()]
         for start in range(0, len(params), 100):
             self._client.log_batch(run_id, params=params[start : start + 100])
         self._client.log_text(run_id, (self.run.path / "job.yaml").read_text(), "run/job.yaml")
         self._client.log_inputs(run_id, datasets=[_dataset_input(d) for d in self.datasets])
         return run_id
 
+    def _name(self, name: str) -> str:
+        """Return the name under which MLflow takes something, noting where it is another one."""
+        accepted = accepted_name(name)
+        if accepted != name and accepted not in self._renamed:
+            self._renamed[accepted] = name
+            self._untold_names = True
+        return accepted
+
+    def _send_names(self) -> None:
+        """Say by tags what changed names stand for, each once."""
+        from mlflow.entities import RunTag
+
+        if not self._untold_names:
+            return
+        tags = [
+            RunTag(accepted_name(NAME_TAG + accepted), name[:MAX_TAG_LENGTH])
+            for accepted, name in self._renamed.items()
+        ]
+        for start in range(0, len(tags), 100):
+            self._client.log_batch(self.run_id, tags=tags[start : start + 100])
+        self._untold_names = False
+
     def _send_metrics(self) -> None:
         from mlflow.entities import Metric, RunTag
 
-        # a resumed run redoes steps with the same bits, so what was sent once stays right
-        new = [r for r in self.run.metrics() if r["step"] > self.last_step]
+        records = self.run.metrics()
+        self._look_for_redone(records)
+        new = [r for r in records if r["step"] > self.last_step]
         every = self.job.tracking.log_every_steps
         metrics = [
-            Metric(name, float(value), int(r["time"] * 1000), r["step"])
+            Metric(self._name(name), float(value), int(r["time"] * 1000), r["step"])
             for r in new
             if r["step"] % every == 0
             for name, value in r.items()
@@ -186,8 +226,26 @@ class Tracker:
             self._client.log_batch(self.run_id, metrics=metrics[start : start + BATCH_METRICS])
         if new:
             self.last_step = new[-1]["step"]
-            tag = RunTag(LAST_STEP_TAG, str(self.last_step))
-            self._client.log_batch(self.run_id, tags=[tag])
+            tags = [RunTag(LAST_STEP_TAG, str(self.last_step))]
+            tags.append(RunTag(LAST_DROPPED_TAG, str(self.last_dropped)))
+            self._client.log_batch(self.run_id, tags=tags)
+
+    def _look_for_redone(self, records: list[dict[str, Any]]) -> None:
+        """Go back to the first step that was sent and then redone with another result.
+
+        A resume redoes the steps since its checkpoint, usually with the same bits: what was sent
+        stays right. Under another layout or other settings it is not, and is sent again; MLflow
+        shows the later value.
+        """
+        dropped = self.run.redone_metrics()[self.last_dropped :]
+        if not dropped:
+            return
+        before = {r["step"]: r for r in dropped}
+        now = {r["step"]: r for r in records}
+        differing = [s for s in before if s in now and _result(before[s]) != _result(now[s])]
+        if differing or max(before) in now:
+            self.last_dropped += len(dropped)
+            self.last_step = min([self.last_step, *(step - 1 for step in differing)])
 
     def _send_events(self) -> None:
         from mlflow.entities import Metric, RunTag
@@ -198,15 +256,20 @@ class Tracker:
             return
         counts = [e["kind"] for e in events]
         metrics = [
-            Metric(_event_metric(e["kind"], name), float(value), int(e["time"] * 1000), e["step"])
-            for e in new
+            Metric(
+                self._name(_event_metric(e["kind"], name)),
+                float(value),
+                int(e["time"] * 1000),
+                e["step"],
+            )
+            for e in _not_undone(events)[len(events) - len(new) :]
             for name, value in e.items()
             if name not in NOT_METRICS and isinstance(value, int | float) and "step" in e
         ]
         tags = [RunTag(LAST_EVENT_TAG, str(len(events)))]
         tags += [RunTag(f"pelagos.count.{k}", str(counts.count(k))) for k in sorted(set(counts))]
         tags += [tag for e in new if e["kind"] == "source" for tag in _source_tags(e)]
-        taken_over = [e for e in new if e["kind"] == "taken_over"]
+        taken_over = [e for e in new if e["kind"] in ("taken_over", BRANCHED)]
         tags += [_take_over_tag(e) for e in taken_over]
         metrics += [m for e in taken_over for m in _changed_settings(e)]
         checkpoints = [e for e in events if e["kind"] == "checkpoint"]
@@ -217,13 +280,27 @@ class Tracker:
         self.last_event = len(events)
 
 
+def _client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _result(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what a step computed, without what it took."""
+    return {k: v for k, v in record.items() if k.startswith(("loss", "gradient_norm", "lr"))}
+
+
 def _source_tags(event: dict[str, Any]) -> list[Any]:
     """Return where a fine-tuning's weights come from: the parent's run, step and digests."""
     from mlflow.entities import RunTag
 
     told = {k: v for k, v in event.items() if k not in ("time", "kind")}
     return [
-        RunTag(f"{SOURCE_TAG}{key}", value if isinstance(value, str) else json.dumps(value))
+        RunTag(
+            accepted_name(f"{SOURCE_TAG}{key}"),
+            (value if isinstance(value, str) else json.dumps(value))[:MAX_TAG_LENGTH],
+        )
         for key, value in told.items()
     ]
 
@@ -268,6 +345,16 @@ def _git(*arguments: str) -> str:
     ).stdout.strip()
 
 
+def _not_undone(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the events, empty in place of those of steps that a later branch left behind."""
+    found, first_branch = [], math.inf
+    for event in reversed(events):
+        found.append({} if event.get("step", 0) > first_branch else event)
+        if event["kind"] == BRANCHED:
+            first_branch = min(first_branch, event["step"])
+    return found[::-1]
+
+
 def _event_metric(kind: str, name: str) -> str:
     return name if name.startswith(kind) else f"{kind}_{name}"
 
@@ -299,17 +386,19 @@ def log_evaluation(
     job: TrainingJob, run: RunDirectory, output: Path, metrics: list[tuple[str, int, float]]
 ) -> None:
     """Log a report's files and (name, step, value) metrics to the run; a store away is a warning."""
-    known = run.path / "tracking.json"
-    if job.tracking.uri is None or not known.exists():
+    recorded = recorded_run(job, run)
+    if job.tracking.uri is None or recorded is None:
         return
     try:
-        from mlflow import MlflowClient
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric, RunTag
 
-        client = MlflowClient(tracking_uri=tracking_uri(job))
-        run_id = str(json.loads(known.read_text())["run_id"])
+        client, run_id = _client(recorded.uri), recorded.run_id
         now = int(time.time() * 1000)
-        records = [Metric(name, value, now, step) for name, step, value in metrics]
+        records = [Metric(accepted_name(name), value, now, step) for name, step, value in metrics]
+        changed = {name for name, _, _ in metrics if accepted_name(name) != name}
+        tags = [RunTag(accepted_name(NAME_TAG + accepted_name(name)), name) for name in changed]
+        for start in range(0, len(tags), 100):
+            client.log_batch(run_id, tags=tags[start : start + 100])
         for start in range(0, len(records), BATCH_METRICS):
             client.log_batch(run_id, metrics=records[start : start + BATCH_METRICS])
         client.log_artifacts(run_id, str(output), f"evaluation/{output.name}")

@@ -380,11 +380,18 @@ class TrainingLoop:
             )
 
     def _diverged(self, step: int, what: str) -> str:
+        what = f"step {step + 1}: {what}; the weights were not changed by it"
         saved = self.checkpoints.latest_step()
-        last = f"the checkpoint of step {saved} is the last good one" if saved else "none was saved"
+        if not saved:
+            return (
+                f"{what}; no checkpoint was saved. Start a new run with a lower optimizer.lr, a "
+                "longer schedule.warmup_steps, or parallel.precision: fp32."
+            )
         return (
-            f"step {step + 1}: {what}; the weights were not changed by it; {last}. Lower "
-            "optimizer.lr, lengthen schedule.warmup_steps, or use parallel.precision: fp32."
+            f"{what}; the checkpoint of step {saved} is the last good one. Go on from it, or an "
+            f"earlier one, with other settings: `pelagos resume {self.job.name} --from {saved} "
+            f"optimizer.lr={self.job.optimizer.lr / 10:g}` (or schedule.warmup_steps, "
+            "optimizer.clip_norm, parallel.precision=fp32)."
         )
 
 

@@ -255,6 +255,21 @@ def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, Any], messag
         open_source(str(tmp_path / "CE-RP.nc"), ConvertOptions(**options))
 
 
+def test_swapped_axes_are_swapped_in_the_values(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).normal(size=(20, 2, 5, 6, 4)).astype(np.float32)
+    with h5py.File(tmp_path / "CE-RP.nc", "w") as f:
+        f["data"] = data
+    options = ConvertOptions(swap_axes=True, max_trajectories=9)
+    source, place = str(tmp_path / "CE-RP.nc"), str(tmp_path / "out.zarr")
+    result = convert.run(source, place, options, verify=True)
+    assert result.differences == ()
+    dataset = open_dataset(place)
+    assert dataset.spec.grid_shape == (4, 6)
+    for stored, given in enumerate([*range(7), 16, 18]):  # the first of every split
+        wanted = data[given, :, :4].swapaxes(-1, -2)
+        assert np.array_equal(dataset.window(stored, 0, 2), wanted)
+
+
 # -- comparing ------------------------------------------------------------------------------------
 
 
@@ -294,7 +309,8 @@ def test_the_command(tmp_path: Path) -> None:
     with h5py.File(source, "a") as f:
         f["data"][0, 0, 0, 0, 0] += 1
     found = runner.invoke(app, ["convert", source, place, "--verify", "--compression", "zstd"])
-    assert (found.exit_code, "1 frames differ" in found.stdout) == (1, True)
+    assert (found.exit_code, "2 differences" in found.stdout) == (1, True)
+    assert "field 'density': mean " in found.stdout  # the statistics are compared too
 
 
 def test_the_list_of_formats() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pelagos.data_pipelines.convert.agreement import Agreement
 from pelagos.data_pipelines.convert.formats import Format, named, natural
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
@@ -56,15 +57,18 @@ def _read(path: str, options: ConvertOptions) -> Source:
     numbers = {case: _numbers(case) for case in cases}
     shapes = {case: _shape(case) for case in cases}
     grid = shapes[cases[0]][1:]
+    agreement = Agreement()
     for case, shape in shapes.items():
-        if shape[1:] != grid:
-            raise SourceError(
-                f"{case / 'u.npy'} has frames {shape[1:]}, those of {cases[0]} are {grid}; all "
-                f"cases of a dataset must have one grid"
-            )
+        agreement.require("the grid (y, x)", str(case), shape[1:])
+        size = (numbers[case].get("height"), numbers[case].get("width"))
+        consequence = "they stay parameters of the trajectory, and the domain is written as 1 x 1"
+        agreement.remark("the size (height, width)", str(case), size, consequence)
     random.Random(0).shuffle(cases)
     num_frames = options.num_frames or min(shape[0] for shape in shapes.values())
-    names = [n for n in numbers[cases[0]] if all(n in numbers[case] for case in cases)]
+    all_names = dict.fromkeys(name for case in cases for name in numbers[case])
+    names = [n for n in all_names if all(n in numbers[case] for case in cases)]
+    if missing := [n for n in all_names if n not in names]:
+        agreement.notes.append(f"parameters {', '.join(missing)} are not in every case: left out")
     held_out = round(len(cases) * 0.1)
     num_train = round(len(cases) * 0.8)
     by_split = {
@@ -89,6 +93,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
         f"{num_frames} frames (--num-frames), all of a case in one split; {left_out} frames at "
         f"the ends of cases are left out",
         "the walls that the published loader adds around the values are not added",
+        *agreement.notes,
     )
     return Source(
         format="cfdbench",

@@ -11,6 +11,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pelagos.data_pipelines.convert.agreement import (
+    Agreement,
+    common_length,
+    require_equal_descriptions,
+)
 from pelagos.data_pipelines.convert.formats import (
     Format,
     child,
@@ -74,18 +79,18 @@ def _read(path: str, options: ConvertOptions) -> Source:
             f"test, or one HDF5 file with 'data'"
         )
     splits: dict[str, tuple[Part, ...]] = {}
-    shape: tuple[int, ...] = ()
+    lengths: list[tuple[str, int]] = []
+    agreement = Agreement()
     for name, files in by_split.items():
-        parts = [_part(file) for file in files]
-        shape = shape or parts[0][1]
-        for file, (_, other) in zip(files, parts, strict=True):
-            if other[:2] + other[3:] != shape[:2] + shape[3:]:
-                raise SourceError(
-                    f"{file}: data has [x, y, t, c] = {other}, that of the first file is {shape}; "
-                    f"all must have one grid and one number of channels"
-                )
-            shape = (*shape[:2], min(shape[2], other[2]), shape[3])
-        splits[name] = tuple(part for part, _ in parts)
+        parts = []
+        for file in files:
+            part, shape = _part(file, agreement)
+            agreement.require("the grid [x, y]", file, shape[:2])
+            agreement.require("the number of channels", file, shape[3])
+            lengths.append((file, shape[2]))
+            parts.append(part)
+        splits[name] = tuple(parts)
+    num_frames, cut = common_length(lengths, options.num_frames)
     files = [file for found in by_split.values() for file in found]
     fields = _fields(path, shape[3])
     return Source(
@@ -94,18 +99,23 @@ def _read(path: str, options: ConvertOptions) -> Source:
         equation="not stored in the files",
         fields=tuple(Field(f, f) for f in fields),
         splits=splits,
-        num_frames=shape[2],
+        num_frames=num_frames,
         grid_shape=(shape[1], shape[0]),
-        notes=("the files hold no times: the frame interval is written as 1",),
+        notes=(
+            "the files hold no times: the frame interval is written as 1",
+            *agreement.notes,
+            *cut,
+        ),
         details={"num_files": len(files), "source_bytes": stored_bytes(files)},
     )
 
 
-def _part(file: str) -> tuple[Part, tuple[int, ...]]:
+def _part(file: str, agreement: Agreement) -> tuple[Part, tuple[int, ...]]:
     """A file's trajectories and their shape `[x, y, t, c]`."""
     with looking_into(file) as opened:
         stored = child(opened, "data", "[x, y, t, c], or [n, x, y, t(, c)] for many trajectories")
         shape = tuple(map(int, stored.shape))
+        require_equal_descriptions(agreement, file, opened, ["data"])
     axes = "xyt" if _SCATTERED.search(file) else "nxyt"
     if len(shape) - len(axes) not in (0, 1):
         raise SourceError(

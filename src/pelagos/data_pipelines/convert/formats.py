@@ -55,26 +55,47 @@ def natural(path: str | Path) -> list[int | str]:
 
 
 def files_of(path: str, suffixes: Sequence[str] = HDF5_SUFFIXES) -> list[str]:
-    """The file at `path`, or those in the folder there with one of the suffixes, in order."""
+    """The file at `path`, or those in the folder there with one of the suffixes, in order.
+
+    Suffixes in capitals count; hidden files, which some archives hold, are left out.
+
+    Raises:
+        SourceError: a link leads nowhere.
+    """
+    endings = tuple(suffixes)
     if is_remote(path):
-        return [path] if path.endswith(tuple(suffixes)) else []
+        return [path] if path.endswith(endings) else []
     place = Path(path)
-    if place.is_dir():
-        found = [p for p in place.iterdir() if p.name.endswith(tuple(suffixes)) and p.is_file()]
-        return [str(p) for p in sorted(found, key=lambda p: natural(p.name))]
-    return [path] if place.is_file() and place.name.endswith(tuple(suffixes)) else []
+    if not place.is_dir():
+        return [path] if place.is_file() and place.name.lower().endswith(endings) else []
+    named_so = [p for p in place.iterdir() if p.name.lower().endswith(endings)]
+    found = [p for p in named_so if not p.name.startswith(".") and not p.is_dir()]
+    for file in found:
+        if not file.exists():
+            raise SourceError(f"{file} is a link to {file.readlink()}, which does not exist")
+    return [str(p) for p in sorted(found, key=lambda p: natural(p.name))]
 
 
 def split_folders(path: str) -> dict[str, Path]:
-    """Folders of a folder that are named like splits, in the order train, validation, test."""
+    """Folders of a folder that are named like splits, in the order train, validation, test.
+
+    Raises:
+        SourceError: two folders have names of one split.
+    """
     place = Path(path)
     if is_remote(path) or not place.is_dir():
         return {}
-    found = {
-        SPLIT_NAMES[p.name.lower()]: p
-        for p in sorted(place.iterdir())
-        if p.is_dir() and p.name.lower() in SPLIT_NAMES
-    }
+    found: dict[str, Path] = {}
+    for folder in sorted(place.iterdir()):
+        name = SPLIT_NAMES.get(folder.name.lower())
+        if name is None or not folder.is_dir():
+            continue
+        if name in found:
+            raise SourceError(
+                f"{found[name]} and {folder} are both the split {name}: put all of it into one of "
+                f"them, or remove the one that is not wanted"
+            )
+        found[name] = folder
     return {name: found[name] for name in ("train", "validation", "test") if name in found}
 
 

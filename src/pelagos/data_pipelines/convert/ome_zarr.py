@@ -14,12 +14,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pelagos.data_pipelines.convert.agreement import Agreement
 from pelagos.data_pipelines.convert.formats import Format, named, natural
 from pelagos.data_pipelines.convert.missing_chunks import ChunkCount, count_chunks
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field
-from pelagos.data_pipelines.store.schema import AXIS_NAMES
+from pelagos.data_pipelines.store.schema import AXIS_NAMES, LABEL_KIND
 from pelagos.infra.object_store import is_remote, storage_options
 
 _AXES_BEFORE_0_4 = ("t", "c", "z", "y", "x")
@@ -68,21 +69,24 @@ def _read(path: str, options: ConvertOptions) -> Source:
         )
     looks = [_look(image, options) for image in images]
     first = looks[0]
+    agreement = Agreement()
     for image, look in zip(images, looks, strict=True):
-        for what in ("fields", "sizes"):
-            if look[what] != first[what]:
-                raise SourceError(
-                    f"{image}: {what} {look[what]}, {images[0]} has {first[what]}; all images of "
-                    f"a dataset must agree"
-                )
+        agreement.require("the list of channels and labels", image, look["fields"])
+        agreement.require("the size", image, look["sizes"])
+        agreement.require("the unit", image, look["units"])
+        agreement.require("the size of a pixel (scale)", image, look["scale"])
     order = AXIS_NAMES[len(set(first["sizes"]) & {"x", "y", "z"})]
     sizes, scale = first["sizes"], first["scale"]
+    num_images = len(first["fields"]) - first["num_labels"]
     num_missing, notes = _missing(path, [c for look in looks for c in look["chunks"]], options)
     return Source(
         format="ome-zarr",
         name=named(path),
         equation="microscopy images",
-        fields=tuple(Field(name, name) for name in first["fields"]),
+        fields=tuple(
+            Field(name, LABEL_KIND if i >= num_images else name)
+            for i, name in enumerate(first["fields"])
+        ),
         splits={"all": tuple(look["part"] for look in looks)},
         num_frames=sizes.get("t", 1),
         grid_shape=tuple(sizes[letter] for letter in order),
@@ -126,16 +130,19 @@ def _look(image: str, options: ConvertOptions) -> dict[str, Any]:
     reader = "zarr" if options.allow_missing_chunks else "strict-zarr"
     attributes = _attributes(image)
     assert attributes is not None
-    array, letters, scale, units = _level(image, "", attributes, level)
+    array, letters, scale, units, origin = _level(image, "", attributes, level)
     sizes = dict(zip(letters, array.shape, strict=True))
     channels = int(sizes.pop("c", 1))
     fields = _channel_names(attributes, channels)
     key = _dataset(image, attributes, level)["path"]
     arrays = [StoredArray(reader, image, key, "".join(letters), 0, channels)]
     chunks = [count_chunks(image, key, array)]
+    label_names: list[str] = []
     for name in _label_images(image):
         inner = _attributes(f"{image}/labels/{name}") or {}
-        labels, label_letters, _, _ = _level(image, f"labels/{name}/", inner, level)
+        place = f"{image}/labels/{name}"
+        labels, label_letters, *geometry = _level(image, f"labels/{name}/", inner, level)
+        _require_same_grid(image, (scale, units, origin), place, geometry)
         axes = "".join("1" if letter == "c" else letter for letter in label_letters)
         found = {k: v for k, v in zip(axes, labels.shape, strict=True) if k in sizes and k != "1"}
         if any(sizes[k] != v for k, v in found.items()):
@@ -143,17 +150,31 @@ def _look(image: str, options: ConvertOptions) -> dict[str, Any]:
                 f"{image}/labels/{name}: level {level} has {found}, the image has {sizes}"
             )
         label_key = f"labels/{name}/{_dataset(image, inner, level)['path']}"
-        arrays.append(StoredArray(reader, image, label_key, axes, len(fields)))
+        number = len(fields) + len(label_names)
+        arrays.append(StoredArray(reader, image, label_key, axes, number, is_label=True))
         chunks.append(count_chunks(image, label_key, labels))
-        fields = (*fields, name)
+        label_names.append(name)
     return {
-        "fields": fields,
+        "fields": (*fields, *label_names),
+        "num_labels": len(label_names),
         "sizes": {k: int(v) for k, v in sizes.items()},
-        "scale": scale,
+        "scale": {letter: scale[letter] for letter in letters if letter != "c"},
         "units": units,
         "part": Part(tuple(arrays)),
         "chunks": chunks,
     }
+
+
+def _require_same_grid(image: str, of_image: Any, labels: str, of_labels: Any) -> None:
+    """Raises SourceError where a label image lies elsewhere than its image: another scale, unit or
+    translation of an axis that both have."""
+    agreement = Agreement("A label must lie on its image: write both on one grid")
+    for what, mine, theirs in zip(
+        ("the scale", "the unit", "the translation"), of_image, of_labels, strict=True
+    ):
+        for letter in set(mine) & set(theirs) - {"c"}:
+            agreement.require(f"{what} along {letter}", image, mine[letter])
+            agreement.require(f"{what} along {letter}", labels, theirs[letter])
 
 
 def _dataset(image: str, attributes: dict[str, Any], level: int) -> dict[str, Any]:
@@ -165,8 +186,8 @@ def _dataset(image: str, attributes: dict[str, Any], level: int) -> dict[str, An
 
 def _level(
     image: str, prefix: str, attributes: dict[str, Any], level: int
-) -> tuple[Any, tuple[str, ...], dict[str, float], dict[str, str]]:
-    """The array of a level, the letters of its axes, their scale and units."""
+) -> tuple[Any, tuple[str, ...], dict[str, float], dict[str, str], dict[str, float]]:
+    """The array of a level, the letters of its axes, their scale, units and translation."""
     dataset = _dataset(image, attributes, level)
     array: Any = _group(image)[prefix + dataset["path"]]
     axes = attributes["multiscales"][0].get("axes") or _AXES_BEFORE_0_4[-len(array.shape) :]
@@ -182,11 +203,15 @@ def _level(
         *dataset.get("coordinateTransformations", []),
         *attributes["multiscales"][0].get("coordinateTransformations", []),
     ]
-    for transformation in transformations:
+    origin = dict.fromkeys(letters, 0.0)
+    for transformation in transformations:  # in this order: a later scale moves the origin too
         for letter, factor in zip(letters, transformation.get("scale", []), strict=False):
             scale[letter] *= float(factor)
+            origin[letter] *= float(factor)
+        for letter, shift in zip(letters, transformation.get("translation", []), strict=False):
+            origin[letter] += float(shift)
     units = {str(axis["name"]).lower(): axis["unit"] for axis in named_axes if "unit" in axis}
-    return array, letters, scale, units
+    return array, letters, scale, units, origin
 
 
 def _channel_names(attributes: dict[str, Any], channels: int) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ class ConvertOptions:
     level: ome-zarr: which level of the pyramid; 0 is the full resolution.
     allow_missing_chunks: ome-zarr: read chunks that are not there as the fill value.
     grid: arrays, netcdf: of files with several grids, convert those of this one, `(y, x)`.
-    num_frames: frames per trajectory to keep; None: all (the fewest, where they differ).
+    num_frames: frames per trajectory to keep; None: all, which must be equally many (of CFDBench,
+        whose cases are cut into trajectories, the shortest case's).
     splits: `{"train": 0.8, "test": 0.2}`: shares, or numbers of trajectories; None: the
         format's. Not for sources that come in splits.
     max_trajectories: convert this many, taken from the beginning of every split in proportion.

@@ -19,11 +19,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from pelagos.data_pipelines.convert.agreement import (
+    Agreement,
+    common_length,
+    require_equal_times,
+)
 from pelagos.data_pipelines.convert.formats import (
     Format,
     child,
@@ -57,6 +64,17 @@ SAMPLE_FIELDS = {
 }
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What one file says. `lengths`: places of the file with their numbers of frames; `times`:
+    of the frames `[t]`, None where there are none."""
+
+    source: Source
+    lengths: tuple[tuple[str, int], ...]
+    times: npt.NDArray[np.float64] | None
+    positions: dict[str, npt.NDArray[np.float64]]
+
+
 def _matches(path: str, options: ConvertOptions) -> bool:
     files = files_of(path)
     return bool(files) and hdf5_looks(files[0], lambda f: _layout(f) is not None)
@@ -82,32 +100,73 @@ def _read(path: str, options: ConvertOptions) -> Source:
     files = files_of(path)
     if not files:
         raise SourceError(f"{path} holds no HDF5 file")
-    found = [_file(file) for file in files]
-    for file, other in zip(files, found, strict=True):
-        for what in ("fields", "num_frames", "grid_shape"):
-            if getattr(other, what) != getattr(found[0], what):
-                raise SourceError(
-                    f"{file}: {what} {getattr(other, what)}, {files[0]} has "
-                    f"{getattr(found[0], what)}; convert unlike files one by one"
-                )
-    parts = tuple(part for source in found for part in source.splits["all"])
-    names = [n for n in parts[0].parameters if all(n in part.parameters for part in parts)]
+    looks = [_file(file) for file in files]
+    lengths = [length for look in looks for length in look.lengths]
+    num_frames, notes = common_length(lengths, options.num_frames)
+    notes += _agreement(files, looks, num_frames)
+    first = looks[0].source
+    parts = tuple(part for look in looks for part in look.source.splits["all"])
+    names = list(dict.fromkeys(name for part in parts for name in part.parameters))
+    common = [name for name in names if all(name in part.parameters for part in parts)]
+    if missing := [name for name in names if name not in common]:
+        notes += (f"parameters {', '.join(missing)} are not in every file: left out",)
     parts = tuple(
-        Part(p.arrays, p.count, parameters={n: p.parameters[n] for n in names}) for p in parts
+        Part(p.arrays, p.count, parameters={n: p.parameters[n] for n in common}) for p in parts
     )
+    times = looks[0].times
+    frame_interval, uneven = (
+        (1.0, "the file holds no times: the frame interval is written as 1")
+        if times is None
+        else interval(times[:num_frames], "times of the frames")
+    )
+    physics = first.physics
+    if any(look.source.physics != physics for look in looks):
+        physics = {}
+        notes += ("the files' names give other coefficients of the equation: none is recorded",)
+    all_notes = [note for look in looks for note in look.source.notes]
     total = sum(part.count for part in parts)
     tenth = total // 10
     splits = {"test": tenth, "train": total - 2 * tenth, "validation": tenth} if tenth else None
     return dataclasses.replace(
-        found[0],
+        first,
         name=named(path),
+        equation=f"PDEBench {named(path)}",
         splits={"all": parts},
+        num_frames=num_frames,
+        frame_interval=frame_interval,
+        physics=physics,
+        notes=tuple(dict.fromkeys([*all_notes, *([uneven] if uneven else []), *notes])),
         published_splits=splits,
         details={"num_files": len(files), "source_bytes": stored_bytes(files)},
     )
 
 
-def _file(file: str) -> Source:
+def _agreement(files: list[str], looks: list[_Look], num_frames: int) -> tuple[str, ...]:
+    """Notes on what may differ between files and does.
+
+    Raises:
+        SourceError: something differs of which a dataset has one.
+    """
+    found = Agreement()
+    for file, look in zip(files, looks, strict=True):
+        source = look.source
+        found.require("the list of fields", file, source.field_names)
+        found.require("the grid", file, source.grid_shape)
+        found.require("the presence of times", file, look.times is not None)
+        if look.times is not None:
+            times = look.times[:num_frames]
+            require_equal_times(found, file, times)
+            found.remark(
+                "the time of the first frame", file, float(times[0]), "frames are counted from 0"
+            )
+        found.require("the list of axes with positions", file, tuple(look.positions))
+        for letter, points in look.positions.items():
+            found.require(f"the position along {letter}", file, points)
+        found.require("the boundary condition", file, source.boundary_conditions)
+    return tuple(found.notes)
+
+
+def _file(file: str) -> _Look:
     with looking_into(file) as opened:
         layout = _layout(opened)
         if layout is None:
@@ -121,9 +180,31 @@ def _file(file: str) -> Source:
         return _arrays(file, opened, layout)
 
 
-def _samples(file: str, opened: Any) -> Source:
+def _samples(file: str, opened: Any) -> _Look:
     groups = sorted((key for key in opened if key.isdecimal()), key=natural)
-    data, grid = opened[groups[0]]["data"], opened[groups[0]]["grid"]
+    agreement = Agreement()
+    lengths: list[tuple[str, int]] = []
+    times: list[Any] = []
+    positions: dict[str, npt.NDArray[np.float64]] = {}
+    notes: list[str] = []
+    for group in groups:
+        place = f"{file}: {group}"
+        data = child(opened[group], "data", "the samples' values [t, x, …, c]")
+        grid = opened[group].get("grid", {})
+        agreement.require("the shape of data but for its frames", place, tuple(data.shape[1:]))
+        lengths.append((place, int(data.shape[0])))
+        space = _SPACE[: len(data.shape) - 2]
+        found = _positions(grid, dict(zip(space, space, strict=True)), data.shape[1:-1], place)
+        for letter in space:
+            agreement.require(f"the position along {letter}", place, found.get(letter))
+        positions = positions or found
+        times.append(_times(grid["t"], place, data.shape[0], notes) if "t" in grid else None)
+    shortest = min(length for _, length in lengths)
+    for (place, _), own in zip(lengths, times, strict=True):
+        agreement.require("the presence of times", place, own is not None)
+        if own is not None:
+            require_equal_times(agreement, place, own[:shortest])
+    data = opened[groups[0]]["data"]
     dims = len(data.shape) - 2
     channels = int(data.shape[-1])
     names = SAMPLE_FIELDS.get((dims, channels), tuple(f"channel-{i}" for i in range(channels)))
@@ -131,12 +212,56 @@ def _samples(file: str, opened: Any) -> Source:
     parts = tuple(
         Part((StoredArray("hdf5", file, f"{group}/data", axes, 0, channels),)) for group in groups
     )
-    positions = {letter: np.asarray(grid[letter]) for letter in _SPACE[:dims] if letter in grid}
-    times = np.asarray(grid["t"]) if "t" in grid else None
-    return _source(file, names, parts, axes, data.shape, positions, times)
+    source = _source(file, names, parts, axes, data.shape, positions, [*notes, *agreement.notes])
+    return _Look(source, tuple(lengths), times[0], positions)
 
 
-def _arrays(file: str, opened: Any, layout: str) -> Source:
+def _positions(
+    group: Any, keys: dict[str, str], sizes: tuple[int, ...], place: str
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Positions along the axes that a file gives; of the edges of cells, their centres.
+
+    Args:
+        keys: the array of each axis, in order.
+        sizes: points along each axis.
+
+    Raises:
+        SourceError: there are too few or too many.
+    """
+    found = {}
+    for (letter, key), size in zip(keys.items(), sizes, strict=True):
+        if key not in group:
+            continue
+        points = np.asarray(child(group, key, "positions"), np.float64).reshape(-1)
+        if len(points) == size + 1:
+            points = (points[1:] + points[:-1]) / 2
+        if len(points) != size:
+            raise SourceError(
+                f"{place}: {key} holds {len(points)} positions for {size} points along {letter}"
+            )
+        found[letter] = points
+    return found
+
+
+def _times(stored: Any, place: str, num_frames: int, notes: list[str]) -> npt.NDArray[np.float64]:
+    """Times of the frames `[t]`, which some files give for each trajectory.
+
+    Raises:
+        SourceError: there are fewer than frames, or trajectories have other times between frames.
+    """
+    rows = np.asarray(stored, np.float64)
+    rows = rows.reshape(-1, rows.shape[-1])[:, :num_frames]
+    if rows.shape[1] < num_frames:
+        raise SourceError(f"{place}: {rows.shape[1]} times for {num_frames} frames")
+    agreement = Agreement()
+    for row, times in enumerate(rows):
+        require_equal_times(agreement, f"{place}: t[{row}]", times)
+    notes += agreement.notes
+    first: npt.NDArray[np.float64] = rows[0]
+    return first
+
+
+def _arrays(file: str, opened: Any, layout: str) -> _Look:
     parameters = _parameters(opened)
     choices: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
         "gas": [(key, (name,), 0) for key, name in GAS_FIELDS.items() if key in opened],
@@ -166,7 +291,11 @@ def _arrays(file: str, opened: Any, layout: str) -> Source:
         axes = "n" + "t" * (key not in ("nu", "force")) + space + "c" * has_channels
         if layout == "darcy":
             axes = axes.replace("t", "1")
-        if len(opened[key].shape) != len(axes) or opened[key].shape[0] != main.shape[0]:
+        # whatever both have must be as long in both: more would be cut without a word
+        sizes = dict(zip(axes, opened[key].shape, strict=False))
+        others = dict(zip("nt" + space, main.shape, strict=False))
+        differs = any(sizes.get(letter, others[letter]) != others[letter] for letter in others)
+        if len(opened[key].shape) != len(axes) or differs:
             raise SourceError(
                 f"{file}: {key} has shape {opened[key].shape}, expected are the axes {axes} "
                 f"beside {main.name.lstrip('/')} of {main.shape}"
@@ -175,17 +304,16 @@ def _arrays(file: str, opened: Any, layout: str) -> Source:
             StoredArray("hdf5", file, key, axes, len(names), len(fields), start_frame=start_frame)
         )
         names += fields
-    positions = {
-        letter: np.asarray(opened[f"{letter}-coordinate"])
-        for letter in space
-        if f"{letter}-coordinate" in opened
-    }
-    times = opened.get("t-coordinate", opened.get("t"))
-    times = None if times is None or layout == "darcy" else np.asarray(times)
+    keys = {letter: f"{letter}-coordinate" for letter in space}
+    positions = _positions(opened, keys, main.shape[2 : 2 + dims], file)
+    times = None if layout == "darcy" else opened.get("t-coordinate", opened.get("t"))
+    num_frames = 2 if layout == "darcy" else int(main.shape[1])
+    notes: list[str] = []
+    found = None if times is None else _times(times, file, num_frames, notes)
     part = Part(tuple(arrays), int(main.shape[0]), parameters=parameters)
     axes = "nt" + space + "c" * has_channels
-    source = _source(file, tuple(names), (part,), axes, main.shape, positions, times)
-    return dataclasses.replace(source, num_frames=2) if layout == "darcy" else source
+    source = _source(file, tuple(names), (part,), axes, main.shape, positions, notes)
+    return _Look(source, ((file, num_frames),), found, positions)
 
 
 def _source(
@@ -195,11 +323,11 @@ def _source(
     axes: str,
     shape: tuple[int, ...],
     positions: dict[str, Any],
-    times: Any,
+    notes: list[str],
 ) -> Source:
+    """What a file says but for its times; `notes` are those so far."""
     sizes = dict(zip(axes, map(int, shape), strict=True))
     order = AXIS_NAMES[len(set(axes) & set(_SPACE))]
-    notes: list[str] = []
     extents = dict.fromkeys(order, 1.0)
     location: Any = "cell"
     for letter, points in positions.items():
@@ -208,14 +336,6 @@ def _source(
         extents[letter] = extent(spacing, sizes[letter])
         if abs(float(points.reshape(-1)[0])) < spacing / 4:
             location = "node"
-    frame_interval = 1.0
-    if times is None:
-        notes.append("the file holds no times: the frame interval is written as 1")
-    else:
-        frame_interval, note = interval(
-            (times[0] if times.ndim > 1 else times)[: sizes["t"]], "times of the frames"
-        )
-        notes += [note] if note else []
     physics, boundary = _physics(Path(file).name, names, order)
     return Source(
         format="pdebench",
@@ -225,7 +345,6 @@ def _source(
         splits={"all": parts},
         num_frames=sizes["t"],
         grid_shape=tuple(sizes[letter] for letter in order),
-        frame_interval=frame_interval,
         domain_extent=tuple(extents[letter] for letter in order),
         boundary_conditions=dict.fromkeys(order, boundary) if boundary else {},
         grid_location=location,

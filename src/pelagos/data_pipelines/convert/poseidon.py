@@ -18,6 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.convert.agreement import (
+    Agreement,
+    common_length,
+    require_equal_descriptions,
+)
 from pelagos.data_pipelines.convert.formats import (
     HDF5_SUFFIXES,
     Format,
@@ -83,15 +88,16 @@ def _read(path: str, options: ConvertOptions) -> Source:
     problem = PROBLEMS[name]
     parts: list[Part] = []
     looks: list[_Look] = []
+    agreement = Agreement()
     for file in files:
-        found, look = _samples(file, problem) if name == "Helmholtz" else _file(file, problem)
+        found, look = (_samples if name == "Helmholtz" else _file)(file, problem, agreement)
         parts += found
         looks.append(look)
-        if looks[-1] != looks[0]:
-            raise SourceError(
-                f"{file} has {looks[-1]} (fields, frames, grid), {files[0]} {looks[0]}"
-            )
-    fields, num_frames, grid = looks[0]
+        agreement.require("the list of fields", file, look[0])
+        agreement.require("the grid (y, x)", file, look[2])
+    fields, _, grid = looks[0]
+    lengths = ((file, look[1]) for file, look in zip(files, looks, strict=True))
+    num_frames, cut = common_length(lengths, options.num_frames)
     total = sum(part.count for part in parts)
     steps = problem.lead_steps
     source = Source(
@@ -111,7 +117,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
         constant_fields=problem.constant_fields,
         published_normalization=_published(problem, fields),
         published_splits=_splits(problem, total),
-        notes=_notes(problem, total),
+        notes=(*_notes(problem, total), *agreement.notes, *cut),
         details={"problem": name, "source_bytes": stored_bytes(files)},
         physics=problem.physics,
     )
@@ -121,7 +127,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
     return source
 
 
-def _file(file: str, problem: Problem) -> tuple[list[Part], _Look]:
+def _file(file: str, problem: Problem, agreement: Agreement) -> tuple[list[Part], _Look]:
     """A file's trajectories, and their fields, frames and grid."""
     arrays: list[StoredArray] = []
     fields: list[str] = []
@@ -162,6 +168,8 @@ def _file(file: str, problem: Problem) -> tuple[list[Part], _Look]:
                 )
             )
             fields += names
+        keys = list(dict.fromkeys(v.key for v in problem.variables if v.key))
+        require_equal_descriptions(agreement, file, opened, keys)
     grid = (sizes["y"], sizes["x"])
     for variable in problem.variables:
         if not variable.key:
@@ -173,7 +181,7 @@ def _file(file: str, problem: Problem) -> tuple[list[Part], _Look]:
     return [Part(tuple(arrays), sizes["n"])], (tuple(fields), num_frames, grid)
 
 
-def _samples(file: str, problem: Problem) -> tuple[list[Part], _Look]:
+def _samples(file: str, problem: Problem, agreement: Agreement) -> tuple[list[Part], _Look]:
     """Of Helmholtz.h5, with one group per sample."""
     fields = tuple(name for variable in problem.variables for name in variable.fields)
     with looking_into(file) as opened:
@@ -182,10 +190,12 @@ def _samples(file: str, problem: Problem) -> tuple[list[Part], _Look]:
             raise SourceError(
                 f"{file} has no group Sample_0, Sample_1, …; there are {list(opened)[:5]}"
             )
-        shapes = {
-            v.key: child(opened[groups[0]], v.key, "an array of the sample").shape
-            for v in problem.variables
-        }
+        for group in groups:
+            shapes = {
+                v.key: child(opened[group], v.key, "an array of the sample").shape
+                for v in problem.variables
+            }
+            agreement.require("the shape of each array", f"{file}: {group}", shapes)
         axes = {
             v.key: matched_axes(file, opened[groups[0]][v.key], v.axes) for v in problem.variables
         }

@@ -161,26 +161,10 @@ class _Formula:
         pass
 
 
-class _Picture:
-    """A picture as `[y, x, channel]`; `path?side=64&mode=RGB` says how it is to be."""
+def _picture(file: str) -> StoredFile:
+    from pelagos.data_pipelines.convert.pictures import Picture
 
-    def __init__(self, file: str) -> None:
-        from PIL import Image
-
-        path, _, query = file.rpartition("?")
-        wishes = dict(part.split("=") for part in query.split("&"))
-        with Image.open(path) as picture:
-            converted = picture.convert(wishes["mode"])
-        if side := int(wishes["side"]):
-            converted = converted.resize((side, side), Image.Resampling.BILINEAR)
-        values = np.asarray(converted)
-        self.values = values if values.ndim == 3 else values[:, :, None]
-
-    def array(self, key: str) -> Sliceable:
-        return self.values
-
-    def close(self) -> None:
-        pass
+    return Picture(file)
 
 
 class _Nifti:
@@ -211,7 +195,7 @@ READERS: dict[str, Reader] = {
     "foreign": _foreign,
     "json": _Json,
     "formula": _Formula,
-    "picture": _Picture,
+    "picture": _picture,
     "nifti": _Nifti,
 }
 

@@ -99,7 +99,8 @@ def _fill(
     last = array.channel + array.num_channels
     order = "ntc" + "".join(AXIS_NAMES[len(source.grid_shape)])
     try:
-        if array.axes == order and stored.dtype == out.dtype and getattr(stored, "is_plain", False):
+        is_as_stored = not (array.is_label or array.flipped) and getattr(stored, "is_plain", False)
+        if is_as_stored and array.axes == order and stored.dtype == out.dtype:
             cast(Any, stored).read_direct(out, selection, np.s_[:, :, array.channel : last])
             return out[:, :, array.channel : last].nbytes
         if source.missing == "reject" or not hasattr(stored, "decoded"):
@@ -118,7 +119,42 @@ def _fill(
     letters = array.axes.replace("1", "")
     with np.errstate(over="ignore"):  # becomes infinite, and is refused by name when written
         out[:, skipped:, array.channel : last] = _ordered(values, letters, order, array)
+    require_exact(array, values)
     return int(values.nbytes)
+
+
+def require_exact(array: StoredArray, values: npt.NDArray[np.generic]) -> None:
+    """Refuse whole numbers that float32 rounds, and labels that are no whole numbers.
+
+    Floating-point values may be rounded, as the conversion says; integers are often ids, of which
+    two would become one.
+
+    Raises:
+        SourceError: naming the first number.
+    """
+    is_integer = values.dtype.kind in "iu"
+    if not array.is_label and not (is_integer and values.dtype.itemsize > 2):
+        return
+    if array.is_label and not is_integer:
+        is_whole = np.isnan(values) | (np.isfinite(values) & (values == np.rint(values)))
+        if not is_whole.all():
+            raise SourceError(
+                f"{array.address} holds {values[~is_whole][0]!s}, labels are whole numbers: an "
+                f"interpolation may have mixed them (resample labels by the nearest neighbour)"
+            )
+    rounded = values.astype(np.float32).astype(np.float64)
+    # both sides exactly: as float64, or where that rounds too (beyond 2^53), as Python's integers
+    is_same = rounded == values.astype(np.float64)
+    if is_integer and values.dtype.itemsize == 8:
+        is_same &= np.abs(rounded) <= 2.0**53
+    is_same |= values != values  # NaN is missing, which others look for
+    if not is_same.all():
+        number = values[~is_same][0]
+        raise SourceError(
+            f"{array.address} holds the whole number {number!s}, which float32 rounds to "
+            f"{np.float32(number):.0f}: above 2^24 = 16777216 ids would merge. Renumber ids from 0 "
+            f"on; if they are measurements, write them as float64, which may be rounded"
+        )
 
 
 def _selection(
@@ -162,7 +198,8 @@ def _ordered(
 ) -> npt.NDArray[np.generic]:
     """`values` with axes in the order of `order`; axes that it lacks have length one."""
     positions = [i for letter in order for i, found in enumerate(letters) if found == letter]
-    moved = values.transpose(positions)
+    moved = values[tuple(slice(None, None, -1 if x in array.flipped else 1) for x in letters)]
+    moved = moved.transpose(positions)
     shape: list[int] = []
     for letter in order:
         sizes = [values.shape[i] for i, found in enumerate(letters) if found == letter]

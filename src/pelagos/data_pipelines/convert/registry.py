@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from glob import glob
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from pelagos.data_pipelines.store import DatasetError, open_dataset
 from pelagos.infra.addresses import reject_references
 from pelagos.infra.object_store import is_remote, storage_options
 
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z")
 _LOOKED_AT_BYTES = 2**16
 
 FORMATS: dict[str, Format] = {
@@ -65,6 +67,8 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             raise SourceError(
                 f"{path} is a Pelagos dataset already: pelagos data copy {path} NEW.zarr copies it"
             )
+        if not is_remote(path) and Path(path).is_file():
+            _refuse_file(Path(path))
         if _holds_references(path):
             reject_references(f"reference://{path}", SourceError)
         raise SourceError(
@@ -85,6 +89,16 @@ def open_source(path: str, options: ConvertOptions) -> Source:
         close_files()
 
 
+def _refuse_file(file: Path) -> None:
+    """Raises SourceError for a file that no format could read, saying why."""
+    if file.name.lower().endswith(ARCHIVE_SUFFIXES):
+        raise SourceError(f"{file} is an archive: unpack it, and convert the folder")
+    if file.stat().st_size == 0:
+        raise SourceError(f"{file} is empty: it has 0 bytes; was it downloaded or copied whole?")
+    if not os.access(file, os.R_OK):
+        raise SourceError(f"{file} may not be read by this user: change its permissions")
+
+
 def _holds_references(path: str) -> bool:
     """Whether a file is kerchunk's JSON of references to parts of other files."""
     if not path.endswith(".json") or not Path(path).is_file():
@@ -103,8 +117,20 @@ def _is_own(path: str) -> bool:
 
 
 def recognised(path: str, options: ConvertOptions) -> str | None:
-    """The first format that a source looks like."""
+    """The first format that a source looks like.
+
+    Raises:
+        SourceError: it looks like none, and one format says why it cannot be told.
+    """
+    reason: SourceError | None = None
     for name, found in FORMATS.items():
-        if found.matches(path, options):
-            return name
+        try:
+            if found.matches(path, options):
+                return name
+        except SourceError as error:
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                raise
+            reason = reason or error
+    if reason is not None:
+        raise reason
     return None

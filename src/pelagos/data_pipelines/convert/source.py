@@ -39,6 +39,8 @@ class StoredArray:
         num_channels: how many.
         first_index: the first index along `c` that is used.
         start_frame: the first frame that it fills, for arrays without `t`; before it stands 0.
+        is_label: its values number classes or objects: whole numbers, none of which is rounded.
+        flipped: the letters of axes that run backwards: the last index of the file comes first.
     """
 
     reader: str
@@ -49,6 +51,8 @@ class StoredArray:
     num_channels: int = 1
     first_index: int = 0
     start_frame: int = 0
+    is_label: bool = False
+    flipped: str = ""
 
     @property
     def address(self) -> str:
@@ -162,6 +166,10 @@ class Source:
         return self._stops[-1] if self.parts else 0
 
     @property
+    def field_names(self) -> tuple[str, ...]:
+        return tuple(found.name for found in self.fields)
+
+    @property
     def parameter_names(self) -> tuple[str, ...]:
         return tuple(self.parts[0].parameters)
 
@@ -249,8 +257,8 @@ def finished(source: Source, options: ConvertOptions) -> Source:
                 f"per trajectory"
             )
         changes["num_frames"] = options.num_frames
-    if options.swap_axes:
-        changes |= _swapped(source)
+    if options.swap_axes:  # first: what follows cuts the parts that it turns
+        source = dataclasses.replace(source, **_swapped(source))
     changes["splits"] = _limited(_divided(source, options), options.max_trajectories)
     return dataclasses.replace(source, **changes)
 
@@ -312,7 +320,12 @@ def _swapped(source: Source) -> dict[str, Any]:
     exchange = str.maketrans("xy", "yx")
 
     def swap(part: Part) -> Part:
-        arrays = [dataclasses.replace(a, axes=a.axes.translate(exchange)) for a in part.arrays]
+        arrays = [
+            dataclasses.replace(
+                a, axes=a.axes.translate(exchange), flipped=a.flipped.translate(exchange)
+            )
+            for a in part.arrays
+        ]
         return dataclasses.replace(part, arrays=tuple(arrays))
 
     extent = source.domain_extent

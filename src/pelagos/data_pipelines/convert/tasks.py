@@ -13,9 +13,10 @@ import numpy as np
 from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.reading import Frames, blocks
 from pelagos.data_pipelines.convert.source import Source, SourceError
+from pelagos.data_pipelines.convert.verification import SecondReading
 from pelagos.data_pipelines.store import DatasetSpec, DatasetWriter, open_dataset
 from pelagos.data_pipelines.store.half_precision import from_bfloat16, to_bfloat16
-from pelagos.data_pipelines.store.shard_stream import NonFiniteError
+from pelagos.data_pipelines.store.shard_stream import UnstorableError
 
 MAX_LISTED_DIFFERENCES = 5
 
@@ -42,7 +43,8 @@ def convert_shard(writer: DatasetWriter, source: Source, shard: int) -> ShardRep
     """Read the trajectories of one shard and write them, in bounded memory.
 
     Raises:
-        SourceError: the source cannot be read, or holds a value that is not finite: file, key,
+        SourceError: the source cannot be read, or holds a value that cannot be stored (not finite, a
+            label that is rounded): file, key,
             trajectory, frame and grid index are named. Nothing is written.
     """
     started = time.perf_counter()
@@ -57,7 +59,7 @@ def convert_shard(writer: DatasetWriter, source: Source, shard: int) -> ShardRep
 
     try:
         writer.write_shard_frames(shard, frames(), _parameters(source, trajectories))
-    except NonFiniteError as error:
+    except UnstorableError as error:
         place = source.address(error.trajectory, error.channel)
         raise SourceError(f"{place}: {error}") from error
     finally:
@@ -68,34 +70,43 @@ def convert_shard(writer: DatasetWriter, source: Source, shard: int) -> ShardRep
 def compare_shard(
     uri: str, options: dict[str, Any] | None, source: Source, shard: int
 ) -> ShardReport:
-    """Read one shard of a finished dataset back and compare every bit with the source.
+    """Read one shard of a finished dataset back and compare it with the source, in two ways.
 
-    The source's values are cast to the stored type, as they were for writing.
+    Numbers at random places and the statistics of every field are held against a second reading of
+    the source that shares nothing with the conversion (`verification`). Then every bit is compared
+    with what the conversion reads, cast to the stored type as it was for writing.
+
+    Raises:
+        SourceError: the source cannot be read.
     """
     started = time.perf_counter()
     dataset = open_dataset(uri, options)
     spec = dataset.spec
     trajectories = spec.trajectories_of_shard(shard)
     largest = 0
+    drawn: list[str] = []
     differences: list[str] = []
+    second = SecondReading(source, spec, trajectories)
     try:
         for block in blocks(source, trajectories):
             largest = max(largest, block.largest_read_bytes)
             expected = _as_stored(spec, block.frames)
             stored = _stored(dataset, block.trajectory, block.first_frame, len(expected))
             for i, frame in enumerate(stored):
+                row, time_index = divmod(block.first_frame + i, spec.num_frames)
+                place = (block.trajectory + row, time_index)
+                drawn += second.compare(*place, frame)
                 if frame.tobytes() != expected[i].tobytes():
-                    row, time_index = divmod(block.first_frame + i, spec.num_frames)
-                    differences.append(
-                        _difference(source, block.trajectory + row, time_index, frame, expected[i])
-                    )
+                    differences.append(_difference(source, *place, frame, expected[i]))
         for name, values in _parameters(source, trajectories).items():
             if (dataset.parameters[name][trajectories.start : trajectories.stop] != values).any():
                 differences.append(f"parameter {name!r} differs from the source's")
+        drawn += second.statistics()
     finally:
+        second.close()
         dataset.close()
         close_files()
-    return _report(spec, shard, largest, started, tuple(differences))
+    return _report(spec, shard, largest, started, (*differences, *drawn))
 
 
 def _as_stored(spec: DatasetSpec, frames: Frames) -> Frames:

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from pelagos.data_pipelines.convert.agreement import (
+    Agreement,
+    common_length,
+    require_equal_times,
+)
 from pelagos.data_pipelines.convert.formats import (
     Format,
     attribute,
@@ -47,10 +53,12 @@ class _File:
     part: Part
     num_frames: int
     grid_shape: tuple[int, ...]
-    frame_interval: float
+    times: npt.NDArray[np.float64]
+    positions: dict[str, npt.NDArray[np.float64]]
     domain_extent: tuple[float, ...]
     starts_at_zero: bool
     boundary_conditions: dict[str, str]
+    grid_type: str
     dims: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -80,19 +88,15 @@ def _read(path: str, options: ConvertOptions) -> Source:
             f"the folder with train, valid and test"
         )
     looks = {name: [_look(file) for file in files] for name, files in by_split.items()}
+    files = list(itertools.chain.from_iterable(by_split.values()))
     flat = list(itertools.chain.from_iterable(looks.values()))
     first = flat[0]
-    for file, other in zip(itertools.chain.from_iterable(by_split.values()), flat, strict=True):
-        for what in ("fields", "grid_shape"):
-            if getattr(other, what) != getattr(first, what):
-                raise SourceError(
-                    f"{file}: {what} are {getattr(other, what)}, those of the first file are "
-                    f"{getattr(first, what)}; all files of a dataset must agree"
-                )
-    num_frames = min(look.num_frames for look in flat)
-    notes = list(dict.fromkeys(itertools.chain.from_iterable(look.notes for look in flat)))
-    if num_frames != max(look.num_frames for look in flat):
-        notes.append(f"trajectories differ in length: the first {num_frames} frames are kept")
+    lengths = ((file, look.num_frames) for file, look in zip(files, flat, strict=True))
+    num_frames, cut = common_length(lengths, options.num_frames)
+    frame_interval, uneven = interval(first.times[:num_frames], "times of the frames")
+    notes = [note for look in flat for note in look.notes]
+    notes += [*cut, *_agreement(files, flat, num_frames), *([uneven] if uneven else [])]
+    notes = list(dict.fromkeys(notes))
     names = list(dict.fromkeys(name for look in flat for name in look.part.parameters))
     common = [name for name in names if all(name in look.part.parameters for look in flat)]
     if missing := [name for name in names if name not in common]:
@@ -104,7 +108,6 @@ def _read(path: str, options: ConvertOptions) -> Source:
         )
         for name, of_split in looks.items()
     }
-    files = list(itertools.chain.from_iterable(by_split.values()))
     return Source(
         format="the_well",
         name=first.name or named(path),
@@ -113,7 +116,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
         splits=splits,
         num_frames=num_frames,
         grid_shape=first.grid_shape,
-        frame_interval=first.frame_interval,
+        frame_interval=frame_interval,
         domain_extent=first.domain_extent,
         boundary_conditions=first.boundary_conditions,
         grid_location="node" if first.starts_at_zero else "cell",
@@ -124,6 +127,59 @@ def _read(path: str, options: ConvertOptions) -> Source:
             "source_axes": list(first.dims),
         },
     )
+
+
+def _agreement(files: list[str], looks: list[_File], num_frames: int) -> list[str]:
+    """Notes on what may differ between files and does.
+
+    Raises:
+        SourceError: something differs of which a dataset has one.
+    """
+    found = Agreement()
+    for file, look in zip(files, looks, strict=True):
+        found.require("the list of fields", file, tuple(f.name for f in look.fields))
+        found.require("the list of axes", file, look.dims)
+        found.require("the grid", file, look.grid_shape)
+        found.require("the type of grid", file, look.grid_type)
+        times = look.times[:num_frames]
+        require_equal_times(found, file, times)
+        for dim, points in look.positions.items():
+            found.require(f"the position along {dim}", file, points)
+        found.require("the boundary condition", file, look.boundary_conditions)
+        found.remark(
+            "the time of the first frame", file, float(times[0]), "frames are counted from 0"
+        )
+        found.remark("dataset_name", file, look.name, "the first is taken")
+    return found.notes
+
+
+def _times(stored: Any, file: str, notes: list[str]) -> npt.NDArray[np.float64]:
+    """Times of the frames `[t]`, which trajectories may have each for itself.
+
+    Raises:
+        SourceError: trajectories of the file have other times between frames.
+    """
+    rows = np.asarray(stored, np.float64).reshape(-1, stored.shape[-1])
+    found = Agreement()
+    for row, times in enumerate(rows):
+        require_equal_times(found, f"{file}: time[{row}]", times)
+    notes += found.notes
+    first: npt.NDArray[np.float64] = rows[0]
+    return first
+
+
+def _positions(stored: Any, file: str, dim: str) -> npt.NDArray[np.float64]:
+    """Positions along an axis, which trajectories may have each for itself.
+
+    Raises:
+        SourceError: trajectories of the file have other positions.
+    """
+    rows = np.asarray(stored, np.float64).reshape(-1, stored.shape[-1])
+    found = Agreement()
+    for row, points in enumerate(rows):
+        found.require(f"the position along {dim}", f"{file}: {dim}[{row}]", points)
+    first: npt.NDArray[np.float64] = rows[0]
+    return first
 
 
 def _look(file: str) -> _File:
@@ -139,13 +195,11 @@ def _look(file: str) -> _File:
         count = int(attribute(opened, "n_trajectories", "their number"))
         notes: list[str] = []
         time = child(dimensions, "time", "times of the frames")
-        times = time[0] if len(time.shape) > 1 else time[:]
-        frame_interval, note = interval(times, "times of the frames")
-        notes += [note] if note else []
-        arrays, fields = _arrays(opened, file, dims, letters)
-        extents, starts = {}, []
+        lengths = {"n": count, "t": int(time.shape[-1]), **sizes}
+        arrays, fields = _arrays(opened, file, dims, letters, lengths)
+        extents, starts, positions = {}, [], {}
         for letter, dim in zip(letters, dims, strict=True):
-            points = np.asarray(dimensions[dim], np.float64).reshape(-1, sizes[letter])[0]
+            points = positions[dim] = _positions(dimensions[dim], file, dim)
             spacing, note = interval(points, f"positions along {dim}")
             notes += [note] if note else []
             extents[letter] = extent(spacing, sizes[letter])
@@ -156,10 +210,12 @@ def _look(file: str) -> _File:
             Part(arrays, count, parameters=_parameters(opened, count, notes)),
             int(time.shape[-1]),
             tuple(sizes[letter] for letter in order),
-            frame_interval,
+            _times(time, file, notes),
+            positions,
             tuple(extents[letter] for letter in order),
             all(starts),
             _boundaries(opened, dims, letters),
+            text(opened.attrs.get("grid_type", "")),
             dims,
             tuple(notes),
         )
@@ -174,7 +230,11 @@ def _letters(dims: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _arrays(
-    opened: Any, file: str, dims: tuple[str, ...], letters: tuple[str, ...]
+    opened: Any,
+    file: str,
+    dims: tuple[str, ...],
+    letters: tuple[str, ...],
+    lengths: dict[str, int],
 ) -> tuple[tuple[StoredArray, ...], tuple[Field, ...]]:
     arrays: list[StoredArray] = []
     fields: list[Field] = []
@@ -195,6 +255,13 @@ def _arrays(
                 raise SourceError(
                     f"{file}: {stored.name} has shape {stored.shape}, its attributes say {axes}"
                 )
+            wanted = {a: lengths[a] for a in axes if a != "c"}
+            found = dict(zip(axes, map(int, stored.shape), strict=True))
+            if any(found[letter] != size for letter, size in wanted.items()):
+                raise SourceError(
+                    f"{file}: {stored.name} has shape {stored.shape} along {axes}; trajectories, "
+                    f"times and positions of the file are {wanted}"
+                )
             arrays.append(
                 StoredArray(
                     "hdf5", file, stored.name.lstrip("/"), axes, len(fields), len(components)
@@ -208,7 +275,8 @@ def _arrays(
 
 
 def _parameters(opened: Any, count: int, notes: list[str]) -> dict[str, float | tuple[float, ...]]:
-    """Scalars that do not change in time, per trajectory where they differ."""
+    """Scalars that do not change in time, per trajectory where they differ, and the file's own
+    `simulation_parameters` that are not among the scalars."""
     found: dict[str, float | tuple[float, ...]] = {}
     scalars = opened.get("scalars", {})
     names = texts(scalars.attrs.get("field_names", list(scalars))) if len(scalars) else []
@@ -224,6 +292,11 @@ def _parameters(opened: Any, count: int, notes: list[str]) -> dict[str, float | 
             found[name] = float(values[0])
         else:
             notes.append(f"scalar {name} of shape {scalar.shape} is not one number: left out")
+    for name in texts(opened.attrs.get("simulation_parameters", [])):
+        value = opened.attrs.get(name)
+        is_known = name in found or name in names
+        if not is_known and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu":
+            found[name] = float(value)
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pelagos.data_pipelines.management.schemas import require_equal_schemas
+from pelagos.data_pipelines.management.schemas import recorded_meaning, require_equal_schemas
 from pelagos.data_pipelines.store import (
     DatasetError,
     DatasetSpec,
@@ -54,7 +54,8 @@ def merge(
         num_trajectories=len(order),
         splits=splits,
         generator={
-            "merged_from": [{"name": s.spec.name, "fingerprint": s.fingerprint} for s in sources]
+            **recorded_meaning(first),
+            "merged_from": [{"name": s.spec.name, "fingerprint": s.fingerprint} for s in sources],
         },
         trajectories_per_shard=None,
     )

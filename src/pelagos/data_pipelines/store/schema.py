@@ -29,6 +29,9 @@ LARGEST_WHOLE_FRAME_BYTES = 4 * 2**20
 LARGEST_PART_BYTES = 2 * 2**20
 
 AXIS_NAMES = {1: ("x",), 2: ("y", "x"), 3: ("z", "y", "x")}
+# The kind of a field whose values are numbers of classes or objects: they are stored exactly or
+# refused, as two ids that a type rounds to one number would become one.
+LABEL_KIND = "label"
 DTYPES = ("float32", "float16", "bfloat16")
 COMPRESSIONS = ("none", "lz4", "zstd")
 

@@ -32,7 +32,7 @@ from pelagos.data_pipelines.store.field_statistics import (
 )
 from pelagos.data_pipelines.store.half_precision import from_bfloat16, to_bfloat16
 from pelagos.data_pipelines.store.object_store import TEMPORARY_MARK, LocalStore, ObjectStore
-from pelagos.data_pipelines.store.schema import DatasetSpec
+from pelagos.data_pipelines.store.schema import LABEL_KIND, DatasetSpec
 from pelagos.data_pipelines.store.shards import (
     Buffer,
     FrameCodec,
@@ -50,15 +50,17 @@ TASK_BYTES = 2 * 2**20
 # Raw bytes that may wait, as given and in the stored type, for their turn.
 MAX_WAITING_BYTES = 64 * 2**20
 MAX_THREADS = 4
+# Beyond these some whole numbers are rounded: 2 to the digits of the type, the hidden one counted.
+LARGEST_WHOLE_NUMBER = {"float32": 2**24, "float16": 2**11, "bfloat16": 2**8}
 # Where the files of local shards grow. They go when the dataset is finished, if a kill left them.
 PARTIAL_FOLDER = ".pelagos"
 
 
-class NonFiniteError(ValueError):
-    """A value is NaN or infinite, or too large for the stored type.
+class UnstorableError(ValueError):
+    """The stored type cannot hold a value.
 
     Attributes:
-        trajectory, frame, channel: where the first such value stands.
+        trajectory, frame, channel: where the first such value is.
     """
 
     def __init__(self, message: str, trajectory: int, frame: int, channel: int) -> None:
@@ -67,6 +69,18 @@ class NonFiniteError(ValueError):
 
     def __reduce__(self) -> tuple[type, tuple[str, int, int, int]]:
         return type(self), (str(self), self.trajectory, self.frame, self.channel)
+
+
+class NonFiniteError(UnstorableError):
+    """A value is NaN or infinite, or too large for the stored type."""
+
+
+class InexactLabelError(UnstorableError):
+    """The number of a class or an object is rounded to another one."""
+
+
+class UnderflowError(UnstorableError):
+    """Every value of a field is too small for the stored type and becomes 0."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ def stream_shard(
             in pieces of any length. A block must not be changed afterwards.
 
     Raises:
-        NonFiniteError: naming the first value.
+        NonFiniteError, InexactLabelError, UnderflowError: naming the first value.
         ValueError: too few or too many frames, or of another shape.
     """
     stream = _Stream(spec, trajectories, file)
@@ -132,6 +146,10 @@ class _Stream:
         self.crc = 0
         self.moments: list[FrameMoments] = self._no_moments()
         self.sums: dict[str, list[TrajectorySums]] = {name: [] for name in spec.field_names}
+        self.labels = [i for i, field in enumerate(spec.fields) if field.kind == LABEL_KIND]
+        # Per channel the largest magnitude given, and whether anything but 0 was stored.
+        self.magnitudes = np.zeros(len(spec.fields))
+        self.is_stored = np.zeros(len(spec.fields), bool)
 
     @property
     def num_frames(self) -> int:
@@ -146,6 +164,12 @@ class _Stream:
             )
         with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused
             stored = _rounded(self.spec, np.ascontiguousarray(block, dtype=self.spec.value_dtype))
+        self._require_exact_labels(block, stored)
+        if self.spec.dtype == "float16":  # the one type whose smallest number matters: 6e-8
+            space = tuple(range(2, block.ndim))
+            largest = np.abs(block).max(axis=(0, *space)).astype(np.float64)
+            self.magnitudes = np.fmax(self.magnitudes, largest)
+            self.is_stored |= stored.any(axis=(0, *space))
         step = max(1, TASK_BYTES // self.spec.frame_bytes)
         for start in range(0, len(stored), step):
             frames = stored[start : start + step]
@@ -172,6 +196,7 @@ class _Stream:
             )
         while self.waiting:
             self._write_first()
+        self._require_no_underflow()
         index = shard_index(self.spec, self.lengths)
         checksum = checksum_bytes(index)
         self._write(index + checksum)
@@ -202,6 +227,41 @@ class _Stream:
             for name, collected in zip(self.spec.field_names, self.moments, strict=True):
                 self.sums[name].append(pooled_sums(*collected))
             self.moments = self._no_moments()
+
+    def _require_exact_labels(self, given: Frames, stored: Frames) -> None:
+        """Raises InexactLabelError where a label is rounded."""
+        for channel in self.labels:
+            mine, theirs = given[:, channel], stored[:, channel]
+            is_wrong = (mine != theirs) & np.isfinite(mine)
+            if not is_wrong.any():
+                continue
+            at, *point = map(int, np.argwhere(is_wrong)[0])
+            row, frame = divmod(self.num_given + at, self.spec.num_frames)
+            trajectory = self.trajectories[row]
+            raise InexactLabelError(
+                f"trajectory {trajectory}, frame {frame}, field "
+                f"{self.spec.field_names[channel]!r}, grid index {tuple(point)}: label "
+                f"{mine[(at, *point)]:.10g} becomes {theirs[(at, *point)]:.10g} in "
+                f"{self.spec.dtype}, which holds whole numbers up to "
+                f"{LARGEST_WHOLE_NUMBER[self.spec.dtype]} exactly: store as float32 "
+                f"(--dtype float32), or renumber the labels",
+                trajectory,
+                frame,
+                channel,
+            )
+
+    def _require_no_underflow(self) -> None:
+        """Raises UnderflowError where a field that is not 0 was stored as 0 throughout."""
+        for channel in np.flatnonzero((self.magnitudes > 0) & ~self.is_stored).tolist():
+            trajectory = self.trajectories[0]
+            raise UnderflowError(
+                f"trajectories {trajectory} to {self.trajectories[-1]}, field "
+                f"{self.spec.field_names[channel]!r}: every value becomes 0 in float16, the largest "
+                f"is {self.magnitudes[channel]:.3g}: use float32 or bfloat16, or another unit",
+                trajectory,
+                0,
+                channel,
+            )
 
     def _non_finite(
         self, trajectory: int, frame: int, channel: int, given: npt.NDArray[np.floating]

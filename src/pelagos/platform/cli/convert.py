@@ -241,7 +241,7 @@ def _report(result: ConvertResult, verify: bool, as_json: bool) -> None:
         )
     if result.differences:
         count = len(result.differences)
-        console.print(f"[red]not the same[/red] {where}: {count} frames differ", soft_wrap=True)
+        console.print(f"[red]not the same[/red] {where}: {count} differences", soft_wrap=True)
         console.print("  " + escape(listed(list(result.differences))), soft_wrap=True)
     elif verify:
         console.print(f"[green]the same[/green] as the source: {where}", soft_wrap=True)

@@ -122,10 +122,21 @@ def resume_command(
         str | None,
         typer.Option("--cluster", help="Submitted runs: go on here; default: where it was."),
     ] = None,
+    from_step: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Branch off from this checkpoint (last, best, a step): optimizer.* and schedule.* "
+            "may change from there on.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue a run from its newest checkpoint, as if it had never stopped; under another
     strategy, number of workers or cluster, where these are given.
+
+    With --from it goes on from that checkpoint as a branch, e.g. after a divergence with a lower
+    learning rate, or longer than it was to: `--from last schedule.total_steps=20000`.
 
     A run of this directory goes on here, in the foreground; a submitted one is submitted again. A
     submitted sweep reports again, also on trials that were resumed since.
@@ -139,10 +150,14 @@ def resume_command(
     with exit_on_error():
         if is_local_run(run, runs_dir, cluster):
             place = runs_dir or DEFAULT_RUNS_DIR
-            report_training(training.resume(place, run, console, overrides or ()), place, as_json)
+            report_training(
+                training.resume(place, run, console, overrides or (), from_step=from_step),
+                place,
+                as_json,
+            )
             return
         found = submitted_runs.find(run)
-        state = submitted_runs.resume(found, cluster, overrides or (), Options())
+        state = submitted_runs.resume(found, cluster, overrides or (), Options(), from_step)
     if as_json:
         print_json({"run": run, "state": state.state, "cluster": state.cluster})
     else:

@@ -341,9 +341,13 @@ class TrackingConfig(Section):
     uri: PathText | None = Field(
         "sqlite:///mlflow.db", description="MLflow tracking store or server; null: no tracking."
     )
-    experiment: str = Field("pelagos", description="MLflow experiment.")
+    experiment: Annotated[str, Field(min_length=1, max_length=500)] = Field(
+        "pelagos", description="MLflow experiment."
+    )
     log_every_steps: PositiveInt = Field(1, description="Steps between logged values.")
-    register_as: str | None = Field(None, description="Registered model name; default: the run's.")
+    register_as: Annotated[str, Field(pattern=r"^[^/:]+$")] | None = Field(
+        None, description="Registered model name, without / and :; default: the run's."
+    )
     tags: dict[str, str] = Field({}, description="Further tags of the MLflow run.")
 
 

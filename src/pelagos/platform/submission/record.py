@@ -65,6 +65,10 @@ class RunState:
     cause: str = ""
     stop: str = ""
     overrides: tuple[str, ...] = ()
+    from_step: str = ""
+    """The checkpoint that the latest submission branches off from; empty: it does not."""
+    branch_request: str = ""
+    """Which submission asked for that: it is made once, however often the run is tried again."""
     submitted_by: str = ""
     submitted_at: float = 0.0
     updated_at: float = 0.0
@@ -212,6 +216,9 @@ def replay(run: str, events: list[dict[str, Any]]) -> RunState:
         if kind in ("retried", "resubmitted"):
             values |= {"cause": "", "cause_kind": "", "stop": ""}
             values["overrides"] = tuple(event.get("overrides", ()))
+        if kind == "resubmitted":
+            values["from_step"] = str(event.get("from_step", ""))
+            values["branch_request"] = f"submission of {event['time']}"
         if kind == "retried":
             values["restarts"] += 1
         if kind == "stop_requested":

@@ -1,0 +1,132 @@
+"""Which MLflow store and run a job's records go to; checked before anything is trained.
+
+`tracking.json` in a run's directory says which MLflow run is its own. Another one is made where the
+job names another store, where the run was deleted, and for a branch; earlier ones stay listed.
+"""
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pelagos.platform.config.load import ConfigError, Problem
+from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.runs import RunDirectory
+
+TRACKING_RECORD = "tracking.json"
+_SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """The MLflow run of a run; `uri` is the store's, absolute."""
+
+    uri: str
+    run_id: str
+
+
+def tracking_uri(job: TrainingJob | SweepJob) -> str:
+    """Return the job's MLflow uri with a relative SQLite path made absolute; empty if not tracked."""
+    uri = job.tracking.uri or ""
+    if uri.startswith(_SQLITE) and not uri.startswith(_SQLITE + "/"):
+        return _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
+    return uri
+
+
+def artifact_location(uri: str) -> str | None:
+    """Return where artifacts of a new experiment go: beside a SQLite store, else as it decides."""
+    if not uri.startswith(_SQLITE):
+        return None
+    return (Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri()
+
+
+def experiment_id(client: Any, job: TrainingJob | SweepJob) -> str:
+    """Return the id of the job's experiment, which is made if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    name = job.tracking.experiment
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    location = artifact_location(tracking_uri(job))
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:  # another run created it in the meantime
+        return str(client.get_experiment_by_name(name).experiment_id)
+
+
+def recorded_run(job: TrainingJob, run: RunDirectory) -> RecordedRun | None:
+    """Return the MLflow run that the records of `run` go to, or None where a new one is needed."""
+    known = _record(run)
+    if "run_id" not in known:
+        return None
+    wanted = tracking_uri(job)
+    # a relative path means the store it meant when the run began, from whatever directory since
+    is_same = known.get("given", job.tracking.uri) == job.tracking.uri and (
+        known["uri"] == wanted or wanted != (job.tracking.uri or "")
+    )
+    if known["uri"] == wanted or is_same:
+        return RecordedRun(str(known["uri"]), str(known["run_id"]))
+    return None
+
+
+def record_run(job: TrainingJob, run: RunDirectory, recorded: RecordedRun) -> None:
+    """Make an MLflow run the one of `run`; the one before stays listed as `earlier`."""
+    known = _record(run)
+    earlier = known.pop("earlier", [])
+    earlier += [known] if "run_id" in known else []
+    content = {"uri": recorded.uri, "given": job.tracking.uri, "run_id": recorded.run_id}
+    run.replace(
+        TRACKING_RECORD, json.dumps({**content, **({"earlier": earlier} if earlier else {})})
+    )
+
+
+def part_with_run(run: RunDirectory) -> None:
+    """Let the next records of `run` go to a new MLflow run; the one before stays listed."""
+    known = _record(run)
+    earlier = known.pop("earlier", [])
+    earlier += [known] if "run_id" in known else []
+    if earlier:
+        run.replace(TRACKING_RECORD, json.dumps({"earlier": earlier}))
+
+
+def earlier_runs(run: RunDirectory) -> list[dict[str, Any]]:
+    """Return the MLflow runs that were the run's before its present one: uri and run_id of each."""
+    found: list[dict[str, Any]] = _record(run).get("earlier", [])
+    return found
+
+
+def check_tracking(job: TrainingJob) -> None:
+    """Reject what would keep every record from an MLflow store that answers.
+
+    A store that does not answer is no reason: records are kept and sent later.
+
+    Raises:
+        ConfigError: the experiment was deleted.
+    """
+    uri = tracking_uri(job)
+    is_absent = uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists()
+    if not uri or is_absent:
+        return
+    from mlflow import MlflowClient
+
+    experiment = None
+    with contextlib.suppress(Exception):  # the tracker says so, and tries again
+        experiment = MlflowClient(tracking_uri=uri).get_experiment_by_name(job.tracking.experiment)
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        message = (
+            f"experiment {job.tracking.experiment!r} was deleted in {uri}: restore it (`mlflow "
+            f"experiments restore --experiment-id {experiment.experiment_id}`, with "
+            f"MLFLOW_TRACKING_URI={uri}) or choose another (tracking.experiment=OTHER)"
+        )
+        raise ConfigError(f"job {job.name}", [Problem(("tracking", "experiment"), message)])
+
+
+def _record(run: RunDirectory) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads((run.path / TRACKING_RECORD).read_text())
+        if isinstance(content, dict):
+            return content
+    return {}

@@ -1,0 +1,150 @@
+"""A branch of a run: the same steps until its checkpoint, other settings from there on, all kept."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+
+from pelagos.jobs import pretrain, training
+from pelagos.jobs.branching import branch
+from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
+from pelagos.platform.config import ConfigError, PretrainJob
+from pelagos.platform.optimizer import lr_factor
+from pelagos.platform.runs import RunDirectory, RunError
+
+MakeJob = Callable[..., PretrainJob]
+QUIET = Console(quiet=True)
+
+
+def values(run: RunDirectory, name: str) -> list[tuple[int, float]]:
+    return [(m["step"], m[name]) for m in run.metrics()]
+
+
+def resume(job: PretrainJob, *overrides: str, **options: Any) -> Any:
+    return training.resume(job.runs_dir, job.name, QUIET, overrides, **options)
+
+
+def test_a_branch_has_other_settings_from_its_step_on_and_everything_is_kept(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job(checkpoint__every_steps=2, checkpoint__keep_last=9)
+    pretrain.run(job, QUIET)
+    run = RunDirectory.open(job.runs_dir, job.name)
+    before, first = values(run, "loss"), run.metrics()
+    result = resume(job, "optimizer.lr=1e-4", "schedule.total_steps=10", from_step="4")
+    assert result.outcome.kind == "finished"
+    assert result.outcome.step == 10
+    # the steps before are the ones that were, those after have the new rate and schedule
+    now = run.metrics()
+    assert now[:4] == first[:4]
+    schedule = job.schedule.model_copy(update={"total_steps": 10})
+    expected = [1e-4 * lr_factor(step, schedule) for step in range(4, 10)]
+    assert [m["lr"] for m in now[4:]] == pytest.approx(expected, rel=1e-12)
+    assert now[4]["loss"] == before[4][1]  # of the weights of step 4
+    assert now[5]["loss"] != before[5][1]
+    # what was done is kept
+    assert [m["step"] for m in run.redone_metrics()] == [5, 6, 7, 8]
+    assert run.redone_metrics() == first[4:]
+    old = CheckpointStore(run.checkpoint_uri_after(0))
+    assert [info.step for info in old.complete()] == [2, 4, 6, 8]
+    (event,) = [e for e in run.events() if e["kind"] == "branched"]
+    assert event["step"] == 4
+    assert event["settings"] == {"optimizer.lr": [0.003, 1e-4], "schedule.total_steps": [8, 10]}
+    assert "lr: 0.003" in (run.path / "job-1.yaml").read_text()
+    # in MLflow the branch is a run of its own, whole, and the earlier one is as it was
+    client = MlflowClient(tracking_uri=job.tracking.uri)
+    record = json.loads((run.path / "tracking.json").read_text())
+    histories = []
+    for run_id in (record["earlier"][0]["run_id"], record["run_id"]):
+        points = client.get_metric_history(run_id, "loss")
+        histories.append(sorted((p.step, p.value) for p in points))
+        validated = client.get_metric_history(run_id, "validation_loss")
+        assert len({p.step for p in validated}) == len(validated)
+    assert histories == [before, values(run, "loss")]
+    assert (
+        client.get_run(record["run_id"]).data.tags["pelagos.earlier_run"]
+        == (record["earlier"][0]["run_id"])
+    )
+
+
+def test_a_branch_without_changes_continues_bit_for_bit(make_job: MakeJob) -> None:
+    job = make_job(checkpoint__every_steps=2, checkpoint__keep_last=9, tracking__uri="null")
+    pretrain.run(job, QUIET)
+    run = RunDirectory.open(job.runs_dir, job.name)
+    before = [values(run, name) for name in ("loss", "gradient_norm")]
+    resume(job, from_step="4")
+    assert [values(run, name) for name in ("loss", "gradient_norm")] == before
+
+
+def test_a_branch_that_was_cut_off_or_asked_for_twice_is_made_once(make_job: MakeJob) -> None:
+    job = make_job(checkpoint__every_steps=2, tracking__uri="null")
+    pretrain.run(job, QUIET, until_step=6)
+    run = RunDirectory.open(job.runs_dir, job.name)
+    for _ in range(2):
+        branch(run, "last", ["optimizer.lr=1e-4"], request="the same")
+    assert len(run.take_overs()) == 1
+    assert len([e for e in run.events() if e["kind"] == "branched"]) == 1
+    # a second branch may go back behind the first
+    assert resume(job, "optimizer.lr=1e-5", from_step="4").outcome.kind == "finished"
+    assert [t["step"] for t in run.take_overs()] == [6, 4]
+
+
+def test_what_a_branch_cannot_change_or_begin_from_is_refused(make_job: MakeJob) -> None:
+    job = make_job(checkpoint__every_steps=2, tracking__uri="null")
+    pretrain.run(job, QUIET, until_step=4)
+    run = RunDirectory.open(job.runs_dir, job.name)
+    files = {p: p.read_bytes() for p in run.path.glob("*.json*")}
+    for overrides, step, words in (
+        (["optimizer.lr=1e-4"], None, r"optimizer\.lr can change .* add --from STEP"),
+        (["model.name=fno-nano"], "4", r"cannot change model\.name"),
+        (["seed=3"], "last", "cannot change seed"),
+        (["schedule.total_steps=4"], "4", "nothing is left to train"),
+        ([], "3", "no checkpoint of step 3; there are: 2, 4"),
+        (["optimizer.lr=-1"], "4", "greater than 0"),
+    ):
+        with pytest.raises((RunError, CheckpointError, ConfigError), match=words):
+            resume(job, *overrides, from_step=step)
+    assert {p: p.read_bytes() for p in run.path.glob("*.json*")} == files
+
+
+def test_divergence_advises_a_command_that_works(make_job: MakeJob) -> None:
+    job = make_job(
+        checkpoint__every_steps=2,
+        optimizer__lr=1e25,
+        optimizer__clip_norm="null",
+        schedule__warmup_steps=0,
+        tracking__uri="null",
+        schedule__total_steps=6,
+    )
+    failed = pretrain.run(job, QUIET).outcome
+    assert failed.kind == "failed"
+    assert "Start a new run with a lower optimizer.lr" in failed.cause
+    good = make_job("good", checkpoint__every_steps=2, tracking__uri="null")
+    pretrain.run(good, QUIET, until_step=4)
+    branched = ["optimizer.lr=1e25", "optimizer.clip_norm=null"]
+    failed = resume(good, *branched, from_step="last").outcome
+    assert "the checkpoint of step 4 is the last good one" in failed.cause
+    command = failed.cause.partition("`pelagos resume good ")[2].partition("`")[0].split()
+    assert command[:2] == ["--from", "4"]
+    result = resume(good, "optimizer.lr=1e-4", "optimizer.clip_norm=1", from_step=command[1])
+    assert result.outcome.kind == "finished"
+
+
+def test_data_that_moved_resume_and_other_data_do_not(
+    make_job: MakeJob, datasets: tuple[str, str], tmp_path: Path
+) -> None:
+    job = make_job(tracking__uri="null")
+    pretrain.run(job, QUIET, until_step=3)
+    moved = tmp_path / "moved.zarr"
+    shutil.copytree(datasets[0], moved)
+    other = resume(job, f"data.mixture.0.uri={datasets[1]}").outcome
+    assert other.kind == "failed"
+    assert "the data changed since the checkpoint was written" in other.cause
+    assert resume(job, f"data.mixture.0.uri={moved}").outcome.kind == "finished"
+    with pytest.raises(RunError, match=r"cannot change data\.mixture\.0\.weight"):
+        resume(job, "data.mixture.0.weight=3")

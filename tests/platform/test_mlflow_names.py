@@ -1,0 +1,30 @@
+"""Names that MLflow accepts, for any name: checked by MLflow's own validation."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.utils.validation import _validate_metric_name, _validate_tag_name
+
+from pelagos.platform.mlflow_names import MAX_LENGTH, accepted_name
+
+AWKWARD = ["nu=0.001,seed=3", "a//b", "../a", "a/../b", ".", "/", "", "a" * 300, "é", "a\nb", "x/"]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_awkward_names_are_accepted(name: str) -> None:
+    _validate_metric_name(accepted_name(name))
+
+
+@given(st.text(max_size=300), st.text(max_size=300))
+def test_every_name_is_accepted_and_stays_its_own(first: str, second: str) -> None:
+    for name in (first, second):
+        accepted = accepted_name(name)
+        _validate_metric_name(accepted)
+        _validate_tag_name(accepted)
+        assert len(accepted) <= MAX_LENGTH
+    assert (accepted_name(first) == accepted_name(second)) == (first == second)
+
+
+def test_usual_names_stay_as_they_are() -> None:
+    for name in ("loss", "loss/ns-sines", "validation_group_loss/velocity", "data.mixture.0.uri"):
+        assert accepted_name(name) == name
