@@ -170,6 +170,17 @@ frame_interval: {file: "runs/*.nc", key: time}
         open_source(str(tmp_path), options(tmp_path, text))
 
 
+def test_paths_of_a_mapping_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RUNS", "runs")
+    write_h5(tmp_path / "home/one.h5", u=values(2, 3, 4, 5))
+    write_h5(tmp_path / "runs/0.h5", u=values(3, 4, 5))
+    one = "fields: [{file: ~/one.h5, key: u, axes: [n, t, y, x], names: [u]}]"
+    assert open_source(str(tmp_path), options(tmp_path, one)).num_trajectories == 2
+    runs = "fields: [{file: '${RUNS}/*.h5', key: u, axes: [t, y, x], names: [u]}]"
+    assert open_source(str(tmp_path), options(tmp_path, runs)).num_trajectories == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
