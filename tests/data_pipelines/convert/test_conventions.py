@@ -224,6 +224,42 @@ def test_unsigned_numbers_agree_with_xarray(tmp_path: Path) -> None:
     assert np.nanmax(expected) == 127.0
 
 
+def random_array(rng: np.random.Generator) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+    """Numbers of some type with some attributes, of those that xarray decodes."""
+    dtype = np.dtype(rng.choice(["i1", "u1", "i2", "u2", "i4", "f4", "f8"]))
+    if dtype.kind == "f":
+        stored = (rng.normal(size=50) * rng.choice([1, 1e5])).astype(dtype)
+    else:
+        limits = np.iinfo(dtype)
+        stored = rng.integers(limits.min, limits.max, size=50, endpoint=True).astype(dtype)
+    attributes: dict[str, Any] = {}
+    if rng.random() < 0.6:
+        attributes["scale_factor"] = float(rng.choice([0.5, 0.01, 2, 1e-3]))
+    if rng.random() < 0.5:
+        attributes["add_offset"] = float(rng.choice([0.0, 273.15, -5]))
+    if rng.random() < 0.7:
+        attributes["_FillValue"] = stored[rng.integers(50)]
+    if dtype.kind in "iu" and rng.random() < 0.4:
+        attributes["_Unsigned"] = "true" if dtype.kind == "i" else "false"
+    elif rng.random() < 0.3:  # of these xarray does not change the sign
+        attributes["missing_value"] = stored[:2].copy() if rng.random() < 0.5 else stored[3]
+    return stored, attributes
+
+
+@pytest.mark.filterwarnings("ignore:variable")  # of several missing values
+def test_random_attributes_agree_with_xarray() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        stored, attributes = random_array(rng)
+        variable = xarray.Variable(("x",), stored, dict(attributes))
+        expected = xarray.conventions.decode_cf_variable("v", variable, decode_times=False).values
+        found = parse(attributes, stored.dtype, "").decode(stored).values
+        size = float(np.nanmax(np.abs(expected)))
+        np.testing.assert_allclose(
+            found.astype(float), expected, rtol=0, atol=1e-6 * size, err_msg=str(attributes)
+        )
+
+
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
