@@ -56,7 +56,7 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int = 0) -> Iterat
             reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
             raise ConnectionError(
                 f"Ray did not start on this machine ({type(error).__name__}: {reason}). The machine "
-                "may be too busy, or out of memory or disk in /tmp: try again when it is not, join a "
+                "may be too busy, or out of memory or disk: try again when it is not, join a "
                 "running cluster (resources.ray_address), or train without Ray "
                 "(resources.launcher=none)."
             ) from error

@@ -312,6 +312,7 @@ class TrainingLoop:
             report = self.checkpoints.load(step, tensors, self.job.checkpoint.new_parameters)
             state = report.trainer_state
             check_identity(self.run, self.checkpoints.uri, step, state)
+            self.parts.check_description(state)
             self.parts.streams.check_state(state["streams"])
             self.strategy.load_state(tensors)
             if self.average is not None:
