@@ -32,7 +32,7 @@ REQUIREMENTS = {
     "timm": ["timm==1.0.22"],
     "nnunet": ["dynamic-network-architectures==0.4.2"],
     "monai": ["monai>=1.4", "scipy"],
-    "the_well": ["the_well==1.2.0"],
+    "the_well": ["the_well==1.2.0", "matplotlib"],
     "exponax": ["exponax>=0.1"],
     "scipy": ["scipy"],
 }
@@ -44,8 +44,8 @@ BOUNDS = {
     "MONAI 95th percentile of surface distances": 1e-6,
     "The Well VRMSE": 1e-5,
     "The Well NRMSE": 1e-5,
-    "exponax Burgers": 2e-4,  # both discretise time: the steps differ, not the space
-    "scipy Allen-Cahn": 2e-4,
+    "exponax Burgers": 1e-5,
+    "scipy Allen-Cahn": 2e-4,  # the 2/3 rule takes away what a cubic term makes there
 }
 
 
@@ -95,7 +95,12 @@ def the_well_case() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     truth = 280 + 5 * torch.randn(3, 2, 16, 24, generator=generator)
     forecast = truth + torch.randn(truth.shape, generator=generator)
-    found = {name: getattr(metrics, name)(forecast, truth) for name in ("vrmse", "nrmse")}
+    found = {
+        name: torch.stack(  # ours take a group of channels as one, theirs each by itself
+            [getattr(metrics, name)(forecast[:, [c]], truth[:, [c]]) for c in (0, 1)], dim=1
+        )
+        for name in ("vrmse", "nrmse")
+    }
     return {"truth": truth, "forecast": forecast, **found}
 
 
