@@ -42,7 +42,7 @@ BOUNDS = {
     "nnU-Net (dynamic-network-architectures)": 1e-5,
     "MONAI Dice": 1e-6,
     "MONAI 95th percentile of surface distances": 1e-6,
-    "The Well VRMSE": 1e-5,
+    "The Well VRMSE": 2e-3,  # theirs divides the variance by n - 1, of 384 points
     "The Well NRMSE": 1e-5,
     "exponax Burgers": 1e-5,
     "scipy Allen-Cahn": 2e-4,  # the 2/3 rule takes away what a cubic term makes there
