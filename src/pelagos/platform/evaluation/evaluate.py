@@ -107,11 +107,13 @@ class DatasetEvaluation:
         stands where a field has no other.
         """
         scores = self.defined_scores(method, metric)
+        # many times slower where nothing is left out
+        quantile = np.nanquantile if np.isnan(scores).any() else np.quantile
         with np.errstate(invalid="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a field that is left out everywhere
-            between = np.nanquantile(scores, q, axis=0)
+            between = quantile(scores, q, axis=0)
             # Interpolating towards infinity gives NaN; there the score above counts.
-            above = np.nanquantile(scores, q, axis=0, method="higher")
+            above = quantile(scores, q, axis=0, method="higher")
         return np.asarray(np.where(np.isnan(between), above, between))
 
     def mean_over_groups(self, method: str, metric: str, q: float = 0.5) -> FloatArray:

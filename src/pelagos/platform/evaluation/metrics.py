@@ -167,9 +167,7 @@ def spectral_rmse(forecast: Tensor, truth: Tensor, band: str, num_dimensions: in
     return energy.sum(-1).mean(-1).sqrt()
 
 
-def is_undefined(
-    metric: str, truth: Tensor, num_dimensions: int = 2, scale: float = 0.0
-) -> Tensor:
+def is_undefined(metric: str, truth: Tensor, num_dimensions: int = 2, scale: float = 0.0) -> Tensor:
     """Where a metric of ``METRICS`` has no value because of the truth, whatever the forecast, ``[...]``.
 
     ``scale`` is the root mean square of the field over its dataset, in the truth's units: truths, and
