@@ -46,14 +46,17 @@ def test_two_runs_side_by_side(two_runs: str) -> None:
     assert isinstance(datasets, list)
     assert len(datasets) == 2
     assert {row["run"] for row in datasets[0]["runs"]} == {"short", "long"}
-    last = [row["errors"]["relative_l1"][-1] for row in datasets[0]["runs"]]
-    assert last == sorted(last)
+    ranks = [row["mean_rank"] for row in datasets[0]["runs"]]
+    assert ranks == sorted(ranks)
+    assert datasets[0]["best"] == [None] * len(datasets[0]["lead_times"])  # of 3 trajectories
     assert "short-vs-long" in str(told["report"])
     done = CliRunner().invoke(
         app, ["evaluate", "short", "long", "--compare", f"runs_dir={two_runs}", "split=validation"]
     )
     assert done.exit_code == 0, done.output
-    assert "is best at lead time" in done.output
+    assert "mean rank" in done.output
+    assert "relative L1 / VRMSE" in done.output
+    assert "cannot be told from persistence" in done.output
 
 
 def test_a_long_rollout_and_an_ensemble_are_told_of(two_runs: str) -> None:
@@ -69,7 +72,8 @@ def test_a_long_rollout_and_an_ensemble_are_told_of(two_runs: str) -> None:
     assert "ensemble" in datasets[0]["scores"]
     (window,) = datasets[0]["rollout_windows"]
     assert (window["first"], window["last"], window["num_steps"]) == (2, 3, 2)
-    assert set(window["vrmse"]) == {"direct", "autoregressive", "ensemble", "persistence"}
+    methods = {"direct", "autoregressive", "ensemble"}
+    assert set(window["vrmse"]) == methods | {"persistence", "mean"}
 
 
 @pytest.mark.parametrize(

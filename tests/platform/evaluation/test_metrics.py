@@ -101,7 +101,9 @@ def test_an_error_of_one_wave_lies_in_one_band(kx: int, ky: int, band: str):
 
 def test_band_errors_square_to_the_mean_square_error():
     forecast, truth = torch.randn(2, N, N), torch.randn(2, N, N)
-    total = sum(metrics.spectral_rmse(forecast, truth, band) ** 2 for band in metrics.SPECTRAL_BANDS)
+    total = sum(
+        metrics.spectral_rmse(forecast, truth, band) ** 2 for band in metrics.SPECTRAL_BANDS
+    )
     mse = (forecast.double() - truth.double()).square().mean()
     torch.testing.assert_close(total, mse, rtol=1e-12, atol=0)
 

@@ -185,12 +185,17 @@ class Verdict:
         }
 
 
-def judge(evaluation: DatasetEvaluation) -> Verdict:
-    """Compare the model's best way of forecasting with every baseline at every lead."""
-    method = best_method(evaluation)
-    own = trajectory_scores(evaluation, method)
-    against = {name: compare(own, trajectory_scores(evaluation, name)) for name in BASELINES}
-    medians = evaluation.mean_over_groups(method, JUDGED_BY)
+def judge(evaluation: DatasetEvaluation, groups: Sequence[str] | None = None) -> Verdict:
+    """Compare the model's best way of forecasting with every baseline at every lead, on all scored
+    fields or on `groups`."""
+    groups = groups or evaluation.group_names
+    method = best_method(evaluation, groups)
+    own = trajectory_scores(evaluation, method, groups)
+    against = {
+        name: compare(own, trajectory_scores(evaluation, name, groups)) for name in BASELINES
+    }
+    columns = [evaluation.group_names.index(group) for group in groups]
+    medians = mean_of_known(evaluation.quantile(method, JUDGED_BY)[:, columns])
     return Verdict(
         method=method,
         num_trajectories=len(evaluation.trajectories),
