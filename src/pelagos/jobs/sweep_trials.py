@@ -70,13 +70,34 @@ class TrialResult:
     """Which trajectories and lead `errors` are of: `measurement_of` the sweep."""
     inputs: Inputs | None = None
     """What the run was made of; None: not recorded."""
+    vrmse: dict[str, float] = field(default_factory=dict)
+    """Like `errors`; without methods that have none, where no field varies."""
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    """`persistence` and `mean`: `relative_l1` and `vrmse` on the same trajectories and lead."""
+    beats: str = ""
+    """Which baselines the trial beats at that lead (`evaluation.verdicts`), in a word."""
+    is_worse_than_mean: bool = False
+    weights: str = ""
+    """`ema` if the averaged weights were measured, `model` if the weights themselves."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of a trial that came to its end; the fields of the same names above."""
+
+    errors: dict[str, float] = field(default_factory=dict)
+    vrmse: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    beats: str = ""
+    is_worse_than_mean: bool = False
+    weights: str = ""
 
 
 def write_result(trial: Trial, result: TrialResult) -> None:
     """Keep a trial's result in its run's directory."""
     trial.path.mkdir(parents=True, exist_ok=True)
     told = {k: v if not _is_endless(v) else None for k, v in asdict(result).items()}
-    told["errors"] = {k: None if _is_endless(v) else v for k, v in result.errors.items()}
+    told |= {key: _without_endless(told[key]) for key in ("errors", "vrmse", "baselines")}
     text = json.dumps({"label": trial.label, "overrides": trial.overrides, **told}, indent=1)
     replace_durably(trial.path / RECORD_NAME, text.encode())
 
@@ -86,7 +107,8 @@ def read_result(trial: Trial) -> TrialResult:
     with contextlib.suppress(OSError, ValueError):
         told = json.loads((trial.path / RECORD_NAME).read_text())
         known = {f.name: told[f.name] for f in fields(TrialResult) if f.name in told}
-        known["errors"] = {k: math.inf if v is None else v for k, v in known["errors"].items()}
+        for key in ("errors", "vrmse", "baselines"):
+            known[key] = _with_endless(known.get(key, {}))
         return TrialResult(**known)
     return TrialResult("interrupted" if (trial.path / "job.yaml").exists() else "waiting")
 
@@ -97,7 +119,7 @@ def result_of(sweep: SweepJob, trial: Trial) -> TrialResult:
     """
     result = read_result(trial)
     if result.state == "finished" and result.measured_on != measurement_of(sweep):
-        return replace(result, state="interrupted", errors={})
+        return replace(result, state="interrupted", **asdict(Measurement()))
     return result
 
 
@@ -119,6 +141,30 @@ def clear_unbegun(directory: Path) -> None:
 
 def _is_endless(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+def _without_endless(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a record as strict JSON has them: None for one that is infinite."""
+    return {
+        key: _without_endless(value)
+        if isinstance(value, Mapping)
+        else None
+        if _is_endless(value)
+        else value
+        for key, value in values.items()
+    }
+
+
+def _with_endless(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers that `_without_endless` was given."""
+    return {
+        key: _with_endless(value)
+        if isinstance(value, Mapping)
+        else math.inf
+        if value is None
+        else value
+        for key, value in values.items()
+    }
 
 
 def trials_of(sweep: SweepJob) -> list[Trial]:

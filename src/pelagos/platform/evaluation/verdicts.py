@@ -273,6 +273,19 @@ def _draws(count: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng(_SEED).integers(count, size=(NUM_RESAMPLES, count))
 
 
+def combined_label(leads: Sequence[LeadVerdict]) -> str:
+    """Return what one model beats on several datasets: on all of them, or not at all."""
+    labels = {lead.label for lead in leads}
+    if len(labels) == 1:
+        return labels.pop()
+    if "too few" in labels:
+        return "too few"
+    beaten = [baseline for baseline in BASELINES if all(lead.beats(baseline) for lead in leads)]
+    if beaten:
+        return f"{beaten[0]} only"
+    return "neither" if "neither" in labels else "unclear"
+
+
 def rule() -> str:
     """The rule in words, for reports."""
     return (
