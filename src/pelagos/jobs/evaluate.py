@@ -102,6 +102,8 @@ def _run_on_images(
         ]
         log_evaluation(training, directory, output, values)
     if console is not None:
+        if trained.forecaster.weights == "ema":
+            console.print(AVERAGED)
         show_images(evaluations, console)
         console.print(f"report: {report}", soft_wrap=True)
     return EvaluateResult(job.run, report, image_evaluation.numbers(evaluations, provenance))
@@ -284,7 +286,10 @@ def _show(
         console.print(
             f"{stability.dataset}: after {steps} steps {stability.num_finite} of {count} rollouts "
             "are finite; mean square, end / start: "
-            + ", ".join(f"{name} {energy:.3g}" for name, energy, _, _ in stability.rows()),
+            + ", ".join(
+                f"{name} " + ("-" if math.isnan(energy) else f"{energy:.3g}")
+                for name, energy, _, _ in stability.rows()
+            ),
             soft_wrap=True,
         )
     console.print(f"report: {report}")

@@ -96,8 +96,7 @@ class Measurement:
 def write_result(trial: Trial, result: TrialResult) -> None:
     """Keep a trial's result in its run's directory."""
     trial.path.mkdir(parents=True, exist_ok=True)
-    told = {k: v if not _is_endless(v) else None for k, v in asdict(result).items()}
-    told |= {key: _without_endless(told[key]) for key in ("errors", "vrmse", "baselines")}
+    told = _without_endless(asdict(result))
     text = json.dumps({"label": trial.label, "overrides": trial.overrides, **told}, indent=1)
     replace_durably(trial.path / RECORD_NAME, text.encode())
 
@@ -144,27 +143,15 @@ def _is_endless(value: Any) -> bool:
 
 
 def _without_endless(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a record as strict JSON has them: None for one that is infinite."""
-    return {
-        key: _without_endless(value)
-        if isinstance(value, Mapping)
-        else None
-        if _is_endless(value)
-        else value
-        for key, value in values.items()
-    }
+    """Return a record as strict JSON has it: None for a number that is not finite."""
+    finite = {key: None if _is_endless(value) else value for key, value in values.items()}
+    return {k: _without_endless(v) if isinstance(v, Mapping) else v for k, v in finite.items()}
 
 
 def _with_endless(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers that `_without_endless` was given."""
-    return {
-        key: _with_endless(value)
-        if isinstance(value, Mapping)
-        else math.inf
-        if value is None
-        else value
-        for key, value in values.items()
-    }
+    """Return errors as they were recorded, infinite where the record has None."""
+    known = {key: math.inf if value is None else value for key, value in values.items()}
+    return {k: _with_endless(v) if isinstance(v, Mapping) else v for k, v in known.items()}
 
 
 def trials_of(sweep: SweepJob) -> list[Trial]:

@@ -176,12 +176,13 @@ def is_undefined(metric: str, truth: Tensor, num_dimensions: int = 2, scale: flo
     shape, sides = truth.shape[: -num_dimensions - 1], truth.shape[-num_dimensions:]
     if metric.startswith(("frmse_", "spectral_rmse_")):
         nothing = truth.new_zeros(1, *sides)  # the grid alone decides which bands there are
-        return METRICS[metric](nothing, nothing, num_dimensions).isnan().expand(shape)
+        is_absent: Tensor = METRICS[metric](nothing, nothing, num_dimensions).isnan()
+        return is_absent.expand(shape)
     size, variance = _size_and_variance(truth, num_dimensions)
     if metric == "vrmse":
-        return variance <= SMALLEST_LABEL**2 * size.clamp_min(scale**2)
+        return torch.le(variance, SMALLEST_LABEL**2 * size.clamp_min(scale**2))
     if metric in _RELATIVE_TO_SIZE:
-        return size <= (SMALLEST_LABEL * scale) ** 2
+        return torch.le(size, (SMALLEST_LABEL * scale) ** 2)
     return torch.zeros_like(size, dtype=torch.bool)
 
 
@@ -201,7 +202,7 @@ def _size_and_variance(truth: Tensor, num_dimensions: int) -> tuple[Tensor, Tens
 def _quadrant_shells(field: Tensor, num_dimensions: int) -> Tensor:
     """Σ|f̂(k)|² over k of non-negative components, s <= |k| < s + 1: ``[..., *grid]`` to ``[..., s]``."""
     sides, axes = field.shape[-num_dimensions:], tuple(range(-num_dimensions, 0))
-    energy = torch.fft.fftn(field, dim=axes, norm="forward").abs().square()
+    energy: Tensor = torch.fft.fftn(field, dim=axes, norm="forward").abs().square()
     if num_dimensions == 1:
         return energy[..., : sides[0] // 2 + 1]
     quadrant = energy[(..., *(slice(side // 2) for side in sides))]
