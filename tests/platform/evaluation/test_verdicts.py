@@ -109,7 +109,7 @@ def test_an_untrained_network_gets_no_favourable_verdict_for_an_offset() -> None
         assert row.errors["direct"].vrmse == pytest.approx(1.0, abs=0.02)
         assert row.verdict.beaten == ()
     assert "beats" not in verdict.sentence
-    assert "is worse than the mean" in verdict.warning
+    assert "is no better than a constant" in verdict.warning
 
 
 def test_persistence_itself_is_not_better_than_persistence() -> None:
@@ -139,7 +139,7 @@ def test_less_error_than_persistence_counts_only_below_a_vrmse_of_one() -> None:
         assert lead.vrmse > 1
         assert lead.label == "neither"
     assert "is better than persistence only where VRMSE is 1 or more" in verdict.sentence
-    assert "worse than the mean at every lead time (1 to 4)" in verdict.warning
+    assert "no better than a constant at every lead time (1 to 4)" in verdict.warning
 
 
 def test_the_mean_is_a_baseline_of_its_own() -> None:
@@ -249,7 +249,7 @@ def test_the_judged_method_is_the_best_over_all_leads() -> None:
         "(direct) beats persistence at lead time 2, 4 (2 of 3) and beats the dataset's mean at lead "
         "time 2, 4 (2 of 3)"
     )
-    assert "worse than the mean at lead time 1 (1 of 3)" in told.warning
+    assert "no better than a constant at lead time 1 (1 of 3)" in told.warning
 
 
 def test_the_report_warns_at_its_top_and_shows_both_errors(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_the_report_warns_at_its_top_and_shows_both_errors(tmp_path: Path) -> No
     html = page.read_text()
     warning = html.index('class="warning"')
     assert warning < html.index("<table>")
-    assert "is worse than the mean" in html[warning : warning + 300]
+    assert "is no better than a constant" in html[warning : warning + 300]
     assert "paired bootstrap, 2000 resamples" in html
     good, _ = write_report([scored(best_linear)], Provenance("run", 1, "m"), tmp_path / "good")
     assert 'class="warning"' not in good.read_text()
