@@ -205,7 +205,9 @@ def _quadrant_shells(field: Tensor, num_dimensions: int) -> Tensor:
     energy: Tensor = torch.fft.fftn(field, dim=axes, norm="forward").abs().square()
     if num_dimensions == 1:
         return energy[..., : sides[0] // 2 + 1]
-    quadrant = energy[(..., *(slice(side // 2) for side in sides))]
+    quadrant = energy
+    for axis, side in zip(axes, sides, strict=True):
+        quadrant = quadrant.narrow(axis, 0, side // 2)
     waves = [torch.arange(side // 2, device=field.device) for side in sides]
     squares = sum(k.square() for k in torch.meshgrid(*waves, indexing="ij"))
     assert isinstance(squares, Tensor)
