@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pelagos.jobs.datasets import open_recorded
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.evaluation.climatology import climatology
 from pelagos.platform.evaluation.evaluate import (
     BASELINES,
     DatasetEvaluation,
@@ -200,6 +201,7 @@ def _evaluate(
     history = (frames - 1) * stride
     physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
     data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
+    data = replace(data, mean_frame=climatology(data, _trained_on(dataset)))
     evaluation = evaluate_dataset(
         forecaster.predict_on(data),
         data,
@@ -215,6 +217,14 @@ def _evaluate(
     evaluation.windows = window_scores(evaluation, job.rollout_windows)
     evaluation.weights = forecaster.weights
     return evaluation
+
+
+def _trained_on(dataset: ReadableDataset) -> range:
+    """Return the trajectories of the training split, or all where the dataset has no splits."""
+    try:
+        return dataset.split("train")
+    except ValueError:
+        return dataset.split("all")
 
 
 def _physics(dataset: ReadableDataset, forecaster: Forecaster) -> tuple[DatasetPhysics | None, str]:

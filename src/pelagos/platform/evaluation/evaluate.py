@@ -49,7 +49,7 @@ class DatasetEvaluation:
     ``scores[method][metric]`` is ``[trajectory, lead, group]``; ``spectra[method]`` the mean
     energy spectrum ``[lead, group, k]`` of truth and forecasts. Methods: ``autoregressive``,
     ``direct``, ``ensemble`` and ``one_step`` of the model; ``persistence`` (the initial frame),
-    ``mean`` (of each field over the training split) and ``previous_frame`` (the frame
+    ``mean`` (of the training split, ``climatology``) and ``previous_frame`` (the frame
     ``rollout_step`` before the target, beside ``one_step``). Models that take several frames have no
     lead time to choose, and make no ``direct`` forecasts. ``undefined[metric]``, of the same shape,
     marks scores that the truth leaves without a value (``metrics.is_undefined``).

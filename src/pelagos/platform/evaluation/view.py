@@ -65,8 +65,8 @@ class EvaluationData:
     field is forecast by persistence without error. ``read(trajectory, frames)`` gives normalised
     ``[F, C, *grid]`` (0 where absent) and ``to_physical`` undoes the normalisation; ``grid_shape``
     is ``(y, x)``, or ``(x,)`` or ``(z, y, x)``. Of the dataset's training split: ``mean_frame`` is
-    the mean of each channel, normalised, ``[C, 1, ...]``; ``size`` its root mean square, in physical
-    units.
+    the mean of each channel, normalised, ``[C, 1, ...]`` or at each point ``[C, *grid]``; ``size``
+    its root mean square, in physical units.
     """
 
     name: str
