@@ -92,6 +92,7 @@ class Forecaster:
             offset=offset,
             groups=groups or usual_groups(self.fields, dataset),
             statistics=dataset.statistics,
+            masks=dataset.spec.masks,
         )
 
     def predict_on(self, data: EvaluationData) -> Predict:

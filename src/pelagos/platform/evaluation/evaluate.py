@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pelagos.platform.evaluation import rollout
-from pelagos.platform.evaluation.metrics import METRICS, energy_spectrum, is_undefined
+from pelagos.platform.evaluation.masked_metrics import error, undefined
+from pelagos.platform.evaluation.metrics import METRICS, energy_spectrum
 from pelagos.platform.evaluation.physics import Physics, PhysicsMeasure, PhysicsScores
 from pelagos.platform.evaluation.rollout import Predict
 from pelagos.platform.evaluation.rollout_windows import WindowScore
@@ -122,9 +123,13 @@ class DatasetEvaluation:
         return mean_of_known(self.quantile(method, metric, q))
 
     def notes(self) -> list[str]:
-        """Sentences that say which errors are left out because the truth vanishes."""
+        """Sentences that say what is left out of errors: masked points, and truths that vanish."""
         reasons = {"vrmse": "VRMSE", "relative_l1": "relative errors"}
-        found = []
+        found = [
+            f"{group}: points without a value are left out of all errors"
+            for group, channels in self.data.groups.items()
+            if any(self.data.fields[channel] in self.data.masked for channel in channels)
+        ]
         for metric, name in reasons.items():
             marks = self.undefined.get(metric)
             for index, group in enumerate(self.group_names if marks is not None else ()):
@@ -206,7 +211,12 @@ def evaluate_dataset(
                 judged = {k: v for k, v in forecasts.items() if k not in _WITHOUT_PHYSICS}
                 measure.add(data, truth, judged, made, history, chosen)
             forecasts = {method: values[:, scored] for method, values in forecasts.items()}
-            _score(total, data, truth[:, [history + lead for lead in leads]], forecasts)
+            targets = [history + lead for lead in leads]
+            valid = None
+            if data.valid is not None:
+                shown = [start_frame + target for target in targets]
+                valid = torch.stack([data.valid(index, shown) for index in chosen]).to(device)
+            _score(total, data, truth[:, targets], forecasts, valid)
             for row in range(max(0, min(len(chosen), num_examples - start))):
                 total.examples.append(
                     _example(data, chosen[row], truth[row, history:], leads, forecasts, row)
@@ -287,31 +297,45 @@ def _forecasts(
 
 
 def _score(
-    total: _Totals, data: EvaluationData, target: Tensor, forecasts: Mapping[str, Tensor]
+    total: _Totals,
+    data: EvaluationData,
+    target: Tensor,
+    forecasts: Mapping[str, Tensor],
+    valid: Tensor | None = None,
 ) -> None:
+    """Add errors and spectra of a batch, all ``[B, L, C, *grid]``; ``valid``: where the truth has a
+    value, None if everywhere."""
     physical = {"truth": data.to_physical(target)}
     physical.update({method: data.to_physical(value) for method, value in forecasts.items()})
     groups, dimensions = [list(c) for c in data.groups.values()], data.num_dimensions
     truth = [physical["truth"][:, :, channels] for channels in groups]
     sizes = [math.hypot(*(data.size[c] for c in g)) / math.sqrt(len(g)) for g in groups]
+    masks = [None if valid is None else valid[:, :, channels] for channels in groups]
     for metric in METRICS:
         marks = [
-            is_undefined(metric, true, dimensions, size)
-            for true, size in zip(truth, sizes, strict=True)
+            undefined(metric, true, dimensions, size, mask)
+            for true, size, mask in zip(truth, sizes, masks, strict=True)
         ]
         total.undefined.setdefault(metric, []).append(torch.stack(marks, dim=-1).cpu().numpy())
     for method, values in physical.items():
         parts = [values[:, :, channels] for channels in groups]
         if method not in _WITHOUT_SPECTRA:
             # A vector's spectrum is the sum of its components'.
-            spectra = [energy_spectrum(part, dimensions).sum(2).sum(0) for part in parts]
+            whole = [
+                part if mask is None else part.where(mask, true)
+                for part, true, mask in zip(parts, truth, masks, strict=True)
+            ]
+            spectra = [energy_spectrum(part, dimensions).sum(2).sum(0) for part in whole]
             summed = torch.stack(spectra, dim=1).cpu().numpy()
             total.spectra[method] = total.spectra.get(method, np.zeros_like(summed)) + summed
         if method == "truth":
             continue
         by_metric = total.scores.setdefault(method, {})
-        for metric, function in METRICS.items():
-            scores = [function(p, true, dimensions) for p, true in zip(parts, truth, strict=True)]
+        for metric in METRICS:
+            scores = [
+                error(metric, part, true, dimensions, mask)
+                for part, true, mask in zip(parts, truth, masks, strict=True)
+            ]
             by_metric.setdefault(metric, []).append(torch.stack(scores, dim=-1).cpu().numpy())
 
 
