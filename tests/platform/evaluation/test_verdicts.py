@@ -24,7 +24,10 @@ from pelagos.platform.evaluation import (
 from pelagos.platform.evaluation.summary import Error, summary_rows
 from pelagos.platform.evaluation.verdicts import (
     LEAST_TRAJECTORIES,
+    Comparison,
+    LeadVerdict,
     best_method,
+    combined_label,
     compare,
     judge,
     mean_ranks,
@@ -268,3 +271,26 @@ def test_an_error_is_printed_as_both_shares() -> None:
     assert str(Error(0.25, math.nan)) == "25.00% / -"
     assert str(Error(math.inf, math.inf)) == "diverged"
     assert str(Error(math.nan, math.nan)) == "-"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "label"),
+    [
+        (["better better"] * 2, "both"),
+        (["better better", "better unclear"], "persistence only"),
+        (["better better", "unclear better"], "mean only"),
+        (["better worse", "worse better"], "unclear"),
+        (["worse worse", "better better"], "neither"),
+        (["better better", "too_few too_few"], "too few"),
+    ],
+)
+def test_a_trial_beats_what_it_beats_on_every_dataset(outcomes: list[str], label: str) -> None:
+    ends = {"better": (0.8, 0.9), "worse": (1.1, 1.2), "unclear": (0.9, 1.1), "too_few": (0.8, 0.9)}
+    leads = []
+    for pair in outcomes:
+        against = {
+            name: Comparison(1.0, *ends[outcome], 3 if outcome == "too_few" else 20)
+            for name, outcome in zip(("persistence", "mean"), pair.split(), strict=True)
+        }
+        leads.append(LeadVerdict(1.0, 0.5, against))
+    assert combined_label(leads) == label
