@@ -288,6 +288,21 @@ VELOCITY = ["velocity-x", "velocity-y"]
 VELOCITY_AND_MORE = ["density", *VELOCITY, "pressure"]
 
 
+def test_no_two_trials_share_a_name(make_sweep: MakeSweep) -> None:
+    """Where the name is cut, or what differs decides no step; the names of others stay."""
+    long = "a" * 90
+    rhythms = {"checkpoint.every_steps": [10, 20, 30], "optimizer.lr": [0.003, 0.001]}
+    for name in ("tiny", long):
+        trials = trials_of(make_sweep(name=name, grid=rhythms))
+        assert len({t.name for t in trials}) == 6
+        assert [t.name for t in trials_of(make_sweep(name=name, grid=rhythms))] == [
+            t.name for t in trials
+        ]
+        assert all(t.job.name == t.name and len(t.name) <= 100 for t in trials)
+    with pytest.raises(ConfigError, match=r"optimizer\.lr=0\.001 is the same trial as .*once"):
+        trials_of(make_sweep(grid={"optimizer.lr": [0.001, 1.0e-3]}))
+
+
 def test_gains_of_errors_of_other_fields_are_refused(
     make_sweep: MakeSweep, tmp_path: Path, datasets: tuple[str, str]
 ) -> None:

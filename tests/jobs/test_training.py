@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pelagos.jobs import pretrain
 from pelagos.jobs.parts import build_parts, check_parts
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.config import ConfigError, PretrainJob
@@ -196,3 +197,23 @@ def test_fewer_processes_than_workers_are_refused(make_job: MakeJob) -> None:
     job = make_job(resources__num_workers=2)
     with pytest.raises(ValueError, match=r"num_workers is 2, but 1 process\(es\) run"):
         run_training(job)
+
+
+def test_a_ray_that_does_not_start_is_one_sentence_and_the_run_is_not_running(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def busy(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nMore of Ray's own words.")
+
+    monkeypatch.setattr(ray, "init", busy)
+    job = make_job(resources__launcher="ray", tracking__uri="null")
+    with pytest.raises(ConnectionError, match=r"Ray did not start .*timed out.*launcher=none"):
+        pretrain.run(job)
+    run = RunDirectory.open(job.runs_dir, job.name)
+    assert run.status()["state"] == "failed"
+    assert run.events()[-1]["kind"] == "failed"
+    monkeypatch.undo()
+    resumed = pretrain.resume(job.runs_dir, job.name, overrides=["resources.launcher=none"])
+    assert resumed.outcome.kind == "finished"

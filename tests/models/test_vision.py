@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelagos.models.mae import MAE, MAEConfig
-from pelagos.models.mednext import MedNeXtConfig
+from pelagos.models.mednext import MedNeXt, MedNeXtBlock, MedNeXtConfig
 from pelagos.models.nnunet import NnUNetConfig
 from pelagos.models.registry import FAMILIES, create_model, model_info
 from pelagos.models.simvp import SimVP, SimVPConfig
@@ -135,8 +139,22 @@ def test_fixed_positions_tell_all_tokens_apart():
         distances = torch.cdist(table.T, table.T) + 10 * torch.eye(table.shape[1])
         assert distances.min() > 0.5
     first, second = sin_cos_positions(24, (4, 6))[0].split(12)
-    assert torch.equal(first, first[:, :, :1].expand_as(first))  # along the first axis alone
-    assert torch.equal(second, second[:, :1].expand_as(second))
+    assert torch.equal(first, first[:, :1].expand_as(first))  # along x alone
+    assert torch.equal(second, second[:, :, :1].expand_as(second))
+
+
+def test_fixed_positions_are_those_of_the_masked_autoencoders_paper():
+    """Facebook's `get_2d_sincos_pos_embed`, from its formula: for each token, half of the channels
+    for the column, then half for the row; of each the sines, then the cosines."""
+    width, rows, columns = 16, 3, 5
+    omega = 1.0 / 10000 ** (np.arange(width // 4) / (width / 4))
+
+    def one_axis(position: int) -> list[float]:
+        return [*np.sin(position * omega), *np.cos(position * omega)]
+
+    expected = [[one_axis(x) + one_axis(y) for x in range(columns)] for y in range(rows)]
+    found = sin_cos_positions(width, (rows, columns))[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(found, np.array(expected), atol=1e-6)
 
 
 @pytest.mark.parametrize(("options", "wider"), [(PLANE, (16, 24)), (VOLUME, (8, 16, 8))])
@@ -372,3 +390,57 @@ def test_images_of_another_size_name_what_is_needed():
 
 def test_lists_from_files_make_the_same_configuration():
     assert ViTConfig(image_size=[32, 32]) == ViTConfig(image_size=(32, 32))  # type: ignore[arg-type]
+
+
+# -- the published function of MedNeXt's up block ---------------------------------------------------
+
+
+def test_mednexts_up_block_pads_in_front_as_published():
+    """Its code transposes by stride 2 without output padding, and pads the block's output and the
+    residual in front of every axis (MIC-DKFZ/MedNeXt, MedNeXtUpBlock.forward)."""
+    torch.manual_seed(0)
+    config = MedNeXtConfig(
+        num_dimensions=2,
+        widths=(4, 8),
+        encoder_blocks=(1, 1),
+        decoder_blocks=(1,),
+        encoder_expansions=(2, 2),
+        decoder_expansions=(2,),
+    )
+    block = MedNeXtBlock(config, 8, 4, 2, "up")
+    x = torch.randn(2, 8, 5, 6)
+    deep, short = block.depthwise, block.shortcut
+    y = F.conv_transpose2d(x, deep.weight, deep.bias, stride=2, padding=1, groups=8)
+    y = F.group_norm(y, 8, block.norm.weight, block.norm.bias)  # a group per channel: instance norm
+    first, _, _, second = block.channels
+    y = F.conv2d(F.gelu(F.conv2d(y, first.weight, first.bias)), second.weight, second.bias)
+    residual = F.conv_transpose2d(x, short.weight, short.bias, stride=2)
+    expected = F.pad(y, (1, 0, 1, 0)) + F.pad(residual, (1, 0, 1, 0))
+    torch.testing.assert_close(block(x), expected, rtol=1e-6, atol=1e-6)
+    assert block(x).shape == (2, 4, 10, 12)
+
+
+def test_stored_models_of_before_keep_their_padding(tmp_path: Path):
+    config = MedNeXtConfig(
+        num_dimensions=2,
+        widths=(4, 8, 8),
+        up_padding="end",
+        **{
+            "encoder_blocks": (1, 1, 1),
+            "decoder_blocks": (1, 1),
+            "encoder_expansions": (2, 2, 2),
+            "decoder_expansions": (2, 2),
+        },
+    )
+    torch.manual_seed(0)
+    model = MedNeXt(config)
+    model.reset_parameters()
+    model.save_pretrained(tmp_path / "now")
+    stored = json.loads((tmp_path / "now/config.json").read_text())
+    assert stored.pop("up_padding") == "end"
+    (tmp_path / "now/config.json").write_text(json.dumps(stored))  # as it was written before
+    loaded = MedNeXt.from_pretrained(tmp_path / "now")
+    assert loaded.config.up_padding == "end"
+    assert MedNeXtConfig().up_padding == "front"
+    x = torch.randn(1, config.in_channels, 8, 8)
+    assert torch.equal(loaded(x)[0], model(x)[0])

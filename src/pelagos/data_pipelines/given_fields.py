@@ -34,7 +34,10 @@ def unchanging_fields(dataset: ReadableDataset) -> dict[str, str]:
 
 
 def given_fields(dataset: ReadableDataset) -> tuple[str, ...]:
-    """The stored fields of which nothing has to be forecast, in order."""
-    unchanging = unchanging_fields(dataset)
-    marked = dataset.spec.given_fields
-    return tuple(name for name in dataset.field_names if name in marked or name in unchanging)
+    """The stored fields of which nothing has to be forecast, in order.
+
+    A mask is one, also where it changes: it says where there are values, and is none itself.
+    """
+    spec = dataset.spec
+    known = {*unchanging_fields(dataset), *spec.given_fields, *spec.masks.values()}
+    return tuple(name for name in dataset.field_names if name in known)

@@ -121,6 +121,8 @@ class Mixture:
             raise ValueError(
                 f"normalisation is for {self.normalization.fields}, the model has {self.fields}"
             )
+        # a dataset without a mask has values everywhere
+        self._masks = frozenset(m for e in self.entries for m in e.dataset.spec.masks.values())
         self._scratch = threading.local()
         self._labels = tuple(_labels(e.dataset) for e in self.entries)
         self._plans = tuple(self._channel_plan(entry) for entry in self.entries)
@@ -204,7 +206,7 @@ class Mixture:
     def present(self, dataset: int) -> npt.NDArray[np.bool_]:
         """Which channels of a dataset count: those that it has, stored or constant, `[C]`."""
         spec = self.entries[dataset].dataset.spec
-        has = {*spec.field_names, *spec.constant_fields}
+        has = {*spec.field_names, *spec.constant_fields, *self._masks}
         return np.array([self.absent_counts or name in has for name in self.fields])
 
     @property
@@ -228,7 +230,7 @@ class Mixture:
                 name
                 for spec in specs
                 for name in self.fields
-                if name not in {*spec.field_names, *spec.constant_fields}
+                if name not in {*spec.field_names, *spec.constant_fields, *self._masks}
             }
         return frozenset(known - changing) & frozenset(self.fields)
 
@@ -356,6 +358,8 @@ class Mixture:
                 plans.append(_Channel(dataset.field_names.index(name), 0.0, shift, std))
             elif name in dataset.spec.constant_fields:
                 plans.append(_Channel(None, dataset.spec.constant_fields[name], shift, std))
+            elif name in self._masks:
+                plans.append(_Channel(None, 1.0, shift, std))
             else:
                 plans.append(None)
         return tuple(plans)

@@ -71,7 +71,7 @@ class Normalization:
         A dataset with n values, mean m and standard deviation s of a field counts as such:
         mean = sum n m / sum n,  variance = sum n (s^2 + (m - mean)^2) / sum n. A field that is
         constant in a dataset, up to rounding, counts with s = 0. A field that is constant everywhere
-        gets std 1.
+        gets std 1. A mask stays as it is: 1 where there is a value, 0 where there is none.
 
         Args:
             offsets: per dataset, what is subtracted from a field before normalisation.
@@ -82,6 +82,10 @@ class Normalization:
         all_offsets = offsets if offsets is not None else [{}] * len(datasets)
         means, stds = [], []
         for name in fields:
+            if any(name in dataset.spec.masks.values() for dataset in datasets):
+                means.append(0.0)
+                stds.append(1.0)
+                continue
             rows = [
                 row
                 for dataset, offset in zip(datasets, all_offsets, strict=True)
@@ -146,6 +150,7 @@ def _moments(
         row = dataset.statistics[name]
         return row["count"], row["mean"] - offset, 0.0 if is_constant(row) else row["std"]
     if name in dataset.spec.constant_fields:
-        values_per_field = next(iter(dataset.statistics.values()))["count"]
+        # of a field that no mask thins out
+        values_per_field = max(row["count"] for row in dataset.statistics.values())
         return values_per_field, dataset.spec.constant_fields[name] - offset, 0.0
     return None

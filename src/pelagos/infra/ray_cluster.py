@@ -25,7 +25,7 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int = 0) -> Iterat
     A started cluster dies with this process, however the process ends.
 
     Raises:
-        ConnectionError: no cluster answers at `address`.
+        ConnectionError: no cluster answers at `address`, or Ray does not start here.
     """
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -49,6 +49,16 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int = 0) -> Iterat
             raise ConnectionError(
                 f"resources.ray_address {address}: no Ray cluster answers there ({error}). Start "
                 "one with `ray start --head`, or leave the key out to start one for this job."
+            ) from error
+        except Exception as error:  # a busy machine: Ray raises plain `Exception` then
+            if address is not None:
+                raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+            raise ConnectionError(
+                f"Ray did not start on this machine ({type(error).__name__}: {reason}). The machine "
+                "may be too busy, or out of memory or disk: try again when it is not, join a "
+                "running cluster (resources.ray_address), or train without Ray "
+                "(resources.launcher=none)."
             ) from error
     try:
         yield

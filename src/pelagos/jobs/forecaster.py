@@ -22,7 +22,7 @@ from pelagos.models.objectives import (
     without_fields,
 )
 from pelagos.models.pretrained import WEIGHTS_FILE, Pretrained, read_weights, write_weights
-from pelagos.models.registry import create_model
+from pelagos.models.registry import create_model, stored_config
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, named_step
 from pelagos.platform.evaluation.rollout import Predict
 from pelagos.platform.evaluation.view import EvaluationData
@@ -183,7 +183,8 @@ def described_network(description: Mapping[str, Any]) -> Pretrained:
     """Return the network that a training left the description of, freshly drawn."""
     inputs, outputs = described_objective(description).model_channels
     model = description["model"]
-    return create_model(model["name"], in_channels=inputs, out_channels=outputs, **model["config"])
+    config = stored_config(model["name"], model["config"])
+    return create_model(model["name"], in_channels=inputs, out_channels=outputs, **config)
 
 
 def trained_weights(

@@ -1,5 +1,6 @@
 """Building the parts of a training job from its configuration, and refusing early what cannot fit."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -19,18 +20,18 @@ from pelagos.jobs.class_labels import drawn_label_problems, label_problems
 from pelagos.jobs.datasets import open_entry
 from pelagos.jobs.datasets import options_for as options_for
 from pelagos.jobs.field_checks import field_problems
+from pelagos.jobs.network_checks import check_network
+from pelagos.jobs.networks import any_network, objective_options
+from pelagos.jobs.networks import build_model as build_model
+from pelagos.jobs.networks import build_network as build_network
+from pelagos.jobs.networks import build_objective as build_objective
 from pelagos.models.flops import flop_counter
-from pelagos.models.low_rank import add_low_rank
 from pelagos.models.objectives import (
-    OBJECTIVES,
-    FieldObjective,
-    Objective,
     Segmentation,
-    create_objective,
-    without_fields,
 )
-from pelagos.models.pretrained import Pretrained
-from pelagos.models.registry import FAMILIES, create_model, model_info
+from pelagos.models.registry import (
+    explicit_config,
+)
 from pelagos.platform.config.checks import micro_batch_size
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
@@ -41,73 +42,9 @@ from pelagos.platform.strategies import check_strategy
 from pelagos.platform.trainer import strategy_options
 
 INITIAL_WEIGHTS = "initial-weights"
-CALLS = {
-    "frame": "one frame and a lead time",
-    "window": "several frames",
-    "image": "one image",
-    "masked": "an image and what is hidden of it",
-}
 VALIDATION_SEED_OFFSET = 1_000_003
 TRAINING_SPLIT = "train"
 _COUNTED: dict[str, int] = {}
-
-
-def build_objective(job: TrainingJob, mixture: Mixture | None = None) -> Objective:
-    """Return the job's objective over its fields. Raises `ValueError`.
-
-    With the mixture, fields that are given in it are in none of the default field groups.
-    """
-    options = objective_options(job, mixture)
-    return create_objective(job.objective.name, job.data.fields, **options)
-
-
-def objective_options(job: TrainingJob, mixture: Mixture | None = None) -> dict[str, Any]:
-    """Return the options of the job's objective that differ from the usual ones."""
-    options = job.objective.model_dump(exclude={"name"}, exclude_defaults=True, exclude_none=True)
-    if mixture is not None and "field_groups" not in options:
-        groups = _groups_without_given(job, mixture)
-        options |= {"field_groups": groups} if groups else {}
-    if job.data.normalization == "none" and issubclass(
-        OBJECTIVES[job.objective.name], FieldObjective
-    ):
-        options["smallest_label"] = 0.0  # of raw fields no size is known
-    return options
-
-
-def _groups_without_given(job: TrainingJob, mixture: Mixture) -> dict[str, tuple[str, ...]]:
-    """Return the default field groups if fields have to be left out of them, else nothing."""
-    if not issubclass(OBJECTIVES[job.objective.name], FieldObjective) or not mixture.given_fields:
-        return {}
-    usual: Any = create_objective(job.objective.name, job.data.fields)
-    groups = {name: tuple(map(str, group)) for name, group in (usual.field_groups or {}).items()}
-    return without_fields(groups, mixture.given_fields)
-
-
-def build_model(job: TrainingJob) -> nn.Module:
-    """Return the job's network, freshly drawn from torch's generator. Raises `ValueError`."""
-    model = build_network(job)
-    if isinstance(job, FinetuneJob) and job.lora is not None:
-        lora = job.lora
-        add_low_rank(model, lora.targets, lora.rank, lora.alpha, lora.also_train)
-    return model
-
-
-def build_network(job: TrainingJob) -> Pretrained:
-    """Return the registry's network for the job's fields, as it is. Raises `ValueError`."""
-    objective = build_objective(job)
-    call = model_info(job.model.name).call
-    if call != objective.call:
-        fitting = [name for name, kind in OBJECTIVES.items() if kind.call == call]
-        raise ValueError(
-            f"{job.model.name} is called with {CALLS[call]}, the objective {job.objective.name} "
-            f"calls with {CALLS[objective.call]}: use objective.name {' or '.join(fitting)}, or "
-            f"another model"
-        )
-    _check_no_channels(job)
-    inputs, outputs = objective.model_channels
-    return create_model(
-        job.model.name, in_channels=inputs, out_channels=outputs, **job.model.config
-    )
 
 
 def open_datasets(job: TrainingJob) -> list[ReadableDataset]:
@@ -271,13 +208,17 @@ def build_parts(job: TrainingJob) -> TrainingParts:
         description={"forecaster": describe_forecaster(job, streams.mixture)},
         flops_per_sample=count_flops(job, streams.mixture),
         example_loss=example_loss(job, streams.mixture, micro_batch_size(job)),
+        check_description=functools.partial(check_network, job),
     )
 
 
 def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
     """Return the JSON that rebuilds the trained model with its fields and normalisation."""
     return {
-        "model": job.model.model_dump(),
+        "model": {
+            "name": job.model.name,
+            "config": explicit_config(job.model.name, job.model.config),
+        },
         "objective": {"name": job.objective.name, **objective_options(job, mixture)},
         **({"lora": job.lora.model_dump()} if isinstance(job, FinetuneJob) and job.lora else {}),
         "fields": list(job.data.fields),
@@ -370,7 +311,7 @@ def check_parts(job: TrainingJob) -> Mixture:
         build_objective(job)
     except ValueError as error:
         problems.append(Problem(("objective",), str(error)))
-    make = _any_network if problems else build_model
+    make = any_network if problems else build_model
     try:
         with torch.device("meta"):
             model = make(job)
@@ -408,26 +349,6 @@ def _validation_labels(job: TrainingJob, held_out: Mixture) -> Iterator[str]:
     drawn = sampler.samples(0, job.validation.num_samples)
     distinct = {(s.dataset, s.trajectory, s.window, str(s.region)): s for s in drawn}.values()
     yield from drawn_label_problems(build_objective(job), held_out, distinct, job.validation.split)
-
-
-def _check_no_channels(job: TrainingJob) -> None:
-    """Raise ValueError if the model's options say what follows from the fields."""
-    own = FAMILIES[model_info(job.model.name).family].channels
-    given = [name for name in job.model.config if name in {"in_channels", "out_channels", *own}]
-    if given:
-        raise ValueError(
-            f"config gives {', '.join(given)}, but the numbers of channels follow from data.fields "
-            f"({len(job.data.fields)}: {', '.join(job.data.fields)}) and the objective: leave it out"
-        )
-
-
-def _any_network(job: TrainingJob) -> nn.Module:
-    """Return the job's network with as many channels as fields, whatever the objective."""
-    _check_no_channels(job)
-    channels = len(job.data.fields)
-    return create_model(
-        job.model.name, in_channels=channels, out_channels=channels, **job.model.config
-    )
 
 
 def _training_problems(job: TrainingJob, model: nn.Module) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from pelagos.jobs.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.parts import options_for
 from pelagos.jobs.weight_files import owning_run, read_source
 from pelagos.models.pretrained import read_weights
+from pelagos.models.registry import stored_config
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.checkpoint.manifest import MANIFEST, step_of
 from pelagos.platform.config.finetune import REGISTRY_SCHEME, SOURCE_MODEL, SourceConfig
@@ -211,7 +212,7 @@ def _described(
         name,
         tensors,
         model["name"],
-        dict(model["config"]),
+        stored_config(model["name"], model["config"]),
         dict(description),
         {**lineage, "datasets": datasets},
     )

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from pelagos.platform.config.sweep import POPULATION, RandomRangeConfig, SweepJo
 RECORD_NAME = "trial.json"
 MAX_NAME_LENGTH = 100
 DIGEST_LENGTH = 6
+LONG_DIGEST_LENGTH = 16
 # How and where steps are computed and recorded, not which steps they are.
 NOT_IN_DIGEST = {"name", "runs_dir", "resources", "tracking", "health", "storage", "checkpoint"}
 
@@ -170,7 +172,43 @@ def trials_of(sweep: SweepJob) -> list[Trial]:
                 problems += _where_it_stands(sweep, label, overrides, error)
     if problems:
         raise ConfigError(f"sweep {sweep.name}", list(dict.fromkeys(problems)))
-    return trials
+    return _with_own_names(sweep, trials)
+
+
+def _with_own_names(sweep: SweepJob, trials: list[Trial]) -> list[Trial]:
+    """Return the trials, those that share a name under names of their own.
+
+    A name is cut to its length and ends in six digits of what decides the steps: trials that differ
+    in something else (where checkpoints go, how often), or whose digits are the same by chance, can
+    share one. They take digits of all that they are.
+
+    Raises:
+        ConfigError: two trials are the same job, by values listed twice.
+    """
+    shared = {name for name, count in Counter(t.name for t in trials).items() if count > 1}
+    if not shared:
+        return trials
+    seen: dict[str, Trial] = {}
+    found = []
+    for trial in trials:
+        if trial.name in shared:
+            whole = trial.job.model_dump(mode="json", exclude={"name"})
+            # a member of a population is itself, also where another has the same values
+            identity = {"label": trial.label, "job": whole, "named": trial.name}
+            if (same := seen.get(name_digest(identity))) is not None:
+                values = ", ".join(f"{k}={override_text(v)}" for k, v in trial.overrides.items())
+                others = ", ".join(f"{k}={override_text(v)}" for k, v in same.overrides.items())
+                message = (
+                    f"label {trial.label}, seed {trial.seed}: {values or 'its job'} is the same trial "
+                    f"as {others or 'another'}; list each value once"
+                )
+                raise ConfigError(f"sweep {sweep.name}", [Problem(("grid",), message)])
+            seen[name_digest(identity)] = trial
+            digits = name_digest(identity, LONG_DIGEST_LENGTH)
+            name = f"{trial.name[: MAX_NAME_LENGTH - LONG_DIGEST_LENGTH - 1]}-{digits}"
+            trial = replace(trial, name=name, job=trial.job.model_copy(update={"name": name}))
+        found.append(trial)
+    return found
 
 
 def tracked(sweep: SweepJob, trial: Trial, tags: Mapping[str, str]) -> Trial:
@@ -292,10 +330,10 @@ def _name(
     return f"{readable[: MAX_NAME_LENGTH - DIGEST_LENGTH - 1]}-{name_digest(decisive)}"
 
 
-def name_digest(content: Any) -> str:
+def name_digest(content: Any, length: int = DIGEST_LENGTH) -> str:
     """Return the digest of JSON that a name ends in."""
     told = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:DIGEST_LENGTH]
+    return hashlib.sha256(told.encode()).hexdigest()[:length]
 
 
 def _where_it_stands(

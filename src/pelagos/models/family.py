@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -27,7 +27,13 @@ Call = Literal["frame", "window", "image", "masked"]
 
 @dataclass(frozen=True)
 class Options:
-    """Base of the families' configurations: sizes and options, written to ``config.json``."""
+    """Base of the families' configurations: sizes and options, written to ``config.json``.
+
+    ``earlier_defaults`` are options that came later than the first stored models: what a stored
+    configuration without them means, where that is not today's default.
+    """
+
+    earlier_defaults: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def from_official(cls, config: Mapping[str, Any]) -> Self:

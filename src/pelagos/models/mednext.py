@@ -11,10 +11,12 @@ Layout: ``[B, C, *grid]``. Single-device code.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelagos.models.convolutions import CONVOLUTION, INSTANCE_NORM, TRANSPOSED
@@ -33,9 +35,12 @@ class MedNeXtConfig(UNetConfig):
 
     ``encoder_blocks`` and ``encoder_expansions`` have an entry per level, the decoder's one fewer:
     how many blocks, and by how much they expand the channels. A change of level expands like the
-    blocks behind it.
+    blocks behind it. ``up_padding``: where the one voxel is added by which doubling is ambiguous:
+    ``front`` pads the block's output with zeros there, as the published code does; ``end`` lets the
+    convolutions reach one voxel further.
     """
 
+    earlier_defaults: ClassVar[Mapping[str, Any]] = {"up_padding": "end"}
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
     kernel_size: int = 3
     encoder_blocks: tuple[int, ...] = (2, 2, 2, 2, 2)
@@ -43,10 +48,13 @@ class MedNeXtConfig(UNetConfig):
     encoder_expansions: tuple[int, ...] = (2, 2, 2, 2, 2)
     decoder_expansions: tuple[int, ...] = (2, 2, 2, 2)
     global_response_norm: bool = False
+    up_padding: Literal["front", "end"] = "front"
 
     def misfits(self) -> list[str]:
         """What does not fit together, a line each."""
         problems = super().misfits()
+        if self.up_padding not in ("front", "end"):
+            problems.append(f"up_padding={self.up_padding!r} must be 'front' or 'end'")
         for what in ("blocks", "expansions"):
             problems += self.per_level(f"encoder_{what}", self.num_levels)
             problems += self.per_level(f"decoder_{what}", self.num_levels - 1)
@@ -89,7 +97,8 @@ class MedNeXtBlock(UNetBlock):
     """Depthwise convolution, norm, expansion, GELU, compression, and a residual around them.
 
     ``change``: ``none`` keeps level and width; ``down`` halves the grid and ``up`` doubles it, by
-    the stride of the depthwise convolution and of a convolution of kernel 1 on the residual.
+    the stride of the depthwise convolution and of a convolution of kernel 1 on the residual. After
+    ``up`` the grid has one voxel fewer, which ``up_padding`` adds.
     """
 
     def __init__(
@@ -104,8 +113,11 @@ class MedNeXtBlock(UNetBlock):
         axes, kernel, hidden = config.num_dimensions, config.kernel_size, width_in * expansion
         convolution = CONVOLUTION[axes]
         options: dict[str, Any] = {} if change == "none" else {"stride": 2}
-        if change == "up":  # the one voxel by which doubling is ambiguous
+        self.front = [0] * (2 * axes)
+        if change == "up" and config.up_padding == "end":
             options["output_padding"] = 1
+        elif change == "up":
+            self.front = [1, 0] * axes
         resample = TRANSPOSED[axes] if change == "up" else convolution
         self.depthwise = resample(
             width_in, width_in, kernel, padding=kernel // 2, groups=width_in, **options
@@ -123,7 +135,8 @@ class MedNeXtBlock(UNetBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, *grid]`` to the same at the block's width and level."""
-        return cast(Tensor, self.shortcut(x) + self.channels(self.norm(self.depthwise(x))))
+        output = self.shortcut(x) + self.channels(self.norm(self.depthwise(x)))
+        return cast(Tensor, F.pad(output, self.front) if any(self.front) else output)
 
 
 class MedNeXt(UNet):

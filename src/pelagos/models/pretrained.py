@@ -113,7 +113,7 @@ class Pretrained(nn.Module):
                 f"{', '.join(cls.model_types)}: use pelagos.models.registry.load_pretrained"
             )
         with torch.device("meta"):
-            model = cls(cls.config_class.from_official(config))
+            model = cls(cls.config_class.from_official(with_earlier_defaults(cls, config)))
         weights = read_weights(directory)
         check_weights(model, weights, str(directory))
         model.to_empty(device="cpu")
@@ -131,6 +131,11 @@ class Pretrained(nn.Module):
         write_weights(tensors, path / WEIGHTS_FILE)
         text = json.dumps(describe(self, tensors), indent=2) + "\n"
         (path / CONFIG_FILE).write_text(text)
+
+
+def with_earlier_defaults(kind: type[Pretrained], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration, with what options meant that it was too early to have."""
+    return {**getattr(kind.config_class, "earlier_defaults", {}), **config}
 
 
 def describe(

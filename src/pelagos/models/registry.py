@@ -28,7 +28,7 @@ from pelagos.models import (
 )
 from pelagos.models.checks import fail_on
 from pelagos.models.family import Call, Family, Size
-from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config
+from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config, with_earlier_defaults
 
 FAMILIES: dict[str, Family] = {
     "poseidon": poseidon.FAMILY,
@@ -142,6 +142,18 @@ def create_model(
     except ValueError as error:
         raise ValueError(f"model {name!r}: {error}") from error
     return family.model(config)
+
+
+def stored_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored model's options, with what those meant that it was too early to have."""
+    return with_earlier_defaults(FAMILIES[model_info(name).family].model, config)
+
+
+def explicit_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's options as they are stored: with today's value of those whose meaning changed."""
+    kind = FAMILIES[model_info(name).family].model.config_class
+    today = {f.name: f.default for f in fields(kind)}
+    return {**{key: today[key] for key in getattr(kind, "earlier_defaults", {})}, **config}
 
 
 def load_pretrained(directory: str | Path) -> Pretrained:

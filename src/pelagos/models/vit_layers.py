@@ -136,13 +136,17 @@ def check_image(image: Tensor, options: PatchOptions, model: str) -> None:
 def sin_cos_positions(width: int, grid: tuple[int, ...]) -> Tensor:
     """``[1, D, *grid]``: sines and cosines of each axis's index, at falling frequencies.
 
-    Each axis has ``D // (2 * axes)`` frequencies, 10000^(-k / number); channels left over are 0.
+    The last axis (x) comes first, as in MAE's code, which puts the width before the height. Each has
+    ``D // (2 * axes)`` frequencies, 10000^(-k / number); channels left over are 0.
     """
     number = width // (2 * len(grid))
     frequencies = _LONGEST_WAVE ** (-torch.arange(number, dtype=torch.float32) / max(number, 1))
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing="ij")
     waves = [
-        wave(axis * f) for axis in axes for wave in (torch.sin, torch.cos) for f in frequencies
+        wave(axis * f)
+        for axis in reversed(axes)
+        for wave in (torch.sin, torch.cos)
+        for f in frequencies
     ]
     waves += [torch.zeros_like(axes[0])] * (width - len(waves))
     return torch.stack(waves)[None]

@@ -71,10 +71,16 @@ def launch(
             is_tracked=False,  # what an earlier launch recorded does not speak for this one
         )
         run.append_event("launched", launch=identity, num_workers=job.resources.num_workers)
-        if job.resources.launcher == "ray":
-            failure = _run_in_ray(job, run, work, watcher)
-        else:
-            failure = _run_here(functools.partial(work, run), watcher)
+        try:
+            if job.resources.launcher == "ray":
+                failure = _run_in_ray(job, run, work, watcher)
+            else:
+                failure = _run_here(functools.partial(work, run), watcher)
+        except Exception as error:  # nothing was launched: the run is not running
+            cause = f"{type(error).__name__}: {error}"
+            run.append_event("failed", step=run.last_step(), cause=cause)
+            run.set_status("failed", cause=cause)
+            raise
         outcome = run.outcome(identity)
         if outcome is None:
             outcome = Outcome(

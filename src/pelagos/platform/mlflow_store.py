@@ -36,7 +36,7 @@ def tracking_uri(job: TrainingJob | SweepJob) -> str:
 
 
 def artifact_location(uri: str) -> str | None:
-    """Return where artifacts of a new experiment go: beside a SQLite store, else as it decides."""
+    """Return where artifacts of a new experiment go: next to a SQLite store, else as it decides."""
     if not uri.startswith(_SQLITE):
         return None
     return (Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri()

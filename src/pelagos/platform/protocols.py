@@ -100,3 +100,5 @@ class TrainingParts:
     """Floating-point operations of forward and backward of one sample."""
     example_loss: Callable[[nn.Module], Tensor] | None = None
     """Runs one micro-batch of made-up samples forward: what a memory budget measures."""
+    check_description: Callable[[dict[str, Any]], None] = lambda _: None
+    """Raises `ValueError` where a checkpoint's state is of a network that computes otherwise."""

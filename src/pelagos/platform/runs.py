@@ -44,6 +44,7 @@ CHANGEABLE = (
     "data.cache",
     "data.order_version",  # a checkpoint of the other version is refused when it is loaded
     "data.mixture.*.uri",  # as are data of another fingerprint: what moved is the same data
+    "model.config",  # a checkpoint of a network with other options is refused
     "optimizer.frozen",
     "storage",
 )

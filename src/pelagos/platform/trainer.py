@@ -312,6 +312,7 @@ class TrainingLoop:
             report = self.checkpoints.load(step, tensors, self.job.checkpoint.new_parameters)
             state = report.trainer_state
             check_identity(self.run, self.checkpoints.uri, step, state)
+            self.parts.check_description(state)
             self.parts.streams.check_state(state["streams"])
             self.strategy.load_state(tensors)
             if self.average is not None:
@@ -388,7 +389,7 @@ class TrainingLoop:
                 "longer schedule.warmup_steps, or parallel.precision: fp32."
             )
         return (
-            f"{what}; the checkpoint of step {saved} is the last good one. Go on from it, or an "
+            f"{what}; the checkpoint of step {saved} is the last good one. Continue from it, or an "
             f"earlier one, with other settings: `pelagos resume {self.job.name} --from {saved} "
             f"optimizer.lr={self.job.optimizer.lr / 10:g}` (or schedule.warmup_steps, "
             "optimizer.clip_norm, parallel.precision=fp32)."

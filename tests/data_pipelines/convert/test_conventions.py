@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import zarr
 from pelagos.data_pipelines.conventions import MissingValueError, parse, require_present, time_axis
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
 from pelagos.data_pipelines.foreign import open_foreign
+from pelagos.data_pipelines.foreign.identity import fingerprint
 from pelagos.data_pipelines.store import Dataset, DatasetError, open_dataset
 from pelagos.jobs import convert
 
@@ -131,8 +133,18 @@ def test_training_in_place_decodes_as_conversion_does(tmp_path: Path, write: Wri
     damaged = kelvin()
     damaged["t"].values[HERE] = np.nan
     path = write(tmp_path / "b", damaged)
-    with pytest.raises(DatasetError, match=r"index \(2, 1, 3, 4\).*-32767"):
+    with pytest.raises(DatasetError, match=r"index \(2, 1, 3, 4\).*-32767.*--missing mask") as told:
         open_foreign(path).read_frames(2, range(3))
+    assert "write_empty_chunks" not in str(told.value)  # that is about chunks that are absent
+
+
+def test_units_and_times_do_not_change_the_fingerprint(tmp_path: Path) -> None:
+    """Runs that began before units and calendars were read go on with their data."""
+    dataset = open_foreign(zarr_2(tmp_path / "a", kelvin()))
+    plain = tuple(dataclasses.replace(f, unit="1") for f in dataset.spec.fields)
+    before = dataclasses.replace(dataset.spec, fields=plain, generator={})
+    assert dataset.spec != before
+    assert dataset.fingerprint == fingerprint(dataset.uri, None, before, dataset.arrays)
 
 
 def decoded(stored: Any, **attributes: Any) -> npt.NDArray[Any]:
@@ -163,9 +175,9 @@ NAN = np.nan
         (np.array([1e20, 2], "f8"), {"_FillValue": np.float32(1e20)}, [NAN, 2]),
         # NUG: limits are of stored numbers, unless they have the type of the unpacked ones
         (
-            np.array([0, 100, 201], "i2"),
+            np.array([-1, 0, 200, 201], "i2"),
             {"scale_factor": 0.1, "valid_range": np.array([0, 200], "i2")},
-            [0, 10, NAN],
+            [NAN, 0, 20, NAN],
         ),
         (
             np.array([0, 100, 201], "i2"),
@@ -210,6 +222,42 @@ def test_unsigned_numbers_agree_with_xarray(tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(conventions.decode(stored).values, expected)
     assert np.nanmax(expected) == 127.0
+
+
+def random_array(rng: np.random.Generator) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+    """Numbers of some type with some attributes, of those that xarray decodes."""
+    dtype = np.dtype(rng.choice(["i1", "u1", "i2", "u2", "i4", "f4", "f8"]))
+    if dtype.kind == "f":
+        stored = (rng.normal(size=50) * rng.choice([1, 1e5])).astype(dtype)
+    else:
+        limits = np.iinfo(dtype)
+        stored = rng.integers(limits.min, limits.max, size=50, endpoint=True).astype(dtype)
+    attributes: dict[str, Any] = {}
+    if rng.random() < 0.6:
+        attributes["scale_factor"] = float(rng.choice([0.5, 0.01, 2, 1e-3]))
+    if rng.random() < 0.5:
+        attributes["add_offset"] = float(rng.choice([0.0, 273.15, -5]))
+    if rng.random() < 0.7:
+        attributes["_FillValue"] = stored[rng.integers(50)]
+    if dtype.kind in "iu" and rng.random() < 0.4:
+        attributes["_Unsigned"] = "true" if dtype.kind == "i" else "false"
+    elif rng.random() < 0.3:  # of these xarray does not change the sign
+        attributes["missing_value"] = stored[:2].copy() if rng.random() < 0.5 else stored[3]
+    return stored, attributes
+
+
+@pytest.mark.filterwarnings("ignore:variable")  # of several missing values
+def test_random_attributes_agree_with_xarray() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        stored, attributes = random_array(rng)
+        variable = xarray.Variable(("x",), stored, dict(attributes))
+        expected = xarray.conventions.decode_cf_variable("v", variable, decode_times=False).values
+        found = parse(attributes, stored.dtype, "").decode(stored).values
+        size = float(np.nanmax(np.abs(expected)))
+        np.testing.assert_allclose(
+            found.astype(float), expected, rtol=0, atol=1e-6 * size, err_msg=str(attributes)
+        )
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_a_wrong_format_is_answered_with_the_right_one(tmp_path: Path) -> None:
     write_gas(tmp_path / "CE-KH.nc", 3, 2, 40)  # one array `data` too, but its axes are others
     with pytest.raises(SourceError, match=r"40 channels are more than 32.*\n.*looks like poseidon"):
         open_source(str(tmp_path / "CE-KH.nc"), ConvertOptions(format="dpot"))
-    with pytest.raises(SourceError, match=r"--format: got 'hdf5', known are the_well, poseidon"):
+    with pytest.raises(SourceError, match=r"--format: got 'hdf5'; known are the_well, poseidon"):
         open_source(str(tmp_path / "CE-RP.nc"), ConvertOptions(format="hdf5"))
 
 

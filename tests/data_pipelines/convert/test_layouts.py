@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import xarray
+from typer.testing import CliRunner
 
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
 from pelagos.data_pipelines.store import Dataset, open_dataset
 from pelagos.jobs import convert
+from pelagos.platform.cli.main import app
 
 RNG = np.random.default_rng(3)
 Values = npt.NDArray[np.float32]
@@ -120,13 +123,25 @@ def test_lengths_that_differ_are_rejected_or_cut_by_a_key(tmp_path: Path) -> Non
 
 
 def test_grids_that_differ_are_several_datasets(tmp_path: Path) -> None:
-    for i, points in enumerate((4, 4, 6)):
-        write_h5(tmp_path / f"runs/{i}.h5", u=values(2, points, 5))
-    message = (
-        r"2 different grids \(y, x\):\n  2 with \(4, 5\), as .*0\.h5\n  1 with \(6, 5\), as .*2\.h5"
-    )
-    with pytest.raises(SourceError, match=message):
+    runs = [values(2, points, 5) for points in (4, 6, 4)]
+    for i, run in enumerate(runs):
+        write_h5(tmp_path / f"runs/{i}.h5", u=run)
+    message = r"2 different grids \(y x x\):\n  2 with 4x5, as .*0\.h5\n  1 with 6x5, as .*1\.h5\n"
+    with pytest.raises(SourceError, match=message + r".*--grid 4x5"):
         open_source(str(tmp_path), options(tmp_path, ONE))
+    source = open_source(str(tmp_path), options(tmp_path, ONE, grid=(4, 5)))
+    assert source.notes == ("left out, as they are of other grids: 1 of 3 files",)
+    dataset = converted(tmp_path, ONE, grid=(4, 5))
+    np.testing.assert_array_equal(everything(dataset)[:, :, 0], np.stack([runs[0], runs[2]]))
+    with pytest.raises(
+        SourceError, match=r"--grid 9x9: no file has that grid \(y x x\):\n  2 with"
+    ):
+        open_source(str(tmp_path), options(tmp_path, ONE, grid=(9, 9)))
+    arguments = ["convert", str(tmp_path), "--dry-run", "--mapping", str(tmp_path / "map.yaml")]
+    result = CliRunner().invoke(app, [*arguments, "--grid", "6x5", "--json"])
+    assert json.loads(result.stdout)["shape"] == [1, 2, 1, 6, 5]
+    result = CliRunner().invoke(app, [*arguments, "--grid", "six"])
+    assert (result.exit_code, "64x128" in result.output) == (2, True)
 
 
 def test_a_time_coordinate_gives_the_interval_and_is_compared(tmp_path: Path) -> None:
@@ -153,6 +168,17 @@ frame_interval: {file: "runs/*.nc", key: time}
     write("c", [0, 0.25, 0.5], "days since 2000-01-01")
     with pytest.raises(SourceError, match=r"c\.nc has a frame every 0\.25 day"):
         open_source(str(tmp_path), options(tmp_path, text))
+
+
+def test_paths_of_a_mapping_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RUNS", "runs")
+    write_h5(tmp_path / "home/one.h5", u=values(2, 3, 4, 5))
+    write_h5(tmp_path / "runs/0.h5", u=values(3, 4, 5))
+    one = "fields: [{file: ~/one.h5, key: u, axes: [n, t, y, x], names: [u]}]"
+    assert open_source(str(tmp_path), options(tmp_path, one)).num_trajectories == 2
+    runs = "fields: [{file: '${RUNS}/*.h5', key: u, axes: [t, y, x], names: [u]}]"
+    assert open_source(str(tmp_path), options(tmp_path, runs)).num_trajectories == 1
 
 
 @pytest.mark.parametrize(

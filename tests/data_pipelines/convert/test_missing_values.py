@@ -18,6 +18,8 @@ from pelagos.data_pipelines.animation import animate
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError
 from pelagos.data_pipelines.inspection import verify
 from pelagos.data_pipelines.management import report
+from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.plot_parts import colour_limits, shown_frames
 from pelagos.data_pipelines.plots import contact_sheet
 from pelagos.data_pipelines.store import Dataset, DatasetSpec, Field, create_dataset, open_dataset
@@ -240,3 +242,35 @@ def test_pictures_leave_masked_points_white(tmp_path: Path) -> None:
     assert (picture[row, column] > 240).all()  # land, in the middle of rows 2 and 3
     contact_sheet(dataset, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 0
+
+
+def test_batches_hold_masks_as_they_are(tmp_path: Path) -> None:
+    """A mask is neither scaled nor forecast, and the fill is 0 to a network."""
+    data = ocean(cloudy=True)
+    dataset, _ = converted(write(data, tmp_path / "a.nc"), missing="mask")
+    fields = ("t", "mask-t", "s", "mask-s")
+    normalization = Normalization.from_statistics([dataset], fields)
+    assert (normalization.mean[1], normalization.std[1]) == (0.0, 1.0)
+    mixture = Mixture([MixtureEntry(dataset)], fields, lambda frames: [(0, 1, 2)], normalization)
+    batch = np.empty((3, 4, *SHAPE[2:]), np.float32)
+    mixture.read(0, 2, (0, 1, 2), batch)
+    is_there = np.isfinite(data["t"].values[2])
+    np.testing.assert_array_equal(batch[:, 1], is_there)
+    assert np.abs(batch[:, 0][~is_there]).max() < 1e-5
+    assert mixture.given_fields == {"mask-t", "mask-s"}
+
+
+def test_a_dataset_without_a_mask_has_values_everywhere(tmp_path: Path) -> None:
+    """In a mixture with one that has: its mask is 1, not the 0 of an absent field."""
+    masked, _ = converted(write(ocean(), tmp_path / "a.nc"), missing="mask")
+    (tmp_path / "whole").mkdir()
+    whole, _ = converted(write(ocean().fillna(285.0), tmp_path / "whole/a.nc"))
+    mixture = Mixture(
+        [MixtureEntry(masked), MixtureEntry(whole)], ("t", "mask"), lambda n: [(0, 1)]
+    )
+    batch = np.empty((2, 2, *SHAPE[2:]), np.float32)
+    mixture.read(1, 0, (0, 1), batch)
+    assert (batch[:, 1] == 1).all()
+    assert mixture.present(1).tolist() == [True, True]
+    mixture.read(0, 0, (0, 1), batch)
+    np.testing.assert_array_equal(batch[:, 1], np.broadcast_to(~LAND, batch[:, 1].shape))

@@ -147,6 +147,19 @@ def test_interleaved_virtual_arrays_are_whole(tmp_path: Path) -> None:
         np.testing.assert_array_equal(file["u"][...], TRUTH)
 
 
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["u"] = h5py.ExternalLink("gone.h5", "/v")
+    options = mapped(tmp_path, "a.h5")
+    with pytest.raises(
+        SourceError, match=r"a\.h5: u is a link to gone\.h5: /v, which does not exist"
+    ):
+        open_source(str(tmp_path), options)
+    with h5py.File(tmp_path / "gone.h5", "w") as file:
+        file["v"] = TRUTH
+    assert open_source(str(tmp_path), options).num_trajectories == 6
+
+
 def test_every_format_of_hdf5_looks_for_gaps(tmp_path: Path) -> None:
     """Data of PDEgym, and a coordinate of The Well that was declared and never written."""
     with h5py.File(tmp_path / "CE-RP.nc", "w") as file:

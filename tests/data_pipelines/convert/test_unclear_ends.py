@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import h5py
 import hdf5plugin
 import numpy as np
@@ -92,6 +93,25 @@ def test_classic_netcdf(tmp_path: Path, version: Any, unlimited: tuple[str, ...]
     (tmp_path / "a.nc").write_bytes(b"CDF\x05" + content[4:])
     with pytest.raises(SourceError, match=r"CDF-5.*nccopy -k nc4"):
         open_source(str(tmp_path), mapped(tmp_path, "a.nc"))
+
+
+def test_classic_netcdf_of_a_store_says_what_to_do(tmp_path: Path) -> None:
+    data = xarray.Dataset({"u": (("n", "t", "y", "x"), TRUTH)})
+    data.to_netcdf(tmp_path / "a.nc", engine="scipy")
+    fsspec.filesystem("memory").pipe("/classic/a.nc", (tmp_path / "a.nc").read_bytes())
+    options = mapped(tmp_path, "memory://classic/a.nc")
+    with pytest.raises(
+        SourceError, match=r"memory://classic/a\.nc is classic netCDF.*copy it here"
+    ):
+        open_source(str(tmp_path), options)
+    data.to_netcdf(tmp_path / "b.nc", engine="h5netcdf")
+    fsspec.filesystem("memory").pipe("/classic/a.nc", (tmp_path / "b.nc").read_bytes())
+    assert open_source(str(tmp_path), options).num_trajectories == 4
+
+
+def test_a_misspelt_format_is_answered_with_the_nearest() -> None:
+    with pytest.raises(SourceError, match="did you mean 'pdebench'"):
+        open_source("a.h5", ConvertOptions(format="pdbench"))
 
 
 # -- archives -------------------------------------------------------------------------------------

@@ -179,5 +179,6 @@ def require_present(
     index = ", ".join(map(str, absolute(first)))
     raise MissingValueError(
         f"{where} holds no value at index ({index}): {decoded.reason}, which its attributes say is no "
-        f"value. That is so of {count} of the {decoded.missing.size} numbers read with it"
+        f"value. That is so of {count} of the {decoded.missing.size} numbers read with it. "
+        f"`pelagos convert --missing mask` (or fill) makes a dataset of it"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from pelagos.data_pipelines.convert.formats import Format, named, stored_bytes
@@ -48,8 +47,9 @@ def source_of(
     notes = list(notes)
     files, units = _files(path, mapping, notes)
     found = [measure(path, mapping, unit, files) for unit in units]
-    check(found)
     order = _grid_axes(found, label)
+    found = _of_one_grid(found, order, options.grid, notes)
+    check(found)
     _require_equal_units(found)
     num_frames = _num_frames(found, mapping, options, notes)
     frame_interval, times = _frame_interval(found, mapping)
@@ -121,7 +121,7 @@ def _grid_axes(found: Sequence[Measured], file: str) -> tuple[str, ...]:
     """Axes of space, slowest first.
 
     Raises:
-        SourceError: they are no axes of a grid, or files have different grids.
+        SourceError: they are no axes of a grid.
     """
     sizes = found[0].sizes
     order = AXIS_NAMES.get(len(set(sizes) & {"x", "y", "z"}), ())
@@ -130,19 +130,43 @@ def _grid_axes(found: Sequence[Measured], file: str) -> tuple[str, ...]:
             f"{file}: axes name {sorted(set(sizes) & {'x', 'y', 'z'})} of space; "
             f"required are x, or y and x, or z, y and x"
         )
-    grids = Counter(tuple(unit.sizes[letter] for letter in order) for unit in found)
-    if len(grids) > 1:
-        examples = {
-            grid: next(u.file for u in found if tuple(u.sizes[a] for a in order) == grid)
-            for grid in grids
-        }
-        told = "\n  ".join(f"{n} with {g}, as {examples[g]}" for g, n in grids.most_common())
-        raise SourceError(
-            f"the files have {len(grids)} different grids ({', '.join(order)}):\n  {told}\nA dataset "
-            f"has one: convert each grid as a dataset of its own, with a pattern for its files, and "
-            f"name them together in a mixture, which takes several grids"
-        )
     return order
+
+
+def _of_one_grid(
+    found: Sequence[Measured],
+    order: Sequence[str],
+    wanted: tuple[int, ...] | None,
+    notes: list[str],
+) -> list[Measured]:
+    """The files of one grid: that asked for, or the only one.
+
+    Raises:
+        SourceError: there are several, or none of the one asked for.
+    """
+    by_grid: dict[tuple[int, ...], list[Measured]] = {}
+    for unit in found:
+        by_grid.setdefault(tuple(unit.sizes[letter] for letter in order), []).append(unit)
+    told = "".join(
+        f"\n  {len(units)} with {'x'.join(map(str, grid))}, as {units[0].file}"
+        for grid, units in sorted(by_grid.items(), key=lambda item: -len(item[1]))
+    )
+    if wanted is None and len(by_grid) > 1:
+        example = "x".join(map(str, next(iter(by_grid))))
+        raise SourceError(
+            f"the files have {len(by_grid)} different grids ({' x '.join(order)}):{told}\nA dataset "
+            f"has one grid: convert each as a dataset of its own (--grid {example}), and name the "
+            f"datasets together in a mixture, which takes several grids"
+        )
+    if wanted is None:
+        return list(found)
+    if wanted not in by_grid:
+        asked = "x".join(map(str, wanted))
+        raise SourceError(f"--grid {asked}: no file has that grid ({' x '.join(order)}):{told}")
+    others = len(found) - len(by_grid[wanted])
+    if others:
+        notes.append(f"left out, as they are of other grids: {others} of {len(found)} files")
+    return by_grid[wanted]
 
 
 def _require_equal_units(found: Sequence[Measured]) -> None:

@@ -18,6 +18,7 @@ class ConvertOptions:
     size: images: stored pixels per side, resized to it; None: as they are, all of one size.
     level: ome-zarr: which level of the pyramid; 0 is the full resolution.
     allow_missing_chunks: ome-zarr: read chunks that are not there as the fill value.
+    grid: arrays, netcdf: of files with several grids, convert those of this one, `(y, x)`.
     num_frames: frames per trajectory to keep; None: all, which must be equally many (of CFDBench,
         whose cases are cut into trajectories, the shortest case's).
     splits: `{"train": 0.8, "test": 0.2}`: shares, or numbers of trajectories; None: the
@@ -38,6 +39,7 @@ class ConvertOptions:
     size: int | None = None
     level: int = 0
     allow_missing_chunks: bool = False
+    grid: tuple[int, ...] | None = None
     num_frames: int | None = None
     splits: dict[str, float] | None = None
     max_trajectories: int | None = None
@@ -72,6 +74,23 @@ def parse_splits(text: str) -> dict[str, float]:
             )
         splits[name] = number
     return splits
+
+
+def parse_grid(text: str) -> tuple[int, ...]:
+    """A grid as written on a command line.
+
+    >>> parse_grid("64x128")
+    (64, 128)
+
+    Raises:
+        ValueError: not of that form.
+    """
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() and int(part) for part in parts) or len(parts) > 3:
+        raise ValueError(
+            f"--grid: got {text!r}, required: points per axis, the slowest first, e.g. 64x128"
+        )
+    return tuple(map(int, parts))
 
 
 def split_counts(total: int, splits: dict[str, float]) -> dict[str, int]:

@@ -67,11 +67,17 @@ class _Zarr:
     def __init__(self, file: str) -> None:
         import zarr
 
+        self.file, self.checked = file, set[str]()
         self.node = zarr.open(file, mode="r", storage_options=storage_options(file) or None)
 
     def array(self, key: str) -> Sliceable:
+        from pelagos.data_pipelines.foreign.consolidated import require_current
+
         node: Any = self.node
         found: Sliceable = node[key] if key else node
+        if key not in self.checked:
+            require_current(self.node, [key], self.file)
+            self.checked.add(key)
         return found
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.source import Source, SourceError, finished
 from pelagos.data_pipelines.store import DatasetError, open_dataset
+from pelagos.data_pipelines.suggestions import nearest
 from pelagos.infra.addresses import reject_references
 from pelagos.infra.object_store import is_remote, storage_options
 
@@ -57,7 +58,10 @@ def open_source(path: str, options: ConvertOptions) -> Source:
     """
     reject_references(path, SourceError)
     if options.format is not None and options.format not in FORMATS:
-        raise SourceError(f"--format: got {options.format!r}, known are {', '.join(FORMATS)}")
+        raise SourceError(
+            f"--format: got {options.format!r}{nearest(options.format, FORMATS)}; known are "
+            f"{', '.join(FORMATS)}"
+        )
     name = options.format or (mapped_arrays.FORMAT.name if options.mapping else None)
     name = name or recognised(path, options)
     if name is None:

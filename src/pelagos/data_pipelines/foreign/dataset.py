@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from pelagos.data_pipelines.conventions import MissingValueError
 from pelagos.data_pipelines.foreign.arrays import find_arrays
 from pelagos.data_pipelines.foreign.consolidated import require_current
 from pelagos.data_pipelines.foreign.description import Description
@@ -141,6 +142,11 @@ class ForeignDataset(SpecReader):
                 channel += found.shape[1]
         except IndexError:
             raise
+        except MissingValueError as error:
+            raise DatasetError(
+                f"dataset {self.uri}, trajectory {trajectory}, frames "
+                f"{', '.join(map(str, frames))}: {error}"
+            ) from error
         except (ValueError, RuntimeError, OSError) as error:
             raise DatasetError(
                 f"dataset {self.uri}, trajectory {trajectory}, frames "

@@ -33,6 +33,10 @@ class Family:
 
     A steady problem is a trajectory too: frame 0 holds its input and a solution of zeros, every
     later frame the input and the solution. It has no time step, and its `cfl` means nothing.
+
+    `solver_refinement`: solver cells per stored cell and axis, unless a request says otherwise;
+    `revision`: counts changes of the numbers that a request gives, so that a dataset begun before
+    one is not finished after it.
     """
 
     name: str
@@ -55,6 +59,8 @@ class Family:
     # coefficients that are no parameters: the solver resolution -> numbers.
     physics: str = ""
     coefficients: Callable[[int], dict[str, float]] = field(default=lambda _: {})
+    solver_refinement: int = 1
+    revision: int = 1
 
     @property
     def parameter_names(self) -> tuple[str, ...]:

@@ -45,7 +45,9 @@ class GenerationRequest:
     def generator(self) -> dict[str, Any]:
         """The record of how the data came to be; with the same one, the same data comes out."""
         versions = {"pelagos": pelagos.__version__, "torch": str(torch.__version__)}
-        return {"name": "pelagos generate", **asdict(self), "versions": versions}
+        record = {"name": "pelagos generate", **asdict(self), "versions": versions}
+        revision = find_family(self.family).revision
+        return record if revision == 1 else {**record, "revision": revision}
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ def dataset_spec(
         compression=compression,
         trajectories_per_shard=trajectories_per_shard or min(by_size, by_count),
         grid_location=family.grid_location,
-        physics=family.physics_record(request.solver_resolution or request.resolution),
+        physics=family.physics_record(
+            request.solver_resolution or request.resolution * family.solver_refinement
+        ),
         given_fields=family.given_fields if request.num_frames > 1 else (),
     )
 

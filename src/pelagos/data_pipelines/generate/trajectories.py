@@ -44,7 +44,8 @@ def generate_trajectories(
         final_time: time of the last frame.
         dtype: arithmetic of the solver, "float32" or "float64"; initial states are float64.
         device: where the solver runs.
-        solver_resolution: a multiple of `resolution` to solve on (None: `resolution`). Compressible
+        solver_resolution: a multiple of `resolution` to solve on (None: `resolution` times the
+            family's `solver_refinement`). Compressible
             frames are then cell means of conserved quantities, incompressible ones Fourier
             truncations.
         compiled: fuse the compressible solver's steps (see `solve_euler`); other last bits.
@@ -58,7 +59,7 @@ def generate_trajectories(
         GenerationError: trajectories that stayed non-finite, by family, seed and index.
     """
     record = find_family(family) if isinstance(family, str) else family
-    fine = resolution if solver_resolution is None else solver_resolution
+    fine = solver_resolution or resolution * record.solver_refinement
     if compiled:
         record = dataclasses.replace(record, solve=record.solve_compiled)
     _check(resolution, fine, num_frames, final_time, dtype)

@@ -46,6 +46,10 @@ def convert_command(
         typer.Option("--allow-missing-chunks", help="ome-zarr: what is missing is the fill value."),
     ] = False,
     name: Annotated[str | None, typer.Option(help="The dataset's name; default: SOURCE's.")] = None,
+    grid: Annotated[
+        str | None,
+        typer.Option(help="arrays, netcdf: of files with several grids, those of this: 64x128."),
+    ] = None,
     num_frames: Annotated[
         int | None, typer.Option(min=1, help="Frames to keep of every trajectory.")
     ] = None,
@@ -93,7 +97,7 @@ def convert_command(
 
     Example: pelagos convert CE-RP.nc data/ce-rp.zarr --max-trajectories 500 --verify
     """
-    from pelagos.data_pipelines.convert.options import ConvertOptions, parse_splits
+    from pelagos.data_pipelines.convert.options import ConvertOptions, parse_grid, parse_splits
     from pelagos.infra.object_store import storage_options
     from pelagos.jobs import convert as job_module
 
@@ -119,6 +123,7 @@ def convert_command(
             size=size,
             level=level,
             allow_missing_chunks=allow_missing_chunks,
+            grid=None if grid is None else parse_grid(grid),
             num_frames=num_frames,
             splits=None if splits is None else parse_splits(splits),
             max_trajectories=max_trajectories,

@@ -45,7 +45,8 @@ def _common_rows(found: DatasetDescription | ForeignOverview) -> dict[str, str]:
         "shape": axes,
         "domain": " x ".join(f"{extent:g}" for extent in spec.domain_extent)
         + (f", boundaries {boundaries}" if boundaries else ""),
-        "time": f"0 to {final_time:g}, a frame every {spec.frame_interval:g}",
+        "time": f"0 to {final_time:g}, a frame every {spec.frame_interval:g} "
+        f"{spec.generator.get('time_unit', '')}".rstrip(),
         "splits": ", ".join(
             f"{name} {stop - start} ({start} to {stop - 1})" if stop > start else f"{name} 0"
             for name, (start, stop) in spec.splits.items()

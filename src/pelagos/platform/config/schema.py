@@ -64,7 +64,9 @@ class GenerateDataset(Section):
     num_trajectories: PositiveInt = Field(description="Number of trajectories to simulate.")
     resolution: Annotated[int, Field(ge=16)] = Field(128, description="Stored cells per axis.")
     solver_resolution: PositiveInt | None = Field(
-        None, description="Simulated cells per axis, a multiple of `resolution`; default: the same."
+        None,
+        description="Simulated cells per axis, a multiple of `resolution`; default: the same, of waves "
+        "three times as many.",
     )
     num_frames: Annotated[int, Field(ge=2)] = Field(21, description="Frames per trajectory.")
     final_time: PositiveFloat = Field(1.0, description="Physical time of the last frame.")

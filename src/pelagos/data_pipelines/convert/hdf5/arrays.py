@@ -50,9 +50,24 @@ class Hdf5File:
 
         It is opened anew each time: an open one keeps a cache of chunks, and there may be many.
         """
-        return Hdf5Array(
-            self.file[key], f"{self.name}: {key}", self.known.setdefault(key, _Facts())
-        )
+        try:
+            found = self.file[key]
+        except KeyError:
+            self._explain_link(key)
+            raise
+        facts = self.known.setdefault(key, _Facts())
+        return Hdf5Array(found, f"{self.name}: {key}", facts)
+
+    def _explain_link(self, key: str) -> None:
+        """Raise SourceError where there is a link at `key` that leads nowhere."""
+        link: Any = self.file.get(key, getlink=True)
+        target = getattr(link, "path", None)
+        if target is not None:
+            where = f"{link.filename}: {target}" if hasattr(link, "filename") else target
+            raise SourceError(
+                f"{self.name}: {key} is a link to {where}, which does not exist: bring the file back, "
+                f"or name the array itself"
+            )
 
     def names(self) -> list[str]:
         """The first arrays that there are."""

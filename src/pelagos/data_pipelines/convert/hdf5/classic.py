@@ -11,10 +11,10 @@ import numpy.typing as npt
 from pelagos.data_pipelines.conventions import Decoded, decode_all, parse, require_present
 from pelagos.data_pipelines.conventions.selection import absolute_index, box_of
 from pelagos.data_pipelines.convert.hdf5.arrays import NETCDF_FILLS
+from pelagos.data_pipelines.convert.hdf5.opening import CLASSIC_MAGIC
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.infra.object_store import is_remote
 
-_MAGIC = b"CDF"
 _VERSIONS = (b"\x01", b"\x02")
 
 
@@ -24,7 +24,7 @@ def is_classic(file: str) -> bool:
         return False
     try:
         with Path(file).open("rb") as stream:
-            return stream.read(len(_MAGIC)) == _MAGIC
+            return stream.read(len(CLASSIC_MAGIC)) == CLASSIC_MAGIC
     except OSError:
         return False
 
@@ -41,7 +41,7 @@ class ClassicFile:
 
         self.name = file
         with Path(file).open("rb") as stream:
-            version = stream.read(len(_MAGIC) + 1)[len(_MAGIC) :]
+            version = stream.read(len(CLASSIC_MAGIC) + 1)[len(CLASSIC_MAGIC) :]
         if version not in _VERSIONS:
             raise SourceError(
                 f"{file} is netCDF of the classic model with 64-bit data (CDF-5), which is not read: "

@@ -13,6 +13,7 @@ from pelagos.infra.object_store import is_remote, storage_options
 
 HDF5_CACHE_BYTES = 16 * 2**20  # per array: a compressed chunk is then decoded once, not per slice
 REMOTE_BLOCK_BYTES = 8 * 2**20
+CLASSIC_MAGIC = b"CDF"
 
 
 def open_hdf5(file: str) -> Any:
@@ -25,7 +26,14 @@ def open_hdf5(file: str) -> Any:
     h5py = require("h5py", f"reading {file}")
     try:
         if is_remote(file):
-            return h5py.File(_remote_stream(file), "r", rdcc_nbytes=HDF5_CACHE_BYTES)
+            stream = _remote_stream(file)
+            if stream.read(len(CLASSIC_MAGIC)) == CLASSIC_MAGIC:
+                raise SourceError(
+                    f"{file} is classic netCDF, which is read from files of this machine alone: "
+                    f"copy it here, or write it as netCDF-4 (`nccopy -k nc4 OLD NEW`)"
+                )
+            stream.seek(0)
+            return h5py.File(stream, "r", rdcc_nbytes=HDF5_CACHE_BYTES)
         return h5py.File(file, "r", rdcc_nbytes=HDF5_CACHE_BYTES)
     except FileNotFoundError as error:
         raise SourceError(f"{file} does not exist") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from pelagos.data_pipelines.convert.formats import SPLIT_NAMES, natural
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.data_pipelines.suggestions import listed, nearest
+from pelagos.infra.files import expanded_path
 
 READER_OF_SUFFIX = {
     ".npy": "npy",
@@ -77,8 +78,9 @@ def address_of(path: str, name: str | None) -> str:
                 f"as '*.h5'; there are {listed(_files_in(Path(path)))}"
             )
         return path
-    if "://" in name or Path(name).expanduser().is_absolute():
-        return str(Path(name).expanduser()) if "://" not in name else name
+    name = expanded_path(name)
+    if "://" in name or Path(name).is_absolute():
+        return name
     place = folder_of(path) / name
     if "://" not in path and not place.exists():
         there = _files_in(folder_of(path))
@@ -98,8 +100,7 @@ def matched_files(path: str, pattern: str, notes: list[str]) -> dict[Unit, str]:
         raise SourceError(f"{pattern}: patterns are for files of this machine, not of a store")
     if pattern.count(SPLIT_PLACE) > 1:
         raise SourceError(f"{pattern}: {SPLIT_PLACE} may stand there once")
-    base = Path() if Path(pattern).expanduser().is_absolute() else folder_of(path)
-    whole = str(base / Path(pattern).expanduser())
+    whole = str(folder_of(path) / expanded_path(pattern))  # an absolute one stays as it is
     expression, searched = _compiled(whole)
     found: dict[Unit, str] = {}
     strangers: set[str] = set()

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pelagos.data_pipelines.convert.mapping.schema import ArrayMapping, Mapping, ParameterMapping
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.data_pipelines.suggestions import nearest
+from pelagos.infra.files import expanded_path
 from pelagos.infra.yaml_text import KeyPath, YamlTextError, parse_yaml_text, read_utf8
 
 _UNION_MEMBERS = ("float", "int", "ParameterMapping", "literal[", "constrained-", "none")
@@ -23,7 +24,7 @@ def load_mapping(file: str) -> Mapping:
         SourceError: with every problem of the file, each with its line and key.
     """
     try:
-        tree, lines = parse_yaml_text(read_utf8(file))
+        tree, lines = parse_yaml_text(read_utf8(expanded_path(file)))
     except OSError as error:
         raise SourceError(f"--mapping {file} cannot be read: {error.strerror}") from error
     except YamlTextError as error:
