@@ -91,6 +91,8 @@ class Forecaster:
             self.normalization.std,
             offset=offset,
             groups=groups or usual_groups(self.fields, dataset),
+            statistics=dataset.statistics,
+            masks=dataset.spec.masks,
         )
 
     def predict_on(self, data: EvaluationData) -> Predict:
