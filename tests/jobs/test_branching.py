@@ -94,6 +94,35 @@ def test_a_branch_that_was_cut_off_or_asked_for_twice_is_made_once(make_job: Mak
     assert [t["step"] for t in run.take_overs()] == [6, 4]
 
 
+@pytest.mark.parametrize("file", ["take-overs.json", "job.yaml"])
+def test_a_branch_that_was_cut_off_leaves_nothing_to_the_next(
+    file: str, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(checkpoint__every_steps=2, tracking__uri="null")
+    pretrain.run(job, QUIET, until_step=6)
+    run = RunDirectory.open(job.runs_dir, job.name)
+    replace = RunDirectory.replace
+
+    def killed(self: RunDirectory, name: str, text: str) -> None:
+        if name == file:
+            raise KeyboardInterrupt
+        replace(self, name, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            branch(run, "6", ["optimizer.lr=1e-4"], request="first")
+    if file == "job.yaml":  # recorded already: asked for again, it is made whole
+        branch(run, "6", ["optimizer.lr=1e-4"], request="first")
+        assert run.job().optimizer.lr == 1e-4
+        assert [e["step"] for e in run.events() if e["kind"] == "branched"] == [6]
+        assert len(run.take_overs()) == 1
+    resume(job, "optimizer.lr=1e-5", from_step="2")
+    # from the checkpoint of step 2, not from one that the first attempt had copied
+    assert [m["step"] for m in run.metrics()] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [e["step"] for e in run.events() if e["kind"] == "resumed"] == [2]
+
+
 def test_what_a_branch_cannot_change_or_begin_from_is_refused(make_job: MakeJob) -> None:
     job = make_job(checkpoint__every_steps=2, tracking__uri="null")
     pretrain.run(job, QUIET, until_step=4)

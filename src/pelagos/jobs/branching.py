@@ -20,6 +20,7 @@ from pelagos.platform.checkpoint import (
     CheckpointError,
     CheckpointStore,
     copy_checkpoint,
+    empty_place,
     named_step,
 )
 from pelagos.platform.config.overrides import value_at
@@ -49,6 +50,11 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
     with run.lock():
         records = run.take_overs()
         if request and any(record.get("request") == request for record in records):
+            told = [event.get("request") for event in run.events() if event["kind"] == BRANCHED]
+            if request not in told:  # it was cut off after it was recorded
+                _make_effective(
+                    run, records[-1], run.revised_job(overrides, CHANGEABLE_IN_A_BRANCH)
+                )
             return
         before, after = run.job(), run.revised_job(overrides, CHANGEABLE_IN_A_BRANCH)
         source, step = _checkpoint(run, which)
@@ -65,11 +71,16 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
         }
         record |= {"request": request} if request else {}
         run.replace(TAKE_OVERS, json.dumps([*records, record], indent=1))
-        run.keep_metrics_until(step)
-        part_with_run(run)
-        run.replace_job(after)
-        run.append_event(BRANCHED, **record)
-        run.set_status("stopped", is_tracked=False)
+        _make_effective(run, record, after)
+
+
+def _make_effective(run: RunDirectory, record: dict[str, Any], after: TrainingJob) -> None:
+    """Let the run be what its last record says; the event comes last, and says that this is done."""
+    run.keep_metrics_until(record["step"])
+    part_with_run(run)
+    run.replace_job(after)
+    run.append_event(BRANCHED, **record)
+    run.set_status("stopped", is_tracked=False)
 
 
 def _checkpoint(run: RunDirectory, which: str) -> tuple[CheckpointStore, int]:
@@ -92,6 +103,7 @@ def _copy(
     """Copy the checkpoint, and the best one until then, to the branch's place."""
     uri = run.checkpoint_uri_after(len(run.take_overs()) + 1)
     target = CheckpointStore(uri, options_for(uri, job.storage))
+    empty_place(target)  # a branch that was cut off before it was recorded
     best = source.trainer_state(step)["best"]
     if best and best["step"] in [info.step for info in source.complete()]:
         copy_checkpoint(source, best["step"], target)

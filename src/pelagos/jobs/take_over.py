@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pelagos.jobs.parts import options_for
-from pelagos.platform.checkpoint import CheckpointStore, copy_checkpoint
+from pelagos.platform.checkpoint import CheckpointStore, copy_checkpoint, empty_place
 from pelagos.platform.config.load import load_job
 from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.schema import TrainingJob
@@ -65,6 +65,7 @@ def _continue_from(
     records = run.take_overs()
     uri = run.checkpoint_uri_after(len(records) + 1)
     target = CheckpointStore(uri, options_for(uri, before.storage))
+    empty_place(target)  # a take-over that was cut off before it was recorded
     best = others.trainer_state(step)["best"]
     if best and best["step"] in [info.step for info in others.complete()]:
         copy_checkpoint(others, best["step"], target)

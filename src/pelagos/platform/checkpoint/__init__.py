@@ -1,6 +1,6 @@
 """One checkpoint format for every strategy: complete or absent, verified when read."""
 
-from pelagos.platform.checkpoint.copying import copy_checkpoint
+from pelagos.platform.checkpoint.copying import copy_checkpoint, empty_place
 from pelagos.platform.checkpoint.manifest import CheckpointError, CheckpointInfo
 from pelagos.platform.checkpoint.naming import named_step
 from pelagos.platform.checkpoint.store import CheckpointStore, LoadReport, SaveReport
@@ -12,5 +12,6 @@ __all__ = [
     "LoadReport",
     "SaveReport",
     "copy_checkpoint",
+    "empty_place",
     "named_step",
 ]

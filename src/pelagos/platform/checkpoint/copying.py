@@ -36,6 +36,13 @@ def copy_checkpoint(source: CheckpointStore, step: int, target: CheckpointStore)
             raise
 
 
+def empty_place(target: CheckpointStore) -> None:
+    """Delete every checkpoint of a place that no run continues from yet: what an attempt that was cut
+    off copied there must not be taken for what the next one asks for."""
+    for info in target.complete():
+        target.place.delete(info.step)
+
+
 def _link_or_copy(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)  # of a copy that was killed
     try:
