@@ -133,3 +133,19 @@ sys.meta_path.insert(0, Refuse())
 import pelagos.models.registry, pelagos.models.objectives, pelagos.models.poseidon
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("poseidon-nano", {"use_conditioning": "no"}),  # text, and so true, in YAML 1.2
+        ("poseidon-nano", {"learn_residual": 0}),
+        ("poseidon-nano", {"layer_norm_eps": "1e-5"}),
+        ("sinenet-nano", {"lead_time": "off"}),
+        ("fno-nano", {"use_coordinates": "false"}),
+    ],
+)
+def test_options_of_another_type_are_rejected(name: str, options: dict[str, object]) -> None:
+    (option,) = options
+    with pytest.raises(ValueError, match=f"{option}=.* must be (true or false|a number)"):
+        create_model(name, **options)

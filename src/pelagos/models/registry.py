@@ -77,6 +77,15 @@ _MODELS: dict[str, tuple[Family, Size]] = {
 }
 
 
+# Annotations of options that are checked alike for every family: in words, and as types.
+_TYPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
+    "int": ("a whole number", int),
+    "bool": ("true or false", bool),
+    "float": ("a number", (int, float)),
+    "str": ("text", str),
+}
+
+
 def list_models() -> list[str]:
     """Names that ``create_model`` knows, by family and size."""
     return list(_MODELS)
@@ -130,18 +139,25 @@ def create_model(
     counts = [d if g is None else g for g, d in zip(given, family.default_channels, strict=True)]
     channels = dict(zip(family.channels, counts, strict=True))
     adapted = family.adapt(*counts)
-    not_whole = [
-        f"{field.name}={value!r} must be a whole number"
+    wrong = [
+        f"{field.name}={config_overrides[field.name]!r} must be {_TYPES[str(field.type)][0]}"
         for field in fields(config_class)
-        if field.type == "int" and field.name in config_overrides
-        if not isinstance(value := config_overrides[field.name], int) or isinstance(value, bool)
+        if str(field.type) in _TYPES and field.name in config_overrides
+        if not _is_of_type(config_overrides[field.name], str(field.type))
     ]
-    fail_on(not_whole, f"model {name!r}")
+    fail_on(wrong, f"model {name!r}")
     try:
         config = config_class(**{**size.options, **adapted, **config_overrides, **channels})
     except ValueError as error:
         raise ValueError(f"model {name!r}: {error}") from error
     return family.model(config)
+
+
+def _is_of_type(value: object, annotation: str) -> bool:
+    """Whether an option's value is what its annotation says; text such as `no` is no truth value."""
+    return isinstance(value, _TYPES[annotation][1]) and (
+        annotation == "bool" or not isinstance(value, bool)
+    )
 
 
 def stored_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
