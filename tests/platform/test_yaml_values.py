@@ -180,3 +180,21 @@ def test_home_and_variables_are_filled_in_every_path(
 def test_a_variable_or_user_that_is_absent_is_named(path: str) -> None:
     with pytest.raises(ConfigError, match="PELAGOS_NOT_SET is not set|no user 'no-such-user"):
         parse_job(JOB, "job.yaml", [f"runs_dir={path}"])
+
+
+@pytest.mark.parametrize(
+    "text", ["!!bool yes", "!!int abc", "!!float abc", "!!null x", "!!int 1.5"]
+)
+def test_a_tag_does_not_make_its_text_a_value(text: str) -> None:
+    with pytest.raises(YamlTextError, match="line 1: .* is no (bool|int|float|null) in YAML 1.2"):
+        parse_yaml_value(text)
+
+
+def test_tags_that_say_what_a_value_is_are_taken() -> None:
+    assert parse_yaml_value("[!!str 3, !!int 0x10, !!float 3, !!bool true]") == ["3", 16, 3.0, True]
+
+
+@pytest.mark.parametrize("text", ["1: a\n'1': b", "'true': a\ntrue: b", "1.5: a\n'1.5': b"])
+def test_keys_that_are_one_once_they_are_json_are_given_twice(text: str) -> None:
+    with pytest.raises(YamlTextError, match="line 2: given twice, first in line 1"):
+        parse_yaml_text(text)

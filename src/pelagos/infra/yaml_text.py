@@ -10,6 +10,7 @@ another encoding than UTF-8. Every reader of YAML in Pelagos goes through `parse
 from __future__ import annotations
 
 import codecs
+import json
 import math
 import os
 import re
@@ -46,6 +47,7 @@ _RESOLVERS: tuple[tuple[str, str, str], ...] = (
     ),
     (_MERGE, r"^(?:<<)$", "<"),
 )
+_FORMS = {tag: re.compile(form) for tag, form, _ in _RESOLVERS if tag != _MERGE}
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
 # What YAML 1.1 takes for true and false; with strict types they are rejected where a truth value is
 # expected, and this says why.
@@ -187,7 +189,7 @@ class _Construction:
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[Any, Any]:
         values: dict[Any, Any] = {}
         merged: dict[Any, Any] = {}
-        own: dict[Any, int] = {}
+        own: dict[str, int] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if key_node.tag == _MERGE:
@@ -198,9 +200,10 @@ class _Construction:
                 continue
             name = self._scalar(key_node, path, line)
             key = (*path, str(key_node.value))
-            if name in own:
-                self._problem(key, f"given twice, first in line {own[name]}; keep one", line)
-            own[name] = line
+            # 1 and "1" are one key once the values are JSON, as they are for validation and records
+            if (plain := _key_text(name)) in own:
+                self._problem(key, f"given twice, first in line {own[plain]}; keep one", line)
+            own[plain] = line
             self.lines[key] = line
             values[name] = self.value(value_node, key)
         return {**merged, **values}
@@ -219,6 +222,10 @@ class _Construction:
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath, line: int) -> Any:
         text: str = node.value
+        # a tag that is written out, such as `!!bool yes`, does not make its text one
+        if node.tag in _FORMS and not _FORMS[node.tag].match(text):
+            kind = node.tag.rpartition(":")[2]
+            return self._problem(path, f"{text!r} is no {kind} in YAML 1.2", line)
         if node.tag == _NULL:
             return None
         if node.tag == _BOOL:
@@ -247,6 +254,10 @@ class _Construction:
 
     def _problem(self, path: KeyPath, message: str, line: int | None) -> None:
         self.problems.append((path, message, line))
+
+
+def _key_text(name: Any) -> str:
+    return name if isinstance(name, str) else json.dumps(name)
 
 
 def _integer(text: str) -> int:
