@@ -71,6 +71,29 @@ def test_two_runs_side_by_side(two_runs: str) -> None:
     assert "cannot be told from persistence" in done.output
 
 
+def test_datasets_of_one_name_keep_their_own_verdicts(
+    write_waves: Callable[..., None],
+    tiny_job_text: Callable[[tuple[str, str], Path, str], str],
+    tmp_path: Path,
+) -> None:
+    uris = str(tmp_path / "a" / "same.zarr"), str(tmp_path / "b" / "same.zarr")
+    for seed, uri in enumerate(uris):
+        write_waves(uri, ("velocity-x", "velocity-y"), seed)
+    changes = ["schedule.total_steps=1", "schedule.warmup_steps=0", "tracking.uri=null"]
+    changes += ["data.fields=[velocity-x,velocity-y]"]
+    job = parse_job(tiny_job_text(uris, tmp_path, "twins"), "twins", changes)
+    assert isinstance(job, PretrainJob)
+    train(job, RunDirectory.create(job), build_parts, {})
+    told = evaluate("twins", f"runs_dir={tmp_path}/runs", "max_trajectories=2", "physics=false")
+    datasets = told["datasets"]
+    assert isinstance(datasets, list)
+    assert [d["name"] for d in datasets] == ["same-1", "same-2"]
+    measured, _ = evaluate_job.measure(EvaluateJob(run="twins", runs_dir=f"{tmp_path}/runs"))
+    names = [name for name, *_ in evaluate_job.evaluation_metrics(measured)]
+    steps = len(measured[0].lead_steps)
+    assert max(names.count(name) for name in names) == steps  # one value for each lead
+
+
 def test_a_run_that_learnt_nothing_is_told_so_first(two_runs: str) -> None:
     job = EvaluateJob(run="short", runs_dir=two_runs, split="validation", tracking=False)
     console = Console(record=True, width=150)

@@ -14,6 +14,7 @@ from pelagos.data_pipelines.physics import DatasetPhysics, NoPhysics, dataset_ph
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.datasets import open_recorded
 from pelagos.jobs.forecaster import Forecaster
+from pelagos.jobs.parts import unique_names
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.evaluation.climatology import climatology
@@ -142,10 +143,15 @@ def _evaluations(
 ) -> list[DatasetEvaluation]:
     _check_forecasts(trained.forecaster, job.run)
     leads = _lead_steps(job, trained.training)
-    return [
+    evaluations = [
         _evaluate(job, trained.training, trained.forecaster, record, leads, with_physics)
         for record in trained.forecaster.description["datasets"]
     ]
+    # verdicts and records are by name: datasets of one name are told apart as in training
+    names = unique_names([evaluation.data.name for evaluation in evaluations])
+    for evaluation, name in zip(evaluations, names, strict=True):
+        evaluation.data = replace(evaluation.data, name=name)
+    return evaluations
 
 
 def _stabilities(job: EvaluateJob, trained: _TrainedRun) -> list[Stability]:
