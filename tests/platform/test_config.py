@@ -61,6 +61,12 @@ def test_every_fault_of_a_file_is_listed_with_its_line() -> None:
     assert "did you mean 'cosine'" in found[2]
 
 
+def test_moment_decay_of_one_is_rejected_before_a_run_is_made() -> None:
+    (found,) = problems(GOOD, ("optimizer.betas=[0.9, 1.0]",))
+    assert "optimizer.betas.1" in found
+    assert "less than 1" in found
+
+
 def test_missing_keys_say_what_they_are_for() -> None:
     (found,) = problems(GOOD.replace("  global_batch_size: 8\n", ""))
     assert found.startswith("line 3: data.global_batch_size: missing")

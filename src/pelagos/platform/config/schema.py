@@ -276,6 +276,9 @@ class ParameterGroupConfig(Section):
     )
 
 
+MomentDecay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter, 2019) and gradient clipping."""
 
@@ -285,7 +288,9 @@ class OptimizerConfig(Section):
         0.1,
         description="Decoupled decay; none for what the model exempts (biases, norms, …).",
     )
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Moment decay rates.")
+    betas: tuple[MomentDecay, MomentDecay] = Field(
+        (0.9, 0.999), description="Moment decay rates, below 1."
+    )
     eps: PositiveFloat = Field(1e-8, description="Added to the denominator.")
     clip_norm: PositiveFloat | None = Field(5.0, description="Largest global gradient norm.")
     groups: tuple[ParameterGroupConfig, ...] = Field((), description="Settings by name pattern.")
