@@ -16,6 +16,7 @@ from pelagos.platform.optimizer import (
     parameter_groups,
     set_learning_rate,
 )
+from pelagos.platform.trainer import _step_seed
 from pelagos.platform.weight_average import WeightAverage
 
 
@@ -184,3 +185,11 @@ def test_no_family_decays_its_norms(name: str) -> None:
         if isinstance(module, normalise) or type(module).__name__.endswith("Norm"):
             for parameter, _ in module.named_parameters():
                 assert settings[f"{path}.{parameter}"].weight_decay == 0.0, f"{path}.{parameter}"
+
+
+@pytest.mark.parametrize("seed", [0, 20_261_130, 2**32 - 1, 10**20])
+def test_every_seed_of_a_job_can_seed_a_step(seed: int) -> None:
+    drawn = torch.Generator().manual_seed(_step_seed(seed, 10**6, 7))
+    other = torch.Generator().manual_seed(_step_seed(seed, 10**6, 8))
+    assert torch.rand((), generator=drawn) != torch.rand((), generator=other)
+    assert _step_seed(0, 1, 2) == 65_539  # runs that began with small seeds continue as they were

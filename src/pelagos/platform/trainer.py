@@ -430,7 +430,7 @@ def strategy_options(
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed of what a model draws inside a step (dropout): nothing to save or restore."""
-    return (seed * 1_000_003 + step) * 65_537 + rank
+    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**64  # torch takes 64 bits
 
 
 def destroy_process_group() -> None:
