@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pelagos.jobs.parts import options_for
+from pelagos.jobs.parts import check_parts, options_for
 from pelagos.platform.checkpoint import (
     CheckpointError,
     CheckpointStore,
@@ -64,6 +64,7 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
                 f"run {run.name!r}: schedule.total_steps is {after.schedule.total_steps}, the "
                 f"checkpoint is of step {step}: nothing is left to train; choose more steps"
             )
+        check_parts(after)  # the network and the data may refuse what the schema takes
         record = _copy(run, before, source, step)
         plain = [job.model_dump(mode="json") for job in (before, after)]
         record["settings"] = {
