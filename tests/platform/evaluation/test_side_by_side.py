@@ -121,8 +121,14 @@ def test_fields_that_only_one_run_scores_are_left_out() -> None:
     (data,) = shared_datasets({"one": [one], "both": [scored(off)]})
     assert data.groups == ("velocity-x",)
     both = scored(exact, groups={"velocity": ("velocity-x", "velocity-y")})
-    with pytest.raises(ValueError, match=r"no field in common \(one: velocity-x; both: velocity\)"):
+    with pytest.raises(
+        ValueError, match=r"\(one: velocity-x; both: velocity of velocity-x\+velocity"
+    ):
         shared_datasets({"one": [one], "both": [both]})
+    # one component is not the vector, whatever both are called
+    half = scored(exact, groups={"velocity": ("velocity-x",)})
+    with pytest.raises(ValueError, match=r"half: velocity of velocity-x; both: velocity of"):
+        shared_datasets({"half": [half], "both": [both]})
 
 
 def test_runs_without_common_data_or_leads_are_refused() -> None:

@@ -181,9 +181,13 @@ def _shared(found: Sequence[tuple[str, DatasetEvaluation]]) -> SharedDataset:
             f"{name}: the runs forecast other leads (in frames: {told}); choose common ones with "
             f"lead_steps, in frames that each run uses"
         )
-    groups = [g for g in found[0][1].group_names if all(g in e.group_names for _, e in found)]
+    scored = [_scored_fields(e) for _, e in found]
+    groups = [g for g, fields in scored[0].items() if all(s.get(g) == fields for s in scored)]
     if not groups:
-        told = "; ".join(f"{run}: {', '.join(e.group_names)}" for run, e in found)
+        told = "; ".join(
+            f"{run}: {', '.join(_told(group, names) for group, names in fields.items())}"
+            for (run, _), fields in zip(found, scored, strict=True)
+        )
         raise ValueError(f"{name}: the runs score no field in common ({told})")
     methods = [best_method(e, groups) for _, e in found]
     ranks = mean_ranks(
@@ -194,6 +198,16 @@ def _shared(found: Sequence[tuple[str, DatasetEvaluation]]) -> SharedDataset:
         for (run, evaluation), method, rank in zip(found, methods, ranks, strict=True)
     ]
     return SharedDataset(name, tuple(groups), tuple(sorted(contenders, key=lambda c: c.rank)))
+
+
+def _scored_fields(evaluation: DatasetEvaluation) -> dict[str, tuple[str, ...]]:
+    """Fields by group, sorted: one component of a vector is not the same as all, under one name."""
+    names = evaluation.data.fields
+    return {g: tuple(sorted(names[c] for c in cs)) for g, cs in evaluation.data.groups.items()}
+
+
+def _told(group: str, fields: Sequence[str]) -> str:
+    return group if fields == (group,) else f"{group} of {'+'.join(fields)}"
 
 
 def _medians(evaluation: DatasetEvaluation, method: str, groups: Sequence[str]) -> FloatArray:
