@@ -94,6 +94,32 @@ def test_datasets_of_one_name_keep_their_own_verdicts(
     assert max(names.count(name) for name in names) == steps  # one value for each lead
 
 
+def test_models_of_one_and_of_several_frames_forecast_the_same_frames(
+    two_runs: str,
+    datasets: tuple[str, str],
+    tiny_job_text: Callable[[tuple[str, str], Path, str], str],
+) -> None:
+    directory = Path(two_runs).parent
+    changes = ["schedule.total_steps=1", "schedule.warmup_steps=0", "tracking.uri=null"]
+    changes += ["model.name=dpot-nano", "objective={name: autoregressive, num_input_frames: 2}"]
+    changes += ["model.config={img_size: 16, patch_size: 4, embed_dim: 8, depth: 1, n_blocks: 2, "]
+    changes[-1] += "in_timesteps: 2}"
+    job = parse_job(tiny_job_text(datasets, directory, "several"), "several", changes)
+    assert isinstance(job, PretrainJob)
+    train(job, RunDirectory.create(job), build_parts, {})
+    of_run = [EvaluateJob(run=name, runs_dir=two_runs) for name in ("short", "several")]
+    (one, *_), (several, *_) = (evaluate_job.measure(job, 1)[0] for job in of_run)
+    for baseline in ("persistence", "mean"):  # which depend on the frames alone
+        np.testing.assert_allclose(
+            one.scores[baseline]["vrmse"], several.scores[baseline]["vrmse"], rtol=1e-5
+        )
+    told = evaluate("short", "several", "--compare", f"runs_dir={two_runs}")
+    found = told["datasets"]
+    assert isinstance(found, list)
+    # frames 2, 3 and 4 from frame 1, the second that the model of two frames takes
+    assert found[0]["lead_times"] == pytest.approx([0.05, 0.1, 0.15])
+
+
 def test_a_run_that_learnt_nothing_is_told_so_first(two_runs: str) -> None:
     job = EvaluateJob(run="short", runs_dir=two_runs, split="validation", tracking=False)
     console = Console(record=True, width=150)

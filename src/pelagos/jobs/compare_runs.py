@@ -49,6 +49,11 @@ def run(jobs: Sequence[EvaluateJob], console: Console | None = None) -> CompareR
         training = RunDirectory.open(job.runs_dir, job.run).job()
         weights = evaluations[job.run][0].weights
         told[job.run] = {"model": training.model.name, "step": step, "weights": weights}
+    # a model of ten frames begins nine later: the others must too, to forecast the same frames
+    initial = max(e.initial_frame for found in evaluations.values() for e in found)
+    for job in jobs:
+        if evaluations[job.run][0].initial_frame != initial:
+            evaluations[job.run], _ = measure(job, initial)
     shared = shared_datasets(evaluations)
     first = jobs[0]
     default = (

@@ -128,23 +128,25 @@ def _output(job: EvaluateJob, directory: RunDirectory) -> Path:
     return Path(job.output_dir) if job.output_dir else directory.path / "evaluation" / job.split
 
 
-def measure(job: EvaluateJob) -> tuple[list[DatasetEvaluation], int]:
+def measure(job: EvaluateJob, initial_frame: int = 0) -> tuple[list[DatasetEvaluation], int]:
     """Return the scores on each of the run's datasets, and the checkpoint's step; writes nothing.
+
+    Leads count from `initial_frame`, or from the last frame that the model needs if that is later.
 
     Raises:
         ValueError: no such run, checkpoint, split or lead.
     """
     trained = _load(job)
-    return _evaluations(job, trained, with_physics=False), trained.step
+    return _evaluations(job, trained, initial_frame, with_physics=False), trained.step
 
 
 def _evaluations(
-    job: EvaluateJob, trained: _TrainedRun, *, with_physics: bool
+    job: EvaluateJob, trained: _TrainedRun, initial_frame: int = 0, *, with_physics: bool
 ) -> list[DatasetEvaluation]:
     _check_forecasts(trained.forecaster, job.run)
     leads = _lead_steps(job, trained.training)
     evaluations = [
-        _evaluate(job, trained.training, trained.forecaster, record, leads, with_physics)
+        _evaluate(job, trained, record, leads, initial_frame, with_physics)
         for record in trained.forecaster.description["datasets"]
     ]
     # verdicts and records are by name: datasets of one name are told apart as in training
@@ -196,15 +198,17 @@ def _lead_steps(job: EvaluateJob, training: TrainingJob) -> tuple[int, ...] | No
 
 def _evaluate(
     job: EvaluateJob,
-    training: TrainingJob,
-    forecaster: Forecaster,
+    trained: _TrainedRun,
     record: dict[str, Any],
     leads: Sequence[int] | None,
+    initial_frame: int,
     with_physics: bool,
 ) -> DatasetEvaluation:
+    training, forecaster = trained.training, trained.forecaster
     dataset = open_recorded(record["uri"], training)
     stride, frames = training.objective.frame_stride, forecaster.objective.input_frames
     history = (frames - 1) * stride
+    initial = max(initial_frame, history)
     physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
     data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
     data = replace(data, mean_frame=climatology(data, _trained_on(dataset)))
@@ -212,8 +216,9 @@ def _evaluate(
         forecaster.predict_on(data),
         data,
         dataset.split(job.split)[: job.max_trajectories],
-        leads or range(stride, dataset.num_frames - history, stride),
+        leads or range(stride, dataset.num_frames - initial, stride),
         rollout_step=stride,
+        start_frame=initial - history,
         input_frames=frames,
         batch_size=job.batch_size,
         ensemble_size=job.ensemble_size,

@@ -131,6 +131,12 @@ def test_fields_that_only_one_run_scores_are_left_out() -> None:
         shared_datasets({"half": [half], "both": [both]})
 
 
+def test_forecasts_of_other_frames_are_no_comparison() -> None:
+    later = evaluate_dataset(exact, view(), range(8), (1, 2), start_frame=1)
+    with pytest.raises(ValueError, match=r"from different frames \{'a': 0, 'b': 1\}"):
+        shared_datasets({"a": [scored(exact, leads=(1, 2))], "b": [later]})
+
+
 def test_runs_without_common_data_or_leads_are_refused() -> None:
     other = scored(exact, dataset=DecayingWaves(Spec("other waves"), fingerprint="beef"))
     with pytest.raises(ValueError, match=r"no dataset in common \(a: decaying-waves; b: other"):

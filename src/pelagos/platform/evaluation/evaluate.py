@@ -72,6 +72,8 @@ class DatasetEvaluation:
     windows: list[WindowScore] = field(default_factory=list)
     undefined: dict[str, BoolArray] = field(default_factory=dict)
     weights: str = "model"
+    initial_frame: int = 0
+    """The frame that leads count from: the last of the input frames."""
 
     @property
     def group_names(self) -> tuple[str, ...]:
@@ -226,6 +228,7 @@ def evaluate_dataset(
         data=data,
         trajectories=tuple(int(index) for index in trajectories),
         start_frame=start_frame,
+        initial_frame=start_frame + history,
         lead_steps=leads,
         rollout_step=rollout_step,
         scores={

@@ -181,6 +181,9 @@ def _shared(found: Sequence[tuple[str, DatasetEvaluation]]) -> SharedDataset:
             f"{name}: the runs forecast other leads (in frames: {told}); choose common ones with "
             f"lead_steps, in frames that each run uses"
         )
+    initial = {run: e.initial_frame for run, e in found}
+    if len(set(initial.values())) > 1:
+        raise ValueError(f"{name}: the runs forecast from different frames {initial}")
     scored = [_scored_fields(e) for _, e in found]
     groups = [g for g, fields in scored[0].items() if all(s.get(g) == fields for s in scored)]
     if not groups:
