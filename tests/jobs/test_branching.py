@@ -172,9 +172,13 @@ def test_data_that_moved_resume_and_other_data_do_not(
     pretrain.run(job, QUIET, until_step=3)
     moved = tmp_path / "moved.zarr"
     shutil.copytree(datasets[0], moved)
-    other = resume(job, f"data.mixture.0.uri={datasets[1]}").outcome
-    assert other.kind == "failed"
-    assert "the data changed since the checkpoint was written" in other.cause
+    run = RunDirectory.open(job.runs_dir, job.name)
+    with pytest.raises(RunError, match="the data changed since the checkpoint was written"):
+        resume(job, f"data.mixture.0.uri={datasets[1]}")
+    with pytest.raises(RunError, match="version 2 of the order of samples"):
+        resume(job, "data.order_version=1")
+    assert run.job() == job  # what was refused does not stay with the run
+    assert resume(job, until_step=4).outcome.step == 4
     assert resume(job, f"data.mixture.0.uri={moved}").outcome.kind == "finished"
     with pytest.raises(RunError, match=r"cannot change data\.mixture\.0\.weight"):
         resume(job, "data.mixture.0.weight=3")

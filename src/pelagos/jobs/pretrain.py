@@ -9,15 +9,18 @@ from typing import Any
 from rich.console import Console
 
 from pelagos.data_pipelines.mixture import Mixture
+from pelagos.data_pipelines.sampler import Sampler
 from pelagos.jobs.checkpoint_place import check_free, claim
 from pelagos.jobs.forecaster import Forecaster
+from pelagos.jobs.network_checks import check_network
 from pelagos.jobs.parts import build_parts, check_parts, options_for, unique_names
 from pelagos.jobs.register import register_model
+from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.launch import Watcher, join_as_rank, launch
 from pelagos.platform.mlflow_store import RecordedRun, check_tracking, recorded_run
 from pelagos.platform.progress import TrainingProgress
-from pelagos.platform.runs import Outcome, RunDirectory
+from pelagos.platform.runs import Outcome, RunDirectory, RunError
 from pelagos.platform.tracking import Tracker
 from pelagos.platform.trainer import launched_by_torchrun
 
@@ -130,10 +133,35 @@ def resume(
         return _join(job)
     check_tracking(job)
     if overrides:
+        _check_continues(job, mixture, directory)
         directory.replace_job(job)
     claim(job, directory)
     make_ready(directory)
     return _train(job, directory, mixture, console or Console(), watcher, until_step)
+
+
+def _check_continues(job: TrainingJob, mixture: Mixture, directory: RunDirectory) -> None:
+    """Reject changes after which the newest checkpoint could not be continued, before they stay with
+    the run: other data, another order of samples, another network.
+
+    Raises:
+        RunError: with the reason; nothing was changed.
+    """
+    uri = directory.checkpoint_uri
+    store = CheckpointStore(uri, options_for(uri, job.storage))
+    step = store.latest_step()
+    if not step:
+        return
+    state = store.trainer_state(step)
+    data = job.data
+    sampler = Sampler(
+        mixture, job.seed, data.global_batch_size, data.run_length, data.order_version
+    )
+    try:
+        sampler.check_state(state["streams"])
+        check_network(job, state)
+    except ValueError as error:
+        raise RunError(f"run {directory.name!r} is as it was: {error}") from error
 
 
 def _train(
