@@ -64,10 +64,13 @@ def test_one_choice_of_weights_everywhere(make_job: MakeJob, tmp_path: Path) -> 
     scores = []
     for weights in ({}, {"weights": "ema"}, {"weights": "model"}):
         output = str(tmp_path / f"report-{len(scores)}")
-        result = evaluate.run(EvaluateJob(**common, **weights, output_dir=output))  # type: ignore[arg-type]
+        told = Console(record=True, width=200)
+        result = evaluate.run(EvaluateJob(**common, **weights, output_dir=output), told)  # type: ignore[arg-type]
         scores.append(result.metrics["datasets"])
         shown = Path(result.report).read_text()
         assert ("averaged weights" in shown) == (weights != {"weights": "model"})
+        is_said = "averaged weights (ema_decay)" in told.export_text()
+        assert is_said == (weights != {"weights": "model"})
     assert scores[0] == scores[1] != scores[2]
     export.run(job.name, tmp_path / "exported", runs_dir=job.runs_dir)
     described = json.loads((tmp_path / "exported/forecaster.json").read_text())

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from pelagos.jobs import evaluate as evaluate_job
 from pelagos.jobs.parts import build_parts
 from pelagos.platform.cli.main import app
-from pelagos.platform.config import PretrainJob
+from pelagos.platform.config import EvaluateJob, PretrainJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.trainer import train
@@ -23,10 +27,12 @@ def two_runs(
     tiny_job_text: Callable[[tuple[str, str], Path, str], str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> str:
-    """Runs `short` and `long`, of one and of eight steps; returns their directory."""
+    """Runs `short` and `long`, of one and of eight steps, the latter with averaged weights; returns
+    their directory."""
     directory = tmp_path_factory.mktemp("compared")
     for name, steps in (("short", 1), ("long", 8)):
         changes = [f"schedule.total_steps={steps}", "schedule.warmup_steps=0", "tracking.uri=null"]
+        changes += ["ema_decay=0.5"] if name == "long" else []
         job = parse_job(tiny_job_text(datasets, directory, name), name, changes)
         assert isinstance(job, PretrainJob)
         train(job, RunDirectory.create(job), build_parts, {})
@@ -46,14 +52,58 @@ def test_two_runs_side_by_side(two_runs: str) -> None:
     assert isinstance(datasets, list)
     assert len(datasets) == 2
     assert {row["run"] for row in datasets[0]["runs"]} == {"short", "long"}
-    last = [row["errors"]["relative_l1"][-1] for row in datasets[0]["runs"]]
-    assert last == sorted(last)
+    ranks = [row["mean_rank"] for row in datasets[0]["runs"]]
+    assert ranks == sorted(ranks)
+    assert datasets[0]["best"] == [None] * len(datasets[0]["lead_times"])  # of 3 trajectories
     assert "short-vs-long" in str(told["report"])
+    weights = {row["run"]: row["weights"] for row in datasets[0]["runs"]}
+    assert weights == {"short": "model", "long": "ema"}
+    assert Path(str(told["report"])).read_text().count("averaged (ema)") == 1
     done = CliRunner().invoke(
-        app, ["evaluate", "short", "long", "--compare", f"runs_dir={two_runs}", "split=validation"]
+        app,
+        ["evaluate", "short", "long", "--compare", f"runs_dir={two_runs}", "split=validation"],
+        env={"COLUMNS": "200"},
     )
     assert done.exit_code == 0, done.output
-    assert "is best at lead time" in done.output
+    assert done.output.count(", averaged") == 2  # a column of each dataset's table
+    assert "mean rank" in done.output
+    assert "relative L1 / VRMSE" in done.output
+    assert "cannot be told from persistence" in done.output
+
+
+def test_a_run_that_learnt_nothing_is_told_so_first(two_runs: str) -> None:
+    job = EvaluateJob(run="short", runs_dir=two_runs, split="validation", tracking=False)
+    console = Console(record=True, width=150)
+    result = evaluate_job.run(job, console)
+    shown = console.export_text()
+    for dataset in result.metrics["datasets"]:
+        told = dataset["verdict"]
+        assert "beats" not in told["sentence"]
+        assert shown.index(told["warning"]) < shown.index("relative L1 / VRMSE")
+        assert told["sentence"] in shown
+        rows = [row for row in dataset["summary"] if row["vrmse"]["direct"] is not None]
+        first = rows[0]
+        assert f"{first['direct']:.2%} / {first['vrmse']['direct']:.2f}" in shown
+        assert first["mean"] is not None
+    assert shown.count("relative L1 / VRMSE, medians over") == 2
+
+
+def test_what_is_tracked_has_both_errors_of_the_model_and_the_baselines(two_runs: str) -> None:
+    job = EvaluateJob(run="short", runs_dir=two_runs, split="all", max_trajectories=6)
+    evaluations, _ = evaluate_job.measure(job)
+    metrics = evaluate_job.evaluation_metrics(evaluations)
+    assert all(math.isfinite(value) for _, _, value in metrics)
+    values = {(name, lead): value for name, lead, value in metrics}
+    for evaluation in evaluations:
+        lead = evaluation.lead_steps[0]
+        for method in ("direct", "autoregressive", "one_step", "persistence", "mean"):
+            for metric in ("relative_l1", "vrmse"):
+                scores = evaluation.scores[method][metric][:, 0]
+                expected = np.median(scores, axis=0).mean()
+                name = f"evaluation/{evaluation.data.name}/{method}/{metric}"
+                assert values[name, lead] == pytest.approx(expected)
+        over = [n for n, step in values if n.endswith("/over_mean") and step == lead]
+        assert any(evaluation.data.name in name for name in over)
 
 
 def test_a_long_rollout_and_an_ensemble_are_told_of(two_runs: str) -> None:
@@ -69,7 +119,8 @@ def test_a_long_rollout_and_an_ensemble_are_told_of(two_runs: str) -> None:
     assert "ensemble" in datasets[0]["scores"]
     (window,) = datasets[0]["rollout_windows"]
     assert (window["first"], window["last"], window["num_steps"]) == (2, 3, 2)
-    assert set(window["vrmse"]) == {"direct", "autoregressive", "ensemble", "persistence"}
+    methods = {"direct", "autoregressive", "ensemble"}
+    assert set(window["vrmse"]) == methods | {"persistence", "mean"}
 
 
 @pytest.mark.parametrize(

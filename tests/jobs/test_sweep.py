@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,13 @@ from pelagos.jobs import sweep as sweep_job
 from pelagos.jobs.parts import MixtureStreams
 from pelagos.jobs.sweep_checks import check_labels
 from pelagos.jobs.sweep_trial import run_trial
-from pelagos.jobs.sweep_trials import read_result, result_of, trials_of
+from pelagos.jobs.sweep_trials import (
+    TrialResult,
+    read_result,
+    result_of,
+    trials_of,
+    write_result,
+)
 from pelagos.jobs.trial_inputs import check_inputs
 from pelagos.models.registry import create_model
 from pelagos.platform.cli.main import app
@@ -229,8 +236,33 @@ def test_errors_are_of_the_lead_that_is_asked_for(make_sweep: MakeSweep) -> None
         assert at_third.errors[method] == pytest.approx(by_lead[2], rel=1e-9)
         assert at_last.errors[method] == pytest.approx(by_lead[-1], rel=1e-9)
         assert at_third.errors[method] != at_last.errors[method]
+        vrmse = evaluation.mean_over_groups(method, "vrmse")
+        assert at_third.vrmse[method] == pytest.approx(vrmse[2], rel=1e-9)
+    for baseline in ("persistence", "mean"):
+        for metric, value in at_last.baselines[baseline].items():
+            expected = evaluation.mean_over_groups(baseline, metric)[-1]
+            assert value == pytest.approx(expected, rel=1e-9)
+    assert (at_last.beats, at_last.weights) == ("too few", "model")  # 2 trajectories
     page = render(sweep_job.report_of(third, [trial]), b"")
     assert "relative L1 error at lead 3 of the used frames" in page
+    assert f"{at_third.errors['direct']:.2%} / {at_third.vrmse['direct']:.2f}" in page
+    assert '<td class="">too few</td>' in page
+
+
+def test_what_was_measured_survives_its_record_and_old_records_read(make_sweep: MakeSweep) -> None:
+    (trial,) = trials_of(make_sweep())
+    errors = {"direct": 0.5, "autoregressive": math.inf}
+    baselines = {"persistence": {"relative_l1": 0.2, "vrmse": math.inf}}
+    result = TrialResult(
+        "finished", 2, 0.1, errors, vrmse=errors, baselines=baselines, beats="both"
+    )
+    write_result(trial, result)
+    assert read_result(trial) == result
+    record = trial.path / "trial.json"
+    told = json.loads(record.read_text(), parse_constant=lambda name: pytest.fail(name))
+    new = {"vrmse", "baselines", "beats", "is_worse_than_mean", "weights"}
+    record.write_text(json.dumps({k: v for k, v in told.items() if k not in new}))
+    assert read_result(trial) == TrialResult("finished", 2, 0.1, errors)
 
 
 def test_random_draws_are_the_same_every_time(make_sweep: MakeSweep) -> None:

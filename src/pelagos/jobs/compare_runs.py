@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pelagos.jobs.evaluate import measure
 from pelagos.platform.config.measure import EvaluateJob
-from pelagos.platform.evaluation.evaluate import DatasetEvaluation
+from pelagos.platform.evaluation.evaluate import BASELINES, DatasetEvaluation
 from pelagos.platform.evaluation.side_by_side import (
     SharedDataset,
     best_sentence,
@@ -18,6 +18,7 @@ from pelagos.platform.evaluation.side_by_side import (
     shared_datasets,
     write_side_by_side,
 )
+from pelagos.platform.evaluation.verdicts import judge, warnings_of
 from pelagos.platform.runs import RunDirectory
 
 COMPARISONS = "comparisons"
@@ -46,7 +47,8 @@ def run(jobs: Sequence[EvaluateJob], console: Console | None = None) -> CompareR
     for job in jobs:
         evaluations[job.run], step = measure(job)
         training = RunDirectory.open(job.runs_dir, job.run).job()
-        told[job.run] = {"model": training.model.name, "step": step}
+        weights = evaluations[job.run][0].weights
+        told[job.run] = {"model": training.model.name, "step": step, "weights": weights}
     shared = shared_datasets(evaluations)
     first = jobs[0]
     default = (
@@ -62,11 +64,25 @@ def run(jobs: Sequence[EvaluateJob], console: Console | None = None) -> CompareR
 
 
 def _show(data: SharedDataset, console: Console) -> None:
-    columns = [f"{c.run}\n{c.method}" for c in data.contenders]
-    title = f"{data.name}: median relative L1 error, {len(data.first.trajectories)} trajectories"
-    table = Table("lead time", *columns, "persistence", title=title)
-    errors = [data.error(c) for c in data.contenders] + [data.persistence()]
-    for lead, time in enumerate(data.first.lead_times):
-        table.add_row(f"{time:g}", *(f"{values[lead]:.2%}" for values in errors))
+    verdicts = {c.run: judge(c.evaluation, data.groups) for c in data.contenders}
+    for warning in warnings_of(verdicts.items()):
+        console.print(f"[red]warning:[/red] {data.name}, {warning}", soft_wrap=True)
+    columns = [
+        f"{c.run}\n{c.method}{', averaged' if c.evaluation.weights == 'ema' else ''}"
+        for c in data.contenders
+    ]
+    count = len(data.first.trajectories)
+    title = f"{data.name}: relative L1 / VRMSE, medians over {count} held-out trajectories"
+    table = Table("lead time", *columns, *BASELINES, title=title)
+    for row in data.rows():
+        errors = [
+            f"[green]{error}[/]" if run == row.best else str(error)
+            for run, error in row.errors.items()
+        ]
+        table.add_row(f"{row.lead_time:g}", *errors, *map(str, row.baselines.values()))
     console.print(table)
     console.print(f"  {best_sentence(data)}", soft_wrap=True)
+    for run, verdict in verdicts.items():
+        console.print(f"  {run} {verdict.sentence}", soft_wrap=True)
+    for note in data.first.notes():
+        console.print(f"  {note}", soft_wrap=True)

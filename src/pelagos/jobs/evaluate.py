@@ -16,22 +16,21 @@ from pelagos.jobs.datasets import open_recorded
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.evaluation.evaluate import DatasetEvaluation, evaluate_dataset
-from pelagos.platform.evaluation.report import (
-    Provenance,
-    SummaryRow,
-    numbers,
-    summary_rows,
-    verdict,
-    write_report,
+from pelagos.platform.evaluation.evaluate import (
+    BASELINES,
+    DatasetEvaluation,
+    evaluate_dataset,
 )
+from pelagos.platform.evaluation.report import Provenance, numbers, write_report
 from pelagos.platform.evaluation.rollout_windows import window_scores
 from pelagos.platform.evaluation.stability import Stability, roll_out
+from pelagos.platform.evaluation.summary import SummaryRow, shown_methods, summary_rows
+from pelagos.platform.evaluation.verdicts import Verdict, judge, warnings_of
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.tracking import code_version, log_evaluation
 
 logger = logging.getLogger(__name__)
-ANIMATED_TRAJECTORIES = 1
+AVERAGED = "averaged weights (ema_decay); the weights themselves: weights=model"
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
         log_evaluation(training, directory, output, evaluation_metrics(evaluations))
     if console is not None:
         if trained.forecaster.weights == "ema":
-            console.print("averaged weights (ema_decay); the weights themselves: weights=model")
+            console.print(AVERAGED)
         _show(evaluations, stabilities, report, training.tracking.uri, console)
     return EvaluateResult(job.run, report, values)
 
@@ -103,6 +102,8 @@ def _run_on_images(
         ]
         log_evaluation(training, directory, output, values)
     if console is not None:
+        if trained.forecaster.weights == "ema":
+            console.print(AVERAGED)
         show_images(evaluations, console)
         console.print(f"report: {report}", soft_wrap=True)
     return EvaluateResult(job.run, report, image_evaluation.numbers(evaluations, provenance))
@@ -212,6 +213,7 @@ def _evaluate(
         physics_note=note,
     )
     evaluation.windows = window_scores(evaluation, job.rollout_windows)
+    evaluation.weights = forecaster.weights
     return evaluation
 
 
@@ -224,13 +226,25 @@ def _physics(dataset: ReadableDataset, forecaster: Forecaster) -> tuple[DatasetP
 
 
 def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[str, int, float]]:
-    """Return (name, lead step, value) for tracking: each method's median relative L1 error, VRMSE
-    over windows, and what the data's equation leaves over, as far as these are finite."""
+    """Return (name, lead step, value) for tracking: median relative L1 error and VRMSE of each method
+    and baseline, the model's over the baselines', VRMSE over windows, and what the data's equation
+    leaves over, as far as these are finite."""
     errors = [
-        (f"evaluation/{e.data.name}/{method}/relative_l1", lead, float(value))
+        (f"evaluation/{e.data.name}/{method}/{metric}", lead, float(value))
         for e in evaluations
-        for method in (*e.forecast_methods, "one_step", "persistence")
-        for lead, value in zip(e.lead_steps, e.mean_over_groups(method, "relative_l1"), strict=True)
+        for method in (*e.forecast_methods, "one_step", *BASELINES)
+        for metric in ("relative_l1", "vrmse")
+        for lead, value in zip(e.lead_steps, e.mean_over_groups(method, metric), strict=True)
+        if math.isfinite(value)
+    ]
+    ratios = [
+        (f"evaluation/{e.data.name}/{verdict.method}/over_{name}{end}", step, float(value))
+        for e in evaluations
+        for verdict in (judge(e),)
+        for step, lead in zip(e.lead_steps, verdict.leads, strict=True)
+        for name, against in lead.against.items()
+        for end, value in (("", against.ratio), ("_low", against.low), ("_high", against.high))
+        if math.isfinite(value)
     ]
     physics = [
         (f"evaluation/{e.data.name}/{method}/{quantity}", lead, float(value))
@@ -248,7 +262,7 @@ def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[s
         for method, value in window.vrmse.items()
         if math.isfinite(value)
     ]
-    return errors + physics + means
+    return errors + ratios + physics + means
 
 
 def _show(
@@ -258,39 +272,46 @@ def _show(
     tracking_uri: str | None,
     console: Console,
 ) -> None:
+    verdicts = {evaluation.data.name: judge(evaluation) for evaluation in evaluations}
+    for warning in warnings_of(verdicts.items()):
+        console.print(f"[red]warning:[/red] {warning}", soft_wrap=True)
     for evaluation in evaluations:
-        rows = summary_rows(evaluation)
-        count = len(evaluation.trajectories)
-        table = Table(
-            "lead time",
-            "direct",
-            "autoregressive",
-            "persistence",
-            "best / persistence",
-            title=f"{evaluation.data.name}: median relative L1 error, {count} held-out trajectories",
-        )
-        for row in _thinned(rows):
-            colour = "green" if row.beats_persistence else "red"
-            table.add_row(
-                f"{row.lead_time:g}",
-                "-" if math.isnan(row.direct) else f"{row.direct:.2%}",
-                f"{row.autoregressive:.2%}",
-                f"{row.persistence:.2%}",
-                f"[{colour}]{row.ratio:.2f}[/]",
-            )
-        console.print(table)
-        console.print(f"  the model {verdict(rows)}")
+        verdict = verdicts[evaluation.data.name]
+        console.print(_table(evaluation, verdict))
+        console.print(f"  the model {verdict.sentence}", markup=False, soft_wrap=True)
+        for note in evaluation.notes():
+            console.print(f"  {note}", markup=False, soft_wrap=True)
     for stability in stabilities:
         steps, count = len(stability.times), len(stability.first_non_finite)
         console.print(
             f"{stability.dataset}: after {steps} steps {stability.num_finite} of {count} rollouts "
             "are finite; mean square, end / start: "
-            + ", ".join(f"{name} {energy:.3g}" for name, energy, _, _ in stability.rows()),
+            + ", ".join(
+                f"{name} " + ("-" if math.isnan(energy) else f"{energy:.3g}")
+                for name, energy, _, _ in stability.rows()
+            ),
             soft_wrap=True,
         )
     console.print(f"report: {report}")
     if tracking_uri is not None:
         console.print(f"runs and plots: mlflow ui --backend-store-uri {tracking_uri}")
+
+
+def _table(evaluation: DatasetEvaluation, verdict: Verdict) -> Table:
+    """Return errors by lead as relative L1 / VRMSE, and which baselines the model beats."""
+    methods, count = shown_methods(evaluation), len(evaluation.trajectories)
+    title = (
+        f"{evaluation.data.name}: relative L1 / VRMSE, medians over {count} held-out trajectories"
+    )
+    table = Table("lead time", *methods, "beats", title=title)
+    for row in _thinned(summary_rows(evaluation, verdict)):
+        colour = {"both": "green", "neither": "red"}.get(row.verdict.label, "yellow")
+        table.add_row(
+            f"{row.lead_time:g}",
+            *(str(row.errors[method]) for method in methods),
+            f"[{colour}]{row.verdict.label}[/]",
+        )
+    return table
 
 
 def _thinned(rows: list[SummaryRow], most: int = 10) -> list[SummaryRow]:

@@ -1,5 +1,6 @@
 """`pelagos evaluate` of classifiers and segmentation networks: scores on images they have not seen."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,10 +82,21 @@ def _finest(answer: Tensor | tuple[Tensor, ...]) -> Tensor:
 def show_images(evaluations: Sequence[ImageEvaluation], console: Console) -> None:
     """Print the scores, and of segmentations those of each class."""
     for evaluation in evaluations:
+        if evaluation.warning:
+            console.print(f"[red]warning:[/red] {evaluation.name}: {evaluation.warning}")
+    for evaluation in evaluations:
         table = Table("score", "", title=f"{evaluation.name}: {len(evaluation.images)} images")
         for name, value in evaluation.summary().items():
-            table.add_row(name.replace("_", " "), f"{value:.4g}")
+            table.add_row(name.replace("_", " "), _number(value))
         if evaluation.is_segmentation:
             for row in evaluation.class_rows()[1:]:
-                table.add_row(f"Dice of class {row['class']}", f"{row['dice']:.4g}")
+                table.add_row(f"Dice of class {row['class']}", _number(row["dice"]))
         console.print(table)
+        for note in evaluation.notes():
+            console.print(f"  {note}", soft_wrap=True)
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return "infinite" if math.isinf(value) else f"{value:.4g}"

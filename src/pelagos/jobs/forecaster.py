@@ -94,6 +94,7 @@ class Forecaster:
             self.normalization.std,
             offset=offset,
             groups=groups or usual_groups(self.fields, dataset),
+            statistics=dataset.statistics,
         )
 
     def predict_on(self, data: EvaluationData) -> Predict:

@@ -8,6 +8,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,4 +292,8 @@ def _best_values(report: SweepReport) -> dict[str, float]:
     if best is None or best.validation_loss is None:
         return {}
     errors = {f"best_{method}_error": value for method, value in best.errors.items()}
+    errors |= {f"best_{method}_vrmse": value for method, value in best.vrmse.items()}
+    for name, values in best.baselines.items():
+        errors |= {f"{name}_{metric}": value for metric, value in values.items()}
+    errors = {name: value for name, value in errors.items() if math.isfinite(value)}
     return {"best_validation_loss": best.validation_loss, **errors}

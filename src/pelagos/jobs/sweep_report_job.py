@@ -4,9 +4,10 @@ Resumed, it does so again: what was measured stays, what has ended otherwise sin
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from pelagos.jobs.sweep import SweepResult, conclude, sweep_directory
-from pelagos.jobs.sweep_trial import measured_errors, validation_losses
+from pelagos.jobs.sweep_trial import measured, validation_losses
 from pelagos.jobs.sweep_trials import (
     FINAL_STATES,
     Trial,
@@ -43,8 +44,13 @@ def _result(sweep: SweepJob, trial: Trial, end: RunState) -> TrialResult:
     if end.state != "finished":
         return TrialResult("interrupted", step, loss, cause=end.reason or end.state)
     try:
-        errors = measured_errors(sweep, trial)
-        measured_on, inputs = measurement_of(sweep), inputs_of_run(trial)
-        return TrialResult("finished", step, loss, errors, "", measured_on, inputs)
+        return TrialResult(
+            "finished",
+            step,
+            loss,
+            measured_on=measurement_of(sweep),
+            inputs=inputs_of_run(trial),
+            **asdict(measured(sweep, trial)),
+        )
     except Exception as error:  # whatever keeps one trial from being measured, the others are
         return TrialResult("failed", step, loss, cause=f"{type(error).__name__}: {error}")

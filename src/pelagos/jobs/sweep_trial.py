@@ -7,7 +7,7 @@ import io
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from pelagos.jobs import evaluate, training
 from pelagos.jobs.pretrain import PretrainResult
 from pelagos.jobs.sweep_trials import (
     FINAL_STATES,
+    Measurement,
     Trial,
     TrialResult,
     clear_unbegun,
@@ -25,8 +26,8 @@ from pelagos.jobs.sweep_trials import (
 from pelagos.jobs.trial_inputs import inputs_of_run
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.sweep import SweepJob
-from pelagos.platform.evaluation.evaluate import DatasetEvaluation
-from pelagos.platform.evaluation.sample_efficiency import median_sample_error
+from pelagos.platform.evaluation.evaluate import BASELINES, DatasetEvaluation
+from pelagos.platform.evaluation.verdicts import combined_label, judge
 from pelagos.platform.runs import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -69,14 +70,14 @@ def _result(sweep: SweepJob, trial: Trial, ended: PretrainResult, is_stopped: bo
     if outcome.kind == "stopped":
         state = "stopped early" if is_stopped else "interrupted"
         return TrialResult(state, outcome.step, loss)  # type: ignore[arg-type]
-    errors = measured_errors(sweep, trial)
-    return TrialResult("finished", outcome.step, loss, errors, measured_on=measurement_of(sweep))
+    found = asdict(measured(sweep, trial))
+    return TrialResult("finished", outcome.step, loss, measured_on=measurement_of(sweep), **found)
 
 
-def measured_errors(sweep: SweepJob, trial: Trial) -> dict[str, float]:
-    """Return each method's error on the sweep's held-out split, the mean over datasets."""
+def measured(sweep: SweepJob, trial: Trial) -> Measurement:
+    """Return errors on the sweep's held-out split, the mean over datasets, and what they beat."""
     if sweep.evaluate is None:
-        return {}
+        return Measurement()
     lead = sweep.evaluate.lead_steps
     job = EvaluateJob(
         run=trial.name,
@@ -88,12 +89,34 @@ def measured_errors(sweep: SweepJob, trial: Trial) -> dict[str, float]:
     )
     evaluations, _ = evaluate.measure(job)
     methods = evaluations[0].forecast_methods
-    return {method: _mean_error(evaluations, method) for method in methods}
+    leads = [judge(evaluation).leads[-1] for evaluation in evaluations]
+    vrmse = {method: _mean_error(evaluations, method, "vrmse") for method in methods}
+    return Measurement(
+        errors={method: _mean_error(evaluations, method, "relative_l1") for method in methods},
+        vrmse={method: value for method, value in vrmse.items() if not math.isnan(value)},
+        baselines={
+            baseline: {
+                metric: value
+                for metric in ("relative_l1", "vrmse")
+                if not math.isnan(value := _mean_error(evaluations, baseline, metric))
+            }
+            for baseline in BASELINES
+        },
+        beats=combined_label(leads),
+        is_worse_than_mean=any(lead.is_worse_than_mean for lead in leads),
+        weights=evaluations[0].weights,
+    )
 
 
-def _mean_error(evaluations: list[DatasetEvaluation], method: str) -> float:
-    errors = [median_sample_error(e.scores[method]["relative_l1"].tolist()) for e in evaluations]
-    return math.fsum(errors) / len(errors)
+def _mean_error(evaluations: list[DatasetEvaluation], method: str, metric: str) -> float:
+    """Return the mean over datasets of the error at the last lead; NaN where none of them has one.
+
+    Of each dataset as Poseidon's own evaluation takes it: the mean over field groups of the median
+    over samples, so the median of each group may be another sample's.
+    """
+    errors = [float(e.mean_over_groups(method, metric)[-1]) for e in evaluations]
+    known = [error for error in errors if not math.isnan(error)]
+    return math.fsum(known) / len(known) if known else math.nan
 
 
 class _ValidationWatcher:

@@ -72,13 +72,33 @@ class TrialResult:
     """Which trajectories and lead `errors` are of: `measurement_of` the sweep."""
     inputs: Inputs | None = None
     """What the run was made of; None: not recorded."""
+    vrmse: dict[str, float] = field(default_factory=dict)
+    """Like `errors`; without methods that have none, where no field varies."""
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    """`persistence` and `mean`: `relative_l1` and `vrmse` on the same trajectories and lead."""
+    beats: str = ""
+    """Which baselines the trial beats at that lead (`evaluation.verdicts`), in a word."""
+    is_worse_than_mean: bool = False
+    weights: str = ""
+    """`ema` if the averaged weights were measured, `model` if the weights themselves."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of a trial that came to its end; the fields of the same names above."""
+
+    errors: dict[str, float] = field(default_factory=dict)
+    vrmse: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    beats: str = ""
+    is_worse_than_mean: bool = False
+    weights: str = ""
 
 
 def write_result(trial: Trial, result: TrialResult) -> None:
     """Keep a trial's result in its run's directory."""
     trial.path.mkdir(parents=True, exist_ok=True)
-    told = {k: v if not _is_endless(v) else None for k, v in asdict(result).items()}
-    told["errors"] = {k: None if _is_endless(v) else v for k, v in result.errors.items()}
+    told = _without_endless(asdict(result))
     text = json.dumps({"label": trial.label, "overrides": trial.overrides, **told}, indent=1)
     replace_durably(trial.path / RECORD_NAME, text.encode())
 
@@ -88,7 +108,8 @@ def read_result(trial: Trial) -> TrialResult:
     with contextlib.suppress(OSError, ValueError):
         told = json.loads((trial.path / RECORD_NAME).read_text())
         known = {f.name: told[f.name] for f in fields(TrialResult) if f.name in told}
-        known["errors"] = {k: math.inf if v is None else v for k, v in known["errors"].items()}
+        for key in ("errors", "vrmse", "baselines"):
+            known[key] = _with_endless(known.get(key, {}))
         return TrialResult(**known)
     return TrialResult("interrupted" if (trial.path / "job.yaml").exists() else "waiting")
 
@@ -99,7 +120,7 @@ def result_of(sweep: SweepJob, trial: Trial) -> TrialResult:
     """
     result = read_result(trial)
     if result.state == "finished" and result.measured_on != measurement_of(sweep):
-        return replace(result, state="interrupted", errors={})
+        return replace(result, state="interrupted", **asdict(Measurement()))
     return result
 
 
@@ -121,6 +142,18 @@ def clear_unbegun(directory: Path) -> None:
 
 def _is_endless(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+def _without_endless(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record as strict JSON has it: None for a number that is not finite."""
+    finite = {key: None if _is_endless(value) else value for key, value in values.items()}
+    return {k: _without_endless(v) if isinstance(v, Mapping) else v for k, v in finite.items()}
+
+
+def _with_endless(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return errors as they were recorded, infinite where the record has None."""
+    known = {key: math.inf if value is None else value for key, value in values.items()}
+    return {k: _with_endless(v) if isinstance(v, Mapping) else v for k, v in known.items()}
 
 
 def trials_of(sweep: SweepJob) -> list[Trial]:

@@ -24,8 +24,9 @@ from pelagos.platform.evaluation import (
     evaluate_dataset,
     write_report,
 )
-from pelagos.platform.evaluation.report import numbers, summary_rows, verdict
+from pelagos.platform.evaluation.report import numbers
 from pelagos.platform.evaluation.rollout_windows import window_scores
+from pelagos.platform.evaluation.verdicts import judge
 
 MODEL_FIELDS = ("density", "velocity-x", "velocity-y", "pressure")
 MEAN, STD = (0.8, 0.0, 0.1, 0.0), (0.31, 0.4, 0.5, 0.2)
@@ -75,8 +76,8 @@ def exact(frames: Tensor, lead_time: Tensor) -> Tensor:
     return ((frames * std + mean) * torch.exp(-lead_time)[:, None, None, None] - mean) / std
 
 
-def evaluate(predict: Any, **options: Any) -> DatasetEvaluation:
-    return evaluate_dataset(predict, view(), range(5), LEADS, batch_size=2, **options)
+def evaluate(predict: Any, count: int = 5, **options: Any) -> DatasetEvaluation:
+    return evaluate_dataset(predict, view(), range(count), LEADS, batch_size=2, **options)
 
 
 def test_the_view_normalises_and_marks_fields():
@@ -217,7 +218,7 @@ class _References(HTMLParser):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], Any]:
     folder: Path = tmp_path_factory.mktemp("report")
-    evaluation = evaluate(lambda x, t: x * (1 - t[:, None, None, None]))
+    evaluation = evaluate(lambda x, t: x * (1 - t[:, None, None, None]), count=8)
     provenance = Provenance(
         "nano <&> run",
         1200,
@@ -272,9 +273,11 @@ def test_json_numbers_are_those_recomputed(written: tuple[str, dict[str, Any], A
     row = dataset["summary"][-1]
     assert row["direct"] == np.median(recomputed, axis=0)[-1].mean()
     assert row["lead_time"] == 4 * INTERVAL
-    assert row["beats_persistence"] == (
-        min(row["direct"], row["autoregressive"]) < row["persistence"]
-    )
+    by_trajectory = np.array(dataset["scores"]["mean"]["vrmse"]["per_trajectory"])
+    assert row["vrmse"]["mean"] == np.median(by_trajectory, axis=0)[-1].mean()
+    assert row["beats_persistence"] is row["beats_mean"] is True
+    (told,) = [lead for lead in dataset["verdict"]["leads"] if lead["lead_time"] == 4 * INTERVAL]
+    assert told["against"]["persistence"]["num_trajectories"] == 8
     assert dataset["fingerprint"] == "f00d"
     assert values["provenance"]["config"] == {"seed": 0, "lr": None}
 
@@ -286,9 +289,70 @@ def test_numbers_that_are_not_finite_become_null():
     json.dumps(values, allow_nan=False)
 
 
-def test_verdicts_name_the_lead_times_won():
-    good, bad = evaluate(exact), evaluate(lambda x, t: 3 * x)
-    assert verdict(summary_rows(good)) == "beats persistence at every lead time (0.1 to 0.4)"
-    assert verdict(summary_rows(bad)) == "does not beat persistence at any lead time"
-    late = evaluate(lambda x, t: torch.where(t[:, None, None, None] > 0.3, exact(x, t), 3 * x))
-    assert verdict(summary_rows(late)) == "beats persistence at lead time 0.4 (1 of 3)"
+def test_the_mean_is_a_baseline_from_the_training_split():
+    statistics = {"velocity-x": {"mean": 0.75, "std": 2.0}, "velocity-y": {"mean": 0.0, "std": 3.0}}
+    data = view(statistics=statistics)
+    assert data.size[1:3] == (math.hypot(0.75, 2.0), 3.0)
+    evaluation = evaluate_dataset(exact, data, range(5), LEADS)
+    raw = np.stack([DecayingWaves().read_frames(i, LEADS) for i in range(5)]).astype(np.float64)
+    for channel, mean in enumerate((0.75, 0.0)):
+        error = np.abs(raw[:, :, channel] - mean).sum((-2, -1))
+        expected = error / np.abs(raw[:, :, channel]).sum((-2, -1))
+        got = evaluation.scores["mean"]["relative_l1"][:, :, channel]
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+        rmse = np.sqrt(((raw[:, :, channel] - mean) ** 2).mean((-2, -1)))
+        expected = rmse / raw[:, :, channel].std((-2, -1))
+        got = evaluation.scores["mean"]["vrmse"][:, :, channel]
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+    # without statistics, the normalisation's: what a model forecasts that forecasts zeros
+    silent = evaluate(lambda x, t: torch.zeros_like(x))
+    np.testing.assert_allclose(
+        silent.scores["mean"]["rmse"], silent.scores["direct"]["rmse"], rtol=1e-5
+    )
+
+
+@dataclass
+class PartlyStill(DecayingWaves):
+    """velocity-x is 0.1 everywhere in the even trajectories, and in none of the odd ones."""
+
+    def read_frames(self, trajectory: int, frames: Sequence[int]) -> npt.NDArray[np.float32]:
+        values = super().read_frames(trajectory, frames)
+        if trajectory % 2 == 0:
+            values[:, 0] = 0.1
+        return values
+
+
+def test_a_constant_field_is_left_out_with_a_note_and_not_counted():
+    def off(frames: Tensor, lead_time: Tensor) -> Tensor:
+        return frames + 0.25  # of 0.4, the standard deviation that velocity-x is divided by
+
+    evaluation = evaluate_dataset(off, view(PartlyStill()), range(6), LEADS)
+    direct = evaluation.scores["direct"]["vrmse"][:, 0, 0]
+    # an error of 0.1 and what persistence misses, over the deviation of a sine of amplitude a e^-t
+    amplitudes = np.array([2.0, 4.0, 6.0]) * math.exp(-INTERVAL)
+    missed = 0.01 + (math.expm1(INTERVAL) * amplitudes) ** 2 / 2
+    expected = np.sqrt(missed / (amplitudes**2 / 2))
+    np.testing.assert_allclose(direct[1::2], expected, rtol=1e-4)
+    assert evaluation.undefined["vrmse"][:, 0, 0].tolist() == [True, False] * 3
+    assert not evaluation.undefined["relative_l1"].any()
+    assert evaluation.quantile("direct", "vrmse")[0, 0] == pytest.approx(np.median(expected), 1e-4)
+    assert evaluation.notes() == [
+        "velocity-x: VRMSE left out of 9 of 18 frames, in which the truth does not vary over space "
+        "(to a millionth of its size)"
+    ]
+    still = evaluate_dataset(off, view(PartlyStill()), [0, 2, 4], LEADS)
+    assert np.isnan(still.quantile("direct", "vrmse")[:, 0]).all()
+    of_other_field = still.quantile("direct", "vrmse")[:, 1]
+    np.testing.assert_array_equal(still.mean_over_groups("direct", "vrmse"), of_other_field)
+    (window,) = window_scores(still, [(1, 9)])
+    assert math.isfinite(window.vrmse["direct"])
+    numbers_of = numbers([still], Provenance("r", 0, "m"))["datasets"][0]
+    assert numbers_of["scores"]["direct"]["vrmse"]["median"][0][0] is None
+    assert "left out of 9 of 9 frames" in numbers_of["notes"][0]
+
+
+def test_a_diverged_forecast_of_a_constant_field_is_left_out_too():
+    evaluation = evaluate_dataset(lambda x, t: x * math.inf, view(PartlyStill()), [0, 2], LEADS)
+    assert np.isnan(evaluation.quantile("direct", "vrmse")[:, 0]).all()
+    assert np.isinf(evaluation.quantile("direct", "vrmse")[:, 1]).all()
+    assert judge(evaluation).leads[0].vrmse == math.inf

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given as given_by_hypothesis
 from hypothesis import strategies as st
+from rich.console import Console
 
-from pelagos.platform.evaluation import image_metrics
+from pelagos.jobs.evaluate_images import show_images
+from pelagos.platform.evaluation import Provenance, image_metrics
+from pelagos.platform.evaluation.image_evaluation import (
+    ImageEvaluation,
+    evaluate_images,
+    write_image_report,
+)
 
 
 def square(corner: int, side: int = 4, grid: int = 16) -> npt.NDArray[np.bool_]:
@@ -63,7 +73,7 @@ def test_what_is_not_there_has_no_score_and_what_is_missed_the_worst() -> None:
     assert image_metrics.surface_distances(square(1), nothing, (1, 1)).hausdorff_95 == math.inf
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(2, 3))
+@given_by_hypothesis(st.integers(0, 2**32 - 1), st.integers(2, 3))
 def test_scores_do_not_depend_on_which_is_called_the_truth(seed: int, axes: int) -> None:
     generator = np.random.default_rng(seed)
     one, other = generator.random((2, *(6,) * axes)) < 0.4
@@ -75,3 +85,52 @@ def test_scores_do_not_depend_on_which_is_called_the_truth(seed: int, axes: int)
     back = image_metrics.surface_distances(other, one, spacing)
     assert there.mean == pytest.approx(back.mean, nan_ok=True)
     assert there.hausdorff_95 == pytest.approx(back.hausdorff_95, nan_ok=True)
+
+
+def segmented(truth: npt.NDArray[np.int64], given: npt.NDArray[np.int64]) -> ImageEvaluation:
+    """An evaluation of given segmentations ``[image, y, x]`` of three classes."""
+    answers = torch.nn.functional.one_hot(torch.from_numpy(given), 3).movedim(-1, 1).float()
+
+    def read(images: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = list(images)
+        return answers[chosen], torch.from_numpy(truth[chosen])
+
+    identity = {"name": "shapes", "uri": "memory://", "fingerprint": "f"}
+    return evaluate_images(
+        lambda x: x, read, range(len(truth)), num_classes=3, spacing=(1, 1), identity=identity
+    )
+
+
+def test_absent_classes_are_left_out_with_a_note_and_missed_ones_named(tmp_path: Path) -> None:
+    truth = np.zeros((3, 8, 8), np.int64)
+    truth[:2, 2:5, 2:5] = 1
+    given = truth.copy()
+    given[1] = 0  # missed
+    evaluation = segmented(truth, given)
+    assert evaluation.summary()["mean_dice"] == 0.5  # of class 1 in two images, of class 2 in none
+    assert evaluation.notes() == [
+        "class 2 is not in the truth, nor given: it has no recall",
+        "class 1 is absent from truth and answer in 1 of 3 images, which are left out of its means",
+        "class 1 is in only one of truth and answer in 1 of 3 images, which makes its mean "
+        "distances infinite",
+        "class 2 is absent from truth and answer in 3 of 3 images, which are left out of its means",
+    ]
+    page = write_image_report([evaluation], Provenance("r", 1, "m"), tmp_path).read_text()
+    assert "diverged" not in page
+    assert '<td class="n">infinite</td>' in page
+    console = Console(record=True, width=120)
+    show_images([evaluation], console)
+    shown = console.export_text()
+    assert "nan" not in shown
+    assert "absent from truth and answer in 3 of 3 images" in shown
+
+
+def test_answers_no_better_than_one_class_are_warned_of(tmp_path: Path) -> None:
+    truth = np.zeros((3, 8, 8), np.int64)
+    truth[:2, 2:5, 2:5] = 1
+    idle, good = segmented(truth, np.zeros_like(truth)), segmented(truth, truth)
+    assert "no better than always naming the most frequent class" in idle.warning
+    assert f"{1 - 18 / 192:.4g}" in idle.warning
+    assert good.warning == ""
+    page = write_image_report([idle, good], Provenance("r", 1, "m"), tmp_path).read_text()
+    assert page.count('class="warning"') == 1

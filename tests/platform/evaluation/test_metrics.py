@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from pelagos.models import losses
 from pelagos.platform.evaluation import metrics
 
 N = 32
@@ -52,8 +55,10 @@ def test_relative_l1_pools_the_components_of_a_vector():
 def test_vrmse_of_the_spatial_mean_is_one():
     truth = 5.0 + wave(2, 1)
     forecast = torch.full_like(truth, 5.0)
-    # Var = 1/2 and the definition adds 1e-7 to it: 1 - 1e-7.
-    assert float(metrics.vrmse(forecast, truth)) == pytest.approx(1.0, abs=2e-7)
+    assert float(metrics.vrmse(forecast, truth)) == pytest.approx(1.0, rel=1e-12)
+    # in whatever units: a variance of 5e-17 is no constant field
+    tiny = metrics.vrmse(1e-8 * forecast, 1e-8 * truth)
+    assert float(tiny) == pytest.approx(1.0, rel=1e-9)
 
 
 def test_vrmse_of_a_vector_takes_each_component_about_its_own_mean():
@@ -90,13 +95,15 @@ def test_an_error_of_one_wave_lies_in_one_band(kx: int, ky: int, band: str):
     forecast = truth + wave(kx, ky, amplitude=0.3)
     for name in metrics.SPECTRAL_BANDS:
         expected = 0.3 / math.sqrt(2) if name == band else 0.0
-        got = float(metrics.band_rmse(forecast, truth, name))
+        got = float(metrics.spectral_rmse(forecast, truth, name))
         assert got == pytest.approx(expected, abs=1e-12)
 
 
 def test_band_errors_square_to_the_mean_square_error():
     forecast, truth = torch.randn(2, N, N), torch.randn(2, N, N)
-    total = sum(metrics.band_rmse(forecast, truth, band) ** 2 for band in metrics.SPECTRAL_BANDS)
+    total = sum(
+        metrics.spectral_rmse(forecast, truth, band) ** 2 for band in metrics.SPECTRAL_BANDS
+    )
     mse = (forecast.double() - truth.double()).square().mean()
     torch.testing.assert_close(total, mse, rtol=1e-12, atol=0)
 
@@ -107,6 +114,87 @@ def test_a_forecast_that_is_not_finite_has_no_finite_error():
     forecast[0, 0, 3] = float("nan")  # on the boundary, which one metric sees alone
     for name, metric in metrics.METRICS.items():
         assert not torch.isfinite(metric(forecast, truth)), name
+
+
+def published_frmse(error: np.ndarray, low: int, high: int) -> tuple[float, float, float]:
+    """PDEBench's fRMSE of one channel on a domain of side 1: low, middle, high, by its formula."""
+    sides = error.shape
+    modes = np.abs(np.fft.fftn(error)) ** 2
+    if len(sides) == 1:
+        roots = np.sqrt(modes[: sides[0] // 2 + 1])
+    else:
+        num_shells = min(side // 2 for side in sides)
+        sums = np.zeros(num_shells)
+        for wave_vector in itertools.product(*(range(side // 2) for side in sides)):
+            shell = math.floor(math.sqrt(sum(k * k for k in wave_vector)))
+            if shell < num_shells:
+                sums[shell] += modes[wave_vector]
+        roots = np.sqrt(sums)
+    roots = roots / error.size
+    return roots[:low].mean(), roots[low:high].mean(), roots[high:].mean()
+
+
+@pytest.mark.parametrize("sides", [(40,), (41,), (32, 32), (27, 36), (26, 28, 27)])
+def test_frmse_is_pdebenchs(sides: tuple[int, ...]):
+    rng = np.random.default_rng(3)
+    truth, forecast = rng.normal(size=(2, 2, *sides))
+    for index, band in enumerate(("low", "mid", "high")):
+        by_channel = [published_frmse(forecast[c] - truth[c], 4, 12)[index] for c in range(2)]
+        got = metrics.METRICS[f"frmse_{band}"](
+            torch.from_numpy(forecast), torch.from_numpy(truth), len(sides)
+        )
+        assert float(got) == pytest.approx(np.mean(by_channel), rel=1e-10), band
+        ours = metrics.spectral_rmse(
+            torch.from_numpy(forecast), torch.from_numpy(truth), band, len(sides)
+        )
+        assert float(ours) > 1.5 * float(got)  # a sum over shells, not a mean
+
+
+def test_the_bound_of_vanishing_truths_is_that_of_the_losses():
+    assert metrics.SMALLEST_LABEL == losses.SMALLEST_LABEL
+
+
+@pytest.mark.parametrize("value", [0.1, 280.0, -3e-5])
+def test_a_constant_field_has_no_vrmse_and_a_size(value: float):
+    truth = torch.full((1, N, N), value)
+    rounded = torch.nextafter(truth, 2 * truth)
+    rounded[0, ::2] = value
+    for constant in (truth, rounded):
+        assert metrics.vrmse(constant * 1.25, constant).isnan()
+        assert metrics.is_undefined("vrmse", constant)
+        assert not metrics.is_undefined("relative_l1", constant)
+        assert float(metrics.relative_l1(constant * 1.25, constant)) == pytest.approx(0.25)
+    varied = truth.double() * (1 + 1e-4 * wave(1, 0))
+    assert not metrics.is_undefined("vrmse", varied)
+    # 0.25 of the value, over 1e-4 of it times the deviation of a sine
+    expected = 0.25 / (1e-4 / math.sqrt(2))
+    assert float(metrics.vrmse(varied + 0.25 * value, varied)) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["relative_l1", "relative_l2", "nrmse", "vrmse"])
+def test_a_truth_of_zeros_has_no_relative_error(name: str):
+    truth = torch.zeros(2, 1, N, N)
+    truth[1] = torch.randn(1, N, N)
+    assert metrics.METRICS[name](truth, truth).isnan().tolist() == [True, False]
+    assert metrics.METRICS[name](truth + 1, truth).isnan().tolist() == [True, False]
+    assert metrics.is_undefined(name, truth).tolist() == [True, False]
+    for of_units in ("rmse", "conserved_rmse", "boundary_rmse", "max_error", "spectral_rmse_low"):
+        assert metrics.is_undefined(of_units, truth).tolist() == [False, False]
+
+
+def test_what_is_small_beside_its_dataset_vanishes_as_in_the_losses():
+    truth = torch.stack([2e-6 + 1e-6 * wave(1, 0), 2e-3 + 1e-3 * wave(1, 0)])
+    for name in ("relative_l1", "vrmse"):
+        assert metrics.is_undefined(name, truth).tolist() == [False, False]
+        assert metrics.is_undefined(name, truth, scale=10.0).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ["frmse_high", "spectral_rmse_high"])
+def test_a_band_that_the_grid_lacks_is_undefined_not_perfect(name: str):
+    truth = torch.randn(3, 1, 16, 16)  # |k| reaches sqrt(2) * 8 = 11.3
+    assert metrics.METRICS[name](truth + 1, truth).isnan().all()
+    assert metrics.is_undefined(name, truth).tolist() == [True] * 3
+    assert not metrics.is_undefined(name, torch.randn(3, 1, 32, 32)).any()
 
 
 def test_a_shift_is_what_is_not_conserved_and_a_wave_is():
@@ -138,8 +226,8 @@ def test_lines_and_volumes_are_scored_over_all_their_points(name: str, sides: tu
     scores = metric(truth + 0.5, truth, len(sides))
     assert scores.shape == (3,)
     alone = metric(truth[1] + 0.5, truth[1], len(sides))
-    torch.testing.assert_close(scores[1], alone, rtol=1e-12, atol=0)
-    if name in ("rmse", "conserved_rmse", "boundary_rmse", "max_error", "frmse_low"):
+    torch.testing.assert_close(scores[1], alone, rtol=1e-12, atol=0, equal_nan=True)
+    if name in ("rmse", "conserved_rmse", "boundary_rmse", "max_error", "spectral_rmse_low"):
         expected = torch.full((3,), 0.5, dtype=torch.float64)  # a shift is at every point the same
         torch.testing.assert_close(scores, expected, rtol=1e-6, atol=0)
 

@@ -14,7 +14,6 @@ from pelagos.platform.evaluation.sample_efficiency import (
     efficiency_gain,
     gain_rows,
     mean_curve,
-    median_sample_error,
 )
 from pelagos.platform.evaluation.sweep_report import gain_cells
 
@@ -174,9 +173,3 @@ def test_errors_without_a_logarithm_are_refused() -> None:
             mean_curve({1: {0: error}})
     with pytest.raises(ValueError, match="given"):
         mean_curve({})
-
-
-def test_the_error_of_a_trial_is_the_mean_over_groups_of_the_median_over_samples() -> None:
-    scores = [[[9.0, 9.0], [0.1, 0.8]], [[9.0, 9.0], [0.5, 0.1]], [[9.0, 9.0], [0.2, 0.2]]]
-    assert median_sample_error(scores) == pytest.approx((0.2 + 0.2) / 2)  # not of 0.45, 0.3, 0.2
-    assert median_sample_error([[[math.nan, 0.1]]]) == math.inf

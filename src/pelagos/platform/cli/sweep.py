@@ -71,12 +71,21 @@ def show_report(report: "SweepReport", path: Path) -> None:
 
     methods = [m for m in report.methods if m in ("direct", "autoregressive")]
     run = Column("run", overflow="fold")
-    table = Table("", run, "state", "validation loss", *methods, title=report.name)
+    measured = ["beats"] if any(row.beats for row in report.rows) else []
+    if report.warning:
+        console.print(f"[red]warning:[/red] {report.warning}", soft_wrap=True)
+    title = f"{report.name}: relative L1 / VRMSE" if measured else report.name
+    table = Table("", run, "state", "validation loss", *methods, *measured, title=title)
     for rank, row in enumerate(report.rows[:_LISTED], 1):
         loss = "" if row.validation_loss is None else f"{row.validation_loss:.4g}"
-        errors = [f"{row.errors[m]:.2%}" if m in row.errors else "" for m in methods]
-        table.add_row(str(rank), row.name, row.state, loss, *errors)
+        errors = [str(row.both_errors(m)) if m in row.errors else "" for m in methods]
+        beaten = [row.beats for _ in measured]
+        table.add_row(str(rank), row.name, row.state, loss, *errors, *beaten)
     console.print(table)
+    for line in report.baseline_lines():
+        console.print(f"  {line}", soft_wrap=True)
+    if report.weights_line():
+        console.print(f"  {report.weights_line()}", soft_wrap=True)
     if len(report.rows) > _LISTED:
         console.print(f"  and {len(report.rows) - _LISTED} more")
     for gains in report.gains():

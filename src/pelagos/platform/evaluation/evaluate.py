@@ -1,7 +1,12 @@
-"""Score a model on trajectories it has not seen, beside the forecast that nothing changes."""
+"""Score a model on trajectories it has not seen, next to forecasts that need no model.
+
+These are persistence, the initial frame held still, and the mean of the dataset's training split.
+"""
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,16 +16,20 @@ import torch
 from torch import Tensor
 
 from pelagos.platform.evaluation import rollout
-from pelagos.platform.evaluation.metrics import METRICS, energy_spectrum
+from pelagos.platform.evaluation.metrics import METRICS, energy_spectrum, is_undefined
 from pelagos.platform.evaluation.physics import Physics, PhysicsMeasure, PhysicsScores
 from pelagos.platform.evaluation.rollout import Predict
 from pelagos.platform.evaluation.rollout_windows import WindowScore
 from pelagos.platform.evaluation.view import EvaluationData
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 MODEL_METHODS = ("autoregressive", "direct", "ensemble", "one_step")
-METHODS = (*MODEL_METHODS, "persistence", "previous_frame")
+BASELINES = ("persistence", "mean")
+METHODS = (*MODEL_METHODS, *BASELINES, "previous_frame")
+_WITHOUT_PHYSICS = ("mean", "previous_frame")
+_WITHOUT_SPECTRA = ("mean", "one_step", "previous_frame")
 
 
 @dataclass
@@ -39,9 +48,12 @@ class DatasetEvaluation:
 
     ``scores[method][metric]`` is ``[trajectory, lead, group]``; ``spectra[method]`` the mean
     energy spectrum ``[lead, group, k]`` of truth and forecasts. Methods: ``autoregressive``,
-    ``direct``, ``ensemble`` and ``one_step`` of the model; ``persistence`` (the initial frame) and
-    ``previous_frame`` (the frame ``rollout_step`` before the target, beside ``one_step``). Models
-    that take several frames have no lead time to choose, and make no ``direct`` forecasts.
+    ``direct``, ``ensemble`` and ``one_step`` of the model; ``persistence`` (the initial frame),
+    ``mean`` (of each field over the training split) and ``previous_frame`` (the frame
+    ``rollout_step`` before the target, beside ``one_step``). Models that take several frames have no
+    lead time to choose, and make no ``direct`` forecasts. ``undefined[metric]``, of the same shape,
+    marks scores that the truth leaves without a value (``metrics.is_undefined``).
+    ``weights``: the model's own, or ``ema`` for averaged ones.
     ``physics`` is None where the data's equation is not known; ``physics_note`` then says why.
     ``windows``: VRMSE over windows of the rollout that were asked for (``window_scores``).
     """
@@ -57,6 +69,8 @@ class DatasetEvaluation:
     physics: PhysicsScores | None = None
     physics_note: str = ""
     windows: list[WindowScore] = field(default_factory=list)
+    undefined: dict[str, BoolArray] = field(default_factory=dict)
+    weights: str = "model"
 
     @property
     def group_names(self) -> tuple[str, ...]:
@@ -77,22 +91,59 @@ class DatasetEvaluation:
         """Physical lead time of each lead step."""
         return tuple(step * self.data.frame_interval for step in self.lead_steps)
 
+    def defined_scores(self, method: str, metric: str) -> FloatArray:
+        """Scores ``[trajectory, lead, group]``: infinite where a forecast is not finite, NaN where
+        the truth leaves the metric without a value."""
+        scores = self.scores[method][metric]
+        scores = np.where(np.isfinite(scores), scores, np.inf)
+        if metric in self.undefined:
+            scores = np.where(self.undefined[metric], np.nan, scores)
+        return scores
+
     def quantile(self, method: str, metric: str, q: float = 0.5) -> FloatArray:
         """A quantile over trajectories, ``[lead, group]``; the median by default.
 
-        Scores that are not finite count as infinitely bad.
+        Scores that are not finite count as infinitely bad; undefined ones are left out, and NaN
+        stands where a field has no other.
         """
-        scores = self.scores[method][metric]
-        scores = np.where(np.isfinite(scores), scores, np.inf)
-        with np.errstate(invalid="ignore"):
-            between = np.quantile(scores, q, axis=0)
-        # Interpolating towards infinity gives NaN; there the score above counts.
-        above = np.quantile(scores, q, axis=0, method="higher")
+        scores = self.defined_scores(method, metric)
+        # many times slower where nothing is left out
+        quantile = np.nanquantile if np.isnan(scores).any() else np.quantile
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a field that is left out everywhere
+            between = quantile(scores, q, axis=0)
+            # Interpolating towards infinity gives NaN; there the score above counts.
+            above = quantile(scores, q, axis=0, method="higher")
         return np.asarray(np.where(np.isnan(between), above, between))
 
     def mean_over_groups(self, method: str, metric: str, q: float = 0.5) -> FloatArray:
-        """Mean over field groups of the quantile over trajectories, ``[lead]``."""
-        return np.asarray(self.quantile(method, metric, q).mean(axis=-1))
+        """Mean over field groups of the quantile over trajectories, ``[lead]``; without fields that
+        have none, NaN where no field has one."""
+        return mean_of_known(self.quantile(method, metric, q))
+
+    def notes(self) -> list[str]:
+        """Sentences that say which errors are left out because the truth vanishes."""
+        reasons = {"vrmse": "VRMSE", "relative_l1": "relative errors"}
+        found = []
+        for metric, name in reasons.items():
+            marks = self.undefined.get(metric)
+            for index, group in enumerate(self.group_names if marks is not None else ()):
+                assert marks is not None
+                if count := int(marks[:, :, index].sum()):
+                    why = "does not vary over space" if metric == "vrmse" else "is zero"
+                    found.append(
+                        f"{group}: {name} left out of {count} of {marks[:, :, index].size} frames, "
+                        f"in which the truth {why} (to a millionth of its size)"
+                    )
+        return found
+
+
+def mean_of_known(values: FloatArray) -> FloatArray:
+    """Mean over the last axis without NaN; NaN where there is nothing else."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0.0).sum(axis=-1)
+    count = known.sum(axis=-1)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
 
 
 def evaluate_dataset(
@@ -152,7 +203,7 @@ def evaluate_dataset(
                 predict, data, truth, made, rollout_step, input_frames, ensemble_size
             )
             if measure is not None:
-                judged = {k: v for k, v in forecasts.items() if k != "previous_frame"}
+                judged = {k: v for k, v in forecasts.items() if k not in _WITHOUT_PHYSICS}
                 measure.add(data, truth, judged, made, history, chosen)
             forecasts = {method: values[:, scored] for method, values in forecasts.items()}
             _score(total, data, truth[:, [history + lead for lead in leads]], forecasts)
@@ -173,6 +224,7 @@ def evaluate_dataset(
         },
         spectra={method: value / count for method, value in total.spectra.items()},
         examples=total.examples,
+        undefined={metric: np.concatenate(parts) for metric, parts in total.undefined.items()},
         physics=None if measure is None else measure.finish(),
         physics_note=physics_note,
     )
@@ -183,6 +235,7 @@ class _Totals:
     """What accumulates over batches."""
 
     scores: dict[str, dict[str, list[FloatArray]]] = field(default_factory=dict)
+    undefined: dict[str, list[BoolArray]] = field(default_factory=dict)
     spectra: dict[str, FloatArray] = field(default_factory=dict)
     examples: list[ExampleForecast] = field(default_factory=list)
 
@@ -228,6 +281,7 @@ def _forecasts(
             input_frames=input_frames,
         ),
         "persistence": rollout.persistence(truth[:, start], leads),
+        "mean": rollout.mean_field(data.mean_frame, truth[:, start], leads),
         "previous_frame": truth[:, [start + step - rollout_step for step in leads]],
     }
 
@@ -239,9 +293,16 @@ def _score(
     physical.update({method: data.to_physical(value) for method, value in forecasts.items()})
     groups, dimensions = [list(c) for c in data.groups.values()], data.num_dimensions
     truth = [physical["truth"][:, :, channels] for channels in groups]
+    sizes = [math.hypot(*(data.size[c] for c in g)) / math.sqrt(len(g)) for g in groups]
+    for metric in METRICS:
+        marks = [
+            is_undefined(metric, true, dimensions, size)
+            for true, size in zip(truth, sizes, strict=True)
+        ]
+        total.undefined.setdefault(metric, []).append(torch.stack(marks, dim=-1).cpu().numpy())
     for method, values in physical.items():
         parts = [values[:, :, channels] for channels in groups]
-        if method not in ("one_step", "previous_frame"):
+        if method not in _WITHOUT_SPECTRA:
             # A vector's spectrum is the sum of its components'.
             spectra = [energy_spectrum(part, dimensions).sum(2).sum(0) for part in parts]
             summed = torch.stack(spectra, dim=1).cpu().numpy()

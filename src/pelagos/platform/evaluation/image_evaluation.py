@@ -96,6 +96,42 @@ class ImageEvaluation:
             values["hausdorff_95"] = _mean(self.hausdorff_95.ravel())
         return values
 
+    @property
+    def warning(self) -> str:
+        """What must be said first: that the answers are no better than one class; else empty."""
+        found, baseline = (
+            measure(self.counts)
+            for measure in (image_metrics.accuracy, image_metrics.majority_accuracy)
+        )
+        if found > baseline:
+            return ""
+        points = "points" if self.is_segmentation else "images"
+        return (
+            f"an accuracy of {found:.4g} is no better than always naming the most frequent class, "
+            f"which is right for {baseline:.4g} of all {points}"
+        )
+
+    def notes(self) -> list[str]:
+        """Sentences that say which scores are left out of means, and which make them infinite."""
+        notes = []
+        for index in np.flatnonzero(self.counts.sum(axis=1) == 0):
+            given = "although it is given" if self.counts[:, index].any() else "nor given"
+            notes.append(f"class {index} is not in the truth, {given}: it has no recall")
+        for column in range(self.dice.shape[1] if self.is_segmentation else 0):
+            absent = int(np.isnan(self.dice[:, column]).sum())
+            if absent:
+                notes.append(
+                    f"class {column + 1} is absent from truth and answer in {absent} of "
+                    f"{len(self.images)} images, which are left out of its means"
+                )
+            missed = int(np.isinf(self.mean_distance[:, column]).sum())
+            if missed:
+                notes.append(
+                    f"class {column + 1} is in only one of truth and answer in {missed} of "
+                    f"{len(self.images)} images, which makes its mean distances infinite"
+                )
+        return notes
+
 
 @torch.no_grad()
 def evaluate_images(

@@ -4,6 +4,11 @@
 ``num_dimensions`` axes: ``[..., channel, y, x]`` by default. Errors reduce the channel and the grid,
 so a vector field passed as its channels is scored as one, and a scalar field as
 ``[..., 1, y, x]``. Arithmetic is in fp64. Points that are not finite give an error that is not.
+
+An error relative to a truth that vanishes is undefined, neither perfect nor infinite: NaN. A truth
+vanishes where it is zero, and for VRMSE where its standard deviation is below ``SMALLEST_LABEL`` of
+its own root mean square: float32 rounds at 6e-8, so what varies there is rounding. Bands without a
+single wave number, on small grids, are undefined too. ``is_undefined`` tells, from the truth alone.
 """
 
 from __future__ import annotations
@@ -13,8 +18,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_VRMSE_EPS = 1e-7
-# Shells of wave numbers |k| that PDEBench calls low, middle and high (arXiv:2210.07182, app. B).
+# Size of a truth, or its variation, as a share of what it is relative to, up to which it is rounding:
+# 16 times float32's 6e-8, as in the losses (models/losses.py).
+SMALLEST_LABEL = 1e-6
+# Wave numbers |k| that PDEBench calls low, middle and high (arXiv:2210.07182, app. B).
 SPECTRAL_BANDS: dict[str, tuple[int, int | None]] = {
     "low": (0, 4),
     "mid": (4, 12),
@@ -28,18 +35,24 @@ class Metric(Protocol):
     def __call__(self, forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor: ...
 
 
+class _BandMetric(Protocol):
+    def __call__(
+        self, forecast: Tensor, truth: Tensor, band: str, num_dimensions: int = 2
+    ) -> Tensor: ...
+
+
 def relative_l1(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
     """Σ|forecast - truth| / Σ|truth|, ``[...]`` (Poseidon's metric, arXiv:2405.19101)."""
     axes = _field_axes(num_dimensions)
     error = (forecast.double() - truth.double()).abs().sum(axes)
-    return error / truth.double().abs().sum(axes)
+    return _over(error, truth.double().abs().sum(axes))
 
 
 def relative_l2(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
     """‖forecast - truth‖₂ / ‖truth‖₂, ``[...]``."""
     axes = _field_axes(num_dimensions)
     error = (forecast.double() - truth.double()).square().sum(axes)
-    return (error / truth.double().square().sum(axes)).sqrt()
+    return _over(error, truth.double().square().sum(axes)).sqrt()
 
 
 def nrmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
@@ -51,15 +64,15 @@ def nrmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
 
 
 def vrmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
-    """sqrt(MSE / (Var + 1e-7)), ``[...]`` (The Well, arXiv:2412.00568): 1 is the truth's mean.
+    """sqrt(MSE / Var), ``[...]`` (The Well, arXiv:2412.00568, eq. 1): 1 is the truth's mean.
 
-    The variance is over space, each channel about its own mean.
+    The variance is over space, each channel about its own mean; NaN where it vanishes. The Well's
+    code adds 1e-7 to it, which here would make the error depend on the field's units.
     """
     axes = _field_axes(num_dimensions)
     error = (forecast.double() - truth.double()).square().mean(axes)
-    values = truth.double()
-    variance = (values - values.mean(axes[1:], keepdim=True)).square().mean(axes)
-    return (error / (variance + _VRMSE_EPS)).sqrt()
+    size, variance = _size_and_variance(truth, num_dimensions)
+    return _over(error, variance.where(variance > SMALLEST_LABEL**2 * size, 0.0)).sqrt()
 
 
 def rmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
@@ -125,21 +138,88 @@ def energy_spectrum(field: Tensor, num_dimensions: int = 2) -> Tensor:
     return 0.5 * energy[..., :complete]
 
 
-def band_rmse(forecast: Tensor, truth: Tensor, band: str, num_dimensions: int = 2) -> Tensor:
+def frmse(forecast: Tensor, truth: Tensor, band: str, num_dimensions: int = 2) -> Tensor:
+    """PDEBench's fRMSE over one band of ``SPECTRAL_BANDS``, ``[...]`` (arXiv:2210.07182, app. B).
+
+    As its published numbers are computed, on a domain of side 1: e(s) is the root of the sum of
+    |f̂(k)|², the squared modes of the error over the number of points, over the wave vectors of
+    non-negative components below half of each side with s <= |k| < s + 1, s below half of the
+    shortest side; fRMSE is the mean of e(s) over the band's s, then over channels. On lines k goes
+    up to half of the side. Negative wave numbers are not counted, and a mean is not a sum, so bands
+    do not add up to the error (``spectral_rmse`` does).
+    """
+    error = forecast.double() - truth.double()
+    start, stop = SPECTRAL_BANDS[band]
+    return _quadrant_shells(error, num_dimensions)[..., start:stop].sqrt().mean(-1).mean(-1)
+
+
+def spectral_rmse(forecast: Tensor, truth: Tensor, band: str, num_dimensions: int = 2) -> Tensor:
     """Root mean square error carried by one band of ``SPECTRAL_BANDS``, ``[...]``.
 
-    PDEBench's fRMSE with the band's shells summed instead of averaged: the squares of the three
-    bands then add up to the mean square error.
+    All wave vectors count, and the squares of the three bands add up to the mean square error
+    (Parseval). NaN where the grid has no wave vector in the band.
     """
     start, stop = SPECTRAL_BANDS[band]
     error = forecast.double() - truth.double()
-    energy = shell_energy(error, centred=False, num_dimensions=num_dimensions)
-    return energy[..., start:stop].sum(-1).mean(-1).sqrt()
+    energy = shell_energy(error, centred=False, num_dimensions=num_dimensions)[..., start:stop]
+    if energy.shape[-1] == 0:
+        return energy.new_full(energy.shape[:-2], torch.nan)
+    return energy.sum(-1).mean(-1).sqrt()
 
 
-def _band(band: str) -> Metric:
+def is_undefined(metric: str, truth: Tensor, num_dimensions: int = 2, scale: float = 0.0) -> Tensor:
+    """Where a metric of ``METRICS`` has no value because of the truth, whatever the forecast, ``[...]``.
+
+    ``scale`` is the root mean square of the field over its dataset, in the truth's units: truths, and
+    variations, below ``SMALLEST_LABEL`` of it vanish as well, as they do in the losses.
+    """
+    shape, sides = truth.shape[: -num_dimensions - 1], truth.shape[-num_dimensions:]
+    if metric.startswith(("frmse_", "spectral_rmse_")):
+        nothing = truth.new_zeros(1, *sides)  # the grid alone decides which bands there are
+        is_absent: Tensor = METRICS[metric](nothing, nothing, num_dimensions).isnan()
+        return is_absent.expand(shape)
+    size, variance = _size_and_variance(truth, num_dimensions)
+    if metric == "vrmse":
+        return torch.le(variance, SMALLEST_LABEL**2 * size.clamp_min(scale**2))
+    if metric in _RELATIVE_TO_SIZE:
+        return torch.le(size, (SMALLEST_LABEL * scale) ** 2)
+    return torch.zeros_like(size, dtype=torch.bool)
+
+
+def _over(error: Tensor, size: Tensor) -> Tensor:
+    """The ratio, NaN where the size is 0."""
+    return (error / size).where(size != 0, torch.nan)
+
+
+def _size_and_variance(truth: Tensor, num_dimensions: int) -> tuple[Tensor, Tensor]:
+    """Mean square, and mean square about each channel's mean over space, ``[...]``."""
+    axes = _field_axes(num_dimensions)
+    values = truth.double()
+    deviations = values - values.mean(axes[1:], keepdim=True)
+    return values.square().mean(axes), deviations.square().mean(axes)
+
+
+def _quadrant_shells(field: Tensor, num_dimensions: int) -> Tensor:
+    """Σ|f̂(k)|² over k of non-negative components, s <= |k| < s + 1: ``[..., *grid]`` to ``[..., s]``."""
+    sides, axes = field.shape[-num_dimensions:], tuple(range(-num_dimensions, 0))
+    energy: Tensor = torch.fft.fftn(field, dim=axes, norm="forward").abs().square()
+    if num_dimensions == 1:
+        return energy[..., : sides[0] // 2 + 1]
+    quadrant = energy[(..., *(slice(side // 2) for side in sides))]
+    waves = [torch.arange(side // 2, device=field.device) for side in sides]
+    squares = sum(k.square() for k in torch.meshgrid(*waves, indexing="ij"))
+    assert isinstance(squares, Tensor)
+    shell, most = squares.double().sqrt().floor().long().flatten(), min(sides) // 2
+    is_counted = shell < most
+    result: Tensor = energy.new_zeros(*field.shape[:-num_dimensions], most)
+    return result.index_add(
+        -1, shell[is_counted], quadrant.flatten(-num_dimensions)[..., is_counted]
+    )
+
+
+def _band(metric: _BandMetric, band: str) -> Metric:
     def error(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
-        return band_rmse(forecast, truth, band, num_dimensions)
+        return metric(forecast, truth, band, num_dimensions)
 
     return error
 
@@ -158,5 +238,7 @@ METRICS: dict[str, Metric] = {
     "conserved_rmse": conserved_rmse,
     "boundary_rmse": boundary_rmse,
     "max_error": max_error,
-    **{f"frmse_{band}": _band(band) for band in SPECTRAL_BANDS},
+    **{f"frmse_{band}": _band(frmse, band) for band in SPECTRAL_BANDS},
+    **{f"spectral_rmse_{band}": _band(spectral_rmse, band) for band in SPECTRAL_BANDS},
 }
+_RELATIVE_TO_SIZE = ("relative_l1", "relative_l2", "nrmse")

@@ -9,12 +9,14 @@ picture says so; fields on a line are ``line_plots``'.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,7 +24,12 @@ from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from PIL import Image as PillowImage
 
-from pelagos.platform.evaluation.evaluate import DatasetEvaluation, ExampleForecast
+from pelagos.platform.evaluation.evaluate import (
+    BASELINES,
+    DatasetEvaluation,
+    ExampleForecast,
+)
+from pelagos.platform.evaluation.metrics import relative_l1, vrmse
 
 Image = npt.NDArray[np.float32]
 
@@ -33,6 +40,7 @@ _STYLE = {  # method: (label, colour, line style)
     "ensemble": ("model, ensemble", "#4c8c4a", "-"),
     "one_step": ("model, one step", "#8a5a9e", ":"),
     "persistence": ("persistence", "#7d7d7d", "--"),
+    "mean": ("mean", "#b0a14f", "-."),
 }
 _METRIC_LABELS = {"relative_l1": "relative L1 error", "vrmse": "VRMSE"}
 MAX_STRIP_COLUMNS = 6
@@ -208,14 +216,14 @@ def save_gif(
     )
 
 
-def error_growth(evaluation: DatasetEvaluation, metric: str = "relative_l1") -> Figure:
+def error_growth(evaluation: DatasetEvaluation, metric: str = "vrmse") -> Figure:
     """Error against lead time per field: median and quartiles over trajectories."""
     groups = evaluation.group_names
     figure = new_figure(2.6 * len(groups) + 2.2, 2.7)
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     times = np.array(evaluation.lead_times)
     for index, (axis, group) in enumerate(zip(axes, groups, strict=True)):
-        for method in ("persistence", *evaluation.forecast_methods):
+        for method in (*BASELINES, *evaluation.forecast_methods):
             label, colour, line = _STYLE[method]
             low, middle, high = (
                 evaluation.quantile(method, metric, q)[:, index] for q in (0.25, 0.5, 0.75)
@@ -311,8 +319,9 @@ def _symmetric(images: Sequence[Image]) -> Normalize:
 
 
 def _robust_top(evaluation: DatasetEvaluation, metric: str, group: int) -> float | None:
-    """An upper limit that shows persistence and lets a diverged rollout leave the picture."""
-    baseline = evaluation.quantile("persistence", metric, 0.75)[:, group]
+    """An upper limit that shows the baselines and lets a diverged rollout leave the picture."""
+    both = [evaluation.quantile(baseline, metric, 0.75)[:, group] for baseline in BASELINES]
+    baseline = np.fmax(*both)
     models = [evaluation.quantile(m, metric, 0.75)[:, group] for m in evaluation.forecast_methods]
     finite = [value[np.isfinite(value)].max(initial=0.0) for value in (baseline, *models)]
     top = min(max(finite), 3.0 * finite[0]) if finite[0] > 0 else max(finite)
@@ -338,9 +347,14 @@ def stored_channels(evaluation: DatasetEvaluation) -> list[int]:
 
 
 def error_label(forecast: Image, truth: Image) -> str:
-    """Return the relative L1 error of all points in words."""
-    share = np.abs(forecast - truth).sum() / max(float(np.abs(truth).sum()), 1e-30)
-    return f"relative L1 {100 * share:.3g} %"
+    """Return relative L1 error and VRMSE of all points in words; "-" where the truth vanishes."""
+    fields = torch.from_numpy(np.stack([forecast, truth])[:, None])
+    share, deviation = (
+        float(metric(fields[0], fields[1], truth.ndim)) for metric in (relative_l1, vrmse)
+    )
+    first = "-" if math.isnan(share) else f"{100 * share:.3g} %"
+    second = "-" if math.isnan(deviation) else f"{deviation:.3g}"
+    return f"relative L1 {first}, VRMSE {second}"
 
 
 def middle_plane(values: Image, num_dimensions: int) -> Image:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
 from pelagos.infra.files import replace_durably
 from pelagos.platform.evaluation import line_plots, plots
@@ -22,6 +21,8 @@ from pelagos.platform.evaluation.metrics import METRICS
 from pelagos.platform.evaluation.physics_figure import physics_figure
 from pelagos.platform.evaluation.stability import Stability
 from pelagos.platform.evaluation.stability import figure as stability_figure
+from pelagos.platform.evaluation.summary import shown_methods, summary_rows
+from pelagos.platform.evaluation.verdicts import judge, rule
 
 REPORT_NAME = "report.html"
 NUMBERS_NAME = "metrics.json"
@@ -46,73 +47,6 @@ class Provenance:
     weights: str = "model"
 
 
-@dataclass(frozen=True)
-class SummaryRow:
-    """One line of the opening table: errors of one dataset at one lead time.
-
-    Relative L1 errors, the median over trajectories and the mean over fields; ``direct`` is NaN of
-    models that forecast step by step only; ``best`` is the better of direct and autoregressive,
-    ``beats_persistence`` whether it is below persistence.
-    """
-
-    dataset: str
-    lead_step: int
-    lead_time: float
-    autoregressive: float
-    direct: float
-    persistence: float
-    vrmse: float
-
-    @property
-    def best(self) -> float:
-        return float(np.fmin(self.autoregressive, self.direct))
-
-    @property
-    def beats_persistence(self) -> bool:
-        return self.best < self.persistence
-
-    @property
-    def ratio(self) -> float:
-        """Best model error over persistence's (below 1 is better than persistence)."""
-        return self.best / self.persistence if self.persistence > 0 else math.inf
-
-
-def summary_rows(evaluation: DatasetEvaluation) -> list[SummaryRow]:
-    """The opening table's lines for one dataset."""
-    autoregressive, persistence = (
-        evaluation.mean_over_groups(method, "relative_l1")
-        for method in ("autoregressive", "persistence")
-    )
-    direct = np.full_like(autoregressive, np.nan)
-    if "direct" in evaluation.methods:
-        direct = evaluation.mean_over_groups("direct", "relative_l1")
-    vrmse = np.min(
-        [evaluation.mean_over_groups(m, "vrmse") for m in evaluation.forecast_methods], axis=0
-    )
-    return [
-        SummaryRow(
-            dataset=evaluation.data.name,
-            lead_step=step,
-            lead_time=evaluation.lead_times[i],
-            autoregressive=float(autoregressive[i]),
-            direct=float(direct[i]),
-            persistence=float(persistence[i]),
-            vrmse=float(vrmse[i]),
-        )
-        for i, step in enumerate(evaluation.lead_steps)
-    ]
-
-
-def verdict(rows: Sequence[SummaryRow]) -> str:
-    """One sentence: at which lead times the model beats persistence."""
-    winners = [f"{row.lead_time:g}" for row in rows if row.beats_persistence]
-    if len(winners) == len(rows):
-        return f"beats persistence at every lead time ({winners[0]} to {winners[-1]})"
-    if not winners:
-        return "does not beat persistence at any lead time"
-    return f"beats persistence at lead time {', '.join(winners)} ({len(winners)} of {len(rows)})"
-
-
 def numbers(
     evaluations: Sequence[DatasetEvaluation],
     provenance: Provenance,
@@ -121,7 +55,7 @@ def numbers(
     """Every number as plain JSON values; a number that is not finite is None."""
     datasets = []
     for evaluation in evaluations:
-        rows = summary_rows(evaluation)
+        verdict = judge(evaluation)
         datasets.append(
             {
                 "name": evaluation.data.name,
@@ -133,11 +67,10 @@ def numbers(
                 "lead_times": list(evaluation.lead_times),
                 "rollout_step": evaluation.rollout_step,
                 "groups": list(evaluation.group_names),
-                "verdict": verdict(rows),
-                "summary": [
-                    {**asdict(row), "ratio": row.ratio, "beats_persistence": row.beats_persistence}
-                    for row in rows
-                ],
+                "weights": evaluation.weights,
+                "notes": evaluation.notes(),
+                "verdict": verdict.to_dict(),
+                "summary": [row.to_dict() for row in summary_rows(evaluation, verdict)],
                 "scores": {
                     method: {
                         metric: _score_numbers(evaluation, method, metric) for metric in METRICS
@@ -211,7 +144,6 @@ def page_environment() -> jinja2.Environment:
     )
     environment.filters["percent"] = _percent
     environment.filters["number"] = _number
-    environment.filters["share"] = _share
     return environment
 
 
@@ -226,12 +158,13 @@ def render(
     stable = {stability.dataset: stability for stability in stabilities}
     sections = []
     for evaluation in evaluations:
-        rows = summary_rows(evaluation)
+        verdict = judge(evaluation)
         sections.append(
             {
                 "evaluation": evaluation,
-                "rows": rows,
-                "verdict": verdict(rows),
+                "methods": shown_methods(evaluation),
+                "rows": summary_rows(evaluation, verdict),
+                "verdict": verdict,
                 "fields": _field_rows(evaluation),
                 "stability": stable.get(evaluation.data.name),
                 "figures": [(p.caption, p.data_uri) for p in pictures[evaluation.data.name]],
@@ -242,6 +175,7 @@ def render(
         config=json.dumps(strict(dict(provenance.config)), indent=2, default=str),
         sections=sections,
         metrics=list(METRICS),
+        rule=rule(),
     )
 
 
@@ -251,7 +185,8 @@ def _figures(evaluation: DatasetEvaluation) -> list[Picture]:
     drawing = line_plots if evaluation.data.num_dimensions == 1 else plots
     pictures = [
         Picture(
-            "Relative L1 error against lead time: median and quartiles over trajectories.",
+            "VRMSE against lead time: median and quartiles over trajectories. At 1 a forecast is no "
+            "better than the truth's spatial mean.",
             "error-growth.png",
             plots.figure_png(plots.error_growth(evaluation)),
         ),
@@ -329,17 +264,15 @@ def strict(value: Any) -> Any:
     return value
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.3g} %" if math.isfinite(value) else "diverged"
-
-
 def _number(value: float) -> str:
+    """A score: infinite where a forecast diverged, NaN where there is none."""
+    if math.isnan(value):
+        return "-"
     return f"{value:.3g}" if math.isfinite(value) else "diverged"
 
 
-def _share(value: float) -> str:
-    """A number that is absent, NaN, where too few frames precede the lead."""
-    return "-" if math.isnan(value) else _number(value)
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %" if math.isfinite(value) else _number(value)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -162,6 +162,14 @@ def persistence(initial: Tensor, lead_steps: Sequence[int]) -> Tensor:
     return initial.unsqueeze(1).expand(-1, len(lead_steps), *initial.shape[1:])
 
 
+def mean_field(mean: Tensor, initial: Tensor, lead_steps: Sequence[int]) -> Tensor:
+    """The forecast of the dataset's mean, ``[B, len(lead_steps), C, *grid]``.
+
+    ``mean`` is the mean of each channel, ``[C, *grid]`` or shaped to broadcast to that.
+    """
+    return mean.to(initial).expand(len(initial), len(lead_steps), *initial.shape[1:])
+
+
 def masked(state: Tensor, present: Tensor) -> Tensor:
     """``[..., C, *grid]`` with zeros in the channels that are not present."""
     return state.masked_fill(~present.to(state.device), 0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ class WindowScore:
     """VRMSE over the steps `first` to `last` of a rollout, of which `num_steps` were evaluated.
 
     `vrmse` by method: mean over steps and fields, median over trajectories; infinite where the
-    median trajectory diverges.
+    median trajectory diverges, NaN where no field varies in any trajectory.
     """
 
     first: int
@@ -42,16 +44,19 @@ def window_scores(
         inside = (steps >= first) & (steps <= last)
         if inside.any():
             vrmse = {
-                method: _median(evaluation.scores[method]["vrmse"][:, inside])
-                for method in (*evaluation.forecast_methods, "persistence")
+                method: _median(evaluation.defined_scores(method, "vrmse")[:, inside])
+                for method in (*evaluation.forecast_methods, "persistence", "mean")
             }
             found.append(WindowScore(first, last, int(inside.sum()), vrmse))
     return found
 
 
 def _median(scores: npt.NDArray[np.float64]) -> float:
-    """Return the median over trajectories of `[trajectory, step, group]`."""
-    with np.errstate(invalid="ignore"):
-        means = scores.mean(axis=(1, 2))
-    means = np.where(np.isfinite(means), means, np.inf)
+    """Return the median over trajectories of `[trajectory, step, group]`, without what is NaN."""
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a trajectory in which nothing varies
+        means = np.nanmean(scores, axis=(1, 2))
+    means = means[~np.isnan(means)]
+    if not means.size:
+        return math.nan
     return float(np.quantile(means, 0.5, method="higher" if np.isinf(means).any() else "linear"))

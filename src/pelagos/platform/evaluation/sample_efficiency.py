@@ -233,15 +233,3 @@ def _resampled(errors: Errors, generator: np.random.Generator) -> dict[int, floa
             present = [by_seed[seed] for seed in drawn if seed in by_seed]
             curve[size] = fmean(present or by_seed.values())
     return curve
-
-
-def median_sample_error(scores: Sequence[Sequence[Sequence[float]]]) -> float:
-    """Return the mean over field groups of the median over samples, at the last lead given.
-
-    In this order, as Poseidon's own evaluation does: the median of each group may be another
-    sample's. `scores[sample][lead][group]` are relative L1 errors; what is not finite counts as
-    infinite.
-    """
-    last = np.array([sample[-1] for sample in scores], dtype=np.float64)
-    last = np.where(np.isfinite(last), last, np.inf)
-    return float(np.median(last, axis=0).mean())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,11 @@ from matplotlib.figure import Figure
 from pelagos.infra.files import replace_durably
 from pelagos.platform.evaluation import line_plots, plots
 from pelagos.platform.evaluation.comparison import COLOURS
-from pelagos.platform.evaluation.evaluate import DatasetEvaluation
+from pelagos.platform.evaluation.evaluate import (
+    BASELINES,
+    DatasetEvaluation,
+    mean_of_known,
+)
 from pelagos.platform.evaluation.metrics import METRICS
 from pelagos.platform.evaluation.report import (
     NUMBERS_NAME,
@@ -26,26 +30,49 @@ from pelagos.platform.evaluation.report import (
     page_environment,
     strict,
 )
+from pelagos.platform.evaluation.summary import Error
+from pelagos.platform.evaluation.verdicts import (
+    CONFIDENCE,
+    JUDGED_BY,
+    LEAST_TRAJECTORIES,
+    NUM_RESAMPLES,
+    Comparison,
+    best_method,
+    compare,
+    judge,
+    mean_ranks,
+    trajectory_scores,
+)
 
-RANKED_BY = "relative_l1"
+RULE = (
+    "Runs are ordered by mean rank: at each lead and in each field they are ranked by their median "
+    "VRMSE, and equal ones share a rank. At a lead a run is marked as the best only if it is better "
+    f"than every other one: the {CONFIDENCE:.0%} interval of the median over trajectories of its VRMSE "
+    f"(mean over fields) over the other's is below 1 (paired bootstrap, {NUM_RESAMPLES} resamples of "
+    "the trajectories)."
+)
 FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One run's way of forecasting one dataset: the best of its methods at the longest lead."""
+    """One run's way of forecasting one dataset: the best of its methods by mean rank.
+
+    ``rank`` is the run's mean rank among all, over leads and fields.
+    """
 
     run: str
     method: str
     evaluation: DatasetEvaluation
+    rank: float = 1.0
 
 
 @dataclass(frozen=True)
 class SharedDataset:
     """A dataset that several runs forecast, at the same leads from the same frames.
 
-    ``groups`` are the scored fields that all of them know; the contenders are ranked, the best
-    first.
+    ``groups`` are the scored fields that all of them know. The contenders are ordered by their mean
+    rank: at each lead and in each field runs are ranked by median VRMSE, equal ones share a rank.
     """
 
     name: str
@@ -57,24 +84,69 @@ class SharedDataset:
         """The best run's evaluation: trajectories and lead times are everyone's."""
         return self.contenders[0].evaluation
 
-    def error(self, contender: Contender, metric: str = RANKED_BY) -> FloatArray:
+    def error(self, contender: Contender, metric: str = "relative_l1") -> FloatArray:
         """Mean over the shared fields of the median over trajectories, ``[lead]``."""
         return _error(contender.evaluation, contender.method, metric, self.groups)
 
-    def persistence(self, metric: str = RANKED_BY) -> FloatArray:
-        """The same of the forecast that nothing changes."""
-        return _error(self.first, "persistence", metric, self.groups)
+    def baseline(self, name: str, metric: str = "relative_l1") -> FloatArray:
+        """The same of persistence or the dataset's mean."""
+        return _error(self.first, name, metric, self.groups)
+
+    def rows(self) -> list[Row]:
+        """Return the table: errors of every run and baseline by lead, and the run that is best."""
+        errors = {c.run: self._pairs(c.evaluation, c.method) for c in self.contenders}
+        baselines = {name: self._pairs(self.first, name) for name in BASELINES}
+        return [
+            Row(
+                lead_time=time,
+                errors={run: pairs[lead] for run, pairs in errors.items()},
+                baselines={name: pairs[lead] for name, pairs in baselines.items()},
+                best=best,
+            )
+            for lead, (time, best) in enumerate(
+                zip(self.first.lead_times, self.best(), strict=True)
+            )
+        ]
+
+    def _pairs(self, evaluation: DatasetEvaluation, method: str) -> list[Error]:
+        columns = (_error(evaluation, method, metric, self.groups) for metric in Error._fields)
+        return [Error(float(l1), float(v)) for l1, v in zip(*columns, strict=True)]
+
+    def best(self) -> list[str | None]:
+        """Return, by lead, the run that is better than every other; None where none is.
+
+        Better by the paired bootstrap over trajectories, as against a baseline (``verdicts``).
+        """
+        found: list[str | None] = [None] * len(self.first.lead_steps)
+        for contender in self.contenders:
+            others = [self.against(contender, c) for c in self.contenders if c is not contender]
+            for lead in range(len(found)):
+                if all(comparisons[lead].outcome == "better" for comparisons in others):
+                    found[lead] = contender.run
+        return found
+
+    def against(self, contender: Contender, other: Contender) -> list[Comparison]:
+        """Compare two runs on the same trajectories, lead by lead."""
+        return compare(self._scores(contender), self._scores(other))
 
     def wins(self, contender: Contender) -> float:
-        """Share of trajectories on which it has the least error at the longest lead."""
-        scores = [self._last(other) for other in self.contenders]
+        """Share of trajectories on which it has the least VRMSE, the mean over fields and leads."""
+        scores = [mean_of_known(self._scores(other)) for other in self.contenders]
         own = scores[self.contenders.index(contender)]
         return float((own <= np.min(scores, axis=0)).mean())
 
-    def _last(self, contender: Contender) -> FloatArray:
-        scores = contender.evaluation.scores[contender.method][RANKED_BY][:, -1]
-        chosen = scores[:, _columns(contender.evaluation, self.groups)].mean(-1)
-        return np.where(np.isfinite(chosen), chosen, np.inf)
+    def _scores(self, contender: Contender) -> FloatArray:
+        return trajectory_scores(contender.evaluation, contender.method, self.groups)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One lead: errors by run and by baseline; ``best`` is the run better than all, if one is."""
+
+    lead_time: float
+    errors: dict[str, Error]
+    baselines: dict[str, Error]
+    best: str | None
 
 
 def shared_datasets(
@@ -113,21 +185,26 @@ def _shared(found: Sequence[tuple[str, DatasetEvaluation]]) -> SharedDataset:
     if not groups:
         told = "; ".join(f"{run}: {', '.join(e.group_names)}" for run, e in found)
         raise ValueError(f"{name}: the runs score no field in common ({told})")
-    contenders = [Contender(run, _best_method(e, groups), e) for run, e in found]
-    ranked = sorted(contenders, key=lambda c: _error(c.evaluation, c.method, RANKED_BY, groups)[-1])
-    return SharedDataset(name, tuple(groups), tuple(ranked))
+    methods = [best_method(e, groups) for _, e in found]
+    ranks = mean_ranks(
+        np.array([_medians(e, m, groups) for m, (_, e) in zip(methods, found, strict=True)])
+    )
+    contenders = [
+        Contender(run, method, evaluation, float(rank))
+        for (run, evaluation), method, rank in zip(found, methods, ranks, strict=True)
+    ]
+    return SharedDataset(name, tuple(groups), tuple(sorted(contenders, key=lambda c: c.rank)))
 
 
-def _best_method(evaluation: DatasetEvaluation, groups: Sequence[str]) -> str:
-    last = {m: _error(evaluation, m, RANKED_BY, groups)[-1] for m in evaluation.forecast_methods}
-    return min(last, key=lambda method: last[method])
+def _medians(evaluation: DatasetEvaluation, method: str, groups: Sequence[str]) -> FloatArray:
+    """Median VRMSE in every cell, ``[lead * field]``."""
+    return evaluation.quantile(method, JUDGED_BY)[:, _columns(evaluation, groups)].ravel()
 
 
 def _error(
     evaluation: DatasetEvaluation, method: str, metric: str, groups: Sequence[str]
 ) -> FloatArray:
-    values = evaluation.quantile(method, metric)[:, _columns(evaluation, groups)]
-    return np.asarray(values.mean(axis=-1))
+    return mean_of_known(evaluation.quantile(method, metric)[:, _columns(evaluation, groups)])
 
 
 def _columns(evaluation: DatasetEvaluation, groups: Sequence[str]) -> list[int]:
@@ -150,12 +227,28 @@ def numbers(shared: Sequence[SharedDataset]) -> dict[str, Any]:
                         {
                             "run": c.run,
                             "method": c.method,
+                            "weights": c.evaluation.weights,
+                            "mean_rank": c.rank,
                             "share_won": data.wins(c),
+                            "verdict": judge(c.evaluation, data.groups).to_dict(),
                             "errors": {m: data.error(c, m).tolist() for m in METRICS},
                         }
                         for c in data.contenders
                     ],
-                    "persistence": {m: data.persistence(m).tolist() for m in METRICS},
+                    "best": data.best(),
+                    "comparisons": [
+                        {
+                            "run": c.run,
+                            "against": other.run,
+                            "leads": [found.to_dict() for found in data.against(c, other)],
+                        }
+                        for c, other in itertools.permutations(data.contenders, 2)
+                    ],
+                    "notes": data.first.notes(),
+                    **{
+                        name: {m: data.baseline(name, m).tolist() for m in METRICS}
+                        for name in BASELINES
+                    },
                 }
                 for data in shared
             ]
@@ -180,9 +273,16 @@ def write_side_by_side(
         .render(
             runs=runs,
             metrics=list(METRICS),
-            sentence={d.name: best_sentence(d) for d in shared},
+            baselines=BASELINES,
+            rule=RULE,
             sections=[
-                {"data": d, "figures": [(p.caption, p.data_uri) for p in _figures(d)]}
+                {
+                    "data": d,
+                    "rows": d.rows(),
+                    "sentence": best_sentence(d),
+                    "verdicts": {c.run: judge(c.evaluation, d.groups) for c in d.contenders},
+                    "figures": [(p.caption, p.data_uri) for p in _figures(d)],
+                }
                 for d in shared
             ],
         )
@@ -194,8 +294,8 @@ def write_side_by_side(
 def _figures(data: SharedDataset) -> list[Picture]:
     pictures = [
         Picture(
-            "Relative L1 error against lead time: medians over trajectories; the band is from lower "
-            "to upper quartile.",
+            "VRMSE against lead time: medians over trajectories; the band is from lower to upper "
+            "quartile.",
             "error-growth.png",
             plots.figure_png(error_growth(data)),
         )
@@ -217,21 +317,24 @@ def error_growth(data: SharedDataset) -> Figure:
             colour = COLOURS[(number + 1) % len(COLOURS)]
             column = contender.evaluation.group_names.index(group)
             low, middle, high = (
-                contender.evaluation.quantile(contender.method, RANKED_BY, q)[:, column]
+                contender.evaluation.quantile(contender.method, JUDGED_BY, q)[:, column]
                 for q in (0.25, 0.5, 0.75)
             )
             label = f"{contender.run}, {contender.method}"
             axis.fill_between(times, low, high, color=colour, alpha=0.12, linewidth=0)
             axis.plot(times, middle, color=colour, label=label, marker="o", markersize=2.5)
         column = data.first.group_names.index(group)
-        baseline = data.first.quantile("persistence", RANKED_BY)[:, column]
-        axis.plot(times, baseline, "--", color="#7d7d7d", label="persistence")
+        finite = 0.0
+        for name in BASELINES:
+            label, colour, line = plots.style(name)
+            baseline = data.first.quantile(name, JUDGED_BY)[:, column]
+            axis.plot(times, baseline, line, color=colour, label=label)
+            finite = max(finite, baseline[np.isfinite(baseline)].max(initial=0.0))
         plots.plain(axis)
         axis.set_title(group, fontsize=10)
         axis.set_xlabel("lead time", fontsize=9)
-        finite = baseline[np.isfinite(baseline)].max(initial=0.0)
         axis.set_ylim(0.0, 2.0 * finite if finite > 0 else None)
-    axes[0].set_ylabel("relative L1 error", fontsize=9)
+    axes[0].set_ylabel("VRMSE", fontsize=9)
     plots.legend(figure, axes[0])
     return figure
 
@@ -252,12 +355,27 @@ def animation(data: SharedDataset) -> bytes:
 
 
 def best_sentence(data: SharedDataset) -> str:
-    """One sentence: which run is best at the longest lead, by how much, on how many trajectories."""
+    """One sentence: which run ranks first, and at how many leads trajectories can tell that it is
+    better than each of the others."""
     best, *others = data.contenders
-    own = float(data.error(best)[-1])
-    ratio = float(data.error(others[0])[-1]) / own if own > 0 else math.inf
+    cells = f"over {len(data.first.lead_steps)} leads and {len(data.groups)} fields"
+    if others[0].rank == best.rank:
+        equal = [c.run for c in data.contenders if c.rank == best.rank]
+        return f"{' and '.join(equal)} have the same mean rank {best.rank:.3g} {cells}"
+    parts = []
+    for other in others:
+        found = data.against(best, other)
+        counts = {o: sum(c.outcome == o for c in found) for o in ("better", "worse", "too few")}
+        told = f"better than {other.run} at {counts['better']} of {len(found)} leads"
+        if counts["worse"]:
+            told += f", worse at {counts['worse']}"
+        if counts["too few"]:
+            told = (
+                f"not to be told from {other.run} with {found[0].num_trajectories} trajectories "
+                f"(at least {LEAST_TRAJECTORIES} are needed)"
+            )
+        parts.append(told)
     return (
-        f"{best.run} is best at lead time {data.first.lead_times[-1]:g} ({own:.2%}, {best.method}): "
-        f"{ratio:.2f} times less error than {others[0].run}, and the least of all on "
-        f"{data.wins(best):.0%} of {len(data.first.trajectories)} trajectories"
+        f"{best.run} ({best.method}) has the best mean rank, {best.rank:.3g} {cells}; "
+        f"it is {'; '.join(parts)}"
     )

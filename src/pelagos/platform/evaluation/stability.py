@@ -75,12 +75,13 @@ class Stability:
         }
 
     def rows(self) -> list[tuple[str, float, float, float]]:
-        """Return, of each field, the energy at the end over that at the start, the spectral
-        distance at the end and, for comparison, that of the data's last frame; medians."""
+        """Return, of each field, the energy at the end over that at the start (NaN for a field that
+        starts at rest), the spectral distance at the end and, for comparison, that of the data's
+        last frame; medians."""
         last, first = _median(self.energy[:, -1]), _median(self.true_energy[:, 0])
         distance, true = _median(self.spectral_distance[:, -1]), _median(self.true_distance[:, -1])
         return [
-            (group, float(last[i] / first[i]), float(distance[i]), float(true[i]))
+            (group, _share(last[i], first[i]), float(distance[i]), float(true[i]))
             for i, group in enumerate(self.groups)
         ]
 
@@ -232,6 +233,10 @@ def _distance(spectra: list[Tensor], initial: list[Tensor]) -> Tensor:
         decades = (spectrum.clamp_min(floor).log10() - start.clamp_min(floor).log10()).abs()
         found.append((decades * counts).sum(-1) / counts.sum(-1).clamp_min(1.0))
     return torch.stack(found, -1)
+
+
+def _share(value: float, of: float) -> float:
+    return float(value / of) if of > 0 else np.nan
 
 
 def _array(parts: list[Tensor]) -> FloatArray:

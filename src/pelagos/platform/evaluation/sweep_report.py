@@ -30,12 +30,15 @@ from pelagos.platform.evaluation.sample_efficiency import (
     GainRow,
     gain_rows,
 )
+from pelagos.platform.evaluation.summary import Error
+from pelagos.platform.evaluation.verdicts import rule
 
 NUMBERS_NAME = "sweep.json"
 REPORT_NAME = "report.html"
 FIGURE_NAME = "sweep.png"
 SCHEDULES_NAME = "schedules.png"
 VALIDATION_LOSS = "validation_loss"
+_NAMED = 5
 METHOD_TITLES = {
     "direct": "direct forecast",
     "autoregressive": "autoregressive forecast",
@@ -59,6 +62,12 @@ class SweepRow:
     cause: str = ""
     take_overs: list[dict[str, Any]] = field(default_factory=list)
     """In a population: step, source and `settings` (key: [before, after]) of each take-over."""
+    vrmse: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    """`persistence` and `mean`: `relative_l1` and `vrmse`, where these were measured."""
+    beats: str = ""
+    is_worse_than_mean: bool = False
+    weights: str = ""
 
     @property
     def setting(self) -> str:
@@ -69,6 +78,13 @@ class SweepRow:
     def series(self) -> str:
         """What is the same for all seeds and numbers of trajectories."""
         return f"{self.label} {self.setting}".strip()
+
+    def both_errors(self, method: str) -> Error:
+        """Return relative L1 error and VRMSE of a forecast method or a baseline."""
+        if method in self.baselines:
+            values = self.baselines[method]
+            return Error(values.get("relative_l1", math.nan), values.get("vrmse", math.nan))
+        return Error(self.errors.get(method, math.nan), self.vrmse.get(method, math.nan))
 
     def measured(self, method: str) -> float | None:
         """Return the error of a forecast method, or the validation loss; None if not measured."""
@@ -113,6 +129,41 @@ class SweepReport:
     def failures(self) -> list[SweepRow]:
         """Trials that did not come to an end."""
         return [row for row in self.rows if row.state not in ("finished", "stopped early")]
+
+    @property
+    def warning(self) -> str:
+        """Which trials are worse than the mean of their data; empty if none is."""
+        worse = [row.name for row in self.rows if row.is_worse_than_mean]
+        if not worse:
+            return ""
+        names = ", ".join(worse[:_NAMED]) + (", …" if len(worse) > _NAMED else "")
+        return (
+            f"{len(worse)} of {len(self.rows)} trials are worse than the mean at {self.lead}: a field "
+            f"of one value has less error ({names})"
+        )
+
+    def baseline_lines(self) -> list[str]:
+        """Sentences with the errors of persistence and the mean, one for all labels if they are
+        measured on the same data."""
+        by_errors: dict[tuple[tuple[str, Error], ...], dict[str, None]] = {}
+        for row in self.rows:
+            if row.baselines:
+                errors = tuple((name, row.both_errors(name)) for name in row.baselines)
+                by_errors.setdefault(errors, {})[row.label] = None
+        return [
+            ", ".join(f"{name} {error}" for name, error in errors)
+            + (f" ({', '.join(labels)})" if len(by_errors) > 1 else "")
+            for errors, labels in by_errors.items()
+        ]
+
+    def weights_line(self) -> str:
+        """A sentence on which weights were measured; empty where all trials keep only one kind."""
+        averaged = sum(row.weights == "ema" for row in self.rows)
+        if not averaged:
+            return ""
+        every = all(row.weights == "ema" for row in self.rows if row.weights)
+        which = "all trials" if every else f"{averaged} of {len(self.rows)} trials"
+        return f"errors of {which} are of averaged weights (ema_decay)"
 
     def curves(self, method: str) -> dict[str, Errors]:
         """Return series: number of trajectories: seed: error, of finished trials."""
@@ -201,6 +252,7 @@ def render(report: SweepReport, image: bytes, schedules: bytes | None = None) ->
         take_overs=take_over_rows(report.rows),
         confidence=f"{CONFIDENCE:.0%}",
         titles=METHOD_TITLES,
+        rule=rule(),
     )
 
 
@@ -235,7 +287,7 @@ def sweep_figure(report: SweepReport) -> Figure:
     for axis, method in zip(axes, methods, strict=True):
         _curves(axis, report.curves(method))
         axis.set_title(METHOD_TITLES.get(method, method), fontsize=10)
-    label = "loss" if report.methods == [VALIDATION_LOSS] else f"error at {report.lead}"
+    label = "loss" if report.methods == [VALIDATION_LOSS] else f"relative L1 error at {report.lead}"
     axes[0].set_ylabel(label)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)

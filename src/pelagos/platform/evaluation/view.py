@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -63,7 +64,9 @@ class EvaluationData:
     be constant; ``groups`` the scored fields, name to channels: stored ones only, since a constant
     field is forecast by persistence without error. ``read(trajectory, frames)`` gives normalised
     ``[F, C, *grid]`` (0 where absent) and ``to_physical`` undoes the normalisation; ``grid_shape``
-    is ``(y, x)``, or ``(x,)`` or ``(z, y, x)``.
+    is ``(y, x)``, or ``(x,)`` or ``(z, y, x)``. Of the dataset's training split: ``mean_frame`` is
+    the mean of each channel, normalised, ``[C, 1, ...]``; ``size`` its root mean square, in physical
+    units.
     """
 
     name: str
@@ -77,6 +80,8 @@ class EvaluationData:
     grid_shape: tuple[int, ...]
     read: Callable[[int, Sequence[int]], Tensor]
     to_physical: Callable[[Tensor], Tensor]
+    mean_frame: Tensor
+    size: tuple[float, ...]
 
     @property
     def num_dimensions(self) -> int:
@@ -98,12 +103,15 @@ class EvaluationData:
         *,
         offset: Mapping[str, float] | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,
+        statistics: Mapping[str, Mapping[str, float]] | None = None,
     ) -> EvaluationData:
         """View a dataset through the model's ``fields`` and ``(x - offset - mean) / std``.
 
         ``groups`` names the fields scored together (``{"velocity": ("velocity-x",
         "velocity-y")}``), None scores each by itself; fields which the dataset does not store are
-        left out of them. Raises ValueError if it stores none of the model's fields.
+        left out of them. ``statistics`` hold ``mean`` and ``std`` of the fields in the training
+        split; where they are absent, the normalisation's. Raises ValueError if the dataset stores
+        none of the model's fields.
         """
         spec: SpecLike = dataset.spec
         stored = {name: i for i, name in enumerate(dataset.field_names)}
@@ -122,6 +130,12 @@ class EvaluationData:
             [m + (offset or {}).get(f, 0.0) for f, m in zip(fields, mean, strict=True)]
         )
         shift, scale = shift.float().view(shape), torch.tensor(std).float().view(shape)
+        known = [
+            (row["mean"], row["std"])
+            if (row := (statistics or {}).get(name))
+            else (m + (offset or {}).get(name, 0.0), s)
+            for name, m, s in zip(fields, mean, std, strict=True)
+        ]
         present = tuple(name in stored or name in spec.constant_fields for name in fields)
 
         def read(trajectory: int, frames: Sequence[int]) -> Tensor:
@@ -146,4 +160,6 @@ class EvaluationData:
             grid_shape=tuple(spec.grid_shape),
             read=read,
             to_physical=lambda x: x * scale.to(x.device) + shift.to(x.device),
+            mean_frame=(torch.tensor([m for m, _ in known]).view(shape) - shift) / scale,
+            size=tuple(math.hypot(m, s) for m, s in known),
         )
