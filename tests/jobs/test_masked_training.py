@@ -15,11 +15,11 @@ import yaml
 
 from pelagos.data_pipelines.convert import ConvertOptions
 from pelagos.data_pipelines.store import open_dataset
-from pelagos.jobs import convert, pretrain
+from pelagos.jobs import convert, evaluate, pretrain
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.networks import build_objective, objective_options
 from pelagos.jobs.parts import build_mixture, check_parts, open_datasets
-from pelagos.platform.config import ConfigError, PretrainJob
+from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.runs import RunDirectory
 
@@ -217,3 +217,38 @@ def test_datasets_that_disagree_on_masks_are_rejected(tmp_path: Path, make: Make
     uris = [two("first", "t", "s"), two("second", "s", "t")]
     with pytest.raises(ConfigError, match="field 't' is masked by 'mask' in .*first.*, but not in"):
         check_parts(make(uris, ["t", "s", "mask"]))
+
+
+def test_evaluation_scores_the_sea_alone(tmp_path: Path, make: MakeJob) -> None:
+    """Persistence by numpy on the source's values; the rollout from forecasts made one by one."""
+    values = sea()
+    uri = converted(tmp_path / "a", values, missing="mask")
+    job = make([uri], ["t", "mask"])
+    pretrain.run(job)
+    question = EvaluateJob(
+        run="run", runs_dir=job.runs_dir, tracking=False, stability_steps=4, ensemble_size=2
+    )
+    told = evaluate.run(question)
+    (found,) = told.metrics["datasets"]
+    spec = open_dataset(uri).spec
+    (member,) = range(*spec.splits["test"])
+    truth = values[member].astype(float)
+    mean = np.nanmean(values[slice(*spec.splits["train"])].astype(float))
+    first = np.nan_to_num(truth[0], nan=mean)  # what is not known at the start is the mean
+    forecaster, _ = Forecaster.from_run(RunDirectory.open(job.runs_dir, "run"))
+    shift, scale = forecaster.normalization.mean[0], forecaster.normalization.std[0]
+    clear = np.isfinite(truth[0])
+    state = np.stack([np.where(clear, (truth[0] - shift) / scale, 0.0), clear])
+    interval = torch.full((1,), spec.frame_interval)
+    for lead in (0, 1):
+        there = np.isfinite(truth[lead + 1])
+        target = truth[lead + 1][there]
+        said = forecaster.predict_normalized(torch.tensor(state[None].astype("f4")), interval)[0]
+        assert np.array_equal(said[1].numpy(), clear)
+        forecasts = {"persistence": first, "autoregressive": said[0].double() * scale + shift}
+        for method, forecast in forecasts.items():
+            error = np.abs(np.asarray(forecast)[there] - target).sum() / target.sum()
+            per_trajectory = found["scores"][method]["relative_l1"]["per_trajectory"]
+            assert per_trajectory[0][lead][0] == pytest.approx(error, rel=1e-4)
+        state = np.stack([np.where(clear, said[0].double().numpy(), 0.0), clear])
+    assert told.report.exists()

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pelagos.platform.evaluation import rollout
-from pelagos.platform.evaluation.metrics import METRICS, energy_spectrum, is_undefined
+from pelagos.platform.evaluation import masked_scores, rollout
+from pelagos.platform.evaluation.metrics import METRICS, energy_spectrum
 from pelagos.platform.evaluation.physics import Physics, PhysicsMeasure, PhysicsScores
 from pelagos.platform.evaluation.rollout import Predict
 from pelagos.platform.evaluation.rollout_windows import WindowScore
@@ -34,7 +34,8 @@ _WITHOUT_SPECTRA = ("mean", "one_step", "previous_frame")
 
 @dataclass
 class ExampleForecast:
-    """One trajectory kept for pictures, physical units, ``[L, C, *grid]`` at the lead steps."""
+    """One trajectory kept for pictures, physical units, ``[L, C, *grid]`` at the lead steps; NaN
+    where the data has no value."""
 
     trajectory: int
     initial: npt.NDArray[np.float32]
@@ -198,7 +199,8 @@ def evaluate_dataset(
         for start in range(0, len(trajectories), batch_size):
             chosen = trajectories[start : start + batch_size]
             frames = range(start_frame, last + 1)
-            truth = torch.stack([data.read(index, frames) for index in chosen]).to(device)
+            read = torch.stack([data.read(index, frames) for index in chosen])
+            truth = data.filled(read).to(device)
             forecasts = _forecasts(
                 predict, data, truth, made, rollout_step, input_frames, ensemble_size
             )
@@ -289,15 +291,22 @@ def _forecasts(
 def _score(
     total: _Totals, data: EvaluationData, target: Tensor, forecasts: Mapping[str, Tensor]
 ) -> None:
-    physical = {"truth": data.to_physical(target)}
-    physical.update({method: data.to_physical(value) for method, value in forecasts.items()})
+    valid = data.valid(target)
+    frames = {"truth": target, **forecasts}
+    if valid is not None:  # so that spectra compare the same points
+        frames = {method: values.where(valid, 0.0) for method, values in frames.items()}
+    physical = {method: data.to_physical(values) for method, values in frames.items()}
     groups, dimensions = [list(c) for c in data.groups.values()], data.num_dimensions
     truth = [physical["truth"][:, :, channels] for channels in groups]
+    there = [
+        None if valid is None or not set(c) & set(data.masks) else valid[:, :, c].all(2)
+        for c in groups
+    ]
     sizes = [math.hypot(*(data.size[c] for c in g)) / math.sqrt(len(g)) for g in groups]
     for metric in METRICS:
         marks = [
-            is_undefined(metric, true, dimensions, size)
-            for true, size in zip(truth, sizes, strict=True)
+            masked_scores.undefined(metric, true, points, dimensions, size)
+            for true, points, size in zip(truth, there, sizes, strict=True)
         ]
         total.undefined.setdefault(metric, []).append(torch.stack(marks, dim=-1).cpu().numpy())
     for method, values in physical.items():
@@ -310,8 +319,11 @@ def _score(
         if method == "truth":
             continue
         by_metric = total.scores.setdefault(method, {})
-        for metric, function in METRICS.items():
-            scores = [function(p, true, dimensions) for p, true in zip(parts, truth, strict=True)]
+        for metric in METRICS:
+            scores = [
+                masked_scores.score(metric, part, true, points, dimensions)
+                for part, true, points in zip(parts, truth, there, strict=True)
+            ]
             by_metric.setdefault(metric, []).append(torch.stack(scores, dim=-1).cpu().numpy())
 
 
@@ -323,15 +335,18 @@ def _example(
     forecasts: Mapping[str, Tensor],
     row: int,
 ) -> ExampleForecast:
-    def physical(values: Tensor) -> npt.NDArray[np.float32]:
-        return np.asarray(data.to_physical(values).float().cpu().numpy())
+    def physical(values: Tensor, like: Tensor) -> npt.NDArray[np.float32]:
+        """NaN where ``like`` has no value."""
+        shown, valid = data.to_physical(values).float(), data.valid(like)
+        return np.asarray((shown if valid is None else shown.where(valid, torch.nan)).cpu().numpy())
 
+    targets = truth[list(leads)]
     return ExampleForecast(
         trajectory=int(trajectory),
-        initial=physical(truth[0]),
-        truth=physical(truth[list(leads)]),
+        initial=physical(truth[0], truth[0]),
+        truth=physical(targets, targets),
         forecasts={
-            method: physical(forecasts[method][row])
+            method: physical(forecasts[method][row], targets)
             for method in ("autoregressive", "direct", "ensemble", "persistence")
             if method in forecasts
         },
