@@ -172,6 +172,12 @@ def test_a_dataset_without_gaps_trains_next_to_one_with_them(tmp_path: Path, mak
     frames = np.empty(mixture.sample_shape, np.float32)
     mixture.read(1, 0, (0, 1), frames)
     assert bool((frames[:, 1] == 1).all())
+    # an evaluation sees what training saw: of the dataset without a mask 1, not an absent field
+    pretrain.run(job)
+    forecaster, _ = Forecaster.from_run(RunDirectory.open(job.runs_dir, "run"))
+    view = forecaster.view(open_dataset(uris[1]), {})
+    assert view.present == (True, True)
+    np.testing.assert_array_equal(view.read(0, (0, 1)).numpy(), frames)
 
 
 def test_jobs_that_cannot_know_the_gaps_are_rejected(tmp_path: Path, make: MakeJob) -> None:

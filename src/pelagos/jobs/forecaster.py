@@ -95,7 +95,7 @@ class Forecaster:
             offset=offset,
             groups=groups or usual_groups(self.fields, dataset),
             statistics=dataset.statistics,
-            masks={**self._trained_masks, **dataset.spec.masks},
+            masks={**self.description.get("masks", {}), **dataset.spec.masks},
         )
 
     def predict_on(self, data: EvaluationData) -> Predict:
@@ -138,11 +138,6 @@ class Forecaster:
         latest = normalized if self._channel_axis == 1 else normalized[:, -1]
         valid = self._masks.valid(latest)
         return forecast if valid is None else forecast.where(valid, torch.nan)
-
-    @property
-    def _trained_masks(self) -> Mapping[str, str]:
-        found = self.objective.masks if isinstance(self.objective, FieldObjective) else None
-        return found or {}
 
     @property
     def _masks(self) -> FieldMasks:
