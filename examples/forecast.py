@@ -2,8 +2,9 @@
 
     python examples/forecast.py quickstart --runs-dir quickstart/runs
 
-The error of a forecast is sum |forecast - truth| / sum |truth| over a field's channels and the
-grid. Persistence, the first frame held still, is what a forecast must beat.
+Errors are sum |forecast - truth| / sum |truth| over a field's channels and the grid, and after it
+VRMSE, the root mean square error over the truth's standard deviation: 1 for a field of one value.
+A forecast must beat that, and persistence, the first frame held still.
 """
 
 import argparse
@@ -12,8 +13,16 @@ import torch
 
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs.forecaster import Forecaster
-from pelagos.platform.evaluation.metrics import relative_l1
+from pelagos.platform.evaluation.metrics import relative_l1, vrmse
 from pelagos.platform.runs import RunDirectory
+
+METRICS = (relative_l1, vrmse)
+
+
+def told(errors: list[torch.Tensor], lead: int) -> str:
+    """Return relative L1 error and VRMSE at a lead in words."""
+    return f"{errors[0][lead - 1]:7.2%} / {errors[1][lead - 1]:.2f}"
+
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("run")
@@ -37,10 +46,12 @@ for record in forecaster.description["datasets"]:
     truth = view.to_physical(frames[1:])
     print(f"{view.name}, trajectory {trajectory}")
     for name, channels in view.groups.items():
-        of_model = relative_l1(view.to_physical(forecast)[:, channels], truth[:, channels])
-        of_persistence = relative_l1(view.to_physical(start)[:, channels], truth[:, channels])
+        of_model, of_persistence = (
+            [metric(view.to_physical(x)[:, channels], truth[:, channels]) for metric in METRICS]
+            for x in (forecast, start)
+        )
         for lead in (leads[0], leads[len(leads) // 2], leads[-1]):
             print(
                 f"  {name:10s} lead time {lead * view.frame_interval:5.3f}: "
-                f"model {of_model[lead - 1]:7.2%}, persistence {of_persistence[lead - 1]:7.2%}"
+                f"model {told(of_model, lead)}, persistence {told(of_persistence, lead)}"
             )

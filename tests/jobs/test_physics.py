@@ -46,7 +46,8 @@ def run(
     train(job, directory_of_run, build_parts, {})
     client = MlflowClient(tracking_uri=job.tracking.uri)
     tracked = client.create_run(client.create_experiment("physics")).info.run_id
-    (directory_of_run.path / "tracking.json").write_text(json.dumps({"run_id": tracked}))
+    record = {"uri": job.tracking.uri, "run_id": tracked}
+    (directory_of_run.path / "tracking.json").write_text(json.dumps(record))
     return job
 
 

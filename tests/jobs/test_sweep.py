@@ -260,7 +260,7 @@ def test_what_was_measured_survives_its_record_and_old_records_read(make_sweep: 
     assert read_result(trial) == result
     record = trial.path / "trial.json"
     told = json.loads(record.read_text(), parse_constant=lambda name: pytest.fail(name))
-    new = {"vrmse", "baselines", "beats", "is_worse_than_mean", "weights"}
+    new = {"vrmse", "baselines", "beats", "is_worse_than_constant", "weights"}
     record.write_text(json.dumps({k: v for k, v in told.items() if k not in new}))
     assert read_result(trial) == TrialResult("finished", 2, 0.1, errors)
 

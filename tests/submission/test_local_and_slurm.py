@@ -86,6 +86,14 @@ def test_conformance_with_object_storage_and_no_secret_written(
         texts |= {str(p): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
     assert len(texts) > 20
     assert [name for name, text in texts.items() if any(p in text for p in planted)] == []
+    # a run that has finished goes on as a branch from its last checkpoint, for longer
+    longer = ["schedule.total_steps=14", "optimizer.lr=1e-4"]
+    submitted_runs.resume(found, None, longer, submit.Options(), from_step="last")
+    assert finish(found).attempt == 3
+    directory = submitted_runs.run_directory(found)
+    assert [m["step"] for m in directory.metrics()] == list(range(1, 15))
+    assert [m["loss"] for m in directory.metrics()][:12] == conformance_job.losses
+    assert [e["step"] for e in directory.events() if e["kind"] == "branched"] == [12]
 
 
 @pytest.mark.targets

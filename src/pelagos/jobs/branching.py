@@ -1,4 +1,4 @@
-"""A run goes on from one of its checkpoints with another optimizer or schedule: a recorded branch.
+"""A run continues from one of its checkpoints with another optimizer or schedule: a recorded branch.
 
 After a divergence the steps to come must not be those that were begun. What the run did so far
 stays: its checkpoints where they are, the values of dropped steps in metrics-redone.jsonl, its
@@ -7,7 +7,7 @@ event says from which step on which settings changed. In this order, so that a b
 off is made whole by asking for it again:
 
 1. the checkpoint is copied to a place of its own below the run's checkpoints
-2. take-overs.json says that the run goes on from there
+2. take-overs.json says that the run continues from there
 3. later steps leave metrics.jsonl, the changed job becomes the run's, the event is written
 """
 
@@ -37,7 +37,7 @@ from pelagos.platform.runs import (
 
 
 def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str = "") -> None:
-    """Let `run` go on from its checkpoint `which` (`last`, `best`, a step) with other settings.
+    """Let `run` continue from its checkpoint `which` (`last`, `best`, a step) with other settings.
 
     `request` names who asked; asked twice by the same, the second call changes nothing.
 

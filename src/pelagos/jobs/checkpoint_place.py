@@ -1,6 +1,6 @@
 """Whose a place of checkpoints is: a run claims the one it names, and finds another's claim there.
 
-OWNER beside the checkpoints says which run writes there. It is created conditionally, so of two runs
+OWNER next to the checkpoints says which run writes there. It is created conditionally, so of two runs
 that begin at the same time one wins.
 """
 

@@ -27,7 +27,14 @@ from pelagos.data_pipelines.convert.tasks import (
     listed,
 )
 from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
-from pelagos.jobs.shard_work import Launch, ShardProgress, begin, launcher, shard_progress
+from pelagos.jobs.shard_work import (
+    Launch,
+    ShardProgress,
+    abandoned_if_empty,
+    begin,
+    launcher,
+    shard_progress,
+)
 from pelagos.platform.config.schema import ResourcesConfig
 
 MAX_DEFAULT_WORKERS = 4
@@ -157,9 +164,10 @@ def _convert(
     left = sum(len(writer.shard_trajectories(shard)) for shard in missing)
     progress.begin(spec.name, spec.num_trajectories, spec.num_trajectories - left)
     reports = []
-    for report in launch(functools.partial(convert_shard, writer, source), missing):
-        progress.advance(report.num_trajectories, report.num_bytes)
-        reports.append(report)
+    with abandoned_if_empty(writer):
+        for report in launch(functools.partial(convert_shard, writer, source), missing):
+            progress.advance(report.num_trajectories, report.num_bytes)
+            reports.append(report)
     progress.end()
     writer.finalize()
     return reports

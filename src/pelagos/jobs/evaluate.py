@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pelagos.jobs.datasets import open_recorded
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.evaluation.climatology import climatology
 from pelagos.platform.evaluation.evaluate import (
     BASELINES,
     DatasetEvaluation,
@@ -196,11 +197,11 @@ def _evaluate(
     with_physics: bool,
 ) -> DatasetEvaluation:
     dataset = open_recorded(record["uri"], training)
-    _check_masks(dataset, forecaster)
     stride, frames = training.objective.frame_stride, forecaster.objective.input_frames
     history = (frames - 1) * stride
     physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
     data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
+    data = replace(data, mean_frame=climatology(data, _trained_on(dataset)))
     evaluation = evaluate_dataset(
         forecaster.predict_on(data),
         data,
@@ -218,15 +219,12 @@ def _evaluate(
     return evaluation
 
 
-def _check_masks(dataset: ReadableDataset, forecaster: Forecaster) -> None:
-    masks = dataset.spec.masks
-    absent = [f for f in forecaster.fields if f in masks and masks[f] not in forecaster.fields]
-    if absent:
-        raise ValueError(
-            f"{dataset.uri}: {', '.join(absent)} has points without a value, but the run was trained "
-            f"without {', '.join(sorted({masks[f] for f in absent}))}, which says where: train with it "
-            f"in data.fields"
-        )
+def _trained_on(dataset: ReadableDataset) -> range:
+    """Return the trajectories of the training split, or all where the dataset has no splits."""
+    try:
+        return dataset.split("train")
+    except ValueError:
+        return dataset.split("all")
 
 
 def _physics(dataset: ReadableDataset, forecaster: Forecaster) -> tuple[DatasetPhysics | None, str]:

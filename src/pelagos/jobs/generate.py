@@ -26,7 +26,14 @@ from pelagos.data_pipelines.plots import contact_sheet
 from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
 from pelagos.data_pipelines.store.object_store import open_store
 from pelagos.infra.object_store import storage_options
-from pelagos.jobs.shard_work import Launch, ShardProgress, begin, launcher, shard_progress
+from pelagos.jobs.shard_work import (
+    Launch,
+    ShardProgress,
+    abandoned_if_empty,
+    begin,
+    launcher,
+    shard_progress,
+)
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob
 
 CONTACT_SHEET = "contact-sheet.png"
@@ -174,9 +181,10 @@ def _generate(
     left = sum(len(writer.shard_trajectories(shard)) for shard in missing)
     progress.begin(plan.spec.name, plan.spec.num_trajectories, plan.spec.num_trajectories - left)
     reports = []
-    for report in launch(functools.partial(make_shard, writer, plan.request), missing):
-        progress.advance(report.num_trajectories)
-        reports.append(report)
+    with abandoned_if_empty(writer):
+        for report in launch(functools.partial(make_shard, writer, plan.request), missing):
+            progress.advance(report.num_trajectories)
+            reports.append(report)
     progress.end()
     writer.finalize()
     return reports

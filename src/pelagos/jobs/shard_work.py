@@ -6,6 +6,7 @@ threads or in this process; what was begun is gone on with, as the shards that a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -59,6 +60,17 @@ def begin(
         if not overwrite:
             raise
     return create_dataset(uri, spec, overwrite=True, storage_options=options or None)
+
+
+@contextmanager
+def abandoned_if_empty(writer: DatasetWriter) -> Iterator[None]:
+    """On an error, remove what was begun if no shard of it was written (`DatasetWriter.abandon`)."""
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(Exception):  # the first error is the one to report
+            writer.abandon()
+        raise
 
 
 @contextmanager

@@ -186,7 +186,7 @@ def resume(
 ) -> RunState:
     """Continue a run, on its cluster or on another one that reaches the same storage.
 
-    With `from_step` it goes on from that checkpoint as a branch (`branching.branch`).
+    With `from_step` it continues from that checkpoint as a branch (`branching.branch`).
 
     A sweep, once its report is made, measures the trials that have finished since, and reports again.
 

@@ -103,7 +103,7 @@ def measured(sweep: SweepJob, trial: Trial) -> Measurement:
             for baseline in BASELINES
         },
         beats=combined_label(leads),
-        is_worse_than_mean=any(lead.is_worse_than_mean for lead in leads),
+        is_worse_than_constant=any(lead.is_worse_than_constant for lead in leads),
         weights=evaluations[0].weights,
     )
 

@@ -78,7 +78,7 @@ class TrialResult:
     """`persistence` and `mean`: `relative_l1` and `vrmse` on the same trajectories and lead."""
     beats: str = ""
     """Which baselines the trial beats at that lead (`evaluation.verdicts`), in a word."""
-    is_worse_than_mean: bool = False
+    is_worse_than_constant: bool = False
     weights: str = ""
     """`ema` if the averaged weights were measured, `model` if the weights themselves."""
 
@@ -91,7 +91,7 @@ class Measurement:
     vrmse: dict[str, float] = field(default_factory=dict)
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     beats: str = ""
-    is_worse_than_mean: bool = False
+    is_worse_than_constant: bool = False
     weights: str = ""
 
 

@@ -38,7 +38,7 @@ def resume(
     """Continue a run as `pretrain.resume` does; a fine-tuning that was killed before its first
     weights stood gets them first.
 
-    With `from_step` (`last`, `best`, a step) it goes on from that checkpoint as a branch, in which
+    With `from_step` (`last`, `best`, a step) it continues from that checkpoint as a branch, in which
     `overrides` may change optimizer and schedule too (`branching.branch`, also for `request`).
     """
     if from_step is not None:

@@ -36,7 +36,7 @@ def tracking_uri(job: TrainingJob | SweepJob) -> str:
 
 
 def artifact_location(uri: str) -> str | None:
-    """Return where artifacts of a new experiment go: beside a SQLite store, else as it decides."""
+    """Return where artifacts of a new experiment go: next to a SQLite store, else as it decides."""
     if not uri.startswith(_SQLITE):
         return None
     return (Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts").as_uri()
@@ -63,12 +63,13 @@ def recorded_run(job: TrainingJob, run: RunDirectory) -> RecordedRun | None:
     if "run_id" not in known:
         return None
     wanted = tracking_uri(job)
+    uri = str(known.get("uri", wanted))
     # a relative path means the store it meant when the run began, from whatever directory since
     is_same = known.get("given", job.tracking.uri) == job.tracking.uri and (
-        known["uri"] == wanted or wanted != (job.tracking.uri or "")
+        uri == wanted or wanted != (job.tracking.uri or "")
     )
-    if known["uri"] == wanted or is_same:
-        return RecordedRun(str(known["uri"]), str(known["run_id"]))
+    if uri == wanted or is_same:
+        return RecordedRun(uri, str(known["run_id"]))
     return None
 
 

@@ -389,7 +389,7 @@ class TrainingLoop:
                 "longer schedule.warmup_steps, or parallel.precision: fp32."
             )
         return (
-            f"{what}; the checkpoint of step {saved} is the last good one. Go on from it, or an "
+            f"{what}; the checkpoint of step {saved} is the last good one. Continue from it, or an "
             f"earlier one, with other settings: `pelagos resume {self.job.name} --from {saved} "
             f"optimizer.lr={self.job.optimizer.lr / 10:g}` (or schedule.warmup_steps, "
             "optimizer.clip_norm, parallel.precision=fp32)."

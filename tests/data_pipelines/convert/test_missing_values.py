@@ -274,3 +274,25 @@ def test_a_dataset_without_a_mask_has_values_everywhere(tmp_path: Path) -> None:
     assert mixture.present(1).tolist() == [True, True]
     mixture.read(0, 0, (0, 1), batch)
     np.testing.assert_array_equal(batch[:, 1], np.broadcast_to(~LAND, batch[:, 1].shape))
+
+
+def test_a_conversion_that_wrote_nothing_is_not_in_the_way_of_the_advised_one(
+    tmp_path: Path,
+) -> None:
+    source, target = write(ocean(), tmp_path / "a.nc"), tmp_path / "out"
+    with pytest.raises(SourceError, match="--missing mask"):
+        convert.run(str(source), str(target), ConvertOptions())
+    assert not target.exists()
+    assert convert.run(str(source), str(target), ConvertOptions(missing="mask")).spec.masks
+    # what has a shard stays: a trajectory without gaps, then one with
+    late = ocean()
+    late["t"][:6], late["s"][:6] = 285.0, 35.0
+    source, target = write(late, tmp_path / "b.nc"), tmp_path / "late"
+    options = {"num_workers": 1}
+    with pytest.raises(SourceError):
+        convert.run(str(source), str(target), ConvertOptions(trajectories_per_shard=1), **options)  # type: ignore[arg-type]
+    kept = {p: p.stat().st_mtime_ns for p in target.rglob("*") if p.is_file()}
+    assert len(kept) > 6
+    with pytest.raises(ValueError, match="was begun with another spec"):
+        convert.run(str(source), str(target), ConvertOptions(missing="mask"))
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept

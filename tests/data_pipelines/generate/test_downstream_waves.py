@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pelagos.data_pipelines.generate import FAMILIES, trajectory_generator
+from pelagos.data_pipelines.generate.trajectories import generate_trajectories
 from pelagos.data_pipelines.generate.wave_equation import solve_wave
 
 TAU = 2.0 * math.pi
@@ -205,3 +207,18 @@ def test_the_speed_is_kept_and_scales_time() -> None:
     faster = state * torch.tensor([1.0, 2.0]).double().view(1, 2, 1, 1)
     twice = family.solve(faster, [0.0, 0.1], family.cfl)
     torch.testing.assert_close(twice[:, 1, 0], frames[:, 2, 0], rtol=0.0, atol=1e-12)
+
+
+def test_waves_are_within_a_hundredth_of_a_finer_grid_by_default() -> None:
+    """On 32 points, whose cells are four times those of the 128 that jobs use, within the 4^2 that a
+    method of second order allows: 16 % there is 1 % here; measured at 128: docs/simulated-data.md."""
+    for name in ("Wave-Gauss", "Wave-Layer"):
+        settings: dict[str, Any] = {"seed": 0, "resolution": 32, "num_frames": 4}
+        usual = generate_trajectories(name, [0], **settings)[0][0, 1:, 0]
+        same = generate_trajectories(name, [0], solver_resolution=96, **settings)[0][0, 1:, 0]
+        np.testing.assert_array_equal(usual, same)
+        fine = generate_trajectories(name, [0], solver_resolution=192, **settings)[0][0, 1:, 0]
+        stored = generate_trajectories(name, [0], solver_resolution=32, **settings)[0][0, 1:, 0]
+        error = np.abs(usual - fine).sum() / np.abs(fine).sum()
+        assert error < 0.06
+        assert error < np.abs(stored - fine).sum() / np.abs(fine).sum() / 2.5

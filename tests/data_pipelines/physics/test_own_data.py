@@ -51,7 +51,8 @@ def worst(physics: DatasetPhysics, dataset: ReadableDataset, part: str) -> float
         ("FNS-KF", "momentum", 0.02, 3, {"viscosity": 0.01}, 0.01),
         ("CE-RP", "energy", 0.01, 3, {"gamma": 1.8}, 0.2),
         ("Shallow-Water", "momentum", 0.1, 3, {"gravity": 2.0}, 0.2),
-        ("Wave-Gauss", "residual", 0.06, 7, {"domain_metres": 1500.0}, 0.02),
+        # solved on three cells per stored cell: what the stored grid's differences leave is in it
+        ("Wave-Gauss", "residual", 0.06, 7, {"domain_metres": 1500.0}, 0.08),
         ("Reaction-Diffusion", "activator", 0.04, 5, {"activator_diffusivity": 2e-3}, 0.02),
         ("Helmholtz", "residual", 1.0, 2, {"omega": 8.5}, 1e-4),
         ("Darcy", "residual", 1.0, 2, {"source": 1.2}, 1e-4),

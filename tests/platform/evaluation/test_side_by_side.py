@@ -46,7 +46,7 @@ def test_the_better_run_comes_first_and_wins_everywhere(tmp_path: Path) -> None:
     expected = 1 - 2.718281828 ** (-0.5 * 0.4)
     assert data.error(data.contenders[1])[-1] == pytest.approx(expected, rel=1e-4)
     assert best_sentence(data).endswith(
-        "has the best mean rank, 1 over 3 leads and 2 fields; it is better than off at 3 of 3 leads"
+        "has the best mean rank, 1 over 6 pairs of lead and field; it is better than off at 3 of 3 leads"
     )
     told = {name: {"model": "m", "step": 3, "weights": "ema"} for name in ("off", "exact")}
     page = write_side_by_side([data], told, tmp_path).read_text()
@@ -111,7 +111,9 @@ def test_no_run_is_marked_where_trajectories_cannot_tell(tmp_path: Path) -> None
 def test_equal_runs_share_their_rank() -> None:
     (data,) = shared_datasets({"a": [scored(off)], "b": [scored(off)]})
     assert [c.rank for c in data.contenders] == [1.5, 1.5]
-    assert best_sentence(data) == "a and b have the same mean rank 1.5 over 3 leads and 2 fields"
+    assert (
+        best_sentence(data) == "a and b have the same mean rank 1.5 over 6 pairs of lead and field"
+    )
 
 
 def test_fields_that_only_one_run_scores_are_left_out() -> None:

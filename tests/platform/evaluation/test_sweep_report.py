@@ -11,7 +11,7 @@ from pelagos.platform.evaluation.sweep_report import SweepReport, SweepRow, rend
 
 
 def sweep_rows() -> list[SweepRow]:
-    """A trial that beats both baselines, one that is worse than the mean, one measured long ago."""
+    """A trial that beats both baselines, one that is worse than a constant, one measured long ago."""
     baselines = {
         "persistence": {"relative_l1": 0.02, "vrmse": 0.8},
         "mean": {"relative_l1": 0.0155},
@@ -34,7 +34,7 @@ def sweep_rows() -> list[SweepRow]:
             vrmse={"direct": 1.04},
             baselines=baselines,
             beats="neither",
-            is_worse_than_mean=True,
+            is_worse_than_constant=True,
             weights="model",
         ),
         SweepRow("old", *finished, {"direct": 0.5}),
@@ -48,7 +48,7 @@ def test_a_sweep_tells_which_trials_beat_the_baselines_and_warns(
     monkeypatch.setattr(sweep_cli.console, "width", 160)
     sweep_cli.show_report(report, tmp_path)
     shown = capsys.readouterr().out
-    warning = "1 of 3 trials are worse than the mean at the last lead"
+    warning = "1 of 3 trials are no better than a constant at the last lead"
     assert shown.index(warning) < shown.index("relative L1 / VRMSE")
     baselines = "persistence 2.00% / 0.80, mean 1.55% / -"
     weights = "errors of 1 of 3 trials are of averaged weights"

@@ -24,7 +24,10 @@ from pelagos.platform.evaluation import (
 from pelagos.platform.evaluation.summary import Error, summary_rows
 from pelagos.platform.evaluation.verdicts import (
     LEAST_TRAJECTORIES,
+    Comparison,
+    LeadVerdict,
     best_method,
+    combined_label,
     compare,
     judge,
     mean_ranks,
@@ -109,7 +112,7 @@ def test_an_untrained_network_gets_no_favourable_verdict_for_an_offset() -> None
         assert row.errors["direct"].vrmse == pytest.approx(1.0, abs=0.02)
         assert row.verdict.beaten == ()
     assert "beats" not in verdict.sentence
-    assert "is worse than the mean" in verdict.warning
+    assert "is no better than a constant" in verdict.warning
 
 
 def test_persistence_itself_is_not_better_than_persistence() -> None:
@@ -139,7 +142,7 @@ def test_less_error_than_persistence_counts_only_below_a_vrmse_of_one() -> None:
         assert lead.vrmse > 1
         assert lead.label == "neither"
     assert "is better than persistence only where VRMSE is 1 or more" in verdict.sentence
-    assert "worse than the mean at every lead time (1 to 4)" in verdict.warning
+    assert "no better than a constant at every lead time (1 to 4)" in verdict.warning
 
 
 def test_the_mean_is_a_baseline_of_its_own() -> None:
@@ -249,7 +252,7 @@ def test_the_judged_method_is_the_best_over_all_leads() -> None:
         "(direct) beats persistence at lead time 2, 4 (2 of 3) and beats the dataset's mean at lead "
         "time 2, 4 (2 of 3)"
     )
-    assert "worse than the mean at lead time 1 (1 of 3)" in told.warning
+    assert "no better than a constant at lead time 1 (1 of 3)" in told.warning
 
 
 def test_the_report_warns_at_its_top_and_shows_both_errors(tmp_path: Path) -> None:
@@ -257,7 +260,7 @@ def test_the_report_warns_at_its_top_and_shows_both_errors(tmp_path: Path) -> No
     html = page.read_text()
     warning = html.index('class="warning"')
     assert warning < html.index("<table>")
-    assert "is worse than the mean" in html[warning : warning + 300]
+    assert "is no better than a constant" in html[warning : warning + 300]
     assert "paired bootstrap, 2000 resamples" in html
     good, _ = write_report([scored(best_linear)], Provenance("run", 1, "m"), tmp_path / "good")
     assert 'class="warning"' not in good.read_text()
@@ -268,3 +271,26 @@ def test_an_error_is_printed_as_both_shares() -> None:
     assert str(Error(0.25, math.nan)) == "25.00% / -"
     assert str(Error(math.inf, math.inf)) == "diverged"
     assert str(Error(math.nan, math.nan)) == "-"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "label"),
+    [
+        (["better better"] * 2, "both"),
+        (["better better", "better unclear"], "persistence only"),
+        (["better better", "unclear better"], "mean only"),
+        (["better worse", "worse better"], "unclear"),
+        (["worse worse", "better better"], "neither"),
+        (["better better", "too_few too_few"], "too few"),
+    ],
+)
+def test_a_trial_beats_what_it_beats_on_every_dataset(outcomes: list[str], label: str) -> None:
+    ends = {"better": (0.8, 0.9), "worse": (1.1, 1.2), "unclear": (0.9, 1.1), "too_few": (0.8, 0.9)}
+    leads = []
+    for pair in outcomes:
+        against = {
+            name: Comparison(1.0, *ends[outcome], 3 if outcome == "too_few" else 20)
+            for name, outcome in zip(("persistence", "mean"), pair.split(), strict=True)
+        }
+        leads.append(LeadVerdict(1.0, 0.5, against))
+    assert combined_label(leads) == label

@@ -11,8 +11,10 @@ refuses to open. `resume_dataset` goes on where a killed run stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +39,7 @@ from pelagos.data_pipelines.store.layout import (
     sidecar_key,
 )
 from pelagos.data_pipelines.store.manifest import Manifest, ShardRecord, written_shards
-from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
+from pelagos.data_pipelines.store.object_store import LocalStore, ObjectStore, open_store
 from pelagos.data_pipelines.store.schema import DatasetSpec
 from pelagos.data_pipelines.store.shard_stream import object_file, stream_shard
 from pelagos.data_pipelines.store.shards import (
@@ -134,6 +136,22 @@ class DatasetWriter:
         """Shards still to be written, in order."""
         done = written_shards(open_store(self.root_uri, self.storage_options), self.spec)
         return [shard for shard in range(self.num_shards) if shard not in done]
+
+    def abandon(self) -> None:
+        """Remove a dataset that this writer began and of which no shard was written.
+
+        So that a failed attempt does not stand in the way of another with other settings. A dataset
+        with a shard, or that another process has begun anew, stays.
+        """
+        store = open_store(self.root_uri, self.storage_options)
+        with contextlib.suppress(DatasetError):
+            self._check_ownership(store)
+            if len(self.missing_shards()) < self.num_shards:
+                return
+            if isinstance(store, LocalStore):
+                shutil.rmtree(store.root, ignore_errors=True)
+            else:
+                store.delete(sorted(store.sizes()))
 
     def write_shard(
         self,

@@ -23,7 +23,7 @@ def evaluate_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Measure a run on held-out trajectories: forecasts, errors against persistence, a report.
+    """Measure a run on held-out trajectories: forecasts against persistence and the mean, a report.
 
     Example: pelagos evaluate quickstart split=test checkpoint=best
     """

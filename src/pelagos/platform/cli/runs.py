@@ -135,7 +135,7 @@ def resume_command(
     """Continue a run from its newest checkpoint, as if it had never stopped; under another
     strategy, number of workers or cluster, where these are given.
 
-    With --from it goes on from that checkpoint as a branch, e.g. after a divergence with a lower
+    With --from it continues from that checkpoint as a branch, e.g. after a divergence with a lower
     learning rate, or longer than it was to: `--from last schedule.total_steps=20000`.
 
     A run of this directory goes on here, in the foreground; a submitted one is submitted again. A

@@ -1,4 +1,4 @@
-"""Evaluation: forecasts against truth and persistence, their errors, pictures and a report."""
+"""Evaluation: forecasts against truth and baselines, their errors, pictures and a report."""
 
 from pelagos.platform.evaluation.evaluate import (
     DatasetEvaluation,

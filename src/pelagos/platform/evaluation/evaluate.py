@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pelagos.platform.evaluation import masked_scores, rollout
+from pelagos.platform.evaluation import rollout
+from pelagos.platform.evaluation.masked_metrics import error, undefined
 from pelagos.platform.evaluation.metrics import METRICS, energy_spectrum
 from pelagos.platform.evaluation.physics import Physics, PhysicsMeasure, PhysicsScores
 from pelagos.platform.evaluation.rollout import Predict
@@ -50,7 +51,7 @@ class DatasetEvaluation:
     ``scores[method][metric]`` is ``[trajectory, lead, group]``; ``spectra[method]`` the mean
     energy spectrum ``[lead, group, k]`` of truth and forecasts. Methods: ``autoregressive``,
     ``direct``, ``ensemble`` and ``one_step`` of the model; ``persistence`` (the initial frame),
-    ``mean`` (of each field over the training split) and ``previous_frame`` (the frame
+    ``mean`` (of the training split, ``climatology``) and ``previous_frame`` (the frame
     ``rollout_step`` before the target, beside ``one_step``). Models that take several frames have no
     lead time to choose, and make no ``direct`` forecasts. ``undefined[metric]``, of the same shape,
     marks scores that the truth leaves without a value (``metrics.is_undefined``).
@@ -123,9 +124,13 @@ class DatasetEvaluation:
         return mean_of_known(self.quantile(method, metric, q))
 
     def notes(self) -> list[str]:
-        """Sentences that say which errors are left out because the truth vanishes."""
+        """Sentences that say what is left out of errors: masked points, and truths that vanish."""
         reasons = {"vrmse": "VRMSE", "relative_l1": "relative errors"}
-        found = []
+        found = [
+            f"{group}: points without a value are left out of all errors"
+            for group, channels in self.data.groups.items()
+            if any(self.data.fields[channel] in self.data.masked for channel in channels)
+        ]
         for metric, name in reasons.items():
             marks = self.undefined.get(metric)
             for index, group in enumerate(self.group_names if marks is not None else ()):
@@ -199,8 +204,7 @@ def evaluate_dataset(
         for start in range(0, len(trajectories), batch_size):
             chosen = trajectories[start : start + batch_size]
             frames = range(start_frame, last + 1)
-            read = torch.stack([data.read(index, frames) for index in chosen])
-            truth = data.filled(read).to(device)
+            truth, there = read_filled(data, chosen, frames, device)
             forecasts = _forecasts(
                 predict, data, truth, made, rollout_step, input_frames, ensemble_size
             )
@@ -208,10 +212,13 @@ def evaluate_dataset(
                 judged = {k: v for k, v in forecasts.items() if k not in _WITHOUT_PHYSICS}
                 measure.add(data, truth, judged, made, history, chosen)
             forecasts = {method: values[:, scored] for method, values in forecasts.items()}
-            _score(total, data, truth[:, [history + lead for lead in leads]], forecasts)
+            targets = [history + lead for lead in leads]
+            valid = None if there is None else there[:, targets]
+            _score(total, data, truth[:, targets], forecasts, valid)
             for row in range(max(0, min(len(chosen), num_examples - start))):
+                shown = None if there is None else there[row, history:]
                 total.examples.append(
-                    _example(data, chosen[row], truth[row, history:], leads, forecasts, row)
+                    _example(data, chosen[row], truth[row, history:], shown, leads, forecasts, row)
                 )
     count = len(trajectories)
     return DatasetEvaluation(
@@ -230,6 +237,21 @@ def evaluate_dataset(
         physics=None if measure is None else measure.finish(),
         physics_note=physics_note,
     )
+
+
+def read_filled(
+    data: EvaluationData,
+    trajectories: Sequence[int],
+    frames: Sequence[int],
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor | None]:
+    """Frames ``[B, F, C, *grid]``, 0 where they have no value, and where they have one, None if
+    everywhere: what a dataset holds there must not reach a forecast."""
+    truth = torch.stack([data.read(index, frames) for index in trajectories]).to(device)
+    if data.valid is None:
+        return truth, None
+    valid = torch.stack([data.valid(index, frames) for index in trajectories]).to(device)
+    return truth.where(valid, 0.0), valid
 
 
 @dataclass
@@ -289,31 +311,35 @@ def _forecasts(
 
 
 def _score(
-    total: _Totals, data: EvaluationData, target: Tensor, forecasts: Mapping[str, Tensor]
+    total: _Totals,
+    data: EvaluationData,
+    target: Tensor,
+    forecasts: Mapping[str, Tensor],
+    valid: Tensor | None = None,
 ) -> None:
-    valid = data.valid(target)
-    frames = {"truth": target, **forecasts}
-    if valid is not None:  # so that spectra compare the same points
-        frames = {method: values.where(valid, 0.0) for method, values in frames.items()}
-    physical = {method: data.to_physical(values) for method, values in frames.items()}
+    """Add errors and spectra of a batch, all ``[B, L, C, *grid]``; ``valid``: where the truth has a
+    value, None if everywhere."""
+    physical = {"truth": data.to_physical(target)}
+    physical.update({method: data.to_physical(value) for method, value in forecasts.items()})
     groups, dimensions = [list(c) for c in data.groups.values()], data.num_dimensions
     truth = [physical["truth"][:, :, channels] for channels in groups]
-    there = [
-        None if valid is None or not set(c) & set(data.masks) else valid[:, :, c].all(2)
-        for c in groups
-    ]
     sizes = [math.hypot(*(data.size[c] for c in g)) / math.sqrt(len(g)) for g in groups]
+    masks = [None if valid is None else valid[:, :, channels] for channels in groups]
     for metric in METRICS:
         marks = [
-            masked_scores.undefined(metric, true, points, dimensions, size)
-            for true, points, size in zip(truth, there, sizes, strict=True)
+            undefined(metric, true, dimensions, size, mask)
+            for true, size, mask in zip(truth, sizes, masks, strict=True)
         ]
         total.undefined.setdefault(metric, []).append(torch.stack(marks, dim=-1).cpu().numpy())
     for method, values in physical.items():
         parts = [values[:, :, channels] for channels in groups]
         if method not in _WITHOUT_SPECTRA:
             # A vector's spectrum is the sum of its components'.
-            spectra = [energy_spectrum(part, dimensions).sum(2).sum(0) for part in parts]
+            whole = [
+                part if mask is None else part.where(mask, true)
+                for part, true, mask in zip(parts, truth, masks, strict=True)
+            ]
+            spectra = [energy_spectrum(part, dimensions).sum(2).sum(0) for part in whole]
             summed = torch.stack(spectra, dim=1).cpu().numpy()
             total.spectra[method] = total.spectra.get(method, np.zeros_like(summed)) + summed
         if method == "truth":
@@ -321,8 +347,8 @@ def _score(
         by_metric = total.scores.setdefault(method, {})
         for metric in METRICS:
             scores = [
-                masked_scores.score(metric, part, true, points, dimensions)
-                for part, true, points in zip(parts, truth, there, strict=True)
+                error(metric, part, true, dimensions, mask)
+                for part, true, mask in zip(parts, truth, masks, strict=True)
             ]
             by_metric.setdefault(metric, []).append(torch.stack(scores, dim=-1).cpu().numpy())
 
@@ -331,22 +357,23 @@ def _example(
     data: EvaluationData,
     trajectory: int,
     truth: Tensor,
+    valid: Tensor | None,
     leads: Sequence[int],
     forecasts: Mapping[str, Tensor],
     row: int,
 ) -> ExampleForecast:
-    def physical(values: Tensor, like: Tensor) -> npt.NDArray[np.float32]:
-        """NaN where ``like`` has no value."""
-        shown, valid = data.to_physical(values).float(), data.valid(like)
-        return np.asarray((shown if valid is None else shown.where(valid, torch.nan)).cpu().numpy())
+    def physical(values: Tensor, at: Sequence[int]) -> npt.NDArray[np.float32]:
+        shown = data.to_physical(values).float()
+        if valid is not None:
+            shown = shown.where(valid[list(at)], torch.nan)
+        return np.asarray(shown.cpu().numpy())
 
-    targets = truth[list(leads)]
     return ExampleForecast(
         trajectory=int(trajectory),
-        initial=physical(truth[0], truth[0]),
-        truth=physical(targets, targets),
+        initial=physical(truth[:1], [0])[0],
+        truth=physical(truth[list(leads)], leads),
         forecasts={
-            method: physical(forecasts[method][row], targets)
+            method: physical(forecasts[method][row], leads)
             for method in ("autoregressive", "direct", "ensemble", "persistence")
             if method in forecasts
         },

@@ -13,6 +13,7 @@ single wave number, on small grids, are undefined too. ``is_undefined`` tells, f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -95,10 +96,16 @@ def boundary_rmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> T
     PDEBench's bRMSE (arXiv:2210.07182, app. B): ends, edges or faces in one, two or three dimensions.
     """
     squares = (forecast.double() - truth.double()).square()
-    is_outermost = torch.ones(truth.shape[-num_dimensions:], dtype=torch.bool, device=truth.device)
-    is_outermost[(slice(1, -1),) * num_dimensions] = False
+    is_outermost = outermost_points(truth.shape[-num_dimensions:], truth.device)
     outermost = squares.flatten(-num_dimensions)[..., is_outermost.flatten()]
     return outermost.mean((-2, -1)).sqrt()
+
+
+def outermost_points(sides: Sequence[int], device: torch.device) -> Tensor:
+    """Where a grid ends, ``[*grid]`` bool."""
+    is_outermost = torch.ones(*sides, dtype=torch.bool, device=device)
+    is_outermost[(slice(1, -1),) * len(sides)] = False
+    return is_outermost
 
 
 def max_error(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
@@ -205,7 +212,9 @@ def _quadrant_shells(field: Tensor, num_dimensions: int) -> Tensor:
     energy: Tensor = torch.fft.fftn(field, dim=axes, norm="forward").abs().square()
     if num_dimensions == 1:
         return energy[..., : sides[0] // 2 + 1]
-    quadrant = energy[(..., *(slice(side // 2) for side in sides))]
+    quadrant = energy
+    for axis, side in zip(axes, sides, strict=True):
+        quadrant = quadrant.narrow(axis, 0, side // 2)
     waves = [torch.arange(side // 2, device=field.device) for side in sides]
     squares = sum(k.square() for k in torch.meshgrid(*waves, indexing="ij"))
     assert isinstance(squares, Tensor)

@@ -144,6 +144,7 @@ def page_environment() -> jinja2.Environment:
     )
     environment.filters["percent"] = _percent
     environment.filters["number"] = _number
+    environment.filters["digits"] = _digits
     return environment
 
 
@@ -269,6 +270,11 @@ def _number(value: float) -> str:
     if math.isnan(value):
         return "-"
     return f"{value:.3g}" if math.isfinite(value) else "diverged"
+
+
+def _digits(value: float) -> str:
+    """Like `_number`, with the zeros that say how exact it is: 1.00."""
+    return f"{value:#.3g}" if abs(value) < 100 else _number(value)
 
 
 def _percent(value: float) -> str:

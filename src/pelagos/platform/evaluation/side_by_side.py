@@ -358,7 +358,8 @@ def best_sentence(data: SharedDataset) -> str:
     """One sentence: which run ranks first, and at how many leads trajectories can tell that it is
     better than each of the others."""
     best, *others = data.contenders
-    cells = f"over {len(data.first.lead_steps)} leads and {len(data.groups)} fields"
+    num_cells = len(data.first.lead_steps) * len(data.groups)
+    cells = f"over {num_cells} pairs of lead and field"
     if others[0].rank == best.rank:
         equal = [c.run for c in data.contenders if c.rank == best.rank]
         return f"{' and '.join(equal)} have the same mean rank {best.rank:.3g} {cells}"

@@ -52,6 +52,7 @@ class SummaryRow:
             "dataset": self.dataset,
             "lead_step": self.lead_step,
             "lead_time": self.lead_time,
+            "direct": math.nan,  # of models that forecast step by step alone
             **{method: error.relative_l1 for method, error in self.errors.items()},
             "vrmse": {method: error.vrmse for method, error in self.errors.items()},
             **{f"beats_{baseline}": self.verdict.beats(baseline) for baseline in BASELINES},

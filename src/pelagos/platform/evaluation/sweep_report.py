@@ -66,7 +66,7 @@ class SweepRow:
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     """`persistence` and `mean`: `relative_l1` and `vrmse`, where these were measured."""
     beats: str = ""
-    is_worse_than_mean: bool = False
+    is_worse_than_constant: bool = False
     weights: str = ""
 
     @property
@@ -132,14 +132,14 @@ class SweepReport:
 
     @property
     def warning(self) -> str:
-        """Which trials are worse than the mean of their data; empty if none is."""
-        worse = [row.name for row in self.rows if row.is_worse_than_mean]
+        """Which trials are no better than a constant; empty if none is."""
+        worse = [row.name for row in self.rows if row.is_worse_than_constant]
         if not worse:
             return ""
         names = ", ".join(worse[:_NAMED]) + (", …" if len(worse) > _NAMED else "")
         return (
-            f"{len(worse)} of {len(self.rows)} trials are worse than the mean at {self.lead}: a field "
-            f"of one value has less error ({names})"
+            f"{len(worse)} of {len(self.rows)} trials are no better than a constant at {self.lead}: "
+            f"VRMSE is above 1, or the dataset's mean has less error ({names})"
         )
 
     def baseline_lines(self) -> list[str]:

@@ -81,7 +81,7 @@ class LeadVerdict:
         return tuple(baseline for baseline in self.against if self.beats(baseline))
 
     @property
-    def is_worse_than_mean(self) -> bool:
+    def is_worse_than_constant(self) -> bool:
         """Whether the median trajectory is worse than the dataset's mean or its own, significant
         or not."""
         return self.against["mean"].ratio > 1 or self.vrmse > 1
@@ -134,13 +134,13 @@ class Verdict:
 
     @property
     def warning(self) -> str:
-        """What must be said first: where the model is worse than the mean; empty if nowhere."""
-        worse = [lead for lead in self.leads if lead.is_worse_than_mean]
+        """What must be said first: where a constant is as good as the model; empty if nowhere."""
+        worse = [lead for lead in self.leads if lead.is_worse_than_constant]
         if not worse:
             return ""
         return (
-            f"the model ({self.method}) is worse than the mean {self._at(worse)}: a field of one "
-            f"value has less error"
+            f"the model ({self.method}) is no better than a constant {self._at(worse)}: VRMSE is "
+            f"above 1, or the dataset's mean has less error"
         )
 
     def _against(self, baseline: str) -> str:

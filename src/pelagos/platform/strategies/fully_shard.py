@@ -23,7 +23,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pelagos.platform.optimizer import OptimizerFactory
-from pelagos.platform.strategies.base import StrategyOptions
+from pelagos.platform.strategies.base import StrategyOptions, TensorState
 from pelagos.platform.strategies.initialize import drawn_copy, is_on_meta, modules_to_draw
 from pelagos.platform.strategies.processes import ensure_process_group, rank_device
 from pelagos.platform.strategies.torch_optimizer import TorchOptimizerStrategy
@@ -99,6 +99,13 @@ class FullyShardStrategy(TorchOptimizerStrategy):
 
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(self.scaled(loss))
+
+    def load_state(self, state: TensorState) -> None:
+        """Drop gathered copies, which are of the weights before: the root keeps its own after a
+        forward pass without a backward pass."""
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def close(self) -> None:
         if self._made_group and "RANK" not in os.environ:

@@ -29,6 +29,10 @@ def is_classic(file: str) -> bool:
         return False
 
 
+def _leave(_: object) -> None:
+    """Leave closing to the garbage collector."""
+
+
 class ClassicFile:
     """An open file of variables.
 
@@ -48,7 +52,9 @@ class ClassicFile:
                 f"`nccopy -k nc4 {file} NEW.nc` writes it as netCDF-4"
             )
         try:
-            self.file: Any = netcdf_file(file, "r", mmap=True, maskandscale=False)
+            # the mapping lasts as long as arrays that use it: scipy's own closing would warn of that
+            kept_open = type("KeptOpen", (netcdf_file,), {"close": _leave, "__del__": _leave})
+            self.file: Any = kept_open(file, "r", mmap=True, maskandscale=False)
         except (TypeError, ValueError, IndexError) as error:
             raise SourceError(
                 f"{file} cannot be read as classic netCDF ({error}): it is cut short or damaged"

@@ -1,0 +1,123 @@
+"""Points without a value are left out of errors: what stands there changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from pelagos.platform.evaluation import EvaluationData, evaluate_dataset
+from pelagos.platform.evaluation.masked_metrics import error, undefined
+from pelagos.platform.evaluation.metrics import METRICS
+
+SIDES = (9, 11)
+
+
+@dataclass
+class OceanSpec:
+    name: str = "ocean"
+    frame_interval: float = 1.0
+    grid_shape: tuple[int, ...] = SIDES
+    constant_fields: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Ocean:
+    """Temperature of the sea, and where the sea is; on land stands `land`."""
+
+    land: float
+    spec: OceanSpec = field(default_factory=OceanSpec)
+    uri: str = "memory://ocean"
+    fingerprint: str = "o"
+    num_frames: int = 3
+    field_names: tuple[str, ...] = ("temperature", "mask")
+
+    @property
+    def sea(self) -> npt.NDArray[np.bool_]:
+        return np.random.default_rng(7).random(SIDES) < 0.6
+
+    def values(self, trajectory: int) -> npt.NDArray[np.float64]:
+        return 10.0 + np.random.default_rng(trajectory).normal(size=(self.num_frames, *SIDES))
+
+    def read_frames(self, trajectory: int, frames: Sequence[int]) -> npt.NDArray[np.float32]:
+        values = np.where(self.sea, self.values(trajectory), self.land)[list(frames)]
+        mask = np.broadcast_to(self.sea, values.shape)
+        return np.stack([values, mask], axis=1).astype(np.float32)
+
+
+def scores(land: float) -> dict[str, npt.NDArray[np.float64]]:
+    data = EvaluationData.from_dataset(
+        Ocean(land),
+        ("temperature",),
+        (10.0,),
+        (1.0,),
+        masks={"temperature": "mask"},
+    )
+    evaluation = evaluate_dataset(lambda x, t: x, data, range(4), (1, 2), num_examples=0)
+    assert evaluation.notes() == ["temperature: points without a value are left out of all errors"]
+    return evaluation.scores["direct"]
+
+
+def test_errors_are_those_of_the_points_with_a_value() -> None:
+    found, dataset = scores(land=10.0), Ocean(10.0)
+    sea = dataset.sea
+    edge = np.ones(SIDES, bool)
+    edge[1:-1, 1:-1] = False
+    for trajectory in range(4):
+        values = dataset.values(trajectory)[:, sea]
+        for lead in (1, 2):
+            truth, wrong = values[lead], values[0] - values[lead]
+            at_edge = (dataset.values(trajectory)[0] - dataset.values(trajectory)[lead])[sea & edge]
+            expected = {
+                "relative_l1": np.abs(wrong).sum() / np.abs(truth).sum(),
+                "relative_l2": np.sqrt((wrong**2).sum() / (truth**2).sum()),
+                "vrmse": np.sqrt((wrong**2).mean() / truth.var()),
+                "rmse": np.sqrt((wrong**2).mean()),
+                "conserved_rmse": abs(wrong.mean()),
+                "max_error": np.abs(wrong).max(),
+                "boundary_rmse": np.sqrt((at_edge**2).mean()),
+            }
+            for metric, value in expected.items():
+                got = found[metric][trajectory, lead - 1, 0]
+                assert got == pytest.approx(value, rel=1e-4), metric
+
+
+def test_what_stands_on_land_changes_no_error() -> None:
+    found, other = scores(land=10.0), scores(land=-3.0)
+    for metric in METRICS:
+        if "rmse_high" not in metric:  # the grid has no such wave numbers
+            np.testing.assert_allclose(found[metric], other[metric], rtol=1e-4, err_msg=metric)
+
+
+@pytest.mark.parametrize("metric", list(METRICS))
+def test_forecasts_on_land_do_not_count_and_whole_grids_are_as_without_a_mask(metric: str) -> None:
+    truth, forecast = torch.randn(2, 3, 2, 2, 26, 26, dtype=torch.float64)
+    valid = torch.rand(3, 2, 2, 26, 26) < 0.7
+    wild = torch.where(valid.all(-3, keepdim=True), forecast, torch.nan)
+    if not metric.startswith(("frmse", "spectral")):
+        known = error(metric, wild, truth, 2, valid)
+        assert known.shape == (3, 2)
+        torch.testing.assert_close(known, error(metric, forecast, truth, 2, valid))
+    known = error(metric, forecast.masked_fill(~valid, 1e9), truth, 2, valid)
+    torch.testing.assert_close(known, error(metric, forecast, truth, 2, valid))
+    everywhere = torch.ones_like(valid)
+    expected = METRICS[metric](forecast, truth, 2)
+    torch.testing.assert_close(error(metric, forecast, truth, 2, everywhere), expected)
+    assert not torch.allclose(known, expected, rtol=1e-3)
+
+
+def test_without_any_point_there_is_no_error() -> None:
+    truth, forecast = torch.randn(2, 2, 1, 8, 8)
+    valid = torch.ones(2, 1, 8, 8, dtype=torch.bool)
+    valid[0] = False
+    for metric in ("relative_l1", "rmse", "max_error", "vrmse"):
+        assert undefined(metric, truth, 2, 1.0, valid).tolist() == [True, False]
+        assert error(metric, forecast, truth, 2, valid).isnan().tolist() == [True, False]
+    valid[0, 0, 3, 3] = True  # one point, not on the boundary
+    assert undefined("boundary_rmse", truth, 2, 1.0, valid).tolist() == [True, False]
+    assert undefined("vrmse", truth, 2, 1.0, valid).tolist() == [True, False]
+    assert undefined("rmse", truth, 2, 1.0, valid).tolist() == [False, False]
