@@ -38,10 +38,11 @@ def climatology(data: EvaluationData, trajectories: Sequence[int]) -> Tensor:
     squares = torch.zeros_like(total)
     counts = torch.zeros_like(total)
     for trajectory in chosen:
-        values = data.read(trajectory, frames).double()
-        valid = torch.ones_like(values) if data.valid is None else data.valid(trajectory, frames)
-        seen = valid.double().sum(0)
-        pattern = values.where(valid > 0, 0.0).sum(0) / seen.clamp_min(1)
+        values = data.read(trajectory, frames)
+        valid = data.valid(values)
+        there = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
+        seen = there.sum(0)
+        pattern = values.double().where(there, 0.0).sum(0) / seen.clamp_min(1)
         is_seen = seen > 0
         pattern = (pattern - _over_space(pattern, is_seen)).where(is_seen, 0.0)
         total += pattern

@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pelagos.platform.evaluation import plots, rollout
-from pelagos.platform.evaluation.evaluate import read_filled
 from pelagos.platform.evaluation.metrics import energy_spectrum
 from pelagos.platform.evaluation.rollout import Predict
 from pelagos.platform.evaluation.view import EvaluationData
@@ -126,8 +125,9 @@ def roll_out(
     found = []
     for start in range(0, len(trajectories), batch_size):
         chosen = trajectories[start : start + batch_size]
-        truth, valid = read_filled(data, chosen, frames, device)
-        found.append(_roll_out_batch(predict, data, truth, valid, steps, lead_time, input_frames))
+        read = torch.stack([data.read(index, frames) for index in chosen])
+        truth = data.filled(read).to(device)
+        found.append(_roll_out_batch(predict, data, truth, steps, lead_time, input_frames))
     ends = torch.cat([batch.first_non_finite for batch in found])
     return Stability(
         dataset=data.name,
@@ -154,28 +154,22 @@ def _roll_out_batch(
     predict: Predict,
     data: EvaluationData,
     truth: Tensor,
-    valid: Tensor | None,
     steps: range,
     lead_time: float,
     input_frames: int,
 ) -> _Batch:
     present = data.channel_mask.to(truth.device)
     last = input_frames - 1
-    start = None if valid is None else valid[:, last]  # which the forecasts keep
-    initial = _spectra(data, truth[:, last], start)[0]
+    initial = _spectra(data, truth[:, last])[0]
     state = rollout.masked(rollout.state_at(truth, last, 1, input_frames), present)
     spectra, first = [], torch.zeros(len(truth), dtype=torch.int64)
     for step in steps:
         frame, state = rollout.advance(predict, state, lead_time, present)
-        if start is not None:  # what the model says of points without a value is not used
-            frame = frame.where(start, 0.0)
+        frame = data.filled(frame)  # what the model says of points without a value is not used
         is_bad = ~frame.flatten(1).isfinite().all(1).cpu()
         first = torch.where(is_bad & (first == 0), step, first)
-        spectra.append(_spectra(data, frame, start))
-    true_spectra = [
-        _spectra(data, truth[:, i], None if valid is None else valid[:, i])
-        for i in range(last, truth.shape[1])
-    ]
+        spectra.append(_spectra(data, frame))
+    true_spectra = [_spectra(data, truth[:, i]) for i in range(last, truth.shape[1])]
     return _Batch(_measures(spectra, initial), _measures(true_spectra, initial), first)
 
 
@@ -222,12 +216,10 @@ def _band(axis: Any, times: FloatArray, values: FloatArray, method: str) -> None
     plots.plain(axis)
 
 
-def _spectra(
-    data: EvaluationData, frame: Tensor, valid: Tensor | None
-) -> tuple[list[Tensor], Tensor]:
+def _spectra(data: EvaluationData, frame: Tensor) -> tuple[list[Tensor], Tensor]:
     """Energy spectra of each group of a frame ``[B, C, *grid]``, ``[B, k]``, and mean squares
     ``[B, group]``, of physical values; the latter over the points with values."""
-    physical = data.to_physical(frame)
+    physical, valid = data.to_physical(data.filled(frame)), data.valid(frame)
     parts = [physical[:, list(channels)] for channels in data.groups.values()]
     spectra = [energy_spectrum(part, data.num_dimensions).sum(1) for part in parts]
     if valid is None:
