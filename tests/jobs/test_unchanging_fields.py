@@ -174,3 +174,17 @@ def test_raw_fields_have_no_smallest_size(make: MakeJob) -> None:
     job = make({"data": {"u": 1e-9 * noise(0)}}, ["u"], "data.normalization=none")
     mixture = build_mixture(job, open_datasets(job))
     assert build_objective(job, mixture).smallest_label == 0.0  # type: ignore[attr-defined]
+
+
+def test_a_field_that_no_dataset_has_is_no_reason_to_validate_more(
+    make: MakeJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fine-tuning keeps the channels of its source, of which the new data may lack some."""
+    job = make({"v": {"u": noise(0)}, "w": {"u": noise(1)}}, ["u"])
+    wider = job.model_copy(update={"data": job.data.model_copy(update={"fields": ("u", "p")})})
+    wider = wider.model_copy(
+        update={"data": wider.data.model_copy(update={"normalization": "none"})}
+    )
+    with caplog.at_level(logging.WARNING):
+        check_parts(wider)
+    assert "validation samples" not in caplog.text

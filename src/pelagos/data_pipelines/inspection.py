@@ -17,6 +17,7 @@ from pelagos.data_pipelines.foreign import Description, ForeignDataset, open_rea
 from pelagos.data_pipelines.foreign.overview import ForeignOverview, overview
 from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
 from pelagos.data_pipelines.store.chunk_grid import TouchedChunk, touched_chunks
+from pelagos.data_pipelines.store.coordinates import coordinate_contents, is_coordinate
 from pelagos.data_pipelines.store.field_statistics import (
     TrajectorySums,
     dataset_statistics,
@@ -24,7 +25,12 @@ from pelagos.data_pipelines.store.field_statistics import (
     shard_sums,
 )
 from pelagos.data_pipelines.store.half_precision import as_read
-from pelagos.data_pipelines.store.layout import GROUP_KEY, array_documents
+from pelagos.data_pipelines.store.layout import (
+    GROUP_KEY,
+    array_documents,
+    decoded_attributes,
+    is_earlier,
+)
 from pelagos.data_pipelines.store.manifest import Manifest, Statistics, load_manifest
 from pelagos.data_pipelines.store.object_store import Bytes, ObjectStore, open_store
 from pelagos.data_pipelines.store.shards import (
@@ -313,14 +319,15 @@ def _is_close(stored: float, found: float, scale: float) -> bool:
 def _verify_vectors(store: ObjectStore, manifest: Manifest, report: VerifyReport) -> None:
     """Check coordinates, which other readers go by, and parameters."""
     spec = manifest.spec
-    for name, points in spec.coordinates().items():
+    documents = array_documents(spec, earlier=_is_earlier(store))
+    for name in (name for name in coordinate_contents(spec) if name in documents):
         key = f"{name}/c/0"
         try:
-            values = np.frombuffer(_checked_payload(store, key), "<f8")
+            payload = _checked_payload(store, key)
         except (DatasetError, ValueError, OSError) as error:
             report.damage.append(Damage(key, str(error)))
             continue
-        if values.shape != points.shape or not np.allclose(values, points, rtol=1e-12, atol=0):
+        if not is_coordinate(spec, name, payload):
             report.damage.append(Damage(key, "is not the coordinate that the manifest describes"))
     for name in spec.parameter_names:
         key = f"parameters/{name}/c/0"
@@ -334,6 +341,14 @@ def _verify_vectors(store: ObjectStore, manifest: Manifest, report: VerifyReport
             report.damage.append(Damage(key, "is not the parameter that the manifest describes"))
 
 
+def _is_earlier(store: ObjectStore) -> bool:
+    """Whether the dataset is of before; if its group cannot be read, which is told, it is not."""
+    try:
+        return is_earlier(json.loads(store.read(GROUP_KEY)))
+    except (DatasetError, ValueError, OSError, AttributeError):
+        return False
+
+
 def _checked_payload(store: ObjectStore, key: str) -> bytes:
     content = store.read(key)
     check(content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:])
@@ -342,7 +357,7 @@ def _checked_payload(store: ObjectStore, key: str) -> bytes:
 
 def _verify_metadata(store: ObjectStore, manifest: Manifest, report: VerifyReport) -> None:
     """Check the `zarr.json` files, which other readers go by."""
-    documents = array_documents(manifest.spec)
+    documents = array_documents(manifest.spec, earlier=_is_earlier(store))
     wanted = {f"{path}/zarr.json": document for path, document in documents.items()}
     for key in (GROUP_KEY, *wanted):
         try:
@@ -372,4 +387,8 @@ def _differing_attributes(found: dict[str, Any], manifest: Manifest) -> list[str
         "statistics_split": split,
         "fingerprint": manifest.fingerprint,
     }
+    try:
+        found = decoded_attributes(found)
+    except ValueError as error:
+        return [f"of JSON text ({error})"]
     return [key for key, value in wanted.items() if found.get(key) != value]

@@ -26,7 +26,7 @@ from pelagos.data_pipelines.curriculum import (
     weights_by_step,
 )
 from pelagos.data_pipelines.given_fields import given_fields
-from pelagos.data_pipelines.mixture_checks import mixture_problems
+from pelagos.data_pipelines.mixture_checks import check_masks, mixture_problems
 from pelagos.data_pipelines.mixture_state import (
     LONGEST_STATE,
     STATE_KEYS,
@@ -123,6 +123,7 @@ class Mixture:
             )
         # a dataset without a mask has values everywhere
         self._masks = frozenset(m for e in self.entries for m in e.dataset.spec.masks.values())
+        check_masks(self.normalization, self._masks)
         self._scratch = threading.local()
         self._labels = tuple(_labels(e.dataset) for e in self.entries)
         self._plans = tuple(self._channel_plan(entry) for entry in self.entries)
@@ -208,6 +209,14 @@ class Mixture:
         spec = self.entries[dataset].dataset.spec
         has = {*spec.field_names, *spec.constant_fields, *self._masks}
         return np.array([self.absent_counts or name in has for name in self.fields])
+
+    @property
+    def masks(self) -> dict[str, str]:
+        """The channels that have points without a value, each with the field that says where: 1 with
+        a value, 0 without. That field need not be a channel."""
+        specs = [entry.dataset.spec for entry in self.entries]
+        found = {name: mask for spec in specs for name, mask in spec.masks.items()}
+        return {name: found[name] for name in self.fields if name in found}
 
     @property
     def given_fields(self) -> frozenset[str]:

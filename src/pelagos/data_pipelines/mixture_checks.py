@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from pelagos.data_pipelines.curriculum import weight_problem
 
 if TYPE_CHECKING:
     from pelagos.data_pipelines.mixture import MixtureEntry
+    from pelagos.data_pipelines.normalization import Normalization
 
 
 def mixture_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[str]:
@@ -50,6 +51,7 @@ def mixture_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> 
         ):
             problems.append(f"{dataset.uri}: a crop of {crop} points does not fit its grid {grid}")
     problems += _misspelt(entries, fields)
+    problems += _mask_problems(entries, fields)
     if len({len(entry.dataset.grid_shape) for entry in entries}) > 1:
         listed = ", ".join(f"{e.dataset.uri}: {e.dataset.grid_shape}" for e in entries)
         problems.append(f"all grids must have as many axes, got {listed}: train on them separately")
@@ -60,6 +62,47 @@ def mixture_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> 
         )
     if with_weight and any(entry.repeat != 1 for entry in entries):
         problems.append("datasets have weights and repeats: use one of the two")
+    return problems
+
+
+def check_masks(normalization: Normalization, masks: Collection[str]) -> None:
+    """Raise ValueError if a normalisation makes other numbers of a mask than 0 and 1."""
+    rows = zip(normalization.fields, normalization.mean, normalization.std, strict=True)
+    for name, mean, std in rows:
+        if name in masks and (mean, std) != (0.0, 1.0):
+            raise ValueError(
+                f"normalisation of {name!r} has mean {mean:g} and std {std:g}, but it says where "
+                f"fields have values and stays 0 and 1: give mean 0 and std 1"
+            )
+
+
+def _mask_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[str]:
+    """Fields of which datasets do not agree where they have values, and masks that are shifted."""
+    problems: list[str] = []
+    masks: dict[str, tuple[str, str]] = {}  # of a field its mask, and where that was first seen
+    for entry in entries:
+        for name, mask in entry.dataset.spec.masks.items():
+            first, where = masks.setdefault(name, (mask, entry.dataset.uri))
+            if name in fields and first != mask:
+                problems.append(
+                    f"field {name!r} is masked by {first!r} in {where}, by {mask!r} in "
+                    f"{entry.dataset.uri}: convert them so that one name says where it has values"
+                )
+    for entry in entries:
+        spec = entry.dataset.spec
+        for name, (mask, where) in masks.items():
+            unmasked = name in spec.field_names and name not in spec.masks
+            if name in fields and unmasked and mask in spec.field_names:
+                problems.append(
+                    f"field {name!r} is masked by {mask!r} in {where}, but not in "
+                    f"{entry.dataset.uri}, which has a field {mask!r} too: they cannot share channels"
+                )
+        shifted = sorted(set(entry.offset) & {mask for mask, _ in masks.values()})
+        if shifted:
+            problems.append(
+                f"{entry.dataset.uri}: offset for {', '.join(shifted)}, which says where other "
+                f"fields have values and stays 0 and 1: leave it out"
+            )
     return problems
 
 

@@ -206,6 +206,7 @@ def _evaluate(
 ) -> DatasetEvaluation:
     training, forecaster = trained.training, trained.forecaster
     dataset = open_recorded(record["uri"], training)
+    _check_masks(dataset, forecaster)
     stride, frames = training.objective.frame_stride, forecaster.objective.input_frames
     history = (frames - 1) * stride
     initial = max(initial_frame, history)
@@ -236,6 +237,17 @@ def _trained_on(dataset: ReadableDataset) -> range:
         return dataset.split("train")
     except ValueError:
         return dataset.split("all")
+
+
+def _check_masks(dataset: ReadableDataset, forecaster: Forecaster) -> None:
+    masks = dataset.spec.masks
+    absent = [f for f in forecaster.fields if f in masks and masks[f] not in forecaster.fields]
+    if absent:
+        raise ValueError(
+            f"{dataset.uri}: {', '.join(absent)} has points without a value, but the run was trained "
+            f"without {', '.join(sorted({masks[f] for f in absent}))}, which says where: train with it "
+            f"in data.fields"
+        )
 
 
 def _physics(dataset: ReadableDataset, forecaster: Forecaster) -> tuple[DatasetPhysics | None, str]:

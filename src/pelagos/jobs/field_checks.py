@@ -41,12 +41,17 @@ def field_problems(
                     name,
                     why,
                 )
-    present = np.any([held_out.present(d) for d in {s.dataset for s in validated}], axis=0)
-    groups = zip(objective.group_names, objective.group_channels, strict=True)
-    without = [name for name, channels in groups if not any(present[c] for c in channels)]
-    if len(without) == len(objective.group_names):
-        message = f"no sample of split {job.validation.split} has any of {', '.join(without)}"
+    drawn = np.any([held_out.present(d) for d in {s.dataset for s in validated}], axis=0)
+    anywhere = np.any([held_out.present(d) for d in range(len(held_out.entries))], axis=0)
+    groups = list(zip(objective.group_names, objective.group_channels, strict=True))
+    if not any(drawn[c] for _, channels in groups for c in channels):
+        message = f"no sample of split {job.validation.split} has any of {', '.join(dict(groups))}"
         return [Problem(("validation", "num_samples"), message)]
+    without = [
+        name
+        for name, channels in groups
+        if any(anywhere[c] for c in channels) and not any(drawn[c] for c in channels)
+    ]
     if without:
         logger.warning(
             "none of the %d validation samples has %s: the validation loss leaves that out; raise "

@@ -16,6 +16,9 @@ from pelagos.jobs.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.parts import options_for
 from pelagos.models.low_rank import merged
 from pelagos.models.objectives import (
+    NO_MASKS,
+    FieldMasks,
+    FieldObjective,
     Objective,
     create_objective,
     default_field_groups,
@@ -92,7 +95,7 @@ class Forecaster:
             offset=offset,
             groups=groups or usual_groups(self.fields, dataset),
             statistics=dataset.statistics,
-            masks=dataset.spec.masks,
+            masks={**self.description.get("masks", {}), **dataset.spec.masks},
         )
 
     def predict_on(self, data: EvaluationData) -> Predict:
@@ -122,6 +125,8 @@ class Forecaster:
 
         `absent` names the fields that the data lack: whatever `fields` hold there, the model sees
         what it saw for absent fields in training, and NaN comes back, for it forecasts nothing there.
+        NaN also comes back where the latest frame has no value, which the masks among the fields
+        say; what `fields` hold there does not matter, NaN included. An absent mask is 1 everywhere.
 
         Raises:
             ValueError: `absent` names no field of the model, or every one.
@@ -130,7 +135,15 @@ class Forecaster:
         normalized = self._fill(self.normalization.apply(fields, self._channel_axis), absent)
         forecast = self.normalization.invert(self.predict_normalized(normalized, lead_time), 1)
         forecast[:, [self.fields.index(name) for name in absent]] = torch.nan
-        return forecast
+        latest = normalized if self._channel_axis == 1 else normalized[:, -1]
+        valid = self._masks.valid(latest)
+        return forecast if valid is None else forecast.where(valid, torch.nan)
+
+    @property
+    def _masks(self) -> FieldMasks:
+        return (
+            self.objective.field_masks if isinstance(self.objective, FieldObjective) else NO_MASKS
+        )
 
     @property
     def _absent_value(self) -> float:
@@ -146,8 +159,11 @@ class Forecaster:
         if not absent:
             return normalized
         channels = [self.fields.index(name) for name in absent]
-        at = torch.tensor(channels, device=normalized.device)
-        return normalized.index_fill(self._channel_axis, at, self._absent_value)
+        masks = [channel for channel in channels if channel in self._masks.channels]
+        for where, value in ((channels, self._absent_value), (masks, 1.0)):
+            at = torch.tensor(where, dtype=torch.long, device=normalized.device)
+            normalized = normalized.index_fill(self._channel_axis, at, value)
+        return normalized
 
     def _check_absent(self, absent: Collection[str]) -> None:
         strangers = sorted(set(absent) - set(self.fields))

@@ -9,7 +9,9 @@ from pelagos.models.low_rank import add_low_rank
 from pelagos.models.objectives import (
     OBJECTIVES,
     FieldObjective,
+    Masked,
     Objective,
+    Segmentation,
     create_objective,
     without_fields,
 )
@@ -45,7 +47,34 @@ def objective_options(job: TrainingJob, mixture: Mixture | None = None) -> dict[
         OBJECTIVES[job.objective.name], FieldObjective
     ):
         options["smallest_label"] = 0.0  # of raw fields no size is known
+    if mixture is not None and (masks := _masks(job, mixture)):
+        options["masks"] = masks
     return options
+
+
+def _masks(job: TrainingJob, mixture: Mixture) -> dict[str, str]:
+    """Return the masks of the job's fields, as far as its objective leaves masked points out.
+
+    Raises:
+        ValueError: the objective cannot know where there are no values.
+    """
+    kind, masks = OBJECTIVES[job.objective.name], mixture.masks
+    label = job.objective.label_field or "label"
+    if issubclass(kind, Segmentation) and label in masks:
+        raise ValueError(
+            f"{label} has points without a class ({masks[label]} is 0 there), which segmentation "
+            f"cannot learn from: convert with `missing: fill` and a fill_value that is a class"
+        )
+    if not issubclass(kind, FieldObjective | Masked):
+        return {}
+    absent = sorted(set(masks.values()) - set(mixture.fields))
+    if absent:
+        raise ValueError(
+            f"{', '.join(n for n in masks if masks[n] in absent)} has points without a value; "
+            f"{', '.join(absent)} says where: add {', '.join(absent)} to data.fields, and the model "
+            f"and its loss know them (or convert with `missing: fill`)"
+        )
+    return masks
 
 
 def _groups_without_given(job: TrainingJob, mixture: Mixture) -> dict[str, tuple[str, ...]]:

@@ -223,6 +223,7 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
         **({"lora": job.lora.model_dump()} if isinstance(job, FinetuneJob) and job.lora else {}),
         "fields": list(job.data.fields),
         "absent_value": mixture.absent_value,
+        **({"masks": mixture.masks} if mixture.masks else {}),
         "normalization": mixture.normalization.to_dict(),
         "datasets": [
             {

@@ -12,7 +12,9 @@ millionth of its own size. Float32 rounds normalised values by about as much, so
 is rounding. A group whose denominators are all 0 has no error, not a perfect one: `group_mean`
 leaves it out.
 
-Fields are ``[B, C, *grid]``; results ``[B, G]``.
+Fields are ``[B, C, *grid]``; results ``[B, G]``. ``valid [B, C, *grid]`` marks the points at which a
+field has a value (land in an ocean model has none): sums and means over space take these alone, as
+numpy's do on a masked array, so nothing depends on what the fields hold elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -37,12 +39,28 @@ _NORM_EPS = 1e-8  # added to the label's norm, as in arXiv:2403.03542's code
 
 
 class Loss(Protocol):
-    """Errors of predictions and what they are relative to."""
+    """Errors of predictions and what they are relative to.
 
-    def magnitudes(self, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+    ``needs_whole_grid``: whether it has no meaning where points have no value; ``valid`` must then be
+    None.
+    """
+
+    @property
+    def needs_whole_grid(self) -> bool: ...
+
+    def magnitudes(
+        self, label: Tensor, present: Tensor, groups: Groups, valid: Tensor | None = None
+    ) -> Tensor:
         """``[B, G]``: denominators, of ``label [B, C, *grid]`` and ``present [B, C]``."""
 
-    def errors(self, difference: Tensor, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+    def errors(
+        self,
+        difference: Tensor,
+        label: Tensor,
+        present: Tensor,
+        groups: Groups,
+        valid: Tensor | None = None,
+    ) -> Tensor:
         """``[B, G]``: numerators, of prediction - label; absent fields contribute nothing."""
 
 
@@ -55,6 +73,21 @@ def without_absent(fields: Tensor, present: Tensor) -> Tensor:
     """``[B, C, *grid]`` with zeros where a sample's dataset lacks the field."""
     absent = ~present.reshape(*present.shape, *(1,) * (fields.ndim - 2))
     return fields.masked_fill(absent, 0.0)
+
+
+def without_masked(fields: Tensor, valid: Tensor | None) -> Tensor:
+    """``[B, C, *grid]`` with zeros where there is no value."""
+    return fields if valid is None else fields.where(valid, 0.0)
+
+
+def mean_over_space(values: Tensor, valid: Tensor | None = None) -> Tensor:
+    """``[B, C]``: the mean over the points of ``[B, C, *grid]`` that have a value; 0 without any.
+
+    Values at other points must be 0.
+    """
+    if valid is None:
+        return values.flatten(2).mean(dim=-1)
+    return values.flatten(2).sum(dim=-1) / valid.flatten(2).sum(dim=-1).clamp_min(1)
 
 
 def group_mean(errors: Tensor, magnitudes: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -76,25 +109,40 @@ class Ratio:
 
     p: int = 1
     smallest_label: float = SMALLEST_LABEL
+    needs_whole_grid: ClassVar[bool] = False
 
-    def magnitudes(self, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+    def magnitudes(
+        self, label: Tensor, present: Tensor, groups: Groups, valid: Tensor | None = None
+    ) -> Tensor:
         """``[B, G]``: Σ|label|^p + 1e-10·count over each group's channels and grid points; 0 where
         the label vanishes."""
+        label = without_masked(label, valid)
         sizes = self._sums(label, groups)
-        floor = MAGNITUDE_EPS * self._counts(label, groups)
-        return (sizes + floor).where(self._counted(label, groups), 0.0)
+        floor = MAGNITUDE_EPS * self._counts(label, groups, valid)
+        return (sizes + floor).where(self._counted(label, groups, valid), 0.0)
 
-    def errors(self, difference: Tensor, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+    def errors(
+        self,
+        difference: Tensor,
+        label: Tensor,
+        present: Tensor,
+        groups: Groups,
+        valid: Tensor | None = None,
+    ) -> Tensor:
         """``[B, G]``: Σ|prediction - label|^p; 0 where the label vanishes."""
+        difference, label = without_masked(difference, valid), without_masked(label, valid)
         errors = self._sums(without_absent(difference, present), groups)
-        return errors.where(self._counted(label, groups), 0.0)
+        return errors.where(self._counted(label, groups, valid), 0.0)
 
-    def _counted(self, label: Tensor, groups: Groups) -> Tensor:
+    def _counted(self, label: Tensor, groups: Groups, valid: Tensor | None) -> Tensor:
         """``[B, G]`` bool, sample by sample, so that micro-batches and ranks do not matter."""
         smallest = float(self.smallest_label) ** self.p
-        return self._sums(label.detach(), groups) > smallest * self._counts(label, groups)
+        return self._sums(label.detach(), groups) > smallest * self._counts(label, groups, valid)
 
-    def _counts(self, label: Tensor, groups: Groups) -> Tensor:
+    def _counts(self, label: Tensor, groups: Groups, valid: Tensor | None) -> Tensor:
+        """Points with values: ``[G]``, or ``[B, G]`` where they differ between samples."""
+        if valid is not None:
+            return grouped(valid.flatten(2).sum(dim=-1).float(), groups)
         counts = [len(channels) * label[0, 0].numel() for channels in groups]
         return torch.tensor(counts, dtype=torch.float32, device=label.device)
 
@@ -110,26 +158,39 @@ class RelativePerSample:
     """
 
     smallest_label: float = SMALLEST_LABEL
+    needs_whole_grid: ClassVar[bool] = False
 
-    def magnitudes(self, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+    def magnitudes(
+        self, label: Tensor, present: Tensor, groups: Groups, valid: Tensor | None = None
+    ) -> Tensor:
         """``[B, G]``: 1 where the sample counts, 0 where it does not."""
-        return self._counted(label, present, groups).float()
+        return self._counted(without_masked(label, valid), present, groups, valid).float()
 
-    def errors(self, difference: Tensor, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+    def errors(
+        self,
+        difference: Tensor,
+        label: Tensor,
+        present: Tensor,
+        groups: Groups,
+        valid: Tensor | None = None,
+    ) -> Tensor:
         """``[B, G]``: relative errors; 0 where the sample does not count."""
+        difference, label = without_masked(difference, valid), without_masked(label, valid)
         powers = grouped(self._powers(without_absent(difference, present)), groups)
         with torch.no_grad():
-            counted = self._counted(label, present, groups)
-            sizes = self._root(grouped(self._powers(self._reference(label)), groups))
+            counted = self._counted(label, present, groups, valid)
+            sizes = self._root(grouped(self._powers(self._reference(label, valid)), groups))
         # a root has an infinite slope at 0, which a masked entry would turn into NaN
         norms = self._root(powers.where(powers > 0, 1.0)).where(counted & (powers > 0), 0.0)
         return norms / (sizes + _NORM_EPS)
 
-    def _counted(self, label: Tensor, present: Tensor, groups: Groups) -> Tensor:
+    def _counted(
+        self, label: Tensor, present: Tensor, groups: Groups, valid: Tensor | None
+    ) -> Tensor:
         has = torch.stack([present[:, list(g)].any(dim=1) for g in groups], dim=-1)
         sizes, variations = (
-            grouped(values.float().square().flatten(2).mean(dim=-1), groups)
-            for values in (label, self._reference(label))
+            grouped(mean_over_space(values.float().square(), valid), groups)
+            for values in (label, self._reference(label, valid))
         )
         # both are mean squares, hence the squares of the two bounds
         floor = (SMALLEST_LABEL**2 * sizes).clamp_min(self.smallest_label**2)
@@ -141,7 +202,8 @@ class RelativePerSample:
     def _root(self, powers: Tensor) -> Tensor:
         return powers.sqrt()
 
-    def _reference(self, label: Tensor) -> Tensor:
+    def _reference(self, label: Tensor, valid: Tensor | None) -> Tensor:
+        """What the error is relative to, of the label's shape, 0 where there is no value."""
         return label
 
 
@@ -163,16 +225,22 @@ class RelativeL1(RelativePerSample):
 class VRMSE(RelativePerSample):
     """sqrt(mean error² / variance of the label over space): The Well's (arXiv:2412.00568, eq. 1)."""
 
-    def _reference(self, label: Tensor) -> Tensor:
-        values = label.float().flatten(2)
-        return values - values.mean(dim=-1, keepdim=True)
+    def _reference(self, label: Tensor, valid: Tensor | None) -> Tensor:
+        values = label.float()
+        means = mean_over_space(values, valid)
+        deviations = values - means.reshape(*means.shape, *(1,) * (values.ndim - 2))
+        return without_masked(deviations, valid)
 
 
 class Spectral(RelativePerSample):
     """Relative error in H¹: each Fourier mode weighs 1 + |k|², so that small scales count.
 
     ``k`` are whole wave numbers over the domain; Parseval makes weight 1 the relative L2 error.
+    Fields without values at some points have no modes: filled with zeros, they would mostly have
+    those of the jumps at the borders.
     """
+
+    needs_whole_grid: ClassVar[bool] = True
 
     def _powers(self, values: Tensor) -> Tensor:
         with without_autocast(values):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +23,26 @@ class ReversibleNorm:
     scale: Tensor
 
     @classmethod
-    def of(cls, frames: Tensor) -> ReversibleNorm:
-        """The norm of ``frames [B, F, C, *grid]``; a channel of zeros stays zero."""
+    def of(
+        cls, frames: Tensor, valid: Tensor | None = None, kept: Collection[int] = ()
+    ) -> ReversibleNorm:
+        """The norm of ``frames [B, F, C, *grid]``; a channel of zeros stays zero.
+
+        ``valid``, bool of the same shape, marks the points that count, None all of them; ``kept``
+        are channels that stay as they are.
+        """
         axes = (1, *range(3, frames.ndim))
-        variance, mean = torch.var_mean(frames.float(), dim=axes, correction=0, keepdim=True)
+        if valid is None:
+            variance, mean = torch.var_mean(frames.float(), dim=axes, correction=0, keepdim=True)
+        else:
+            count = valid.sum(dim=axes, keepdim=True).clamp_min(1)
+            mean = frames.float().where(valid, 0.0).sum(dim=axes, keepdim=True) / count
+            squares = (frames.float() - mean).square().where(valid, 0.0)
+            variance = squares.sum(dim=axes, keepdim=True) / count
         scale = (variance + _EPS).sqrt()
+        if kept:
+            channels = torch.tensor(sorted(kept), device=frames.device)
+            mean, scale = mean.index_fill(2, channels, 0.0), scale.index_fill(2, channels, 1.0)
         return cls(mean[:, 0].to(frames.dtype), scale[:, 0].to(frames.dtype))
 
     def apply(self, frames: Tensor) -> Tensor:

@@ -78,7 +78,6 @@ def test_raw_files_that_are_gone_or_short(tmp_path: Path) -> None:
     (tmp_path / "raw").write_bytes((tmp_path / "raw").read_bytes()[:-4])
     rejected(tmp_path, "a.h5", rf"raw, which has {TRUTH.nbytes - 4} bytes where {TRUTH.nbytes} are")
     (tmp_path / "raw").unlink()
-    (tmp_path / "a.h5.out").rename(tmp_path / "old")
     rejected(tmp_path, "a.h5", "raw, which does not exist")
 
 

@@ -17,6 +17,7 @@ from pelagos.data_pipelines.store.layout import (
     SPEC_KEY,
     array_documents,
     dumps,
+    is_earlier,
 )
 from pelagos.data_pipelines.store.manifest import ShardRecord, load_manifest
 from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
@@ -142,9 +143,15 @@ def _copy_shard(dataset: Dataset, target: ObjectStore, shard: ShardRecord) -> No
 
 def _small_keys(dataset: Dataset) -> list[str]:
     """Everything but shards and manifest: metadata, vectors, and the writer's notes if there are."""
-    documents = array_documents(dataset.spec)
+    try:
+        earlier = is_earlier(json.loads(dataset.store.read(GROUP_KEY)))
+    except (ValueError, AttributeError) as error:
+        address = dataset.store.address(GROUP_KEY)
+        raise DatasetError(
+            f"{address} is damaged ({error}): nothing of it can be copied"
+        ) from error
+    documents = array_documents(dataset.spec, earlier=earlier)
     keys = [GROUP_KEY, *(f"{path}/zarr.json" for path in documents)]
-    vectors = [*dataset.spec.coordinates(), *(p for p in documents if p.startswith("parameters/"))]
-    keys += [f"{path}/c/0" for path in vectors]
+    keys += [f"{path}/c/0" for path in documents if path not in ("data", "parameters")]
     notes = dataset.store.sizes(SIDECAR_PREFIX)
     return [*keys, *sorted(notes), SPEC_KEY] if notes else keys

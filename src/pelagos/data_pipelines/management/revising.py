@@ -19,6 +19,7 @@ from pelagos.data_pipelines.store.layout import (
 )
 from pelagos.data_pipelines.store.manifest import Manifest, ShardRecord
 from pelagos.data_pipelines.store.object_store import ObjectStore
+from pelagos.data_pipelines.store.writer import write_coordinates
 
 
 def change_splits(dataset: Dataset, splits: Mapping[str, tuple[int, int]]) -> Manifest:
@@ -56,6 +57,7 @@ def write_manifest(
         "statistics_split": split,
         "fingerprint": manifest.fingerprint,
     }
+    write_coordinates(store, spec)  # more trajectories; datasets of before had fewer coordinates
     for path, document in array_documents(spec).items():
         store.write(f"{path}/zarr.json", dumps(document))
     store.write(GROUP_KEY, dumps(root_document(spec, extra)))

@@ -123,6 +123,11 @@ def dataset_physics(dataset: ReadableDataset, fields: Sequence[str]) -> DatasetP
             f"{name} is measured with boundaries {', '.join(equation.boundaries)}; {spec.name} has "
             f"{conditions or 'none recorded'}"
         )
+    if spec.masks:
+        raise NoPhysics(
+            f"{', '.join(spec.masks)} of {spec.name} has points without a value, where derivatives "
+            f"have no meaning"
+        )
     channels, constants = _channels(spec, equation, fields)
     coefficients = _coefficients(dataset, name, equation)
     return DatasetPhysics(name, equation, grid, channels, constants, coefficients)

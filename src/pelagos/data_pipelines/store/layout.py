@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from pelagos.data_pipelines.store.coordinates import CHANNEL, coordinate_documents
 from pelagos.data_pipelines.store.schema import FORMAT_NAME, DatasetSpec
+from pelagos.data_pipelines.store.zarr_metadata import (
+    CRC32C,
+    LITTLE_ENDIAN,
+    array_metadata,
+    group_metadata,
+    vector_metadata,
+)
 
 MANIFEST_KEY = "manifest.json"
 GROUP_KEY = "zarr.json"
@@ -13,11 +22,24 @@ SPEC_KEY = ".pelagos/spec.json"
 SIDECAR_PREFIX = ".pelagos/shards"
 SHARD_PREFIX = "data/c"
 
-_LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
-_CRC32C = {"name": "crc32c"}
 BFLOAT16_ATTRIBUTE = "bfloat16"  # of `data`: its uint16 numbers are the upper halves of float32
 BFLOAT16_NAN = 0x7FC0
 BLOSC_LEVEL = {"lz4": 5, "zstd": 3}
+# Attributes of the group that are objects or lists of texts. They are stored as JSON text: netCDF has
+# no such attributes, and xarray would refuse to write a dataset with one.
+NESTED_ATTRIBUTES = (
+    "fields",
+    "boundary_conditions",
+    "splits",
+    "parameter_names",
+    "constant_fields",
+    "generator",
+    "published_normalization",
+    "physics",
+    "given_fields",
+    "masks",
+    "statistics",
+)
 
 
 def shard_key(spec: DatasetSpec, shard: int) -> str:
@@ -35,39 +57,9 @@ def dumps(value: Any) -> bytes:
     return json.dumps(value, indent=1, allow_nan=False).encode()
 
 
-def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-
-
-def array_metadata(
-    shape: tuple[int, ...],
-    dtype: str,
-    chunk_shape: tuple[int, ...],
-    codecs: list[dict[str, Any]],
-    dimension_names: tuple[str, ...],
-    attributes: dict[str, Any],
-    fill_value: Any = "NaN",
-) -> dict[str, Any]:
-    """`zarr.json` of an array. The fill value is NaN, so that a reader that treats a missing chunk
-    as "fill value" gives NaN, which shows, and never zeros, which do not."""
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(shape),
-        "data_type": dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk_shape)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": fill_value,
-        "codecs": codecs,
-        "dimension_names": list(dimension_names),
-        "attributes": attributes,
-        "storage_transformers": [],
-    }
-
-
 def frame_codecs(spec: DatasetSpec) -> list[dict[str, Any]]:
     """How one frame becomes bytes: little endian, Blosc unless `none`, crc32c."""
-    codecs: list[dict[str, Any]] = [_LITTLE_ENDIAN]
+    codecs: list[dict[str, Any]] = [LITTLE_ENDIAN]
     if spec.compression != "none":
         configuration = {
             "typesize": spec.stored_dtype.itemsize,
@@ -77,16 +69,16 @@ def frame_codecs(spec: DatasetSpec) -> list[dict[str, Any]]:
             "blocksize": 0,
         }
         codecs.append({"name": "blosc", "configuration": configuration})
-    return [*codecs, _CRC32C]
+    return [*codecs, CRC32C]
 
 
-def data_metadata(spec: DatasetSpec) -> dict[str, Any]:
+def data_metadata(spec: DatasetSpec, *, earlier: bool = False) -> dict[str, Any]:
     """`data/zarr.json`: one sharded array; an inner chunk is one frame with all its channels, or
     the part of one inside `frame_chunk_shape`."""
     sharding = {
         "chunk_shape": [1, 1, len(spec.fields), *spec.frame_chunk_shape],
         "codecs": frame_codecs(spec),
-        "index_codecs": [_LITTLE_ENDIAN, _CRC32C],
+        "index_codecs": [LITTLE_ENDIAN, CRC32C],
         "index_location": "end",
     }
     # Zarr wants whole chunks in a shard: the last ones reach beyond a grid they do not divide.
@@ -100,7 +92,7 @@ def data_metadata(spec: DatasetSpec) -> dict[str, Any]:
     }
     is_bfloat16 = spec.dtype == "bfloat16"
     if is_bfloat16:
-        attributes[BFLOAT16_ATTRIBUTE] = True
+        attributes[BFLOAT16_ATTRIBUTE] = True if earlier else 1  # netCDF has no truth values
     return array_metadata(
         spec.shape,
         spec.stored_dtype.name,
@@ -112,21 +104,13 @@ def data_metadata(spec: DatasetSpec) -> dict[str, Any]:
     )
 
 
-def vector_metadata(length: int, dimension: str, attributes: dict[str, Any]) -> dict[str, Any]:
-    """A float64 vector in one chunk: coordinates and parameters."""
-    return array_metadata(
-        (length,), "float64", (length,), [_LITTLE_ENDIAN, _CRC32C], (dimension,), attributes
-    )
+def array_documents(spec: DatasetSpec, *, earlier: bool = False) -> dict[str, dict[str, Any]]:
+    """Zarr metadata of every node below the root, by path: `{"data": …, "time": …}`.
 
-
-def array_documents(spec: DatasetSpec) -> dict[str, dict[str, Any]]:
-    """Zarr metadata of every node below the root, by path: `{"data": …, "time": …}`."""
-    documents = {"data": data_metadata(spec)}
-    for name, points in spec.coordinates().items():
-        attributes = {"long_name": name, "units": "1"}
-        if name != "time":
-            attributes["axis"] = name.upper()
-        documents[name] = vector_metadata(len(points), name, attributes)
+    `earlier`: as datasets have it that were written before there were coordinates of channels.
+    """
+    documents = {"data": data_metadata(spec, earlier=earlier)}
+    documents |= coordinate_documents(spec, earlier=earlier)
     if spec.parameter_names:
         documents["parameters"] = group_metadata({})
     for name in spec.parameter_names:
@@ -136,14 +120,34 @@ def array_documents(spec: DatasetSpec) -> dict[str, dict[str, Any]]:
     return documents
 
 
+def is_earlier(root: Mapping[str, Any]) -> bool:
+    """Whether a group's `zarr.json` is that of a dataset without coordinates of channels."""
+    listed = root.get("consolidated_metadata", {}).get("metadata", {})
+    return bool(listed) and CHANNEL not in listed
+
+
+def decoded_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of a group with objects and lists in place of their JSON text."""
+    return {
+        key: json.loads(value) if key in NESTED_ATTRIBUTES and isinstance(value, str) else value
+        for key, value in attributes.items()
+    }
+
+
 def root_document(spec: DatasetSpec, extra: dict[str, Any]) -> dict[str, Any]:
     """The group's `zarr.json`: the spec as attributes, and every array's metadata inline."""
+    nested = {**spec.to_json(), **extra}
     attributes = {
         "Conventions": "CF-1.11",
+        "title": spec.name,
+        "source": spec.equation or "unknown",
+        "history": "written by Pelagos",
         "format": FORMAT_NAME,
         "format_version": spec.format_version,
-        **spec.to_json(),
-        **extra,
+        **{
+            key: json.dumps(value, allow_nan=False) if key in NESTED_ATTRIBUTES else value
+            for key, value in nested.items()
+        },
     }
     return {
         **group_metadata(attributes),

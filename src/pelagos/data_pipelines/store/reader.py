@@ -26,6 +26,7 @@ from pelagos.data_pipelines.store.chunk_grid import parts_by_number
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.data_pipelines.store.field_statistics import default_split
 from pelagos.data_pipelines.store.half_precision import as_read
+from pelagos.data_pipelines.store.layout import decoded_attributes
 from pelagos.data_pipelines.store.manifest import (
     Manifest,
     ShardRecord,
@@ -135,8 +136,8 @@ class Dataset(SpecReader):
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """The attributes of the Zarr group."""
-        return dict(self.data_group.attrs)
+        """The attributes of the Zarr group; objects and lists in place of their JSON text."""
+        return decoded_attributes(self.data_group.attrs)
 
     @cached_property
     def data_group(self) -> zarr.Group:

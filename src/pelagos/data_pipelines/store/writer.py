@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.store import staging
+from pelagos.data_pipelines.store.coordinates import coordinate_contents
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.data_pipelines.store.field_statistics import dataset_statistics, default_split
 from pelagos.data_pipelines.store.layout import (
@@ -302,14 +303,22 @@ def _write_metadata(store: ObjectStore, spec: DatasetSpec) -> None:
     """Everything that plain Zarr needs, except the shards and the parameters' values."""
     for path, document in array_documents(spec).items():
         store.write(f"{path}/zarr.json", dumps(document))
-    for name, points in spec.coordinates().items():
-        write_vector(store, name, points)
+    write_coordinates(store, spec)
     store.write(GROUP_KEY, dumps(root_document(spec, {})))
+
+
+def write_coordinates(store: ObjectStore, spec: DatasetSpec) -> None:
+    """Write the values of the coordinates."""
+    for name, content in coordinate_contents(spec).items():
+        _write_chunk(store, name, content)
 
 
 def write_vector(store: ObjectStore, path: str, values: npt.NDArray[np.float64]) -> int:
     """Write a float64 vector as the single chunk of its array; returns its crc32c."""
-    content = values.astype("<f8").tobytes()
+    return _write_chunk(store, path, values.astype("<f8").tobytes())
+
+
+def _write_chunk(store: ObjectStore, path: str, content: bytes) -> int:
     store.write(f"{path}/c/0", content + checksum_bytes(content))
     return crc32c(content)
 

@@ -17,15 +17,18 @@ from pelagos.models.objectives.base import (
     ratio_loss,
     without_fields,
 )
+from pelagos.models.objectives.field_masks import NO_MASKS, FieldMasks
 from pelagos.models.objectives.frame_pairs import AllToAll, NextStep, Steady
 from pelagos.models.objectives.frame_windows import Autoregressive
 from pelagos.models.objectives.images import Classification, Masked, Segmentation
 
 __all__ = [
+    "NO_MASKS",
     "OBJECTIVES",
     "AllToAll",
     "Autoregressive",
     "Classification",
+    "FieldMasks",
     "FieldObjective",
     "FrameWindows",
     "LossScope",

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from pelagos.models.family import Call
 from pelagos.models.losses import SMALLEST_LABEL, Loss, find_loss, group_mean
+from pelagos.models.objectives.field_masks import FieldMasks
+from pelagos.models.reversible_norm import ReversibleNorm
 
 LossScope = Literal["global", "micro_batch"]
 FrameWindows = tuple[tuple[int, ...], ...]
@@ -148,7 +150,9 @@ class FieldObjective(OneFrameIn):
     ``normalize_samples``: the network sees each sample and field with mean 0 and deviation 1 of
     its input frames, and its answer is scaled back (``ReversibleNorm``), errors being of the latter;
     ``smallest_label``: mean size up to which a label vanishes (``losses``), 0 where fields are not
-    normalised and so have no known size.
+    normalised and so have no known size; ``masks``: field to the field that is 1 where it has a
+    value and 0 where it has none. The network sees 0 where there is none, whatever the data hold,
+    and errors leave these points out. Masks are given, not forecast.
     """
 
     fields: tuple[str, ...]
@@ -161,8 +165,10 @@ class FieldObjective(OneFrameIn):
     field_weights: Mapping[str, float] | None = None
     normalize_samples: bool = False
     smallest_label: float = SMALLEST_LABEL
+    masks: Mapping[str, str] | None = None
     group_channels: tuple[tuple[int, ...], ...] = field(init=False, repr=False)
     error: Loss = field(init=False, repr=False)
+    field_masks: FieldMasks = field(init=False, repr=False)
     call: ClassVar[Call] = "frame"
 
     def __post_init__(self) -> None:
@@ -178,7 +184,8 @@ class FieldObjective(OneFrameIn):
             problems.append(f"time_scale={self.time_scale} must be positive")
         if problems:
             raise ValueError(f"objective {type(self).__name__}: " + "; ".join(problems))
-        groups = self.field_groups or self._default_groups()
+        object.__setattr__(self, "field_masks", FieldMasks.of(self.fields, self.masks or {}))
+        groups = self.field_groups or self._groups_without_masks()
         channels = tuple(tuple(self._channel(entry) for entry in g) for g in groups.values())
         if not channels or not all(channels):
             raise ValueError(f"objective: every field group needs a field, got {dict(groups)}")
@@ -186,6 +193,7 @@ class FieldObjective(OneFrameIn):
         object.__setattr__(self, "group_channels", channels)
         object.__setattr__(self, "error", find_loss(self.loss, self.p, self.smallest_label))
         self._check_weights()
+        self._check_masks()
 
     @property
     def group_names(self) -> tuple[str, ...]:
@@ -195,8 +203,7 @@ class FieldObjective(OneFrameIn):
     def magnitudes(self, batch: WindowBatch) -> Tensor:
         """``[B, G]``: the denominators, of the last frame."""
         with torch.no_grad():
-            label = batch.frames[:, -1]
-            return self.error.magnitudes(label, batch.present, self.group_channels)
+            return self._magnitudes(batch.frames[:, -1], batch)
 
     def mean_over_groups(self, errors: Tensor, magnitudes: Tensor) -> Tensor:
         """The weighted mean over groups of ``errors [G]`` over ``magnitudes [G]``, of those that
@@ -204,10 +211,15 @@ class FieldObjective(OneFrameIn):
         weights = None if self.field_weights is None else self._weights(errors)
         return group_mean(errors, magnitudes, weights)
 
+    def _magnitudes(self, label: Tensor, batch: WindowBatch) -> Tensor:
+        """``[B, G]``: the denominators, of ``label [B, C, *grid]``, where it has values."""
+        valid = self.field_masks.valid(label)
+        return self.error.magnitudes(label, batch.present, self.group_channels, valid)
+
     def _errors(self, prediction: Tensor, label: Tensor, batch: WindowBatch) -> Tensor:
-        """``[B, G]``: the numerators, weighted by group."""
-        difference = prediction - label
-        errors = self.error.errors(difference, label, batch.present, self.group_channels)
+        """``[B, G]``: the numerators, weighted by group, where the label has values."""
+        difference, valid = prediction - label, self.field_masks.valid(label)
+        errors = self.error.errors(difference, label, batch.present, self.group_channels, valid)
         return errors if self.field_weights is None else errors * self._weights(errors)
 
     def _with_given(self, prediction: Tensor, latest: Tensor) -> Tensor:
@@ -220,6 +232,11 @@ class FieldObjective(OneFrameIn):
             for channel in range(prediction.shape[1])
         ]
         return torch.stack(channels, dim=1)
+
+    def _norm(self, frames: Tensor) -> ReversibleNorm:
+        """That of ``frames [B, F, C, *grid]``, of the points with values; masks stay as they are."""
+        masks = self.field_masks
+        return ReversibleNorm.of(frames, masks.valid(frames, axis=2), kept=masks.channels)
 
     def _weights(self, errors: Tensor) -> Tensor:
         given = self.field_weights or {}
@@ -238,6 +255,27 @@ class FieldObjective(OneFrameIn):
             weights and not any(weights.get(name, 1.0) for name in self.group_names)
         ):
             raise ValueError(f"objective: field_weights {dict(weights)} must be positive somewhere")
+
+    def _check_masks(self) -> None:
+        masks = set((self.masks or {}).values())
+        for name, channels in zip(self.group_names, self.group_channels, strict=True):
+            found = [self.fields[c] for c in channels if self.fields[c] in masks]
+            if found:
+                raise ValueError(
+                    f"objective: field group {name!r} forecasts {', '.join(found)}, which says where "
+                    f"other fields have values and is given: leave it out of field_groups"
+                )
+        if masks and self.error.needs_whole_grid:
+            raise ValueError(
+                f"objective: loss {self.loss!r} takes modes of whole grids, but "
+                f"{', '.join(self.masks or {})} has points without a value: use another loss "
+                f"(relative_l2, vrmse), or convert with `missing: fill`"
+            )
+
+    def _groups_without_masks(self) -> Mapping[str, Sequence[str | int]]:
+        usual, masks = self._default_groups(), set((self.masks or {}).values())
+        kept = {name: tuple(f for f in group if f not in masks) for name, group in usual.items()}
+        return {name: group for name, group in kept.items() if group}
 
     def _default_groups(self) -> Mapping[str, Sequence[str | int]]:
         return default_field_groups(self.fields)

@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from pelagos.models.objectives.base import FieldObjective, FrameWindows, WindowBatch
-from pelagos.models.reversible_norm import ReversibleNorm
 
 
 @dataclass(frozen=True)
@@ -24,10 +23,12 @@ class FramePair(FieldObjective):
     def predict(self, model: nn.Module, frames: Tensor, lead_time: Tensor) -> Tensor:
         """``[B, C, *grid]``: from the last of ``frames [B, F, C, *grid]``, ``lead_time [B]`` on."""
         time = (lead_time / self.time_scale).to(frames.dtype)
-        last = frames[:, -1:]
+        masks = self.field_masks
+        last = masks.filled(frames[:, -1:], axis=2)
         if self.normalize_samples:
-            norm = ReversibleNorm.of(last)
-            output: Tensor = norm.undo(model(norm.apply(last)[:, 0], time).output)
+            norm = self._norm(last)
+            seen = masks.filled(norm.apply(last), axis=2)
+            output: Tensor = norm.undo(model(seen[:, 0], time).output)
         else:
             output = model(last[:, 0], time).output
         return self._with_given(output, last[:, 0])

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pelagos.models.family import Call
 from pelagos.models.objectives.base import FieldObjective, FrameWindows, WindowBatch
-from pelagos.models.reversible_norm import ReversibleNorm
 from pelagos.models.sample_draws import draws_per_sample, normal_like
 
 Backpropagation = Literal["all", "last"]
@@ -100,14 +99,12 @@ class Autoregressive(FieldObjective):
         """``[B, G]``: the denominators of all steps whose error is taken."""
         with torch.no_grad():
             labels = [batch.frames[:, index] for index in self._scored()]
-            sizes = [
-                self.error.magnitudes(label, batch.present, self.group_channels) for label in labels
-            ]
+            sizes = [self._magnitudes(label, batch) for label in labels]
             return torch.stack(sizes).sum(dim=0)
 
     def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
         """``[B, G]``: the numerators; 0 where the sample does not count."""
-        frames = batch.frames[:, : self.num_input_frames]
+        frames = self.field_masks.filled(batch.frames[:, : self.num_input_frames], axis=2)
         if self.noise_scale and model.training:
             frames = self._noised(frames, batch.sample_seed)
         seeds = batch.sample_seed if draws_per_sample(model) else None
@@ -145,14 +142,20 @@ class Autoregressive(FieldObjective):
     def _noised(self, frames_BFCyx: Tensor, seeds: Tensor) -> Tensor:
         axes = (1, *range(3, frames_BFCyx.ndim))
         norms: Tensor = torch.linalg.vector_norm(frames_BFCyx, dim=axes, keepdim=True)
+        if self.masks:  # a mask is no measurement
+            channels = torch.tensor(sorted(self.field_masks.channels), device=norms.device)
+            norms = norms.index_fill(2, channels, 0.0)
         return frames_BFCyx + self.noise_scale * norms * normal_like(frames_BFCyx, seeds)
 
     def _call(
         self, model: nn.Module, frames_BFCyx: Tensor, seeds: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        masks = self.field_masks
+        frames_BFCyx = masks.filled(frames_BFCyx, axis=2)
         if self.normalize_samples:
-            norm = ReversibleNorm.of(frames_BFCyx)
-            prediction, unused = self._forward(model, norm.apply(frames_BFCyx), seeds)
+            norm = self._norm(frames_BFCyx)
+            seen = masks.filled(norm.apply(frames_BFCyx), axis=2)
+            prediction, unused = self._forward(model, seen, seeds)
             prediction = norm.undo(prediction)
         else:
             prediction, unused = self._forward(model, frames_BFCyx, seeds)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pelagos.models.family import Call
 from pelagos.models.objectives.base import FrameWindows, LossScope, OneFrameIn, WindowBatch
+from pelagos.models.objectives.field_masks import FieldMasks
 from pelagos.models.sample_draws import uniform
 from pelagos.models.vit_layers import patchify
 
@@ -59,12 +60,15 @@ class Masked(_SingleFrame):
     ``patch_size``: the model's, along every axis; ``normalize_patches``: targets have mean 0 and
     variance 1 in each patch (sec. 4.1, "reconstruction target"). The loss is the mean square over
     hidden patches alone. Where the model also predicts locally, at intermediate depths, those
-    errors are averaged with it.
+    errors are averaged with it. ``masks``: field to the field that is 1 where it has a value; the
+    model sees 0 elsewhere, and neither targets nor errors take such points, nor the masks.
     """
 
     mask_ratio: float = 0.75
     patch_size: int | Sequence[int] = 16
     normalize_patches: bool = True
+    masks: Mapping[str, str] | None = None
+    field_masks: FieldMasks = field(init=False, repr=False)
     name: ClassVar[str] = "masked"
     call: ClassVar[Call] = "masked"
 
@@ -72,14 +76,31 @@ class Masked(_SingleFrame):
         super().__post_init__()
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} must be between 0 and 1")
+        object.__setattr__(self, "field_masks", FieldMasks.of(self.fields, self.masks or {}))
+
+    def magnitudes(self, batch: WindowBatch) -> Tensor:
+        """``[B, 1]``: 1 for each sample that has a value in a hidden patch."""
+        valid = self._valid_patches(batch.frames[:, 0])
+        if valid is None:
+            return super().magnitudes(batch)
+        hidden = ~self.draw_kept(batch)
+        return (valid & hidden[..., None]).flatten(1).any(dim=1, keepdim=True).float()
 
     def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
-        """``[B, 1]``: mean square error over the hidden patches."""
-        image = batch.frames[:, 0]
-        patch = self._patch(image.ndim - 2)
+        """``[B, 1]``: mean square error over the hidden patches. Raises ValueError for fields with
+        masks where the model also predicts locally."""
+        image = self.field_masks.filled(batch.frames[:, 0])
+        patch, valid = self._patch(image.ndim - 2), self._valid_patches(image)
         output = model(image, self.draw_kept(batch))
-        target = self._target(patchify(image, patch))
-        errors = [_masked_mean((output.prediction - target).float().square(), output.masked)]
+        if valid is not None and output.local:
+            raise ValueError(
+                f"masked: local_reconstruction has no targets for {', '.join(self.masks or {})}, which "
+                f"has points without a value: set model.config.local_reconstruction to false, or "
+                f"convert with `missing: fill`"
+            )
+        target = self._target(patchify(image, patch), valid)
+        squares = (output.prediction - target).float().square()
+        errors = [_masked_mean(squares, output.masked, valid)]
         for local in output.local:
             difference = (local.prediction - self._target(local.target)).float().square()
             errors.append(_masked_mean(difference, local.masked))
@@ -111,11 +132,25 @@ class Masked(_SingleFrame):
             )
         return tuple(self.patch_size)
 
-    def _target(self, patches: Tensor) -> Tensor:
+    def _valid_patches(self, image: Tensor) -> Tensor | None:
+        """``[B, N, volume * C]`` bool: what is predicted; None where that is everything."""
+        valid = self.field_masks.valid(image)
+        if valid is None:
+            return None
+        masks = torch.tensor(sorted(self.field_masks.channels), device=image.device)
+        return patchify(valid.index_fill(1, masks, False), self._patch(image.ndim - 2))
+
+    def _target(self, patches: Tensor, valid: Tensor | None = None) -> Tensor:
         if not self.normalize_patches:
             return patches
         values = patches.float()
-        variance, mean = torch.var_mean(values, dim=-1, keepdim=True)
+        if valid is None:
+            variance, mean = torch.var_mean(values, dim=-1, keepdim=True)
+        else:
+            count = valid.sum(dim=-1, keepdim=True)
+            mean = values.where(valid, 0.0).sum(dim=-1, keepdim=True) / count.clamp_min(1)
+            squares = (values - mean).square().where(valid, 0.0)
+            variance = squares.sum(dim=-1, keepdim=True) / (count - 1).clamp_min(1)
         return (values - mean) / (variance + _VARIANCE_EPS).sqrt()
 
 
@@ -230,7 +265,11 @@ def _shapes(answer: Tensor | tuple[Tensor, ...]) -> str:
     return ", ".join(f"shape {tuple(tensor.shape)}" for tensor in tensors)
 
 
-def _masked_mean(squares_BNV: Tensor, masked_BN: Tensor) -> Tensor:
+def _masked_mean(squares_BNV: Tensor, masked_BN: Tensor, valid_BNV: Tensor | None = None) -> Tensor:
+    if valid_BNV is not None:
+        counted = valid_BNV & masked_BN[..., None]
+        sums = squares_BNV.where(counted, 0.0).sum(dim=(1, 2))
+        return sums / counted.sum(dim=(1, 2)).clamp_min(1)
     means = squares_BNV.mean(dim=-1)
     return (means * masked_BN).sum(dim=1) / masked_BN.sum(dim=1)
 

@@ -28,31 +28,42 @@ def climatology(data: EvaluationData, trajectories: Sequence[int]) -> Tensor:
 
     ``trajectories`` are those of the training split, of which up to ``MOST_TRAJECTORIES`` are read,
     ``MOST_FRAMES`` frames each, both spread evenly. The mean over all points stays that of
-    ``data.mean_frame``. Fewer than two trajectories show no pattern. Memory is that of one of them.
+    ``data.mean_frame``. Fewer than two trajectories show no pattern, at points without a value
+    neither. Memory is that of one of them.
     """
     flat = data.mean_frame.double()
     chosen = [trajectories[i] for i in _spread(len(trajectories), MOST_TRAJECTORIES)]
     frames = _spread(data.num_frames, MOST_FRAMES)
     total = torch.zeros(len(data.fields), *data.grid_shape, dtype=torch.float64)
     squares = torch.zeros_like(total)
+    counts = torch.zeros_like(total)
     for trajectory in chosen:
-        pattern = data.read(trajectory, frames).double().mean(0)
-        pattern = pattern - _over_space(pattern)
+        values = data.read(trajectory, frames)
+        valid = data.valid(values)
+        there = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
+        seen = there.sum(0)
+        pattern = values.double().where(there, 0.0).sum(0) / seen.clamp_min(1)
+        is_seen = seen > 0
+        pattern = (pattern - _over_space(pattern, is_seen)).where(is_seen, 0.0)
         total += pattern
         squares += pattern.square()
-    count = len(chosen)
-    if count < 2:
+        counts += is_seen
+    if len(chosen) < 2:
         return flat.expand_as(total).float()
-    mean = total / count
-    chance = _over_space(squares / count - mean.square()) / (count - 1)
-    spread = _over_space(mean.square())
+    often = counts > 1  # elsewhere it is not known what is chance
+    mean = (total / counts.clamp_min(1)).where(often, 0.0)
+    variance = squares / counts.clamp_min(1) - mean.square()
+    chance = _over_space(variance / (counts - 1).clamp_min(1), often)
+    spread = _over_space(mean.square(), often)
     share = (1 - chance / spread.where(spread > 0, 1.0)).clamp(0.0, 1.0)
     return (flat + share * mean).float()
 
 
-def _over_space(values: Tensor) -> Tensor:
-    """The mean over the grid of ``[C, *grid]``, ``[C, 1, ...]``."""
-    return values.mean(tuple(range(1, values.ndim)), keepdim=True)
+def _over_space(values: Tensor, counted: Tensor) -> Tensor:
+    """The mean over the points of ``[C, *grid]`` that are ``counted``, ``[C, 1, ...]``."""
+    axes = tuple(range(1, values.ndim))
+    total = values.where(counted, 0.0).sum(axes, keepdim=True)
+    return total / counted.sum(axes, keepdim=True).clamp_min(1)
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -15,8 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pelagos.platform.evaluation import rollout
-from pelagos.platform.evaluation.masked_metrics import error, undefined
+from pelagos.platform.evaluation import masked_scores, rollout
 from pelagos.platform.evaluation.metrics import METRICS, energy_spectrum
 from pelagos.platform.evaluation.physics import Physics, PhysicsMeasure, PhysicsScores
 from pelagos.platform.evaluation.rollout import Predict
@@ -35,7 +34,8 @@ _WITHOUT_SPECTRA = ("mean", "one_step", "previous_frame")
 
 @dataclass
 class ExampleForecast:
-    """One trajectory kept for pictures, physical units, ``[L, C, *grid]`` at the lead steps."""
+    """One trajectory kept for pictures, physical units, ``[L, C, *grid]`` at the lead steps; NaN
+    where the data has no value."""
 
     trajectory: int
     initial: npt.NDArray[np.float32]
@@ -130,7 +130,7 @@ class DatasetEvaluation:
         found = [
             f"{group}: points without a value are left out of all errors"
             for group, channels in self.data.groups.items()
-            if any(self.data.fields[channel] in self.data.masked for channel in channels)
+            if set(channels) & set(self.data.masks)
         ]
         for metric, name in reasons.items():
             marks = self.undefined.get(metric)
@@ -205,7 +205,8 @@ def evaluate_dataset(
         for start in range(0, len(trajectories), batch_size):
             chosen = trajectories[start : start + batch_size]
             frames = range(start_frame, last + 1)
-            truth = torch.stack([data.read(index, frames) for index in chosen]).to(device)
+            read = torch.stack([data.read(index, frames) for index in chosen])
+            truth = data.filled(read).to(device)
             forecasts = _forecasts(
                 predict, data, truth, made, rollout_step, input_frames, ensemble_size
             )
@@ -214,11 +215,7 @@ def evaluate_dataset(
                 measure.add(data, truth, judged, made, history, chosen)
             forecasts = {method: values[:, scored] for method, values in forecasts.items()}
             targets = [history + lead for lead in leads]
-            valid = None
-            if data.valid is not None:
-                shown = [start_frame + target for target in targets]
-                valid = torch.stack([data.valid(index, shown) for index in chosen]).to(device)
-            _score(total, data, truth[:, targets], forecasts, valid)
+            _score(total, data, truth[:, targets], forecasts)
             for row in range(max(0, min(len(chosen), num_examples - start))):
                 total.examples.append(
                     _example(data, chosen[row], truth[row, history:], leads, forecasts, row)
@@ -304,31 +301,31 @@ def _score(
     data: EvaluationData,
     target: Tensor,
     forecasts: Mapping[str, Tensor],
-    valid: Tensor | None = None,
 ) -> None:
-    """Add errors and spectra of a batch, all ``[B, L, C, *grid]``; ``valid``: where the truth has a
-    value, None if everywhere."""
-    physical = {"truth": data.to_physical(target)}
-    physical.update({method: data.to_physical(value) for method, value in forecasts.items()})
+    """Add errors and spectra of a batch, all ``[B, L, C, *grid]``."""
+    valid = data.valid(target)
+    frames = {"truth": target, **forecasts}
+    if valid is not None:  # so that spectra compare the same points
+        frames = {method: values.where(valid, 0.0) for method, values in frames.items()}
+    physical = {method: data.to_physical(values) for method, values in frames.items()}
     groups, dimensions = [list(c) for c in data.groups.values()], data.num_dimensions
     truth = [physical["truth"][:, :, channels] for channels in groups]
+    there = [
+        None if valid is None or not set(c) & set(data.masks) else valid[:, :, c].all(2)
+        for c in groups
+    ]
     sizes = [math.hypot(*(data.size[c] for c in g)) / math.sqrt(len(g)) for g in groups]
-    masks = [None if valid is None else valid[:, :, channels] for channels in groups]
     for metric in METRICS:
         marks = [
-            undefined(metric, true, dimensions, size, mask)
-            for true, size, mask in zip(truth, sizes, masks, strict=True)
+            masked_scores.undefined(metric, true, points, dimensions, size)
+            for true, points, size in zip(truth, there, sizes, strict=True)
         ]
         total.undefined.setdefault(metric, []).append(torch.stack(marks, dim=-1).cpu().numpy())
     for method, values in physical.items():
         parts = [values[:, :, channels] for channels in groups]
         if method not in _WITHOUT_SPECTRA:
             # A vector's spectrum is the sum of its components'.
-            whole = [
-                part if mask is None else part.where(mask, true)
-                for part, true, mask in zip(parts, truth, masks, strict=True)
-            ]
-            spectra = [energy_spectrum(part, dimensions).sum(2).sum(0) for part in whole]
+            spectra = [energy_spectrum(part, dimensions).sum(2).sum(0) for part in parts]
             summed = torch.stack(spectra, dim=1).cpu().numpy()
             total.spectra[method] = total.spectra.get(method, np.zeros_like(summed)) + summed
         if method == "truth":
@@ -336,8 +333,8 @@ def _score(
         by_metric = total.scores.setdefault(method, {})
         for metric in METRICS:
             scores = [
-                error(metric, part, true, dimensions, mask)
-                for part, true, mask in zip(parts, truth, masks, strict=True)
+                masked_scores.score(metric, part, true, points, dimensions)
+                for part, true, points in zip(parts, truth, there, strict=True)
             ]
             by_metric.setdefault(metric, []).append(torch.stack(scores, dim=-1).cpu().numpy())
 
@@ -350,15 +347,18 @@ def _example(
     forecasts: Mapping[str, Tensor],
     row: int,
 ) -> ExampleForecast:
-    def physical(values: Tensor) -> npt.NDArray[np.float32]:
-        return np.asarray(data.to_physical(values).float().cpu().numpy())
+    def physical(values: Tensor, like: Tensor) -> npt.NDArray[np.float32]:
+        """NaN where ``like`` has no value."""
+        shown, valid = data.to_physical(values).float(), data.valid(like)
+        return np.asarray((shown if valid is None else shown.where(valid, torch.nan)).cpu().numpy())
 
+    targets = truth[list(leads)]
     return ExampleForecast(
         trajectory=int(trajectory),
-        initial=physical(truth[0]),
-        truth=physical(truth[list(leads)]),
+        initial=physical(truth[0], truth[0]),
+        truth=physical(targets, targets),
         forecasts={
-            method: physical(forecasts[method][row])
+            method: physical(forecasts[method][row], targets)
             for method in ("autoregressive", "direct", "ensemble", "persistence")
             if method in forecasts
         },

@@ -308,7 +308,9 @@ def _scale(field: str, images: Sequence[Image]) -> tuple[Normalize, str]:
     if field.startswith("velocity"):
         return _symmetric(images), "RdBu_r"
     values = np.concatenate([image.ravel() for image in images])
-    return Normalize(float(values.min()), float(values.max())), "viridis"
+    values = values[~np.isnan(values)]  # points without a value
+    low, high = (values.min(), values.max()) if values.size else (0.0, 1.0)
+    return Normalize(float(low), float(high)), "viridis"
 
 
 def _symmetric(images: Sequence[Image]) -> Normalize:
@@ -347,11 +349,11 @@ def stored_channels(evaluation: DatasetEvaluation) -> list[int]:
 
 
 def error_label(forecast: Image, truth: Image) -> str:
-    """Return relative L1 error and VRMSE of all points in words; "-" where the truth vanishes."""
-    fields = torch.from_numpy(np.stack([forecast, truth])[:, None])
-    share, deviation = (
-        float(metric(fields[0], fields[1], truth.ndim)) for metric in (relative_l1, vrmse)
-    )
+    """Return relative L1 error and VRMSE of all points with a value in words; "-" where the truth
+    vanishes."""
+    there = ~np.isnan(truth)
+    fields = torch.from_numpy(np.stack([forecast[there], truth[there]])[:, None])
+    share, deviation = (float(metric(fields[0], fields[1], 1)) for metric in (relative_l1, vrmse))
     first = "-" if math.isnan(share) else f"{100 * share:.3g} %"
     second = "-" if math.isnan(deviation) else f"{deviation:.3g}"
     return f"relative L1 {first}, VRMSE {second}"

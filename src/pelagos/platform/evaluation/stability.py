@@ -125,7 +125,8 @@ def roll_out(
     found = []
     for start in range(0, len(trajectories), batch_size):
         chosen = trajectories[start : start + batch_size]
-        truth = torch.stack([data.read(index, frames) for index in chosen]).to(device)
+        read = torch.stack([data.read(index, frames) for index in chosen])
+        truth = data.filled(read).to(device)
         found.append(_roll_out_batch(predict, data, truth, steps, lead_time, input_frames))
     ends = torch.cat([batch.first_non_finite for batch in found])
     return Stability(
@@ -159,11 +160,12 @@ def _roll_out_batch(
 ) -> _Batch:
     present = data.channel_mask.to(truth.device)
     last = input_frames - 1
-    initial = _spectra(data, truth[:, last])
+    initial = _spectra(data, truth[:, last])[0]
     state = rollout.masked(rollout.state_at(truth, last, 1, input_frames), present)
     spectra, first = [], torch.zeros(len(truth), dtype=torch.int64)
     for step in steps:
         frame, state = rollout.advance(predict, state, lead_time, present)
+        frame = data.filled(frame)  # what the model says of points without a value is not used
         is_bad = ~frame.flatten(1).isfinite().all(1).cpu()
         first = torch.where(is_bad & (first == 0), step, first)
         spectra.append(_spectra(data, frame))
@@ -171,9 +173,11 @@ def _roll_out_batch(
     return _Batch(_measures(spectra, initial), _measures(true_spectra, initial), first)
 
 
-def _measures(spectra: list[list[Tensor]], initial: list[Tensor]) -> tuple[Tensor, Tensor]:
-    energies = torch.stack([_energy(s) for s in spectra], 1)
-    return energies, torch.stack([_distance(s, initial) for s in spectra], 1)
+def _measures(
+    found: list[tuple[list[Tensor], Tensor]], initial: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    energies = torch.stack([energy for _, energy in found], 1)
+    return energies, torch.stack([_distance(spectra, initial) for spectra, _ in found], 1)
 
 
 def figure(stability: Stability) -> Figure:
@@ -212,11 +216,18 @@ def _band(axis: Any, times: FloatArray, values: FloatArray, method: str) -> None
     plots.plain(axis)
 
 
-def _spectra(data: EvaluationData, frame: Tensor) -> list[Tensor]:
-    """Energy spectrum of each group of a frame ``[B, C, *grid]``, ``[B, k]``, of physical values."""
-    physical = data.to_physical(frame)
+def _spectra(data: EvaluationData, frame: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Energy spectra of each group of a frame ``[B, C, *grid]``, ``[B, k]``, and mean squares
+    ``[B, group]``, of physical values; the latter over the points with values."""
+    physical, valid = data.to_physical(data.filled(frame)), data.valid(frame)
     parts = [physical[:, list(channels)] for channels in data.groups.values()]
-    return [energy_spectrum(part, data.num_dimensions).sum(1) for part in parts]
+    spectra = [energy_spectrum(part, data.num_dimensions).sum(1) for part in parts]
+    if valid is None:
+        return spectra, _energy(spectra)
+    squares = physical.double().square().where(valid, 0.0).flatten(2).sum(-1)
+    means = squares / valid.flatten(2).sum(-1).clamp_min(1)
+    groups = data.groups.values()
+    return spectra, torch.stack([means[:, list(channels)].sum(-1) for channels in groups], -1)
 
 
 def _energy(spectra: list[Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,8 +66,8 @@ class EvaluationData:
     ``[F, C, *grid]`` (0 where absent) and ``to_physical`` undoes the normalisation; ``grid_shape``
     is ``(y, x)``, or ``(x,)`` or ``(z, y, x)``. Of the dataset's training split: ``mean_frame`` is
     the mean of each channel, normalised, ``[C, 1, ...]`` or at each point ``[C, *grid]``; ``size``
-    its root mean square, in physical units. ``valid(trajectory, frames)`` is where channels have a
-    value, bool ``[F, C, *grid]``, None if everywhere; ``masked`` are the fields that do not.
+    its root mean square, in physical units. ``masks``: of each channel with points without a value
+    the channel that is 1 where there is one.
     """
 
     name: str
@@ -83,8 +83,7 @@ class EvaluationData:
     to_physical: Callable[[Tensor], Tensor]
     mean_frame: Tensor
     size: tuple[float, ...]
-    valid: Callable[[int, Sequence[int]], Tensor] | None = None
-    masked: tuple[str, ...] = ()
+    masks: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def num_dimensions(self) -> int:
@@ -95,6 +94,21 @@ class EvaluationData:
     def channel_mask(self) -> Tensor:
         """``present`` beside the channels of ``[..., C, *grid]``: ``[C, 1, ...]`` bool."""
         return torch.tensor(self.present).view(-1, *(1,) * self.num_dimensions)
+
+    def valid(self, frames: Tensor) -> Tensor | None:
+        """Where ``[..., C, *grid]`` have values, bool of that shape; None without masks."""
+        if not self.masks:
+            return None
+        axis = -self.num_dimensions - 1
+        channels = list(torch.ones_like(frames, dtype=torch.bool).unbind(axis))
+        for channel, mask in self.masks.items():
+            channels[channel] = frames.select(axis, mask) > 0.5
+        return torch.stack(channels, dim=axis)
+
+    def filled(self, frames: Tensor) -> Tensor:
+        """The frames with 0, as in training, where they have no value."""
+        valid = self.valid(frames)
+        return frames if valid is None else frames.where(valid, 0.0)
 
     @classmethod
     def from_dataset(
@@ -114,9 +128,9 @@ class EvaluationData:
         ``groups`` names the fields scored together (``{"velocity": ("velocity-x",
         "velocity-y")}``), None scores each by itself; fields which the dataset does not store are
         left out of them. ``statistics`` hold ``mean`` and ``std`` of the fields in the training
-        split; where they are absent, the normalisation's. ``masks``: stored field to the stored
-        field that is 0 where it has no value. Raises ValueError if the dataset stores none of the
-        model's fields.
+        split; where they are absent, the normalisation's. ``masks``: field to mask, of the dataset
+        and of the model's training; a mask that the dataset lacks is 1 everywhere. Raises ValueError
+        if the dataset stores none of the model's fields.
         """
         spec: SpecLike = dataset.spec
         stored = {name: i for i, name in enumerate(dataset.field_names)}
@@ -141,7 +155,10 @@ class EvaluationData:
             else (m + (offset or {}).get(name, 0.0), s)
             for name, m, s in zip(fields, mean, std, strict=True)
         ]
-        present = tuple(name in stored or name in spec.constant_fields for name in fields)
+        known_masks = set((masks or {}).values())
+        present = tuple(
+            name in stored or name in spec.constant_fields or name in known_masks for name in fields
+        )
 
         def read(trajectory: int, frames: Sequence[int]) -> Tensor:
             raw = torch.from_numpy(np.asarray(dataset.read_frames(trajectory, frames), np.float32))
@@ -151,16 +168,9 @@ class EvaluationData:
                     channels[:, i] = raw[:, stored[name]]
                 elif name in spec.constant_fields:
                     channels[:, i] = spec.constant_fields[name]
+                elif name in known_masks:
+                    channels[:, i] = 1.0
             return rollout.masked((channels - shift) / scale, torch.tensor(present).view(shape))
-
-        masked = tuple(name for name in fields if name in stored and name in (masks or {}))
-
-        def valid(trajectory: int, frames: Sequence[int]) -> Tensor:
-            raw = torch.from_numpy(np.asarray(dataset.read_frames(trajectory, frames), np.float32))
-            has_value = torch.ones(len(raw), len(fields), *raw.shape[2:], dtype=torch.bool)
-            for name in masked:
-                has_value[:, fields.index(name)] = raw[:, stored[(masks or {})[name]]] > 0.5
-            return has_value
 
         return cls(
             name=spec.name,
@@ -176,6 +186,9 @@ class EvaluationData:
             to_physical=lambda x: x * scale.to(x.device) + shift.to(x.device),
             mean_frame=(torch.tensor([m for m, _ in known]).view(shape) - shift) / scale,
             size=tuple(math.hypot(m, s) for m, s in known),
-            valid=valid if masked else None,
-            masked=masked,
+            masks={
+                fields.index(name): fields.index(mask)
+                for name, mask in (masks or {}).items()
+                if name in fields and mask in fields
+            },
         )

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 from pelagos.platform.evaluation import EvaluationData, evaluate_dataset
-from pelagos.platform.evaluation.masked_metrics import error, undefined
 from pelagos.platform.evaluation.metrics import METRICS
 
 SIDES = (9, 11)
@@ -52,9 +50,10 @@ class Ocean:
 def scores(land: float) -> dict[str, npt.NDArray[np.float64]]:
     data = EvaluationData.from_dataset(
         Ocean(land),
-        ("temperature",),
-        (10.0,),
-        (1.0,),
+        ("temperature", "mask"),
+        (10.0, 0.0),
+        (1.0, 1.0),
+        groups={"temperature": ("temperature",)},
         masks={"temperature": "mask"},
     )
     evaluation = evaluate_dataset(lambda x, t: x, data, range(4), (1, 2), num_examples=0)
@@ -91,33 +90,3 @@ def test_what_stands_on_land_changes_no_error() -> None:
     for metric in METRICS:
         if "rmse_high" not in metric:  # the grid has no such wave numbers
             np.testing.assert_allclose(found[metric], other[metric], rtol=1e-4, err_msg=metric)
-
-
-@pytest.mark.parametrize("metric", list(METRICS))
-def test_forecasts_on_land_do_not_count_and_whole_grids_are_as_without_a_mask(metric: str) -> None:
-    truth, forecast = torch.randn(2, 3, 2, 2, 26, 26, dtype=torch.float64)
-    valid = torch.rand(3, 2, 2, 26, 26) < 0.7
-    wild = torch.where(valid.all(-3, keepdim=True), forecast, torch.nan)
-    if not metric.startswith(("frmse", "spectral")):
-        known = error(metric, wild, truth, 2, valid)
-        assert known.shape == (3, 2)
-        torch.testing.assert_close(known, error(metric, forecast, truth, 2, valid))
-    known = error(metric, forecast.masked_fill(~valid, 1e9), truth, 2, valid)
-    torch.testing.assert_close(known, error(metric, forecast, truth, 2, valid))
-    everywhere = torch.ones_like(valid)
-    expected = METRICS[metric](forecast, truth, 2)
-    torch.testing.assert_close(error(metric, forecast, truth, 2, everywhere), expected)
-    assert not torch.allclose(known, expected, rtol=1e-3)
-
-
-def test_without_any_point_there_is_no_error() -> None:
-    truth, forecast = torch.randn(2, 2, 1, 8, 8)
-    valid = torch.ones(2, 1, 8, 8, dtype=torch.bool)
-    valid[0] = False
-    for metric in ("relative_l1", "rmse", "max_error", "vrmse"):
-        assert undefined(metric, truth, 2, 1.0, valid).tolist() == [True, False]
-        assert error(metric, forecast, truth, 2, valid).isnan().tolist() == [True, False]
-    valid[0, 0, 3, 3] = True  # one point, not on the boundary
-    assert undefined("boundary_rmse", truth, 2, 1.0, valid).tolist() == [True, False]
-    assert undefined("vrmse", truth, 2, 1.0, valid).tolist() == [True, False]
-    assert undefined("rmse", truth, 2, 1.0, valid).tolist() == [False, False]
