@@ -74,9 +74,11 @@ def write_stand_in(uri: str, like: GenerateDataset) -> None:
     )
     writer = create_dataset(uri, spec)
     ramp = np.linspace(0.5, 1.5, spec.shape[-1], dtype=np.float32)
+    growth = np.linspace(1.0, 2.0, spec.num_frames, dtype=np.float32)
+    frames = growth[:, None, None, None] * ramp  # what never changes would not be forecast
     for shard in range(writer.num_shards):
         rows = len(writer.shard_trajectories(shard))
-        writer.write_shard(shard, np.broadcast_to(ramp, (rows, *spec.shape[1:])), {})
+        writer.write_shard(shard, np.broadcast_to(frames, (rows, *spec.shape[1:])), {})
     writer.finalize()
 
 

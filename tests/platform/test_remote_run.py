@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from pelagos.platform.remote_run import SharedRunDirectory
+from pelagos.platform.runs import RunDirectory
 
 
-def steps(run: SharedRunDirectory) -> list[int]:
+def steps(run: RunDirectory) -> list[int]:
     return [record["step"] for record in run.metrics()]
 
 
 def test_a_step_that_is_there_is_not_written_again(tmp_path: Path) -> None:
-    run = SharedRunDirectory(tmp_path)
+    run = RunDirectory(tmp_path)
     for step in (1, 2, 3):
         run.append_metrics({"step": step, "loss": float(step)})
     run.append_metrics({"step": 2, "loss": 9.0})  # of workers that were given up

@@ -72,24 +72,12 @@ class RemoteRunDirectory:
         return ray.get(getattr(self._actor, method).remote(*arguments), timeout=ANSWER_SECONDS)
 
 
-class SharedRunDirectory(RunDirectory):
-    """A run's directory as the actor has it: several groups of workers may write, one after another.
-
-    A group that was given up may still be running for a moment beside the one that replaced it. What
-    it says of a step that is there already comes late, and is left out.
-    """
-
-    def append_metrics(self, record: dict[str, Any]) -> None:
-        if record["step"] > self.last_step():
-            super().append_metrics(record)
-
-
 def share(run: RunDirectory) -> RemoteRunDirectory:
     """Start the actor of a run on this node; return what workers on any node may use instead."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor_class = ray.remote(num_cpus=0)(SharedRunDirectory)
+    actor_class = ray.remote(num_cpus=0)(RunDirectory)
     actor = actor_class.options(scheduling_strategy=here).remote(str(run.path))
     return RemoteRunDirectory(actor, run.name, run.checkpoint_uri, run.identities)

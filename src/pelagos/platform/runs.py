@@ -307,8 +307,13 @@ class RunDirectory:
     # -- records ----------------------------------------------------------------------------------
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Append one step's values."""
-        _append(self.metrics_path, record)
+        """Append one step's values, unless that step is there already.
+
+        A group of workers that was given up may still be running for a moment next to the one that
+        replaced it: what it says of such a step comes late.
+        """
+        if record["step"] > self.last_step():
+            _append(self.metrics_path, record)
 
     def append_event(self, kind: str, **details: Any) -> None:
         """Append one event."""

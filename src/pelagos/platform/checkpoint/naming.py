@@ -32,4 +32,6 @@ def named_step(store: CheckpointStore, which: str) -> int:
         return int(best["step"])
     if which.isdigit() and int(which) in steps:
         return int(which)
-    raise CheckpointError(f"{store.uri}: got {which!r}, expected last, best or one of {listed}")
+    raise CheckpointError(
+        f"{store.uri}: checkpoint {which!r}: expected last, best or one of {listed}"
+    )
