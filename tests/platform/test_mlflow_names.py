@@ -3,8 +3,14 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mlflow.utils.validation import _validate_metric_name, _validate_tag_name
+from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import (
+    _validate_metric_name,
+    _validate_model_name,
+    _validate_tag_name,
+)
 
+from pelagos.platform.config.schema import TrackingConfig
 from pelagos.platform.mlflow_names import MAX_LENGTH, accepted_name
 
 AWKWARD = ["nu=0.001,seed=3", "a//b", "../a", "a/../b", ".", "/", "", "a" * 300, "é", "a\nb", "x/"]
@@ -28,3 +34,12 @@ def test_every_name_is_accepted_and_stays_its_own(first: str, second: str) -> No
 def test_usual_names_stay_as_they_are() -> None:
     for name in ("loss", "loss/ns-sines", "validation_group_loss/velocity", "data.mixture.0.uri"):
         assert accepted_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", "..", ".", " ", ""])
+def test_a_name_that_cannot_be_registered_is_rejected_before_the_run(name: str) -> None:
+    with pytest.raises(MlflowException):
+        _validate_model_name(name)
+    with pytest.raises(ValueError, match="without / and :"):
+        TrackingConfig(register_as=name)
+    assert TrackingConfig(register_as="a model.2").register_as == "a model.2"

@@ -7,7 +7,7 @@ model cannot see alone - whether a batch divides, whether dataset fields match -
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pelagos.platform.config.description import DescriptionConfig
 from pelagos.platform.config.parallel import EveryNConfig as EveryNConfig
@@ -342,6 +342,15 @@ class ValidationConfig(Section):
     split: str = Field("validation", description="Split of every dataset in the mixture.")
 
 
+def _that_mlflow_registers(name: str) -> str:
+    if name.strip() in ("", ".", "..") or set(name) & {"/", ":"}:
+        raise ValueError("a name without / and :, not empty and no path such as ..")
+    return name
+
+
+RegisteredName = Annotated[str, AfterValidator(_that_mlflow_registers)]
+
+
 class TrackingConfig(Section):
     """Where MLflow records go."""
 
@@ -352,7 +361,7 @@ class TrackingConfig(Section):
         "pelagos", description="MLflow experiment."
     )
     log_every_steps: PositiveInt = Field(1, description="Steps between logged values.")
-    register_as: Annotated[str, Field(pattern=r"^[^/:]+$")] | None = Field(
+    register_as: RegisteredName | None = Field(
         None, description="Registered model name, without / and :; default: the run's."
     )
     tags: dict[str, str] = Field({}, description="Further tags of the MLflow run.")
