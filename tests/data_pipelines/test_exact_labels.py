@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import xarray as xr
 import yaml
 import zarr
 
@@ -137,3 +138,57 @@ def test_mapped_integers_and_labels(
     options = ConvertOptions(mapping=str(tmp_path / "m.yaml"), dtype=dtype)
     with pytest.raises(SourceError, match=what):
         convert.run(str(tmp_path / "a.h5"), str(tmp_path / "out.zarr"), options)
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "classic", "zarr"])
+@pytest.mark.parametrize("missing", ["reject", "mask"])
+def test_ids_beside_a_fill_value_are_not_rounded(tmp_path: Path, kind: str, missing: str) -> None:
+    """An array that names a fill value holds the numbers it held without one."""
+    lost = FIRST_LOST["float32"]
+    for number in (lost - 1, lost):
+        ids = np.full((3, 2, 4, 5), 7, np.int32)
+        ids[2, 1, 3, 4] = number
+        if missing == "mask":
+            ids[0, 0, 0, 0] = -1
+        source = write_ids(tmp_path / f"{number}", kind, ids)
+        options = ConvertOptions(missing=missing)  # type: ignore[arg-type]
+        if number == lost:
+            with pytest.raises(SourceError, match=f"whole number {lost}.*rounds to {lost - 1}"):
+                convert.run(str(source), str(tmp_path / "lost.zarr"), options)
+        else:
+            convert.run(str(source), str(tmp_path / "kept.zarr"), options)
+            stored = zarr.open_group(str(tmp_path / "kept.zarr"), mode="r")["data"]
+            assert stored[2, 1, 0, 3, 4] == number
+
+
+def write_ids(place: Path, kind: str, ids: Any) -> Path:
+    dims = ("sample", "time", "y", "x")
+    ids_there = xr.Dataset({"ids": (dims, ids)})
+    encoding = {"ids": {"_FillValue": np.int32(-1)}}
+    if kind == "zarr":
+        ids_there.to_zarr(place.with_suffix(".zarr"), zarr_format=2, encoding=encoding)
+        return place.with_suffix(".zarr")
+    engine = {"hdf5": "h5netcdf", "classic": "scipy"}[kind]
+    ids_there.to_netcdf(place.with_suffix(".nc"), engine=engine, encoding=encoding)  # type: ignore[call-overload]
+    return place.with_suffix(".nc")
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "zarr"])
+def test_times_beside_a_fill_value_are_not_rounded(tmp_path: Path, kind: str) -> None:
+    """Seconds since 1970 in steps of 10: float32 rounds them to multiples of 128."""
+    seconds = 1.7e9 + 10.0 * np.arange(3)
+    attributes = {"units": "seconds since 1970-01-01"}
+    there = xr.Dataset(
+        {"u": (("sample", "time", "y", "x"), np.ones((3, 3, 4, 5), "f4"))},
+        {"time": ("time", seconds, attributes)},
+    )
+    encoding = {"time": {"_FillValue": -9999.0}}
+    place = tmp_path / kind
+    if kind == "zarr":
+        there.to_zarr(place, zarr_format=2, encoding=encoding)
+    else:
+        place = place.with_suffix(".nc")
+        there.to_netcdf(place, engine="h5netcdf", encoding=encoding)
+    convert.run(str(place), str(tmp_path / "out.zarr"), ConvertOptions())
+    dataset = open_dataset(str(tmp_path / "out.zarr"))
+    assert dataset.spec.frame_interval == 10

@@ -36,14 +36,17 @@ class Decoded:
     """Values, and where they are missing.
 
     Attributes:
-        values: as stored where no convention changes them, else float32; NaN where missing.
+        values: unpacked numbers are float32, others keep their type; NaN where missing, for which
+            whole numbers become float64.
         missing: of the same shape, or None where nothing is missing.
         reason: the first attribute that says so, with its number; empty where nothing is missing.
+        is_whole: whether the values are stored whole numbers, which must not be rounded.
     """
 
     values: npt.NDArray[Any]
     missing: Mask | None = None
     reason: str = ""
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,12 @@ class Conventions:
     def decode(self, stored: npt.NDArray[Any]) -> Decoded:
         """The values of stored numbers. NaN among them stays, and does not count as missing here.
 
-        Unpacking is done in float64 and rounded once, to float32.
+        Unpacking is done in float64 and rounded once, to float32. What is not packed is not rounded:
+        it may be an id, or a time in seconds since long ago.
         """
+        is_whole = stored.dtype.kind in "iu" and not self.is_packed
         if self.is_identity:
-            return Decoded(stored)
+            return Decoded(stored, is_whole=is_whole)
         if self.view is not None:
             stored = stored.view(self.view.newbyteorder(stored.dtype.byteorder))
         mask, reason = self._missing_of(stored)
@@ -99,11 +104,14 @@ class Conventions:
                 if outside is not None:
                     mask = outside if mask is None else mask | outside
                     reason = reason or limit
-            values = values.astype(np.float32, copy=False)
+            if self.is_packed:
+                values = values.astype(np.float32)
         if mask is None:
-            return Decoded(values)
-        values = np.where(mask, np.float32(np.nan), values)
-        return Decoded(values, mask, reason)
+            return Decoded(values, is_whole=is_whole)
+        if values.dtype.kind != "f":
+            values = values.astype(np.float64)
+        values = np.where(mask, values.dtype.type(np.nan), values)
+        return Decoded(values, mask, reason, is_whole)
 
     def _missing_of(self, stored: npt.NDArray[Any]) -> tuple[Mask | None, str]:
         mask, reason = None, ""

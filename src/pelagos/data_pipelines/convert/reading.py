@@ -105,8 +105,10 @@ def _fill(
             return out[:, :, array.channel : last].nbytes
         if source.missing == "reject" or not hasattr(stored, "decoded"):
             values = np.asarray(stored[selection])
+            is_whole = values.dtype.kind in "iu"
         else:
-            values = stored.decoded(selection).values  # NaN where missing
+            decoded = stored.decoded(selection)
+            values, is_whole = decoded.values, decoded.is_whole  # NaN where missing
     except SourceError:
         raise
     except MissingValueError as error:
@@ -119,34 +121,39 @@ def _fill(
     letters = array.axes.replace("1", "")
     with np.errstate(over="ignore"):  # becomes infinite, and is refused by name when written
         out[:, skipped:, array.channel : last] = _ordered(values, letters, order, array)
-    require_exact(array, values)
+    require_exact(array, values, is_whole)
     return int(values.nbytes)
 
 
-def require_exact(array: StoredArray, values: npt.NDArray[np.generic]) -> None:
+def require_exact(
+    array: StoredArray, values: npt.NDArray[np.generic], is_whole: bool | None = None
+) -> None:
     """Refuse whole numbers that float32 rounds, and labels that are no whole numbers.
 
     Floating-point values may be rounded, as the conversion says; integers are often ids, of which
     two would become one.
 
+    Args:
+        is_whole: whether they are stored as whole numbers: with NaN among them they are float64.
+
     Raises:
         SourceError: naming the first number.
     """
-    is_integer = values.dtype.kind in "iu"
+    is_integer = values.dtype.kind in "iu" if is_whole is None else is_whole
     if not array.is_label and not (is_integer and values.dtype.itemsize > 2):
         return
     if array.is_label and not is_integer:
-        is_whole = np.isnan(values) | (np.isfinite(values) & (values == np.rint(values)))
-        if not is_whole.all():
+        has_no_fraction = np.isnan(values) | (np.isfinite(values) & (values == np.rint(values)))
+        if not has_no_fraction.all():
             raise SourceError(
-                f"{array.address} holds {values[~is_whole][0]!s}, labels are whole numbers: an "
+                f"{array.address} holds {values[~has_no_fraction][0]!s}, labels are whole numbers: an "
                 f"interpolation may have mixed them (resample labels by the nearest neighbour)"
             )
     rounded = values.astype(np.float32).astype(np.float64)
     # both sides exactly: as float64, or where that rounds too (beyond 2^53), as Python's integers
     is_same = rounded == values.astype(np.float64)
     if is_integer and values.dtype.itemsize == 8:
-        is_same &= np.abs(rounded) <= 2.0**53
+        is_same &= np.abs(rounded) < 2.0**53
     is_same |= values != values  # NaN is missing, which others look for
     if not is_same.all():
         number = values[~is_same][0]

@@ -32,7 +32,7 @@ class ZarrNumbers:
         where: names the array in messages.
 
     Attributes:
-        dtype: of the values.
+        dtype: of the values, where none is missing.
         views: the array with a fill value that shows: a number that was never stored is NaN, or,
             for whole numbers, differs between two views.
     """
@@ -42,7 +42,7 @@ class ZarrNumbers:
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.attributes: dict[str, Any] = array.attrs.asdict()
         self.conventions = conventions_of(array, where)
-        self.dtype = np.dtype(array.dtype if self.conventions.is_identity else np.float32)
+        self.dtype = np.dtype(np.float32 if self.conventions.is_packed else array.dtype)
         self.has_shards = getattr(array, "shards", None) is not None
         self.views = views_that_show_gaps(array)
 

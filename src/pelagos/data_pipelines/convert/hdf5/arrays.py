@@ -117,7 +117,7 @@ class Hdf5Array:
                 require_filters(dataset, where)
                 self.conventions = parse(dataset.attrs, stored, where, _fills(dataset))
                 facts.conventions = self.conventions
-            if not self.conventions.is_identity:
+            if self.conventions.is_packed:
                 self.dtype = np.dtype(np.float32)
 
     @property

@@ -90,7 +90,7 @@ class ClassicArray:
         )
         if stored.kind in "fiu":
             self.conventions = parse(self.attributes, stored, where, fills)
-            if not self.conventions.is_identity:
+            if self.conventions.is_packed:
                 self.dtype = np.dtype(np.float32)
 
     def decoded(self, selection: Any) -> Decoded:
