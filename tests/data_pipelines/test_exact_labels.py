@@ -13,6 +13,7 @@ import yaml
 import zarr
 
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError
+from pelagos.data_pipelines.foreign import open_readable
 from pelagos.data_pipelines.management.appending import append
 from pelagos.data_pipelines.management.merging import merge
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset, open_dataset
@@ -192,3 +193,21 @@ def test_times_beside_a_fill_value_are_not_rounded(tmp_path: Path, kind: str) ->
     convert.run(str(place), str(tmp_path / "out.zarr"), ConvertOptions())
     dataset = open_dataset(str(tmp_path / "out.zarr"))
     assert dataset.spec.frame_interval == 10
+
+
+def test_ids_of_foreign_zarr_are_not_rounded_in_place(tmp_path: Path) -> None:
+    """Read in training, and appended: either would take two ids for one."""
+    lost = FIRST_LOST["float32"]
+    own = tmp_path / "own.zarr"
+    for number in (lost - 1, lost):
+        ids = np.full((3, 2, 4, 5), 7, np.int32)
+        ids[2, 1, 3, 4] = number
+        foreign = open_readable(str(write_ids(tmp_path / f"{number}", "zarr", ids)))
+        if number == lost - 1:
+            assert foreign.read_frames(2, (1,))[0, 0, 3, 4] == number
+            convert.run(str(tmp_path / f"{number}.zarr"), str(own), ConvertOptions())
+            continue
+        with pytest.raises(ValueError, match=f"'ids' holds the whole number {lost}"):
+            foreign.read_frames(2, (1,))
+        with pytest.raises(ValueError, match=f"'ids' holds the whole number {lost}"):
+            append(open_dataset(str(own)), foreign)

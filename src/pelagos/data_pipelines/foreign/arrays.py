@@ -72,10 +72,19 @@ class SourceArray:
         """What a selection along the array's own axes holds, as its conventions say.
 
         Raises:
-            DatasetError: a chunk or a value is missing.
+            DatasetError: a chunk or a value is missing, or float32 rounds a whole number.
         """
+        stored = self.numbers[selection]
         with np.errstate(over="ignore"):  # becomes infinite, and is rejected
-            values = self.numbers[selection].astype(np.float32, copy=False)
+            values = stored.astype(np.float32, copy=False)
+        if stored.dtype.kind in "iu" and stored.dtype.itemsize > 2:  # smaller ones always fit
+            lost = stored[values != stored]  # compared as float64
+            if lost.size:
+                raise DatasetError(
+                    f"array {self.path!r} holds the whole number {lost[0]}, which float32 rounds: "
+                    f"above 2^24 = 16777216 ids would merge. Renumber ids from 0 on; if they are "
+                    f"measurements, write them as float64, which may be rounded"
+                )
         if not np.isfinite(values).all():
             raise DatasetError(
                 f"array {self.path!r}: a value is NaN, infinite or too large for float32, or a "
