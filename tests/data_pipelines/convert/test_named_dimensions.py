@@ -186,3 +186,29 @@ def test_a_draft_of_nothing_says_what_there_is(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "it has" in result.output
     assert "(4,)" in result.output
+
+
+def test_files_whose_positions_run_the_other_way_are_rejected(tmp_path: Path) -> None:
+    """Latitude from north to south in one file of several: its values would stand upside down."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    one = simulation(members=False)
+    netcdf4(one, folder / "0.nc")
+    netcdf4(one.isel(lat=slice(None, None, -1)), folder / "1.nc")
+    with pytest.raises(
+        SourceError, match=r"1\.nc has points 0.5 apart along y, .*0\.nc -0.5: .*one order"
+    ):
+        converted(folder, tmp_path / "out.zarr")
+
+
+@pytest.mark.parametrize("kind", ["netcdf", "zarr"])
+def test_frames_that_run_backwards_in_time_are_rejected(tmp_path: Path, kind: str) -> None:
+    backwards = simulation().isel(time=slice(None, None, -1))
+    place = tmp_path / f"back.{kind}"
+    if kind == "netcdf":
+        netcdf4(backwards, place.with_suffix(".nc"))
+        place = place.with_suffix(".nc")
+    else:
+        backwards.to_zarr(place, zarr_format=2)
+    with pytest.raises(SourceError, match="backwards"):
+        converted(place, tmp_path / "out.zarr")

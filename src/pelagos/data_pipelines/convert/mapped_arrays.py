@@ -234,7 +234,7 @@ def _extent(found: Sequence[Measured], mapping: Mapping, order: Sequence[str]) -
     """Length of the domain along each axis.
 
     Raises:
-        SourceError: files have different spacings.
+        SourceError: files have different spacings, or positions that rise in one and fall in another.
     """
     first = found[0]
     lengths = []
@@ -247,10 +247,11 @@ def _extent(found: Sequence[Measured], mapping: Mapping, order: Sequence[str]) -
             if not _are_close(unit.spacing[letter], first.spacing[letter]):
                 raise SourceError(
                     f"{unit.file} has points {unit.spacing[letter]:g} apart along {letter}, "
-                    f"{first.file} {first.spacing[letter]:g}: a dataset has one domain. Convert "
+                    f"{first.file} {first.spacing[letter]:g}: a dataset has one domain, and points "
+                    f"in one order. Convert "
                     f"them as several datasets, with a pattern for each"
                 )
-        lengths.append(float(f"{first.spacing[letter] * first.sizes[letter]:.12g}"))
+        lengths.append(float(f"{abs(first.spacing[letter]) * first.sizes[letter]:.12g}"))
     return lengths
 
 

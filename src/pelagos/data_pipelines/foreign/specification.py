@@ -174,6 +174,11 @@ def _step(points: npt.NDArray[np.float64] | None, uri: str, key: str) -> float |
             f"{uri}: a coordinate has steps from {steps.min():g} to {steps.max():g}; Pelagos' models "
             f"take even ones. Give description.{key} to pass over it"
         )
+    if mean < 0 and key == "frame_interval":
+        raise DatasetError(
+            f"{uri}: the times fall from {points[0]:g} to {points[-1]:g}: the frames run backwards. "
+            f"Write them in the order of time, or give description.{key} to keep their order"
+        )
     return abs(mean)
 
 

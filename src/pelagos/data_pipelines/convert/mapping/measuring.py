@@ -33,7 +33,8 @@ class Measured:
         parameters: one number for all of the unit's trajectories, or one each.
         units: of each field, from the mapping or else from the arrays' attributes.
         time: the times of the frames, where the mapping names their array.
-    spacing: distance of neighbours along axes of space, where it names their positions.
+        spacing: from one point to the next along axes of space, where it names their positions;
+            negative where positions fall.
         notes: what was assumed of the arrays.
     """
 
@@ -162,7 +163,14 @@ def _time(
         time = time_axis(points, attributes, array.address)
     except ValueError as error:
         raise SourceError(str(error)) from error
-    return dataclasses.replace(time, step=_step(time.points, array.address, "frame_interval"))
+    step = _step(time.points, array.address, "frame_interval")
+    if step < 0:
+        raise SourceError(
+            f"{array.address} falls from {time.points[0]:g} to {time.points[-1]:g}: the frames run "
+            f"backwards in time. Write them in the order of time, or give a number as "
+            f"frame_interval in a mapping to keep their order"
+        )
+    return dataclasses.replace(time, step=step)
 
 
 def _spacing(
@@ -187,7 +195,7 @@ def _coordinate(
 
 
 def _step(points: npt.NDArray[np.float64], where: str, key: str) -> float:
-    """The distance of neighbours, which must be even; of a single point 1."""
+    """From one point to the next, negative where they fall; it must be even; of a single point 1."""
     if len(points) < 2:
         return 1.0
     steps = np.diff(points)
@@ -197,4 +205,4 @@ def _step(points: npt.NDArray[np.float64], where: str, key: str) -> float:
             f"{where} has steps from {steps.min():g} to {steps.max():g}; models take even ones. Give "
             f"a number as {key} in a mapping to pass over it"
         )
-    return abs(mean)
+    return mean
