@@ -212,3 +212,14 @@ def test_frames_that_run_backwards_in_time_are_rejected(tmp_path: Path, kind: st
         backwards.to_zarr(place, zarr_format=2)
     with pytest.raises(SourceError, match="backwards"):
         converted(place, tmp_path / "out.zarr")
+
+
+def test_a_missing_parameter_is_not_answered_with_a_mask(tmp_path: Path) -> None:
+    """Masks are of fields: advice that ends in the same error is none."""
+    encoding = {"viscosity": {"_FillValue": 2 / 7}}
+    simulation().to_netcdf(tmp_path / "a.nc", engine="h5netcdf", encoding=encoding)
+    for options in (ConvertOptions(), ConvertOptions(missing="mask")):
+        with pytest.raises(ValueError, match=r"viscosity holds no value at index \(2\)") as caught:
+            converted(tmp_path / "a.nc", tmp_path / "out.zarr", options)
+        assert "--missing" not in str(caught.value)
+        assert "need every value" in str(caught.value)

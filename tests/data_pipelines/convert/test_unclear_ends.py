@@ -184,3 +184,18 @@ def test_a_malformed_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(StorageError, match="is no key that can be read"):
         store.read_ranges("x//y", [(0, 1)])
     assert (store.counters.requests, store.counters.retries) == (2, 0)
+
+
+@pytest.mark.parametrize("options", [ConvertOptions(), ConvertOptions(format="zarr")])
+def test_a_store_without_credentials_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: ConvertOptions
+) -> None:
+    """botocore's exceptions are neither ValueError nor OSError, and became tracebacks."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "absent"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(ValueError, match=r"s3://nowhere/u.zarr.*[Uu]nable to locate credentials"):
+        open_source("s3://nowhere/u.zarr", options)

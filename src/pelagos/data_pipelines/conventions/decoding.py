@@ -158,7 +158,11 @@ def decode_all(conventions: Conventions, stored: npt.NDArray[Any], where: str) -
         MissingValueError: one is missing.
     """
     decoded = conventions.decode(np.asarray(stored))
-    require_present(decoded, where)
+    require_present(
+        decoded,
+        where,
+        advice="Coordinates and parameters need every value: write it, or leave it out",
+    )
     return _in_double(conventions, stored) if conventions.is_packed else decoded.values
 
 
@@ -173,12 +177,14 @@ def require_present(
     decoded: Decoded,
     where: str,
     absolute: Callable[[Sequence[int]], Sequence[int]] = tuple,
+    advice: str = "`pelagos convert --missing mask` (or fill) makes a dataset of it",
 ) -> None:
     """Raise MissingValueError where something is missing.
 
     Args:
         where: file and array, for the message.
         absolute: turns an index into `decoded.values` into one of the whole array.
+        advice: what to do.
     """
     if decoded.missing is None:
         return
@@ -188,5 +194,5 @@ def require_present(
     raise MissingValueError(
         f"{where} holds no value at index ({index}): {decoded.reason}, which its attributes say is no "
         f"value. That is so of {count} of the {decoded.missing.size} numbers read with it. "
-        f"`pelagos convert --missing mask` (or fill) makes a dataset of it"
+        f"{advice}"
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from pelagos.data_pipelines.store import DatasetError, open_dataset
 from pelagos.data_pipelines.suggestions import nearest
 from pelagos.infra.addresses import reject_references
 from pelagos.infra.object_store import is_remote, storage_options
+from pelagos.infra.store_failures import summary
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z")
 _LOOKED_AT_BYTES = 2**16
@@ -63,7 +66,8 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             f"{', '.join(FORMATS)}"
         )
     name = options.format or (mapped_arrays.FORMAT.name if options.mapping else None)
-    name = name or recognised(path, options)
+    with _said_of_stores(path):
+        name = name or recognised(path, options)
     if name is None:
         if not is_remote(path) and not Path(path).exists() and not glob(f"{path}*"):
             raise SourceError(f"{path} does not exist")
@@ -81,16 +85,31 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             f"`pelagos convert {path} --draft-mapping` proposes one"
         )
     try:
-        return finished(FORMATS[name].read(path, options), options)
+        with _said_of_stores(path):
+            return finished(FORMATS[name].read(path, options), options)
     except SourceError as error:
         if options.format is None:
             raise
-        seen = recognised(path, options)
+        with _said_of_stores(path):
+            seen = recognised(path, options)
         if seen in (None, name):
             raise
         raise SourceError(f"{error}\n{path} looks like {seen}: try --format {seen}") from error
     finally:
         close_files()
+
+
+@contextlib.contextmanager
+def _said_of_stores(path: str) -> Iterator[None]:
+    """Raise SourceError for what the client of an object store raises: no credentials, no such host."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # each client has its own, which share no base
+        if not is_remote(path):
+            raise
+        raise SourceError(f"{path} cannot be reached: {summary(error)}") from error
 
 
 def _refuse_file(file: Path) -> None:
