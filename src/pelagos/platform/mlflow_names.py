@@ -21,7 +21,7 @@ def accepted_name(name: str, max_length: int = MAX_LENGTH) -> str:
     """Return `name` if MLflow accepts it as the key of a metric, parameter or tag, else another.
 
     >>> accepted_name("loss/ns-sines"), accepted_name("loss/nu=0.001")
-    ('loss/ns-sines', 'loss/nu_0.001-c30d5f')
+    ('loss/ns-sines', 'loss/nu_0.001-15ddae')
     """
     if _is_accepted(name) and len(name) <= max_length:
         return name
