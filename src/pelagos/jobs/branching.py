@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pelagos.jobs.parts import check_parts, options_for
+from pelagos.jobs.take_over import bring_checkpoint
 from pelagos.platform.checkpoint import (
     CheckpointError,
     CheckpointStore,
-    copy_checkpoint,
-    empty_place,
     named_step,
 )
 from pelagos.platform.config.overrides import value_at
@@ -65,7 +64,7 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
                 f"checkpoint is of step {step}: nothing is left to train; choose more steps"
             )
         check_parts(after)  # the network and the data may refuse what the schema takes
-        record = _copy(run, before, source, step)
+        record = bring_checkpoint(run, run.name, source, step)
         plain = [job.model_dump(mode="json") for job in (before, after)]
         record["settings"] = {
             key: [value_at(before, key), value_at(after, key)] for key in changed_keys(*plain)
@@ -96,23 +95,3 @@ def _checkpoint(run: RunDirectory, which: str) -> tuple[CheckpointStore, int]:
     store = CheckpointStore(uri, options_for(uri, options))
     listed = ", ".join(str(info.step) for info in store.complete()) or "none"
     raise CheckpointError(f"{uri} has no checkpoint of step {which}; there are: {listed}")
-
-
-def _copy(
-    run: RunDirectory, job: TrainingJob, source: CheckpointStore, step: int
-) -> dict[str, Any]:
-    """Copy the checkpoint, and the best one until then, to the branch's place."""
-    uri = run.checkpoint_uri_after(len(run.take_overs()) + 1)
-    target = CheckpointStore(uri, options_for(uri, job.storage))
-    empty_place(target)  # a branch that was cut off before it was recorded
-    best = source.trainer_state(step)["best"]
-    if best and best["step"] in [info.step for info in source.complete()]:
-        copy_checkpoint(source, best["step"], target)
-    copy_checkpoint(source, step, target)
-    identities = {str(target.trainer_state(i.step).get("run", "")) for i in target.complete()}
-    return {
-        "step": step,
-        "source": run.name,
-        "checkpoint": f"{source.uri} step {step}",
-        "identities": sorted(identities),
-    }

@@ -236,9 +236,10 @@ def store_weights(
     if run is not None:
         check_identity(run, store.uri, step, trainer_state)
     description = dict(trainer_state["forecaster"])
-    tensors = store.load_named(step, "model.")
+    # together: each call fetches and verifies the whole checkpoint
+    tensors = store.load_named(step, ("model.",) if weights == "model" else ("model.", "ema."))
+    averaged = {n: tensors.pop(n) for n in list(tensors) if n.startswith("ema.")}
     state = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    averaged = {} if weights == "model" else store.load_named(step, "ema.")
     if weights == "ema" and not averaged:
         raise CheckpointError(
             f"{store.uri} has no averaged weights; set ema_decay to train them, or leave weights out"

@@ -13,7 +13,7 @@ from pelagos.data_pipelines.curriculum import Weight, largest_weight
 from pelagos.data_pipelines.loader import StreamLoader, load_batch
 from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
 from pelagos.data_pipelines.normalization import Normalization
-from pelagos.data_pipelines.sampler import Sampler
+from pelagos.data_pipelines.sampler import SampleIndex, Sampler
 from pelagos.data_pipelines.store import CacheSettings, DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.class_labels import drawn_label_problems, label_problems
@@ -329,11 +329,11 @@ def check_parts(job: TrainingJob) -> Mixture:
         try:
             mixture = build_mixture(job, datasets)
             held_out = build_mixture(job, datasets, job.validation.split)
+            drawn = validation_sampler(job, held_out).samples(0, job.validation.num_samples)
             labels = [label_problems(build_objective(job), part) for part in (mixture, held_out)]
             found = dict.fromkeys(chain(*labels))
-            found = found or dict.fromkeys(_validation_labels(job, held_out))
+            found = found or dict.fromkeys(_validation_labels(job, held_out, drawn))
             problems += [Problem(("data", "mixture"), problem) for problem in found]
-            drawn = validation_sampler(job, held_out).samples(0, job.validation.num_samples)
             objective = build_objective(job, mixture)
             problems += field_problems(job, objective, mixture, held_out, drawn)
             count_flops(job, mixture)
@@ -344,10 +344,10 @@ def check_parts(job: TrainingJob) -> Mixture:
     return mixture
 
 
-def _validation_labels(job: TrainingJob, held_out: Mixture) -> Iterator[str]:
+def _validation_labels(
+    job: TrainingJob, held_out: Mixture, drawn: Sequence[SampleIndex]
+) -> Iterator[str]:
     """Yield what is wrong with the maps of classes that validation will draw."""
-    sampler = validation_sampler(job, held_out)
-    drawn = sampler.samples(0, job.validation.num_samples)
     distinct = {(s.dataset, s.trajectory, s.window, str(s.region)): s for s in drawn}.values()
     yield from drawn_label_problems(build_objective(job), held_out, distinct, job.validation.split)
 

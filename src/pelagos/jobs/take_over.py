@@ -62,26 +62,33 @@ def _continue_from(
     before, after = run.job(), _with_settings(run, settings)
     changes = {key: [value_at(before, key), value_at(after, key)] for key in settings}
     own, others = _store(run), _store(source)
-    records = run.take_overs()
-    uri = run.checkpoint_uri_after(len(records) + 1)
-    target = CheckpointStore(uri, options_for(uri, before.storage))
-    empty_place(target)  # a take-over that was cut off before it was recorded
-    best = others.trainer_state(step)["best"]
-    if best and best["step"] in [info.step for info in others.complete()]:
-        copy_checkpoint(others, best["step"], target)
-    copy_checkpoint(others, step, target)
-    # the source may have taken these over itself
-    identities = {str(target.trainer_state(i.step).get("run", "")) for i in target.complete()}
-    record = {
-        "step": step,
-        "source": source.name,
-        "settings": {key: change for key, change in changes.items() if change[0] != change[1]},
-        "checkpoint": f"{others.uri} step {step}",
-        "identities": sorted(identities),
-    }
-    run.replace(TAKE_OVERS, json.dumps([*records, record], indent=1))
+    record = bring_checkpoint(run, source.name, others, step)
+    record["settings"] = {key: change for key, change in changes.items() if change[0] != change[1]}
+    run.replace(TAKE_OVERS, json.dumps([*run.take_overs(), record], indent=1))
     _tidy(own)
     return record
+
+
+def bring_checkpoint(
+    run: RunDirectory, source: str, store: CheckpointStore, step: int
+) -> dict[str, Any]:
+    """Copy a checkpoint of `source`, and the best one until then, to a new place of `run`'s own;
+    return what a record says of it."""
+    uri = run.checkpoint_uri_after(len(run.take_overs()) + 1)
+    target = CheckpointStore(uri, options_for(uri, run.job().storage))
+    empty_place(target)  # one that was cut off before it was recorded
+    best = store.trainer_state(step)["best"]
+    if best and best["step"] in [info.step for info in store.complete()]:
+        copy_checkpoint(store, best["step"], target)
+    copy_checkpoint(store, step, target)
+    # the source may have taken these over itself
+    identities = {str(target.trainer_state(i.step).get("run", "")) for i in target.complete()}
+    return {
+        "step": step,
+        "source": source,
+        "checkpoint": f"{store.uri} step {step}",
+        "identities": sorted(identities),
+    }
 
 
 def _with_settings(run: RunDirectory, settings: Mapping[str, Any]) -> TrainingJob:

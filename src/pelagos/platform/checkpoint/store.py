@@ -288,8 +288,9 @@ class CheckpointStore:
             state = json.loads((directory / TRAINER_STATE).read_text())
             return LoadReport(state, *report)
 
-    def load_named(self, step: int, prefix: str) -> dict[str, Tensor]:
-        """Return the tensors whose names start with `prefix`, in one process, verified."""
+    def load_named(self, step: int, prefix: str | tuple[str, ...]) -> dict[str, Tensor]:
+        """Return the tensors whose names start with `prefix`, or one of them, in one process,
+        verified."""
         with self.opened(step) as (directory, manifest):
             self._verify(directory, manifest, f"{self.uri} step {step}", None)
             stored = StoredTensors(directory, manifest)
