@@ -39,7 +39,9 @@ def validated_by_hand(job: PretrainJob, weights: dict[str, torch.Tensor]) -> flo
     return float(np.mean(np.concatenate(errors).sum(0) / np.concatenate(magnitudes).sum(0)))
 
 
-def test_one_choice_of_weights_everywhere(make_job: MakeJob, tmp_path: Path) -> None:
+def test_one_choice_of_weights_everywhere(
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = make_job(ema_decay=0.9, checkpoint__every_steps=4, optimizer__lr=0.01)
     console = Console(record=True, width=120)
     pretrain.run(job, console)
@@ -55,7 +57,12 @@ def test_one_choice_of_weights_everywhere(make_job: MakeJob, tmp_path: Path) -> 
     assert validated_by_hand(job, model) != pytest.approx(expected, rel=1e-4)
     assert events[8]["weights"] == "ema"
     # what forecasts, evaluates, is exported, and is fine-tuned
-    usual, _ = Forecaster.from_run(run)
+    verified: list[str] = []
+    verify = CheckpointStore._verify
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, "_verify", lambda *a: (verified.append(a[3]), verify(*a))[1])
+        usual, _ = Forecaster.from_run(run)
+    assert len(verified) == 1  # the whole checkpoint is fetched and read for each
     raw, _ = Forecaster.from_run(run, weights="model")
     assert (usual.weights, raw.weights) == ("ema", "model")
     for name, tensor in usual.model.state_dict().items():
