@@ -21,6 +21,8 @@ from pelagos.platform.cli.main import app
 RNG = np.random.default_rng(3)
 Values = npt.NDArray[np.float32]
 
+ASSUMED = "nothing says these, so 1 is assumed for: frame_interval, the extent along y, x"
+
 
 def values(*shape: int) -> Values:
     return RNG.normal(size=shape).astype("f4")
@@ -101,7 +103,7 @@ def test_a_folder_for_each_split(tmp_path: Path) -> None:
         everything(dataset)[:, :, 0], np.concatenate([rows[s] for s in ("train", "valid", "test")])
     )
     source = open_source(str(tmp_path), options(tmp_path, text))
-    assert source.notes == ("left out, as they are named like no split: scripts",)
+    assert source.notes == ("left out, as they are named like no split: scripts", ASSUMED)
     with pytest.raises(SourceError, match="the folders of the files are the splits"):
         open_source(str(tmp_path), options(tmp_path, text + "splits: {train: 1.0}"))
 
@@ -114,7 +116,7 @@ def test_lengths_that_differ_are_rejected_or_cut_by_a_key(tmp_path: Path) -> Non
     with pytest.raises(SourceError, match=message):
         open_source(str(tmp_path), options(tmp_path, ONE))
     source = open_source(str(tmp_path), options(tmp_path, ONE + "num_frames: shortest"))
-    assert source.notes == ("the first 3 frames are kept: 2 of 3 files have more",)
+    assert source.notes == ("the first 3 frames are kept: 2 of 3 files have more", ASSUMED)
     dataset = converted(tmp_path, ONE + "num_frames: shortest")
     np.testing.assert_array_equal(everything(dataset)[:, :, 0], np.stack([r[:3] for r in runs]))
     assert open_source(str(tmp_path), options(tmp_path, ONE, num_frames=2)).num_frames == 2
@@ -130,7 +132,7 @@ def test_grids_that_differ_are_several_datasets(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=message + r".*--grid 4x5"):
         open_source(str(tmp_path), options(tmp_path, ONE))
     source = open_source(str(tmp_path), options(tmp_path, ONE, grid=(4, 5)))
-    assert source.notes == ("left out, as they are of other grids: 1 of 3 files",)
+    assert source.notes == ("left out, as they are of other grids: 1 of 3 files", ASSUMED)
     dataset = converted(tmp_path, ONE, grid=(4, 5))
     np.testing.assert_array_equal(everything(dataset)[:, :, 0], np.stack([runs[0], runs[2]]))
     with pytest.raises(

@@ -79,13 +79,80 @@ def test_netcdf_converts_unaided_as_zarr_does(
 
 
 def test_what_is_left_out_and_assumed_is_noted(tmp_path: Path) -> None:
-    netcdf4(simulation().drop_vars("time"), tmp_path / "a.nc")
+    netcdf4(simulation().drop_vars(["time", "lon"]), tmp_path / "a.nc")
     source = open_source(str(tmp_path / "a.nc"), ConvertOptions())
     assert source.format == "netcdf"
     assert source.notes == (
         "left out, as they are not along time or trajectories: land",
-        "it does not say, so 1 is assumed for: frame_interval",
+        "nothing says these, so 1 is assumed for: frame_interval, the extent along x",
+        f"{tmp_path}/a.nc: lat falls, 60 to 58.5 (4 points, -0.5 apart): rows stay in the file's "
+        "order, so that the dataset's y runs against it",
     )
+    simulation().drop_vars(["land", "lon"]).to_zarr(tmp_path / "a.zarr", consolidated=False)
+    (note,) = open_source(str(tmp_path / "a.zarr"), ConvertOptions()).notes
+    assert "y runs against its coordinate, which falls from 60 to 58.5" in note
+    assert "extent 1 along x" in note
+
+
+def test_positions_of_all_files_and_arrays_are_compared(tmp_path: Path) -> None:
+    """Shifted, in another unit, or the other way round: no dataset holds both."""
+    runs, beside = tmp_path / "runs", tmp_path / "beside"
+    runs.mkdir()
+    beside.mkdir()
+    first = simulation(members=False).assign_coords(lat=("lat", 0.5 * np.arange(4), {"units": "m"}))
+    netcdf4(first, runs / "a.nc")
+    same = first.assign_coords(lat=first["lat"].astype("f4"))  # rounding is no difference
+    lat = first["lat"].values
+    changes = {
+        "shifted": ("lat", lat + 0.25, {"units": "m"}),
+        "scaled": ("lat", lat, {"units": "km"}),
+        "bare": ("lat", lat, {}),
+        "turned": ("lat", lat[::-1].copy(), {"units": "m"}),
+    }
+    fields = ["{file: '*.nc', key: u, axes: [t, y, x], names: [u]}"]
+    given = "{file: '*.nc', key: lat}"
+    for extent in (f"{{y: {given}}}", "{}", "{y: 2.0}"):
+        mapping = tmp_path / "runs.yaml"
+        mapping.write_text(f"fields: [{fields[0]}]\ndomain_extent: {extent}\n")
+        options = ConvertOptions(mapping=str(mapping))
+        netcdf4(same, runs / "b.nc")
+        open_source(str(runs), options)
+        for change in changes.values():
+            netcdf4(first.assign_coords(lat=change), runs / "b.nc")
+            if extent == "{y: 2.0}":
+                assert open_source(str(runs), options).domain_extent == (2.0, 1.0)
+                continue
+            with pytest.raises(SourceError, match=r"b\.nc: lat has the points along y at .*a\.nc"):
+                open_source(str(runs), options)
+    # two arrays of one trajectory, each in a file of its own
+    mapping.write_text(
+        "fields: [{file: u.nc, key: u, axes: [t, y, x], names: [u]}, "
+        "{file: p.nc, key: p, axes: [t, y, x], names: [p]}]\n"
+    )
+    options = ConvertOptions(mapping=str(mapping))
+    for write in (netcdf4, classic):
+        write(first, beside / "u.nc")
+        write(same, beside / "p.nc")
+        open_source(str(beside), options)
+        for change in changes.values():
+            write(first.assign_coords(lat=change), beside / "p.nc")
+            with pytest.raises(SourceError, match=r"p\.nc: lat has the points along y"):
+                open_source(str(beside), options)
+        write(simulation(first_hour=6.0, members=False).assign_coords(lat=lat), beside / "p.nc")
+        write(first.assign_coords(lat=lat), beside / "u.nc")
+        with pytest.raises(SourceError, match=r"p\.nc: time has the frames at 6 to 18 hours since"):
+            open_source(str(beside), options)
+
+
+def test_an_array_that_only_a_later_file_has_is_noted(tmp_path: Path) -> None:
+    for i in range(4):
+        run = simulation(members=False).drop_vars("land")
+        netcdf4(run.assign(q=run["p"]) if i == 2 else run, tmp_path / f"{i}.nc")
+    notes = open_source(str(tmp_path), ConvertOptions()).notes
+    expected = (
+        f"left out: q, which 1 of 4 files have, as {tmp_path}/2.nc, and {tmp_path}/0.nc has not"
+    )
+    assert expected in notes
 
 
 def test_a_folder_of_netcdf_files_with_a_trajectory_each(tmp_path: Path) -> None:
@@ -122,7 +189,7 @@ def test_files_of_other_steps_or_domains_are_rejected(tmp_path: Path) -> None:
     netcdf4(simulation(members=False), tmp_path / "runs/a.nc")
     other = simulation(members=False)
     for change, message in (
-        ({"lon": other["lon"] * 2}, r"b\.nc has points 0\.5 apart along x, .*a\.nc 0\.25"),
+        ({"lon": other["lon"] * 2}, r"b\.nc: lon has the points .* 0\.5 apart\), .*a\.nc.* 0\.25"),
         ({"lat": [60.0, 59.0, 57.0, 56.0]}, r"b\.nc: lat has steps from -2 to -1; .*even"),
     ):
         changed = other.assign_coords({k: v.data if hasattr(v, "data") else v
@@ -195,9 +262,10 @@ def test_files_whose_positions_run_the_other_way_are_rejected(tmp_path: Path) ->
     one = simulation(members=False)
     netcdf4(one, folder / "0.nc")
     netcdf4(one.isel(lat=slice(None, None, -1)), folder / "1.nc")
-    with pytest.raises(
-        SourceError, match=r"1\.nc has points 0.5 apart along y, .*0\.nc -0.5: .*one order"
-    ):
+    message = (
+        r"1\.nc: lat has the points along y .* 0.5 apart\), .*0\.nc.* -0.5 apart\): .*one order"
+    )
+    with pytest.raises(SourceError, match=message):
         converted(folder, tmp_path / "out.zarr")
 
 

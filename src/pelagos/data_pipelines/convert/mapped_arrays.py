@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pelagos.data_pipelines.convert.formats import Format, named, stored_bytes
 from pelagos.data_pipelines.convert.mapping import Mapping, ParameterMapping, load_mapping
 from pelagos.data_pipelines.convert.mapping.files import Unit, is_pattern, matched_files
-from pelagos.data_pipelines.convert.mapping.measuring import (
+from pelagos.data_pipelines.convert.mapping.measuring import Files, Measured, measure
+from pelagos.data_pipelines.convert.mapping.positions import (
     STEP_RELATIVE_TOLERANCE,
-    Files,
-    Measured,
-    measure,
+    require_one_place,
 )
 from pelagos.data_pipelines.convert.options import ConvertOptions, split_counts
+from pelagos.data_pipelines.convert.readers import array_names
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError
 from pelagos.data_pipelines.store import Field as StoredField
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
@@ -56,6 +56,7 @@ def source_of(
     splits = _splits(found)
     if len(splits) > 1 and mapping.splits is not None:
         raise SourceError(f"{label}: splits: the folders of the files are the splits")
+    notes += [*_assumed(found, mapping, order), *_only_in_some(found)]
     notes += list(dict.fromkeys(note for unit in found for note in unit.notes))
     first = found[0]
     names = [name for entry in mapping.fields for name in entry.names]
@@ -234,25 +235,60 @@ def _extent(found: Sequence[Measured], mapping: Mapping, order: Sequence[str]) -
     """Length of the domain along each axis.
 
     Raises:
-        SourceError: files have different spacings, or positions that rise in one and fall in another.
+        SourceError: the points are elsewhere in one file than in another.
     """
     first = found[0]
     lengths = []
     for letter in order:
-        given = mapping.domain_extent.get(letter, 1.0)  # type: ignore[call-overload]
-        if not isinstance(given, ParameterMapping):
-            lengths.append(float(given))
-            continue
         for unit in found[1:]:
-            if not _are_close(unit.spacing[letter], first.spacing[letter]):
-                raise SourceError(
-                    f"{unit.file} has points {unit.spacing[letter]:g} apart along {letter}, "
-                    f"{first.file} {first.spacing[letter]:g}: a dataset has one domain, and points "
-                    f"in one order. Convert "
-                    f"them as several datasets, with a pattern for each"
-                )
-        lengths.append(float(f"{abs(first.spacing[letter]) * first.sizes[letter]:.12g}"))
+            if letter in unit.positions and letter in first.positions:
+                require_one_place(unit.positions[letter], first.positions[letter], letter)
+        given = mapping.domain_extent.get(letter, 1.0)  # type: ignore[call-overload]
+        if isinstance(given, ParameterMapping):
+            given = f"{abs(first.spacing[letter]) * first.sizes[letter]:.12g}"
+        lengths.append(float(given))
     return lengths
+
+
+def _assumed(found: Sequence[Measured], mapping: Mapping, order: Sequence[str]) -> list[str]:
+    """What nobody says of time and space, and axes that run the other way."""
+    first = found[0]
+    notes = []
+    unsaid = []
+    if "t" in first.sizes and "frame_interval" not in mapping.model_fields_set:
+        unsaid.append("frame_interval")
+    if letters := [letter for letter in order if letter not in mapping.domain_extent]:
+        unsaid.append(f"the extent along {', '.join(letters)}")
+    if unsaid:
+        notes.append(f"nothing says these, so 1 is assumed for: {', '.join(unsaid)}")
+    for letter in order:
+        positions = first.positions.get(letter)
+        if positions is not None and positions.falls:
+            notes.append(
+                f"{positions.where} falls, {positions}: rows stay in the file's order, so that the "
+                f"dataset's {letter} runs against it"
+            )
+    return notes
+
+
+def _only_in_some(found: Sequence[Measured]) -> list[str]:
+    """Arrays that the first files have not, so that neither draft nor user may know of them."""
+    known = [set(array_names(array)) for array in found[0].arrays]
+    having: dict[str, list[str]] = {}
+    for unit in found[1:]:
+        others = {
+            (name, array.file)
+            for array, names in zip(unit.arrays, known, strict=True)
+            for name in array_names(array)
+            if name not in names
+        }
+        for name, file in sorted(others):
+            having.setdefault(name, []).append(file)
+    return [
+        f"left out: {name}, which {len(files)} of {len(found)} files have, as {files[0]}, and "
+        f"{found[0].file} has not"
+        for name, files in having.items()
+    ]
 
 
 def _are_close(one: float, other: float) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 from pelagos.data_pipelines.convert.formats import HDF5_SUFFIXES, Format, files_of, split_folders
 from pelagos.data_pipelines.convert.mapped_arrays import source_of
 from pelagos.data_pipelines.convert.mapping.draft import Draft, draft_mapping
-from pelagos.data_pipelines.convert.mapping.measuring import STEP_RELATIVE_TOLERANCE, Measured
+from pelagos.data_pipelines.convert.mapping.measuring import Measured
+from pelagos.data_pipelines.convert.mapping.positions import STEP_RELATIVE_TOLERANCE
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Source, SourceError
 
@@ -46,10 +47,6 @@ def _read(path: str, options: ConvertOptions) -> Source:
     if draft.left_out:
         names = ", ".join(array.key for array in draft.left_out)
         notes.append(f"left out, as they are not along time or trajectories: {names}")
-    tree = draft.tree
-    missing = [k for k in ("frame_interval", "domain_extent") if k not in tree]
-    if missing:
-        notes.append(f"it does not say, so 1 is assumed for: {', '.join(missing)}")
     return source_of(
         path, draft.mapping, options, path, notes, _require_own_trajectories, FORMAT.name
     )

@@ -329,6 +329,8 @@ def _source(
     sizes = dict(zip(axes, map(int, shape), strict=True))
     order = AXIS_NAMES[len(set(axes) & set(_SPACE))]
     extents = dict.fromkeys(order, 1.0)
+    if missing := [letter for letter in order if letter not in positions]:
+        notes.append(f"the file has no positions along {', '.join(missing)}: extent 1 is assumed")
     location: Any = "cell"
     for letter, points in positions.items():
         spacing, note = interval(points.reshape(-1), f"positions along {letter}")

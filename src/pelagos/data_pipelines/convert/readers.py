@@ -105,6 +105,7 @@ class _StrictZarr:
         return [name for name, node in getattr(self.node, "members", lambda: ())()]
 
     def _looked_up(self, key: str) -> Sliceable:
+        from pelagos.data_pipelines.foreign.axes import dimension_names
         from pelagos.data_pipelines.foreign.consolidated import require_current
         from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 
@@ -113,7 +114,13 @@ class _StrictZarr:
         require_current(self.node, [key], self.file)
         if getattr(found, "dtype", None) is None or found.dtype.kind not in "fiub":
             return cast(Sliceable, found)  # rejected by what it holds
-        return ZarrNumbers(found, f"{self.file}: {key}" if key else self.file)
+        numbers = ZarrNumbers(found, f"{self.file}: {key}" if key else self.file)
+        folder = key.rpartition("/")[0]
+        beside = [f"{folder}/{name}" if folder else name for name in dimension_names(found) or ()]
+        numbers.coordinates = tuple(
+            name if key and name != key and name in node else None for name in beside
+        )
+        return numbers
 
     def close(self) -> None:
         self.known.clear()
@@ -234,6 +241,13 @@ def _no_such_array(array: StoredArray, file: StoredFile) -> str:
     names = list(getattr(file, "names", list)())
     there = f"; it has {listed(names)}" if names else ""
     return f"{array.file} has no array {array.key!r}{nearest(array.key, names)}{there}"
+
+
+def array_names(array: StoredArray) -> list[str]:
+    """Names of the arrays in an array's file; empty where its reader does not list them."""
+    stored_array(array)  # opens the file
+    file = _open_files.kept[(array.reader, array.file)]
+    return list(getattr(file, "names", list)())
 
 
 def whole_array(array: StoredArray) -> npt.NDArray[Any]:

@@ -194,5 +194,10 @@ def _extent(
         step = _step(coordinates.get(axis), uri, "domain_extent")
         if step is None:
             assumed.append(f"extent 1 along {axis}")
+        elif coordinates[axis][-1] < coordinates[axis][0]:
+            assumed.append(
+                f"{axis} runs against its coordinate, which falls from {coordinates[axis][0]:g} to "
+                f"{coordinates[axis][-1]:g}: rows stay in the array's order"
+            )
         extent.append(1.0 if step is None else step * points)
     return tuple(extent)

@@ -33,6 +33,8 @@ class ZarrNumbers:
 
     Attributes:
         dtype: of the values, where none is missing.
+        coordinates: of each axis the array beside it that holds its positions, where it was opened
+            with its group; None: there is none.
         views: the array with a fill value that shows: a number that was never stored is NaN, or,
             for whole numbers, differs between two views.
     """
@@ -40,6 +42,7 @@ class ZarrNumbers:
     def __init__(self, array: zarr.Array[Any], where: str) -> None:
         self.array, self.where = array, where
         self.shape: tuple[int, ...] = tuple(array.shape)
+        self.coordinates: tuple[str | None, ...] = ()
         self.attributes: dict[str, Any] = array.attrs.asdict()
         self.conventions = conventions_of(array, where)
         self.dtype = np.dtype(np.float32 if self.conventions.is_packed else array.dtype)

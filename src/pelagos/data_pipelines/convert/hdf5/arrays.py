@@ -130,6 +130,17 @@ class Hdf5Array:
         return found
 
     @property
+    def coordinates(self) -> tuple[str | None, ...]:
+        """Of each axis the array in the file that holds its positions; None: there is none."""
+        found = []
+        for dim in self.dataset.dims:
+            scale = dim[0] if len(dim) else None
+            found.append(
+                None if scale is None or is_bare_dimension(scale) else str(scale.name).lstrip("/")
+            )
+        return tuple(found)
+
+    @property
     def gaps(self) -> Gaps:
         """What of it was never written."""
         if self.facts.gaps is None:
@@ -206,6 +217,13 @@ def _fills(dataset: Any) -> dict[str, float | int]:
     if kind in NETCDF_FILLS and _is_netcdf(dataset):
         return {"the fill value of netCDF": NETCDF_FILLS[kind]}
     return {}
+
+
+def is_bare_dimension(node: Any) -> bool:
+    """netCDF-4 keeps a dimension without a variable as an array without numbers."""
+    name = node.attrs.get("NAME", "")
+    name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    return name.startswith("This is a netCDF dimension but not a netCDF variable")
 
 
 def _is_netcdf(dataset: Any) -> bool:

@@ -62,7 +62,11 @@ class ClassicFile:
 
     def array(self, key: str) -> ClassicArray:
         """The variable at `key`. Raises KeyError: there is none."""
-        return ClassicArray(self.file.variables[key], f"{self.name}: {key}")
+        found = self.file.variables[key]
+        coordinates = tuple(
+            name if name in self.file.variables else None for name in found.dimensions
+        )
+        return ClassicArray(found, f"{self.name}: {key}", coordinates)
 
     def names(self) -> list[str]:
         """The variables that there are."""
@@ -73,10 +77,14 @@ class ClassicFile:
 
 
 class ClassicArray:
-    """One variable. `dtype` is that of the values."""
+    """One variable. `dtype` is that of the values.
 
-    def __init__(self, variable: Any, where: str) -> None:
-        self.variable, self.where = variable, where
+    Args:
+        coordinates: of each axis the variable that holds its positions; None: there is none.
+    """
+
+    def __init__(self, variable: Any, where: str, coordinates: tuple[str | None, ...] = ()) -> None:
+        self.variable, self.where, self.coordinates = variable, where, coordinates
         self.shape: tuple[int, ...] = tuple(map(int, variable.shape))
         stored = variable.data.dtype
         self.dtype: Any = stored

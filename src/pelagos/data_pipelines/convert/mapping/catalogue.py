@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pelagos.data_pipelines.convert.formats import natural, split_folders, text
+from pelagos.data_pipelines.convert.formats import natural, split_folders
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, is_classic, open_hdf5
+from pelagos.data_pipelines.convert.hdf5.arrays import is_bare_dimension
 from pelagos.data_pipelines.convert.mapping.files import READER_OF_SUFFIX, SPLIT_PLACE, reader_of
 from pelagos.data_pipelines.convert.npz import NpzFile
 from pelagos.data_pipelines.convert.source import SourceError
@@ -114,7 +115,7 @@ def _hdf5(path: str, file: str | None) -> Iterator[FoundArray]:
 
     def note(name: str, node: Any) -> bool | None:
         shape = getattr(node, "shape", None)
-        if shape is None or node.dtype.kind not in "fiub" or _is_bare_dimension(node):
+        if shape is None or node.dtype.kind not in "fiub" or is_bare_dimension(node):
             return None
         names = tuple(_dimension(dim) for dim in node.dims) if shape else ()
         starts_at = float(node[0]) if len(shape) == 1 and shape[0] else None
@@ -131,12 +132,6 @@ def _dimension(dim: Any) -> str:
     if len(dim):
         return str(dim[0].name).rpartition("/")[2]
     return str(dim.label)
-
-
-def _is_bare_dimension(node: Any) -> bool:
-    """netCDF-4 keeps a dimension without a variable as an array without numbers."""
-    name = text(node.attrs.get("NAME", ""))
-    return name.startswith("This is a netCDF dimension but not a netCDF variable")
 
 
 def _classic(path: str, file: str | None) -> Iterator[FoundArray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping as AbstractMapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,17 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.conventions import Conventions, TimeAxis, time_axis
 from pelagos.data_pipelines.convert.mapping.files import Unit, address_of, is_pattern, reader_of
+from pelagos.data_pipelines.convert.mapping.positions import (
+    Positions,
+    own_positions,
+    read_positions,
+    require_one_place,
+)
 from pelagos.data_pipelines.convert.mapping.schema import ArrayMapping, Mapping, ParameterMapping
 from pelagos.data_pipelines.convert.readers import stored_array, whole_array
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 
-# Steps of a coordinate, or of two files, that differ by no more than this count as equal.
-STEP_RELATIVE_TOLERANCE = 1e-3
+EVEN_ADVICE = "Give a number as {} in a mapping to pass over it"
 
 Files = AbstractMapping[str, AbstractMapping[Unit, str]]
 """For each pattern its files."""
@@ -33,8 +39,10 @@ class Measured:
         parameters: one number for all of the unit's trajectories, or one each.
         units: of each field, from the mapping or else from the arrays' attributes.
         time: the times of the frames, where the mapping names their array.
-        spacing: from one point to the next along axes of space, where it names their positions;
-            negative where positions fall.
+        positions: along axes of space and time, where the mapping names those of space or the
+            files give them.
+        spacing: from one point to the next along axes of space, where the mapping names their
+            positions; negative where positions fall.
         notes: what was assumed of the arrays.
     """
 
@@ -44,6 +52,7 @@ class Measured:
     parameters: dict[str, float | tuple[float, ...]] = field(default_factory=dict)
     units: tuple[str, ...] = ()
     time: TimeAxis | None = None
+    positions: dict[str, Positions] = field(default_factory=dict)
     spacing: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -83,13 +92,12 @@ def measure(path: str, mapping: Mapping, unit: Unit, files: Files) -> Measured:
     count = sizes.get("n", 1)
     parameters = _parameters(path, mapping, unit, files, count)
     time = _time(path, mapping.frame_interval, unit, files, sizes.get("t", 1))
-    spacing: dict[str, float] = {
-        str(letter): _spacing(path, given, unit, files, letter, sizes.get(letter, 1))
-        for letter, given in mapping.domain_extent.items()
-        if isinstance(given, ParameterMapping)
-    }
+    positions = _positions(path, mapping, unit, files, sizes)
+    advice = EVEN_ADVICE.format("domain_extent")
+    spacing = {letter: found.step(advice) for letter, found in positions.items()}
+    _add_own_positions(positions, arrays, mapping)
     return Measured(
-        unit, tuple(arrays), sizes, parameters, tuple(units), time, spacing, tuple(notes)
+        unit, tuple(arrays), sizes, parameters, tuple(units), time, positions, spacing, tuple(notes)
     )
 
 
@@ -163,7 +171,8 @@ def _time(
         time = time_axis(points, attributes, array.address)
     except ValueError as error:
         raise SourceError(str(error)) from error
-    step = _step(time.points, array.address, "frame_interval")
+    points_of_time = Positions(time.points, time.unit or "", array.address)
+    step = points_of_time.step(EVEN_ADVICE.format("frame_interval"))
     if step < 0:
         raise SourceError(
             f"{array.address} falls from {time.points[0]:g} to {time.points[-1]:g}: the frames run "
@@ -173,11 +182,33 @@ def _time(
     return dataclasses.replace(time, step=step)
 
 
-def _spacing(
-    path: str, given: ParameterMapping, unit: Unit, files: Files, letter: str, size: int
-) -> float:
-    array, points = _coordinate(path, given, unit, files, letter, size)
-    return _step(points.astype(np.float64), array.address, "domain_extent")
+def _positions(
+    path: str, mapping: Mapping, unit: Unit, files: Files, sizes: AbstractMapping[str, int]
+) -> dict[str, Positions]:
+    """The positions along axes of space that the mapping names."""
+    found = {}
+    for letter, given in mapping.domain_extent.items():
+        if isinstance(given, ParameterMapping):
+            place = _place(path, given.file, unit, files)
+            array = StoredArray(reader_of(place), place, given.key, letter, 0)
+            found[str(letter)] = read_positions(array, sizes.get(letter, 1))
+    return found
+
+
+def _add_own_positions(
+    positions: dict[str, Positions], arrays: Sequence[StoredArray], mapping: Mapping
+) -> None:
+    """Add what the arrays' files say themselves, which must be the same in all of them.
+
+    A number in the mapping passes over it.
+    """
+    given: dict[str, Any] = {str(key): value for key, value in mapping.domain_extent.items()}
+    if "frame_interval" in mapping.model_fields_set:
+        given["t"] = mapping.frame_interval
+    for array in arrays:
+        for letter, own in own_positions(array).items():
+            if not isinstance(given.get(letter), int | float):
+                require_one_place(own, positions.setdefault(letter, own), letter)
 
 
 def _coordinate(
@@ -192,17 +223,3 @@ def _coordinate(
             f"{array.address} has {len(points)} positions, axis {letter} of the arrays has {size}"
         )
     return array, points
-
-
-def _step(points: npt.NDArray[np.float64], where: str, key: str) -> float:
-    """From one point to the next, negative where they fall; it must be even; of a single point 1."""
-    if len(points) < 2:
-        return 1.0
-    steps = np.diff(points)
-    mean = float(steps.mean())
-    if not mean or np.abs(steps - mean).max() > STEP_RELATIVE_TOLERANCE * abs(mean):
-        raise SourceError(
-            f"{where} has steps from {steps.min():g} to {steps.max():g}; models take even ones. Give "
-            f"a number as {key} in a mapping to pass over it"
-        )
-    return mean

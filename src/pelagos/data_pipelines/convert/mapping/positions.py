@@ -1,0 +1,131 @@
+"""Where the points of an axis are, as an array of positions says: for files that must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pelagos.data_pipelines.convert.readers import stored_array, whole_array
+from pelagos.data_pipelines.convert.source import SourceError, StoredArray
+
+# Steps of a coordinate, or of two files, that differ by no more than this count as equal.
+STEP_RELATIVE_TOLERANCE = 1e-3
+# Points that lie no farther apart than this part of a step are the same: half a step, from cell
+# centres to nodes, is another place, and files in float32 hold large positions with some error.
+PLACE_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Positions along an axis.
+
+    Attributes:
+        points: float64, in `unit`.
+        unit: as the array's attribute says; empty: it does not say.
+        where: file and key of the array.
+    """
+
+    points: npt.NDArray[np.float64]
+    unit: str
+    where: str
+
+    @property
+    def falls(self) -> bool:
+        return len(self.points) > 1 and bool(self.points[-1] < self.points[0])
+
+    def step(self, advice: str) -> float:
+        """From one point to the next, negative where they fall; of a single point 1.
+
+        Raises:
+            SourceError: it is not even; ends with `advice`.
+        """
+        if len(self.points) < 2:
+            return 1.0
+        steps = np.diff(self.points)
+        mean = float(steps.mean())
+        if not mean or np.abs(steps - mean).max() > STEP_RELATIVE_TOLERANCE * abs(mean):
+            raise SourceError(
+                f"{self.where} has steps from {steps.min():g} to {steps.max():g}; models take even "
+                f"ones. {advice}"
+            )
+        return mean
+
+    def is_at(self, other: Positions) -> bool:
+        """Whether the points are in the same places, in the same order and unit."""
+        if self.points.shape != other.points.shape or self.unit != other.unit:
+            return False
+        span = float(np.ptp(other.points)) / max(len(other.points) - 1, 1)
+        rounding = 4 * float(np.finfo(np.float32).eps * np.abs(other.points).max(initial=0.0))
+        apart = np.abs(self.points - other.points).max(initial=0.0)
+        return bool(apart <= max(PLACE_TOLERANCE * span, rounding))
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        if len(self.points) < 2:
+            return f"{self.points[0]:.9g}{unit}" if len(self.points) else "nothing"
+        return (
+            f"{self.points[0]:.9g} to {self.points[-1]:.9g}{unit} ({len(self.points)} points, "
+            f"{np.diff(self.points).mean():.6g} apart)"
+        )
+
+
+def read_positions(array: StoredArray, size: int) -> Positions:
+    """The positions that an array holds.
+
+    Raises:
+        SourceError: they are not as many as the axis has points, or no array of numbers.
+    """
+    points = np.asarray(whole_array(array)).reshape(-1).astype(np.float64)
+    if len(points) != size:
+        raise SourceError(
+            f"{array.address} has {len(points)} positions, axis {array.axes} of the arrays has {size}"
+        )
+    return Positions(points, _unit(array), array.address)
+
+
+def _unit(array: StoredArray) -> str:
+    attributes: Mapping[str, Any] = getattr(stored_array(array), "attributes", {})
+    unit = attributes.get("units", "")
+    unit = unit.decode(errors="replace") if isinstance(unit, bytes) else unit
+    return unit.strip() if isinstance(unit, str) and unit.strip() != "1" else ""
+
+
+def own_positions(array: StoredArray) -> dict[str, Positions]:
+    """By the letter of an axis of time or space the positions that an array's own file gives for
+    it: the variables of its dimensions' names, where they are numbers."""
+    stored = stored_array(array)
+    keys: tuple[str | None, ...] = getattr(stored, "coordinates", ())
+    found = {}
+    for letter, key, size in zip(array.axes, keys, stored.shape, strict=False):
+        if key is None or letter not in "tzyx":
+            continue
+        coordinate = StoredArray(array.reader, array.file, key, letter, 0)
+        try:
+            is_of_axis = stored_array(coordinate).shape == (size,)
+        except SourceError:  # names, moments: what a mapping does not name need not be numbers
+            continue
+        if is_of_axis:
+            found[letter] = read_positions(coordinate, size)
+    return found
+
+
+def require_one_place(one: Positions, other: Positions, letter: str) -> None:
+    """Raise SourceError where the points of an axis are elsewhere in one file than in another."""
+    if one.where == other.where or one.is_at(other):
+        return
+    if letter == "t":
+        raise SourceError(
+            f"{one.where} has the frames at {one}, {other.where} at {other}: the fields of a "
+            f"trajectory are of the same moments. Write them at the same times, or, if they are meant "
+            f"to be, give a number as frame_interval in a mapping, which passes over the times"
+        )
+    raise SourceError(
+        f"{one.where} has the points along {letter} at {one}, {other.where} at {other}: a dataset has "
+        f"one domain, with its points in one order and unit. Convert them as several datasets, with a "
+        f"pattern for each; or, if they are meant to lie in several places, give a number for "
+        f"{letter} as domain_extent in a mapping, which passes over the positions"
+    )
