@@ -19,7 +19,7 @@ import yaml
 from tests.conftest import free_ports
 from tests.submission import slurm_server
 
-from pelagos.jobs import pretrain, submit, submitted_runs
+from pelagos.jobs import pretrain, start_again, submit, submitted_runs
 from pelagos.jobs.submitted_runs import SubmittedRun
 from pelagos.platform.config import PretrainJob
 from pelagos.platform.config.load import load_job
@@ -69,6 +69,7 @@ def conformance_job(
 def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`clusters(name={...})` writes clusters.yaml and makes it the one in force."""
     monkeypatch.setenv("PELAGOS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def write(**entries: dict[str, Any]) -> None:
@@ -121,7 +122,7 @@ def conform(job: Job, cluster: str, name: str, *overrides: str) -> SubmittedRun:
     directory = submitted_runs.run_directory(found)
     stopped_at = directory.last_step()
     assert 0 < stopped_at < STEPS, "it was to stop on the way"
-    submitted_runs.resume(found, None, (), submit.Options())
+    start_again.resume(found, None, (), submit.Options())
     state = finish(found)
     assert state.attempt == 2
     metrics = submitted_runs.run_directory(found).metrics()

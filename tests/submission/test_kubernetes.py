@@ -176,7 +176,7 @@ RUN_NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True)
 
 @given(RUN_NAMES, RUN_NAMES)
 def test_names_are_legal_in_kubernetes_and_do_not_meet(first: str, second: str) -> None:
-    names = [object_name(submission(run)) for run in (first, second)]
+    names = [object_name(run, 1) for run in (first, second)]
     for name in names:
         assert len(name) <= 47
         assert name[0].isalpha()
@@ -228,7 +228,12 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_verbs_speak_kubectl(kubectl: Path) -> None:
     target = cluster(context="lab")
     handle = target.start(submission())
+    assert handle == {"name": "ns-pretrain-1"}
+    handle = target.checked_handle("ns-pretrain", "s3://bucket/here", handle)
     assert handle == {"name": "ns-pretrain-1", "namespace": "science"}
+    for forged in ("other-1", "ns-pretrain", "ns-pretrain-0", "--all", "ns-pretrain-1 -A"):
+        with pytest.raises(ClusterError, match="none that this cluster gives"):
+            target.checked_handle("ns-pretrain", "s3://bucket/here", {"name": forged})
     validate(json.loads((kubectl / "RayJob.json").read_text()))
     assert (
         "def main" in json.loads((kubectl / "ConfigMap.json").read_text())["data"]["bootstrap.py"]

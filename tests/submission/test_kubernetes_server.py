@@ -18,6 +18,7 @@ from pelagos.infra.clusters import ClusterError
 from pelagos.infra.clusters.schema import KubernetesConfig
 from pelagos.infra.render import render
 from pelagos.jobs import submitted_runs
+from pelagos.jobs.hand_over import submission_of
 
 pytestmark = [pytest.mark.targets, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -84,15 +85,16 @@ def test_a_run_is_submitted_followed_and_ended(
     config["shared_paths"] = ["/"]
     clusters(k8s=config)
     found = send(job_file, "k8s")
-    sent = found.cluster.manifests(  # type: ignore[attr-defined]
-        submitted_runs.submission_of(found.record, 1)
+    cluster = found.own_cluster()
+    sent = cluster.manifests(  # type: ignore[attr-defined]
+        submission_of(found.record, 1, cluster.config)
     )[1]
     kept = stored(server, "on-pods-1")
     assert changed(sent["spec"], kept["spec"]) == []
     state, _ = submitted_runs.current_state(found)
     assert state.state in ("queued", "starting")
     set_status(server, "on-pods-1", jobDeploymentStatus="Running", jobStatus="RUNNING")
-    assert found.cluster.state(state.handle).state == "running"
+    assert cluster.state(found.handle(state)).state == "running"
     submitted_runs.stop(found, now=True)
     left = server.kubectl("get", "rayjobs.ray.io", "--namespace=science", "--output=name")
     assert "on-pods" not in left

@@ -13,7 +13,7 @@ from tests.conftest import S3Server
 from tests.submission.conftest import Job, conform, finish, send, wait_for
 
 from pelagos.infra.clusters import ClusterError
-from pelagos.jobs import submit, submitted_runs
+from pelagos.jobs import start_again, submit, submitted_runs
 from pelagos.platform.runs import RunError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -27,7 +27,7 @@ def test_conformance_on_this_machine(
     clusters(here={"kind": "local", "storage": str(tmp_path / "storage")})
     found = conform(conformance_job, "here", "conforms")
     with pytest.raises(RunError, match="has finished; `pelagos clone conforms NEW`"):
-        submitted_runs.resume(found, None, (), submit.Options())
+        start_again.resume(found, None, (), submit.Options())
     described = submitted_runs.describe(found)
     assert (described["step"], described["state"]) == (12, "finished")
     assert 0 < described["goodput"] <= 1
@@ -36,14 +36,17 @@ def test_conformance_on_this_machine(
 
 
 @pytest.mark.targets
-def test_a_killed_driver_on_this_machine_is_started_again_by_who_looks(
+def test_a_killed_driver_is_lost_until_its_owner_recovers_it(
     clusters: Clusters, tmp_path: Path, conformance_job: Job
 ) -> None:
     clusters(here={"kind": "local", "storage": str(tmp_path / "storage")})
     found = send(conformance_job.path, "here", "name=killed", "checkpoint.every_steps=3")
     state = wait_for(found, lambda s: s.state == "running")
     os.killpg(state.handle["pid"], signal.SIGKILL)
-    assert finish(found).restarts == 1
+    state = submitted_runs.wait(found, 60)
+    assert (state.state, state.restarts) == ("lost", 0)
+    assert start_again.recover(found).restarts == 1
+    finish(found)
     metrics = submitted_runs.run_directory(found).metrics()
     assert [m["loss"] for m in metrics] == conformance_job.losses
 
@@ -88,7 +91,7 @@ def test_conformance_with_object_storage_and_no_secret_written(
     assert [name for name, text in texts.items() if any(p in text for p in planted)] == []
     # a run that has finished goes on as a branch from its last checkpoint, for longer
     longer = ["schedule.total_steps=14", "optimizer.lr=1e-4"]
-    submitted_runs.resume(found, None, longer, submit.Options(), from_step="last")
+    start_again.resume(found, None, longer, submit.Options(), from_step="last")
     assert finish(found).attempt == 3
     directory = submitted_runs.run_directory(found)
     assert [m["step"] for m in directory.metrics()] == list(range(1, 15))

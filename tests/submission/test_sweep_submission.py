@@ -15,7 +15,7 @@ from tests.submission.conftest import finish
 
 from pelagos.infra.clusters import Submission
 from pelagos.infra.clusters.slurm import SlurmCluster
-from pelagos.jobs import submit, submitted_runs
+from pelagos.jobs import start_again, submit, submitted_runs
 from pelagos.jobs.run_submitted import Driver
 from pelagos.jobs.sweep_trials import trials_of
 from pelagos.platform.config import ConfigError
@@ -204,10 +204,10 @@ def test_a_resumed_sweep_reports_again_on_trials_that_were_resumed(
     first.append("resubmitted", attempt=2, overrides=[], handle={})
     assert Driver(planned.store, first.run, 2).drive() == 0
     with pytest.raises(RunError, match="takes no overrides"):
-        submitted_runs.resume(
+        start_again.resume(
             submitted_runs.find("two"), "here", ["evaluate.split=train"], submit.Options()
         )
-    submitted_runs.resume(submitted_runs.find("two"), "here", (), submit.Options())
+    start_again.resume(submitted_runs.find("two"), "here", (), submit.Options())
     assert submitted_runs.wait(submitted_runs.find("two"), 240).state == "finished"
     told = {row["name"]: row for row in json.loads(file.read_text())["trials"]}
     assert (told[first.run]["state"], told[first.run]["cause"]) == ("finished", "")

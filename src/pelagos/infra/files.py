@@ -1,20 +1,59 @@
 """Writing files so that they are whole or absent, also after a crash or a power cut; finding them."""
 
+import errno
 import os
 import re
+import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
-def replace_durably(path: Path, content: bytes) -> None:
-    """Write a file whole: under a temporary name, flushed to the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+def replace_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a file whole: under a temporary name, flushed to the disk, then renamed.
+
+    Args:
+        mode: who may read and write it, less what the umask takes away.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+    temporary.unlink(missing_ok=True)  # of a process of that number that was killed
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_directory(path.parent)
+
+
+def read_regular(path: Path, start: int = 0) -> bytes:
+    """Return the bytes of a file from `start` on, in a place where others can write too.
+
+    Raises:
+        OSError: it is a link, a pipe or a device, which could lead anywhere or never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        file.seek(start)
+        return file.read()
+
+
+def below(root: Path, name: str) -> Path:
+    """Return the path of `name` in a folder, where others may have chosen the name.
+
+    Raises:
+        ValueError: it leads out of the folder, by `..`, as an absolute path, or over a link.
+    """
+    path = Path(os.path.normpath(root / name))
+    is_below = path.is_relative_to(root) and path != root and "\0" not in name
+    if (
+        not is_below
+        or not path.parent.resolve().is_relative_to(root.resolve())
+        or path.is_symlink()
+    ):
+        raise ValueError(f"{name!r} leads out of {root}: nothing was written")
+    return path
 
 
 def sync_directory(path: Path) -> None:

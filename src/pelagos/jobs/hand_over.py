@@ -12,7 +12,6 @@ from pelagos.infra.clusters import (
     Code,
     Needs,
     Submission,
-    recorded_config,
 )
 from pelagos.infra.directory_store import ObjectStore
 from pelagos.platform.submission.record import RunRecord
@@ -60,7 +59,11 @@ def _with_handles(cluster: Cluster, store: ObjectStore, submission: Submission) 
 
     def handles(names: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
         states = [RunRecord(store, name).state() for name in names]
-        return tuple(s.handle for s in states if s.cluster == cluster.name and s.handle)
+        return tuple(
+            cluster.checked_handle(s.run, store.uri, s.handle)
+            for s in states
+            if s.cluster == cluster.name and s.handle
+        )
 
     return replace(
         submission,
@@ -69,9 +72,12 @@ def _with_handles(cluster: Cluster, store: ObjectStore, submission: Submission) 
     )
 
 
-def submission_of(record: RunRecord, attempt: int) -> Submission:
-    """Return the submission of a recorded run, for another attempt."""
-    first = record.events()[0]
+def submission_of(record: RunRecord, attempt: int, config: ClusterConfig) -> Submission:
+    """Return the submission of a recorded run, for another attempt on a cluster.
+
+    The code is what the record names: whoever starts it has to know that it is theirs.
+    """
+    first = record.first_event()
     return Submission(
         run=record.run,
         storage=record.store.uri,
@@ -82,9 +88,7 @@ def submission_of(record: RunRecord, attempt: int) -> Submission:
         after=tuple(first["after"]),
         after_ended=tuple(first.get("after_ended", ())),
         uses_ray=first.get("uses_ray", True),
-        environment=environment_of(
-            recorded_config(record.latest("cluster_config")["cluster_config"])
-        ),
+        environment=environment_of(config),
     )
 
 

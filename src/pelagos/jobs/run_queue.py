@@ -83,14 +83,13 @@ class Queue:
 
     def _start(self, record: RunRecord) -> None:
         """Start a run as a Ray job, unless another queue did meanwhile."""
-        state = record.state()
+        state, config = record.state(), self._config(record)
         attempt = state.attempt + 1 if state.handle.get("submission_id") else max(1, state.attempt)
-        submission: Submission = submission_of(record, attempt)
+        submission: Submission = submission_of(record, attempt, config)
         submission_id = f"pelagos-{record.run}-{len(record.events())}"
         handle = {"submission_id": submission_id}
         if not record.append_if(len(record.events()), "started", handle=handle, attempt=attempt):
             return
-        config = self._config(record)
         try:
             submit_patiently(
                 self.client,

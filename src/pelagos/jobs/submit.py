@@ -40,6 +40,7 @@ from pelagos.platform.config.load import (
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.submission import own_runs
 from pelagos.platform.submission.package import FILES, WHEEL, build_archives, upload
 from pelagos.platform.submission.record import RunRecord
 
@@ -161,13 +162,7 @@ def plan(
         raise ConfigError("clusters.yaml", problems)
     cluster = open_cluster(cluster_name, config)
     store = open_store(config.storage, config.endpoint_url, config.region)
-    archive, contents = build_archives(options.include)
-    code = Code(
-        f"{store.uri}/{archive.key(WHEEL)}",
-        archive.wheel_sha256,
-        f"{store.uri}/{archive.key(FILES)}",
-        archive.files_sha256,
-    )
+    code, contents = own_code(store, options.include)
     common = Submission(
         run="",
         storage=store.uri,
@@ -195,6 +190,18 @@ def plan(
         cluster.check_needs(run.submission.needs)
     _check_names(runs, store)
     return SubmissionPlan(cluster, store, tuple(runs), contents, options)
+
+
+def own_code(store: ObjectStore, include: Sequence[str]) -> tuple[Code, dict[str, bytes]]:
+    """Return this Pelagos and the user's files as code in a storage, and the archives by key."""
+    archive, contents = build_archives(include)
+    code = Code(
+        f"{store.uri}/{archive.key(WHEEL)}",
+        archive.wheel_sha256,
+        f"{store.uri}/{archive.key(FILES)}",
+        archive.files_sha256,
+    )
+    return code, contents
 
 
 def _plan_sweep(
@@ -253,7 +260,7 @@ def _claimed(planned: SubmissionPlan, run: PlannedRun) -> RunRecord:
     """Claim a run's name, with everything that starting it again needs."""
     record = RunRecord(planned.store, run.name)
     submission = run.submission
-    record.claim(
+    first = record.claim(
         resolve_yaml(run.job),
         cluster=planned.cluster.name,
         cluster_config=planned.cluster.config.model_dump(mode="json"),
@@ -265,6 +272,7 @@ def _claimed(planned: SubmissionPlan, run: PlannedRun) -> RunRecord:
         needs=vars(submission.needs),
         uses_ray=submission.uses_ray,
     )
+    own_runs.remember(record, first, vars(submission.code))
     return record
 
 

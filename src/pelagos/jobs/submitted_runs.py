@@ -1,4 +1,9 @@
-"""Following submitted runs, wherever they run: state, logs, stop, resume, wait, clone, diff."""
+"""Following submitted runs, wherever they run: state, logs, stop, resume, wait, clone, diff.
+
+Records are written by everyone with access to the storage. How a cluster is reached, and with which
+secret, comes from the reader's own clusters.yaml alone; what a record says of it is shown where it
+differs. Looking at runs starts and writes nothing; `start_again` starts.
+"""
 
 import contextlib
 import hashlib
@@ -6,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +20,57 @@ from pelagos.infra.clusters import (
     ClusterConfig,
     ClusterError,
     open_cluster,
-    recorded_config,
 )
 from pelagos.infra.directory_store import ObjectStore, open_store
+from pelagos.infra.files import read_regular
 from pelagos.infra.object_store import StorageError, StorageMissingError, is_remote
-from pelagos.jobs.hand_over import hand_over, submission_of
-from pelagos.jobs.silent_ends import record_silent_end
-from pelagos.jobs.submission_job import needs_of
 from pelagos.jobs.submit import Options, SubmissionPlan, plan
 from pelagos.platform.config.clusters import find_cluster, load_clusters
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.goodput import goodput
-from pelagos.platform.runs import CHANGEABLE_IN_A_BRANCH, RunDirectory, RunError, changed_keys
+from pelagos.platform.runs import RunDirectory, RunError, changed_keys
 from pelagos.platform.submission.mirror import PART_BYTES, Mirror
-from pelagos.platform.submission.record import RunRecord, RunState, list_records
+from pelagos.platform.submission.record import RecordError, RunRecord, RunState, list_records
 
 POLL_SECONDS = 1.0
 UNDER_WAY = ("starting", "running")
 SEARCHED_FIRST = "runs"
 
 
+# What of a cluster's configuration says where it is: a record that differs is pointed out.
+PLACE_KEYS = ("kind", "address", "context", "namespace", "storage", "endpoint_url")
+LOST = "lost"
+
+
 @dataclass(frozen=True)
 class SubmittedRun:
-    """A run found by name: its record, and the cluster it was last given to."""
+    """A run found by name: its record, and the cluster of one's own that it was last given to.
+
+    Attributes:
+        cluster: None: clusters.yaml has none of that name with this storage.
+        remark: what the record says that clusters.yaml does not.
+    """
 
     record: RunRecord
-    cluster: Cluster
+    cluster: Cluster | None
+    remark: str = ""
 
     @property
     def store(self) -> ObjectStore:
         """Where the run's storage is."""
         return self.record.store
+
+    def own_cluster(self) -> Cluster:
+        """Return the cluster. Raises `ClusterError` where clusters.yaml has none for this run."""
+        if self.cluster is None:
+            raise ClusterError(f"run {self.record.run!r}: {self.remark}")
+        return self.cluster
+
+    def handle(self, state: RunState) -> dict[str, Any]:
+        """Return what finds the run on its cluster. Raises `ClusterError`: it is forged."""
+        cluster = self.own_cluster()
+        return cluster.checked_handle(state.run, self.store.uri, state.handle)
 
 
 def find(run: str, cluster: str | None = None) -> SubmittedRun:
@@ -56,15 +79,15 @@ def find(run: str, cluster: str | None = None) -> SubmittedRun:
     Raises:
         RecordError, RunError: there is no such run, or several clusters have one.
     """
-    if cluster is not None:
-        return _open(run, find_cluster(cluster))
     configs = load_clusters()
+    if cluster is not None:
+        return _open(run, find_cluster(cluster), configs)
     found: dict[str, SubmittedRun] = {}
     for config in configs.values():
         with contextlib.suppress(StorageError):
-            candidate = RunRecord(_store(config), run)
+            candidate = RunRecord(storage_of(config), run)
             if candidate.store.uri not in found and candidate.exists():
-                found[candidate.store.uri] = _open(run, config)
+                found[candidate.store.uri] = _open(run, config, configs)
     if not found:
         searched = ", ".join(f"{name} ({c.storage})" for name, c in configs.items()) or "no cluster"
         raise RunError(f"no run {run!r} in ./{SEARCHED_FIRST}, nor submitted to {searched}")
@@ -77,37 +100,45 @@ def find(run: str, cluster: str | None = None) -> SubmittedRun:
 
 
 def find_all(cluster: str | None = None) -> tuple[list[SubmittedRun], list[str]]:
-    """Return every submitted run, and what could not be reached."""
-    configs = {cluster: find_cluster(cluster)} if cluster else load_clusters()
+    """Return every submitted run, and what could not be reached or read."""
+    configs = load_clusters()
+    searched = {cluster: find_cluster(cluster)} if cluster else configs
     found: dict[tuple[str, str], SubmittedRun] = {}
     problems = []
-    for name, config in configs.items():
+    for name, config in searched.items():
         try:
-            store = _store(config)
+            store = storage_of(config)
             for record in list_records(store):
-                found.setdefault((store.uri, record.run), _with_cluster(record))
+                try:
+                    found.setdefault((store.uri, record.run), _with_cluster(record, configs))
+                except RecordError as error:
+                    problems.append(f"{name}: run {record.run}: {error}")
         except StorageError as error:
             problems.append(f"{name}: {error}")
-    return list(found.values()), problems
+    return list(found.values()), list(dict.fromkeys(problems))
 
 
 def current_state(found: SubmittedRun) -> tuple[RunState, str]:
-    """Return a run's state, mended if its process ended without a word, and what the cluster says."""
+    """Return a run's state, and what the cluster says of it; nothing is written.
+
+    The state of a run whose process ended without a word is `lost`: `recover` sees to it.
+    """
     state = found.record.state()
     if state.has_ended or not state.handle:
-        return state, ""
+        return state, found.remark
     try:
-        seen = found.cluster.state(state.handle)
+        cluster, handle = found.own_cluster(), found.handle(state)
+        seen = cluster.state(handle)
     except ClusterError as error:
         return state, str(error)
     is_silent = seen.state == "ended" and state.state in (*UNDER_WAY, "queued")
-    if is_silent and not found.cluster.has_queue:
+    if is_silent and not cluster.has_queue:
         # the process writes its end before it leaves: read again before judging
-        num_events, state = len(found.record.events()), found.record.state()
+        state = found.record.state()
         if not state.has_ended and state.state != "preempted":
-            _see_to_silent_end(found, state, seen.detail, num_events)
-            state = found.record.state()
-    return state, seen.detail
+            reason = f"its process ended without a word; `pelagos recover {state.run}`"
+            state = replace(state, state=LOST, reason=reason)
+    return state, "; ".join(filter(None, [seen.detail, found.remark]))
 
 
 def describe(found: SubmittedRun) -> dict[str, Any]:
@@ -120,7 +151,7 @@ def describe(found: SubmittedRun) -> dict[str, Any]:
         "state": state.state,
         "reason": state.reason or "-",
         "cause": f"{state.cause_kind}: {state.cause}" if state.cause else "-",
-        "cluster": f"{state.cluster} ({found.cluster.config.kind})",
+        "cluster": f"{state.cluster} ({_kind(found)})",
         "scheduler": scheduler or "-",
         "where": state.where or "-",
         "attempt": state.attempt,
@@ -167,72 +198,13 @@ def stop(found: SubmittedRun, now: bool) -> RunState:
         found.record.append("stop_requested", now=now)
     begun = state.state in UNDER_WAY
     if state.handle and (now or not begun):
-        found.cluster.cancel(state.handle)
+        found.own_cluster().cancel(found.handle(state))
     if now or not begun:
         kind = "stopped" if begun else "cancelled"
         if not found.record.state().has_ended:
             found.record.append(
                 kind, reason="stopped at once" if begun else "stopped before it began"
             )
-    return found.record.state()
-
-
-def resume(
-    found: SubmittedRun,
-    cluster: str | None,
-    overrides: Sequence[str],
-    options: Options,
-    from_step: str | None = None,
-) -> RunState:
-    """Continue a run, on its cluster or on another one that reaches the same storage.
-
-    With `from_step` it continues from that checkpoint as a branch (`branching.branch`).
-
-    A sweep, once its report is made, measures the trials that have finished since, and reports again.
-
-    Raises:
-        RunError: it is running, has finished, or the other cluster keeps its runs elsewhere.
-    """
-    state, _ = current_state(found)
-    is_sweep = isinstance(parse_job(found.record.job_yaml(), f"run {state.run}"), SweepJob)
-    if is_sweep and overrides:
-        raise RunError(
-            f"run {state.run!r} reports on trials that were submitted with it and takes no overrides "
-            f"({', '.join(overrides)}); resume a trial with them, or submit another sweep"
-        )
-    if is_sweep and from_step is not None:
-        raise RunError(f"run {state.run!r} reports on a sweep and has no checkpoint to branch from")
-    if state.state == "finished" and not is_sweep and from_step is None:
-        raise RunError(
-            f"run {state.run!r} has finished; `pelagos clone {state.run} NEW` runs it again"
-        )
-    if not state.has_ended and state.state != "preempted":
-        raise RunError(
-            f"run {state.run!r} is {state.state}; stop it first: pelagos stop {state.run}"
-        )
-    name = cluster or state.cluster
-    config = find_cluster(name)
-    target = open_cluster(name, config)
-    if _store(config).uri != found.store.uri:
-        raise RunError(
-            f"cluster {name} keeps its runs in {config.storage}, this one is in {found.store.uri}: a "
-            "run continues only where its checkpoints are. Give both clusters the same storage"
-        )
-    job = _revised(found, overrides, is_branch=from_step is not None)
-    target.check_needs(needs_of(job))
-    latest = submission_of(found.record, state.attempt)
-    found.record.append(
-        "resubmitted",
-        cluster=name,
-        cluster_config=config.model_dump(mode="json"),
-        needs=vars(needs_of(job)),
-        code=vars(latest.code),
-        overrides=list(overrides),
-        attempt=state.attempt + 1,
-        handle={},
-        **({"from_step": from_step} if from_step is not None else {}),
-    )
-    hand_over(target, found.record, submission_of(found.record, state.attempt + 1))
     return found.record.state()
 
 
@@ -267,7 +239,7 @@ def wait(found: SubmittedRun, timeout_seconds: float | None = None) -> RunState:
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     while True:
         state, _ = current_state(found)
-        if state.has_ended:
+        if state.has_ended or state.state == LOST:
             return state
         if deadline is not None and time.monotonic() >= deadline:
             raise TimeoutError(f"run {state.run!r} is {state.state} after {timeout_seconds:g} s")
@@ -282,7 +254,8 @@ def follow_logs(found: SubmittedRun, follow: bool) -> Iterator[str]:
     """
     position = 0
     while True:
-        has_ended = found.record.state().has_ended
+        state, _ = current_state(found)
+        has_ended = state.has_ended or state.state == LOST
         text = b""
         with contextlib.suppress(StorageError):
             text = _log_from(found, position)
@@ -291,22 +264,17 @@ def follow_logs(found: SubmittedRun, follow: bool) -> Iterator[str]:
             yield text.decode(errors="replace")
         if has_ended or not follow:
             break
-        current_state(found)
         time.sleep(POLL_SECONDS)
-    if position == 0:
-        state = found.record.state()
+    if position == 0 and state.handle:
         with contextlib.suppress(ClusterError):
-            yield found.cluster.logs(state.handle) if state.handle else ""
+            yield found.own_cluster().logs(found.handle(state))
 
 
 def _log_from(found: SubmittedRun, position: int) -> bytes:
     run = found.record.run
     if not is_remote(found.store.uri):
         with contextlib.suppress(FileNotFoundError):
-            path = Path(found.store.uri) / "logs" / run / "output.log"
-            with path.open("rb") as file:
-                file.seek(position)
-                return file.read()
+            return read_regular(Path(found.store.uri) / "logs" / run / "output.log", position)
         return b""
     text = b""
     number, start = divmod(position, PART_BYTES)
@@ -321,39 +289,37 @@ def _log_from(found: SubmittedRun, position: int) -> bytes:
         number, start = number + 1, 0
 
 
-def _see_to_silent_end(found: SubmittedRun, state: RunState, detail: str, num_events: int) -> None:
-    """Record that a run's process is gone without having said why; start it again if that helps."""
-    output = ""
-    with contextlib.suppress(ClusterError):
-        output = found.cluster.logs(state.handle)[-2000:]
-    if record_silent_end(found.record, detail, output, num_events):
-        hand_over(found.cluster, found.record, submission_of(found.record, state.attempt + 1))
-
-
-def _revised(found: SubmittedRun, overrides: Sequence[str], *, is_branch: bool = False) -> Any:
-    """Return the run's job with changes; refuses, once the run has begun, what would change it."""
-    directory = run_directory(found)
-    if (directory.path / "job.yaml").exists():
-        return directory.revised_job(overrides, CHANGEABLE_IN_A_BRANCH if is_branch else ())
-    if is_branch:
-        raise RunError(f"run {found.record.run!r} has no checkpoint yet to branch from")
-    return parse_job(found.record.job_yaml(), f"run {found.record.run}", overrides)
-
-
-def _open(run: str, config: ClusterConfig) -> SubmittedRun:
-    record = RunRecord(_store(config), run)
+def _open(run: str, config: ClusterConfig, configs: dict[str, ClusterConfig]) -> SubmittedRun:
+    record = RunRecord(storage_of(config), run)
     record.state()  # raises, with the runs there are
-    return _with_cluster(record)
+    return _with_cluster(record, configs)
 
 
-def _with_cluster(record: RunRecord) -> SubmittedRun:
-    """Return a record with the cluster it was last given to, as it was configured then."""
+def _with_cluster(record: RunRecord, configs: dict[str, ClusterConfig]) -> SubmittedRun:
+    """Return a record with the cluster of one's own that it was last given to."""
     latest = record.latest("cluster_config")
-    config = recorded_config(latest["cluster_config"])
-    return SubmittedRun(record, open_cluster(latest["cluster"], config))
+    name, recorded = latest["cluster"], latest["cluster_config"]
+    own = configs.get(name)
+    if own is None:
+        remark = f"your clusters.yaml has no cluster {name!r}, so only the record tells of it"
+        return SubmittedRun(record, None, remark)
+    if storage_of(own).uri != record.store.uri:
+        remark = (
+            f"the record names cluster {name!r}, whose storage is {own.storage} in clusters.yaml"
+        )
+        return SubmittedRun(record, None, remark)
+    mine = own.model_dump(mode="json")
+    differing = [k for k in PLACE_KEYS if k != "storage" and recorded.get(k) != mine.get(k)]
+    told = ", ".join(f"{k} {recorded.get(k)!r} (yours: {mine.get(k)!r})" for k in differing)
+    remark = f"the record has another cluster {name!r}: {told}; yours is used" if differing else ""
+    return SubmittedRun(record, open_cluster(name, own), remark)
 
 
-def _store(config: ClusterConfig) -> ObjectStore:
+def _kind(found: SubmittedRun) -> str:
+    return found.cluster.config.kind if found.cluster is not None else "not in your clusters.yaml"
+
+
+def storage_of(config: ClusterConfig) -> ObjectStore:
     return open_store(config.storage, config.endpoint_url, config.region)
 
 

@@ -3,7 +3,7 @@
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +126,17 @@ class Cluster(ABC):
         return [self.start(submission) for submission in submissions]
 
     @abstractmethod
+    def checked_handle(self, run: str, storage: str, handle: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a run's handle as its record has it, if `start` can have given it to that run.
+
+        Records are written by everyone with access to the storage: a handle must not lead to another
+        run, process or file.
+
+        Raises:
+            ClusterError: it is no such handle.
+        """
+
+    @abstractmethod
     def state(self, handle: dict[str, Any]) -> SchedulerState:
         """Return what the cluster says of a run."""
 
@@ -136,6 +147,14 @@ class Cluster(ABC):
     @abstractmethod
     def cancel(self, handle: dict[str, Any]) -> None:
         """End the run at once; one that has ended already is no error."""
+
+    def not_its_handle(self, run: str, told: object) -> ClusterError:
+        """Return the error for a handle that is none of a run."""
+        return ClusterError(
+            f"the record of {run} says that it is {told!r} on cluster {self.name}, which is none that "
+            f"this cluster gives to a run of that name: somebody else has written it. Nothing was asked "
+            f"of the cluster"
+        )
 
     def check_needs(self, needs: Needs) -> None:
         """Refuse what the cluster can never hold, with the arithmetic. Raises `ClusterError`."""

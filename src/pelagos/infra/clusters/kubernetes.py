@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -71,7 +72,17 @@ class KubernetesCluster(Cluster):
     def start(self, submission: Submission) -> dict[str, Any]:
         for manifest in self.manifests(submission):
             self._kubectl("apply", "--filename=-", stdin=json.dumps(manifest))
-        return {"name": object_name(submission), "namespace": self.config.namespace}
+        return {"name": object_name(submission.run, submission.attempt)}
+
+    def checked_handle(self, run: str, storage: str, handle: Mapping[str, Any]) -> dict[str, Any]:
+        name = str(handle.get("name", ""))
+        attempt = name.rpartition("-")[2]
+        is_own = re.fullmatch(r"[1-9][0-9]{0,8}", attempt) and name == object_name(
+            run, int(attempt)
+        )
+        if not is_own:
+            raise self.not_its_handle(run, f"RayJob {name}")
+        return {"name": name, "namespace": self.config.namespace}
 
     def state(self, handle: dict[str, Any]) -> SchedulerState:
         try:
@@ -118,7 +129,7 @@ class KubernetesCluster(Cluster):
 
     def manifests(self, submission: Submission) -> list[dict[str, Any]]:
         """Return what is applied: bootstrap.py as a ConfigMap, and the RayJob."""
-        name = object_name(submission)
+        name = object_name(submission.run, submission.attempt)
         bootstrap = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -266,16 +277,16 @@ class KubernetesCluster(Cluster):
         return done.stdout
 
 
-def object_name(submission: Submission) -> str:
+def object_name(run: str, attempt: int) -> str:
     """Return the Kubernetes name of a run's attempt: lower case, and unlike that of any other run.
 
     Names of runs may hold what Kubernetes forbids, so where one has to be changed a digest keeps
     two of them apart. KubeRay allows 47 characters.
     """
-    plain = re.sub(r"[^a-z0-9-]+", "-", submission.run.lower()).strip("-")
-    tail = f"-{submission.attempt}"
-    if plain != submission.run or len(plain) + len(tail) > 47:
-        digest = hashlib.sha256(submission.run.encode()).hexdigest()[:8]
+    plain = re.sub(r"[^a-z0-9-]+", "-", run.lower()).strip("-")
+    tail = f"-{attempt}"
+    if plain != run or len(plain) + len(tail) > 47:
+        digest = hashlib.sha256(run.encode()).hexdigest()[:8]
         plain = f"{plain[: 38 - len(tail)].strip('-')}-{digest}".strip("-")
     if not plain[0].isalpha():
         plain = f"r-{plain}"[: 47 - len(tail)]

@@ -5,11 +5,19 @@ import os
 import shlex
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from pelagos.infra.clusters.base import Cluster, SchedulerState, Submission, local_command
+from pelagos.infra.clusters.base import (
+    BOOTSTRAP,
+    Cluster,
+    SchedulerState,
+    Submission,
+    local_command,
+)
 from pelagos.infra.doctor import Check, examine
+from pelagos.infra.files import read_regular
 
 
 class LocalCluster(Cluster):
@@ -25,7 +33,7 @@ class LocalCluster(Cluster):
         return {"command": shlex.join(local_command(submission)), "environment": environment}
 
     def start(self, submission: Submission) -> dict[str, Any]:
-        log = _logs_directory() / f"{submission.run}-{submission.attempt}.log"
+        log = _log(submission.run, submission.attempt)
         with log.open("ab") as output:
             process = subprocess.Popen(
                 local_command(submission),
@@ -39,8 +47,20 @@ class LocalCluster(Cluster):
             "host": os.uname().nodename,
             "pid": process.pid,
             "started": _start_time(process.pid),
-            "log": str(log),
+            "attempt": submission.attempt,
         }
+
+    def checked_handle(self, run: str, storage: str, handle: Mapping[str, Any]) -> dict[str, Any]:
+        pid, attempt = handle.get("pid"), handle.get("attempt", 1)
+        if not (isinstance(handle.get("host"), str) and _is_count(pid) and _is_count(attempt)):
+            raise self.not_its_handle(run, dict(handle))
+        is_here = handle["host"] == os.uname().nodename
+        command = _command_line(pid) if is_here else []
+        if command and _start_time(pid) == handle.get("started"):
+            ours = [str(BOOTSTRAP), storage, run, str(attempt)]
+            if not set(ours) <= set(command):
+                raise self.not_its_handle(run, f"process {pid}")
+        return {**handle, "log": str(_log(run, attempt))}
 
     def state(self, handle: dict[str, Any]) -> SchedulerState:
         if handle["host"] != os.uname().nodename:
@@ -52,7 +72,7 @@ class LocalCluster(Cluster):
 
     def logs(self, handle: dict[str, Any]) -> str:
         with contextlib.suppress(OSError):
-            return Path(handle["log"]).read_text(errors="replace")
+            return read_regular(Path(handle["log"])).decode(errors="replace")
         return ""
 
     def cancel(self, handle: dict[str, Any]) -> None:
@@ -60,6 +80,21 @@ class LocalCluster(Cluster):
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(handle["pid"], signal.SIGKILL)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+
+
+def _log(run: str, attempt: int) -> Path:
+    return _logs_directory() / f"{run}-{attempt}.log"
+
+
+def _command_line(pid: int) -> list[str]:
+    """The arguments that a process was started with; empty if there is none, or it is a stranger's."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    return []
 
 
 def _logs_directory() -> Path:

@@ -8,10 +8,11 @@ storage), which finds the run in its record and starts it when its turn comes.
 import contextlib
 import hashlib
 import os
+import re
 import shlex
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ class RayJobsCluster(Cluster):
                     metadata={"pelagos_queue": self._queue_key(submission)},
                 )
         return {"is_queued": True}
+
+    def checked_handle(self, run: str, storage: str, handle: Mapping[str, Any]) -> dict[str, Any]:
+        if "submission_id" not in handle:
+            return {"is_queued": True}
+        found = str(handle["submission_id"])
+        if not re.fullmatch(rf"pelagos-{re.escape(run)}-[0-9]{{1,9}}", found):
+            raise self.not_its_handle(run, f"Ray job {found}")
+        return {"submission_id": found}
 
     def state(self, handle: dict[str, Any]) -> SchedulerState:
         if "submission_id" not in handle:

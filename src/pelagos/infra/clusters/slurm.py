@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pelagos.infra.clusters.base import (
 )
 from pelagos.infra.clusters.schema import SlurmConfig
 from pelagos.infra.doctor import Check
+from pelagos.infra.files import read_regular
 from pelagos.infra.object_store import is_remote
 
 COMMANDS = ("sbatch", "squeue", "sacct", "scancel", "sinfo", "scontrol")
@@ -33,6 +35,7 @@ WAITING = (
 )
 RUNNING = ("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT")
 EXIT_PREEMPTED = 75
+JOB_ID = re.compile(r"[0-9]{1,10}(_[0-9]{1,7})?")
 
 SCRIPT = """\
 #!/bin/bash
@@ -121,7 +124,7 @@ class SlurmCluster(Cluster):
             "sbatch", "--parsable", *self._dependency(submission), stdin=self.script(submission)
         )
         job_id = printed.strip().split(";")[0]
-        return {"job_id": job_id, "log": self._log(submission, job_id)}
+        return {"job_id": job_id}
 
     def start_array(self, submissions: Sequence[Submission], at_once: int) -> list[dict[str, Any]]:
         """Hand them over as one job array, `at_once` of its tasks at a time."""
@@ -134,14 +137,26 @@ class SlurmCluster(Cluster):
         script = self.script(*submissions)
         command = ("sbatch", "--parsable", tasks, *self._dependency(first))
         job_id = self._run(*command, stdin=script).strip().split(";")[0]
-        return [
-            {
-                "job_id": f"{job_id}_{n}",
-                "array_id": job_id,
-                "log": self._log(first, f"{job_id}_{n}"),
-            }
-            for n in range(len(submissions))
-        ]
+        return [{"job_id": f"{job_id}_{n}", "array_id": job_id} for n in range(len(submissions))]
+
+    def checked_handle(self, run: str, storage: str, handle: Mapping[str, Any]) -> dict[str, Any]:
+        job_id = str(handle.get("job_id", ""))
+        if not JOB_ID.fullmatch(job_id):
+            raise self.not_its_handle(run, f"job {job_id}")
+        array_id = str(handle.get("array_id", ""))
+        if array_id and not job_id.startswith(f"{array_id}_"):
+            raise self.not_its_handle(run, f"array {array_id}")
+        # of an array the log bears the name of the first trial
+        folder = Path(self._log_folder(storage))
+        logs = [folder / f"{run}-{job_id}.log", *sorted(folder.glob(f"*-{job_id}.log"))]
+        log = next((path for path in logs if path.is_file()), logs[0])
+        return {
+            "job_id": job_id,
+            "array_id": array_id or job_id,
+            "run": run,
+            "storage": storage,
+            "log": str(log),
+        }
 
     def state(self, handle: dict[str, Any]) -> SchedulerState:
         job_id = handle["job_id"]
@@ -156,11 +171,22 @@ class SlurmCluster(Cluster):
 
     def logs(self, handle: dict[str, Any]) -> str:
         with contextlib.suppress(OSError):
-            return Path(handle["log"]).read_text(errors="replace")
+            return read_regular(Path(handle["log"])).decode(errors="replace")
         return ""
 
     def cancel(self, handle: dict[str, Any]) -> None:
-        self._run("scancel", handle["job_id"])
+        job_id, run = handle["job_id"], handle["run"]
+        number = job_id.partition("_")[0]
+        try:
+            script = self._run("scontrol", "write", "batch_script", number, "-")
+        except ClusterError as error:
+            if "Invalid job" in str(error) or "does not exist" in str(error):
+                return  # it has ended, and been forgotten
+            raise
+        # a number alone could be that of another job
+        if f"{shlex.join(['--', handle['storage'], run])} " not in script:
+            raise self.not_its_handle(run, f"job {job_id}")
+        self._run("scancel", job_id)
 
     def script(self, *submissions: Submission) -> str:
         """Return the sbatch script of a run, or of an array of like runs.
@@ -233,8 +259,8 @@ class SlurmCluster(Cluster):
         return [*(f"--{k}={v}" for k, v in chosen.items() if v is not None), *flags]
 
     def _dependency(self, submission: Submission) -> list[str]:
-        finished = [h["job_id"] for h in submission.after_handles if "job_id" in h]
-        ended = [h.get("array_id", h["job_id"]) for h in submission.ended_handles if "job_id" in h]
+        finished = [h["job_id"] for h in submission.after_handles]
+        ended = [h["array_id"] for h in submission.ended_handles]
         conditions = {"afterok": finished, "afterany": list(dict.fromkeys(ended))}
         told = [f"{kind}:{':'.join(ids)}" for kind, ids in conditions.items() if ids]
         return [f"--dependency={','.join(told)}", "--kill-on-invalid-dep=yes"] if told else []
@@ -251,9 +277,11 @@ class SlurmCluster(Cluster):
             )
 
     def _log(self, submission: Submission, job_id: str) -> str:
+        return os.path.join(self._log_folder(submission.storage), f"{submission.run}-{job_id}.log")
+
+    def _log_folder(self, storage: str) -> str:
         home = os.path.join(Path.home(), ".cache", "pelagos")
-        place = home if is_remote(submission.storage) else submission.storage
-        return os.path.join(place, "scheduler", f"{submission.run}-{job_id}.log")
+        return os.path.join(home if is_remote(storage) else storage, "scheduler")
 
     def _queued(self, job_id: str) -> tuple[str, str] | None:
         """Return state and reason (or nodes) of a job that the controller holds."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -74,6 +75,22 @@ def finish(ok: bool) -> None:
 def print_json(value: Any) -> None:
     """Print strict JSON for programs: no colour, no wrapping."""
     sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+# What moves the cursor, sets a title or asks the terminal something; colours stay.
+_COMMANDS = re.compile(
+    r"\x1b\[(?![0-9;]*m)[0-?]*[ -/]*[@-~]|\x1b[\]P_^X][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b(?!\[)."
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]"
+)
+
+
+def harmless(text: str) -> str:
+    """Return what a program printed without commands to the terminal: it may be anybody's.
+
+    >>> harmless("\x1b[31mred\x1b[0m \x1b]0;title\x07\x1b[2Jhere")
+    '\x1b[31mred\x1b[0m here'
+    """
+    return _COMMANDS.sub("", text)
 
 
 def _escaped(error: Exception) -> str:

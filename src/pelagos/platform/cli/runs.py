@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from pelagos.platform.cli.common import (
@@ -23,6 +24,7 @@ COLOURS = {
     "finished": "green",
     "running": "cyan",
     "failed": "red",
+    "lost": "red",
     "interrupted": "red",
     "preempted": "yellow",
     "queued": "blue",
@@ -56,9 +58,13 @@ def list_command(
             summaries = [summarize(run) for run in list_runs(runs_dir or DEFAULT_RUNS_DIR)]
         if runs_dir is None:
             found, problems = submitted_runs.find_all(cluster)
-            summaries += [_submitted_summary(submitted_runs.describe(f)) for f in found]
+            for run in found:
+                try:
+                    summaries.append(_submitted_summary(submitted_runs.describe(run)))
+                except (ValueError, OSError) as error:
+                    problems.append(f"run {run.record.run}: {error}")
     for problem in problems:
-        error_console.print(f"[yellow]not reached:[/yellow] {problem}", soft_wrap=True)
+        error_console.print(f"[yellow]not shown:[/yellow] {escape(problem)}", soft_wrap=True)
     if as_json:
         print_json(summaries)
         return
@@ -70,8 +76,8 @@ def list_command(
     table = Table("run", "cluster", "state", "step", "loss", "samples/s", "last sign")
     for s in summaries:
         table.add_row(
-            s["run"],
-            s.get("cluster", "-"),
+            escape(s["run"]),
+            escape(s.get("cluster", "-")),
             coloured(s["state"]),
             f"{s['step']}/{s['total_steps']}" if s.get("total_steps") else "-",
             _number(s["metrics"].get("loss"), "{:.4f}"),
@@ -105,7 +111,7 @@ def status_command(
     table = Table(show_header=False, box=None)
     for key, value in details.items():
         if key != "metrics":
-            table.add_row(key.replace("_", " "), coloured(str(value)))
+            table.add_row(key.replace("_", " "), coloured(escape(str(value))))
     for key, value in details["metrics"].items():
         table.add_row(key.replace("_", " "), _number(value, "{:.6g}"))
     console.print(table)
@@ -130,6 +136,12 @@ def resume_command(
             "may change from there on.",
         ),
     ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="Continue a run that somebody else submitted, with your own code."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Continue a run from its newest checkpoint, as if it had never stopped; under another
@@ -143,7 +155,7 @@ def resume_command(
 
     Example: pelagos resume quickstart parallel.strategy=fsdp resources.num_workers=4
     """
-    from pelagos.jobs import submitted_runs, training
+    from pelagos.jobs import start_again, submitted_runs, training
     from pelagos.jobs.submit import Options
     from pelagos.platform.cli.jobs import report_training
 
@@ -157,7 +169,7 @@ def resume_command(
             )
             return
         found = submitted_runs.find(run)
-        state = submitted_runs.resume(found, cluster, overrides or (), Options(), from_step)
+        state = start_again.resume(found, cluster, overrides or (), Options(), from_step, take_over)
     if as_json:
         print_json({"run": run, "state": state.state, "cluster": state.cluster})
     else:

@@ -11,8 +11,10 @@ from pelagos.platform.cli.common import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     console,
+    error_console,
     exit_on_error,
     finish,
+    harmless,
     print_json,
 )
 
@@ -102,7 +104,7 @@ def logs_command(
 
     with exit_on_error():
         for text in submitted_runs.follow_logs(submitted_runs.find(run, cluster), follow):
-            sys.stdout.write(text)
+            sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
             sys.stdout.flush()
 
 
@@ -130,6 +132,38 @@ def stop_command(
         console.print(f"{run} saves and stops; see `pelagos wait {run}`")
 
 
+def recover_command(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of runs; default: all of yours.", show_default=False),
+    ] = None,
+    cluster: ClusterName = None,
+    as_json: AsJson = False,
+) -> None:
+    """See to your submitted runs whose process ended without a word, such as on a lost node: record
+    how they ended, and start again those that have retries left.
+
+    Other verbs show such a run as lost and start nothing. Example: pelagos recover ns-pretrain
+    """
+    from pelagos.jobs import start_again, submitted_runs
+    from pelagos.platform.submission import own_runs
+
+    with exit_on_error():
+        if runs:
+            found = [submitted_runs.find(run, cluster) for run in runs]
+        else:
+            everyones, problems = submitted_runs.find_all(cluster)
+            found = [f for f in everyones if own_runs.is_own(f.record)]
+            for problem in problems:
+                error_console.print(f"not looked at: {problem}", markup=False, soft_wrap=True)
+        states = [start_again.recover(f) for f in found]
+    if as_json:
+        print_json([{"run": s.run, "state": s.state, "attempt": s.attempt} for s in states])
+        return
+    for state in states:
+        console.print(f"{state.run} is {state.state}; attempt {state.attempt}", markup=False)
+
+
 def wait_command(
     run: RunName,
     cluster: ClusterName = None,
@@ -138,7 +172,7 @@ def wait_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Wait until a submitted run has ended: exit status 0 finished, 1 failed, 130 stopped.
+    """Wait until a submitted run has ended: exit status 0 finished, 1 failed or lost, 130 stopped.
 
     Example: pelagos wait ns-pretrain --timeout 3600
     """
@@ -154,7 +188,9 @@ def wait_command(
         print_json({"run": run, "state": state.state, "cause": state.cause, "reason": state.reason})
     else:
         console.print(f"{run}: {state.state} {state.cause or state.reason}".rstrip(), markup=False)
-    status = {"finished": 0, "failed": EXIT_FAILED}.get(state.state, EXIT_INTERRUPTED)
+    status = {"finished": 0, "failed": EXIT_FAILED, "lost": EXIT_FAILED}.get(
+        state.state, EXIT_INTERRUPTED
+    )
     if status:
         raise typer.Exit(status)
 

@@ -7,17 +7,19 @@ Event n exists only if event n-1 does, and is written with a create that two wri
 win: so the sequence is one order that everyone sees, and the first event is the claim of the name.
 """
 
+import contextlib
 import getpass
 import json
 import re
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pelagos.infra.directory_store import ObjectStore
+from pelagos.platform.submission.events import MOST_BYTES, MOST_TEXT, parse_event
 
 RECORDS = "records"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -40,7 +42,8 @@ STATE_AFTER = {
 
 
 class RecordError(ValueError):
-    """A submitted run that does not exist, or whose name is taken; says what to do."""
+    """A submitted run that does not exist, whose name is taken, or whose record is none; says what
+    to do."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,15 @@ class RunRecord:
         self.store, self.run = store, run
         self._known: dict[str, dict[str, Any]] = {}
 
-    def claim(self, job_yaml: str, **details: Any) -> None:
-        """Begin the record: of several who claim a name at once, one succeeds.
+    def claim(self, job_yaml: str, **details: Any) -> dict[str, Any]:
+        """Begin the record and return its first event: of several who claim a name, one succeeds.
 
         Raises:
             RecordError: the name is taken; says by whom and since when.
         """
         event = _event("submitted", {"by": _user(), "host": socket.gethostname(), **details})
-        if not self.store.create(self._key(0), _encoded({**event, "job": job_yaml})):
+        content = _encoded({**event, "job": job_yaml})
+        if not self.store.create(self._key(0), content):
             first = self.events()[0]
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(first["time"]))
             raise RecordError(
@@ -111,6 +115,11 @@ class RunRecord:
                 f"{first['host']} at {when}. `pelagos resume {self.run}` continues it; a new run "
                 "needs another name (name=OTHER)"
             )
+        return parse_event(content, 0, f"{self.store.uri}/{self._key(0)}")
+
+    def first_event(self) -> dict[str, Any]:
+        """Return the event with which the run was submitted."""
+        return self._require()[0]
 
     def job_yaml(self) -> str:
         """Return the resolved job as it was submitted."""
@@ -136,18 +145,31 @@ class RunRecord:
         return self.store.create(self._key(expected_events), _encoded(_event(kind, details)))
 
     def events(self) -> list[dict[str, Any]]:
-        """Return every event in order. Those read before are not read again: events never change."""
+        """Return every event in order. Those read before are not read again: events never change.
+
+        Raises:
+            RecordError: one is none.
+        """
         prefix = f"{RECORDS}/{self.run}/events"
         return self.events_among(self.store.sizes(prefix))
 
-    def events_among(self, keys: Iterable[str]) -> list[dict[str, Any]]:
-        """Return this run's events among a listing's keys."""
-        prefix = f"{RECORDS}/{self.run}/events/"
-        wanted = sorted(key for key in keys if key.startswith(prefix))
-        for key in wanted:
+    def events_among(self, sizes: Mapping[str, int]) -> list[dict[str, Any]]:
+        """Return this run's events among a listing's keys, as far as they follow each other."""
+        found: list[dict[str, Any]] = []
+        while (key := self._key(len(found))) in sizes:
             if key not in self._known:
-                self._known[key] = json.loads(self.store.read(key))
-        return [self._known[key] for key in wanted]
+                self._known[key] = self._read(key, len(found), sizes[key])
+            found.append(self._known[key])
+        return found
+
+    def _read(self, key: str, number: int, size: int) -> dict[str, Any]:
+        where = f"{self.store.uri}/{key}"
+        if size > MOST_BYTES:
+            raise RecordError(f"{where} has {size:,} bytes, an event at most {MOST_BYTES:,}")
+        try:
+            return parse_event(self.store.read(key), number, where)
+        except ValueError as error:
+            raise RecordError(str(error)) from error
 
     def state(self) -> RunState:
         """Return what the events amount to. Raises `RecordError` where there is no such run."""
@@ -175,14 +197,16 @@ def list_records(
 ) -> list[RunRecord]:
     """Return every record of a storage, by name, with one listing.
 
-    Those of `known` are returned themselves, so that events they have read are not read again.
+    Those of `known` are returned themselves, so that events they have read are not read again. One
+    that cannot be read raises when its state is asked for, not here.
     """
     keys = store.sizes(RECORDS)
     records = []
     for run in sorted({key.split("/")[1] for key in keys if key.count("/") >= 3}):
         if NAME_PATTERN.fullmatch(run):
             record = (known or {}).get(run) or RunRecord(store, run)
-            record.events_among(keys)
+            with contextlib.suppress(RecordError):
+                record.events_among(keys)
             records.append(record)
     return records
 
@@ -230,7 +254,9 @@ def replay(run: str, events: list[dict[str, Any]]) -> RunState:
 
 
 def _event(kind: str, details: dict[str, Any]) -> dict[str, Any]:
-    return {"id": uuid.uuid4().hex, "time": time.time(), "kind": kind, **details}
+    # an error's text may be of any length, and what cannot be read later is of no use
+    short = {k: v[:MOST_TEXT] if isinstance(v, str) else v for k, v in details.items()}
+    return {"id": uuid.uuid4().hex, "time": time.time(), "kind": kind, **short}
 
 
 def _encoded(event: dict[str, Any]) -> bytes:

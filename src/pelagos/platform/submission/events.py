@@ -1,0 +1,124 @@
+"""One event of a run's record, as anybody with access to the storage may have written it.
+
+What is read is data: of the right types and sizes, or an error. Nothing in an event says where a
+cluster is, what is run there or which secret is used; see `jobs.submitted_runs`.
+"""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+# A whole job with its overrides takes some kilobytes.
+MOST_BYTES = 2**20
+
+MOST_TEXT = 20_000
+
+Text = Annotated[str, Field(max_length=MOST_TEXT)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Needs(_Part):
+    num_workers: Annotated[int, Field(ge=1, le=10**6)] = 1
+    cpus_per_worker: Annotated[int, Field(ge=1, le=10**4)] = 1
+    gpus_per_worker: Annotated[int, Field(ge=0, le=10**3)] = 0
+
+
+class _Code(_Part):
+    wheel_uri: Text
+    wheel_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    files_uri: Text
+    files_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Event(BaseModel):
+    """The keys that Pelagos reads; an event may hold others, which nothing uses."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    id: Text = ""
+    time: Annotated[float, Field(ge=0, le=1e11)]
+    kind: Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
+    by: Text = ""
+    host: Text = ""
+    job: Annotated[str, Field(max_length=MOST_BYTES)] = ""
+    cluster: Name = "-"
+    cluster_config: dict[str, Any] = {}
+    needs: _Needs = _Needs()
+    code: _Code | None = None
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    retries: Count = 0
+    attempt: Count = 0
+    step: Count | None = None
+    after: Annotated[list[Name], Field(max_length=10_000)] = []
+    after_ended: Annotated[list[Name], Field(max_length=10_000)] = []
+    uses_ray: bool = True
+    handle: Annotated[dict[str, str | int | bool | None], Field(max_length=20)] = {}
+    where: Text = ""
+    cause: Text = ""
+    cause_kind: Text = ""
+    reason: Text = ""
+    overrides: Annotated[list[Text], Field(max_length=1000)] = []
+    from_step: str | int = ""
+    now: bool = False
+    is_shrunk: bool = False
+
+
+class _Submitted(_Event):
+    """The first event, which has all that a run needs."""
+
+    kind: Literal["submitted"]
+    by: Text
+    host: Text
+    job: Annotated[str, Field(max_length=MOST_BYTES)]
+    cluster: Name
+    priority: Annotated[int, Field(ge=-1000, le=1000)]
+    retries: Count
+    after: Annotated[list[Name], Field(max_length=10_000)]
+
+
+def parse_event(content: bytes, number: int, where: str) -> dict[str, Any]:
+    """Return an event; `number` 0 is the first one of a record.
+
+    Raises:
+        ValueError: it is no event of Pelagos; names its address, the key and what was expected.
+    """
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{where} has {len(content):,} bytes, an event at most {MOST_BYTES:,}")
+    try:
+        tree = json.loads(content, parse_constant=_refuse_constant)
+        if not isinstance(tree, dict):
+            raise ValueError(f"expected is a JSON object, found {type(tree).__name__}")
+        (_Submitted if number == 0 else _Event).model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, first["loc"])) or "the event"
+        raise ValueError(f"{where} is no event of a record: {key}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no event of a record: {error}") from error
+    return {key: _printable(value) for key, value in tree.items()}
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _printable(value: Any) -> Any:
+    """Text without control characters, which a terminal would obey. A job keeps its lines."""
+    if isinstance(value, str):
+        is_clean = value.isprintable()
+        return (
+            value
+            if is_clean
+            else "".join(c if c.isprintable() or c in "\n\t" else "�" for c in value)
+        )
+    if isinstance(value, list):
+        return [_printable(part) for part in value]
+    if isinstance(value, dict):
+        return {_printable(key): _printable(part) for key, part in value.items()}
+    return value
