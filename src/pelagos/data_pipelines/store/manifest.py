@@ -25,7 +25,9 @@ from pelagos.data_pipelines.store.layout import (
 )
 from pelagos.data_pipelines.store.object_store import ObjectStore
 from pelagos.data_pipelines.store.schema import FORMAT_NAME, FORMAT_VERSION, DatasetSpec
+from pelagos.data_pipelines.store.shards import index_bytes_length
 from pelagos.data_pipelines.store.staging import interrupted_replacement
+from pelagos.data_pipelines.store.stored_documents import read_begun, read_head, read_manifest
 
 Statistics = dict[str, dict[str, dict[str, float]]]  # split, field, statistic
 
@@ -81,20 +83,22 @@ def load_manifest(store: ObjectStore) -> Manifest:
     except ObjectMissingError as error:
         raise DatasetError(_why_no_manifest(store)) from error
     try:
-        values = json.loads(content)
-        if values["format"] != FORMAT_NAME:
-            raise DatasetError(f"{store.uri} is {values['format']!r}, not {FORMAT_NAME!r}")
-        if values["format_version"] > FORMAT_VERSION:
+        name, version = read_head(content)
+        if name != FORMAT_NAME:
+            raise DatasetError(f"{store.uri} is {name!r}, not {FORMAT_NAME!r}")
+        if version > FORMAT_VERSION:
             raise DatasetError(
-                f"{store.uri} has version {values['format_version']} of the format, and this "
-                f"Pelagos reads up to version {FORMAT_VERSION}: update Pelagos"
+                f"{store.uri} has version {version} of the format, and this Pelagos reads up to "
+                f"version {FORMAT_VERSION}: update Pelagos"
             )
+        values = read_manifest(content)
         manifest = Manifest(
             DatasetSpec.from_json(values["spec"]),
             tuple(ShardRecord(**shard) for shard in values["shards"]),
             values["statistics"],
             values["parameters_crc32c"],
         )
+        _require_own_shards(manifest)
         stored_fingerprint = values["fingerprint"]
     except DatasetError:
         raise
@@ -109,6 +113,22 @@ def load_manifest(store: ObjectStore) -> Manifest:
             f"{manifest.fingerprint[:16]}…, and it says {stored_fingerprint[:16]}…"
         )
     return manifest
+
+
+def _require_own_shards(manifest: Manifest) -> None:
+    """Raise ValueError unless the shards are those that the layout gives the spec: a key of
+    another kind would be a path of somebody else's choice."""
+    spec, shards = manifest.spec, manifest.shards
+    if len(shards) != spec.num_shards:
+        raise ValueError(f"shards: {len(shards)} of them, the spec makes {spec.num_shards}")
+    least = index_bytes_length(spec)
+    for number, shard in enumerate(shards):
+        if shard.key != shard_key(spec, number):
+            raise ValueError(
+                f"shards.{number}.key: {shard.key!r}, the layout gives {shard_key(spec, number)!r}"
+            )
+        if shard.size < least:
+            raise ValueError(f"shards.{number}.size: {shard.size}, its index alone takes {least}")
 
 
 def check_shard_sizes(store: ObjectStore, manifest: Manifest) -> None:
@@ -150,7 +170,7 @@ def written_shards(store: ObjectStore, spec: DatasetSpec) -> set[int]:
 def _why_no_manifest(store: ObjectStore) -> str:
     """What is at a place that has no manifest, and what to do."""
     try:
-        spec = DatasetSpec.from_json(json.loads(store.read(SPEC_KEY))["spec"])
+        spec = DatasetSpec.from_json(read_begun(store.read(SPEC_KEY))["spec"])
     except ObjectMissingError:
         pass
     except (ValueError, KeyError, TypeError) as error:

@@ -102,9 +102,18 @@ class LocalStore:
     def address(self, key: str) -> str:
         return str(self.root / key)
 
+    def path(self, key: str) -> Path:
+        """The file of a key. Raises DatasetError: the key leads out of the folder."""
+        path = Path(os.path.normpath(self.root / key))
+        if not path.is_relative_to(self.root) or "\0" in key:
+            raise DatasetError(
+                f"{key!r} leads out of {self.root}: nothing is read or written there"
+            )
+        return path
+
     def read(self, key: str) -> bytes:
         try:
-            return (self.root / key).read_bytes()
+            return self.path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._missing(key) from error
 
@@ -136,7 +145,7 @@ class LocalStore:
         return True
 
     def _put(self, key: str, content: bytes, place: Callable[[Path, Path], None]) -> None:
-        path = self.root / key
+        path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}{TEMPORARY_MARK}{uuid.uuid4().hex}")
         try:
@@ -152,7 +161,7 @@ class LocalStore:
 
     def sizes(self, prefix: str = "", expected: Sequence[str] = ()) -> dict[str, int]:
         found: dict[str, int] = {}
-        for folder, _, files in os.walk(self.root / prefix):
+        for folder, _, files in os.walk(self.path(prefix)):
             for name in files:
                 path = Path(folder) / name
                 found[path.relative_to(self.root).as_posix()] = path.stat().st_size
@@ -160,7 +169,7 @@ class LocalStore:
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
-            (self.root / key).unlink(missing_ok=True)
+            self.path(key).unlink(missing_ok=True)
 
     def close(self) -> None:
         with self._lock:
@@ -177,7 +186,7 @@ class LocalStore:
         if known is not None:
             return known, True
         try:
-            opened = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC)
+            opened = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._missing(key) from error
         with self._lock:

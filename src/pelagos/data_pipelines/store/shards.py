@@ -86,6 +86,9 @@ class FrameCodec:
                 raise ChecksumError(f"{len(payload)} bytes where {self.chunk_bytes} were expected")
             out.view(np.uint8).reshape(-1)[:] = np.frombuffer(payload, np.uint8)
         else:
+            claimed = int.from_bytes(payload[4:8], "little")  # in Blosc's header
+            if claimed != self.chunk_bytes:
+                raise ChecksumError(f"{claimed} bytes where {self.chunk_bytes} were expected")
             self.blosc.decode(payload, out=out)
 
 

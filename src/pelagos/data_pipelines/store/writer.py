@@ -48,6 +48,7 @@ from pelagos.data_pipelines.store.shards import (
     decode_index,
     index_bytes_length,
 )
+from pelagos.data_pipelines.store.stored_documents import read_begun
 
 _METADATA_THREADS = 16
 
@@ -96,7 +97,7 @@ def resume_dataset(
     uri = os.fspath(uri)
     root_uri = staging.unfinished_root(uri, storage_options)
     store = open_store(root_uri, storage_options)
-    begun = json.loads(store.read(SPEC_KEY))
+    begun = read_begun(store.read(SPEC_KEY))
     found = DatasetSpec.from_json(begun["spec"])
     differences = spec.differences(found)
     if differences:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pelagos.infra.directory_store import ObjectStore
-from pelagos.infra.files import files_below, replace_durably
+from pelagos.infra.files import below, files_below, replace_durably
 from pelagos.infra.object_store import StorageError
 
 PART_BYTES = 2**20
@@ -51,7 +51,11 @@ class Mirror:
         return ""
 
     def pull(self) -> bool:
-        """Write everything in storage into the directory; return whether there was anything."""
+        """Write everything in storage into the directory; return whether there was anything.
+
+        Raises:
+            StorageError: a key there leads out of the directory.
+        """
         keys = sorted(self.store.sizes(self.prefix))
         start = len(self.prefix) + 1
         contents: dict[str, bytes] = {}
@@ -59,8 +63,12 @@ class Mirror:
             kind, _, rest = key[start:].partition("/")
             name = rest if kind == "files" else rest.rpartition("/")[0]
             contents[name] = contents.get(name, b"") + self.store.read(key)
+        try:
+            paths = {name: below(self.directory, name) for name in contents}
+        except ValueError as error:
+            raise StorageError(f"{self.store.uri}/{self.prefix}: {error}") from error
         for name, content in contents.items():
-            path = self.directory / name
+            path = paths[name]
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_durably(path, content)
         return bool(contents)
