@@ -1,10 +1,15 @@
 """Starting or joining the Ray cluster of a job. The only file that calls `ray.init`."""
 
+import contextlib
 import logging
 import os
+import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from pelagos.infra.private_directory import temporary_directory
 
 # What Ray prints by itself is for its developers; these settings apply only where unset.
 QUIET_ENVIRONMENT = {
@@ -22,7 +27,8 @@ QUIET_ENVIRONMENT = {
 def ray_cluster(address: str | None, num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
     """Join the cluster at `address`, or start one on this machine for the length of the context.
 
-    A started cluster dies with this process, however the process ends.
+    A started cluster dies with this process, however the process ends. Nobody else on this machine or
+    its network can join it: see `_for_this_process_alone`.
 
     Raises:
         ConnectionError: no cluster answers at `address`, or Ray does not start here.
@@ -34,34 +40,89 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int = 0) -> Iterat
     # Ray says at every start that tokens are on, which is how it should be
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     already = ray.is_initialized()
-    if not already:
-        options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-        if address is None:
-            # a machine with fewer cores still runs the job, just slower: the cores are a ledger
-            options |= {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
-        elif code := os.environ.get("PELAGOS_CODE_PATHS"):
-            # the shipped code, for workers on every node: sent by content, so once for all runs
-            package = os.path.join(code.split(os.pathsep)[0], "pelagos")
-            options["runtime_env"] = {"py_modules": [package]}
-        try:
-            ray.init(address=address or "local", **options)
-        except ConnectionError as error:
-            raise ConnectionError(
-                f"resources.ray_address {address}: no Ray cluster answers there ({error}). Start "
-                "one with `ray start --head`, or leave the key out to start one for this job."
-            ) from error
-        except Exception as error:  # a busy machine: Ray raises plain `Exception` then
-            if address is not None:
-                raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-            raise ConnectionError(
-                f"Ray did not start on this machine ({type(error).__name__}: {reason}). The machine "
-                "may be too busy, or out of memory or disk: try again when it is not, join a "
-                "running cluster (resources.ray_address), or train without Ray "
-                "(resources.launcher=none)."
-            ) from error
+    with contextlib.ExitStack() as stack:
+        if not already:
+            if address is None:
+                stack.enter_context(_for_this_process_alone())
+            _start_or_join(address, num_cpus, num_gpus)
+            stack.callback(ray.shutdown)
+        yield
+
+
+def _start_or_join(address: str | None, num_cpus: int, num_gpus: int) -> None:
+    import ray
+
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if address is None:
+        # a machine with fewer cores still runs the job, just slower: the cores are a ledger
+        options |= {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
+        options["_temp_dir"] = str(temporary_directory() / "ray")
+    elif code := os.environ.get("PELAGOS_CODE_PATHS"):
+        # the shipped code, for workers on every node: sent by content, so once for all runs
+        package = os.path.join(code.split(os.pathsep)[0], "pelagos")
+        options["runtime_env"] = {"py_modules": [package]}
+    try:
+        ray.init(address=address or "local", **options)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"resources.ray_address {address}: no Ray cluster answers there ({error}). Start "
+            "one with `ray start --head`, or leave the key out to start one for this job."
+        ) from error
+    except Exception as error:  # a busy machine: Ray raises plain `Exception` then
+        if address is not None:
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        raise ConnectionError(
+            f"Ray did not start on this machine ({type(error).__name__}: {reason}). The machine "
+            "may be too busy, or out of memory or disk: try again when it is not, join a "
+            "running cluster (resources.ray_address), or train without Ray "
+            "(resources.launcher=none)."
+        ) from error
+
+
+@contextmanager
+def _for_this_process_alone() -> Iterator[None]:
+    """Make a cluster that is started meanwhile one of this machine and this process.
+
+    Its servers listen on the loopback interface, all its workers being here; who talks to them needs
+    a token, made anew and kept in the environment of this process and its children alone.
+    """
+    from ray._private import ray_constants
+
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Ray's switch for clusters of one machine, which macOS and Windows have by default
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        # what workers say to each other goes over the same interface
+        "GLOO_SOCKET_IFNAME": _loopback_interface(),
+    }
+    before = {name: os.environ.get(name) for name in environment}
+    spans_machines = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(environment)
+    ray_constants.ENABLE_RAY_CLUSTER = False  # read when Ray was imported
+    _read_settings_anew()
     try:
         yield
     finally:
-        if not already:
-            ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = spans_machines
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _read_settings_anew()
+
+
+def _read_settings_anew() -> None:
+    """Have Ray look at the token in the environment, which it does once in a process by itself."""
+    from ray import _raylet
+
+    compiled: Any = _raylet
+    compiled.Config.initialize("")
+    compiled.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _loopback_interface() -> str:
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in names if name in ("lo", "lo0")), names[0])

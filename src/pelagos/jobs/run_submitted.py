@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from rich.console import Console
 
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import StorageError, is_remote
+from pelagos.infra.private_directory import temporary_directory
 from pelagos.jobs.submission_job import place_job
 from pelagos.jobs.sweep_trials import clear_unbegun, trials_of
 from pelagos.platform.config.finetune import FinetuneJob
@@ -49,7 +49,7 @@ class Driver:
     def __init__(self, store: ObjectStore, run: str, attempt: int) -> None:
         self.record = RunRecord(store, run)
         self.store, self.run, self.attempt = store, run, attempt
-        scratch = _scratch_directory(store)
+        scratch = scratch_directory(store)
         self.runs_dir, self.log = scratch / "runs", scratch / "logs" / run / "output.log"
         self.mirrors: list[Mirror] = []
         if is_remote(store.uri):
@@ -261,13 +261,13 @@ def _half_micro_batch(job: Job, overrides: list[str]) -> int:
     return next(n for n in range(max(1, whole // 2), 0, -1) if local_batch_size(job) % n == 0)
 
 
-def _scratch_directory(store: ObjectStore) -> Path:
+def scratch_directory(store: ObjectStore) -> Path:
     """Return where this process keeps runs and logs: the storage itself, if it is a directory."""
     if not is_remote(store.uri):
         return Path(store.uri)
-    default = os.path.join(tempfile.gettempdir(), f"pelagos-{os.getuid()}")
     place = hashlib.sha256(store.uri.encode()).hexdigest()[:12]
-    return Path(os.environ.get("PELAGOS_SCRATCH") or default) / place
+    given = os.environ.get("PELAGOS_SCRATCH")
+    return (Path(given) if given else temporary_directory()) / place
 
 
 @contextlib.contextmanager

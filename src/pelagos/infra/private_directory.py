@@ -1,0 +1,43 @@
+"""A directory of one's own in a place where everyone can write, such as `/tmp`."""
+
+import contextlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+
+def private_directory(path: Path) -> Path:
+    """Make a directory that only this user can enter, or check that the one there is so.
+
+    Raises:
+        PermissionError: it belongs to somebody else, is a link, or others can enter it: whoever made
+            it could have put links into it that lead elsewhere.
+    """
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700, parents=True)
+    found = os.lstat(path)
+    what = None
+    if not stat.S_ISDIR(found.st_mode):
+        what = "is a link or no directory"
+    elif found.st_uid != os.getuid():
+        what = f"belongs to user {found.st_uid}"
+    elif stat.S_IMODE(found.st_mode) & 0o077:
+        what = f"has mode {stat.S_IMODE(found.st_mode):04o}, so that others can enter it"
+    if what is not None:
+        raise PermissionError(
+            f"{path} {what}: nothing is read or written there. Remove it, or set TMPDIR to a directory "
+            f"of your own"
+        )
+    return path
+
+
+def temporary_directory() -> Path:
+    """This user's own directory for what need not outlast the machine: `TMPDIR/pelagos-UID`.
+
+    Not below XDG_RUNTIME_DIR: that is removed when the user logs out, and submitted runs go on.
+
+    Raises:
+        PermissionError: as `private_directory`.
+    """
+    return private_directory(Path(tempfile.gettempdir()) / f"pelagos-{os.getuid()}")

@@ -1,0 +1,117 @@
+"""On a machine that others use too: nobody joins the embedded Ray, nobody prepares our directories."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pelagos.infra.private_directory import private_directory, temporary_directory
+
+LISTENING = """
+import json, os, psutil, ray, subprocess, sys
+from pelagos.infra.ray_cluster import ray_cluster
+with ray_cluster(None, num_cpus=1):
+    @ray.remote
+    def token():
+        return os.environ["RAY_AUTH_TOKEN"]
+    inside = ray.get(token.remote())
+    me = psutil.Process()
+    hosts = sorted({
+        c.laddr.ip
+        for p in [me, *me.children(recursive=True)]
+        for c in p.net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN
+    })
+    context = ray.get_runtime_context()
+    bare = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    join = f"import ray; ray.init(address={context.gcs_address!r}, log_to_driver=False)"
+    def joins(**extra):
+        environment = bare | extra
+        try:
+            return subprocess.run(
+                [sys.executable, "-c", join], env=environment, capture_output=True, timeout=20
+            ).returncode == 0
+        except subprocess.TimeoutExpired:  # it tries again and again
+            return False
+    joined = [
+        joins(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=inside),
+        joins(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64),
+        joins(RAY_AUTH_MODE="disabled"),
+    ]
+    place = ray._private.worker._global_node.get_temp_dir_path()
+    print("told", json.dumps([inside, hosts, joined, place]))
+print("after", json.dumps({k: v for k, v in os.environ.items() if "TOKEN" in k}))
+"""
+
+
+@pytest.mark.ray
+def test_the_embedded_ray_is_of_this_machine_and_this_process_alone(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"HOME": str(home), "RAY_AUTH_TOKEN": "of-another-cluster"}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = dict(
+        line.split(" ", 1) for line in done.stdout.splitlines() if line[:4] in ("told", "afte")
+    )
+    token, hosts, joined, place = json.loads(lines["told"])
+    assert len(token) == 64
+    assert token != "of-another-cluster"
+    assert hosts
+    assert {host.removeprefix("::ffff:") for host in hosts} <= {"127.0.0.1", "::1"}
+    assert joined == [True, False, False]
+    assert Path(place) == temporary_directory() / "ray"
+    assert Path(place).parent.stat().st_mode & 0o777 == 0o700
+    # the token of the user's other cluster is theirs again, and none was written to the home
+    assert json.loads(lines["after"]) == {"RAY_AUTH_TOKEN": "of-another-cluster"}
+    assert [p for p in home.rglob("*") if "token" in p.name] == []
+
+
+def test_a_directory_that_somebody_prepared_is_refused(tmp_path: Path) -> None:
+    made = private_directory(tmp_path / "mine")
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert private_directory(made) == made
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(elsewhere)
+    (tmp_path / "file").touch()
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o770)
+    for name, reason in (("link", "is a link"), ("file", "no directory"), ("open", "mode 0770")):
+        with pytest.raises(PermissionError, match=reason):
+            private_directory(tmp_path / name)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives a directory to somebody else")
+def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    os.chown(tmp_path / "theirs", 12345, -1)
+    with pytest.raises(PermissionError, match="belongs to user 12345"):
+        private_directory(tmp_path / "theirs")
+
+
+def test_runs_of_a_submission_keep_their_files_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tempfile
+
+    from pelagos.infra.object_store import RemoteStore
+    from pelagos.jobs.run_submitted import scratch_directory
+
+    monkeypatch.delenv("PELAGOS_SCRATCH", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = RemoteStore("s3://bucket/place", {})
+    assert scratch_directory(store).parent == tmp_path / f"pelagos-{os.getuid()}"
+    (tmp_path / f"pelagos-{os.getuid()}").chmod(0o777)
+    with pytest.raises(PermissionError, match="others can enter"):
+        scratch_directory(store)
