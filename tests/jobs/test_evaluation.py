@@ -84,10 +84,15 @@ def test_datasets_of_one_name_keep_their_own_verdicts(
     job = parse_job(tiny_job_text(uris, tmp_path, "twins"), "twins", changes)
     assert isinstance(job, PretrainJob)
     train(job, RunDirectory.create(job), build_parts, {})
-    told = evaluate("twins", f"runs_dir={tmp_path}/runs", "max_trajectories=2", "physics=false")
+    told = evaluate(
+        "twins", f"runs_dir={tmp_path}/runs", "max_trajectories=2", "physics=false", "stability_steps=2"
+    )
     datasets = told["datasets"]
     assert isinstance(datasets, list)
     assert [d["name"] for d in datasets] == ["same-1", "same-2"]
+    stabilities = told["stability"]
+    assert isinstance(stabilities, list)
+    assert [s["dataset"] for s in stabilities] == ["same-1", "same-2"]
     measured, _ = evaluate_job.measure(EvaluateJob(run="twins", runs_dir=f"{tmp_path}/runs"))
     names = [name for name, *_ in evaluate_job.evaluation_metrics(measured)]
     steps = len(measured[0].lead_steps)

@@ -174,7 +174,8 @@ def _stabilities(job: EvaluateJob, trained: _TrainedRun) -> list[Stability]:
                 batch_size=job.batch_size,
             )
         )
-    return found
+    names = unique_names([stability.dataset for stability in found])
+    return [replace(s, dataset=name) for s, name in zip(found, names, strict=True)]
 
 
 def _check_forecasts(forecaster: Forecaster, run: str) -> None:
