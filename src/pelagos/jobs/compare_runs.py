@@ -72,6 +72,8 @@ def _show(data: SharedDataset, console: Console) -> None:
     verdicts = {c.run: judge(c.evaluation, data.groups) for c in data.contenders}
     for warning in warnings_of(verdicts.items()):
         console.print(f"[red]warning:[/red] {data.name}, {warning}", soft_wrap=True)
+    for warning in data.warnings():
+        console.print(f"[red]warning:[/red] {data.name}, {warning}", soft_wrap=True)
     columns = [
         f"{c.run}\n{c.method}{', averaged' if c.evaluation.weights == 'ema' else ''}"
         for c in data.contenders

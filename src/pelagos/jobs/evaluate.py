@@ -13,6 +13,7 @@ from rich.table import Table
 from pelagos.data_pipelines.physics import DatasetPhysics, NoPhysics, dataset_physics
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.datasets import open_recorded
+from pelagos.jobs.field_checks import given_in
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import unique_names
 from pelagos.platform.config.measure import EvaluateJob
@@ -213,7 +214,11 @@ def _evaluate(
     initial = max(initial_frame, history)
     physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
     data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
-    data = replace(data, mean_frame=climatology(data, _trained_on(dataset)))
+    data = replace(
+        data,
+        mean_frame=climatology(data, _trained_on(dataset)),
+        given=given_in(dataset, data),
+    )
     evaluation = evaluate_dataset(
         forecaster.predict_on(data),
         data,
@@ -309,6 +314,9 @@ def _show(
     verdicts = {evaluation.data.name: judge(evaluation) for evaluation in evaluations}
     for warning in warnings_of(verdicts.items()):
         console.print(f"[red]warning:[/red] {warning}", soft_wrap=True)
+    for evaluation in evaluations:
+        for warning in evaluation.warnings():
+            console.print(f"[red]warning:[/red] {evaluation.data.name}: {warning}", soft_wrap=True)
     for evaluation in evaluations:
         verdict = verdicts[evaluation.data.name]
         console.print(_table(evaluation, verdict))

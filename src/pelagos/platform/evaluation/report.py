@@ -69,6 +69,8 @@ def numbers(
                 "groups": list(evaluation.group_names),
                 "weights": evaluation.weights,
                 "notes": evaluation.notes(),
+                "warnings": evaluation.warnings(),
+                "given_fields": [field.to_dict() for field in evaluation.given],
                 "verdict": verdict.to_dict(),
                 "summary": [row.to_dict() for row in summary_rows(evaluation, verdict)],
                 "scores": {

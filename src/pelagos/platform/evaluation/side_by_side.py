@@ -136,6 +136,10 @@ class SharedDataset:
         scores = np.array([mean_of_known(self._scores(other)) for other in self.contenders])
         return count_wins(scores, self.contenders.index(contender))
 
+    def warnings(self) -> list[str]:
+        """What must be read before the errors, of any run: fields that change and are in none."""
+        return list(dict.fromkeys(w for c in self.contenders for w in c.evaluation.warnings()))
+
     def _scores(self, contender: Contender) -> FloatArray:
         return trajectory_scores(contender.evaluation, contender.method, self.groups)
 
@@ -264,6 +268,7 @@ def numbers(shared: Sequence[SharedDataset]) -> dict[str, Any]:
                         for c, other in itertools.permutations(data.contenders, 2)
                     ],
                     "notes": data.first.notes(),
+                    "warnings": data.warnings(),
                     **{
                         name: {m: data.baseline(name, m).tolist() for m in METRICS}
                         for name in BASELINES
