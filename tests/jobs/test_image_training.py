@@ -136,7 +136,9 @@ def test_datasets_of_one_name_keep_their_own_scores(
     pretrain.run(job, quiet())  # type: ignore[arg-type]
     logged: list[str] = []
     monkeypatch.setattr(
-        evaluate, "log_evaluation", lambda job, run, out, values: logged.extend(v[0] for v in values)
+        evaluate,
+        "log_evaluation",
+        lambda job, run, out, values: logged.extend(v[0] for v in values),
     )
     console = Console(file=io.StringIO(), width=80)
     wanted = EvaluateJob(run="twins", runs_dir=job.runs_dir, split="validation", max_trajectories=9)

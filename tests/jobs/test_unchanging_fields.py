@@ -246,7 +246,9 @@ def test_a_given_field_that_changes_where_it_is_validated_is_said_once(
     job = make({"data": fields}, list(fields))
     with caplog.at_level(logging.WARNING):
         check_parts(job)
-    told = [r.getMessage() for r in caplog.records if "changes in split validation" in r.getMessage()]
+    told = [
+        r.getMessage() for r in caplog.records if "changes in split validation" in r.getMessage()
+    ]
     assert len(told) == 1
     assert "moves never changes in the training split" in told[0]
     caplog.clear()

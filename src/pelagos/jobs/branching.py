@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 LOCK_SECONDS = 60.0
 _LOCK = "branch"
 
+
 def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str = "") -> None:
     """Let `run` continue from its checkpoint `which` (`last`, `best`, a step) with other settings.
 

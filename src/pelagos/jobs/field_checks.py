@@ -66,7 +66,7 @@ def given_in(dataset: ReadableDataset, data: EvaluationData) -> tuple[GivenField
     scored = {data.fields[channel] for channels in data.groups.values() for channel in channels}
     found = unchanging_fields(dataset)
     known = {
-        **{name: "is marked as given in the dataset" for name in dataset.spec.given_fields},
+        **dict.fromkeys(dataset.spec.given_fields, "is marked as given in the dataset"),
         **{name: f"{why} in the training split" for name, why in found.items()},
     }
     return tuple(
