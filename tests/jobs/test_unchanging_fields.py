@@ -231,7 +231,7 @@ def test_a_given_field_that_changes_where_it_is_evaluated_is_told_first(make: Ma
     assert told["notes"][0].startswith("still is 1 everywhere in the training split: it is given")
     shown = " ".join(console.export_text().split())
     for sentence in told["warnings"]:
-        assert shown.index(sentence) < shown.index("relative L1 / VRMSE")
+        assert shown.index(sentence) < shown.index("medians over 2")
         assert sentence in result.report.read_text()
     # nothing to warn of where it is as it was in training
     (before,) = evaluate.run(EvaluateJob(**wanted, split="validation"), console).metrics["datasets"]
