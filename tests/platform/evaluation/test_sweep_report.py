@@ -37,6 +37,7 @@ def sweep_rows() -> list[SweepRow]:
             beats="neither",
             is_worse_than_constant=True,
             weights="model",
+            unscored=["waves: p [Pa] is 1 everywhere, but changes"],
         ),
         SweepRow("old", *finished, {"direct": 0.5}),
     ]
@@ -53,10 +54,12 @@ def test_a_sweep_tells_which_trials_beat_the_baselines_and_warns(
     assert shown.index(warning) < shown.index("relative L1 / VRMSE")
     baselines = "persistence 2.00% / 0.80, mean 1.55% / -"
     weights = "errors of 1 of 3 trials are of averaged weights"
+    assert "waves: p [Pa] is 1 everywhere, but changes" in shown
     for text in ("1.00% / 0.50", "1.60% / 1.04", "50.00% / -", "neither", baselines, weights):
         assert text in shown
     page = render(report, b"")
     assert page.index(warning) < page.index("<table>")
+    assert page.count('class="warning"') == 2
     for text in ('<td class="n bad">1.60% / 1.04</td>', '<td class="bad">neither</td>', baselines):
         assert text in page
     assert "averaged weights" in page

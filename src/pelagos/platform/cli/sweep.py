@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from pelagos.platform.cli.common import console, exit_on_error, finish, print_json
 from pelagos.platform.terminal_tables import Column, print_table
@@ -71,8 +72,8 @@ def show_report(report: "SweepReport", path: Path) -> None:
 
     methods = [m for m in report.methods if m in ("direct", "autoregressive")]
     measured = ["beats"] if any(row.beats for row in report.rows) else []
-    if report.warning:
-        console.print(f"[red]warning:[/red] {report.warning}", soft_wrap=True)
+    for warning in report.warnings:
+        console.print(f"[red]warning:[/red] {escape(warning)}", soft_wrap=True)
     title = f"{report.name}: relative L1 / VRMSE" if measured else report.name
     rows = report.rows[:_LISTED]
     print_table(

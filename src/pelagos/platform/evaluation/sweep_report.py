@@ -69,6 +69,8 @@ class SweepRow:
     beats: str = ""
     is_worse_than_constant: bool = False
     weights: str = ""
+    unscored: list[str] = field(default_factory=list)
+    """Sentences on fields that change where the trial was measured and are in no error."""
 
     @property
     def setting(self) -> str:
@@ -140,6 +142,12 @@ class SweepReport:
     def failures(self) -> list[SweepRow]:
         """Trials that did not come to an end."""
         return [row for row in self.rows if row.state not in ("finished", "stopped early")]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What must be read before the errors: of the trials, and of fields in no error."""
+        unscored = dict.fromkeys(sentence for row in self.rows for sentence in row.unscored)
+        return [*([self.warning] if self.warning else []), *unscored]
 
     @property
     def warning(self) -> str:

@@ -171,6 +171,7 @@ class Verdict:
                     "lead_time": lead.lead_time,
                     "vrmse": lead.vrmse,
                     "beats": list(lead.beaten),
+                    "label": lead.label,
                     "against": {name: c.to_dict() for name, c in lead.against.items()},
                 }
                 for lead in self.leads
