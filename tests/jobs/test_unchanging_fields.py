@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
-from pelagos.jobs import evaluate, pretrain
+from pelagos.jobs import evaluate, field_checks, pretrain
 from pelagos.jobs.forecaster import usual_groups
 from pelagos.jobs.parts import build_mixture, build_objective, check_parts, open_datasets
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
@@ -255,6 +255,24 @@ def test_a_given_field_that_changes_where_it_is_validated_is_said_once(
     with caplog.at_level(logging.WARNING):
         check_parts(make({"other": {"u": noise(0), "p": moving_from(8, 1)}}, ["u", "p"]))
     assert "changes in split" not in caplog.text  # only in the test split
+
+
+def test_a_check_reads_one_validation_sample_of_a_trajectory_and_none_without_need(
+    make: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    read = field_checks.load_batch
+
+    def counted(mixture: Any, samples: Any) -> Any:
+        reads.extend(s.trajectory for s in samples)
+        return read(mixture, samples)
+
+    monkeypatch.setattr(field_checks, "load_batch", counted)
+    check_parts(make({"plain": {"u": noise(0), "p": noise(1)}}, ["u", "p"]))
+    assert reads == []
+    still = {"u": noise(0), "p": np.ones(SHAPE, np.float32)}
+    check_parts(make({"still": still}, ["u", "p"], "validation.num_samples=40"))
+    assert sorted(reads) == [6, 7]
 
 
 def test_a_field_that_is_asked_for_is_not_said_to_be_left_out(

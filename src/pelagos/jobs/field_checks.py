@@ -18,6 +18,7 @@ from pelagos.platform.evaluation.given_fields import CHANGE_SHARE, GivenField
 from pelagos.platform.evaluation.view import EvaluationData
 
 logger = logging.getLogger(__name__)
+MOST_READ = 32  # validation samples that a check reads
 
 
 def field_problems(
@@ -107,14 +108,18 @@ def _tell_of_changes(
     held_out: Mixture,
     validated: Sequence[SampleIndex],
 ) -> None:
-    """Say which fields that are taken as given change in the validation samples, which are read as far
-    as that takes: a job without such fields reads none."""
+    """Say which fields that are taken as given change in the validation samples.
+
+    One sample of each of the first trajectories is read for it, none by a job without such fields;
+    `evaluate` looks at every frame.
+    """
     scored = {c for channels in objective.group_channels for c in channels}
     masks = {mask for entry in mixture.entries for mask in entry.dataset.spec.masks.values()}
     names = {name for _, name, _ in _unmarked(mixture)} - masks
     left = {c for c, name in enumerate(mixture.fields) if name in names and c not in scored}
     scale = mixture.normalization
-    for sample in validated if left else ():
+    looked_at = list({(v.dataset, v.trajectory): v for v in validated}.values())[:MOST_READ]
+    for sample in looked_at if left else ():
         frames = load_batch(held_out, [sample]).frames[0]
         for channel in sorted(left):
             size = math.hypot(scale.mean[channel], scale.std[channel]) / scale.std[channel]

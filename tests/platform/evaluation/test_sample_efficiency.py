@@ -122,7 +122,10 @@ def test_intervals_with_diverged_seeds_have_ends() -> None:
             cells = gain_cells(row, (math.nan, math.inf), method)
             assert not any("nan" in cell for cell in cells), cells
     (row,) = gain_rows(both, {"m": both})
-    assert gain_cells(row, (math.inf, math.inf), "direct")[-2:] == ["diverged (0 to inf)", "diverged (< 1 to > 1)"]
+    assert gain_cells(row, (math.inf, math.inf), "direct")[-2:] == [
+        "diverged (0 to inf)",
+        "diverged (< 1 to > 1)",
+    ]
 
 
 def test_an_end_of_an_interval_that_is_met_is_no_bound() -> None:
