@@ -6,7 +6,8 @@ network from scratch, at equal steps, for few trajectories and several seeds; an
 
 It runs `configs/quickstart/sweep.yaml` (trials that are over already are not run again) and prints,
 for each number of trajectories, the mean over seeds of the median relative L1 error of 24 held-out
-trajectories at the last lead, its range over seeds, and the ratio to training from scratch.
+trajectories at the last lead, its range over seeds, the mean VRMSE behind a slash, and the ratio of
+the former to training from scratch.
 """
 
 from __future__ import annotations
@@ -21,19 +22,27 @@ import torch
 from pelagos.jobs import sweep
 from pelagos.platform.config import load_job
 from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.evaluation.summary import Error
 from pelagos.platform.evaluation.sweep_report import SweepRow
 
 CONFIG = "configs/quickstart/sweep.yaml"
 METHODS = ("direct", "autoregressive")
 
 
-def errors(rows: list[SweepRow], label: str, trajectories: int | None, method: str) -> list[float]:
-    """Return the error of every seed."""
+def errors(rows: list[SweepRow], label: str, trajectories: int | None, method: str) -> list[Error]:
+    """Return the errors of every seed."""
     return [
-        row.errors[method]
+        row.both_errors(method)
         for row in rows
         if row.label == label and row.trajectories == trajectories and method in row.errors
     ]
+
+
+def cell(found: list[Error]) -> str:
+    """Return relative L1 with its range over seeds, and VRMSE."""
+    shares = [error.relative_l1 for error in found]
+    vrmse = fmean(error.vrmse for error in found)
+    return f"{fmean(shares):.3f} ({min(shares):.3f}-{max(shares):.3f}) / {vrmse:.2f}"
 
 
 def main() -> None:
@@ -56,8 +65,9 @@ def main() -> None:
         print("|" + "---|" * (len(job.jobs) + 2))
         for count in arguments.trajectories:
             found = {label: errors(rows, label, count, method) for label in job.jobs}
-            cells = [f"{fmean(e):.3f} ({min(e):.3f}-{max(e):.3f})" for e in found.values()]
-            ratio = fmean(found["finetuned"]) / fmean(found["scratch"])
+            cells = [cell(of_seeds) for of_seeds in found.values()]
+            means = {k: fmean(e.relative_l1 for e in of_seeds) for k, of_seeds in found.items()}
+            ratio = means["finetuned"] / means["scratch"]
             print(f"| {count} | " + " | ".join(cells) + f" | {ratio:.2f} |")
 
 

@@ -123,6 +123,64 @@ def test_a_branch_that_was_cut_off_leaves_nothing_to_the_next(
     assert [e["step"] for e in run.events() if e["kind"] == "resumed"] == [2]
 
 
+@pytest.mark.parametrize("file", ["tracking.json", "job.yaml", "status.json"])
+def test_a_plain_resume_finishes_a_branch_that_was_cut_off(
+    file: str,
+    make_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Recorded, but not yet the run's: the steps to come must not be those of the old settings."""
+    job = make_job(checkpoint__every_steps=2, tracking__uri="null")
+    pretrain.run(job, QUIET, until_step=6)
+    run = RunDirectory.open(job.runs_dir, job.name)
+    run.replace("tracking.json", json.dumps({"uri": "sqlite:///x.db", "run_id": "before"}))
+    replace = RunDirectory.replace
+
+    def killed(self: RunDirectory, name: str, text: str) -> None:
+        if name == file and run.take_overs():
+            raise KeyboardInterrupt
+        replace(self, name, text)
+
+    settings = ["optimizer.lr=1e-4", "optimizer.groups=[{pattern: '[.]bias$|a: b', lr: 1.0e-5}]"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            branch(run, "4", settings)
+    assert resume(job, until_step=5).outcome.step == 5
+    assert ("complete now (optimizer" in caplog.text) == (file != "status.json")
+    assert run.job().optimizer.lr == 1e-4
+    assert run.job().optimizer.groups[0].pattern == "[.]bias$|a: b"
+    assert [m["step"] for m in run.metrics()] == [1, 2, 3, 4, 5]
+    assert run.metrics()[4]["lr"] == pytest.approx(1e-4 * lr_factor(4, job.schedule), rel=1e-12)
+    assert [e["step"] for e in run.events() if e["kind"] == "branched"] == [4]
+    record = json.loads((run.path / "tracking.json").read_text())
+    assert record == {"earlier": [{"uri": "sqlite:///x.db", "run_id": "before"}]}
+    caplog.clear()
+    # once is enough: the next launch continues the branch
+    assert resume(job).outcome.kind == "finished"
+    assert [m["step"] for m in run.metrics()] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert "complete now" not in caplog.text
+
+
+def test_the_same_branch_asked_for_again_begins_anew(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(checkpoint__every_steps=2, checkpoint__keep_last=9, tracking__uri="null")
+    pretrain.run(job, QUIET, until_step=6)
+    run = RunDirectory.open(job.runs_dir, job.name)
+    for _ in range(3):  # the second and third change nothing, and are alike
+        branch(run, "4", ["optimizer.lr=1e-4"])
+    make_whole = "pelagos.jobs.branching._make_effective"
+    with monkeypatch.context() as patch:
+        patch.setattr(make_whole, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            branch(run, "4", [])
+    branch(run, "2", ["optimizer.lr=1e-5"])
+    steps = [e["step"] for e in run.events() if e["kind"] == "branched"]
+    assert steps == [4, 4, 4, 4, 2] == [record["step"] for record in run.take_overs()]
+
+
 def test_what_a_branch_cannot_change_or_begin_from_is_refused(make_job: MakeJob) -> None:
     job = make_job(checkpoint__every_steps=2, tracking__uri="null")
     pretrain.run(job, QUIET, until_step=4)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from pelagos.jobs import compare_runs
 from pelagos.jobs import evaluate as evaluate_job
 from pelagos.jobs.parts import build_parts
 from pelagos.platform.cli.main import app
@@ -71,6 +75,51 @@ def test_two_runs_side_by_side(two_runs: str) -> None:
     assert "cannot be told from persistence" in done.output
 
 
+def numbers_in(text: str) -> Counter[str]:
+    """The numbers in the rows of printed tables, without lead times."""
+    rows = [line.split("│")[2:] for line in text.splitlines() if line.startswith("│")]
+    return Counter(n for cells in rows for cell in cells for n in re.findall(r"\d+\.\d+%?", cell))
+
+
+def both(l1: float, vrmse: float) -> list[str]:
+    return [f"{l1:.2%}", f"{vrmse:.2f}"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_number_is_split_in_narrow_terminals(two_runs: str, width: int) -> None:
+    job = {"runs_dir": two_runs, "split": "all", "max_trajectories": 6, "physics": False}
+    console = Console(record=True, width=width, file=io.StringIO())
+    told = evaluate_job.run(
+        EvaluateJob(run="short", ensemble_size=2, tracking=False, **job), console
+    )
+    methods = ("direct", "autoregressive", "ensemble", "persistence", "mean")
+    expected = [
+        number
+        for dataset in told.metrics["datasets"]
+        for row in dataset["summary"]
+        for method in methods
+        for number in both(row[method], row["vrmse"][method])
+    ]
+    shown = console.export_text()
+    assert numbers_in(shown) == Counter(expected)
+    tables = [line for line in shown.splitlines() if line[:1] in "┏┃┡│└"]
+    assert max(map(len, tables)) <= width
+    assert f"report: {told.report}" in shown.splitlines()  # to be copied
+    compared = compare_runs.run([EvaluateJob(run=r, **job) for r in ("short", "long")], console)
+    expected = [
+        number
+        for dataset in compared.metrics["datasets"]
+        for errors in [
+            *(run["errors"] for run in dataset["runs"]),
+            dataset["persistence"],
+            dataset["mean"],
+        ]
+        for pair in zip(errors["relative_l1"], errors["vrmse"], strict=True)
+        for number in both(*pair)
+    ]
+    assert numbers_in(console.export_text()) == Counter(expected)
+
+
 def test_datasets_of_one_name_keep_their_own_verdicts(
     write_waves: Callable[..., None],
     tiny_job_text: Callable[[tuple[str, str], Path, str], str],
@@ -84,10 +133,19 @@ def test_datasets_of_one_name_keep_their_own_verdicts(
     job = parse_job(tiny_job_text(uris, tmp_path, "twins"), "twins", changes)
     assert isinstance(job, PretrainJob)
     train(job, RunDirectory.create(job), build_parts, {})
-    told = evaluate("twins", f"runs_dir={tmp_path}/runs", "max_trajectories=2", "physics=false")
+    told = evaluate(
+        "twins",
+        f"runs_dir={tmp_path}/runs",
+        "max_trajectories=2",
+        "physics=false",
+        "stability_steps=2",
+    )
     datasets = told["datasets"]
     assert isinstance(datasets, list)
     assert [d["name"] for d in datasets] == ["same-1", "same-2"]
+    stabilities = told["stability"]
+    assert isinstance(stabilities, list)
+    assert [s["dataset"] for s in stabilities] == ["same-1", "same-2"]
     measured, _ = evaluate_job.measure(EvaluateJob(run="twins", runs_dir=f"{tmp_path}/runs"))
     names = [name for name, *_ in evaluate_job.evaluation_metrics(measured)]
     steps = len(measured[0].lead_steps)

@@ -2,6 +2,7 @@
 
 import io
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,46 @@ def test_masked_pretraining_hands_its_encoder_over_to_classification(
     assert told["summary"]["accuracy"] > 0.5 > 3 * told["summary"]["majority_accuracy"]
     assert len(told["classes"]) == 10
     assert sum(map(sum, told["confusion"])) == 50
+
+
+def test_datasets_of_one_name_keep_their_own_scores(
+    make: Callable[..., TrainingJob],
+    digits: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lost one of two accuracies would be told as the other dataset's."""
+    shutil.copytree(digits, tmp_path / "digits.zarr")
+    job = make(
+        "twins",
+        "pretrain",
+        data={
+            "mixture": [{"uri": digits}, {"uri": str(tmp_path / "digits.zarr")}],
+            "fields": ["grey"],
+            "global_batch_size": 8,
+        },
+        model={"name": "vit-nano", "config": SMALL},
+        objective={"name": "classification", "num_classes": 10},
+        schedule={"total_steps": 1},
+        validation={"every_steps": 1, "num_samples": 8},
+    )
+    pretrain.run(job, quiet())  # type: ignore[arg-type]
+    logged: list[str] = []
+    monkeypatch.setattr(
+        evaluate,
+        "log_evaluation",
+        lambda job, run, out, values: logged.extend(v[0] for v in values),
+    )
+    console = Console(file=io.StringIO(), width=80)
+    wanted = EvaluateJob(run="twins", runs_dir=job.runs_dir, split="validation", max_trajectories=9)
+    told = evaluate.run(wanted, console).metrics["datasets"]
+    name = RunDirectory.open(job.runs_dir, "twins").events()  # as training called them
+    (event,) = [e for e in name if e["kind"] == "validation"]
+    names = [d["name"] for d in told]
+    assert names == ["digits-1", "digits-2"]
+    assert all(f"validation_loss/{name}" in event for name in names)
+    assert len(set(logged)) == len(logged)
+    assert {n.split("/")[1] for n in logged} == set(names)
 
 
 def test_segmentation_learns_and_its_labels_stay_whole_numbers(

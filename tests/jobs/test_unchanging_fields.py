@@ -11,12 +11,13 @@ import numpy.typing as npt
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
-from pelagos.jobs import pretrain
+from pelagos.jobs import evaluate, field_checks, pretrain
 from pelagos.jobs.forecaster import usual_groups
 from pelagos.jobs.parts import build_mixture, build_objective, check_parts, open_datasets
-from pelagos.platform.config import ConfigError, PretrainJob
+from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.runs import RunDirectory
 
@@ -188,3 +189,98 @@ def test_a_field_that_no_dataset_has_is_no_reason_to_validate_more(
     with caplog.at_level(logging.WARNING):
         check_parts(wider)
     assert "validation samples" not in caplog.text
+
+
+def moving_from(first: int, seed: int) -> Values:
+    """1 in the trajectories before `first`, noise in those from it on."""
+    values = np.ones(SHAPE, np.float32)
+    values[first:] = noise(seed)[first:]
+    return values
+
+
+def shifted_from(first: int) -> Values:
+    """1 in the trajectories before `first`, 2 in those from it on."""
+    return np.where(np.arange(SHAPE[0]) < first, 1.0, 2.0)[:, None, None, None] * np.ones(
+        SHAPE, np.float32
+    ).astype(np.float32)
+
+
+def test_a_given_field_that_changes_where_it_is_evaluated_is_told_first(make: MakeJob) -> None:
+    """Training: trajectories 0 to 5, validation 6 and 7, test 8 and 9."""
+    fields = {
+        "u": noise(0),
+        "still": np.ones(SHAPE, np.float32),
+        "moves": moving_from(9, 1),
+        "shifts": shifted_from(8),
+    }
+    job = make({"data": fields}, list(fields))
+    pretrain.run(job)
+    console = Console(record=True, width=80)
+    wanted = {"run": "run", "runs_dir": job.runs_dir}
+    result = evaluate.run(EvaluateJob(**wanted, split="test"), console)
+    (told,) = result.metrics["datasets"]
+    assert told["groups"] == ["u"]
+    counts = {g["name"]: (g["num_changing"], g["num_different"]) for g in told["given_fields"]}
+    assert counts == {"still": (0, 0), "moves": (1, 1), "shifts": (0, 2)}
+    moves, shifts = told["warnings"]
+    assert moves.startswith(
+        "moves is 1 everywhere in the training split, but changes from frame to frame in 1 and has "
+        "other values in 1 of 2 evaluated trajectories"
+    )
+    assert "shifts is 1 everywhere in the training split, but has other values in 2 of 2" in shifts
+    assert told["notes"][0].startswith("still is 1 everywhere in the training split: it is given")
+    shown = " ".join(console.export_text().split())
+    for sentence in told["warnings"]:
+        assert shown.index(sentence) < shown.index("medians over 2")
+        assert sentence in result.report.read_text()
+    # nothing to warn of where it is as it was in training
+    (before,) = evaluate.run(EvaluateJob(**wanted, split="validation"), console).metrics["datasets"]
+    assert before["warnings"] == []
+    assert len([note for note in before["notes"] if "is given to the model" in note]) == 3
+
+
+def test_a_given_field_that_changes_where_it_is_validated_is_said_once(
+    make: MakeJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {"u": noise(0), "still": rounded_constant(), "moves": moving_from(6, 1)}
+    job = make({"data": fields}, list(fields))
+    with caplog.at_level(logging.WARNING):
+        check_parts(job)
+    told = [
+        r.getMessage() for r in caplog.records if "changes in split validation" in r.getMessage()
+    ]
+    assert len(told) == 1
+    assert "moves never changes in the training split" in told[0]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        check_parts(make({"other": {"u": noise(0), "p": moving_from(8, 1)}}, ["u", "p"]))
+    assert "changes in split" not in caplog.text  # only in the test split
+
+
+def test_a_check_reads_one_validation_sample_of_a_trajectory_and_none_without_need(
+    make: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    read = field_checks.load_batch
+
+    def counted(mixture: Any, samples: Any) -> Any:
+        reads.extend(s.trajectory for s in samples)
+        return read(mixture, samples)
+
+    monkeypatch.setattr(field_checks, "load_batch", counted)
+    check_parts(make({"plain": {"u": noise(0), "p": noise(1)}}, ["u", "p"]))
+    assert reads == []
+    still = {"u": noise(0), "p": np.ones(SHAPE, np.float32)}
+    check_parts(make({"still": still}, ["u", "p"], "validation.num_samples=40"))
+    assert sorted(reads) == [6, 7]
+
+
+def test_a_field_that_is_asked_for_is_not_said_to_be_left_out(
+    make: MakeJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = {"u": noise(0), "p": np.ones(SHAPE, np.float32)}
+    job = make({"data": fields}, ["u", "p"], "objective.field_groups={u: [u], p: [p]}")
+    with caplog.at_level(logging.WARNING):
+        check_parts(job)
+    assert "in no loss" not in caplog.text
+    assert "p is 1 everywhere: objective.field_groups names it" in caplog.text

@@ -4,7 +4,7 @@ After a divergence the steps to come must not be those that were begun. What the
 stays: its checkpoints where they are, the values of dropped steps in metrics-redone.jsonl, its
 MLflow run as it was. The branch has a place for its checkpoints and an MLflow run of its own, and an
 event says from which step on which settings changed. In this order, so that a branch that was cut
-off is made whole by asking for it again:
+off after step 2 is made whole by the next resume, whatever that asks for:
 
 1. the checkpoint is copied to a place of its own below the run's checkpoints
 2. take-overs.json says that the run continues from there
@@ -12,18 +12,23 @@ off is made whole by asking for it again:
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from pelagos.jobs.parts import check_parts, options_for
-from pelagos.jobs.take_over import bring_checkpoint
+from pelagos.jobs.take_over import (
+    bring_checkpoint,
+    is_effective,
+    make_effective,
+    with_settings,
+)
 from pelagos.platform.checkpoint import (
     CheckpointError,
     CheckpointStore,
     named_step,
 )
 from pelagos.platform.config.overrides import value_at
-from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.mlflow_store import part_with_run
 from pelagos.platform.runs import (
     BRANCHED,
@@ -34,6 +39,10 @@ from pelagos.platform.runs import (
     changed_keys,
     check_identity,
 )
+
+logger = logging.getLogger(__name__)
+LOCK_SECONDS = 60.0
+_LOCK = "branch"
 
 
 def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str = "") -> None:
@@ -46,14 +55,10 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
         CheckpointError: there is no such checkpoint; nothing was changed.
         ConfigError: the changed job is not valid; nothing was changed.
     """
-    with run.lock():
+    finish_last(run)
+    with run.lock(), run.lock(_LOCK, LOCK_SECONDS):
         records = run.take_overs()
         if request and any(record.get("request") == request for record in records):
-            told = [event.get("request") for event in run.events() if event["kind"] == BRANCHED]
-            if request not in told:  # it was cut off after it was recorded
-                _make_effective(
-                    run, records[-1], run.revised_job(overrides, CHANGEABLE_IN_A_BRANCH)
-                )
             return
         before, after = run.job(), run.revised_job(overrides, CHANGEABLE_IN_A_BRANCH)
         source, step = _checkpoint(run, which)
@@ -70,15 +75,55 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
             key: [value_at(before, key), value_at(after, key)] for key in changed_keys(*plain)
         }
         record |= {"request": request} if request else {}
+        record["number"] = len(records) + 1  # two branches may be alike in all else
         run.replace(TAKE_OVERS, json.dumps([*records, record], indent=1))
-        _make_effective(run, record, after)
+        _make_effective(run, record)
 
 
-def _make_effective(run: RunDirectory, record: dict[str, Any], after: TrainingJob) -> None:
+def finish_last(run: RunDirectory) -> None:
+    """Complete a branch, or a take-over, that was cut off after it was recorded, and say so.
+
+    Without it the run would continue from the new checkpoint with the old settings. One that has
+    trained on already, under an earlier version, stays as it is.
+
+    Raises:
+        RunError: another process is making the branch.
+    """
+    if _is_whole(run):
+        return
+    with run.lock(_LOCK, LOCK_SECONDS):
+        if _is_whole(run):  # another rank, or the process that began it, was faster
+            return
+        record = run.take_overs()[-1]
+        if record["source"] == run.name:
+            _make_effective(run, record)
+        else:
+            make_effective(run, record)
+        changed = (f"{key}={after!r}" for key, (_, after) in record["settings"].items())
+        logger.warning(
+            "run %s: the branch from step %d, which was cut off half way, is complete now (%s)",
+            run.name,
+            record["step"],
+            ", ".join(changed) or "no setting changed",
+        )
+
+
+def _is_whole(run: RunDirectory) -> bool:
+    """Whether the run is what its last record says, or has trained on from it already."""
+    records = run.take_overs()
+    if not records or is_effective(run, records[-1]):
+        return True
+    newest = CheckpointStore(
+        run.checkpoint_uri, options_for(run.checkpoint_uri, run.job().storage)
+    ).latest_step()
+    return newest is not None and newest > records[-1]["step"]
+
+
+def _make_effective(run: RunDirectory, record: dict[str, Any]) -> None:
     """Let the run be what its last record says; the event comes last, and says that this is done."""
     run.keep_metrics_until(record["step"])
     part_with_run(run)
-    run.replace_job(after)
+    run.replace_job(with_settings(run, {key: v[1] for key, v in record["settings"].items()}))
     run.append_event(BRANCHED, **record)
     run.set_status("stopped", is_tracked=False)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from pelagos.jobs.evaluate import measure
 from pelagos.platform.config.measure import EvaluateJob
@@ -20,6 +20,7 @@ from pelagos.platform.evaluation.side_by_side import (
 )
 from pelagos.platform.evaluation.verdicts import judge, warnings_of
 from pelagos.platform.runs import RunDirectory
+from pelagos.platform.terminal_tables import Column, print_table
 
 COMPARISONS = "comparisons"
 MAX_NAME_LENGTH = 120
@@ -64,30 +65,35 @@ def run(jobs: Sequence[EvaluateJob], console: Console | None = None) -> CompareR
     if console is not None:
         for data in shared:
             _show(data, console)
-        console.print(f"report: {report}", soft_wrap=True)
+        console.print(f"report: {report}", markup=False, soft_wrap=True)
     return CompareResult(report, {"runs": told, **numbers(shared)})
 
 
 def _show(data: SharedDataset, console: Console) -> None:
     verdicts = {c.run: judge(c.evaluation, data.groups) for c in data.contenders}
-    for warning in warnings_of(verdicts.items()):
-        console.print(f"[red]warning:[/red] {data.name}, {warning}", soft_wrap=True)
+    for warning in (*warnings_of(verdicts.items()), *data.warnings()):
+        console.print(f"[red]warning:[/red] {escape(f'{data.name}, {warning}')}", soft_wrap=True)
+    rows, count = data.rows(), len(data.first.trajectories)
     columns = [
-        f"{c.run}\n{c.method}{', averaged' if c.evaluation.weights == 'ema' else ''}"
+        Column(
+            f"{c.run}\n{c.method}{', averaged' if c.evaluation.weights == 'ema' else ''}",
+            [
+                f"[green]{row.errors[c.run]}[/]" if row.best == c.run else str(row.errors[c.run])
+                for row in rows
+            ],
+        )
         for c in data.contenders
     ]
-    count = len(data.first.trajectories)
-    title = f"{data.name}: relative L1 / VRMSE, medians over {count} held-out trajectories"
-    table = Table("lead time", *columns, *BASELINES, title=title)
-    for row in data.rows():
-        errors = [
-            f"[green]{error}[/]" if run == row.best else str(error)
-            for run, error in row.errors.items()
-        ]
-        table.add_row(f"{row.lead_time:g}", *errors, *map(str, row.baselines.values()))
-    console.print(table)
-    console.print(f"  {best_sentence(data)}", soft_wrap=True)
-    for run, verdict in verdicts.items():
-        console.print(f"  {run} {verdict.sentence}", soft_wrap=True)
-    for note in data.first.notes():
-        console.print(f"  {note}", soft_wrap=True)
+    columns += [Column(name, [str(row.baselines[name]) for row in rows]) for name in BASELINES]
+    print_table(
+        console,
+        f"{data.name}: relative L1 / VRMSE, medians over {count} held-out trajectories",
+        Column("lead time", [f"{row.lead_time:g}" for row in rows]),
+        columns,
+    )
+    told = [
+        best_sentence(data),
+        *(f"{run} {verdict.sentence}" for run, verdict in verdicts.items()),
+    ]
+    for sentence in (*told, *data.first.notes()):
+        console.print(f"  {sentence}", markup=False, soft_wrap=True)

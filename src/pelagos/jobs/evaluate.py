@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from pelagos.data_pipelines.physics import DatasetPhysics, NoPhysics, dataset_physics
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.datasets import open_recorded
+from pelagos.jobs.field_checks import given_in
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import unique_names
 from pelagos.platform.config.measure import EvaluateJob
@@ -29,6 +30,7 @@ from pelagos.platform.evaluation.stability import Stability, roll_out
 from pelagos.platform.evaluation.summary import SummaryRow, shown_methods, summary_rows
 from pelagos.platform.evaluation.verdicts import Verdict, judge, warnings_of
 from pelagos.platform.runs import RunDirectory
+from pelagos.platform.terminal_tables import Column, print_table
 from pelagos.platform.tracking import code_version, log_evaluation
 
 logger = logging.getLogger(__name__)
@@ -174,7 +176,8 @@ def _stabilities(job: EvaluateJob, trained: _TrainedRun) -> list[Stability]:
                 batch_size=job.batch_size,
             )
         )
-    return found
+    names = unique_names([stability.dataset for stability in found])
+    return [replace(s, dataset=name) for s, name in zip(found, names, strict=True)]
 
 
 def _check_forecasts(forecaster: Forecaster, run: str) -> None:
@@ -212,7 +215,11 @@ def _evaluate(
     initial = max(initial_frame, history)
     physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
     data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
-    data = replace(data, mean_frame=climatology(data, _trained_on(dataset)))
+    data = replace(
+        data,
+        mean_frame=climatology(data, _trained_on(dataset)),
+        given=given_in(dataset, data),
+    )
     evaluation = evaluate_dataset(
         forecaster.predict_on(data),
         data,
@@ -307,10 +314,14 @@ def _show(
 ) -> None:
     verdicts = {evaluation.data.name: judge(evaluation) for evaluation in evaluations}
     for warning in warnings_of(verdicts.items()):
-        console.print(f"[red]warning:[/red] {warning}", soft_wrap=True)
+        console.print(f"[red]warning:[/red] {escape(warning)}", soft_wrap=True)
+    for evaluation in evaluations:
+        for warning in evaluation.warnings():
+            told = escape(f"{evaluation.data.name}: {warning}")
+            console.print(f"[red]warning:[/red] {told}", soft_wrap=True)
     for evaluation in evaluations:
         verdict = verdicts[evaluation.data.name]
-        console.print(_table(evaluation, verdict))
+        _print_errors(console, evaluation, verdict)
         console.print(f"  the model {verdict.sentence}", markup=False, soft_wrap=True)
         for note in evaluation.notes():
             console.print(f"  {note}", markup=False, soft_wrap=True)
@@ -323,28 +334,32 @@ def _show(
                 f"{name} " + ("-" if math.isnan(energy) else f"{energy:.3g}")
                 for name, energy, _, _ in stability.rows()
             ),
+            markup=False,
             soft_wrap=True,
         )
-    console.print(f"report: {report}")
+    console.print(f"report: {report}", markup=False, soft_wrap=True)
     if tracking_uri is not None:
-        console.print(f"runs and plots: mlflow ui --backend-store-uri {tracking_uri}")
+        command = f"mlflow ui --backend-store-uri {tracking_uri}"
+        console.print(f"runs and plots: {command}", markup=False, soft_wrap=True)
 
 
-def _table(evaluation: DatasetEvaluation, verdict: Verdict) -> Table:
-    """Return errors by lead as relative L1 / VRMSE, and which baselines the model beats."""
-    methods, count = shown_methods(evaluation), len(evaluation.trajectories)
-    title = (
-        f"{evaluation.data.name}: relative L1 / VRMSE, medians over {count} held-out trajectories"
+def _print_errors(console: Console, evaluation: DatasetEvaluation, verdict: Verdict) -> None:
+    """Print errors by lead as relative L1 / VRMSE, and which baselines the model beats."""
+    rows, count = _thinned(summary_rows(evaluation, verdict)), len(evaluation.trajectories)
+    colours = {"both": "green", "neither": "red"}
+    labels = [f"[{colours.get(row.verdict.label, 'yellow')}]{row.verdict.label}[/]" for row in rows]
+    print_table(
+        console,
+        f"{evaluation.data.name}: relative L1 / VRMSE, medians over {count} held-out trajectories",
+        Column("lead time", [f"{row.lead_time:g}" for row in rows]),
+        [
+            *(
+                Column(method, [str(row.errors[method]) for row in rows])
+                for method in shown_methods(evaluation)
+            ),
+            Column("beats", labels, is_text=True),
+        ],
     )
-    table = Table("lead time", *methods, "beats", title=title)
-    for row in _thinned(summary_rows(evaluation, verdict)):
-        colour = {"both": "green", "neither": "red"}.get(row.verdict.label, "yellow")
-        table.add_row(
-            f"{row.lead_time:g}",
-            *(str(row.errors[method]) for method in methods),
-            f"[{colour}]{row.verdict.label}[/]",
-        )
-    return table
 
 
 def _thinned(rows: list[SummaryRow], most: int = 10) -> list[SummaryRow]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from pelagos.data_pipelines.mixture import LABEL_PARAMETER
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.datasets import open_recorded
 from pelagos.jobs.forecaster import Forecaster
+from pelagos.jobs.parts import unique_names
 from pelagos.models.objectives import Classification, Segmentation
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
@@ -31,7 +33,9 @@ def measure_images(
     for record in forecaster.description["datasets"]:
         dataset = open_recorded(record["uri"], training)
         evaluations.append(_measure(job, forecaster, dataset, record["offset"]))
-    return evaluations
+    # records are by name: datasets of one name are told apart as in training
+    names = unique_names([evaluation.name for evaluation in evaluations])
+    return [replace(e, name=name) for e, name in zip(evaluations, names, strict=True)]
 
 
 def _measure(
@@ -83,7 +87,9 @@ def show_images(evaluations: Sequence[ImageEvaluation], console: Console) -> Non
     """Print the scores, and of segmentations those of each class."""
     for evaluation in evaluations:
         if evaluation.warning:
-            console.print(f"[red]warning:[/red] {evaluation.name}: {evaluation.warning}")
+            console.print(
+                f"[red]warning:[/red] {evaluation.name}: {evaluation.warning}", soft_wrap=True
+            )
     for evaluation in evaluations:
         table = Table("score", "", title=f"{evaluation.name}: {len(evaluation.images)} images")
         for name, value in evaluation.summary().items():

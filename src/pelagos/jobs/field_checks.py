@@ -1,18 +1,24 @@
-"""Whether a job has fields to forecast and to validate, from statistics alone."""
+"""Whether a job has fields to forecast and to validate, and which fields it takes as given."""
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pelagos.data_pipelines.given_fields import unchanging_fields
+from pelagos.data_pipelines.given_fields import is_constant, unchanging_fields
+from pelagos.data_pipelines.loader import load_batch
 from pelagos.data_pipelines.mixture import Mixture
 from pelagos.data_pipelines.sampler import SampleIndex
+from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.models.objectives import FieldObjective, Objective
 from pelagos.platform.config.load import Problem
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.evaluation.given_fields import CHANGE_SHARE, GivenField
+from pelagos.platform.evaluation.view import EvaluationData
 
 logger = logging.getLogger(__name__)
+MOST_READ = 32  # validation samples that a check reads
 
 
 def field_problems(
@@ -32,15 +38,8 @@ def field_problems(
     if not set(job.data.fields) - mixture.given_fields:
         message = f"none of {', '.join(job.data.fields)} ever changes: there is nothing to forecast"
         return [Problem(("data", "fields"), message)]
-    for entry in mixture.entries:
-        for name, why in unchanging_fields(entry.dataset).items():
-            if name in mixture.given_fields and name not in entry.dataset.spec.given_fields:
-                logger.warning(
-                    "%s: %s %s: it is given to the model, not forecast, and is in no loss or error",
-                    entry.dataset.uri,
-                    name,
-                    why,
-                )
+    _tell_of_given(objective, mixture)
+    _tell_of_changes(job, objective, mixture, held_out, validated)
     drawn = np.any([held_out.present(d) for d in {s.dataset for s in validated}], axis=0)
     anywhere = np.any([held_out.present(d) for d in range(len(held_out.entries))], axis=0)
     groups = list(zip(objective.group_names, objective.group_channels, strict=True))
@@ -60,3 +59,79 @@ def field_problems(
             ", ".join(without),
         )
     return []
+
+
+def given_in(dataset: ReadableDataset, data: EvaluationData) -> tuple[GivenField, ...]:
+    """Return the stored fields of a dataset that an evaluation does not score, because nothing of
+    them has to be forecast, and how that is known."""
+    scored = {data.fields[channel] for channels in data.groups.values() for channel in channels}
+    found = unchanging_fields(dataset)
+    known = {
+        **dict.fromkeys(dataset.spec.given_fields, "is marked as given in the dataset"),
+        **{name: f"{why} in the training split" for name, why in found.items()},
+    }
+    return tuple(
+        GivenField(name, known[name], _only_value(dataset, name))
+        for name in data.fields
+        if name in known and name not in scored and name not in dataset.spec.masks.values()
+    )
+
+
+def _only_value(dataset: ReadableDataset, name: str) -> float | None:
+    row = dataset.statistics[name]
+    return float(row["mean"]) if is_constant(row) else None
+
+
+def _unmarked(mixture: Mixture) -> Iterator[tuple[ReadableDataset, str, str]]:
+    """Yield the fields that are taken as given for their statistics alone: dataset, name, why."""
+    for entry in mixture.entries:
+        for name, why in unchanging_fields(entry.dataset).items():
+            if name in mixture.given_fields and name not in entry.dataset.spec.given_fields:
+                yield entry.dataset, name, why
+
+
+def _tell_of_given(objective: FieldObjective, mixture: Mixture) -> None:
+    scored = {mixture.fields[c] for channels in objective.group_channels for c in channels}
+    for dataset, name, why in _unmarked(mixture):
+        what = (
+            "objective.field_groups names it, so that it counts in losses and errors all the same"
+            if name in scored
+            else "it is given to the model, not forecast, and is in no loss or error"
+        )
+        logger.warning("%s: %s %s: %s", dataset.uri, name, why, what)
+
+
+def _tell_of_changes(
+    job: TrainingJob,
+    objective: FieldObjective,
+    mixture: Mixture,
+    held_out: Mixture,
+    validated: Sequence[SampleIndex],
+) -> None:
+    """Say which fields that are taken as given change in the validation samples.
+
+    One sample of each of the first trajectories is read for it, none by a job without such fields;
+    `evaluate` looks at every frame.
+    """
+    scored = {c for channels in objective.group_channels for c in channels}
+    masks = {mask for entry in mixture.entries for mask in entry.dataset.spec.masks.values()}
+    names = {name for _, name, _ in _unmarked(mixture)} - masks
+    left = {c for c, name in enumerate(mixture.fields) if name in names and c not in scored}
+    scale = mixture.normalization
+    looked_at = list({(v.dataset, v.trajectory): v for v in validated}.values())[:MOST_READ]
+    for sample in looked_at if left else ():
+        frames = load_batch(held_out, [sample]).frames[0]
+        for channel in sorted(left):
+            size = math.hypot(scale.mean[channel], scale.std[channel]) / scale.std[channel]
+            change = float((frames[:, channel] - frames[0, channel]).abs().max())
+            if change > CHANGE_SHARE * size:
+                left.remove(channel)
+                logger.warning(
+                    "%s: %s never changes in the training split, and changes in split %s: it is given "
+                    "to the model, and no validation loss counts it. Train on data in which it changes",
+                    held_out.entries[sample.dataset].dataset.uri,
+                    mixture.fields[channel],
+                    job.validation.split,
+                )
+        if not left:
+            return

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -186,12 +186,22 @@ class MixtureStreams:
         self.sampler.check_state(state)
 
 
-def unique_names(names: list[str]) -> tuple[str, ...]:
-    """Return the names with a number behind those that come more than once."""
-    return tuple(
-        name if names.count(name) == 1 else f"{name}-{names[:i].count(name) + 1}"
-        for i, name in enumerate(names)
-    )
+def unique_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names with a number behind those that come more than once, none like another.
+
+    >>> unique_names(["a", "b", "a"]), unique_names(["a", "a", "a-1"])
+    (('a-1', 'b', 'a-2'), ('a-2', 'a-3', 'a-1'))
+    """
+    taken = {name for name in names if names.count(name) == 1}
+    found: list[str] = []
+    for name in names:
+        if name in taken and name not in found:
+            found.append(name)
+            continue
+        numbered = (f"{name}-{number}" for number in count(1))
+        found.append(next(n for n in numbered if n not in taken))
+        taken.add(found[-1])
+    return tuple(found)
 
 
 def build_parts(job: TrainingJob) -> TrainingParts:

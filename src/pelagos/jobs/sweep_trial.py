@@ -105,6 +105,7 @@ def measured(sweep: SweepJob, trial: Trial) -> Measurement:
         beats=combined_label(leads),
         is_worse_than_constant=any(lead.is_worse_than_constant for lead in leads),
         weights=evaluations[0].weights,
+        unscored=[f"{e.data.name}: {told}" for e in evaluations for told in e.warnings()],
     )
 
 

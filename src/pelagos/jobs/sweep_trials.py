@@ -81,6 +81,8 @@ class TrialResult:
     is_worse_than_constant: bool = False
     weights: str = ""
     """`ema` if the averaged weights were measured, `model` if the weights themselves."""
+    unscored: list[str] = field(default_factory=list)
+    """Sentences on fields that change on these trajectories and are in no error."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Measurement:
     beats: str = ""
     is_worse_than_constant: bool = False
     weights: str = ""
+    unscored: list[str] = field(default_factory=list)
 
 
 def write_result(trial: Trial, result: TrialResult) -> None:

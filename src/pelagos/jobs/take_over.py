@@ -19,7 +19,7 @@ from pelagos.platform.checkpoint import CheckpointStore, copy_checkpoint, empty_
 from pelagos.platform.config.load import load_job
 from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.runs import TAKE_OVERS, RunDirectory, RunError
+from pelagos.platform.runs import BRANCHED, TAKE_OVERS, RunDirectory, RunError
 
 EVENT = "taken_over"
 
@@ -44,10 +44,24 @@ def take_over(
             record = _continue_from(run, source, step, settings)
         elif record != records[-1]:
             return record
-        run.replace_job(_with_settings(run, {k: v[1] for k, v in record["settings"].items()}))
-        if not any(e["kind"] == EVENT and e["step"] == step for e in run.events()):
-            run.append_event(EVENT, **record)
+        make_effective(run, record)
         return record
+
+
+def make_effective(run: RunDirectory, record: dict[str, Any]) -> None:
+    """Let the run be what the record of a take-over says; the event comes last."""
+    run.replace_job(with_settings(run, {k: v[1] for k, v in record["settings"].items()}))
+    if not is_effective(run, record):
+        run.append_event(EVENT, **record)
+
+
+def is_effective(run: RunDirectory, record: dict[str, Any]) -> bool:
+    """Whether a take-over, or a branch, was not only recorded but made whole: its event says so."""
+    return any(
+        event["kind"] in (EVENT, BRANCHED)
+        and all(event.get(key) == value for key, value in record.items())
+        for event in run.events()
+    )
 
 
 def _continue_from(
@@ -59,7 +73,7 @@ def _continue_from(
             f"run {run.name!r} has gone on to step {run.last_step()}: taking over the checkpoint of "
             f"step {step} of {source.name} would undo what it did since"
         )
-    before, after = run.job(), _with_settings(run, settings)
+    before, after = run.job(), with_settings(run, settings)
     changes = {key: [value_at(before, key), value_at(after, key)] for key in settings}
     own, others = _store(run), _store(source)
     record = bring_checkpoint(run, source.name, others, step)
@@ -91,7 +105,8 @@ def bring_checkpoint(
     }
 
 
-def _with_settings(run: RunDirectory, settings: Mapping[str, Any]) -> TrainingJob:
+def with_settings(run: RunDirectory, settings: Mapping[str, Any]) -> TrainingJob:
+    """Return the run's job with other values of these dotted keys."""
     overrides = [override(key, value) for key, value in settings.items()]
     job = load_job(run.path / "job.yaml", overrides)
     assert isinstance(job, TrainingJob)

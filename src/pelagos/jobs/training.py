@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from pelagos.jobs import finetune, pretrain
-from pelagos.jobs.branching import branch
+from pelagos.jobs.branching import branch, finish_last
 from pelagos.jobs.pretrain import PretrainResult
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.schema import TrainingJob
@@ -39,10 +39,13 @@ def resume(
     weights stood gets them first.
 
     With `from_step` (`last`, `best`, a step) it continues from that checkpoint as a branch, in which
-    `overrides` may change optimizer and schedule too (`branching.branch`, also for `request`).
+    `overrides` may change optimizer and schedule too (`branching.branch`, also for `request`). A branch
+    that was cut off half way is completed first.
     """
+    directory = RunDirectory.open(runs_dir, name)
     if from_step is not None:
-        branch(RunDirectory.open(runs_dir, name), from_step, overrides, request)
-    is_finetune = isinstance(RunDirectory.open(runs_dir, name).job(), FinetuneJob)
+        branch(directory, from_step, overrides, request)
+    finish_last(directory)
+    is_finetune = isinstance(directory.job(), FinetuneJob)
     make_ready = finetune.make_ready_again if is_finetune else pretrain.ready_already
     return pretrain.resume(runs_dir, name, console, overrides, watcher, make_ready, until_step)

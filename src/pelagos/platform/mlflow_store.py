@@ -2,10 +2,15 @@
 
 `tracking.json` in a run's directory says which MLflow run is its own. Another one is made where the
 job names another store, where the run was deleted, and for a branch; earlier ones stay listed.
+
+Creating an MLflow run is safe to repeat: a key is kept before the first attempt and travels as a tag in
+the creating call, so a run whose answer was lost is found by it.
 """
 
 import contextlib
 import json
+import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,7 @@ from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.runs import RunDirectory
 
 TRACKING_RECORD = "tracking.json"
+REQUEST_TAG = "pelagos.request"
 _SQLITE = "sqlite:///"
 
 
@@ -57,6 +63,35 @@ def experiment_id(client: Any, job: TrainingJob | SweepJob) -> str:
         return str(client.get_experiment_by_name(name).experiment_id)
 
 
+def create_run_once(
+    client: Any, experiment: str, name: str, key: str, tags: Mapping[str, str]
+) -> str:
+    """Return the id of the MLflow run that was created with `key`, creating it if there is none.
+
+    An answer can be lost after the store has acted, and MLflow's client repeats a request by itself:
+    of several runs with the key the first is kept, and the others, which nobody knows of, are deleted.
+    """
+    wanted = f"tags.`{REQUEST_TAG}` = '{key}'"
+    in_order = ["attributes.start_time ASC"]
+    found = client.search_runs([experiment], wanted, order_by=in_order)
+    if not found:
+        created = client.create_run(experiment, run_name=name, tags={**tags, REQUEST_TAG: key})
+        found = client.search_runs([experiment], wanted, order_by=in_order) or [created]
+    first, *others = found
+    for other in others:
+        client.delete_run(other.info.run_id)
+    return str(first.info.run_id)
+
+
+def request_key(run: RunDirectory) -> str:
+    """Return the key of the next MLflow run of `run`: the same until that is recorded."""
+    known = _record(run)
+    if "request" not in known:
+        known["request"] = uuid.uuid4().hex
+        run.replace(TRACKING_RECORD, json.dumps(known))
+    return str(known["request"])
+
+
 def recorded_run(job: TrainingJob, run: RunDirectory) -> RecordedRun | None:
     """Return the MLflow run that the records of `run` go to, or None where a new one is needed."""
     known = _record(run)
@@ -75,9 +110,7 @@ def recorded_run(job: TrainingJob, run: RunDirectory) -> RecordedRun | None:
 
 def record_run(job: TrainingJob, run: RunDirectory, recorded: RecordedRun) -> None:
     """Make an MLflow run the one of `run`; the one before stays listed as `earlier`."""
-    known = _record(run)
-    earlier = known.pop("earlier", [])
-    earlier += [known] if "run_id" in known else []
+    earlier = _all_runs(run)
     content = {"uri": recorded.uri, "given": job.tracking.uri, "run_id": recorded.run_id}
     run.replace(
         TRACKING_RECORD, json.dumps({**content, **({"earlier": earlier} if earlier else {})})
@@ -86,11 +119,8 @@ def record_run(job: TrainingJob, run: RunDirectory, recorded: RecordedRun) -> No
 
 def part_with_run(run: RunDirectory) -> None:
     """Let the next records of `run` go to a new MLflow run; the one before stays listed."""
-    known = _record(run)
-    earlier = known.pop("earlier", [])
-    earlier += [known] if "run_id" in known else []
-    if earlier:
-        run.replace(TRACKING_RECORD, json.dumps({"earlier": earlier}))
+    if _record(run):
+        run.replace(TRACKING_RECORD, json.dumps({"earlier": _all_runs(run)}))
 
 
 def earlier_runs(run: RunDirectory) -> list[dict[str, Any]]:
@@ -123,6 +153,14 @@ def check_tracking(job: TrainingJob) -> None:
             f"MLFLOW_TRACKING_URI={uri}) or choose another (tracking.experiment=OTHER)"
         )
         raise ConfigError(f"job {job.name}", [Problem(("tracking", "experiment"), message)])
+
+
+def _all_runs(run: RunDirectory) -> list[dict[str, Any]]:
+    """Return every MLflow run of `run`, the present one last."""
+    known = _record(run)
+    earlier: list[dict[str, Any]] = known.pop("earlier", [])
+    known.pop("request", None)
+    return [*earlier, known] if "run_id" in known else earlier
 
 
 def _record(run: RunDirectory) -> dict[str, Any]:

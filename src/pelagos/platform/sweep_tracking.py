@@ -2,6 +2,7 @@
 
 import json
 import logging
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pelagos.infra.files import replace_durably
 from pelagos.platform.config.load import resolve_yaml
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.mlflow_names import accepted_name
-from pelagos.platform.mlflow_store import experiment_id, tracking_uri
+from pelagos.platform.mlflow_store import create_run_once, experiment_id, tracking_uri
 from pelagos.platform.tracking import code_version
 
 logger = logging.getLogger(__name__)
@@ -26,15 +27,18 @@ def open_parent(sweep: SweepJob, directory: Path) -> str | None:
     try:
         client = _client(sweep)
         record = directory / RECORD_NAME
-        if record.exists():
-            run_id = str(json.loads(record.read_text())["run_id"])
-            client.update_run(run_id, status="RUNNING")
-            return run_id
+        known = json.loads(record.read_text()) if record.exists() else {}
+        if "run_id" in known:
+            client.update_run(str(known["run_id"]), status="RUNNING")
+            return str(known["run_id"])
+        if "request" not in known:
+            known = {"request": uuid.uuid4().hex}
+            replace_durably(record, json.dumps(known).encode())
         tags = {"pelagos.version": __version__, "pelagos.code": code_version()}
         tags |= {accepted_name(k): v for k, v in sweep.tracking.tags.items()}
         tags[SWEEP_TAG] = sweep.name
-        created = client.create_run(experiment_id(client, sweep), run_name=sweep.name, tags=tags)
-        run_id = str(created.info.run_id)
+        experiment = experiment_id(client, sweep)
+        run_id = create_run_once(client, experiment, sweep.name, known["request"], tags)
         # kept before anything else can fail: a run that nobody knows of has no children
         text = json.dumps({"uri": tracking_uri(sweep), "run_id": run_id})
         replace_durably(record, text.encode())

@@ -25,10 +25,12 @@ from pelagos.platform.mlflow_names import (
 )
 from pelagos.platform.mlflow_store import (
     RecordedRun,
+    create_run_once,
     earlier_runs,
     experiment_id,
     record_run,
     recorded_run,
+    request_key,
     tracking_uri,
 )
 from pelagos.platform.runs import BRANCHED, RunDirectory
@@ -128,6 +130,7 @@ class Tracker:
             recorded = RecordedRun(tracking_uri(self.job), "")
             self._client = _client(recorded.uri)
             recorded = RecordedRun(recorded.uri, self._create_run())
+            self._describe(recorded.run_id)  # may fail: then the same run is found and described
             record_run(self.job, self.run, recorded)
         tags = self._client.get_run(recorded.run_id).data.tags
         self.last_step = int(tags.get(LAST_STEP_TAG, 0))
@@ -169,22 +172,26 @@ class Tracker:
         self._monitor.start()
 
     def _create_run(self) -> str:
-        from mlflow.entities import Param
-
         experiment = experiment_id(self._client, self.job)
         tags = {"pelagos.version": __version__, "pelagos.code": code_version()}
         tags |= {self._name(k): v[:MAX_TAG_LENGTH] for k, v in self.job.tracking.tags.items()}
         earlier = earlier_runs(self.run)
         tags |= {EARLIER_TAG: earlier[-1]["run_id"]} if earlier else {}
-        created = self._client.create_run(experiment, run_name=self.run.name, tags=tags)
-        run_id = str(created.info.run_id)
+        key = request_key(self.run)
+        return create_run_once(self._client, experiment, self.run.name, key, tags)
+
+    def _describe(self, run_id: str) -> None:
+        """Record what the run is made of; what an earlier attempt has recorded stays."""
+        from mlflow.entities import Param
+
+        known = self._client.get_run(run_id).data.params
         flat = _flatten(self.job.model_dump(mode="json"))
-        params = [Param(self._name(k), v[:MAX_PARAMETER_LENGTH]) for k, v in flat.items()]
+        named = {self._name(k): v[:MAX_PARAMETER_LENGTH] for k, v in flat.items()}
+        params = [Param(k, v) for k, v in named.items() if k not in known]
         for start in range(0, len(params), 100):
             self._client.log_batch(run_id, params=params[start : start + 100])
         self._client.log_text(run_id, (self.run.path / "job.yaml").read_text(), "run/job.yaml")
         self._client.log_inputs(run_id, datasets=[_dataset_input(d) for d in self.datasets])
-        return run_id
 
     def _name(self, name: str) -> str:
         """Return the name under which MLflow takes something, noting where it is another one."""

@@ -15,7 +15,7 @@ from pelagos.platform.evaluation.sample_efficiency import (
     gain_rows,
     mean_curve,
 )
-from pelagos.platform.evaluation.sweep_report import gain_cells
+from pelagos.platform.evaluation.sweep_report import VALIDATION_LOSS, gain_cells
 
 SIZES = (1, 4, 16, 64, 256)
 
@@ -118,10 +118,14 @@ def test_intervals_with_diverged_seeds_have_ends() -> None:
     assert row.efficiency_gain == Gain(1.0, "above")
     for baseline, model in ((finite, one), (one, finite), (one, one), (both, both), (both, one)):
         (row,) = gain_rows(baseline, {"m": model})
-        cells = gain_cells(row)
-        assert not any("nan" in cell for cell in cells), cells
+        for method in ("direct", VALIDATION_LOSS):
+            cells = gain_cells(row, (math.nan, math.inf), method)
+            assert not any("nan" in cell for cell in cells), cells
     (row,) = gain_rows(both, {"m": both})
-    assert gain_cells(row)[-2:] == ["diverged (0 to inf)", "diverged (< 1 to > 1)"]
+    assert gain_cells(row, (math.inf, math.inf), "direct")[-2:] == [
+        "diverged (0 to inf)",
+        "diverged (< 1 to > 1)",
+    ]
 
 
 def test_an_end_of_an_interval_that_is_met_is_no_bound() -> None:

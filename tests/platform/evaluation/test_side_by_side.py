@@ -39,7 +39,7 @@ def test_the_better_run_comes_first_and_wins_everywhere(tmp_path: Path) -> None:
     (data,) = shared_datasets({"off": [scored(off)], "exact": [scored(exact)]})
     assert [c.run for c in data.contenders] == ["exact", "off"]
     assert [c.rank for c in data.contenders] == [1.0, 2.0]
-    assert [data.wins(c) for c in data.contenders] == [1.0, 0.0]
+    assert [data.wins(c).share for c in data.contenders] == [1.0, 0.0]
     assert data.best() == ["exact"] * 3
     assert data.error(data.contenders[0]).max() < 1e-5
     # e^-1.5t where e^-t is true, whatever the amplitude
@@ -106,6 +106,24 @@ def test_no_run_is_marked_where_trajectories_cannot_tell(tmp_path: Path) -> None
     assert data.best() == [None] * 3
     told = {name: {"model": "m", "step": 3, "weights": "model"} for name in ("one", "other")}
     assert 'class="n good"' not in write_side_by_side([data], told, tmp_path).read_text()
+
+
+def test_trajectories_in_which_nothing_varies_are_lost_by_nobody(tmp_path: Path) -> None:
+    runs = {"off": scored(off), "exact": scored(exact)}
+    for evaluation in runs.values():
+        evaluation.undefined["vrmse"] = np.zeros_like(evaluation.undefined["vrmse"])
+        evaluation.undefined["vrmse"][2:5] = True
+    (data,) = shared_datasets({name: [evaluation] for name, evaluation in runs.items()})
+    assert [str(data.wins(c)) for c in data.contenders] == [
+        "5 of 5 (3 left out)",
+        "0 of 5 (3 left out)",
+    ]
+    told = {name: {"model": "m", "step": 3, "weights": "model"} for name in runs}
+    page = write_side_by_side([data], told, tmp_path).read_text()
+    assert "5 of 5 (3 left out)" in page
+    numbers = json.loads((tmp_path / "metrics.json").read_text())["datasets"][0]
+    assert [row["share_won"] for row in numbers["runs"]] == [1.0, 0.0]
+    assert numbers["runs"][0]["trajectories_won"]["num_left_out"] == 3
 
 
 def test_equal_runs_share_their_rank() -> None:

@@ -29,6 +29,7 @@ from pelagos.platform.evaluation.verdicts import (
     best_method,
     combined_label,
     compare,
+    count_wins,
     judge,
     mean_ranks,
 )
@@ -233,6 +234,20 @@ def test_mean_ranks_are_those_of_scipy_and_leave_unknown_cells_out() -> None:
     np.testing.assert_array_equal(mean_ranks(np.full((2, 3), np.nan)), [1.0, 1.0])
 
 
+def test_wins_are_of_trajectories_that_can_be_judged() -> None:
+    nan, inf = math.nan, math.inf
+    scores = np.array([[0.1, 0.5, nan, inf, 0.2, nan], [0.3, 0.2, nan, inf, 0.2, nan]])
+    one, other = (count_wins(scores, row) for row in (0, 1))
+    # won alone, lost, both diverged, equal; two left out
+    assert (one.num_won, one.num_judged, one.num_left_out) == (2, 4, 2)
+    assert (other.num_won, other.num_judged) == (2, 4)
+    assert str(one) == "2 of 4 (2 left out)"
+    assert one.share == 0.5
+    nothing = count_wins(np.full((2, 3), nan), 0)
+    assert (nothing.num_judged, nothing.num_left_out) == (0, 3)
+    assert math.isnan(nothing.share)
+
+
 def test_the_judged_method_is_the_best_over_all_leads() -> None:
     def late(frames: Tensor, lead_time: Tensor) -> Tensor:
         """Steps of one are what they should be, longer ones are not."""
@@ -279,7 +294,12 @@ def test_an_error_is_printed_as_both_shares() -> None:
         (["better better"] * 2, "both"),
         (["better better", "better unclear"], "persistence only"),
         (["better better", "unclear better"], "mean only"),
-        (["better worse", "worse better"], "unclear"),
+        (["better worse", "worse better"], "neither"),
+        (["better better", "unclear unclear"], "unclear"),
+        (["worse unclear"], "neither"),
+        (["unclear worse"], "neither"),
+        (["unclear unclear"], "unclear"),
+        (["worse worse", "too_few too_few"], "neither"),
         (["worse worse", "better better"], "neither"),
         (["better better", "too_few too_few"], "too few"),
     ],
@@ -294,3 +314,27 @@ def test_a_trial_beats_what_it_beats_on_every_dataset(outcomes: list[str], label
         }
         leads.append(LeadVerdict(1.0, 0.5, against))
     assert combined_label(leads) == label
+    if len(leads) == 1:
+        assert leads[0].label == label
+
+
+def test_worse_than_one_baseline_and_undecided_against_the_other_is_neither() -> None:
+    """Two ways of saying the same: the label of the row, and the sentence below the table."""
+
+    def slower(frames: Tensor, lead_time: Tensor) -> Tensor:
+        return 1.02 * frames
+
+    evaluation = scored(slower)
+    # the mean as it would be if it were as far from the truth, to either side of it
+    noise = np.exp(0.3 * np.random.default_rng(1).choice([-1, 1], (24, 3, 1)))
+    own = evaluation.scores["direct"]["vrmse"]
+    evaluation.scores["mean"]["vrmse"] = own * noise
+    verdict = judge(evaluation)
+    lead = verdict.leads[0]
+    assert lead.vrmse < 1
+    assert {name: c.outcome for name, c in lead.against.items()} == {
+        "persistence": "worse",
+        "mean": "unclear",
+    }
+    assert lead.label == "neither"
+    assert "beats" not in verdict.sentence

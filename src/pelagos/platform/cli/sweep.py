@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Column, Table
+from rich.markup import escape
 
 from pelagos.platform.cli.common import console, exit_on_error, finish, print_json
+from pelagos.platform.terminal_tables import Column, print_table
 
 if TYPE_CHECKING:
     from pelagos.platform.evaluation.sweep_report import SweepReport
@@ -67,21 +68,28 @@ def _show_plan(rows: list[tuple[str, str]], num_done: int, as_json: bool) -> Non
 
 def show_report(report: "SweepReport", path: Path) -> None:
     """Print the best trials, the gains, and what failed."""
-    from pelagos.platform.evaluation.sweep_report import METHOD_TITLES, gain_cells
+    from pelagos.platform.evaluation.sweep_report import METHOD_TITLES, VALIDATION_LOSS
 
     methods = [m for m in report.methods if m in ("direct", "autoregressive")]
-    run = Column("run", overflow="fold")
     measured = ["beats"] if any(row.beats for row in report.rows) else []
-    if report.warning:
-        console.print(f"[red]warning:[/red] {report.warning}", soft_wrap=True)
+    for warning in report.warnings:
+        console.print(f"[red]warning:[/red] {escape(warning)}", soft_wrap=True)
     title = f"{report.name}: relative L1 / VRMSE" if measured else report.name
-    table = Table("", run, "state", "validation loss", *methods, *measured, title=title)
-    for rank, row in enumerate(report.rows[:_LISTED], 1):
-        loss = "" if row.validation_loss is None else f"{row.validation_loss:.4g}"
-        errors = [str(row.both_errors(m)) if m in row.errors else "" for m in methods]
-        beaten = [row.beats for _ in measured]
-        table.add_row(str(rank), row.name, row.state, loss, *errors, *beaten)
-    console.print(table)
+    rows = report.rows[:_LISTED]
+    print_table(
+        console,
+        title,
+        Column("run", [f"{rank} {row.name}" for rank, row in enumerate(rows, 1)], is_text=True),
+        [
+            Column("state", [row.state for row in rows], is_text=True),
+            Column("validation loss", [_loss(row.validation_loss) for row in rows]),
+            *(
+                Column(m, [str(row.both_errors(m)) if m in row.errors else "" for row in rows])
+                for m in methods
+            ),
+            *(Column(name, [row.beats for row in rows], is_text=True) for name in measured),
+        ],
+    )
     for line in report.baseline_lines():
         console.print(f"  {line}", soft_wrap=True)
     if report.weights_line():
@@ -90,11 +98,18 @@ def show_report(report: "SweepReport", path: Path) -> None:
         console.print(f"  and {len(report.rows) - _LISTED} more")
     for gains in report.gains():
         title = f"gains, {METHOD_TITLES.get(gains.method, gains.method)}, against {gains.baseline}"
-        table = Table("model", "trajectories", "error", "baseline's", "AG", "EG", title=title)
-        for gain in gains.rows:
-            table.add_row(*gain_cells(gain))
-        console.print(table)
+        title += "" if gains.method == VALIDATION_LOSS else ": errors as relative L1 / VRMSE"
+        headings = ("model", "trajectories", "error", "baseline's", "AG", "EG")
+        model, *columns = (
+            Column(heading, cells, is_text=heading == "model")
+            for heading, cells in zip(headings, zip(*gains.cells(), strict=True), strict=True)
+        )
+        print_table(console, title, model, columns)
     for row in report.failures:
         console.print(f"[red]{row.state}[/red] {row.name}", soft_wrap=True)
         console.print(f"  {row.cause}", markup=False, soft_wrap=True)
     console.print(f"report: {path}", soft_wrap=True)
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

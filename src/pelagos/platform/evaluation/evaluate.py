@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pelagos.platform.evaluation import masked_scores, rollout
+from pelagos.platform.evaluation.given_fields import GivenField, warnings_of_given
 from pelagos.platform.evaluation.metrics import METRICS, energy_spectrum
 from pelagos.platform.evaluation.physics import Physics, PhysicsMeasure, PhysicsScores
 from pelagos.platform.evaluation.rollout import Predict
@@ -57,6 +58,7 @@ class DatasetEvaluation:
     ``weights``: the model's own, or ``ema`` for averaged ones.
     ``physics`` is None where the data's equation is not known; ``physics_note`` then says why.
     ``windows``: VRMSE over windows of the rollout that were asked for (``window_scores``).
+    ``given``: fields that are in no error, and what the evaluated trajectories do with them.
     """
 
     data: EvaluationData
@@ -72,6 +74,7 @@ class DatasetEvaluation:
     windows: list[WindowScore] = field(default_factory=list)
     undefined: dict[str, BoolArray] = field(default_factory=dict)
     weights: str = "model"
+    given: tuple[GivenField, ...] = ()
     initial_frame: int = 0
     """The frame that leads count from: the last of the input frames."""
 
@@ -125,13 +128,15 @@ class DatasetEvaluation:
         return mean_of_known(self.quantile(method, metric, q))
 
     def notes(self) -> list[str]:
-        """Sentences that say what is left out of errors: masked points, and truths that vanish."""
+        """Sentences that say what is left out of errors: masked points, truths that vanish, given
+        fields."""
         reasons = {"vrmse": "VRMSE", "relative_l1": "relative errors"}
         found = [
             f"{group}: points without a value are left out of all errors"
             for group, channels in self.data.groups.items()
             if set(channels) & set(self.data.masks)
         ]
+        found += [field.sentence for field in self.given if field.is_as_trained]
         for metric, name in reasons.items():
             marks = self.undefined.get(metric)
             for index, group in enumerate(self.group_names if marks is not None else ()):
@@ -143,6 +148,10 @@ class DatasetEvaluation:
                         f"in which the truth {why} (to a millionth of its size)"
                     )
         return found
+
+    def warnings(self) -> list[str]:
+        """Sentences that must be read before the errors: what changes and is in none of them."""
+        return warnings_of_given(self.given)
 
 
 def mean_of_known(values: FloatArray) -> FloatArray:
@@ -197,7 +206,7 @@ def evaluate_dataset(
             f"start_frame({start_frame}){before} + longest lead({leads[-1]}) = {last} "
             f"must be below the {data.num_frames} frames of {data.name}"
         )
-    total = _Totals()
+    total = _Totals(given=data.given)
     measure = None if physics is None else PhysicsMeasure(physics, leads, rollout_step)
     made = leads if measure is None else measure.leads_needed()
     scored = [made.index(lead) for lead in leads]
@@ -207,6 +216,7 @@ def evaluate_dataset(
             frames = range(start_frame, last + 1)
             read = torch.stack([data.read(index, frames) for index in chosen])
             truth = data.filled(read).to(device)
+            _look_at_given(total, data, truth)
             forecasts = _forecasts(
                 predict, data, truth, made, rollout_step, input_frames, ensemble_size
             )
@@ -237,6 +247,7 @@ def evaluate_dataset(
         undefined={metric: np.concatenate(parts) for metric, parts in total.undefined.items()},
         physics=None if measure is None else measure.finish(),
         physics_note=physics_note,
+        given=total.given,
     )
 
 
@@ -244,6 +255,7 @@ def evaluate_dataset(
 class _Totals:
     """What accumulates over batches."""
 
+    given: tuple[GivenField, ...] = ()
     scores: dict[str, dict[str, list[FloatArray]]] = field(default_factory=dict)
     undefined: dict[str, list[BoolArray]] = field(default_factory=dict)
     spectra: dict[str, FloatArray] = field(default_factory=dict)
@@ -294,6 +306,13 @@ def _forecasts(
         "mean": rollout.mean_field(data.mean_frame, truth[:, start], leads),
         "previous_frame": truth[:, [start + step - rollout_step for step in leads]],
     }
+
+
+def _look_at_given(total: _Totals, data: EvaluationData, truth: Tensor) -> None:
+    """Note what trajectories, normalised ``[B, T, C, *grid]``, do with fields that are in no error."""
+    if total.given:
+        physical = data.to_physical(truth)
+        total.given = tuple(g.seen(physical[:, :, data.fields.index(g.name)]) for g in total.given)
 
 
 def _score(

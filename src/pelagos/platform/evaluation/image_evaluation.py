@@ -205,6 +205,7 @@ def numbers(evaluations: Sequence[ImageEvaluation], provenance: Provenance) -> d
                     "uri": e.uri,
                     "fingerprint": e.fingerprint,
                     "images": list(e.images),
+                    "notes": e.notes(),
                     "summary": e.summary(),
                     "classes": e.class_rows(),
                     "confusion": e.counts.tolist(),

@@ -69,6 +69,8 @@ def numbers(
                 "groups": list(evaluation.group_names),
                 "weights": evaluation.weights,
                 "notes": evaluation.notes(),
+                "warnings": evaluation.warnings(),
+                "given_fields": [field.to_dict() for field in evaluation.given],
                 "verdict": verdict.to_dict(),
                 "summary": [row.to_dict() for row in summary_rows(evaluation, verdict)],
                 "scores": {
@@ -110,9 +112,9 @@ def write_report(
     pictures = {e.data.name: _figures(e) for e in evaluations}
     for stability in stabilities:
         pictures[stability.dataset].append(_stability_picture(stability))
-    for name, figures in pictures.items():
+    for stem, figures in zip(_file_names(list(pictures)), pictures.values(), strict=True):
         for figure in figures:
-            _write(directory / "figures" / f"{_file_name(name)}-{figure.file_name}", figure.content)
+            _write(directory / "figures" / f"{stem}-{figure.file_name}", figure.content)
     _write(table, json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
     _write(report, render(evaluations, provenance, pictures, stabilities).encode())
     return report, table
@@ -231,8 +233,10 @@ def _stability_picture(stability: Stability) -> Picture:
     return Picture(caption, "stability.png", drawn)
 
 
-def _file_name(dataset: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", dataset).lower()
+def _file_names(datasets: Sequence[str]) -> list[str]:
+    """Return what files of each dataset begin with; a number keeps two from being the same."""
+    plain = [re.sub(r"[^A-Za-z0-9.-]+", "-", dataset).lower() for dataset in datasets]
+    return [f"{name}-{i}" if plain.count(name) > 1 else name for i, name in enumerate(plain, 1)]
 
 
 def _field_rows(evaluation: DatasetEvaluation) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,10 @@ from pelagos.platform.evaluation.verdicts import (
     LEAST_TRAJECTORIES,
     NUM_RESAMPLES,
     Comparison,
+    Wins,
     best_method,
     compare,
+    count_wins,
     judge,
     mean_ranks,
     trajectory_scores,
@@ -129,11 +131,14 @@ class SharedDataset:
         """Compare two runs on the same trajectories, lead by lead."""
         return compare(self._scores(contender), self._scores(other))
 
-    def wins(self, contender: Contender) -> float:
-        """Share of trajectories on which it has the least VRMSE, the mean over fields and leads."""
-        scores = [mean_of_known(self._scores(other)) for other in self.contenders]
-        own = scores[self.contenders.index(contender)]
-        return float((own <= np.min(scores, axis=0)).mean())
+    def wins(self, contender: Contender) -> Wins:
+        """On how many trajectories it has the least VRMSE, the mean over fields and leads."""
+        scores = np.array([mean_of_known(self._scores(other)) for other in self.contenders])
+        return count_wins(scores, self.contenders.index(contender))
+
+    def warnings(self) -> list[str]:
+        """What must be read before the errors, of any run: fields that change and are in none."""
+        return list(dict.fromkeys(w for c in self.contenders for w in c.evaluation.warnings()))
 
     def _scores(self, contender: Contender) -> FloatArray:
         return trajectory_scores(contender.evaluation, contender.method, self.groups)
@@ -246,7 +251,8 @@ def numbers(shared: Sequence[SharedDataset]) -> dict[str, Any]:
                             "method": c.method,
                             "weights": c.evaluation.weights,
                             "mean_rank": c.rank,
-                            "share_won": data.wins(c),
+                            "share_won": data.wins(c).share,
+                            "trajectories_won": asdict(data.wins(c)),
                             "verdict": judge(c.evaluation, data.groups).to_dict(),
                             "errors": {m: data.error(c, m).tolist() for m in METRICS},
                         }
@@ -262,6 +268,7 @@ def numbers(shared: Sequence[SharedDataset]) -> dict[str, Any]:
                         for c, other in itertools.permutations(data.contenders, 2)
                     ],
                     "notes": data.first.notes(),
+                    "warnings": data.warnings(),
                     **{
                         name: {m: data.baseline(name, m).tolist() for m in METRICS}
                         for name in BASELINES

@@ -38,6 +38,7 @@ REPORT_NAME = "report.html"
 FIGURE_NAME = "sweep.png"
 SCHEDULES_NAME = "schedules.png"
 VALIDATION_LOSS = "validation_loss"
+RELATIVE_L1, VRMSE = Error._fields
 _NAMED = 5
 METHOD_TITLES = {
     "direct": "direct forecast",
@@ -68,6 +69,8 @@ class SweepRow:
     beats: str = ""
     is_worse_than_constant: bool = False
     weights: str = ""
+    unscored: list[str] = field(default_factory=list)
+    """Sentences on fields that change where the trial was measured and are in no error."""
 
     @property
     def setting(self) -> str:
@@ -86,20 +89,30 @@ class SweepRow:
             return Error(values.get("relative_l1", math.nan), values.get("vrmse", math.nan))
         return Error(self.errors.get(method, math.nan), self.vrmse.get(method, math.nan))
 
-    def measured(self, method: str) -> float | None:
-        """Return the error of a forecast method, or the validation loss; None if not measured."""
+    def measured(self, method: str, metric: str = RELATIVE_L1) -> float | None:
+        """Return an error of a forecast method, or the validation loss; None if not measured."""
         if self.state != "finished":
             return None
-        return self.validation_loss if method == VALIDATION_LOSS else self.errors.get(method)
+        if method == VALIDATION_LOSS:
+            return self.validation_loss
+        return (self.vrmse if metric == VRMSE else self.errors).get(method)
 
 
 @dataclass(frozen=True)
 class GainTable:
-    """Gains against the baseline with the same overrides, by one way of measuring."""
+    """Gains against the baseline with the same overrides, by one way of measuring.
+
+    ``vrmse``: the model's and the baseline's in each row, means over seeds; NaN where there is none.
+    """
 
     method: str
     baseline: str
     rows: list[GainRow]
+    vrmse: list[tuple[float, float]]
+
+    def cells(self) -> list[list[str]]:
+        """Return the table's cells, without its heading."""
+        return [gain_cells(*row, self.method) for row in zip(self.rows, self.vrmse, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,12 @@ class SweepReport:
     def failures(self) -> list[SweepRow]:
         """Trials that did not come to an end."""
         return [row for row in self.rows if row.state not in ("finished", "stopped early")]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What must be read before the errors: of the trials, and of fields in no error."""
+        unscored = dict.fromkeys(sentence for row in self.rows for sentence in row.unscored)
+        return [*([self.warning] if self.warning else []), *unscored]
 
     @property
     def warning(self) -> str:
@@ -165,11 +184,11 @@ class SweepReport:
         which = "all trials" if every else f"{averaged} of {len(self.rows)} trials"
         return f"errors of {which} are of averaged weights (ema_decay)"
 
-    def curves(self, method: str) -> dict[str, Errors]:
+    def curves(self, method: str, metric: str = RELATIVE_L1) -> dict[str, Errors]:
         """Return series: number of trajectories: seed: error, of finished trials."""
         curves: dict[str, dict[int, dict[int, float]]] = {}
         for row in self.rows:
-            value = row.measured(method)
+            value = row.measured(method, metric)
             if row.trajectories is not None and value is not None:
                 by_size = curves.setdefault(row.series, {})
                 by_size.setdefault(row.trajectories, {})[row.seed] = value
@@ -188,7 +207,13 @@ class SweepReport:
             return None
         same = {row.series for row in self.rows if row.setting == setting and row.series != name}
         models = {series: curve for series, curve in curves.items() if series in same}
-        return GainTable(method, name, gain_rows(curves[name], models))
+        rows = gain_rows(curves[name], models)
+        vrmse = self.curves(method, VRMSE) if method != VALIDATION_LOSS else {}
+        both = [
+            (_mean(vrmse, r.model, r.num_trajectories), _mean(vrmse, name, r.num_trajectories))
+            for r in rows
+        ]
+        return GainTable(method, name, rows, both)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as strict JSON; what is not finite is None."""
@@ -240,7 +265,8 @@ def render(report: SweepReport, image: bytes, schedules: bytes | None = None) ->
     tables = [
         {
             "title": f"{METHOD_TITLES.get(t.method, t.method)}, against {t.baseline}",
-            "rows": [gain_cells(row) for row in t.rows],
+            "rows": t.cells(),
+            "errors": "" if t.method == VALIDATION_LOSS else ", relative L1 / VRMSE",
         }
         for t in report.gains()
     ]
@@ -256,16 +282,24 @@ def render(report: SweepReport, image: bytes, schedules: bytes | None = None) ->
     )
 
 
-def gain_cells(row: GainRow) -> list[str]:
+def gain_cells(row: GainRow, vrmse: tuple[float, float], method: str) -> list[str]:
     """Return the cells of a row of the table of gains."""
+    errors = row.error, row.baseline_error
     return [
         row.model,
         str(row.num_trajectories),
-        _number(row.error),
-        _number(row.baseline_error),
+        *(
+            _number(error) if method == VALIDATION_LOSS else str(Error(error, deviation))
+            for error, deviation in zip(errors, vrmse, strict=True)
+        ),
         _accuracy(row.accuracy_gain) + _interval(row.accuracy_interval),
         str(row.efficiency_gain) + _interval(row.efficiency_interval),
     ]
+
+
+def _mean(curves: dict[str, Errors], series: str, size: int) -> float:
+    by_seed = curves.get(series, {}).get(size, {})
+    return math.fsum(by_seed.values()) / len(by_seed) if by_seed else math.nan
 
 
 def _interval(ends: tuple[float, float] | tuple[Gain, Gain] | None) -> str:
@@ -276,21 +310,27 @@ def _interval(ends: tuple[float, float] | tuple[Gain, Gain] | None) -> str:
 
 
 def sweep_figure(report: SweepReport) -> Figure:
-    """Error against trajectories, a panel per way of measuring; without them, losses by series."""
+    """Errors against trajectories, a column of panels per way of measuring, relative L1 above VRMSE;
+    without numbers of trajectories, losses by series."""
     methods = [m for m in report.methods if report.curves(m)]
-    figure = Figure(figsize=(5.4 * max(len(methods), 1) + 1.6, 4.2), layout="constrained")
+    is_loss = report.methods == [VALIDATION_LOSS]
+    labels = {RELATIVE_L1: "loss" if is_loss else f"relative L1 error at {report.lead}"}
+    if not is_loss and any(report.curves(method, VRMSE) for method in methods):
+        labels[VRMSE] = f"VRMSE at {report.lead}"
+    num_columns = max(len(methods), 1)
+    figure = Figure(figsize=(5.4 * num_columns + 1.6, 4.2 * len(labels)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, max(len(methods), 1), squeeze=False)[0]
+    axes = figure.subplots(len(labels), num_columns, squeeze=False)
     if not methods:
-        _losses(axes[0], report)
+        _losses(axes[0, 0], report)
         return figure
-    for axis, method in zip(axes, methods, strict=True):
-        _curves(axis, report.curves(method))
-        axis.set_title(METHOD_TITLES.get(method, method), fontsize=10)
-    label = "loss" if report.methods == [VALIDATION_LOSS] else f"relative L1 error at {report.lead}"
-    axes[0].set_ylabel(label)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    for row, (metric, label) in zip(axes, labels.items(), strict=True):
+        for axis, method in zip(row, methods, strict=True):
+            _curves(axis, report.curves(method, metric))
+            axis.set_title(METHOD_TITLES.get(method, method), fontsize=10)
+        row[0].set_ylabel(label)
+    handles, labels_of_series = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels_of_series, loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 

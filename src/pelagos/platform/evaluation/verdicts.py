@@ -89,14 +89,7 @@ class LeadVerdict:
     @property
     def label(self) -> str:
         """What it beats, in a word or two."""
-        if len(self.beaten) == len(self.against):
-            return "both"
-        if self.beaten:
-            return f"{self.beaten[0]} only"
-        outcomes = {comparison.outcome for comparison in self.against.values()}
-        if "too few" in outcomes:
-            return "too few"
-        return "neither" if "unclear" not in outcomes or self.vrmse >= 1 else "unclear"
+        return combined_label([self])
 
 
 @dataclass(frozen=True)
@@ -178,6 +171,7 @@ class Verdict:
                     "lead_time": lead.lead_time,
                     "vrmse": lead.vrmse,
                     "beats": list(lead.beaten),
+                    "label": lead.label,
                     "against": {name: c.to_dict() for name, c in lead.against.items()},
                 }
                 for lead in self.leads
@@ -237,6 +231,36 @@ def trajectory_scores(
     return mean_of_known(evaluation.defined_scores(method, JUDGED_BY)[:, :, columns])
 
 
+@dataclass(frozen=True)
+class Wins:
+    """Trajectories won, of those that have a VRMSE; ``num_left_out`` have none."""
+
+    num_won: int
+    num_judged: int
+    num_left_out: int
+
+    @property
+    def share(self) -> float:
+        """NaN where no trajectory can be judged."""
+        return self.num_won / self.num_judged if self.num_judged else math.nan
+
+    def __str__(self) -> str:
+        left_out = f" ({self.num_left_out} left out)" if self.num_left_out else ""
+        return f"{self.num_won} of {self.num_judged}{left_out}"
+
+
+def count_wins(scores: FloatArray, contender: int) -> Wins:
+    """Count the trajectories on which one row of ``[contender, trajectory]`` is the least.
+
+    Trajectories in which a score is NaN are left out: the truth leaves nothing to judge. Nobody wins
+    where all diverged, and equal contenders both win.
+    """
+    known = ~np.isnan(scores).any(axis=0)
+    own = scores[contender]
+    won = known & np.isfinite(own) & (own <= scores.min(axis=0))
+    return Wins(int(won.sum()), int(known.sum()), int((~known).sum()))
+
+
 def compare(own: FloatArray, other: FloatArray) -> list[Comparison]:
     """Compare paired scores ``[trajectory, lead]``, lead by lead."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -274,16 +298,22 @@ def _draws(count: int) -> npt.NDArray[np.int64]:
 
 
 def combined_label(leads: Sequence[LeadVerdict]) -> str:
-    """Return what one model beats on several datasets: on all of them, or not at all."""
-    labels = {lead.label for lead in leads}
-    if len(labels) == 1:
-        return labels.pop()
-    if "too few" in labels:
-        return "too few"
+    """Return what one model beats on several datasets: on all of them, or not at all.
+
+    ``neither`` where it is decided that it does not: worse than a baseline, or no better than the
+    truth's spatial mean, on one of them; ``unclear`` where trajectories cannot tell.
+    """
+    outcomes = {comparison.outcome for lead in leads for comparison in lead.against.values()}
     beaten = [baseline for baseline in BASELINES if all(lead.beats(baseline) for lead in leads)]
+    if len(beaten) == len(BASELINES):
+        return "both"
     if beaten:
         return f"{beaten[0]} only"
-    return "neither" if "neither" in labels else "unclear"
+    if "worse" in outcomes:
+        return "neither"
+    if "too few" in outcomes:
+        return "too few"
+    return "neither" if any(lead.vrmse >= 1 for lead in leads) else "unclear"
 
 
 def rule() -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pelagos.platform.evaluation import rollout
+from pelagos.platform.evaluation.given_fields import GivenField
 
 
 class SpecLike(Protocol):
@@ -67,7 +68,8 @@ class EvaluationData:
     is ``(y, x)``, or ``(x,)`` or ``(z, y, x)``. Of the dataset's training split: ``mean_frame`` is
     the mean of each channel, normalised, ``[C, 1, ...]`` or at each point ``[C, *grid]``; ``size``
     its root mean square, in physical units. ``masks``: of each channel with points without a value
-    the channel that is 1 where there is one.
+    the channel that is 1 where there is one. ``given``: stored fields that are in no group because
+    nothing of them has to be forecast.
     """
 
     name: str
@@ -84,6 +86,7 @@ class EvaluationData:
     mean_frame: Tensor
     size: tuple[float, ...]
     masks: Mapping[int, int] = field(default_factory=dict)
+    given: tuple[GivenField, ...] = ()
 
     @property
     def num_dimensions(self) -> int:
