@@ -27,6 +27,7 @@ with ray_cluster(None, num_cpus=1):
     })
     context = ray.get_runtime_context()
     bare = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    bare["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else it would look on another interface
     join = f"import ray; ray.init(address={context.gcs_address!r}, log_to_driver=False)"
     def joins(**extra):
         environment = bare | extra
