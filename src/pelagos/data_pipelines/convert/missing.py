@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.conventions.decoding import MISSING_ADVICE
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.reading import blocks
 from pelagos.data_pipelines.convert.source import Settlement, Source, SourceError
 from pelagos.data_pipelines.store import Field
+from pelagos.data_pipelines.store.shard_stream import NonFiniteError
 
 MASK_NAME = "mask"
 
@@ -67,6 +69,28 @@ def settled(source: Source, options: ConvertOptions) -> Source:
     fills = _fills(source, found, fill)
     masks = _masks(source, found) if policy == "mask" else {}
     return _with_settlement(source, found, fills, masks)
+
+
+def missing_advice(source: Source, error: NonFiniteError) -> str:
+    """How many values of the field are missing in the trajectory of a value that is not finite, and
+    what to do; empty where no value is missing, but one is infinite or too large.
+
+    Reads the trajectory again.
+    """
+    values, missing = 0, 0
+    is_missing_there = False
+    for block in blocks(source, range(error.trajectory, error.trajectory + 1)):
+        is_missing = np.isnan(block.frames[:, error.channel])
+        values, missing = values + is_missing.size, missing + int(is_missing.sum())
+        at = error.frame - block.first_frame
+        if 0 <= at < len(is_missing):
+            is_missing_there = bool(is_missing[at].any())
+    if not is_missing_there:
+        return ""
+    return (
+        f". NaN is no value. That is so of {missing} of the {values} values of the field in the "
+        f"trajectory. {MISSING_ADVICE}"
+    )
 
 
 def _survey(source: Source) -> list[_FieldSurvey]:

@@ -45,7 +45,10 @@ def _read(path: str, options: ConvertOptions) -> Source:
     notes = []
     if draft.left_out:
         names = ", ".join(array.key for array in draft.left_out)
-        notes.append(f"left out, as they are not along time or trajectories: {names}")
+        notes.append(
+            f"left out, as they are not along time or trajectories, or have another grid or length: "
+            f"{names}"
+        )
     tree = draft.tree
     missing = [k for k in ("frame_interval", "domain_extent") if k not in tree]
     if missing:

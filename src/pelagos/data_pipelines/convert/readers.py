@@ -249,6 +249,22 @@ def whole_array(array: StoredArray) -> npt.NDArray[Any]:
         raise SourceError(str(error)) from error
 
 
+def parameter_of(array: StoredArray, name: str, notes: list[str]) -> npt.NDArray[np.float64]:
+    """The numbers of a parameter, one per trajectory; adds a note on what is rounded.
+
+    Raises:
+        SourceError: it cannot be read, a number is absent or not finite, or a class is rounded.
+    """
+    from pelagos.data_pipelines.foreign.parameters import parameter_vector
+
+    try:
+        numbers, note = parameter_vector(whole_array(array), name, array.address)
+    except DatasetError as error:
+        raise SourceError(str(error)) from error
+    notes += [note] if note else []
+    return numbers
+
+
 def close_files() -> None:
     """Close what this thread keeps open."""
     kept = getattr(_open_files, "kept", {})

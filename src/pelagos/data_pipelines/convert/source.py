@@ -249,6 +249,7 @@ def finished(source: Source, options: ConvertOptions) -> Source:
     """
     if source.num_trajectories == 0:
         raise SourceError(f"{source.name} ({source.format}) holds no trajectory")
+    _require_finite_parameters(source)
     changes: dict[str, Any] = {"name": options.name or source.name}
     if options.num_frames is not None:
         if not 1 <= options.num_frames <= source.num_frames:
@@ -261,6 +262,19 @@ def finished(source: Source, options: ConvertOptions) -> Source:
         source = dataclasses.replace(source, **_swapped(source))
     changes["splits"] = _limited(_divided(source, options), options.max_trajectories)
     return dataclasses.replace(source, **changes)
+
+
+def _require_finite_parameters(source: Source) -> None:
+    for part in source.parts:
+        for name, value in part.parameters.items():
+            numbers = np.atleast_1d(np.asarray(value, np.float64))
+            if not np.isfinite(numbers).all():
+                at = int(np.argmin(np.isfinite(numbers)))
+                raise SourceError(
+                    f"{part.arrays[0].file}: parameter {name!r} is {numbers[at]} at index ({at}), "
+                    f"required is a finite number for each trajectory; that is so of "
+                    f"{int((~np.isfinite(numbers)).sum())} of {len(numbers)}"
+                )
 
 
 def _divided(source: Source, options: ConvertOptions) -> dict[str, tuple[Part, ...]]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pelagos.data_pipelines.conventions import Conventions, TimeAxis, time_axis
 from pelagos.data_pipelines.convert.mapping.files import Unit, address_of, is_pattern, reader_of
 from pelagos.data_pipelines.convert.mapping.schema import ArrayMapping, Mapping, ParameterMapping
-from pelagos.data_pipelines.convert.readers import stored_array, whole_array
+from pelagos.data_pipelines.convert.readers import parameter_of, stored_array, whole_array
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 
 # Steps of a coordinate, or of two files, that differ by no more than this count as equal.
@@ -81,7 +81,7 @@ def measure(path: str, mapping: Mapping, unit: Unit, files: Files) -> Measured:
         arrays.append(found)
         channel += len(entry.names)
     count = sizes.get("n", 1)
-    parameters = _parameters(path, mapping, unit, files, count)
+    parameters = _parameters(path, mapping, unit, files, count, notes)
     time = _time(path, mapping.frame_interval, unit, files, sizes.get("t", 1))
     spacing: dict[str, float] = {
         str(letter): _spacing(path, given, unit, files, letter, sizes.get(letter, 1))
@@ -133,7 +133,7 @@ def _measure_axes(array: StoredArray, sizes: dict[str, int]) -> None:
 
 
 def _parameters(
-    path: str, mapping: Mapping, unit: Unit, files: Files, count: int
+    path: str, mapping: Mapping, unit: Unit, files: Files, count: int, notes: list[str]
 ) -> dict[str, float | tuple[float, ...]]:
     found: dict[str, float | tuple[float, ...]] = {}
     for name, value in mapping.parameters.items():
@@ -142,7 +142,7 @@ def _parameters(
             continue
         place = _place(path, value.file, unit, files)
         array = StoredArray(reader_of(place), place, value.key, "n", 0)
-        numbers = np.asarray(whole_array(array), np.float64).reshape(-1)
+        numbers = parameter_of(array, name, notes)
         if len(numbers) != count:
             raise SourceError(
                 f"{array.address} has {len(numbers)} numbers, parameter {name!r} needs one for "
