@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pelagos.data_pipelines.convert.agreement import Agreement
 from pelagos.data_pipelines.convert.formats import (
-    SPLIT_NAMES,
+    misspelt_split,
     Format,
     named,
     natural,
@@ -26,6 +26,7 @@ from pelagos.data_pipelines.convert.pictures import EIGHT_BITS, RAW, head
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.mixture import LABEL_PARAMETER
 from pelagos.data_pipelines.store import Field
+from pelagos.data_pipelines.store.splits import SPLIT_NAMES, meant_split
 from pelagos.infra.object_store import is_remote
 
 SUFFIXES = (
@@ -103,6 +104,10 @@ def _folders(path: str) -> tuple[dict[str, Path], list[str]]:
         )
     if not like_splits:
         return {"all": Path(path)}, []
+    splits = {SPLIT_NAMES[p.name.lower()] for p in like_splits}
+    for folder in others:
+        if meant_split(folder.name, splits):
+            raise misspelt_split(folder, splits)
     left_out = [p.name for p in others]
     notes = (
         [f"folders next to {names} that are no split are left out: {', '.join(left_out)}"]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pelagos.data_pipelines.convert.options import ConvertOptions, split_counts
 from pelagos.data_pipelines.store import DatasetSpec, Field
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
-from pelagos.data_pipelines.store.splits import default_splits, split_ranges
+from pelagos.data_pipelines.store.splits import canonical_splits, default_splits, split_ranges
 
 
 class SourceError(ValueError):
@@ -290,7 +290,7 @@ def _divided(source: Source, options: ConvertOptions) -> dict[str, tuple[Part, .
         counts = dict(source.published_splits or default_splits(total))
     else:
         try:
-            counts = split_counts(total, options.splits)
+            counts = split_counts(total, canonical_splits(options.splits))
         except ValueError as error:
             raise SourceError(f"--splits: {source.name}: {error}") from error
     divided, start = {}, 0

@@ -191,10 +191,15 @@ def _open(uri: str, endpoint_url: str | None, description: Description | None) -
 
 
 def _splits(ranges: list[str]) -> dict[str, tuple[int, int]]:
+    from pelagos.data_pipelines.store.splits import meant_split
+
     pairs = [_range(text) for text in ranges]
     splits = dict(pairs)
     if len(splits) < len(pairs):
         raise ValueError(f"got {' '.join(ranges)}: a split is named twice, and has one range")
+    for name in splits:
+        if meant := meant_split(name):
+            raise ValueError(f"unknown split {name!r}; did you mean {meant!r}?")
     return splits
 
 

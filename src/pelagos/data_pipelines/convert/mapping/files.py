@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pelagos.data_pipelines.convert.formats import SPLIT_NAMES, natural
+from pelagos.data_pipelines.convert.formats import misspelt_split, natural
 from pelagos.data_pipelines.convert.source import SourceError
+from pelagos.data_pipelines.store.splits import SPLIT_NAMES, meant_split
 from pelagos.data_pipelines.suggestions import listed, nearest
 from pelagos.infra.files import expanded_path
 
@@ -120,6 +121,10 @@ def matched_files(path: str, pattern: str, notes: list[str]) -> dict[Unit, str]:
         if unit in found:
             raise SourceError(f"{found[unit]} and {place} are of one split: merge their folders")
         found[unit] = place
+    present = {unit.split for unit in found}
+    for folder in sorted(strangers):
+        if meant_split(folder, present):
+            raise misspelt_split(Path(whole.partition(SPLIT_PLACE)[0]) / folder, present)
     if strangers:
         notes.append(f"left out, as they are named like no split: {', '.join(sorted(strangers))}")
     if not found:
