@@ -29,6 +29,8 @@ from pelagos.data_pipelines.convert.tasks import (
     listed,
 )
 from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
+from pelagos.infra.addresses import reject_empty_parts
+from pelagos.infra.read_policy import split_options
 from pelagos.jobs.shard_work import (
     Launch,
     ShardProgress,
@@ -94,10 +96,12 @@ def run(
 
     Raises:
         SourceError: the source cannot be converted as asked; nothing that is finished changes.
+        DatasetError: the destination's address has an empty part.
         FileExistsError: another dataset is there.
     """
     console = console or Console(quiet=True)
     options = options or ConvertOptions()
+    reject_empty_parts(uri, DatasetError, split_options(storage_options)[0].backend)
     found, spec = plan(source, options)
     for note in found.notes:
         console.print(f"note: {note}", highlight=False, markup=False)

@@ -27,7 +27,7 @@ from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.source import Source, SourceError, finished
 from pelagos.data_pipelines.store import DatasetError, open_dataset
 from pelagos.data_pipelines.suggestions import nearest
-from pelagos.infra.addresses import reject_references
+from pelagos.infra.addresses import reject_empty_parts, reject_references
 from pelagos.infra.object_store import is_remote, storage_options
 from pelagos.infra.store_failures import summary
 
@@ -60,6 +60,7 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             breaks the format's rules: the file, the key and what was expected are named.
     """
     reject_references(path, SourceError)
+    reject_empty_parts(path, SourceError)
     if options.format is not None and options.format not in FORMATS:
         raise SourceError(
             f"--format: got {options.format!r}{nearest(options.format, FORMATS)}; known are "

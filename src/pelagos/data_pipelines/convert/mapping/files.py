@@ -12,6 +12,7 @@ from pelagos.data_pipelines.convert.formats import misspelt_split, natural
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.data_pipelines.store.splits import SPLIT_NAMES, meant_split
 from pelagos.data_pipelines.suggestions import listed, nearest
+from pelagos.infra.addresses import reject_empty_parts
 from pelagos.infra.files import expanded_path
 
 READER_OF_SUFFIX = {
@@ -80,6 +81,7 @@ def address_of(path: str, name: str | None) -> str:
             )
         return path
     name = expanded_path(name)
+    reject_empty_parts(name, SourceError)
     if "://" in name or Path(name).is_absolute():
         return name
     place = folder_of(path) / name
