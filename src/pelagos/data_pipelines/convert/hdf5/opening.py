@@ -6,6 +6,7 @@ from typing import Any
 
 import fsspec
 
+from pelagos.data_pipelines.convert.containers import unreadable_kind
 from pelagos.data_pipelines.convert.extras import require
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.infra.addresses import reject_empty_parts, reject_references
@@ -39,6 +40,8 @@ def open_hdf5(file: str) -> Any:
     except FileNotFoundError as error:
         raise SourceError(f"{file} does not exist") from error
     except OSError as error:
+        if known := unreadable_kind(file, may_be_misnamed=False):
+            raise SourceError(known) from error
         raise SourceError(
             f"{file} cannot be read as HDF5: {error}. Expected is an HDF5 or netCDF file"
         ) from error

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pelagos.data_pipelines.convert.containers import unreadable_kind
 from pelagos.data_pipelines.convert.formats import misspelt_split, natural
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.data_pipelines.store.splits import SPLIT_NAMES, meant_split
@@ -62,6 +63,8 @@ def reader_of(place: str) -> str:
     for suffix, reader in READER_OF_SUFFIX.items():
         if place.rstrip("/").endswith(suffix):
             return reader
+    if known := unreadable_kind(place):
+        raise SourceError(known)
     raise SourceError(f"{place}: known are files ending in {', '.join(READER_OF_SUFFIX)}")
 
 
