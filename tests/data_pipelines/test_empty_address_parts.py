@@ -15,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from pelagos.data_pipelines.foreign import open_readable
+from pelagos.data_pipelines.store import DatasetError
 from pelagos.infra.object_store import StorageError
 from pelagos.infra.obstore_store import open_remote
 from pelagos.platform.cli.main import app
@@ -128,6 +129,6 @@ def test_fsspec_by_choice_asks_for_the_key_as_it_is_named(listener: Listener) ->
         store.read("zarr.json")
     assert listener.connections > 0
     for uri in ("s3://bucket/a/", f"{listener.url}//a.zarr", "file:///tmp//a"):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(DatasetError) as caught:
             open_readable(uri, {"pelagos": {"first_answer_deadline_seconds": 0.5}})
         assert "empty part" not in str(caught.value)

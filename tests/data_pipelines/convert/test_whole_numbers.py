@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError
 from pelagos.data_pipelines.foreign import open_readable
-from pelagos.data_pipelines.store import open_dataset
+from pelagos.data_pipelines.store import DatasetError, open_dataset
 from pelagos.jobs import convert
 from pelagos.platform.cli.main import app
 
@@ -75,7 +75,8 @@ def test_the_first_rounded_number_of_a_field_is_noted(tmp_path: Path, kind: str)
         options = {"dtype": dtype, "trajectories_per_shard": 1}
         (note,) = notes_of(tmp_path / dtype, kind, values, **options)
         assert f"the first is {number}, which becomes {rounded(number, dtype):.0f}." in note
-        assert note.startswith("u: ") and str(tmp_path / dtype) in note
+        assert note.startswith("u: ")
+        assert str(tmp_path / dtype) in note
         stored = open_dataset(tmp_path / dtype / "out.zarr").window(1, 1, 1)
         assert stored[0, 0, 2, 3] == rounded(number, dtype)
 
@@ -251,7 +252,7 @@ def test_nan_of_foreign_zarr_in_place_has_index_count_and_advice(
     source = write(tmp_path, f"zarr{zarr_format}", values)
     dataset = open_readable(str(source))
     assert dataset.read_frames(2, [0]).sum() == 20
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(DatasetError) as caught:
         dataset.read_frames(2, [1])
     told = str(caught.value)
     assert "'u' holds NaN at index (2, 1, 3, 2)" in told
@@ -284,7 +285,9 @@ def test_static_arrays_of_a_group_are_left_out_with_a_note(tmp_path: Path, kind:
     assert (result.spec.field_names, result.differences) == (("u",), ())
     (note,) = [note for note in result.notes if "left out" in note]
     assert all(name in note for name in ("soil", "land", "corners"))
-    np.testing.assert_array_equal(open_dataset(tmp_path / "out.zarr").window(1, 0, 2)[:, 0], values[1])
+    np.testing.assert_array_equal(
+        open_dataset(tmp_path / "out.zarr").window(1, 0, 2)[:, 0], values[1]
+    )
     if kind.startswith("zarr"):
         foreign = open_readable(str(place))
         np.testing.assert_array_equal(foreign.read_frames(2, [1])[0, 0], values[2, 1])

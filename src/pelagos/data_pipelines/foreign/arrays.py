@@ -160,9 +160,7 @@ def find_arrays(
     return found_arrays
 
 
-def _fields_among(
-    arrays: Mapping[str, zarr.Array[Any]], description: Description
-) -> list[str]:
+def _fields_among(arrays: Mapping[str, zarr.Array[Any]], description: Description) -> list[str]:
     """Names of the arrays that hold frames.
 
     Where the dimensions' names tell, those that are along neither time nor trajectories (a
