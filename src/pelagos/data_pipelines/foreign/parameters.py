@@ -47,9 +47,8 @@ def require_finite_parameter(numbers: npt.NDArray[np.float64], name: str, where:
     at = int(np.argmax(is_wrong))
     raise DatasetError(
         f"{where} holds {numbers[at]} at index ({at}), parameter {name!r} needs a finite number for "
-        f"each trajectory. That is so of {int(is_wrong.sum())} of {len(numbers)}: write them, leave "
-        f"the parameter out of a mapping (`pelagos convert SRC --draft-mapping`), or convert only "
-        f"trajectories that have one"
+        f"each trajectory. That is so of {int(is_wrong.sum())} of {len(numbers)}: write them, or "
+        f"leave the parameter out in a mapping (`pelagos convert SRC --draft-mapping`)"
     )
 
 

@@ -14,7 +14,10 @@ SPLIT_NAMES = {
     "dev": "validation",
     "test": "test",
 }
-KNOWN_SPLITS = "train (training), validation (valid, val, dev), test, or one of them with an ending, as test-ood"
+KNOWN_SPLITS = (
+    "train (training), validation (valid, val, dev), test, "
+    "or one of them with an ending, such as test-ood"
+)
 _CLOSE = 0.75  # difflib's ratio of a word of five letters of which two changed places is 0.8
 _ENDING = re.compile(r"[-_.].+|\d+")
 
