@@ -184,6 +184,35 @@ def test_a_parameter_without_a_number_is_named_when_the_source_is_read(
             _ = open_readable(str(source)).parameters
 
 
+@pytest.mark.parametrize("kind", ["hdf5", "classic", "zarr2", "zarr3"])
+@pytest.mark.parametrize("name", ["time", "x"])
+def test_a_position_without_a_number_is_named(tmp_path: Path, kind: str, name: str) -> None:
+    place = tmp_path / f"{kind}.{'zarr' if kind.startswith('zarr') else 'nc'}"
+    points = np.arange(float(SHAPE[DIMS.index(name)]))
+    points[-1] = np.nan
+    there = xr.Dataset({"u": (DIMS, np.ones(SHAPE, "f4"))}, {name: (name, points)})
+    if kind.startswith("zarr"):
+        there.to_zarr(place, zarr_format=int(kind[-1]), consolidated=False)
+    else:
+        there.to_netcdf(place, engine={"hdf5": "h5netcdf", "classic": "scipy"}[kind])  # type: ignore[call-overload]
+    message = rf"{place.name}.*{name}.* holds nan at index \({len(points) - 1}\).*position"
+    with pytest.raises(SourceError, match=message):
+        convert.plan(str(place), ConvertOptions())
+
+
+@pytest.mark.parametrize("number", [1e20, -1e9, 70000.0])
+def test_a_missing_value_that_the_type_cannot_hold_hides_nothing(
+    tmp_path: Path, number: float
+) -> None:
+    """Two bytes hold no 1e20: no value is missing, for the conversion and for `--verify`."""
+    values = np.random.default_rng(0).integers(-9, 9, SHAPE, np.int16)
+    source = write(tmp_path, "hdf5", values, missing_value=np.float64(number))
+    result = convert.run(str(source), str(tmp_path / "out.zarr"), verify=True)
+    assert result.differences == ()
+    found = open_dataset(tmp_path / "out.zarr").window(1, 0, 2)[:, 0]
+    np.testing.assert_array_equal(found, values[1])
+
+
 def test_a_scalar_of_a_published_format_is_named_too(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "1D_Burgers.h5", "w") as file:
         file["tensor"] = np.ones((20, 3, 8), "f4")

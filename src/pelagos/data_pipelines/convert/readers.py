@@ -265,6 +265,22 @@ def parameter_of(array: StoredArray, name: str, notes: list[str]) -> npt.NDArray
     return numbers
 
 
+def positions_of(array: StoredArray) -> npt.NDArray[Any]:
+    """The positions or times of a coordinate.
+
+    Raises:
+        SourceError: it cannot be read, or a position is absent or not finite.
+    """
+    from pelagos.data_pipelines.foreign.parameters import require_finite_positions
+
+    points = whole_array(array).reshape(-1)
+    try:
+        require_finite_positions(points, array.address)
+    except DatasetError as error:
+        raise SourceError(str(error)) from error
+    return points
+
+
 def close_files() -> None:
     """Close what this thread keeps open."""
     kept = getattr(_open_files, "kept", {})

@@ -42,7 +42,7 @@ class Block:
 
 
 def blocks(
-    source: Source, trajectories: range, block_bytes: int = BLOCK_BYTES, dtype: str = "float32"
+    source: Source, trajectories: range, block_bytes: int = BLOCK_BYTES, *, dtype: str = "float32"
 ) -> Iterator[Block]:
     """The frames of consecutive trajectories, in order.
 

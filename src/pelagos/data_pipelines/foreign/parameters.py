@@ -1,4 +1,4 @@
-"""Numbers of each trajectory as float64: every one finite, no two ids made one."""
+"""Numbers of each trajectory, and positions: every one finite, no two ids made one."""
 
 from __future__ import annotations
 
@@ -50,6 +50,18 @@ def require_finite_parameter(numbers: npt.NDArray[np.float64], name: str, where:
         f"each trajectory. That is so of {int(is_wrong.sum())} of {len(numbers)}: write them, or "
         f"leave the parameter out in a mapping (`pelagos convert SRC --draft-mapping`)"
     )
+
+
+def require_finite_positions(points: npt.NDArray[Any], where: str) -> None:
+    """Raise DatasetError for a position or time that is NaN or infinite, naming the first."""
+    is_wrong = ~np.isfinite(points)
+    if is_wrong.any():
+        at = int(np.argmax(is_wrong))
+        raise DatasetError(
+            f"{where} holds {points[at]} at index ({at}), which is no position. That is so of "
+            f"{int(is_wrong.sum())} of {len(points)}: write them, or give a number instead of the "
+            f"array in a mapping or description"
+        )
 
 
 def _first_rounded(values: npt.NDArray[Any]) -> int | None:

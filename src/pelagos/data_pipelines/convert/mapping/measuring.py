@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pelagos.data_pipelines.conventions import Conventions, TimeAxis, time_axis
 from pelagos.data_pipelines.convert.mapping.files import Unit, address_of, is_pattern, reader_of
 from pelagos.data_pipelines.convert.mapping.schema import ArrayMapping, Mapping, ParameterMapping
-from pelagos.data_pipelines.convert.readers import parameter_of, stored_array, whole_array
+from pelagos.data_pipelines.convert.readers import parameter_of, positions_of, stored_array
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 
 # Steps of a coordinate, or of two files, that differ by no more than this count as equal.
@@ -186,7 +186,7 @@ def _coordinate(
     """Positions along an axis, as many as it has."""
     place = _place(path, given.file, unit, files)
     array = StoredArray(reader_of(place), place, given.key, letter, 0)
-    points = whole_array(array).reshape(-1)
+    points = positions_of(array)
     if len(points) != size:
         raise SourceError(
             f"{array.address} has {len(points)} positions, axis {letter} of the arrays has {size}"

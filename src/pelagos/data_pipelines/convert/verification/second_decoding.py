@@ -115,6 +115,8 @@ def _same(stored: Numbers, number: Any) -> Numbers:
     if stored.dtype.kind == "b" or float(number) != int(number):
         return np.zeros(stored.shape, bool)
     size = 8 * stored.dtype.itemsize
+    if not -(2 ** (size - 1)) <= int(number) < 2**size:  # 1e20 is no number of two bytes
+        return np.zeros(stored.shape, bool)
     wrapped = int(number) % 2**size
     unsigned = stored.astype(f"u{stored.dtype.itemsize}")
     return np.asarray(unsigned == np.array(wrapped, unsigned.dtype))
