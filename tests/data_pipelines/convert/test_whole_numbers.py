@@ -200,16 +200,21 @@ def test_a_position_without_a_number_is_named(tmp_path: Path, kind: str, name: s
         convert.plan(str(place), ConvertOptions())
 
 
-@pytest.mark.parametrize("number", [1e20, -1e9, 70000.0])
+@pytest.mark.parametrize("number", [1e20, -1e9, 65535.0, 0.5])
 def test_a_missing_value_that_the_type_cannot_hold_hides_nothing(
     tmp_path: Path, number: float
 ) -> None:
-    """Two bytes hold no 1e20: no value is missing, for the conversion and for `--verify`."""
+    """Two bytes hold no 1e20: no value is missing, for the conversion, `--verify` and xarray."""
     values = np.random.default_rng(0).integers(-9, 9, SHAPE, np.int16)
     source = write(tmp_path, "hdf5", values, missing_value=np.float64(number))
     result = convert.run(str(source), str(tmp_path / "out.zarr"), verify=True)
     assert result.differences == ()
+    told = f"missing_value = {number:g}, which its type int16 cannot hold"
+    assert any(told in note for note in result.notes)
+    with xr.open_dataset(source) as opened:
+        expected = opened["u"].values
     found = open_dataset(tmp_path / "out.zarr").window(1, 0, 2)[:, 0]
+    np.testing.assert_array_equal(found, expected[1])
     np.testing.assert_array_equal(found, values[1])
 
 
@@ -260,6 +265,31 @@ def test_nan_in_nifti_has_the_same_advice(tmp_path: Path) -> None:
     convert.run(str(tmp_path / "a.nii"), str(tmp_path / "masked.zarr"), options, verify=True)
     mask = open_dataset(tmp_path / "masked.zarr").window(0, 0, 1)[0, 1]
     np.testing.assert_array_equal(mask, ~np.isnan(values.transpose(2, 1, 0)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_field_that_float32_makes_zero_is_rejected(tmp_path: Path, kind: str) -> None:
+    """The smallest number of float32 is 1.4e-45; a trajectory that is 0 itself may stay so."""
+    values = np.zeros(SHAPE)
+    values[1:] = 3e-60
+    source = write(tmp_path, kind, values)
+    options = options_of(tmp_path, kind)
+    with pytest.raises(SourceError, match=r"'u'.* 0 to 2 becomes 0 in float32.*largest is 3e-60"):
+        convert.run(str(source), str(tmp_path / "out.zarr"), options)
+    assert not (tmp_path / "out.zarr").exists()
+    values[2, 1, 3, 4] = 1e-44  # a field is more than its tails
+    values[0] = 0
+    source = write(tmp_path / "kept", kind, values)
+    convert.run(str(source), str(tmp_path / "kept.zarr"), options_of(tmp_path, kind), verify=True)
+    found = open_dataset(tmp_path / "kept.zarr").window(2, 1, 1)[0, 0]
+    np.testing.assert_array_equal(found, values[2, 1].astype(np.float32))
+    assert found.any()
+
+
+def test_numbers_too_large_for_float32_say_so(tmp_path: Path) -> None:
+    source = write(tmp_path, "hdf5", np.full(SHAPE, 1e300))
+    with pytest.raises(SourceError, match="inf is not finite as float32.*beyond 3.4e38.*unit"):
+        convert.run(str(source), str(tmp_path / "out.zarr"))
 
 
 def test_an_infinite_value_has_no_advice_to_mask_it(tmp_path: Path) -> None:
@@ -322,6 +352,14 @@ def test_static_arrays_of_a_group_are_left_out_with_a_note(tmp_path: Path, kind:
         np.testing.assert_array_equal(foreign.read_frames(2, [1])[0, 0], values[2, 1])
         result = CliRunner().invoke(app, ["data", "inspect", str(place), "--json"])
         assert "soil" in " ".join(json.loads(result.stdout)["notes"])
+
+
+def test_a_group_of_groups_names_them(tmp_path: Path) -> None:
+    group = zarr.create_group(tmp_path / "a.zarr")
+    group.create_group("run").create_array("u", data=np.ones(SHAPE), dimension_names=DIMS)
+    with pytest.raises(ValueError, match=r"but groups: name one of .*a\.zarr/run"):
+        open_readable(str(tmp_path / "a.zarr"))
+    assert open_readable(str(tmp_path / "a.zarr/run")).num_trajectories == 3
 
 
 def test_arrays_of_which_none_is_along_time_are_still_an_error(tmp_path: Path) -> None:

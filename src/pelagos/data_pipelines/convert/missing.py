@@ -71,9 +71,9 @@ def settled(source: Source, options: ConvertOptions) -> Source:
     return _with_settlement(source, found, fills, masks)
 
 
-def missing_advice(source: Source, error: NonFiniteError) -> str:
-    """How many values of the field are missing in the trajectory of a value that is not finite, and
-    what to do; empty where no value is missing, but one is infinite or too large.
+def advice_on_non_finite(source: Source, error: NonFiniteError) -> str:
+    """What to do about a value that is not finite; of NaN, how many there are in the field in the
+    trajectory.
 
     Reads the trajectory again.
     """
@@ -86,7 +86,10 @@ def missing_advice(source: Source, error: NonFiniteError) -> str:
         if 0 <= at < len(is_missing):
             is_missing_there = bool(is_missing[at].any())
     if not is_missing_there:
-        return ""
+        return (
+            ". Values beyond 3.4e38, or as large in float16 as 65520, become infinite: unless they are "
+            "infinite in the source, use another unit, or float32"
+        )
     return (
         f". NaN is no value. That is so of {missing} of the {values} values of the field in the "
         f"trajectory. {MISSING_ADVICE}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +32,8 @@ class Block:
         first_frame: of the first trajectory.
         largest_read_bytes: of the reads that filled it.
         roundings: of each field the first stored whole number that the type asked for rounds.
+        magnitudes: by channel of float64 its largest magnitude in the source, if only 0 is left of it
+            as float32; else infinity.
     """
 
     trajectory: int
@@ -39,6 +41,7 @@ class Block:
     frames: Frames
     largest_read_bytes: int
     roundings: tuple[Rounding, ...] = ()
+    magnitudes: Mapping[int, float] = field(default_factory=dict)
 
 
 def blocks(
@@ -67,17 +70,22 @@ def blocks(
             out = np.zeros(shape, np.float32) if is_late else np.empty(shape, np.float32)
             largest = row = 0
             roundings: list[Rounding] = []
+            magnitudes: dict[int, float] = {}
             for part, rows in pieces:
                 share = out[row : row + len(rows)]
                 for array in part.arrays:
-                    num_bytes, is_whole = _fill(source, part, array, rows, frames, share)
+                    num_bytes, is_whole = _fill(
+                        source, part, array, rows, frames, share, magnitudes
+                    )
                     largest = max(largest, num_bytes)
                     if is_whole and not array.is_label:
                         roundings += roundings_of(source, array, share, dtype)
                 row += len(rows)
             if source.settlement is not None:
                 source.settlement.apply(out)
-            yield Block(first, start, out.reshape(-1, *frame_shape), largest, tuple(roundings))
+            yield Block(
+                first, start, out.reshape(-1, *frame_shape), largest, tuple(roundings), magnitudes
+            )
 
 
 def _pieces(source: Source, trajectories: range) -> Iterator[tuple[Part, range]]:
@@ -97,10 +105,12 @@ def _fill(
     rows: range,
     frames: range,
     out: npt.NDArray[np.float32],
+    magnitudes: dict[int, float],
 ) -> tuple[int, bool]:
     """Read one array's share of `out [trajectory, time, channel, y, x]`.
 
-    Returns the bytes read, and whether the numbers are stored as whole numbers.
+    Adds to the `magnitudes` of a block. Returns the bytes read, and whether the numbers are stored as
+    whole numbers.
     """
     skipped = max(0, min(array.start_frame - frames.start, len(frames)))
     if skipped == len(frames):
@@ -135,7 +145,13 @@ def _fill(
         ) from error
     letters = array.axes.replace("1", "")
     with np.errstate(over="ignore"):  # becomes infinite, and is refused by name when written
-        out[:, skipped:, array.channel : last] = _ordered(values, letters, order, array)
+        ordered = _ordered(values, letters, order, array)
+        out[:, skipped:, array.channel : last] = ordered
+    if values.dtype.kind == "f" and values.dtype.itemsize > out.itemsize:
+        for at, channel in enumerate(range(array.channel, last)):
+            is_left = out[:, skipped:, channel].any()
+            largest = math.inf if is_left else float(np.abs(ordered[:, :, at]).max(initial=0.0))
+            magnitudes[channel] = max(largest, magnitudes.get(channel, 0.0))
     require_exact(array, values, is_whole)
     return int(values.nbytes), is_whole
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pelagos.data_pipelines.convert.missing import missing_advice
+from pelagos.data_pipelines.convert.missing import advice_on_non_finite
 from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.reading import Frames, blocks
 from pelagos.data_pipelines.convert.rounding import Rounding, first_of_each_field
@@ -56,24 +57,41 @@ def convert_shard(writer: DatasetWriter, source: Source, shard: int) -> ShardRep
     trajectories = writer.shard_trajectories(shard)
     largest = 0
     roundings: tuple[Rounding, ...] = ()
+    magnitudes: dict[int, float] = {}
 
     def frames() -> Iterator[Frames]:
         nonlocal largest, roundings
         for block in blocks(source, trajectories, dtype=writer.spec.dtype):
             largest = max(largest, block.largest_read_bytes)
             roundings = first_of_each_field((*roundings, *block.roundings))
+            for channel, magnitude in block.magnitudes.items():
+                magnitudes[channel] = max(magnitude, magnitudes.get(channel, 0.0))
             yield block.frames
+        _require_no_underflow(source, trajectories, magnitudes)
 
     try:
         writer.write_shard_frames(shard, frames(), _parameters(source, trajectories))
     except UnstorableError as error:
         place = source.address(error.trajectory, error.channel)
-        advice = missing_advice(source, error) if isinstance(error, NonFiniteError) else ""
+        advice = advice_on_non_finite(source, error) if isinstance(error, NonFiniteError) else ""
         raise SourceError(f"{place}: {error}{advice}") from error
     finally:
         close_files()
     report = _report(writer.spec, shard, largest, started)
     return dataclasses.replace(report, roundings=roundings)
+
+
+def _require_no_underflow(
+    source: Source, trajectories: range, magnitudes: dict[int, float]
+) -> None:
+    """Raise SourceError for a field of which float32 leaves nothing but 0."""
+    for channel, magnitude in magnitudes.items():
+        if 0 < magnitude < math.inf:
+            raise SourceError(
+                f"{source.address(trajectories[0], channel)}: field {source.fields[channel].name!r}: "
+                f"every value of trajectories {trajectories[0]} to {trajectories[-1]} becomes 0 in "
+                f"float32, the largest is {magnitude:.3g}: write them in another unit"
+            )
 
 
 def compare_shard(

@@ -18,7 +18,7 @@ from pelagos.data_pipelines.foreign.description import Description
 from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.readable import Region
-from pelagos.data_pipelines.suggestions import nearest
+from pelagos.data_pipelines.suggestions import listed, nearest
 
 DATA_ARRAY = "data"
 _LEAST_AXES = 3  # trajectory, time, x
@@ -138,6 +138,11 @@ def find_arrays(
         return (_source(found, path, True, description, uri),)
     names = per_field or _fields_among(arrays, description)
     lacking = [name for name in names if name not in arrays]
+    if not names and (groups := sorted(name for name, _ in root.groups())):
+        raise DatasetError(
+            f"{uri} has no arrays of three axes or more itself, but groups: name one of "
+            f"{listed(f'{uri}/{name}' for name in groups)}"
+        )
     if lacking or not names:
         raise DatasetError(
             f"{uri} has no array {', '.join(map(repr, lacking)) or 'of three axes or more'}"
