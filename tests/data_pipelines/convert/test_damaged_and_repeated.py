@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import zipfile
 from pathlib import Path
@@ -88,3 +89,23 @@ def test_a_picture_in_two_splits_or_classes_is_noted(tmp_path: Path) -> None:
     assert notes[0].startswith("1 pictures are in train and validation, of the classes cat and dog")
     assert notes[1].startswith("1 pictures are in train and validation: ")
     assert notes[2].startswith("1 pictures are twice in a split, of the classes cat and dog: ")
+
+
+def test_a_changed_bit_of_a_packed_volume_is_found(tmp_path: Path) -> None:
+    """nibabel reads what it needs, and the checksum stands at the end of the file."""
+    nibabel = pytest.importorskip("nibabel")
+    volume = np.random.default_rng(2).normal(size=(5, 6, 7)).astype(np.float32)
+    file = tmp_path / "a.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), file)
+    convert.run(str(file), str(tmp_path / "whole.zarr"), verify=True)
+    whole = open_dataset(tmp_path / "whole.zarr").window(0, 0, 1)[0, 0]
+    np.testing.assert_array_equal(whole, volume.transpose(2, 1, 0))
+    content = gzip.decompress(file.read_bytes())
+    packed = bytearray(gzip.compress(content, 0))  # stored as it is: a bit changes one number alone
+    packed[len(packed) // 2] ^= 1
+    file.write_bytes(packed)
+    os.utime(file, ns=(1, 1))
+    assert np.isfinite(np.asarray(nibabel.load(file).dataobj[:4])).all()
+    with pytest.raises(SourceError, match=r"a\.nii\.gz is damaged or cut short: CRC check failed"):
+        convert.run(str(file), str(tmp_path / "out.zarr"))
+    assert not (tmp_path / "out.zarr").exists()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.convert.extras import require
+from pelagos.data_pipelines.convert.gzip_check import require_intact_gzip
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, Hdf5File, is_classic
 from pelagos.data_pipelines.convert.npz import NpzFile
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
@@ -172,6 +173,8 @@ class _Nifti:
 
     def __init__(self, file: str) -> None:
         nibabel = require("nibabel", f"reading {file}")
+        if file.lower().endswith(".gz"):
+            require_intact_gzip(file)
         try:
             self.image = nibabel.load(file)
         except nibabel.filebasedimages.ImageFileError as error:
