@@ -292,6 +292,25 @@ def test_numbers_too_large_for_float32_say_so(tmp_path: Path) -> None:
         convert.run(str(source), str(tmp_path / "out.zarr"))
 
 
+def test_missing_classes_get_no_mean(tmp_path: Path) -> None:
+    """The mean of classes 0 and 3 is no class."""
+    labels = np.full(SHAPE, 3, np.float32)
+    labels[:, :, 0], labels[0, 1, 2, 3] = 0, np.nan
+    source = write(tmp_path, "hdf5", labels, "label")
+    place = str(tmp_path / "out.zarr")
+    with pytest.raises(SourceError, match="numbers classes.*--fill-value 0.*--missing mask"):
+        convert.run(str(source), place, ConvertOptions(missing="fill"))
+    with pytest.raises(SourceError, match=r"fill_value 1\.5 is no class"):
+        convert.run(str(source), place, ConvertOptions(missing="mask", fill_value=1.5))
+    convert.run(str(source), place, ConvertOptions(missing="mask"), verify=True)
+    found = open_dataset(place).window(0, 0, 2)
+    assert set(np.unique(found[:, 0])) == {0, 3}
+    np.testing.assert_array_equal(found[:, 1], ~np.isnan(labels[0]))
+    filled = str(tmp_path / "filled.zarr")
+    convert.run(str(source), filled, ConvertOptions(missing="fill", fill_value=7), verify=True)
+    assert open_dataset(filled).window(0, 1, 1)[0, 0, 2, 3] == 7
+
+
 def test_an_infinite_value_has_no_advice_to_mask_it(tmp_path: Path) -> None:
     values = np.ones(SHAPE, np.float32)
     values[0, 1] = np.nan  # elsewhere in the field

@@ -21,6 +21,7 @@ from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.reading import blocks
 from pelagos.data_pipelines.convert.source import Settlement, Source, SourceError
 from pelagos.data_pipelines.store import Field
+from pelagos.data_pipelines.store.schema import LABEL_KIND
 from pelagos.data_pipelines.store.shard_stream import NonFiniteError
 
 MASK_NAME = "mask"
@@ -141,6 +142,9 @@ def _fills(source: Source, found: list[_FieldSurvey], given: float | None) -> di
                 f"{source.name}: field {source.fields[channel].name!r} has no value in the training "
                 f"split: leave it out"
             )
+        if source.fields[channel].kind == LABEL_KIND:
+            fills[channel] = _fill_of_label(source, channel, given)
+            continue
         mean = math.fsum(survey.sums) / survey.count
         if given is None and not math.isfinite(mean):
             raise SourceError(
@@ -149,6 +153,26 @@ def _fills(source: Source, found: list[_FieldSurvey], given: float | None) -> di
             )
         fills[channel] = float(np.float32(mean if given is None else given))
     return fills
+
+
+def _fill_of_label(source: Source, channel: int, given: float | None) -> float:
+    """What takes the place of a missing class: what is given, or 0 where a mask says that it is none.
+
+    Raises:
+        SourceError: nothing is given where no mask tells, or no whole number.
+    """
+    name = source.fields[channel].name
+    if given is None and source.missing != "mask":
+        raise SourceError(
+            f"{source.name}: field {name!r} numbers classes, of which a mean is none: name the class "
+            f"that takes the place of missing ones (--fill-value 0), or mask them (--missing mask)"
+        )
+    if given is not None and given != int(given):
+        raise SourceError(
+            f"{source.name}: fill_value {given:g} is no class: field {name!r} holds whole numbers. "
+            f"Give one, or leave it out"
+        )
+    return float(given or 0)
 
 
 def _masks(source: Source, found: list[_FieldSurvey]) -> dict[str, tuple[int, ...]]:
