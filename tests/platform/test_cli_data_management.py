@@ -49,6 +49,7 @@ def test_append_split_copy_merge(datasets: tuple[str, str], own: Path, tmp_path:
         ("split", own, "train=0:9", "test=8:10"),
         ("split", own, "train=0:3", "train=3:9"),
         ("split", own, "all=0:3"),
+        ("split", own, "train=0:3", "vaild=3:4"),
         ("copy", datasets[1], own),
         ("merge", own, datasets[0]),
         ("stats", own, "--output", tmp_path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 REFERENCE_SCHEME = "reference"
+BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 
 
 def reject_references(uri: str, error: type[ValueError]) -> None:
@@ -19,15 +20,19 @@ def reject_references(uri: str, error: type[ValueError]) -> None:
         )
 
 
-def reject_empty_segments(uri: str, prefix: str, error: type[ValueError]) -> None:
-    """Raise `error` for `bucket//name` and `bucket/a//b`.
+def reject_empty_parts(uri: str, error: type[ValueError], backend: str = "auto") -> None:
+    """Raise `error` for `s3://bucket//name` and `s3://bucket/a//b`.
 
     S3 keeps such keys apart from those with one slash. obstore reads the object of the other name
-    for the first, and rejects the second whenever it is asked.
+    for the first, and rejects the second whenever it is asked. Only with fsspec as the chosen back
+    end are they passed.
     """
-    if "" in prefix.split("/")[1:]:
-        raise error(
-            f"{uri} has an empty part between two slashes, which is another key than with one "
-            f"slash, and which obstore cannot read. Write one slash, or, if the object is really "
-            f"named so, read it through fsspec (storage: backend: fsspec)"
-        )
+    scheme, _, place = uri.partition("://")
+    if scheme not in BUCKET_SCHEMES or backend == "fsspec" or "//" not in place.rstrip("/"):
+        return
+    raise error(
+        f"{uri} has an empty part between two slashes, which is another key than with one slash, and "
+        f"which obstore cannot read. Write one slash, or, if the object is really named so, read it "
+        f"through fsspec where there is that choice (storage: backend: fsspec), or copy it to "
+        f"another key"
+    )

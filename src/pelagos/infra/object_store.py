@@ -23,7 +23,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from pelagos.infra.addresses import reject_references
+from pelagos.infra.addresses import BUCKET_SCHEMES, reject_references
 from pelagos.infra.read_policy import OPTION, Backend, ReadCounters, ReadPolicy, split_options
 from pelagos.infra.s3_credentials import Frozen, current_credentials
 from pelagos.infra.store_failures import http_status, is_malformed, is_missing, is_refused, summary
@@ -40,7 +40,6 @@ WRITING_FACTOR = 1.8
 TOLD_RETRY_SECONDS = 1.0
 SECONDS_BETWEEN_WARNINGS = 30.0
 S3_SCHEMES = ("s3", "s3a")
-BUCKET_SCHEMES = (*S3_SCHEMES, "gs", "gcs", "az", "abfs")
 
 Bytes = npt.NDArray[np.uint8]
 Range = tuple[int, int]  # offset, length

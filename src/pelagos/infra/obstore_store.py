@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from pelagos.infra.addresses import reject_empty_segments
+from pelagos.infra.addresses import reject_empty_parts
 from pelagos.infra.hedging import Hedger
 from pelagos.infra.object_store import (
     S3_SCHEMES,
@@ -77,6 +77,7 @@ def open_remote(
     """
     scheme = uri.partition("://")[0]
     backend = split_options(storage_options)[0].backend
+    reject_empty_parts(uri, error, backend)
     if backend == "obstore" and scheme not in SCHEMES:
         raise ValueError(
             f"{uri}: obstore does not know {scheme}://, only {', '.join(SCHEMES)}; leave "
@@ -107,8 +108,7 @@ class ObstoreStore(RemoteStore):
         missing: type[ValueError] = StorageMissingError,
     ) -> None:
         super().__init__(uri, storage_options, error=error, missing=missing)
-        if self.scheme not in HTTP_SCHEMES:
-            reject_empty_segments(uri, self.prefix, error)
+        reject_empty_parts(uri, error)
         self._client: tuple[Frozen | None, Any] | None = None
         self._hedger = Hedger() if self.policy.hedge else None
 

@@ -1,4 +1,4 @@
-"""A directory of one's own in a place where everyone can write, such as `/tmp`."""
+"""A directory of one's own in a place where everyone can write."""
 
 import contextlib
 import os

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from pelagos.data_pipelines.convert import ConvertOptions, Source, open_source
 from pelagos.data_pipelines.convert.missing import settled
+from pelagos.data_pipelines.convert.rounding import first_of_each_field
 from pelagos.data_pipelines.convert.tasks import (
     ShardReport,
     compare_shard,
@@ -27,6 +29,8 @@ from pelagos.data_pipelines.convert.tasks import (
     listed,
 )
 from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
+from pelagos.infra.addresses import reject_empty_parts
+from pelagos.infra.read_policy import split_options
 from pelagos.jobs.shard_work import (
     Launch,
     ShardProgress,
@@ -46,6 +50,7 @@ class ConvertResult:
     """What a conversion came to.
 
     Attributes:
+        notes: what a person should know of what was decided or rounded, one sentence each.
         metrics: `trajectories` (of the dataset), `trajectories_converted` (by this call), `seconds`,
             `megabytes_per_second` (of raw stored type, of what this call converted),
             `largest_read_bytes`, and with `verify` `verify_seconds`.
@@ -91,10 +96,12 @@ def run(
 
     Raises:
         SourceError: the source cannot be converted as asked; nothing that is finished changes.
+        DatasetError: the destination's address has an empty part.
         FileExistsError: another dataset is there.
     """
     console = console or Console(quiet=True)
     options = options or ConvertOptions()
+    reject_empty_parts(uri, DatasetError, split_options(storage_options)[0].backend)
     found, spec = plan(source, options)
     for note in found.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
@@ -106,12 +113,16 @@ def run(
         else:
             reports = _convert(found, spec, uri, overwrite, storage_options, launch, progress)
         metrics = _metrics(spec, reports, time.monotonic() - started)
+        seen = _notes_of(reports)
+        for note in seen:
+            console.print(f"note: {note}", highlight=False, markup=False)
+        notes = (*found.notes, *seen)
         if not verify:
-            return ConvertResult(uri, spec, found.notes, metrics)
+            return ConvertResult(uri, spec, notes, metrics)
         started = time.monotonic()
         differences = _compare(found, spec, uri, storage_options, launch, progress)
         metrics["verify_seconds"] = time.monotonic() - started
-    return ConvertResult(uri, spec, found.notes, metrics, tuple(differences))
+    return ConvertResult(uri, spec, notes, metrics, tuple(differences))
 
 
 @contextmanager
@@ -171,6 +182,13 @@ def _convert(
     progress.end()
     writer.finalize()
     return reports
+
+
+def _notes_of(reports: list[ShardReport]) -> list[str]:
+    """What showed only when the values were read, a sentence for each field."""
+    in_order = sorted(reports, key=lambda report: report.shard)
+    found = itertools.chain.from_iterable(report.roundings for report in in_order)
+    return [rounding.note for rounding in first_of_each_field(found)]
 
 
 def _compare(

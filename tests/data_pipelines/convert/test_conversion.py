@@ -226,7 +226,7 @@ def test_a_missing_package_is_named_with_its_extra(
     [
         ({}, {"train": (0, 16), "validation": (16, 18), "test": (18, 20)}),
         ({"max_trajectories": 9}, {"train": (0, 7), "validation": (7, 8), "test": (8, 9)}),
-        ({"splits": {"a": 0.5, "b": 0.25}}, {"a": (0, 10), "b": (10, 15)}),
+        ({"splits": {"train": 0.5, "test-ood": 0.25}}, {"train": (0, 10), "test-ood": (10, 15)}),
         ({"splits": {"train": 2, "test": 18}}, {"train": (0, 2), "test": (2, 20)}),
     ],
 )

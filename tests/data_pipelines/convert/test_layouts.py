@@ -165,11 +165,43 @@ frame_interval: {file: "runs/*.nc", key: time}
     assert (spec.frame_interval, spec.fields[0].unit) == (6.0, "m s-1")
     assert spec.generator["time_unit"] == "hour"
     write("c", [0, 3, 6], "hours since 2000-01-01")
-    with pytest.raises(SourceError, match=r"c\.nc has a frame every 3 hour, .*a\.nc every 6 hour"):
+    with pytest.raises(SourceError, match=r"c\.nc has a frame every 3 hour .*a\.nc every 6 hour"):
         open_source(str(tmp_path), options(tmp_path, text))
     write("c", [0, 0.25, 0.5], "days since 2000-01-01")
     with pytest.raises(SourceError, match=r"c\.nc has a frame every 0\.25 day"):
         open_source(str(tmp_path), options(tmp_path, text))
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize(
+    ("other", "is_same"),
+    [("noleap", False), ("360_day", False), ("gregorian", True), (None, True)],
+)
+def test_calendars_that_differ_are_both_named(
+    tmp_path: Path, mapped: bool, other: str | None, is_same: bool
+) -> None:
+    """CF 1.11, 4.4.1: gregorian is standard, and so is a date without a calendar."""
+    runs = {"a": "standard", "b": other}
+    (tmp_path / "runs").mkdir()
+    for i, (name, calendar) in enumerate(runs.items()):
+        attributes = {"units": f"hours since 200{i}-01-01"}
+        attributes |= {"calendar": calendar} if calendar else {}
+        data = xarray.Dataset(
+            {"u": (("time", "y", "x"), values(3, 4, 5))},
+            coords={"time": ("time", [0.0, 6.0, 12.0], attributes)},
+        )
+        data.to_netcdf(tmp_path / f"runs/{name}.nc", engine="h5netcdf")
+    text = ONE.replace(".h5", ".nc") + "frame_interval: {file: 'runs/*.nc', key: time}"
+    place, chosen = (tmp_path, options(tmp_path, text)) if mapped else (tmp_path / "runs", None)
+    if is_same:
+        assert open_source(str(place), chosen or ConvertOptions()).frame_interval == 6
+        return
+    message = (
+        rf"b\.nc has a frame every 6 hour \(calendar {other}, since 2001-01-01\), .*a\.nc every "
+        r"6 hour \(calendar standard, since 2000-01-01\): .*calendar"
+    )
+    with pytest.raises(SourceError, match=message):
+        open_source(str(place), chosen or ConvertOptions())
 
 
 def test_paths_of_a_mapping_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

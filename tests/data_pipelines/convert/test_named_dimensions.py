@@ -83,7 +83,7 @@ def test_what_is_left_out_and_assumed_is_noted(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "a.nc"), ConvertOptions())
     assert source.format == "netcdf"
     assert source.notes == (
-        "left out, as they are not along time or trajectories: land",
+        "left out, as they are not along time or trajectories, or have another grid or length: land",
         "nothing says these, so 1 is assumed for: frame_interval, the extent along x",
         f"{tmp_path}/a.nc: lat falls, 60 to 58.5 (4 points, -0.5 apart): rows stay in the file's "
         "order, so that the dataset's y runs against it",

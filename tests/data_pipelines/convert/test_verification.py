@@ -296,7 +296,7 @@ def test_mapped_arrays_of_many_shapes(tmp_path: Path) -> None:
     }
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(mapping))
     options = ConvertOptions(
-        mapping=str(tmp_path / "m.yaml"), num_frames=3, splits={"a": 1, "b": 2}
+        mapping=str(tmp_path / "m.yaml"), num_frames=3, splits={"train": 1, "test": 2}
     )
     result = convert.run(str(tmp_path), str(tmp_path / "out.zarr"), options, verify=True)
     assert result.differences == ()

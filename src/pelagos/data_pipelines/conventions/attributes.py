@@ -70,6 +70,12 @@ def parse(
         low = None if low is None else _reinterpreted(low, seen_as, dtype)
         high = None if high is None else _reinterpreted(high, seen_as, dtype)
     notes = [] if not unpacked else [f"the valid range of {where} is taken for unpacked values"]
+    notes += [
+        f"{where} has {entry.attribute} = {entry.number:g}, which its type {seen_as} cannot hold: no "
+        f"value is missing by it"
+        for entry in distinct.values()
+        if not _fits(entry.number, seen_as)
+    ]
     resembling = sorted(key for key in attributes if str(key).lower() in _RESEMBLING)
     if resembling:
         notes.append(
@@ -87,6 +93,14 @@ def parse(
         _text(attributes.get("units")),
         tuple(notes),
     )
+
+
+def _fits(number: float | int, dtype: np.dtype[Any]) -> bool:
+    """Whether a whole-number type can hold a number."""
+    if dtype.kind not in "iu":
+        return True
+    bounds = np.iinfo(dtype)
+    return math.isfinite(number) and number == int(number) and bounds.min <= number <= bounds.max
 
 
 def _view(attributes: Mapping[str, Any], dtype: np.dtype[Any], where: str) -> np.dtype[Any] | None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pelagos.data_pipelines.store.errors import DatasetError
 
 Mask = npt.NDArray[np.bool_]
+MISSING_ADVICE = "`pelagos convert --missing mask` (or fill) makes a dataset of it"
 
 
 class MissingValueError(DatasetError):
@@ -177,7 +178,7 @@ def require_present(
     decoded: Decoded,
     where: str,
     absolute: Callable[[Sequence[int]], Sequence[int]] = tuple,
-    advice: str = "`pelagos convert --missing mask` (or fill) makes a dataset of it",
+    advice: str = MISSING_ADVICE,
 ) -> None:
     """Raise MissingValueError where something is missing.
 

@@ -33,6 +33,7 @@ _ALIASES = {
     **{"ns": "nanosecond", "us": "microsecond", "ms": "millisecond", "msec": "millisecond"},
     **{"s": "second", "sec": "second", "min": "minute", "h": "hour", "hr": "hour", "d": "day"},
 }
+_CALENDAR_ALIASES = {"gregorian": "standard", "365_day": "noleap", "366_day": "all_leap"}
 _SINCE = re.compile(r"^\s*([A-Za-z]+)\s+since\s+(\S.*)$", re.IGNORECASE)
 
 
@@ -59,6 +60,24 @@ class TimeAxis:
         """For a dataset's attributes: the unit of its frame interval, and the calendar."""
         described = {"time_unit": self.unit, "calendar": self.calendar}
         return {key: value for key, value in described.items() if value is not None}
+
+    @property
+    def cadence(self) -> str:
+        """The distance of frames with everything that says what it means, for messages: `6 hour
+        (calendar noleap, since 2000-01-01)`."""
+        calendar = f"calendar {self.calendar}" if self.calendar else "no calendar given"
+        origin = f"since {self.origin}" if self.origin else "since no date"
+        return f"{self.step:g} {self.unit or '(no unit given)'} ({calendar}, {origin})"
+
+    def counts_as(self, other: TimeAxis) -> bool:
+        """Whether unit and calendar mean the same; the origin may be another."""
+        return self.unit == other.unit and self._calendar == other._calendar
+
+    @property
+    def _calendar(self) -> str | None:
+        """The calendar by one name; CF's default where there is a date and no calendar."""
+        name = self.calendar.lower() if self.calendar else "standard" if self.origin else None
+        return _CALENDAR_ALIASES.get(name or "", name)
 
 
 def time_axis(points: npt.NDArray[Any], attributes: Mapping[str, Any], where: str) -> TimeAxis:

@@ -57,9 +57,11 @@ def _read(path: str, options: ConvertOptions) -> Source:
         count = source.size_of("channel")
         arrays.append(StoredArray("foreign", path, source.path, letters, channel, count))
         channel += count
-    parameters = {name: tuple(map(float, v)) for name, v in dataset.parameters.items()}
+    parameters = _parameters(dataset)
     part = Part(tuple(arrays), spec.num_trajectories, parameters=parameters)
     assumed = [sentence for sentence in dataset.assumed if not sentence.startswith("splits")]
+    notes = [f"it does not say, so this is assumed: {'; '.join(assumed)}"] if assumed else []
+    notes += dataset.notes
     return Source(
         format="zarr",
         name=spec.name,
@@ -71,9 +73,16 @@ def _read(path: str, options: ConvertOptions) -> Source:
         frame_interval=spec.frame_interval,
         domain_extent=spec.domain_extent,
         grid_location=spec.grid_location,
-        notes=(f"it does not say, so this is assumed: {'; '.join(assumed)}",) if assumed else (),
+        notes=tuple(notes),
         details={"source_fingerprint": dataset.fingerprint, **spec.generator},
     )
+
+
+def _parameters(dataset: ForeignDataset) -> dict[str, tuple[float, ...]]:
+    try:
+        return {name: tuple(map(float, v)) for name, v in dataset.parameters.items()}
+    except DatasetError as error:
+        raise SourceError(str(error)) from error
 
 
 FORMAT = Format(

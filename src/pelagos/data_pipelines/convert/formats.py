@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,10 @@ from pelagos.data_pipelines.convert.hdf5 import open_hdf5
 from pelagos.data_pipelines.convert.hdf5.gaps import find_gaps
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Source, SourceError
+from pelagos.data_pipelines.store.splits import KNOWN_SPLITS, SPLIT_NAMES, meant_split
 from pelagos.infra.object_store import is_remote
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "valid": "validation",
-    "val": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 # Positions read from a file are called evenly spaced up to this part of their spacing.
 SPACING_TOLERANCE = 1e-3
 
@@ -80,7 +72,8 @@ def split_folders(path: str) -> dict[str, Path]:
     """Folders of a folder that are named like splits, in the order train, validation, test.
 
     Raises:
-        SourceError: two folders have names of one split.
+        SourceError: two folders have names of one split, or a folder of like files has nearly such a
+            name.
     """
     place = Path(path)
     if is_remote(path) or not place.is_dir():
@@ -96,7 +89,29 @@ def split_folders(path: str) -> dict[str, Path]:
                 f"them, or remove the one that is not wanted"
             )
         found[name] = folder
+    _require_no_misspelt_split(place, found)
     return {name: found[name] for name in ("train", "validation", "test") if name in found}
+
+
+def _require_no_misspelt_split(place: Path, found: Mapping[str, Path]) -> None:
+    """Raise SourceError for a folder `vaild` next to `train` that holds files of the same kind."""
+    kinds = {suffix for folder in found.values() for suffix in _suffixes(folder)}
+    for folder in sorted(place.iterdir()) if kinds else ():
+        if folder.is_dir() and meant_split(folder.name, found) and kinds & _suffixes(folder):
+            raise misspelt_split(folder, found)
+
+
+def misspelt_split(folder: Path, present: Collection[str]) -> SourceError:
+    """The error for a folder that has nearly the name of a split which is absent."""
+    return SourceError(
+        f"{folder} is no known split, so that it would be left out; did you mean "
+        f"{meant_split(folder.name, present)!r}? Rename it, or move it away if it is none. Known are "
+        f"{KNOWN_SPLITS}"
+    )
+
+
+def _suffixes(folder: Path) -> set[str]:
+    return {p.suffix.lower() for p in folder.iterdir() if p.suffix and p.name[0] != "."}
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pelagos.data_pipelines.convert.agreement import Agreement
 from pelagos.data_pipelines.convert.formats import (
-    SPLIT_NAMES,
     Format,
+    misspelt_split,
     named,
     natural,
     split_folders,
@@ -26,6 +26,7 @@ from pelagos.data_pipelines.convert.pictures import EIGHT_BITS, RAW, head
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.mixture import LABEL_PARAMETER
 from pelagos.data_pipelines.store import Field
+from pelagos.data_pipelines.store.splits import SPLIT_NAMES, meant_split
 from pelagos.infra.object_store import is_remote
 
 SUFFIXES = (
@@ -103,6 +104,10 @@ def _folders(path: str) -> tuple[dict[str, Path], list[str]]:
         )
     if not like_splits:
         return {"all": Path(path)}, []
+    splits = {SPLIT_NAMES[p.name.lower()] for p in like_splits}
+    for folder in others:
+        if meant_split(folder.name, splits):
+            raise misspelt_split(folder, splits)
     left_out = [p.name for p in others]
     notes = (
         [f"folders next to {names} that are no split are left out: {', '.join(left_out)}"]
@@ -168,6 +173,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
         if _is_picture(p)
     ]:
         notes.append(f"{len(stray)} pictures are in no class and are left out: {stray[0]}, …")
+    notes += _repeated(by_split)
     return Source(
         format="images",
         name=named(path),
@@ -184,6 +190,27 @@ def _read(path: str, options: ConvertOptions) -> Source:
             **({"depth": depth} if depth != EIGHT_BITS else {}),
         },
     )
+
+
+def _repeated(by_split: dict[str, dict[str, list[Path]]]) -> list[str]:
+    """A note on pictures that are in two splits or classes: links to one file, or hard links."""
+    seen: dict[tuple[int, int], tuple[str, str, Path]] = {}
+    repeated: dict[str, list[tuple[Path, Path]]] = {}
+    for split, found in by_split.items():
+        for label, files in found.items():
+            for file in files:
+                status = file.stat()
+                first = seen.setdefault((status.st_dev, status.st_ino), (split, label, file))
+                if status.st_ino == 0 or first[2] is file:  # 0: a file system without such numbers
+                    continue
+                what = f"in {first[0]} and {split}" if first[0] != split else "twice in a split"
+                if first[1] != label:
+                    what += f", of the classes {first[1]} and {label}"
+                repeated.setdefault(what, []).append((first[2], file))
+    return [
+        f"{len(pairs)} pictures are {what}: {pairs[0][0]} is the same file as {pairs[0][1]}"
+        for what, pairs in repeated.items()
+    ]
 
 
 def _look(files: list[Path], size: int | None) -> tuple[str, str, tuple[int, int], list[str]]:

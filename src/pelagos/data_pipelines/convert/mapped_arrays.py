@@ -222,11 +222,11 @@ def _frame_interval(found: Sequence[Measured], mapping: Mapping) -> tuple[float,
     for unit in found[1:]:
         assert unit.time is not None, unit
         is_equal = _are_close(unit.time.step, first.step)
-        if not is_equal or unit.time.described != first.described:
+        if not is_equal or not unit.time.counts_as(first):
             raise SourceError(
-                f"{unit.file} has a frame every {unit.time.step:g} {unit.time.unit or ''}, "
-                f"{found[0].file} every {first.step:g} {first.unit or ''}: a dataset has one time "
-                f"step. Convert them as several datasets, with a pattern for each"
+                f"{unit.file} has a frame every {unit.time.cadence}, {found[0].file} every "
+                f"{first.cadence}: a dataset has one time step, unit of time and calendar. Convert "
+                f"them as several datasets, with a pattern for each"
             )
     return first.step, first.described
 

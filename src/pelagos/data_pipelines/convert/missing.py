@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.conventions.decoding import MISSING_ADVICE
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.reading import blocks
 from pelagos.data_pipelines.convert.source import Settlement, Source, SourceError
 from pelagos.data_pipelines.store import Field
+from pelagos.data_pipelines.store.schema import LABEL_KIND
+from pelagos.data_pipelines.store.shard_stream import NonFiniteError
 
 MASK_NAME = "mask"
 
@@ -69,6 +72,31 @@ def settled(source: Source, options: ConvertOptions) -> Source:
     return _with_settlement(source, found, fills, masks)
 
 
+def advice_on_non_finite(source: Source, error: NonFiniteError) -> str:
+    """What to do about a value that is not finite; of NaN, how many there are in the field in the
+    trajectory.
+
+    Reads the trajectory again.
+    """
+    values, missing = 0, 0
+    is_missing_there = False
+    for block in blocks(source, range(error.trajectory, error.trajectory + 1)):
+        is_missing = np.isnan(block.frames[:, error.channel])
+        values, missing = values + is_missing.size, missing + int(is_missing.sum())
+        at = error.frame - block.first_frame
+        if 0 <= at < len(is_missing):
+            is_missing_there = bool(is_missing[at].any())
+    if not is_missing_there:
+        return (
+            ". Values beyond 3.4e38, or as large in float16 as 65520, become infinite: unless they are "
+            "infinite in the source, use another unit, or float32"
+        )
+    return (
+        f". NaN is no value. That is so of {missing} of the {values} values of the field in the "
+        f"trajectory. {MISSING_ADVICE}"
+    )
+
+
 def _survey(source: Source) -> list[_FieldSurvey]:
     found = [_FieldSurvey() for _ in source.fields]
     split = "train" if "train" in source.splits else next(iter(source.splits))
@@ -114,6 +142,9 @@ def _fills(source: Source, found: list[_FieldSurvey], given: float | None) -> di
                 f"{source.name}: field {source.fields[channel].name!r} has no value in the training "
                 f"split: leave it out"
             )
+        if source.fields[channel].kind == LABEL_KIND:
+            fills[channel] = _fill_of_label(source, channel, given)
+            continue
         mean = math.fsum(survey.sums) / survey.count
         if given is None and not math.isfinite(mean):
             raise SourceError(
@@ -122,6 +153,26 @@ def _fills(source: Source, found: list[_FieldSurvey], given: float | None) -> di
             )
         fills[channel] = float(np.float32(mean if given is None else given))
     return fills
+
+
+def _fill_of_label(source: Source, channel: int, given: float | None) -> float:
+    """What takes the place of a missing class: what is given, or 0 where a mask says that it is none.
+
+    Raises:
+        SourceError: nothing is given where no mask tells, or no whole number.
+    """
+    name = source.fields[channel].name
+    if given is None and source.missing != "mask":
+        raise SourceError(
+            f"{source.name}: field {name!r} numbers classes, of which a mean is none: name the class "
+            f"that takes the place of missing ones (--fill-value 0), or mask them (--missing mask)"
+        )
+    if given is not None and given != int(given):
+        raise SourceError(
+            f"{source.name}: fill_value {given:g} is no class: field {name!r} holds whole numbers. "
+            f"Give one, or leave it out"
+        )
+    return float(given or 0)
 
 
 def _masks(source: Source, found: list[_FieldSurvey]) -> dict[str, tuple[int, ...]]:

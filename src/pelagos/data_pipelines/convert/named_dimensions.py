@@ -46,7 +46,10 @@ def _read(path: str, options: ConvertOptions) -> Source:
     notes = []
     if draft.left_out:
         names = ", ".join(array.key for array in draft.left_out)
-        notes.append(f"left out, as they are not along time or trajectories: {names}")
+        notes.append(
+            f"left out, as they are not along time or trajectories, or have another grid or length: "
+            f"{names}"
+        )
     return source_of(
         path, draft.mapping, options, path, notes, _require_own_trajectories, FORMAT.name
     )

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import threading
 import zipfile
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ _COPY_BYTES = 2**20
 
 _lock = threading.Lock()
 _unpacked: OrderedDict[tuple[str, str, int], npt.NDArray[Any]] = OrderedDict()
+_intact: set[tuple[str, str, int]] = set()  # members of which the checksum was compared
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,29 @@ class NpzFile:
         self.file = file
         self.archive = zipfile.ZipFile(file)
 
-    def array(self, key: str) -> npt.NDArray[Any]:
+    def array(self, key: str) -> npt.NDArray[Any] | StoredMember:
         """The array at `key`.
 
         Raises:
             KeyError: there is none.
-            SourceError: it is compressed, and there is no room to unpack it.
+            SourceError: it is damaged, or compressed and there is no room to unpack it.
         """
         info = self.archive.getinfo(f"{key}.npy")
+        try:
+            return self._array(info, key)
+        except SourceError:
+            raise
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
+            raise SourceError(
+                f"{self.file}: {key} cannot be read: {error}. The archive is damaged or cut short: "
+                f"copy or write it again"
+            ) from error
+
+    def _array(self, info: zipfile.ZipInfo, key: str) -> npt.NDArray[Any] | StoredMember:
         with self.archive.open(info) as stream:
             header = _header(stream, f"{self.file}: {key}")
         if info.compress_type == zipfile.ZIP_STORED:
-            return _mapped(self.file, info, header)
+            return StoredMember(self.file, key, info, header)
         identity = (self.file, key, Path(self.file).stat().st_mtime_ns)
         with _lock:
             if identity not in _unpacked:
@@ -117,12 +130,56 @@ def _header(stream: IO[bytes], where: str) -> _Header:
     return _Header(shape, is_fortran, dtype, stream.tell())
 
 
-def _mapped(file: str, info: zipfile.ZipInfo, header: _Header) -> npt.NDArray[Any]:
-    """A member that is stored as it is."""
-    with Path(file).open("rb") as stream:
-        stream.seek(info.header_offset + 26)  # the local header's lengths of name and extra field
-        lengths = np.frombuffer(stream.read(4), "<u2")
-    offset = info.header_offset + 30 + int(lengths.sum()) + header.header_bytes
-    return np.memmap(
-        file, header.dtype, "r", offset, header.shape, "F" if header.is_fortran else "C"
-    )
+class StoredMember:
+    """A member that is stored as it is, mapped. Its checksum is compared once in each process, before
+    the first number is read: unlike a compressed one it would not fail by itself."""
+
+    def __init__(self, file: str, key: str, info: zipfile.ZipInfo, header: _Header) -> None:
+        self.file, self.key, self.info = file, key, info
+        with Path(file).open("rb") as stream:
+            stream.seek(
+                info.header_offset + 26
+            )  # the local header's lengths of name and extra field
+            lengths = np.frombuffer(stream.read(4), "<u2")
+        self.start = info.header_offset + 30 + int(lengths.sum())
+        self.values: npt.NDArray[Any] = np.memmap(
+            file,
+            header.dtype,
+            "r",
+            self.start + header.header_bytes,
+            header.shape,
+            "F" if header.is_fortran else "C",
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
+    def __getitem__(self, selection: Any) -> npt.NDArray[Any]:
+        """Numbers. Raises SourceError: the member's checksum differs."""
+        self._require_intact()
+        found: npt.NDArray[Any] = self.values[selection]
+        return found
+
+    def _require_intact(self) -> None:
+        identity = (self.file, self.key, Path(self.file).stat().st_mtime_ns)
+        if identity in _intact:
+            return
+        with _lock:
+            if identity in _intact:  # another thread was faster
+                return
+            checksum, left = 0, self.info.file_size
+            with Path(self.file).open("rb") as stream:
+                stream.seek(self.start)
+                while left and (piece := stream.read(min(left, _COPY_BYTES))):
+                    checksum, left = zlib.crc32(piece, checksum), left - len(piece)
+            if left or checksum != self.info.CRC:
+                raise SourceError(
+                    f"{self.file}: {self.key} is damaged: its checksum is {checksum:#010x}, the "
+                    f"archive says {self.info.CRC:#010x}. Copy or write it again"
+                )
+            _intact.add(identity)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pelagos.data_pipelines.store.splits import canonical_splits
+
 
 @dataclass(frozen=True)
 class ConvertOptions:
@@ -58,7 +60,7 @@ def parse_splits(text: str) -> dict[str, float]:
     {'train': 0.8, 'test': 0.2}
 
     Raises:
-        ValueError: not of that form, or not all numbers positive.
+        ValueError: not of that form, not all numbers positive, or a name is no split's.
     """
     splits: dict[str, float] = {}
     for part in text.split(","):
@@ -73,7 +75,10 @@ def parse_splits(text: str) -> dict[str, float]:
                 f"with commas, e.g. train=0.8,validation=0.1,test=0.1"
             )
         splits[name] = number
-    return splits
+    try:
+        return canonical_splits(splits)
+    except ValueError as error:
+        raise ValueError(f"--splits {text}: {error}") from error
 
 
 def parse_grid(text: str) -> tuple[int, ...]:

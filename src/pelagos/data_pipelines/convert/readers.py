@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.convert.extras import require
+from pelagos.data_pipelines.convert.gzip_check import require_intact_gzip
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, Hdf5File, is_classic
 from pelagos.data_pipelines.convert.npz import NpzFile
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
@@ -179,6 +180,8 @@ class _Nifti:
 
     def __init__(self, file: str) -> None:
         nibabel = require("nibabel", f"reading {file}")
+        if file.lower().endswith(".gz"):
+            require_intact_gzip(file)
         try:
             self.image = nibabel.load(file)
         except nibabel.filebasedimages.ImageFileError as error:
@@ -261,6 +264,38 @@ def whole_array(array: StoredArray) -> npt.NDArray[Any]:
         return np.asarray(found.whole() if hasattr(found, "whole") else found[...])
     except DatasetError as error:
         raise SourceError(str(error)) from error
+
+
+def parameter_of(array: StoredArray, name: str, notes: list[str]) -> npt.NDArray[np.float64]:
+    """The numbers of a parameter, one per trajectory; adds a note on what is rounded.
+
+    Raises:
+        SourceError: it cannot be read, a number is absent or not finite, or a class is rounded.
+    """
+    from pelagos.data_pipelines.foreign.parameters import parameter_vector
+
+    try:
+        numbers, note = parameter_vector(whole_array(array), name, array.address)
+    except DatasetError as error:
+        raise SourceError(str(error)) from error
+    notes += [note] if note else []
+    return numbers
+
+
+def positions_of(array: StoredArray) -> npt.NDArray[Any]:
+    """The positions or times of a coordinate.
+
+    Raises:
+        SourceError: it cannot be read, or a position is absent or not finite.
+    """
+    from pelagos.data_pipelines.foreign.parameters import require_finite_positions
+
+    points = whole_array(array).reshape(-1)
+    try:
+        require_finite_positions(points, array.address)
+    except DatasetError as error:
+        raise SourceError(str(error)) from error
+    return points
 
 
 def close_files() -> None:

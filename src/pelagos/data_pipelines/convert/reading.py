@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.conventions import MissingValueError
 from pelagos.data_pipelines.convert.readers import Sliceable, stored_array
+from pelagos.data_pipelines.convert.rounding import Rounding, require_exact, roundings_of
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
 
@@ -30,16 +31,26 @@ class Block:
         frames: `[frame, channel, y, x]`, in the order of trajectory and time.
         first_frame: of the first trajectory.
         largest_read_bytes: of the reads that filled it.
+        roundings: of each field the first stored whole number that the type asked for rounds.
+        magnitudes: by channel of float64 its largest magnitude in the source, if only 0 is left of it
+            as float32; else infinity.
     """
 
     trajectory: int
     first_frame: int
     frames: Frames
     largest_read_bytes: int
+    roundings: tuple[Rounding, ...] = ()
+    magnitudes: Mapping[int, float] = field(default_factory=dict)
 
 
-def blocks(source: Source, trajectories: range, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+def blocks(
+    source: Source, trajectories: range, block_bytes: int = BLOCK_BYTES, *, dtype: str = "float32"
+) -> Iterator[Block]:
     """The frames of consecutive trajectories, in order.
+
+    Args:
+        dtype: the type they will be stored in, for `roundings`; frames are float32 whatever it is.
 
     Raises:
         SourceError: naming the file and key that cannot be read.
@@ -58,14 +69,23 @@ def blocks(source: Source, trajectories: range, block_bytes: int = BLOCK_BYTES) 
             shape = (len(together), len(frames), *frame_shape)
             out = np.zeros(shape, np.float32) if is_late else np.empty(shape, np.float32)
             largest = row = 0
+            roundings: list[Rounding] = []
+            magnitudes: dict[int, float] = {}
             for part, rows in pieces:
                 share = out[row : row + len(rows)]
                 for array in part.arrays:
-                    largest = max(largest, _fill(source, part, array, rows, frames, share))
+                    num_bytes, is_whole = _fill(
+                        source, part, array, rows, frames, share, magnitudes
+                    )
+                    largest = max(largest, num_bytes)
+                    if is_whole and not array.is_label:
+                        roundings += roundings_of(source, array, share, dtype)
                 row += len(rows)
             if source.settlement is not None:
                 source.settlement.apply(out)
-            yield Block(first, start, out.reshape(-1, *frame_shape), largest)
+            yield Block(
+                first, start, out.reshape(-1, *frame_shape), largest, tuple(roundings), magnitudes
+            )
 
 
 def _pieces(source: Source, trajectories: range) -> Iterator[tuple[Part, range]]:
@@ -85,11 +105,16 @@ def _fill(
     rows: range,
     frames: range,
     out: npt.NDArray[np.float32],
-) -> int:
-    """Read one array's share of `out [trajectory, time, channel, y, x]`; returns the bytes read."""
+    magnitudes: dict[int, float],
+) -> tuple[int, bool]:
+    """Read one array's share of `out [trajectory, time, channel, y, x]`.
+
+    Adds to the `magnitudes` of a block. Returns the bytes read, and whether the numbers are stored as
+    whole numbers.
+    """
     skipped = max(0, min(array.start_frame - frames.start, len(frames)))
     if skipped == len(frames):
-        return 0
+        return 0, False
     stored = stored_array(array)
     wanted = (
         range(part.first + rows.start, part.first + rows.stop),
@@ -102,7 +127,7 @@ def _fill(
         is_as_stored = not (array.is_label or array.flipped) and getattr(stored, "is_plain", False)
         if is_as_stored and array.axes == order and stored.dtype == out.dtype:
             cast(Any, stored).read_direct(out, selection, np.s_[:, :, array.channel : last])
-            return out[:, :, array.channel : last].nbytes
+            return out[:, :, array.channel : last].nbytes, False
         if source.missing == "reject" or not hasattr(stored, "decoded"):
             values = np.asarray(stored[selection])
             is_whole = values.dtype.kind in "iu"
@@ -120,48 +145,15 @@ def _fill(
         ) from error
     letters = array.axes.replace("1", "")
     with np.errstate(over="ignore"):  # becomes infinite, and is refused by name when written
-        out[:, skipped:, array.channel : last] = _ordered(values, letters, order, array)
+        ordered = _ordered(values, letters, order, array)
+        out[:, skipped:, array.channel : last] = ordered
+    if values.dtype.kind == "f" and values.dtype.itemsize > out.itemsize:
+        for at, channel in enumerate(range(array.channel, last)):
+            is_left = out[:, skipped:, channel].any()
+            largest = math.inf if is_left else float(np.abs(ordered[:, :, at]).max(initial=0.0))
+            magnitudes[channel] = max(largest, magnitudes.get(channel, 0.0))
     require_exact(array, values, is_whole)
-    return int(values.nbytes)
-
-
-def require_exact(
-    array: StoredArray, values: npt.NDArray[np.generic], is_whole: bool | None = None
-) -> None:
-    """Refuse whole numbers that float32 rounds, and labels that are no whole numbers.
-
-    Floating-point values may be rounded, as the conversion says; integers are often ids, of which
-    two would become one.
-
-    Args:
-        is_whole: whether they are stored as whole numbers: with NaN among them they are float64.
-
-    Raises:
-        SourceError: naming the first number.
-    """
-    is_integer = values.dtype.kind in "iu" if is_whole is None else is_whole
-    if not array.is_label and not (is_integer and values.dtype.itemsize > 2):
-        return
-    if array.is_label and not is_integer:
-        has_no_fraction = np.isnan(values) | (np.isfinite(values) & (values == np.rint(values)))
-        if not has_no_fraction.all():
-            raise SourceError(
-                f"{array.address} holds {values[~has_no_fraction][0]!s}, labels are whole numbers: an "
-                f"interpolation may have mixed them (resample labels by the nearest neighbour)"
-            )
-    rounded = values.astype(np.float32).astype(np.float64)
-    # both sides exactly: as float64, or where that rounds too (beyond 2^53), as Python's integers
-    is_same = rounded == values.astype(np.float64)
-    if is_integer and values.dtype.itemsize == 8:
-        is_same &= np.abs(rounded) < 2.0**53
-    is_same |= values != values  # NaN is missing, which others look for
-    if not is_same.all():
-        number = values[~is_same][0]
-        raise SourceError(
-            f"{array.address} holds the whole number {number!s}, which float32 rounds to "
-            f"{np.float32(number):.0f}: above 2^24 = 16777216 ids would merge. Renumber ids from 0 "
-            f"on; if they are measurements, write them as float64, which may be rounded"
-        )
+    return int(values.nbytes), is_whole
 
 
 def _selection(

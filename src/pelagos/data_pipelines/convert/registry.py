@@ -21,18 +21,22 @@ from pelagos.data_pipelines.convert import (
     poseidon,
     the_well,
 )
+from pelagos.data_pipelines.convert.containers import unreadable_kind, unreadable_member
 from pelagos.data_pipelines.convert.formats import Format
+from pelagos.data_pipelines.convert.hdf5 import ClassicFile, is_classic, open_hdf5
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.source import Source, SourceError, finished
 from pelagos.data_pipelines.store import DatasetError, open_dataset
+from pelagos.data_pipelines.store.zarr_view import METADATA_NAMES
 from pelagos.data_pipelines.suggestions import nearest
-from pelagos.infra.addresses import reject_references
+from pelagos.infra.addresses import reject_empty_parts, reject_references
 from pelagos.infra.object_store import is_remote, storage_options
 from pelagos.infra.store_failures import summary
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z")
 _LOOKED_AT_BYTES = 2**16
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 FORMATS: dict[str, Format] = {
     found.name: found
@@ -60,6 +64,7 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             breaks the format's rules: the file, the key and what was expected are named.
     """
     reject_references(path, SourceError)
+    reject_empty_parts(path, SourceError)
     if options.format is not None and options.format not in FORMATS:
         raise SourceError(
             f"--format: got {options.format!r}{nearest(options.format, FORMATS)}; known are "
@@ -79,6 +84,9 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             _refuse_file(Path(path))
         if _holds_references(path):
             reject_references(f"reference://{path}", SourceError)
+        _require_whole(path)
+        if not is_remote(path) and (known := _known_kind(Path(path))):
+            raise SourceError(known)
         raise SourceError(
             f"{path} looks like none of the formats {', '.join(FORMATS)}. Name one by --format, "
             f"or describe its arrays in a file for --mapping (docs/converting.md): "
@@ -120,6 +128,27 @@ def _refuse_file(file: Path) -> None:
         raise SourceError(f"{file} is empty: it has 0 bytes; was it downloaded or copied whole?")
     if not os.access(file, os.R_OK):
         raise SourceError(f"{file} may not be read by this user: change its permissions")
+
+
+def _require_whole(path: str) -> None:
+    """Raise SourceError for an HDF5 or netCDF file that nothing recognised as it cannot be opened."""
+    if is_remote(path) or not Path(path).is_file():
+        return
+    if is_classic(path):
+        ClassicFile(path)
+        return
+    with Path(path).open("rb") as stream:
+        is_hdf5 = stream.read(len(HDF5_MAGIC)) == HDF5_MAGIC
+    if is_hdf5:
+        open_hdf5(path).close()
+
+
+def _known_kind(place: Path) -> str:
+    """What a file, or a file of a folder, is that nothing here reads; empty if it is not known."""
+    if place.is_file():
+        return unreadable_kind(place)
+    is_zarr = any((place / name).exists() for name in METADATA_NAMES)
+    return unreadable_member(place) if place.is_dir() and not is_zarr else ""
 
 
 def _holds_references(path: str) -> bool:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pelagos.data_pipelines.convert.options import ConvertOptions, split_counts
 from pelagos.data_pipelines.store import DatasetSpec, Field
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
-from pelagos.data_pipelines.store.splits import default_splits, split_ranges
+from pelagos.data_pipelines.store.splits import canonical_splits, default_splits, split_ranges
 
 
 class SourceError(ValueError):
@@ -249,6 +249,7 @@ def finished(source: Source, options: ConvertOptions) -> Source:
     """
     if source.num_trajectories == 0:
         raise SourceError(f"{source.name} ({source.format}) holds no trajectory")
+    _require_finite_parameters(source)
     changes: dict[str, Any] = {"name": options.name or source.name}
     if options.num_frames is not None:
         if not 1 <= options.num_frames <= source.num_frames:
@@ -261,6 +262,19 @@ def finished(source: Source, options: ConvertOptions) -> Source:
         source = dataclasses.replace(source, **_swapped(source))
     changes["splits"] = _limited(_divided(source, options), options.max_trajectories)
     return dataclasses.replace(source, **changes)
+
+
+def _require_finite_parameters(source: Source) -> None:
+    for part in source.parts:
+        for name, value in part.parameters.items():
+            numbers = np.atleast_1d(np.asarray(value, np.float64))
+            if not np.isfinite(numbers).all():
+                at = int(np.argmin(np.isfinite(numbers)))
+                raise SourceError(
+                    f"{part.arrays[0].file}: parameter {name!r} is {numbers[at]} at index ({at}), "
+                    f"required is a finite number for each trajectory; that is so of "
+                    f"{int((~np.isfinite(numbers)).sum())} of {len(numbers)}"
+                )
 
 
 def _divided(source: Source, options: ConvertOptions) -> dict[str, tuple[Part, ...]]:
@@ -276,7 +290,7 @@ def _divided(source: Source, options: ConvertOptions) -> dict[str, tuple[Part, .
         counts = dict(source.published_splits or default_splits(total))
     else:
         try:
-            counts = split_counts(total, options.splits)
+            counts = split_counts(total, canonical_splits(options.splits))
         except ValueError as error:
             raise SourceError(f"--splits: {source.name}: {error}") from error
     divided, start = {}, 0

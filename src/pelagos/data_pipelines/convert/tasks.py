@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from pelagos.data_pipelines.convert.missing import advice_on_non_finite
 from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.reading import Frames, blocks
+from pelagos.data_pipelines.convert.rounding import Rounding, first_of_each_field
 from pelagos.data_pipelines.convert.source import Source, SourceError
 from pelagos.data_pipelines.convert.verification import SecondReading
 from pelagos.data_pipelines.store import DatasetSpec, DatasetWriter, open_dataset
 from pelagos.data_pipelines.store.half_precision import from_bfloat16, to_bfloat16
-from pelagos.data_pipelines.store.shard_stream import UnstorableError
+from pelagos.data_pipelines.store.shard_stream import NonFiniteError, UnstorableError
 
 MAX_LISTED_DIFFERENCES = 5
 
@@ -29,6 +33,7 @@ class ShardReport:
         num_bytes: of the shard's frames in the stored type.
         largest_read_bytes: of the reads from the source.
         differences: where stored values are not the source's, when they were compared.
+        roundings: of each field the first stored whole number that the dataset's type rounds.
     """
 
     shard: int
@@ -37,6 +42,7 @@ class ShardReport:
     largest_read_bytes: int
     seconds: float
     differences: tuple[str, ...] = ()
+    roundings: tuple[Rounding, ...] = ()
 
 
 def convert_shard(writer: DatasetWriter, source: Source, shard: int) -> ShardReport:
@@ -50,21 +56,42 @@ def convert_shard(writer: DatasetWriter, source: Source, shard: int) -> ShardRep
     started = time.perf_counter()
     trajectories = writer.shard_trajectories(shard)
     largest = 0
+    roundings: tuple[Rounding, ...] = ()
+    magnitudes: dict[int, float] = {}
 
     def frames() -> Iterator[Frames]:
-        nonlocal largest
-        for block in blocks(source, trajectories):
+        nonlocal largest, roundings
+        for block in blocks(source, trajectories, dtype=writer.spec.dtype):
             largest = max(largest, block.largest_read_bytes)
+            roundings = first_of_each_field((*roundings, *block.roundings))
+            for channel, magnitude in block.magnitudes.items():
+                magnitudes[channel] = max(magnitude, magnitudes.get(channel, 0.0))
             yield block.frames
+        _require_no_underflow(source, trajectories, magnitudes)
 
     try:
         writer.write_shard_frames(shard, frames(), _parameters(source, trajectories))
     except UnstorableError as error:
         place = source.address(error.trajectory, error.channel)
-        raise SourceError(f"{place}: {error}") from error
+        advice = advice_on_non_finite(source, error) if isinstance(error, NonFiniteError) else ""
+        raise SourceError(f"{place}: {error}{advice}") from error
     finally:
         close_files()
-    return _report(writer.spec, shard, largest, started)
+    report = _report(writer.spec, shard, largest, started)
+    return dataclasses.replace(report, roundings=roundings)
+
+
+def _require_no_underflow(
+    source: Source, trajectories: range, magnitudes: dict[int, float]
+) -> None:
+    """Raise SourceError for a field of which float32 leaves nothing but 0."""
+    for channel, magnitude in magnitudes.items():
+        if 0 < magnitude < math.inf:
+            raise SourceError(
+                f"{source.address(trajectories[0], channel)}: field {source.fields[channel].name!r}: "
+                f"every value of trajectories {trajectories[0]} to {trajectories[-1]} becomes 0 in "
+                f"float32, the largest is {magnitude:.3g}: write them in another unit"
+            )
 
 
 def compare_shard(

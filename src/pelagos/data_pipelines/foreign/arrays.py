@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from pelagos.data_pipelines.foreign.axes import SPATIAL, axis_roles
+from pelagos.data_pipelines.conventions import MissingValueError
+from pelagos.data_pipelines.conventions.decoding import MISSING_ADVICE
+from pelagos.data_pipelines.conventions.selection import absolute_index, box_of
+from pelagos.data_pipelines.foreign.axes import SPATIAL, axis_roles, dimension_names, role_of
 from pelagos.data_pipelines.foreign.description import Description
 from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.readable import Region
-from pelagos.data_pipelines.suggestions import nearest
+from pelagos.data_pipelines.suggestions import listed, nearest
 
 DATA_ARRAY = "data"
 _LEAST_AXES = 3  # trajectory, time, x
@@ -86,11 +89,29 @@ class SourceArray:
                     f"measurements, write them as float64, which may be rounded"
                 )
         if not np.isfinite(values).all():
-            raise DatasetError(
-                f"array {self.path!r}: a value is NaN, infinite or too large for float32, or a "
-                f"chunk inside a shard is missing"
-            )
+            raise self._not_finite(selection, stored, values)
         return values
+
+    def _not_finite(
+        self, selection: Any, stored: npt.NDArray[Any], values: npt.NDArray[np.float32]
+    ) -> DatasetError:
+        """What is wrong with the first value that is not finite, and what to do."""
+        is_missing = np.isnan(values)
+        wrong = is_missing if is_missing.any() else ~np.isfinite(values)
+        first = np.argwhere(wrong)[0].tolist()
+        absolute = absolute_index(selection, box_of(selection, self.numbers.shape))
+        index = ", ".join(map(str, absolute(first)))
+        count = f"That is so of {int(wrong.sum())} of the {wrong.size} numbers read with it"
+        if is_missing.any():
+            return MissingValueError(
+                f"array {self.path!r} holds NaN at index ({index}), which is no value. {count}. "
+                f"{MISSING_ADVICE}"
+            )
+        number = stored[tuple(first)]
+        why = "is infinite" if np.isinf(number) else "is too large for float32"
+        return DatasetError(
+            f"array {self.path!r} holds {number} at index ({index}), which {why}. {count}"
+        )
 
 
 def find_arrays(
@@ -115,8 +136,13 @@ def find_arrays(
                 f"{uri} has no array {path!r}{nearest(path, arrays)}; it has {sorted(arrays)}"
             )
         return (_source(found, path, True, description, uri),)
-    names = per_field or [n for n, a in arrays.items() if a.ndim >= _LEAST_AXES]
+    names = per_field or _fields_among(arrays, description)
     lacking = [name for name in names if name not in arrays]
+    if not names and (groups := sorted(name for name, _ in root.groups())):
+        raise DatasetError(
+            f"{uri} has no arrays of three axes or more itself, but groups: name one of "
+            f"{listed(f'{uri}/{name}' for name in groups)}"
+        )
     if lacking or not names:
         raise DatasetError(
             f"{uri} has no array {', '.join(map(repr, lacking)) or 'of three axes or more'}"
@@ -137,6 +163,28 @@ def find_arrays(
             f"one shape in description.fields"
         )
     return found_arrays
+
+
+def _fields_among(arrays: Mapping[str, zarr.Array[Any]], description: Description) -> list[str]:
+    """Names of the arrays that hold frames.
+
+    Where the dimensions' names tell, those that are along neither time nor trajectories (a
+    topography, the corners of cells) are no fields, as in netCDF.
+    """
+    names = [n for n, a in arrays.items() if a.ndim >= _LEAST_AXES]
+    if description.dimensions is not None:
+        return names
+    static = [n for n in names if not _may_hold_frames(arrays[n])]
+    return [n for n in names if n not in static] or names
+
+
+def _may_hold_frames(array: zarr.Array[Any]) -> bool:
+    """Whether an array's axes are known and there is one of time or trajectories, or have no names."""
+    names = dimension_names(array)
+    if names is None:
+        return True
+    roles = [role_of(name) for name in names]
+    return all(roles) and bool({"trajectory", "time"} & set(roles))
 
 
 def _source(

@@ -18,6 +18,8 @@ from pelagos.data_pipelines.foreign.arrays import find_arrays
 from pelagos.data_pipelines.foreign.consolidated import require_current
 from pelagos.data_pipelines.foreign.description import Description
 from pelagos.data_pipelines.foreign.identity import fingerprint, identity_spec
+from pelagos.data_pipelines.foreign.left_out import note_of_left_out
+from pelagos.data_pipelines.foreign.parameters import parameter_vector
 from pelagos.data_pipelines.foreign.specification import build_spec
 from pelagos.data_pipelines.foreign.statistics_cache import cached_statistics
 from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
@@ -54,6 +56,7 @@ class ForeignDataset(SpecReader):
     Attributes:
         arrays: those that hold the data.
         assumed: a sentence for each thing that neither the array nor the description says.
+        notes: what else a person should know: arrays that are left out, ids that are rounded.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class ForeignDataset(SpecReader):
             self.arrays = find_arrays(self._root, description, uri)
             require_current(self._root, [source.path for source in self.arrays], uri)
             spec, self.assumed = build_spec(self._root, self.arrays, description, uri)
+            self.notes = note_of_left_out(self._root, self.arrays, spec.parameter_names)
         except json.JSONDecodeError as error:
             raise DatasetError(f"{uri} has damaged metadata ({error})") from error
         super().__init__(uri, spec)
@@ -108,15 +112,22 @@ class ForeignDataset(SpecReader):
 
     @cached_property
     def parameters(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Vectors along the trajectories, float64 `[trajectory]` each."""
+        """Vectors along the trajectories, float64 `[trajectory]` each.
+
+        Raises:
+            DatasetError: a number is absent or not finite, or the number of a class is rounded.
+        """
         self._refuse_fork()
         root: Any = self._root
-        return {
-            name: np.asarray(
-                ZarrNumbers(root[name], f"{self.uri}, array {name!r}").whole(), np.float64
-            )
-            for name in self.spec.parameter_names
-        }
+        found = {}
+        for name in self.spec.parameter_names:
+            where = f"{self.uri}, array {name!r}"
+            stored = ZarrNumbers(root[name], where).whole()
+            found[name], note = parameter_vector(stored, name, where)
+            if note:
+                self.notes.append(note)
+                logger.warning("%s", note)
+        return found
 
     def read_frames(
         self,
@@ -177,6 +188,8 @@ class ForeignDataset(SpecReader):
             chunks,
             self.uri,
         )
+        for note in self.notes:
+            logger.warning("%s: %s", self.uri, note)
         if assumed:
             logger.warning(
                 "%s does not say, and its description neither, so this is assumed: %s",

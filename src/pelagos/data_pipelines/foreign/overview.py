@@ -40,6 +40,7 @@ class ForeignOverview:
         stored_bytes: of all chunks that are there.
         assumed: a sentence for each thing that neither the array nor a description says.
         parameter_ranges: smallest and largest value of each vector along the trajectories.
+        notes: what else a person should know, a sentence each.
         hint: how to convert it to Pelagos' own format.
     """
 
@@ -53,6 +54,7 @@ class ForeignOverview:
     arrays: tuple[ArrayOverview, ...]
     parameter_ranges: dict[str, tuple[float, float]]
     assumed: tuple[str, ...]
+    notes: tuple[str, ...]
     hint: str
 
     def to_json(self) -> dict[str, Any]:
@@ -92,5 +94,6 @@ def overview(dataset: ForeignDataset) -> ForeignOverview:
             for name, values in dataset.parameters.items()
         },
         assumed=tuple(dataset.assumed),
+        notes=tuple(dataset.notes),
         hint=f"pelagos convert {dataset.uri} NEW.zarr",
     )

@@ -13,6 +13,7 @@ from pelagos.data_pipelines.conventions import TimeAxis, time_axis
 from pelagos.data_pipelines.foreign.arrays import SourceArray
 from pelagos.data_pipelines.foreign.axes import dimension_names
 from pelagos.data_pipelines.foreign.description import DescribedField, Description
+from pelagos.data_pipelines.foreign.parameters import require_finite_positions
 from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.schema import DatasetSpec, Field
@@ -156,10 +157,12 @@ def _coordinates(
         if role == "time" and array.dtype.kind in "fiuMm":
             is_number = array.dtype.kind in "fiu"
             points = ZarrNumbers(array, where).whole() if is_number else np.asarray(array[...])
+            require_finite_positions(points, where)
             time = time_axis(points, array.attrs.asdict(), where)
             found[role] = time.points
         elif role in source.spatial_axes and array.dtype.kind in "fiu":
             found[role] = np.asarray(ZarrNumbers(array, where).whole(), np.float64)
+            require_finite_positions(found[role], where)
     return found, time
 
 

@@ -1,6 +1,85 @@
-"""Splits of a dataset whose author gives none, and ranges of trajectories from their sizes."""
+"""Names of splits, splits of a dataset whose author gives none, and ranges from their sizes."""
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Collection, Mapping
+from typing import TypeVar
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "valid": "validation",
+    "val": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+KNOWN_SPLITS = (
+    "train (training), validation (valid, val, dev), test, "
+    "or one of them with an ending, such as test-ood"
+)
+_CLOSE = 0.75  # difflib's ratio of a word of five letters of which two changed places is 0.8
+_ENDING = re.compile(r"[-_.].+|\d+")
+
+_Value = TypeVar("_Value")
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a name is one that training, validation and evaluation look for, or such a name with
+    an ending.
+
+    >>> is_split_name("val"), is_split_name("test-ood"), is_split_name("vaild")
+    (True, True, False)
+    """
+    lower = name.lower()
+    return lower in SPLIT_NAMES or any(
+        lower.startswith(known) and _ENDING.fullmatch(lower[len(known) :]) for known in SPLIT_NAMES
+    )
+
+
+def meant_split(name: str, present: Collection[str] = ()) -> str | None:
+    """The known name that a name which is none looks like, unless its split is `present`.
+
+    >>> meant_split("vaild")
+    'valid'
+    """
+    if is_split_name(name):
+        return None
+    others = [known for known, split in SPLIT_NAMES.items() if split not in present]
+    close = difflib.get_close_matches(name.lower(), others, n=1, cutoff=_CLOSE)
+    return close[0] if close else None
+
+
+def checked_split_name(name: str) -> str:
+    """The name itself. Raises ValueError: it is none; the message lists those known."""
+    if is_split_name(name):
+        return name
+    meant = meant_split(name)
+    hint = f"; did you mean {meant!r}?" if meant else ""
+    raise ValueError(f"{KNOWN_SPLITS}{hint}")
+
+
+def canonical_splits(splits: Mapping[str, _Value]) -> dict[str, _Value]:
+    """Splits by the names that datasets use: `validation`, not `valid`.
+
+    >>> canonical_splits({"train": 8, "val": 2})
+    {'train': 8, 'validation': 2}
+
+    Raises:
+        ValueError: a name is unknown, or two name one split.
+    """
+    found: dict[str, _Value] = {}
+    given: dict[str, str] = {}
+    for name, value in splits.items():
+        try:
+            checked_split_name(name)
+        except ValueError as error:
+            raise ValueError(f"unknown split {name!r}, known are {error}") from error
+        split = SPLIT_NAMES.get(name.lower(), name)
+        if split in found:
+            raise ValueError(f"{given[split]!r} and {name!r} both name the split {split!r}")
+        found[split], given[split] = value, name
+    return found
 
 
 def default_splits(total: int) -> dict[str, int]:

@@ -227,7 +227,8 @@ def _show_plan(source: Source, spec: DatasetSpec, as_json: bool) -> None:
 
 def _report(result: ConvertResult, verify: bool, as_json: bool) -> None:
     if as_json:
-        print_json({"uri": result.uri, "differences": list(result.differences), **result.metrics})
+        found = {"differences": list(result.differences), "notes": list(result.notes)}
+        print_json({"uri": result.uri, **found, **result.metrics})
         return
     from pelagos.jobs.convert import listed
 

@@ -89,6 +89,7 @@ def _foreign_storage(found: ForeignOverview) -> dict[str, str]:
         f"{size(found.raw_bytes)} as float32",
         "arrays": "\n".join(arrays),
         "assumed": "; ".join(found.assumed),
+        "notes": "; ".join(found.notes),
         "statistics": "none stored; `pelagos data stats` computes them",
         "faster": f"in Pelagos' own format: {found.hint}",
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from pelagos.infra.addresses import reject_empty_parts
 from pelagos.infra.object_store import storage_options
 from pelagos.platform.cli.common import console, exit_on_error, finish, print_json
 from pelagos.platform.cli.data import AsJson, EndpointUrl, Uri, late_progress
@@ -94,6 +95,7 @@ def append(
     with exit_on_error(), late_progress("writing shards", True) as progress:
         from pelagos.data_pipelines.management import appending
 
+        _reject_addresses(uri, source)
         dataset = _own(uri, endpoint_url)
         more = _open(source, endpoint_url, description_at(description))
         manifest = appending.append(dataset, more, extend_split=split, progress=progress)
@@ -120,6 +122,7 @@ def copy(
     with exit_on_error(), late_progress("copying shards", True) as progress:
         from pelagos.data_pipelines.management import copying
 
+        _reject_addresses(uri, destination)
         options = storage_options(destination, destination_endpoint_url or endpoint_url)
         written = copying.copy(_own(uri, endpoint_url), destination, options, progress)
     console.print(
@@ -164,6 +167,7 @@ def merge(
     with exit_on_error(), late_progress("writing shards", True) as progress:
         from pelagos.data_pipelines.management import merging
 
+        _reject_addresses(destination, *sources)
         spec = merging.merge(
             [_open(source, endpoint_url, None) for source in sources],
             destination,
@@ -174,6 +178,12 @@ def merge(
     console.print(
         f"wrote {escape(destination)}: {spec.num_trajectories} trajectories", soft_wrap=True
     )
+
+
+def _reject_addresses(*uris: str) -> None:
+    """Reject all that cannot be read before the first is asked for."""
+    for uri in uris:
+        reject_empty_parts(uri, ValueError)
 
 
 def _own(uri: str, endpoint_url: str | None) -> Any:
@@ -191,10 +201,15 @@ def _open(uri: str, endpoint_url: str | None, description: Description | None) -
 
 
 def _splits(ranges: list[str]) -> dict[str, tuple[int, int]]:
+    from pelagos.data_pipelines.store.splits import meant_split
+
     pairs = [_range(text) for text in ranges]
     splits = dict(pairs)
     if len(splits) < len(pairs):
         raise ValueError(f"got {' '.join(ranges)}: a split is named twice, and has one range")
+    for name in splits:
+        if meant := meant_split(name):
+            raise ValueError(f"unknown split {name!r}; did you mean {meant!r}?")
     return splits
 
 

@@ -143,7 +143,9 @@ def recover_command(
     """See to your submitted runs whose process ended without a word, such as on a lost node: record
     how they ended, and start again those that have retries left.
 
-    Other verbs show such a run as lost and start nothing. Example: pelagos recover ns-pretrain
+    Other verbs show such a run as lost and start nothing.
+
+    Example: pelagos recover ns-pretrain
     """
     from pelagos.jobs import start_again, submitted_runs
     from pelagos.platform.submission import own_runs

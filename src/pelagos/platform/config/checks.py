@@ -1,7 +1,8 @@
 """Checks that need several keys of a job at once: pure arithmetic, no file is opened here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from pelagos.infra.addresses import reject_empty_parts
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob, Section, TrainingJob
 from pelagos.platform.config.sweep import (
     CHANGEABLE_WITHIN_A_RUN,
@@ -17,9 +18,13 @@ Finding = tuple[tuple[str | int, ...], str]
 def check_arithmetic(job: Section) -> list[Finding]:
     """Return (key, message) for every rule that spans several keys and is broken."""
     if isinstance(job, TrainingJob):
-        return [*_check_batch(job), *_check_parallel(job), *_check_pretrain(job)]
+        found = [*_check_batch(job), *_check_parallel(job), *_check_pretrain(job)]
+        uris = [(("data", "mixture", i, "uri"), e.uri) for i, e in enumerate(job.data.mixture)]
+        return [*found, *_check_addresses(uris, job.storage.backend)]
     if isinstance(job, GenerateJob):
-        return [f for i, d in enumerate(job.datasets) for f in _check_dataset(i, d)]
+        found = [f for i, d in enumerate(job.datasets) for f in _check_dataset(i, d)]
+        written = [(("datasets", i, "uri"), d.uri) for i, d in enumerate(job.datasets)]
+        return [*found, *_check_addresses(written, job.storage.backend)]
     if isinstance(job, SweepJob):
         return [*_check_search(job), *_check_sweep(job)]
     return []
@@ -33,6 +38,16 @@ def local_batch_size(job: TrainingJob) -> int:
 def micro_batch_size(job: TrainingJob) -> int:
     """Samples per forward pass and worker."""
     return job.parallel.micro_batch_size or local_batch_size(job)
+
+
+def _check_addresses(
+    uris: Sequence[tuple[tuple[str | int, ...], str]], backend: str
+) -> Iterator[Finding]:
+    for key, uri in uris:
+        try:
+            reject_empty_parts(uri, ValueError, backend)
+        except ValueError as error:
+            yield key, str(error)
 
 
 def _check_batch(job: TrainingJob) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.conventions import Decoded, decode_all, parse, require_present
 from pelagos.data_pipelines.conventions.selection import absolute_index, box_of
+from pelagos.data_pipelines.convert.containers import unreadable_kind
 from pelagos.data_pipelines.convert.hdf5.arrays import NETCDF_FILLS
 from pelagos.data_pipelines.convert.hdf5.opening import CLASSIC_MAGIC
 from pelagos.data_pipelines.convert.source import SourceError
@@ -48,8 +49,8 @@ class ClassicFile:
             version = stream.read(len(CLASSIC_MAGIC) + 1)[len(CLASSIC_MAGIC) :]
         if version not in _VERSIONS:
             raise SourceError(
-                f"{file} is netCDF of the classic model with 64-bit data (CDF-5), which is not read: "
-                f"`nccopy -k nc4 {file} NEW.nc` writes it as netCDF-4"
+                unreadable_kind(file, may_be_misnamed=False)
+                or f"{file} is netCDF of a version that is not read"
             )
         try:
             # the mapping lasts as long as arrays that use it: scipy's own closing would warn of that

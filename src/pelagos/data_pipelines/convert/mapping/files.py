@@ -8,9 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pelagos.data_pipelines.convert.formats import SPLIT_NAMES, natural
+from pelagos.data_pipelines.convert.containers import unreadable_kind
+from pelagos.data_pipelines.convert.formats import misspelt_split, natural
 from pelagos.data_pipelines.convert.source import SourceError
+from pelagos.data_pipelines.store.splits import SPLIT_NAMES, meant_split
 from pelagos.data_pipelines.suggestions import listed, nearest
+from pelagos.infra.addresses import reject_empty_parts
 from pelagos.infra.files import expanded_path
 
 READER_OF_SUFFIX = {
@@ -60,6 +63,8 @@ def reader_of(place: str) -> str:
     for suffix, reader in READER_OF_SUFFIX.items():
         if place.rstrip("/").endswith(suffix):
             return reader
+    if known := unreadable_kind(place):
+        raise SourceError(known)
     raise SourceError(f"{place}: known are files ending in {', '.join(READER_OF_SUFFIX)}")
 
 
@@ -79,6 +84,7 @@ def address_of(path: str, name: str | None) -> str:
             )
         return path
     name = expanded_path(name)
+    reject_empty_parts(name, SourceError)
     if "://" in name or Path(name).is_absolute():
         return name
     place = folder_of(path) / name
@@ -120,6 +126,10 @@ def matched_files(path: str, pattern: str, notes: list[str]) -> dict[Unit, str]:
         if unit in found:
             raise SourceError(f"{found[unit]} and {place} are of one split: merge their folders")
         found[unit] = place
+    present = {unit.split for unit in found}
+    for folder in sorted(strangers):
+        if meant_split(folder, present):
+            raise misspelt_split(Path(whole.partition(SPLIT_PLACE)[0]) / folder, present)
     if strangers:
         notes.append(f"left out, as they are named like no split: {', '.join(sorted(strangers))}")
     if not found:

@@ -14,7 +14,8 @@ from pelagos.data_pipelines.suggestions import nearest
 from pelagos.infra.files import expanded_path
 from pelagos.infra.yaml_text import KeyPath, YamlTextError, parse_yaml_text, read_utf8
 
-_UNION_MEMBERS = ("float", "int", "ParameterMapping", "literal[", "constrained-", "none")
+# What pydantic names in a key's path beside the keys themselves: members of unions, keys of mappings.
+_UNION_MEMBERS = ("float", "int", "ParameterMapping", "literal[", "constrained-", "none", "[key]")
 
 
 def load_mapping(file: str) -> Mapping:

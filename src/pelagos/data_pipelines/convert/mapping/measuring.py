@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.conventions import Conventions, TimeAxis, time_axis
@@ -20,7 +19,7 @@ from pelagos.data_pipelines.convert.mapping.positions import (
     require_one_place,
 )
 from pelagos.data_pipelines.convert.mapping.schema import ArrayMapping, Mapping, ParameterMapping
-from pelagos.data_pipelines.convert.readers import stored_array, whole_array
+from pelagos.data_pipelines.convert.readers import parameter_of, positions_of, stored_array
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 
 EVEN_ADVICE = "Give a number as {} in a mapping to pass over it"
@@ -90,7 +89,7 @@ def measure(path: str, mapping: Mapping, unit: Unit, files: Files) -> Measured:
         arrays.append(found)
         channel += len(entry.names)
     count = sizes.get("n", 1)
-    parameters = _parameters(path, mapping, unit, files, count)
+    parameters = _parameters(path, mapping, unit, files, count, notes)
     time = _time(path, mapping.frame_interval, unit, files, sizes.get("t", 1))
     positions = _positions(path, mapping, unit, files, sizes)
     advice = EVEN_ADVICE.format("domain_extent")
@@ -141,7 +140,7 @@ def _measure_axes(array: StoredArray, sizes: dict[str, int]) -> None:
 
 
 def _parameters(
-    path: str, mapping: Mapping, unit: Unit, files: Files, count: int
+    path: str, mapping: Mapping, unit: Unit, files: Files, count: int, notes: list[str]
 ) -> dict[str, float | tuple[float, ...]]:
     found: dict[str, float | tuple[float, ...]] = {}
     for name, value in mapping.parameters.items():
@@ -150,7 +149,7 @@ def _parameters(
             continue
         place = _place(path, value.file, unit, files)
         array = StoredArray(reader_of(place), place, value.key, "n", 0)
-        numbers = np.asarray(whole_array(array), np.float64).reshape(-1)
+        numbers = parameter_of(array, name, notes)
         if len(numbers) != count:
             raise SourceError(
                 f"{array.address} has {len(numbers)} numbers, parameter {name!r} needs one for "
@@ -217,7 +216,7 @@ def _coordinate(
     """Positions along an axis, as many as it has."""
     place = _place(path, given.file, unit, files)
     array = StoredArray(reader_of(place), place, given.key, letter, 0)
-    points = whole_array(array).reshape(-1)
+    points = positions_of(array)
     if len(points) != size:
         raise SourceError(
             f"{array.address} has {len(points)} positions, axis {letter} of the arrays has {size}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pelagos.data_pipelines.convert.readers import stored_array, whole_array
+from pelagos.data_pipelines.convert.readers import positions_of, stored_array
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 
 # Steps of a coordinate, or of two files, that differ by no more than this count as equal.
@@ -79,7 +80,7 @@ def read_positions(array: StoredArray, size: int) -> Positions:
     Raises:
         SourceError: they are not as many as the axis has points, or no array of numbers.
     """
-    points = np.asarray(whole_array(array)).reshape(-1).astype(np.float64)
+    points = np.asarray(positions_of(array), np.float64)
     if len(points) != size:
         raise SourceError(
             f"{array.address} has {len(points)} positions, axis {array.axes} of the arrays has {size}"
@@ -104,12 +105,10 @@ def own_positions(array: StoredArray) -> dict[str, Positions]:
         if key is None or letter not in "tzyx":
             continue
         coordinate = StoredArray(array.reader, array.file, key, letter, 0)
-        try:
-            is_of_axis = stored_array(coordinate).shape == (size,)
-        except SourceError:  # names, moments: what a mapping does not name need not be numbers
-            continue
-        if is_of_axis:
-            found[letter] = read_positions(coordinate, size)
+        # names, moments, gaps: what a mapping does not name need not be numbers
+        with contextlib.suppress(SourceError):
+            if stored_array(coordinate).shape == (size,):
+                found[letter] = read_positions(coordinate, size)
     return found
 
 

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from pelagos.data_pipelines.store.splits import canonical_splits, checked_split_name
 
 
 class Section(BaseModel):
@@ -79,6 +81,11 @@ class Mapping(Section):
     fill_value: float | None = Field(
         None, description="what takes the place of missing values; default: the field's mean"
     )
-    splits: dict[str, float] | None = Field(
+    splits: dict[Annotated[str, AfterValidator(checked_split_name)], float] | None = Field(
         None, description="shares or numbers of trajectories, in order"
     )
+
+    @field_validator("splits")
+    @classmethod
+    def _by_their_own_names(cls, splits: dict[str, float] | None) -> dict[str, float] | None:
+        return None if splits is None else canonical_splits(splits)

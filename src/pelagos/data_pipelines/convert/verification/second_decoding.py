@@ -69,7 +69,7 @@ def decoded(
         stored = np.asarray(raw(index))
         is_missing = np.zeros(stored.shape, bool)
         for number in missing:
-            is_missing |= _same(stored, number)
+            is_missing |= _same(stored, number, "_Unsigned" in attributes)
         values = _resigned(stored, attributes)
         wide = values
         if is_packed:
@@ -106,8 +106,11 @@ def _as_stored(number: Any, stored: Numbers, values: Numbers) -> Any:
     return np.asarray(int(number)).astype(stored.dtype).astype(values.dtype)[()]
 
 
-def _same(stored: Numbers, number: Any) -> Numbers:
-    """Where stored numbers are one of the attributes, in the narrower type of the two."""
+def _same(stored: Numbers, number: Any, may_wrap: bool) -> Numbers:
+    """Where stored numbers are one of the attributes, in the narrower type of the two.
+
+    Only where `_Unsigned` says that the type is another one (`may_wrap`) is 65535 of two bytes -1.
+    """
     if stored.dtype.kind == "f":
         narrow = np.float32 if getattr(number, "dtype", None) == np.float32 else stored.dtype.type
         with np.errstate(over="ignore"):
@@ -115,6 +118,10 @@ def _same(stored: Numbers, number: Any) -> Numbers:
     if stored.dtype.kind == "b" or float(number) != int(number):
         return np.zeros(stored.shape, bool)
     size = 8 * stored.dtype.itemsize
+    bounds = np.iinfo(stored.dtype)
+    low, high = (-(2 ** (size - 1)), 2**size - 1) if may_wrap else (bounds.min, bounds.max)
+    if not low <= int(number) <= high:  # 1e20 is no number of two bytes
+        return np.zeros(stored.shape, bool)
     wrapped = int(number) % 2**size
     unsigned = stored.astype(f"u{stored.dtype.itemsize}")
     return np.asarray(unsigned == np.array(wrapped, unsigned.dtype))
