@@ -1,8 +1,13 @@
-"""Addresses that can never be read, told before the first request."""
+"""Addresses that can never be read, or never be written down, told before the first request."""
 
 from __future__ import annotations
 
+import re
+from urllib.parse import parse_qsl, urlsplit
+
 REFERENCE_SCHEME = "reference"
+# Azure's container@account, which names a place.
+CONTAINER_SCHEMES = ("abfs", "abfss", "az", "adl", "wasb", "wasbs")
 BUCKET_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs")
 
 
@@ -36,3 +41,68 @@ def reject_empty_parts(uri: str, error: type[ValueError], backend: str = "auto")
         f"through fsspec where there is that choice (storage: backend: fsspec), or copy it to "
         f"another key"
     )
+
+
+# Names of what stands in a query to prove who asks, in the addresses of stores and servers.
+_SECRET_NAMES = re.compile(
+    r"token|secret|sig(nature)?$|passw|pwd|credential|auth|api.?key|access.?key|^key$|^sas$|^s[ev]$",
+    re.IGNORECASE,
+)
+_LONGEST_PLAIN_VALUE = 24  # longer ones look like secrets, whatever they are called
+_REMEDY = (
+    "addresses are kept in job files, records and logs. Set it in the environment instead "
+    "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, PGUSER, PGPASSWORD, AWS_…), or in the "
+    "cluster's secrets_file"
+)
+
+
+def reject_credentials(uri: str, error: type[ValueError] = ValueError) -> str:
+    """Return an address; raise `error` where it holds a user's name, a password or a token."""
+    what = _credentials_in(uri)
+    if what:
+        raise error(f"{without_credentials(uri)} holds {what}, and {_REMEDY}")
+    return uri
+
+
+def without_credentials(uri: str) -> str:
+    """An address for messages, with `…` for what would prove who asks.
+
+    >>> without_credentials("https://me:pass@host/path?token=abc&part=1")
+    'https://…@host/path?token=…&part=1'
+    """
+    head, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    place, slash, path = rest.partition("/")
+    if "@" in place and head not in CONTAINER_SCHEMES:
+        place = "…@" + place.rpartition("@")[2]
+    path, mark, query = path.partition("?")
+    parts = [_shown_part(part) for part in query.split("&")] if mark else []
+    return f"{head}://{place}{slash}{path}{mark}{'&'.join(parts)}"
+
+
+def _credentials_in(uri: str) -> str:
+    """What in an address proves who asks; empty: nothing."""
+    if "://" not in uri:
+        return ""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # no address: said elsewhere
+        return ""
+    if "@" in parts.netloc and parts.scheme not in CONTAINER_SCHEMES:
+        return "a password" if ":" in parts.netloc.rpartition("@")[0] else "a user's name"
+    for name, value in parse_qsl(parts.query):
+        if _is_secret(name, value):
+            return f"a secret ({name})"
+    return ""
+
+
+def _is_secret(name: str, value: str) -> bool:
+    return bool(value) and (
+        _SECRET_NAMES.search(name) is not None or len(value) > _LONGEST_PLAIN_VALUE
+    )
+
+
+def _shown_part(part: str) -> str:
+    name, equals, value = part.partition("=")
+    return f"{name}{equals}{'…' if _is_secret(name, value) else value}"

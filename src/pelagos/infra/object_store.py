@@ -23,7 +23,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
-from pelagos.infra.addresses import BUCKET_SCHEMES, reject_references
+from pelagos.infra.addresses import BUCKET_SCHEMES, reject_credentials, reject_references
 from pelagos.infra.read_policy import OPTION, Backend, ReadCounters, ReadPolicy, split_options
 from pelagos.infra.s3_credentials import Frozen, current_credentials
 from pelagos.infra.store_failures import http_status, is_malformed, is_missing, is_refused, summary
@@ -107,6 +107,7 @@ class RemoteStore:
         missing: type[ValueError] = StorageMissingError,
     ) -> None:
         reject_references(uri, error)
+        reject_credentials(uri, error)
         scheme, _, place = uri.partition("://")
         if scheme in BUCKET_SCHEMES and not place.partition("/")[0]:
             raise error(f"{uri} names no bucket: expected {scheme}://BUCKET/PATH")

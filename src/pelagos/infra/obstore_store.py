@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from pelagos.infra.addresses import reject_empty_parts
+from pelagos.infra.addresses import reject_credentials, reject_empty_parts
 from pelagos.infra.hedging import Hedger
 from pelagos.infra.object_store import (
     S3_SCHEMES,
@@ -77,6 +77,7 @@ def open_remote(
     """
     scheme = uri.partition("://")[0]
     backend = split_options(storage_options)[0].backend
+    reject_credentials(uri, error)
     reject_empty_parts(uri, error, backend)
     if backend == "obstore" and scheme not in SCHEMES:
         raise ValueError(

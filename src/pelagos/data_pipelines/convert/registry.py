@@ -30,7 +30,7 @@ from pelagos.data_pipelines.convert.source import Source, SourceError, finished
 from pelagos.data_pipelines.store import DatasetError, open_dataset
 from pelagos.data_pipelines.store.zarr_view import METADATA_NAMES
 from pelagos.data_pipelines.suggestions import nearest
-from pelagos.infra.addresses import reject_empty_parts, reject_references
+from pelagos.infra.addresses import reject_credentials, reject_empty_parts, reject_references
 from pelagos.infra.object_store import is_remote, storage_options
 from pelagos.infra.store_failures import summary
 
@@ -64,6 +64,7 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             breaks the format's rules: the file, the key and what was expected are named.
     """
     reject_references(path, SourceError)
+    reject_credentials(path, SourceError)
     reject_empty_parts(path, SourceError)
     if options.format is not None and options.format not in FORMATS:
         raise SourceError(

@@ -16,7 +16,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.layout import SHARD_PREFIX
-from pelagos.infra.addresses import reject_empty_parts, reject_references
+from pelagos.infra.addresses import reject_credentials, reject_empty_parts, reject_references
 from pelagos.infra.object_store import S3_SCHEMES, s3_options
 from pelagos.infra.read_policy import split_options
 
@@ -55,6 +55,7 @@ class StrictStore(WrapperStore[Store]):
 def open_store(uri: str, storage_options: dict[str, Any] | None = None) -> StrictStore:
     """The objects of a path or URI as Zarr sees them, read-only."""
     reject_references(uri, DatasetError)
+    reject_credentials(uri, DatasetError)
     reject_empty_parts(uri, DatasetError, split_options(storage_options)[0].backend)
     scheme, separator, rest = uri.partition("://")
     inner: Store

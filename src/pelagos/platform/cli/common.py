@@ -11,7 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from typer.core import TyperGroup
 
+from pelagos.infra.addresses import reject_credentials
 from pelagos.infra.files import expanded_path
 
 EXIT_FAILED = 1
@@ -25,6 +27,18 @@ def expanded_option(path: str | None) -> str | None:
         return None if path is None else expanded_path(path)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+class CheckedGroup(TyperGroup):
+    """The verbs together: none is given an address with a password or token, which other users of
+    the machine could read in its list of processes, and which would be repeated in messages."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for argument in args:
+            key, _, value = argument.partition("=")
+            with exit_on_error():
+                reject_credentials(argument if "://" in key else value)
+        return super().parse_args(ctx, args)
 
 
 RunsDir = Annotated[

@@ -9,6 +9,7 @@ from pelagos.platform.cli import runs, submission, weights
 from pelagos.platform.cli.checkpoint import app as checkpoint_app
 from pelagos.platform.cli.common import (
     EXIT_INTERRUPTED,
+    CheckedGroup,
     RunsDir,
     console,
     exit_on_error,
@@ -26,6 +27,7 @@ from pelagos.platform.cli.sweep import sweep_command
 
 app = typer.Typer(
     name="pelagos",
+    cls=CheckedGroup,
     help="Train foundation models for PDEs and images on a cluster, from one YAML file.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from pelagos.infra.addresses import without_credentials
 from pelagos.infra.files import expanded_path
 from pelagos.infra.yaml_text import (
     TRUTH_WORDS_OF_YAML_1_1,
@@ -306,7 +307,8 @@ def _explain(detail: Any, kind: Any, lines: dict[KeyPath, int]) -> Problem:
     if detail["type"] == "literal_error" and isinstance(got, str):
         choices = [str(a) for a in get_args(_annotation_at(kind, key))]
         close = nearest(got, choices)
-    return Problem(key, f"got {got!r} ({type(got).__name__}), allowed: {allowed}{close}", line)
+    shown = without_credentials(got) if isinstance(got, str) else got
+    return Problem(key, f"got {shown!r} ({type(got).__name__}), allowed: {allowed}{close}", line)
 
 
 def _without_echoes(problems: list[Problem]) -> list[Problem]:

@@ -15,6 +15,7 @@ from pelagos.platform.config.parallel import FullyShardConfig as FullyShardConfi
 from pelagos.platform.config.parallel import MemoryBudgetConfig as MemoryBudgetConfig
 from pelagos.platform.config.parallel import ParallelConfig as ParallelConfig
 from pelagos.platform.config.parallel import ZeroConfig as ZeroConfig
+from pelagos.platform.config.section import AddressText as AddressText
 from pelagos.platform.config.section import CheckpointName as CheckpointName
 from pelagos.platform.config.section import Fraction as Fraction
 from pelagos.platform.config.section import NonNegativeFloat as NonNegativeFloat
@@ -30,7 +31,7 @@ from pelagos.platform.config.section import Section as Section
 class StorageConfig(Section):
     """How to reach `s3://` data. Credentials never stand here: they come from the environment."""
 
-    endpoint_url: str | None = Field(
+    endpoint_url: AddressText | None = Field(
         None, description="S3 endpoint; default: AWS_ENDPOINT_URL, else Amazon's own."
     )
     region: str | None = Field(None, description="S3 region; default: AWS_REGION.")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from pelagos.infra.addresses import reject_credentials
 from pelagos.infra.files import expanded_path
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -37,7 +38,9 @@ def _as_text(name: Any) -> Any:
 
 RegularExpression = Annotated[str, AfterValidator(_that_compiles)]
 # A path or address; `~` and `${VAR}` are replaced when the file is read, so records show the result.
-PathText = Annotated[str, AfterValidator(expanded_path)]
+# None holds a password or token: they are kept in records and shown in logs.
+AddressText = Annotated[str, AfterValidator(reject_credentials)]
+PathText = Annotated[str, AfterValidator(expanded_path), AfterValidator(reject_credentials)]
 # YAML reads a step as a number, and `last` as text.
 CheckpointName = Annotated[str, BeforeValidator(_as_text)]
 

@@ -9,7 +9,7 @@ import fsspec
 from pelagos.data_pipelines.convert.containers import unreadable_kind
 from pelagos.data_pipelines.convert.extras import require
 from pelagos.data_pipelines.convert.source import SourceError
-from pelagos.infra.addresses import reject_empty_parts, reject_references
+from pelagos.infra.addresses import reject_credentials, reject_empty_parts, reject_references
 from pelagos.infra.object_store import is_remote, storage_options
 
 HDF5_CACHE_BYTES = 16 * 2**20  # per array: a compressed chunk is then decoded once, not per slice
@@ -24,6 +24,7 @@ def open_hdf5(file: str) -> Any:
         SourceError: it is not there, or not HDF5.
     """
     reject_references(file, SourceError)
+    reject_credentials(file, SourceError)
     reject_empty_parts(file, SourceError)
     h5py = require("h5py", f"reading {file}")
     try:
