@@ -69,11 +69,11 @@ class DirectoryStore:
             sync_directory(path.parent)
         return True
 
-    def write(self, key: str, content: bytes) -> None:
+    def write(self, key: str, content: bytes, mode: int = 0o666) -> None:
         path = self._path(key)
         with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_durably(path, content)
+            replace_durably(path, content, mode)
 
     def read(self, key: str) -> bytes:
         path = self._path(key)

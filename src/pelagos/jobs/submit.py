@@ -41,7 +41,7 @@ from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.submission import own_runs
-from pelagos.platform.submission.package import FILES, WHEEL, build_archives, upload
+from pelagos.platform.submission.package import FILES, WHEEL, build_archives, names_in, upload
 from pelagos.platform.submission.record import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,11 @@ class SubmissionPlan:
     archives: dict[str, bytes]
     options: Options
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the user's own files that are shipped."""
+        return names_in(self.archives)
+
     def describe(self) -> dict[str, Any]:
         """Return what would be sent: what the back end renders, resources, cost per hour."""
         return {
@@ -94,6 +99,7 @@ class SubmissionPlan:
             "kind": self.cluster.config.kind,
             "storage": self.store.uri,
             "code": {key: len(content) for key, content in self.archives.items()},
+            "files": list(self.files),
             "runs": [
                 self._describe(run, self._rendered(group) if number == 0 else {})
                 for group in self.groups()
@@ -244,6 +250,8 @@ def submit(planned: SubmissionPlan, say: Callable[[str], None] = lambda text: No
     """
     sent = upload(planned.store, planned.archives)
     say(f"code: {sent:,} bytes sent" if sent else "code: unchanged, nothing sent")
+    if planned.files:
+        say(f"your files, {len(planned.files)}: {', '.join(planned.files)}")
     for group in planned.groups():
         records = [_claimed(planned, run) for run in group]
         if group[0].array is None:

@@ -328,6 +328,7 @@ def _show_plan(described: dict[str, Any], as_json: bool) -> None:
             "priority": run["priority"],
             "environment": run["environment"] or "-",
             "cost per hour": run["cost_per_hour"] or "no price in clusters.yaml",
+            "your files": ", ".join(described["files"]) or "-",
             "notes": "; ".join(run["notes"]) or "-",
         }
         for key, value in rows.items():

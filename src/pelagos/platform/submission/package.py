@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pelagos
-from pelagos.infra.directory_store import ObjectStore
+from pelagos.infra.directory_store import DirectoryStore, ObjectStore
+from pelagos.infra.object_store import StorageMissingError
+from pelagos.platform.submission.included_files import included_files, is_skipped
 
 CODE = "code"
 WHEEL, FILES = "pelagos.whl", "files.zip"
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)
-SKIPPED_PARTS = ("__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache")
-MAX_FILES_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ def build_archives(include: Sequence[str]) -> tuple[CodeArchive, dict[str, bytes
             directory.
 
     Raises:
-        ValueError: one does not exist, lies outside the current directory, or all are too large.
+        ValueError: one does not exist, lies outside the current directory, looks like a secret, or
+            all are too large.
     """
-    own = _user_files(include)
+    own = included_files(include)
     wheel, files = _zipped(_package_files()), _zipped(own)
     digest = hashlib.sha256(wheel + files).hexdigest()[:32]
     archive = CodeArchive(
@@ -62,15 +63,36 @@ def build_archives(include: Sequence[str]) -> tuple[CodeArchive, dict[str, bytes
     return archive, {archive.key(WHEEL): wheel, archive.key(FILES): files}
 
 
+def names_in(contents: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Return the names of the user's files among archives."""
+    (files,) = (content for key, content in contents.items() if key.endswith(f"/{FILES}"))
+    return tuple(zipfile.ZipFile(io.BytesIO(files)).namelist())
+
+
 def upload(store: ObjectStore, contents: Mapping[str, bytes]) -> int:
-    """Bring archives to storage unless they are there; return the bytes that were sent."""
+    """Bring archives to storage unless they are there; return the bytes that were sent.
+
+    In a directory nobody else can read them. What somebody else has put in their place is replaced.
+    """
     sent = 0
     for key, content in contents.items():
-        folder = key.rpartition("/")[0]
-        if store.sizes(folder).get(key) != len(content):
+        if _is_there(store, key, content):
+            continue
+        if isinstance(store, DirectoryStore):
+            store.write(key, content, mode=0o600)
+        else:
             store.write(key, content)
-            sent += len(content)
+        sent += len(content)
     return sent
+
+
+def _is_there(store: ObjectStore, key: str, content: bytes) -> bool:
+    if store.sizes(key.rpartition("/")[0]).get(key) != len(content):
+        return False
+    try:
+        return store.read(key) == content
+    except StorageMissingError:
+        return False
 
 
 def _package_files() -> dict[str, bytes]:
@@ -78,7 +100,7 @@ def _package_files() -> dict[str, bytes]:
     files = {
         f"pelagos/{path.relative_to(root)}": path.read_bytes()
         for path in root.rglob("*")
-        if path.is_file() and not _is_skipped(path.relative_to(root))
+        if path.is_file() and not is_skipped(path.relative_to(root))
     }
     info = f"pelagos-{pelagos.__version__}.dist-info"
     files[f"{info}/METADATA"] = (
@@ -86,37 +108,6 @@ def _package_files() -> dict[str, bytes]:
     )
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     return files
-
-
-def _user_files(include: Sequence[str]) -> dict[str, bytes]:
-    here = Path.cwd()
-    found: dict[str, bytes] = {}
-    total = 0
-    for given in include:
-        path = Path(given).absolute()
-        if not path.exists():
-            raise ValueError(f"--include {given}: does not exist")
-        if not path.resolve().is_relative_to(here.resolve()):
-            raise ValueError(
-                f"--include {given}: lies outside {here}; files are shipped under their names "
-                "relative to the current directory"
-            )
-        for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            name = file.relative_to(here)
-            if not file.is_file() or _is_skipped(name):
-                continue
-            total += file.stat().st_size
-            if total > MAX_FILES_BYTES:
-                raise ValueError(
-                    f"--include: more than {MAX_FILES_BYTES >> 20} MiB (at {name}); data belongs in "
-                    "storage, named by the job"
-                )
-            found[str(name)] = file.read_bytes()
-    return found
-
-
-def _is_skipped(path: Path) -> bool:
-    return any(part in SKIPPED_PARTS for part in path.parts) or path.suffix == ".pyc"
 
 
 def _zipped(files: Mapping[str, bytes]) -> bytes:
