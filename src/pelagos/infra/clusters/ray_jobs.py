@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pelagos.infra.clusters.base import (
     BOOTSTRAP,
@@ -142,7 +143,20 @@ class RayJobsCluster(Cluster):
         token = os.environ.get(self.config.token_env, "")
         if self.config.token_file:
             token = read_private(self.config.token_file)
+        if token and not self._is_confidential():
+            raise ClusterError(
+                f"cluster {self.name}: {self.config.address} is plain HTTP to another machine, where "
+                f"others on the network read the token. Use https://, or a tunnel (ssh -L "
+                f"8265:localhost:8265 HEAD, address http://localhost:8265); on a network that you "
+                f"trust, set allow_http: true in clusters.yaml"
+            )
         return {"Authorization": f"Bearer {token}"} if token else None
+
+    def _is_confidential(self) -> bool:
+        """Whether what is sent stays between this process and the cluster."""
+        parts = urlsplit(self.config.address)
+        is_here = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        return self.config.allow_http or parts.scheme == "https" or is_here
 
     def _queue_key(self, submission: Submission) -> str:
         """Name the queue: one for each storage, cluster and version of the code."""

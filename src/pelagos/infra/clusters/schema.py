@@ -89,6 +89,9 @@ class RayConfig(CommonConfig):
         "RAY_AUTH_TOKEN", description="Environment variable that holds the token."
     )
     token_file: PathText | None = Field(None, description="File that holds the token, mode 0600.")
+    allow_http: bool = Field(
+        False, description="Send the token over plain HTTP, on a network that you trust."
+    )
     verify_tls: bool | PathText = Field(True, description="false, or the path of a CA bundle.")
     python: Word = Field("python", description="Interpreter on the nodes.")
     quotas: RayQuotas = RayQuotas()

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -247,15 +248,26 @@ def clusters_command(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Contact them, or only list them.")
     ] = True,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Let ./clusters.yaml, as it is now, say where tokens go; look at it first.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the clusters of clusters.yaml and check that each can be reached and used.
 
     Example: pelagos clusters lab
     """
-    from pelagos.platform.config.clusters import find_cluster, load_clusters
+    from pelagos.platform.config.clusters import PROJECT_FILE, find_cluster, load_clusters
+    from pelagos.platform.config.trusted_files import trust as trust_file
 
     with exit_on_error():
+        if trust:
+            trust_file(Path(PROJECT_FILE))
+            console.print(f"{Path(PROJECT_FILE).absolute()} is trusted until it changes")
         configs = {name: find_cluster(name)} if name else load_clusters()
         rows: list[dict[str, Any]] = []
         for key, config in configs.items():

@@ -1,5 +1,11 @@
-"""Reading `clusters.yaml`: the project's own file, on top of the user's."""
+"""Reading `clusters.yaml`: the project's own file, on top of the user's.
 
+A project's file comes with the project, from whoever wrote that. Until its user has looked at it and
+said so (`pelagos clusters --trust`), it may name storage and defaults; what says where a secret goes, or
+what is run with it, counts only in the user's own file.
+"""
+
+import logging
 import os
 import re
 from pathlib import Path
@@ -15,8 +21,18 @@ from pelagos.platform.config.load import (
     read_yaml_text,
     validate_section,
 )
+from pelagos.platform.config.trusted_files import is_trusted
 
+logger = logging.getLogger(__name__)
 PROJECT_FILE = "clusters.yaml"
+# What a project's file may say of a cluster of the user's own.
+PROJECT_KEYS = frozenset({"storage", "defaults"})
+# What it may say of one of its own: nothing of it says where a secret goes, or what is run with it.
+HARMLESS_KEYS = PROJECT_KEYS | {
+    *("kind", "node", "max_nodes", "price_per_device_hour", "currency", "shared_paths", "quotas"),
+    *("partition", "account", "qos", "constraint", "time_limit", "notice_seconds", "exclusive"),
+}
+_warned: set[str] = set()
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -29,22 +45,24 @@ def user_file() -> Path:
 def load_clusters() -> dict[str, ClusterConfig]:
     """Return every cluster by name: of PELAGOS_CLUSTERS if set, else the user's and the project's.
 
+    Clusters of a project's file that is not trusted are left out, with a warning, if they need to be.
+
     Raises:
         ConfigError: with every problem of a file.
     """
-    given = os.environ.get("PELAGOS_CLUSTERS")
-    if given:
-        return parse_clusters(read_yaml_text(given), given)
-    clusters: dict[str, ClusterConfig] = {}
-    for path in (user_file(), Path(PROJECT_FILE)):
-        if path.exists():
-            clusters |= parse_clusters(read_yaml_text(path), str(path))
+    clusters, left_out = _load()
+    for name, reason in left_out.items():
+        if name not in _warned:
+            _warned.add(name)
+            logger.warning("cluster %s: %s", name, reason)
     return clusters
 
 
 def find_cluster(name: str) -> ClusterConfig:
     """Return one cluster. Raises `ConfigError`, listing those there are."""
-    clusters = load_clusters()
+    clusters, left_out = _load()
+    if name in left_out:
+        raise ConfigError(PROJECT_FILE, [Problem(("clusters", name), left_out[name])])
     if name not in clusters:
         known = ", ".join(clusters) or f"none (write {PROJECT_FILE} here or {user_file()})"
         raise ConfigError(
@@ -52,6 +70,37 @@ def find_cluster(name: str) -> ClusterConfig:
             [Problem((name,), f"no such cluster{nearest(name, clusters)}; there are: {known}")],
         )
     return clusters[name]
+
+
+def _load() -> tuple[dict[str, ClusterConfig], dict[str, str]]:
+    """The clusters, and by name why others of the project's file are left out."""
+    given = os.environ.get("PELAGOS_CLUSTERS")
+    if given:
+        return parse_clusters(read_yaml_text(given), given), {}
+    own = user_file()
+    clusters = parse_clusters(read_yaml_text(own), str(own)) if own.exists() else {}
+    path = Path(PROJECT_FILE)
+    if not path.exists() or (own.exists() and path.samefile(own)):
+        return clusters, {}
+    project = parse_clusters(read_yaml_text(path), str(path))
+    if is_trusted(path):
+        return clusters | project, {}
+    left_out = {}
+    for name, config in project.items():
+        asks = sorted(set(config.model_fields_set) - HARMLESS_KEYS)
+        if name in clusters:
+            # of a cluster of the user's own, the project says where it keeps its runs
+            told = {key: getattr(config, key) for key in config.model_fields_set & PROJECT_KEYS}
+            clusters[name] = clusters[name].model_copy(update=told)
+        elif not asks:
+            clusters[name] = config
+        if asks:
+            left_out[name] = (
+                f"{path.absolute()} sets {', '.join(asks)}, which say where secrets go and what is run "
+                f"with them, and is not trusted yet. Look at it, then: pelagos clusters --trust. Or "
+                f"write the cluster into your own {own}"
+            )
+    return clusters, {name: why for name, why in left_out.items() if name not in clusters}
 
 
 def parse_clusters(text: str, source: str) -> dict[str, ClusterConfig]:
