@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.convert.hdf5 import open_hdf5
+from pelagos.data_pipelines.convert.hdf5.elsewhere import require_beside, require_numbers_beside
 from pelagos.data_pipelines.convert.hdf5.gaps import find_gaps
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Source, SourceError
@@ -139,12 +140,14 @@ def child(group: Any, key: str, expected: str) -> Any:
     Raises:
         SourceError: it is not there; says what is.
     """
+    require_beside(group, key)
     if key not in group:
         raise SourceError(
             f"{group.file.filename}: {group.name.rstrip('/')}/{key} is missing, expected is "
             f"{expected}; there are {', '.join(list(group)[:10]) or 'no members'}"
         )
     found = group[key]
+    require_numbers_beside(found, f"{group.file.filename}: {found.name}")
     if len(getattr(found, "shape", None) or ()) == 1:
         # a coordinate, which formats read whole; of data each part is looked at when it is read
         gap = find_gaps(found).first_in(tuple((0, size) for size in found.shape))

@@ -189,8 +189,9 @@ def _samples(file: str, opened: Any) -> _Look:
     notes: list[str] = []
     for group in groups:
         place = f"{file}: {group}"
-        data = child(opened[group], "data", "the samples' values [t, x, …, c]")
-        grid = opened[group].get("grid", {})
+        sample = child(opened, group, "a sample")
+        data = child(sample, "data", "the samples' values [t, x, …, c]")
+        grid = child(sample, "grid", "positions") if "grid" in sample else {}
         agreement.require("the shape of data but for its frames", place, tuple(data.shape[1:]))
         lengths.append((place, int(data.shape[0])))
         space = _SPACE[: len(data.shape) - 2]
@@ -204,7 +205,7 @@ def _samples(file: str, opened: Any) -> _Look:
         agreement.require("the presence of times", place, own is not None)
         if own is not None:
             require_equal_times(agreement, place, own[:shortest])
-    data = opened[groups[0]]["data"]
+    data = child(child(opened, groups[0], "a sample"), "data", "values")
     dims = len(data.shape) - 2
     channels = int(data.shape[-1])
     names = SAMPLE_FIELDS.get((dims, channels), tuple(f"channel-{i}" for i in range(channels)))
@@ -306,7 +307,8 @@ def _arrays(file: str, opened: Any, layout: str) -> _Look:
         names += fields
     keys = {letter: f"{letter}-coordinate" for letter in space}
     positions = _positions(opened, keys, main.shape[2 : 2 + dims], file)
-    times = None if layout == "darcy" else opened.get("t-coordinate", opened.get("t"))
+    named = [k for k in ("t-coordinate", "t") if k in opened and layout != "darcy"]
+    times = child(opened, named[0], "times of the frames") if named else None
     num_frames = 2 if layout == "darcy" else int(main.shape[1])
     notes: list[str] = []
     found = None if times is None else _times(times, file, num_frames, notes)

@@ -192,12 +192,15 @@ def _samples(file: str, problem: Problem, agreement: Agreement) -> tuple[list[Pa
             )
         for group in groups:
             shapes = {
-                v.key: child(opened[group], v.key, "an array of the sample").shape
+                v.key: child(
+                    child(opened, group, "a sample"), v.key, "an array of the sample"
+                ).shape
                 for v in problem.variables
             }
             agreement.require("the shape of each array", f"{file}: {group}", shapes)
         axes = {
-            v.key: matched_axes(file, opened[groups[0]][v.key], v.axes) for v in problem.variables
+            v.key: matched_axes(file, child(opened, groups[0], "a sample")[v.key], v.axes)
+            for v in problem.variables
         }
     parts = [
         Part(

@@ -241,7 +241,7 @@ def _arrays(
     for order, group_name in enumerate(GROUPS):
         if group_name not in opened:
             continue
-        group = opened[group_name]
+        group = child(opened, group_name, "a group of fields")
         components = ["".join(c) for c in itertools.product(dims, repeat=order)]
         for name in texts(group.attrs.get("field_names", list(group))):
             stored = child(group, name, "a field named in field_names")

@@ -17,6 +17,7 @@ from pelagos.data_pipelines.conventions import (
     require_present,
 )
 from pelagos.data_pipelines.conventions.selection import Box, absolute_index, box_of
+from pelagos.data_pipelines.convert.hdf5.elsewhere import require_beside, require_numbers_beside
 from pelagos.data_pipelines.convert.hdf5.filters import plugin_hint, require_filters
 from pelagos.data_pipelines.convert.hdf5.gaps import Gaps, find_gaps
 from pelagos.data_pipelines.convert.hdf5.opening import open_hdf5
@@ -50,11 +51,13 @@ class Hdf5File:
 
         It is opened anew each time: an open one keeps a cache of chunks, and there may be many.
         """
+        require_beside(self.file, key)
         try:
             found = self.file[key]
         except KeyError:
             self._explain_link(key)
             raise
+        require_numbers_beside(found, f"{self.name}: {key}")
         facts = self.known.setdefault(key, _Facts())
         return Hdf5Array(found, f"{self.name}: {key}", facts)
 

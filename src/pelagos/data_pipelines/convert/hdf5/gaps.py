@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.conventions.selection import Box
+from pelagos.data_pipelines.convert.hdf5.elsewhere import require_numbers_beside
 
 # Larger virtual arrays are not compared point by point with what their sources cover.
 MOST_COUNTED_POINTS = 2**26
@@ -80,7 +81,12 @@ class Gaps:
 
 
 def find_gaps(dataset: Any, level: int = 0) -> Gaps:
-    """What of an h5py dataset was never written. Reads its index of chunks, none of its data."""
+    """What of an h5py dataset was never written. Reads its index of chunks, none of its data.
+
+    Raises:
+        SourceError: it, or a source of it, has its numbers in a file elsewhere.
+    """
+    require_numbers_beside(dataset, f"{dataset.file.filename}: {dataset.name}")
     shape = tuple(map(int, dataset.shape))
     whole = tuple((0, size) for size in shape)
     if math.prod(shape) == 0:
