@@ -185,10 +185,20 @@ def read_weights(directory: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}")
         return _read_file(folder / WEIGHTS_FILE)
     try:
-        index = dict(json.loads((folder / INDEX_FILE).read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / INDEX_FILE} is damaged: it has no weight_map") from error
-    files = sorted(set(index.values()))
+        index = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+        if not isinstance(index, dict) or not index:
+            raise TypeError("weight_map is no object with names")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{folder / INDEX_FILE} is damaged: it has no weight_map of names and files"
+        ) from error
+    files = sorted({str(name) for name in index.values()})
+    elsewhere = [name for name in files if Path(name).name != name]
+    if elsewhere:
+        raise ValueError(
+            f"{folder / INDEX_FILE} lists files outside its directory: {_first(elsewhere)}; an index is "
+            f"data of others, and none of them is read"
+        )
     absent = [name for name in files if not (folder / name).is_file()]
     if absent:
         raise ValueError(

@@ -8,10 +8,11 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import google_crc32c
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 FORMAT = "pelagos-checkpoint"
@@ -19,6 +20,43 @@ FORMAT_VERSION = 2  # 1 had no checksums of tensors
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer.json"
 READ_BYTES = 16 * 2**20
+
+
+# One component of a path: a file of a checkpoint is in its directory.
+FileName = Annotated[str, Field(pattern=r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}$")]
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+Checksum = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _File(_Part):
+    name: FileName
+    num_bytes: Count
+    crc32c: Checksum
+
+
+class _Tensor(_Part):
+    shape: list[Count]
+    dtype: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
+    pieces: list[tuple[list[Count], list[Count], Checksum]]
+
+
+class _Head(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    format: str
+    version: Annotated[int, Field(ge=1, le=10**6)]
+    step: Count
+
+
+class _Stored(_Head):
+    """What a manifest of this version may hold, whoever wrote it."""
+
+    files: list[_File]
+    tensors: dict[str, _Tensor] = {}
 
 
 class CheckpointError(ValueError):
@@ -130,21 +168,28 @@ def parse_manifest(text: str, uri: str) -> Manifest:
         CheckpointError: it is not a manifest, or of a newer format than this version reads.
     """
     try:
-        content = json.loads(text)
-        version = int(content["version"])
-        if content["format"] != FORMAT:
-            raise KeyError("format")
-        if version > FORMAT_VERSION:
+        head = _Head.model_validate_json(text)
+        if head.format != FORMAT:
+            raise ValueError(f"format: {head.format!r}, expected is {FORMAT!r}")
+        if head.version > FORMAT_VERSION:
             raise CheckpointError(
-                f"{uri}: format version {version}, this Pelagos reads up to {FORMAT_VERSION}; "
+                f"{uri}: format version {head.version}, this Pelagos reads up to {FORMAT_VERSION}; "
                 "upgrade it"
             )
+        _Stored.model_validate_json(text)
+        content = json.loads(text)
         files = tuple(FileRecord(**f) for f in content["files"])
         tensors = {n: _tensor_record(n, t) for n, t in content.get("tensors", {}).items()}
-        return Manifest(int(content["step"]), files, tensors, version)
+        return Manifest(head.step, files, tensors, head.version)
     except CheckpointError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, first["loc"])) or "the file"
+        raise CheckpointError(
+            f"{uri}/{MANIFEST}: not a checkpoint manifest ({key}: {first['msg']})"
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{uri}/{MANIFEST}: not a checkpoint manifest ({error})") from error
 
 

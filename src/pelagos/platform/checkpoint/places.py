@@ -4,7 +4,6 @@ Both keep one promise: what `commit` has not finished is not among the `complete
 """
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -13,7 +12,13 @@ from typing import Any, Protocol
 
 from pelagos.infra.files import replace_durably, sync_directory
 from pelagos.infra.object_store import S3_SCHEMES, RemoteStore, StorageMissingError
-from pelagos.platform.checkpoint.manifest import MANIFEST, CheckpointInfo, directory_name, step_of
+from pelagos.platform.checkpoint.manifest import (
+    MANIFEST,
+    CheckpointInfo,
+    directory_name,
+    parse_manifest,
+    step_of,
+)
 
 UNFINISHED_PREFIX = ".unfinished-"
 # Putting together the parts of a large upload takes a store longer than a read.
@@ -135,7 +140,9 @@ class RemotePlace:
             with contextlib.suppress(StorageMissingError):
                 manifest = self.store.read(f"{directory_name(step)}/{MANIFEST}").decode()
                 (local / MANIFEST).write_text(manifest)
-                for name in [record["name"] for record in json.loads(manifest)["files"]]:
+                # names of the manifest become paths here: only after it was checked
+                address = self.store.address(directory_name(step))
+                for name in [record.name for record in parse_manifest(manifest, address).files]:
                     if names is None or name in names:
                         with contextlib.suppress(StorageMissingError):
                             self.store.download(f"{directory_name(step)}/{name}", local / name)

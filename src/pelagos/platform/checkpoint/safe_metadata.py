@@ -5,13 +5,14 @@ without restriction; here it may name only what that file consists of.
 """
 
 import importlib
+import math
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 METADATA_FILE = ".metadata"
 # The plain records of PyTorch's own writer, and the functions that restore a layout and a path.
@@ -77,4 +78,43 @@ def read_metadata_file(path: Path) -> Metadata:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(metadata, Metadata):
         raise ValueError(f"{path} is no checkpoint metadata: it holds {type(metadata).__name__}")
+    try:
+        _require_plausible(metadata, path)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     return metadata
+
+
+def _require_plausible(metadata: Metadata, path: Path) -> None:
+    """Raise ValueError where a checkpoint names files outside its directory, or claims tensors that
+    its files cannot hold: memory is allocated by what is claimed."""
+    held: dict[str, int] = {}
+    sizes: dict[str, int | None] = {}
+    for index, info in (metadata.storage_data or {}).items():
+        name = info.relative_path
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{path} names the file {name!r}, which is not in its directory")
+        if getattr(info, "transform_descriptors", None):
+            raise ValueError(f"{path}: the pieces in {name} are compressed, which is not read")
+        if name not in sizes:
+            place = path.parent / name
+            sizes[name] = place.stat().st_size if place.is_file() else None
+        size = sizes[name]  # None: it is elsewhere, and brought when it is needed
+        if (
+            info.offset < 0
+            or info.length < 0
+            or (size is not None and info.offset + info.length > size)
+        ):
+            raise ValueError(
+                f"{path}: {index.fqn} is said to be at bytes {info.offset} to "
+                f"{info.offset + info.length} of {name}, which has {size}"
+            )
+        held[index.fqn] = held.get(index.fqn, 0) + info.length
+    for name, entry in metadata.state_dict_metadata.items():
+        if isinstance(entry, TensorStorageMetadata):
+            claimed = math.prod(entry.size) * entry.properties.dtype.itemsize
+            if claimed > held.get(name, 0):
+                raise ValueError(
+                    f"{path}: {name} is said to have {claimed:,} bytes, and its files hold "
+                    f"{held.get(name, 0):,} of it"
+                )
