@@ -94,8 +94,8 @@ def test_what_a_project_may_say_of_its_own_clusters(place: Path) -> None:
         "tracking": "http://thief",
         "secrets_file": "/home/me/secrets",
         "environment": {"LD_PRELOAD": "x.so"},
-        "venv": "/tmp/venv",
-        "apptainer_image": "/tmp/x.sif",
+        "venv": "/opt/venv",
+        "apptainer_image": "/opt/x.sif",
     }.items():
         write(place / "clusters.yaml", hpc={**harmless, key: value})
         assert load_clusters() == {}

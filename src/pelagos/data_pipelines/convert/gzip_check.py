@@ -15,11 +15,14 @@ _lock = threading.Lock()
 _intact: set[tuple[str, int]] = set()
 
 
-def require_intact_gzip(file: str) -> None:
+def require_intact_gzip(file: str, most_bytes: int) -> None:
     """Unpack a gzip file once in each process, in pieces, and compare its checksum and length.
 
+    Args:
+        most_bytes: what it may hold, as a header inside it says.
+
     Raises:
-        SourceError: they differ, or the file is cut short.
+        SourceError: they differ, or the file is cut short, or holds more.
     """
     identity = (file, Path(file).stat().st_mtime_ns)
     with _lock:
@@ -28,7 +31,11 @@ def require_intact_gzip(file: str) -> None:
     try:
         with gzip.open(file, "rb") as stream:
             while stream.read(_PIECE_BYTES):
-                pass
+                if stream.tell() > most_bytes:
+                    raise SourceError(
+                        f"{file} unpacks to more than {most_bytes:,} bytes, which is all that its "
+                        f"header says: it is damaged, or made to exhaust time and memory"
+                    )
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(
             f"{file} is damaged or cut short: {error}. Copy or download it again"

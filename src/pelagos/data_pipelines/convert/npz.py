@@ -7,6 +7,7 @@ that is mapped and has no name, so that it is gone when the process is.
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import threading
@@ -40,7 +41,7 @@ class _Header:
 
     @property
     def num_bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class NpzFile:
@@ -96,10 +97,17 @@ class NpzFile:
 
     def _unpack(self, info: zipfile.ZipInfo, header: _Header, key: str) -> npt.NDArray[Any]:
         order: Any = "F" if header.is_fortran else "C"
+        held = info.file_size - header.header_bytes  # as the archive's directory says
+        if held != header.num_bytes:
+            raise SourceError(
+                f"{self.file}: {key} has {held:,} bytes in the archive, and its header says "
+                f"{header.num_bytes:,}: it is damaged, or made to exhaust memory"
+            )
         if header.num_bytes <= MOST_BYTES_IN_MEMORY:
             with self.archive.open(info) as stream:
                 stream.read(header.header_bytes)
-                content = stream.read()
+                content = stream.read(header.num_bytes)
+                stream.read(1)  # past the end, where the checksum is compared
             return np.frombuffer(content, header.dtype).reshape(header.shape, order=order)
         free = shutil.disk_usage(tempfile.gettempdir()).free
         if header.num_bytes > free:
@@ -111,9 +119,20 @@ class NpzFile:
             )
         with tempfile.TemporaryFile() as file, self.archive.open(info) as stream:
             stream.read(header.header_bytes)
-            shutil.copyfileobj(stream, file, _COPY_BYTES)
+            _copy(stream, file, header.num_bytes)
             file.flush()
             return np.memmap(file, header.dtype, "r", 0, header.shape, order)
+
+
+def _copy(source: IO[bytes], target: IO[bytes], num_bytes: int) -> None:
+    """Copy so many bytes, and read past them, where the checksum is compared."""
+    while num_bytes > 0:
+        piece = source.read(min(_COPY_BYTES, num_bytes))
+        if not piece:
+            raise EOFError("it ends too early")
+        target.write(piece)
+        num_bytes -= len(piece)
+    source.read(1)
 
 
 def _header(stream: IO[bytes], where: str) -> _Header:

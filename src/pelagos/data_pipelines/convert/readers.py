@@ -7,6 +7,7 @@ file that needs them is opened.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import zipfile
 from collections import OrderedDict
@@ -27,6 +28,7 @@ from pelagos.data_pipelines.suggestions import listed, nearest
 from pelagos.infra.object_store import storage_options
 
 OPEN_FILES_PER_THREAD = 4
+NIFTI_SLACK_BYTES = 2**20  # padding behind the values
 
 
 class Sliceable(Protocol):
@@ -180,12 +182,19 @@ class _Nifti:
 
     def __init__(self, file: str) -> None:
         nibabel = require("nibabel", f"reading {file}")
-        if file.lower().endswith(".gz"):
-            require_intact_gzip(file)
         try:
             self.image = nibabel.load(file)
         except nibabel.filebasedimages.ImageFileError as error:
             raise SourceError(f"{file} cannot be read as NIfTI: {error}") from error
+        proxy = self.image.dataobj
+        claimed = math.prod(proxy.shape) * np.dtype(proxy.dtype).itemsize + int(proxy.offset)
+        if file.lower().endswith(".gz"):
+            require_intact_gzip(file, claimed + NIFTI_SLACK_BYTES)
+        elif claimed > Path(file).stat().st_size:
+            raise SourceError(
+                f"{file} has {Path(file).stat().st_size:,} bytes, and its header says {claimed:,}: it "
+                f"is cut short or damaged"
+            )
 
     def array(self, key: str) -> Sliceable:
         found: Sliceable = self.image.dataobj

@@ -15,6 +15,7 @@ from pelagos.data_pipelines.convert.readers import Sliceable, stored_array
 from pelagos.data_pipelines.convert.rounding import Rounding, require_exact, roundings_of
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
+from pelagos.infra.memory_budget import require_affordable
 
 # Frames are read in pieces of about this many bytes of float32, or one frame where that is more.
 BLOCK_BYTES = 8 * 2**20
@@ -57,6 +58,7 @@ def blocks(
     """
     frame_shape = (len(source.fields), *source.grid_shape)
     frame_bytes = 4 * math.prod(frame_shape)
+    require_affordable(frame_bytes, f"{source.address(0, 0)}: a frame {frame_shape}", SourceError)
     num_frames = max(1, min(source.num_frames, block_bytes // frame_bytes))
     num_rows = max(1, block_bytes // (frame_bytes * source.num_frames))
     for first in range(trajectories.start, trajectories.stop, num_rows):

@@ -21,6 +21,7 @@ from pelagos.data_pipelines.conventions import (
     require_present,
 )
 from pelagos.data_pipelines.conventions.selection import absolute_index, box_of
+from pelagos.data_pipelines.foreign.bounded_codecs import bound_codecs
 from pelagos.data_pipelines.store.errors import DatasetError
 
 
@@ -48,6 +49,11 @@ class ZarrNumbers:
         self.dtype = np.dtype(np.float32 if self.conventions.is_packed else array.dtype)
         self.has_shards = getattr(array, "shards", None) is not None
         self.views = views_that_show_gaps(array)
+        try:
+            for view in self.views:
+                bound_codecs(view, where)
+        except ValueError as error:
+            raise DatasetError(str(error)) from error
 
     def __getitem__(self, selection: Any) -> npt.NDArray[Any]:
         """Values. Raises DatasetError: a chunk or a value is missing."""
@@ -68,7 +74,9 @@ class ZarrNumbers:
         first, *others = [np.asarray(view.oindex[selection]) for view in self.views]
         if self.has_shards and self.array.dtype.kind == "f" and np.isnan(first).any():
             # NaN may be stored, or stand for a chunk that was not: then another fill shows there
-            others = [np.asarray(_with_fill(self.array, 0).oindex[selection])]
+            other = _with_fill(self.array, 0)
+            bound_codecs(other, self.where)
+            others = [np.asarray(other.oindex[selection])]
         if any(not _are_equal(first, other) for other in others):
             raise DatasetError(f"{self.where}: a chunk inside a shard is missing")
         return first

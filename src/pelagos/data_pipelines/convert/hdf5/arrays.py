@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from pelagos.data_pipelines.convert.hdf5.filters import plugin_hint, require_fil
 from pelagos.data_pipelines.convert.hdf5.gaps import Gaps, find_gaps
 from pelagos.data_pipelines.convert.hdf5.opening import open_hdf5
 from pelagos.data_pipelines.convert.source import SourceError
+from pelagos.infra.memory_budget import require_affordable
 
 # What netCDF writes where nobody wrote, if a variable names no fill value (netcdf.h). Bytes have
 # none: each of their 256 values may be meant.
@@ -58,6 +60,9 @@ class Hdf5File:
             self._explain_link(key)
             raise
         require_numbers_beside(found, f"{self.name}: {key}")
+        if chunks := getattr(found, "chunks", None):
+            size = math.prod(chunks) * found.dtype.itemsize
+            require_affordable(size, f"{self.name}: {key}: a chunk {chunks}", SourceError)
         facts = self.known.setdefault(key, _Facts())
         return Hdf5Array(found, f"{self.name}: {key}", facts)
 
@@ -177,6 +182,7 @@ class Hdf5Array:
 
     def whole(self) -> npt.NDArray[Any]:
         """All values of a small array, packed ones in float64."""
+        require_affordable(8 * math.prod(self.shape), self.where, SourceError)
         _, stored = self._stored(...)
         return decode_all(self.conventions, stored, self.where)
 

@@ -19,11 +19,14 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.conventions.selection import Box
 from pelagos.data_pipelines.convert.hdf5.elsewhere import require_numbers_beside
+from pelagos.data_pipelines.convert.source import SourceError
 
 # Larger virtual arrays are not compared point by point with what their sources cover.
 MOST_COUNTED_POINTS = 2**26
 # A virtual array may be made of virtual arrays; deeper ones are taken to be a loop.
 MOST_LEVELS = 16
+# Which of them were written is marked in as many bytes.
+MOST_CHUNKS = 2**26
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,11 @@ def find_gaps(dataset: Any, level: int = 0) -> Gaps:
         return Gaps(shape)
     counts = [-(-size // width) for size, width in zip(shape, dataset.chunks, strict=True)]
     total = math.prod(counts)
+    if total > MOST_CHUNKS:
+        raise SourceError(
+            f"{dataset.file.filename}: {dataset.name} says that it has {total:,} chunks, "
+            f"{dataset.id.get_num_chunks():,} of them written; write it in larger chunks"
+        )
     if dataset.id.get_num_chunks() >= total:
         return Gaps(shape)
     lacking = _lacking_chunks(dataset, counts)
