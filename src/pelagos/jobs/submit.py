@@ -38,6 +38,7 @@ from pelagos.platform.config.load import (
     resolve_yaml,
 )
 from pelagos.platform.config.measure import EvaluateJob
+from pelagos.platform.config.overrides import override
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.submission import own_runs
@@ -179,7 +180,7 @@ def plan(
         environment=environment_of(config),
     )
     runs: list[PlannedRun] = []
-    for entry in _entries(files, overrides):
+    for entry in read_entries(files, overrides):
         given = (*default_overrides(entry.path, config), *entry.overrides)
         job = load_job(entry.path, given)
         after = (*options.after, *(entry.after if entry.after != ("",) else (runs[-1].name,)))
@@ -284,7 +285,7 @@ def _claimed(planned: SubmissionPlan, run: PlannedRun) -> RunRecord:
     return record
 
 
-def _entries(files: Sequence[str], overrides: Sequence[str]) -> list[Entry]:
+def read_entries(files: Sequence[str], overrides: Sequence[str]) -> list[Entry]:
     if len(files) == 1 and _is_graph(files[0]):
         if overrides:
             raise ValueError("overrides belong to single jobs; use the `set` of a run in the file")
@@ -304,21 +305,37 @@ def _is_graph(path: str) -> bool:
 def _graph_entries(path: str) -> list[Entry]:
     """Read a file of runs: `runs: [{job: FILE, after: [NAME…], set: {key: value}}]`."""
     tree, lines = parse_yaml(read_yaml_text(path), path)
+    runs = tree["runs"]
+    if not isinstance(runs, list) or not runs or set(tree) != {"runs"}:
+        message = "expected one key `runs` with a list of {job: FILE, after: [NAME, …], set: {…}}"
+        raise ConfigError(path, [Problem(("runs",), message, 1)])
     problems, entries = [], []
-    for index, run in enumerate(tree["runs"] or []):
-        key = ("runs", index)
-        unknown = set(run) - {"job", "after", "set"} if isinstance(run, dict) else {"?"}
-        if unknown or "job" not in run:
-            message = "expected {job: FILE, after: [NAME, …], set: {key: value}}"
-            problems.append(Problem(key, message, lines.get(key)))
-            continue
-        after = run.get("after", [])
-        settings = tuple(f"{k}={v}" for k, v in run.get("set", {}).items())
-        file = str(Path(path).parent / run["job"])
-        entries.append(Entry(file, tuple([after] if isinstance(after, str) else after), settings))
-    if problems or not entries:
-        raise ConfigError(path, problems or [Problem(("runs",), "lists no runs", 1)])
+    for index, run in enumerate(runs):
+        entry, wrong = _graph_entry(run, path)
+        if entry is None:
+            key = ("runs", index)
+            problems.append(Problem(key, wrong, lines.get(key)))
+        else:
+            entries.append(entry)
+    if problems:
+        raise ConfigError(path, problems)
     return entries
+
+
+def _graph_entry(run: Any, path: str) -> tuple[Entry | None, str]:
+    """One run of a graph, or what is wrong with it."""
+    if not isinstance(run, dict) or set(run) - {"job", "after", "set"} or "job" not in run:
+        return None, "expected {job: FILE, after: [NAME, …], set: {key: value}}"
+    job, after, given = run["job"], run.get("after", []), run.get("set", {})
+    after = [after] if isinstance(after, str) else after
+    if not isinstance(job, str) or not job or "\0" in job:
+        return None, f"job: got {job!r}, expected the path of a job file"
+    if not isinstance(after, list) or not all(isinstance(name, str) and name for name in after):
+        return None, f"after: got {after!r}, expected the name of a run, or a list of names"
+    if not isinstance(given, dict) or not all(isinstance(key, str) and key for key in given):
+        return None, f"set: got {given!r}, expected {{dotted.key: value}}"
+    settings = tuple(override(key, value) for key, value in given.items())
+    return Entry(str(Path(path).parent / job), tuple(after), settings), ""
 
 
 def _check_job(

@@ -130,7 +130,7 @@ def _parse_cluster(
     if not NAME_PATTERN.fullmatch(name):
         return None, [Problem(prefix, "a name has letters, digits, '.', '_' and '-' only", line)]
     kind = entry.get("kind") if isinstance(entry, dict) else None
-    if kind not in CLUSTER_KINDS:
+    if not isinstance(kind, str) or kind not in CLUSTER_KINDS:
         allowed = ", ".join(CLUSTER_KINDS)
         message = f"got {kind!r}, allowed: {allowed}{nearest(str(kind), CLUSTER_KINDS)}"
         return None, [Problem((*prefix, "kind"), message, lines.get((*prefix, "kind"), line))]

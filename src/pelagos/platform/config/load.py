@@ -190,8 +190,8 @@ def _validated(kind: type[Model], tree: Any) -> Model:
 
 def _job_kind(tree: dict[str, Any], lines: dict[KeyPath, int], source: str) -> type[Job]:
     kind = tree.get("job")
-    if kind in JOB_KINDS:
-        return JOB_KINDS[str(kind)]
+    if isinstance(kind, str) and kind in JOB_KINDS:
+        return JOB_KINDS[kind]
     allowed = ", ".join(JOB_KINDS)
     message = f"got {kind!r}, allowed: {allowed}{nearest(str(kind), JOB_KINDS)}"
     if kind is None:
