@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.conventions import MissingValueError
+from pelagos.data_pipelines.convert.damaged import named_if_damaged
 from pelagos.data_pipelines.convert.readers import Sliceable, stored_array
 from pelagos.data_pipelines.convert.rounding import Rounding, require_exact, roundings_of
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
@@ -76,9 +77,10 @@ def blocks(
             for part, rows in pieces:
                 share = out[row : row + len(rows)]
                 for array in part.arrays:
-                    num_bytes, is_whole = _fill(
-                        source, part, array, rows, frames, share, magnitudes
-                    )
+                    with named_if_damaged(array.address):
+                        num_bytes, is_whole = _fill(
+                            source, part, array, rows, frames, share, magnitudes
+                        )
                     largest = max(largest, num_bytes)
                     if is_whole and not array.is_label:
                         roundings += roundings_of(source, array, share, dtype)

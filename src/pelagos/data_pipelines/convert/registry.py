@@ -22,6 +22,7 @@ from pelagos.data_pipelines.convert import (
     the_well,
 )
 from pelagos.data_pipelines.convert.containers import unreadable_kind, unreadable_member
+from pelagos.data_pipelines.convert.damaged import named_if_damaged
 from pelagos.data_pipelines.convert.formats import Format
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, is_classic, open_hdf5
 from pelagos.data_pipelines.convert.options import ConvertOptions
@@ -117,7 +118,8 @@ def _said_of_stores(path: str) -> Iterator[None]:
         raise
     except Exception as error:  # each client has its own, which share no base
         if not is_remote(path):
-            raise
+            with named_if_damaged(path):
+                raise
         raise SourceError(f"{path} cannot be reached: {summary(error)}") from error
 
 

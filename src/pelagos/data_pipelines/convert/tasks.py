@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pelagos.data_pipelines.convert.damaged import named_if_damaged
 from pelagos.data_pipelines.convert.missing import advice_on_non_finite
 from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.reading import Frames, blocks
@@ -122,13 +123,15 @@ def compare_shard(
             for i, frame in enumerate(stored):
                 row, time_index = divmod(block.first_frame + i, spec.num_frames)
                 place = (block.trajectory + row, time_index)
-                drawn += second.compare(*place, frame)
+                with named_if_damaged(source.address(place[0], 0)):
+                    drawn += second.compare(*place, frame)
                 if frame.tobytes() != expected[i].tobytes():
                     differences.append(_difference(source, *place, frame, expected[i]))
         for name, values in _parameters(source, trajectories).items():
             if (dataset.parameters[name][trajectories.start : trajectories.stop] != values).any():
                 differences.append(f"parameter {name!r} differs from the source's")
-        drawn += second.statistics()
+        with named_if_damaged(source.address(trajectories.start, 0)):
+            drawn += second.statistics()
     finally:
         second.close()
         dataset.close()

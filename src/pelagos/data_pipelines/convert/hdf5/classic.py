@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,15 @@ def is_classic(file: str) -> bool:
         return False
 
 
+class _Capped(io.BufferedReader):
+    """A file that is asked for no more bytes than are left: lengths in a header are claims, and as
+    many bytes would be allocated."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def _leave(_: object) -> None:
     """Leave closing to the garbage collector."""
 
@@ -55,8 +66,9 @@ class ClassicFile:
         try:
             # the mapping lasts as long as arrays that use it: scipy's own closing would warn of that
             kept_open = type("KeptOpen", (netcdf_file,), {"close": _leave, "__del__": _leave})
-            self.file: Any = kept_open(file, "r", mmap=True, maskandscale=False)
-        except (TypeError, ValueError, IndexError) as error:
+            stream = _Capped(io.FileIO(file))
+            self.file: Any = kept_open(stream, "r", mmap=True, maskandscale=False)
+        except (TypeError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
             raise SourceError(
                 f"{file} cannot be read as classic netCDF ({error}): it is cut short or damaged"
             ) from error

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import fsspec
 import numpy as np
 
+from pelagos.data_pipelines.convert.damaged import named_if_damaged
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 from pelagos.data_pipelines.convert.verification.second_decoding import (
     DECODING_TOLERANCE,
@@ -44,7 +45,8 @@ class SecondFile(Protocol):
 def open_second(reader: str, file: str) -> SecondFile:
     """Raises SourceError where the file cannot be read."""
     try:
-        return SECOND_FILES[reader](file)
+        with named_if_damaged(file):
+            return SECOND_FILES[reader](file)
     except SourceError:
         raise
     except (OSError, ValueError, EOFError) as error:

@@ -1,0 +1,40 @@
+"""What libraries raise at damaged files, as one kind of error that names the file."""
+
+from __future__ import annotations
+
+import contextlib
+import tokenize
+from collections.abc import Iterator
+
+from pelagos.data_pipelines.convert.source import SourceError
+
+# Errors for people, of our own; of the system, which say what it was; and missing packages.
+_SAID = (ValueError, OSError, ImportError)
+
+
+@contextlib.contextmanager
+def named_if_damaged(where: str) -> Iterator[None]:
+    """Raise SourceError for whatever a library raises at bytes that it did not expect.
+
+    Readers of files stumble over damage in many ways: h5py by RuntimeError, scipy by KeyError, numpy
+    by an error of its own parser. None of them says which file it was.
+    """
+    try:
+        yield
+    except _SAID:
+        raise
+    except MemoryError as error:
+        raise SourceError(
+            f"{where} asks for more memory than there is ({error}): it is damaged, or has to be written "
+            f"in smaller pieces"
+        ) from error
+    except Exception as error:
+        told = (
+            error.args[0]
+            if isinstance(error, tokenize.TokenError | KeyError) and error.args
+            else error
+        )
+        raise SourceError(
+            f"{where} is damaged, or not what its format says ({type(error).__name__}: {told}): copy or "
+            f"download it again. Where other programs read it, `pelagos --verbose` shows what failed"
+        ) from error
