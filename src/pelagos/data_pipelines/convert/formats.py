@@ -16,7 +16,12 @@ from pelagos.data_pipelines.convert.hdf5 import open_hdf5
 from pelagos.data_pipelines.convert.hdf5.gaps import find_gaps
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Source, SourceError
-from pelagos.data_pipelines.store.splits import KNOWN_SPLITS, SPLIT_NAMES, is_split_name, meant_split
+from pelagos.data_pipelines.store.splits import (
+    KNOWN_SPLITS,
+    SPLIT_NAMES,
+    is_split_name,
+    meant_split,
+)
 from pelagos.infra.object_store import is_remote
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
@@ -91,7 +96,8 @@ def split_folders(path: str) -> dict[str, Path]:
             )
         found[name] = folder
     _require_no_misspelt_split(place, found)
-    ordered = {name: found[name] for name in ("train", "validation", "test") if name in found}
+    names = ("train", "validation", "test")
+    ordered: dict[str, Path] = {name: found[name] for name in names if name in found}
     kinds = {suffix for folder in found.values() for suffix in _suffixes(folder)}
     for folder in sorted(place.iterdir(), key=lambda p: natural(p.name)) if kinds else ():
         if folder.is_dir() and folder not in found.values() and is_split_name(folder.name):
