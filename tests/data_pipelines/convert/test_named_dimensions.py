@@ -155,6 +155,31 @@ def test_an_array_that_only_a_later_file_has_is_noted(tmp_path: Path) -> None:
     assert expected in notes
 
 
+def test_other_beginnings_are_noted(tmp_path: Path) -> None:
+    for name, hour in (("a", 0.0), ("b", 0.0), ("c", 48.0)):
+        netcdf4(simulation(hour, members=False).drop_vars("land"), tmp_path / f"{name}.nc")
+    notes = open_source(str(tmp_path), ConvertOptions()).notes
+    assert (
+        f"the time of the first frame differs: 0 hour since 2000-01-01 in {tmp_path}/a.nc, 48 hour "
+        f"since 2000-01-01 in {tmp_path}/c.nc; frames are counted from 0"
+    ) in notes
+    (tmp_path / "c.nc").unlink()
+    notes = open_source(str(tmp_path), ConvertOptions()).notes
+    assert not any("first frame" in note for note in notes)
+
+
+def test_a_parameter_in_two_units_is_rejected(tmp_path: Path) -> None:
+    for name, unit in (("a", "m"), ("b", "metre"), ("c", "cm")):
+        run = simulation(members=False).drop_vars("land")
+        netcdf4(run.assign(depth=((), 5.0, {"units": unit})), tmp_path / f"{name}.nc")
+    message = r"c\.nc: depth is in cm, .*a\.nc: depth in m: a parameter has one unit"
+    with pytest.raises(SourceError, match=message):
+        open_source(str(tmp_path), ConvertOptions())
+    (tmp_path / "c.nc").unlink()
+    (source,) = open_source(str(tmp_path), ConvertOptions()).splits.values()
+    assert [part.parameters["depth"] for part in source] == [(5.0,), (5.0,)]
+
+
 def test_a_folder_of_netcdf_files_with_a_trajectory_each(tmp_path: Path) -> None:
     runs = [simulation(members=False).drop_vars("land") for _ in range(4)]
     (tmp_path / "runs").mkdir()

@@ -79,6 +79,12 @@ class TimeAxis:
         return f"{self.step:g} {self.unit or '(no unit given)'} ({calendar}, {origin})"
 
     @property
+    def start(self) -> str:
+        """The time of the first frame, for messages: `6 hour since 2000-01-01`."""
+        origin = f" since {self.origin}" if self.origin else ""
+        return f"{self.points[0]:g}{f' {self.unit}' if self.unit else ''}{origin}"
+
+    @property
     def moments(self) -> npt.NDArray[np.float64] | None:
         """The frames in seconds from the year 1 of the calendar; None where unit, date or calendar
         do not tell them."""

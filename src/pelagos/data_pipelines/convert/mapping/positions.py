@@ -80,7 +80,7 @@ class Positions:
             step = float(np.ptp(other.moments)) / max(len(other.moments) - 1, 1)
             late = np.abs(self.moments - other.moments).max(initial=0.0)
             return bool(late <= PLACE_TOLERANCE * step)
-        if _UNITS.get(self.unit.lower(), self.unit) != _UNITS.get(other.unit.lower(), other.unit):
+        if not same_unit(self.unit, other.unit):
             return False
         span = float(np.ptp(other.points)) / max(len(other.points) - 1, 1)
         rounding = 4 * float(np.finfo(np.float32).eps * np.abs(other.points).max(initial=0.0))
@@ -108,10 +108,15 @@ def read_positions(array: StoredArray, size: int) -> Positions:
         raise SourceError(
             f"{array.address} has {len(points)} positions, axis {array.axes} of the arrays has {size}"
         )
-    return Positions(points, _unit(array), array.address)
+    return Positions(points, unit_of(array), array.address)
 
 
-def _unit(array: StoredArray) -> str:
+def same_unit(one: str, other: str) -> bool:
+    return _UNITS.get(one.lower(), one) == _UNITS.get(other.lower(), other)
+
+
+def unit_of(array: StoredArray) -> str:
+    """What an array's attribute says; empty: nothing, or 1."""
     attributes: Mapping[str, Any] = getattr(stored_array(array), "attributes", {})
     unit = attributes.get("units", "")
     unit = unit.decode(errors="replace") if isinstance(unit, bytes) else unit
