@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 from pelagos.jobs import evaluate, export, pretrain
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import MixtureStreams, build_model, build_objective
 from pelagos.jobs.sources import open_source
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
+from pelagos.platform.cli.main import app
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.config.finetune import SourceConfig
 from pelagos.platform.config.schema import ModelConfig, StorageConfig
@@ -79,16 +81,20 @@ def test_one_choice_of_weights_everywhere(
         is_said = "averaged weights (ema_decay)" in told.export_text()
         assert is_said == (weights != {"weights": "model"})
     assert scores[0] == scores[1] != scores[2]
-    export.run(job.name, tmp_path / "exported", runs_dir=job.runs_dir)
+    where = ("--runs-dir", job.runs_dir)
+    for weights in ("model", "auto"):
+        arguments = ["export", job.name, str(tmp_path / "exported"), *where, "--overwrite"]
+        exported = CliRunner().invoke(app, [*arguments, "--weights", weights])
+        assert exported.exit_code == 0, exported.output
+        assert ("averaged weights (ema_decay)" in exported.output) == (weights == "auto")
     described = json.loads((tmp_path / "exported/forecaster.json").read_text())
     assert described["weights"] == "ema"
     assert len({p.stat().st_mode for p in (tmp_path / "exported").iterdir()}) == 1
-    source = open_source(
-        SourceConfig(run=job.name), ModelConfig(name="source"), job.runs_dir, StorageConfig(), ""
-    )
-    assert "averaged weights" in source.name
-    assert source.lineage["weights"] == "ema"
-    assert all(torch.equal(source.tensors[name], ema[name]) for name in ema)
+    for place in (SourceConfig(run=job.name), SourceConfig(uri=str(tmp_path / "exported"))):
+        source = open_source(place, ModelConfig(name="source"), job.runs_dir, StorageConfig(), "")
+        assert "averaged weights" in source.name
+        assert source.lineage["weights"] == "ema"
+        assert all(torch.equal(source.tensors[name], ema[name]) for name in ema)
 
 
 def test_best_is_never_another_checkpoint(make_job: MakeJob, tmp_path: Path) -> None:

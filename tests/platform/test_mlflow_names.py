@@ -43,3 +43,12 @@ def test_a_name_that_cannot_be_registered_is_rejected_before_the_run(name: str) 
     with pytest.raises(ValueError, match="without / and :"):
         TrackingConfig(register_as=name)
     assert TrackingConfig(register_as="a model.2").register_as == "a model.2"
+
+
+@pytest.mark.parametrize("tag", ["mlflow.runName", "pelagos.last_step", "pelagos.request"])
+def test_tags_that_records_rely_on_are_rejected_before_the_run(tag: str) -> None:
+    """With them MLflow refuses the run, or steps count as sent that are not."""
+    with pytest.raises(ValueError, match="tags other than mlflow.runName"):
+        TrackingConfig(tags={tag: "3"})
+    free = {"mlflow.note.content": "x", "pelagos": "y", "mlflow.parentRunId": "z"}
+    assert TrackingConfig(tags=free).tags == free

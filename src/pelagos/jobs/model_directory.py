@@ -19,13 +19,17 @@ DESCRIPTION_FILE = "forecaster.json"
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """What was written: where, for which registered model, and how much."""
+    """What was written: where, for which registered model, and how much.
+
+    `weights` is `ema` where these are averaged ones, `model` where they are not; None: not said.
+    """
 
     directory: str
     model: str | None
     parameters: int
     num_bytes: int
     files: tuple[str, ...]
+    weights: str | None = None
 
 
 def check_free(directory: Path, overwrite: bool) -> None:
@@ -83,7 +87,8 @@ def write_model_directory(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     count = sum(tensor.numel() for tensor in tensors.values())
-    return ModelDirectory(str(directory), name, count, num_bytes, files)
+    weights = (description or {}).get("weights")
+    return ModelDirectory(str(directory), name, count, num_bytes, files, weights)
 
 
 def _split(tensors: Mapping[str, Tensor], max_shard_size: str) -> Any:

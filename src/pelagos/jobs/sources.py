@@ -172,7 +172,9 @@ def _from_files(
     """Return what a model directory or a file of weights holds."""
     if (path / DESCRIPTION_FILE).is_file():
         description = json.loads((path / DESCRIPTION_FILE).read_text())
-        return _described(uri, read_weights(path), description, {"uri": uri})
+        lineage = {"uri": uri} | {k: description[k] for k in ("weights",) if k in description}
+        name = f"{uri}{_averaged(description)}"
+        return _described(name, read_weights(path), description, lineage)
     run = owning_run(path) if path.is_dir() else None
     if run is not None:
         raise ValueError(

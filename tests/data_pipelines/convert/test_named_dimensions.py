@@ -155,6 +155,31 @@ def test_an_array_that_only_a_later_file_has_is_noted(tmp_path: Path) -> None:
     assert expected in notes
 
 
+def test_other_beginnings_are_noted(tmp_path: Path) -> None:
+    for name, hour in (("a", 0.0), ("b", 0.0), ("c", 48.0)):
+        netcdf4(simulation(hour, members=False).drop_vars("land"), tmp_path / f"{name}.nc")
+    notes = open_source(str(tmp_path), ConvertOptions()).notes
+    assert (
+        f"the time of the first frame differs: 0 hour since 2000-01-01 in {tmp_path}/a.nc, 48 hour "
+        f"since 2000-01-01 in {tmp_path}/c.nc; frames are counted from 0"
+    ) in notes
+    (tmp_path / "c.nc").unlink()
+    notes = open_source(str(tmp_path), ConvertOptions()).notes
+    assert not any("first frame" in note for note in notes)
+
+
+def test_a_parameter_in_two_units_is_rejected(tmp_path: Path) -> None:
+    for name, unit in (("a", "m"), ("b", "metre"), ("c", "cm")):
+        run = simulation(members=False).drop_vars("land")
+        netcdf4(run.assign(depth=((), 5.0, {"units": unit})), tmp_path / f"{name}.nc")
+    message = r"c\.nc: depth is in cm, .*a\.nc: depth in m: a parameter has one unit"
+    with pytest.raises(SourceError, match=message):
+        open_source(str(tmp_path), ConvertOptions())
+    (tmp_path / "c.nc").unlink()
+    (source,) = open_source(str(tmp_path), ConvertOptions()).splits.values()
+    assert [part.parameters["depth"] for part in source] == [(5.0,), (5.0,)]
+
+
 def test_a_folder_of_netcdf_files_with_a_trajectory_each(tmp_path: Path) -> None:
     runs = [simulation(members=False).drop_vars("land") for _ in range(4)]
     (tmp_path / "runs").mkdir()
@@ -182,6 +207,67 @@ def test_pieces_of_one_trajectory_are_not_taken_for_several(tmp_path: Path) -> N
     message = r"2001\.nc begins where .*2000\.nc ends: the files are pieces of one trajectory"
     with pytest.raises(SourceError, match=message):
         open_source(str(tmp_path / "years"), ConvertOptions())
+
+
+@pytest.mark.parametrize("calendar", ["standard", "noleap", "360_day"])
+def test_pieces_are_told_by_their_dates(tmp_path: Path, calendar: str) -> None:
+    """xarray writes each file's times from the file's own first one."""
+    first = simulation(members=False).isel(time=slice(0, 2))
+    dates = ("2000-02-28", "2000-02-28 12:00:00") if calendar == "standard" else (
+        "2001-02-28 12:0:0", "2001-03-01T00:00Z" if calendar == "noleap" else "2001-02-29")  # fmt: skip
+    for name, date in zip(("a", "b"), dates, strict=True):
+        units = {"units": f"hours since {date}", "calendar": calendar}
+        netcdf4(first.assign_coords(time=("time", [0.0, 6.0], units)), tmp_path / f"{name}.nc")
+    with pytest.raises(SourceError, match=r"b\.nc begins where .*a\.nc ends"):
+        open_source(str(tmp_path), ConvertOptions())
+    units["units"] = "hours since 2010-01-01"
+    netcdf4(first.assign_coords(time=("time", [0.0, 6.0], units)), tmp_path / "b.nc")
+    assert open_source(str(tmp_path), ConvertOptions()).frame_interval == 6.0
+
+
+def test_places_and_moments_may_be_written_in_several_ways(tmp_path: Path) -> None:
+    one = simulation(members=False)
+    one["lat"].attrs["units"], one["lon"].attrs["units"] = "degrees_north", "m"
+    other = one.copy()
+    other["lat"].attrs["units"], other["lon"].attrs["units"] = "degree_N", "metres"
+    days = {"units": "days since 1999-12-31T12:00:00Z"}
+    other = other.assign_coords(time=("time", 0.5 + 0.25 * np.arange(3), days))
+    mapping = tmp_path / "beside.yaml"
+    mapping.write_text(
+        "fields: [{file: u.nc, key: u, axes: [t, y, x], names: [u]}, "
+        "{file: p.nc, key: p, axes: [t, y, x], names: [p]}]\n"
+    )
+    netcdf4(one, tmp_path / "u.nc")
+    netcdf4(other, tmp_path / "p.nc")
+    read = [xarray.load_dataset(tmp_path / name, engine="h5netcdf") for name in ("u.nc", "p.nc")]
+    np.testing.assert_array_equal(read[0]["time"].values, read[1]["time"].values)
+    open_source(str(tmp_path), ConvertOptions(mapping=str(mapping)))
+    for start in (0.25, 0.51):  # the numbers of hours say the same, or nearly so
+        late = other.assign_coords(time=("time", start + 0.25 * np.arange(3), days))
+        netcdf4(late, tmp_path / "p.nc")
+        with pytest.raises(SourceError, match="the fields of a trajectory are of the same moments"):
+            open_source(str(tmp_path), ConvertOptions(mapping=str(mapping)))
+
+
+@pytest.mark.parametrize("kind", ["nc", "zarr"])
+def test_fields_along_dimensions_of_several_names_lie_in_one_place(
+    tmp_path: Path, kind: str
+) -> None:
+    """u on cells and p on nodes, as staggered grids have them."""
+    data = simulation().drop_vars("land")
+    data["p"] = data["p"].rename(lat="latitude")
+    for shift in (0.0, 0.25):
+        data = data.assign_coords(latitude=data["lat"].values + shift)
+        place = tmp_path / f"{shift}.{kind}"
+        if kind == "nc":
+            netcdf4(data, place)
+        else:
+            data.to_zarr(place, zarr_format=3, consolidated=False)
+        if not shift:
+            assert open_source(str(place), ConvertOptions()).domain_extent == (2.0, 1.5)
+            continue
+        with pytest.raises(SourceError, match=r"lat\w* has the points along y at"):
+            open_source(str(place), ConvertOptions())
 
 
 def test_files_of_other_steps_or_domains_are_rejected(tmp_path: Path) -> None:

@@ -93,6 +93,32 @@ def test_a_folder_with_nearly_a_name_is_an_error(tmp_path: Path, mapping: str | 
     assert spec.splits == {"train": (0, 2), "validation": (2, 4)}
 
 
+@pytest.mark.parametrize("mapping", [None, "{split}/*.nc"])
+def test_folders_with_an_ending_are_splits(tmp_path: Path, mapping: str | None) -> None:
+    source = tmp_path / "source"
+    for folder in ("training", "testing", "test-ood", "test_2"):
+        write_nc(source / folder / "a.nc")
+    (source / "test-scripts").mkdir()
+    (source / "test-scripts/readme.md").write_text("no data")
+    chosen = ConvertOptions()
+    if mapping:
+        text = f"fields: [{{file: '{mapping}', key: u, axes: [n, t, y, x], names: [u]}}]"
+        chosen = options(tmp_path, text)
+    _, spec = convert.plan(str(source), chosen)
+    assert spec.splits == {"train": (0, 2), "test": (2, 4), "test-ood": (4, 6), "test_2": (6, 8)}
+    found = convert.run(str(source), str(tmp_path / "out.zarr"), chosen, verify=True)
+    assert found.differences == ()
+
+
+def test_folders_of_pictures_with_an_ending_are_splits(tmp_path: Path) -> None:
+    for place in ("train/a", "testing/a", "test-ood/a", "brain/a"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / place / "0.png")
+    source, spec = convert.plan(str(tmp_path), ConvertOptions())
+    assert spec.splits == {"train": (0, 1), "test": (1, 2), "test-ood": (2, 3)}
+    assert any("no split are left out: brain" in note for note in source.notes)
+
+
 def test_other_folders_may_have_any_name(tmp_path: Path) -> None:
     for folder in ("train", "brain", "notes"):  # `train` is there, so `brain` is no slip of it
         write_nc(tmp_path / folder / "a.nc")

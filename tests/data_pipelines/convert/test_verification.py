@@ -17,7 +17,7 @@ from scipy.io import netcdf_file
 
 from pelagos.data_pipelines.convert import ConvertOptions, reading
 from pelagos.data_pipelines.convert import source as source_module
-from pelagos.data_pipelines.convert.verification import second_files
+from pelagos.data_pipelines.convert.verification import second_decoding, second_files
 from pelagos.jobs import convert
 
 RNG = np.random.default_rng(4)
@@ -224,6 +224,27 @@ def test_rounding_to_the_stored_type_is_no_mistake(tmp_path: Path, dtype: Any) -
         str(tmp_path / "CE-RP.nc"), str(tmp_path / "out.zarr"), options, verify=True
     )
     assert result.differences == ()
+
+
+def test_a_limit_is_rounded_to_the_type_of_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numpy, too, calls float32's 0.1, which is 0.10000000149, no more than 0.1."""
+    values = np.full((4, 3, 8, 8), np.float32(0.1))
+    assert not (values > 0.1).any()
+    with h5py.File(tmp_path / "sea.h5", "w") as f:
+        f["t"] = values
+        f["t"].attrs["valid_max"] = 0.1
+    mapping = {"fields": [{"key": "t", "axes": list("ntyx"), "names": ["t"]}]}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(mapping))
+    options = ConvertOptions(mapping=str(tmp_path / "m.yaml"))
+    place = str(tmp_path / "out.zarr")
+    result = convert.run(str(tmp_path / "sea.h5"), place, options, verify=True, num_workers=1)
+    assert result.differences == ()
+    # a second way that finds no number at all says so
+    monkeypatch.setattr(second_decoding, "_as_stored", lambda limit, stored, values: -1.0)
+    result = convert.run(str(tmp_path / "sea.h5"), place, options, verify=True, num_workers=1)
+    assert any("0 numbers in the source" in line for line in result.differences)
 
 
 def test_one_changed_number_moves_the_statistics(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,14 @@ _ALIASES = {
 }
 _CALENDAR_ALIASES = {"gregorian": "standard", "365_day": "noleap", "366_day": "all_leap"}
 _SINCE = re.compile(r"^\s*([A-Za-z]+)\s+since\s+(\S.*)$", re.IGNORECASE)
+# 2000-01-01, 2000-1-1 06:00, 2000-01-01T06:00:00.5Z; other zones than UTC are not told.
+_MOMENT = re.compile(
+    r"(\d{1,4})-(\d{1,2})-(\d{1,2})(?:[T\s]+(\d{1,2}):(\d{1,2})(?::(\d{1,2}(?:\.\d*)?))?)?"
+    r"\s*(?:Z|UTC|GMT|\+?00:?00)?",
+    re.IGNORECASE,
+)
+_DAYS_BEFORE_MONTH = (0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)
+_FIRST_GREGORIAN_YEAR = 1583  # before it the standard calendar is Julian
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,21 @@ class TimeAxis:
         calendar = f"calendar {self.calendar}" if self.calendar else "no calendar given"
         origin = f"since {self.origin}" if self.origin else "since no date"
         return f"{self.step:g} {self.unit or '(no unit given)'} ({calendar}, {origin})"
+
+    @property
+    def start(self) -> str:
+        """The time of the first frame, for messages: `6 hour since 2000-01-01`."""
+        origin = f" since {self.origin}" if self.origin else ""
+        return f"{self.points[0]:g}{f' {self.unit}' if self.unit else ''}{origin}"
+
+    @property
+    def moments(self) -> npt.NDArray[np.float64] | None:
+        """The frames in seconds from the year 1 of the calendar; None where unit, date or calendar
+        do not tell them."""
+        start = None if self.origin is None else _seconds(self.origin, self._calendar)
+        if start is None or self.unit not in SECONDS:
+            return None
+        return start + self.points * SECONDS[self.unit]
 
     def counts_as(self, other: TimeAxis) -> bool:
         """Whether unit and calendar mean the same; the origin may be another."""
@@ -118,6 +142,30 @@ def time_axis(points: npt.NDArray[Any], attributes: Mapping[str, Any], where: st
             else f"{where} has units = {units!r}: known are {', '.join(SECONDS)} since a moment"
         )
     return TimeAxis(numbers, unit, calendar, since.group(2))
+
+
+def _seconds(origin: str, calendar: str | None) -> float | None:
+    """A date in seconds from the year 1 of a calendar; None if it is none, or not of a known one."""
+    found = _MOMENT.fullmatch(origin.strip())
+    if found is None:
+        return None
+    year, month, day, hour, minute = (int(g or 0) for g in found.groups()[:5])
+    if not 1 <= month <= 12:
+        return None
+    if calendar in ("standard", "proleptic_gregorian", "utc", "tai"):
+        if calendar == "standard" and year < _FIRST_GREGORIAN_YEAR:
+            return None
+        try:
+            days = datetime.date(year, month, day).toordinal()
+        except ValueError:
+            return None
+    elif calendar == "noleap":
+        days = 365 * year + _DAYS_BEFORE_MONTH[month - 1] + day
+    elif calendar == "360_day":
+        days = 360 * year + 30 * (month - 1) + day
+    else:
+        return None
+    return 86400.0 * days + 3600 * hour + 60 * minute + float(found.group(6) or 0)
 
 
 def _unit(word: str) -> str | None:

@@ -17,7 +17,12 @@ from pelagos.data_pipelines.convert.hdf5.elsewhere import require_beside, requir
 from pelagos.data_pipelines.convert.hdf5.gaps import find_gaps
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Source, SourceError
-from pelagos.data_pipelines.store.splits import KNOWN_SPLITS, SPLIT_NAMES, meant_split
+from pelagos.data_pipelines.store.splits import (
+    KNOWN_SPLITS,
+    SPLIT_NAMES,
+    is_split_name,
+    meant_split,
+)
 from pelagos.infra.object_store import is_remote
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
@@ -70,7 +75,8 @@ def files_of(path: str, suffixes: Sequence[str] = HDF5_SUFFIXES) -> list[str]:
 
 
 def split_folders(path: str) -> dict[str, Path]:
-    """Folders of a folder that are named like splits, in the order train, validation, test.
+    """Folders of a folder that are named like splits, in the order train, validation, test; then
+    those of like files whose names have an ending (`test-ood`).
 
     Raises:
         SourceError: two folders have names of one split, or a folder of like files has nearly such a
@@ -91,7 +97,13 @@ def split_folders(path: str) -> dict[str, Path]:
             )
         found[name] = folder
     _require_no_misspelt_split(place, found)
-    return {name: found[name] for name in ("train", "validation", "test") if name in found}
+    names = ("train", "validation", "test")
+    ordered: dict[str, Path] = {name: found[name] for name in names if name in found}
+    kinds = {suffix for folder in found.values() for suffix in _suffixes(folder)}
+    for folder in sorted(place.iterdir(), key=lambda p: natural(p.name)) if kinds else ():
+        if folder.is_dir() and folder not in found.values() and is_split_name(folder.name):
+            ordered |= {folder.name: folder} if kinds & _suffixes(folder) else {}
+    return ordered
 
 
 def _require_no_misspelt_split(place: Path, found: Mapping[str, Path]) -> None:

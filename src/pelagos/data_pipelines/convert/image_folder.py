@@ -26,7 +26,7 @@ from pelagos.data_pipelines.convert.pictures import EIGHT_BITS, RAW, head
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.mixture import LABEL_PARAMETER
 from pelagos.data_pipelines.store import Field
-from pelagos.data_pipelines.store.splits import SPLIT_NAMES, meant_split
+from pelagos.data_pipelines.store.splits import SPLIT_NAMES, is_split_name, meant_split
 from pelagos.infra.object_store import is_remote
 
 SUFFIXES = (
@@ -108,13 +108,15 @@ def _folders(path: str) -> tuple[dict[str, Path], list[str]]:
     for folder in others:
         if meant_split(folder.name, splits):
             raise misspelt_split(folder, splits)
-    left_out = [p.name for p in others]
+    ended = {p.name: p for p in others if is_split_name(p.name)}  # test-ood
+    left_out = [p.name for p in others if p.name not in ended]
     notes = (
         [f"folders next to {names} that are no split are left out: {', '.join(left_out)}"]
         if left_out
         else []
     )
-    return {name: p for name, p in split_folders(path).items() if p in like_splits}, notes
+    found = {name: p for name, p in split_folders(path).items() if p in like_splits}
+    return {**found, **ended}, notes
 
 
 def _is_picture(place: Path) -> bool:

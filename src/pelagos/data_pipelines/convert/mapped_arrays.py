@@ -11,6 +11,7 @@ from pelagos.data_pipelines.convert.mapping.measuring import Files, Measured, me
 from pelagos.data_pipelines.convert.mapping.positions import (
     STEP_RELATIVE_TOLERANCE,
     require_one_place,
+    same_unit,
 )
 from pelagos.data_pipelines.convert.options import ConvertOptions, split_counts
 from pelagos.data_pipelines.convert.readers import array_names
@@ -56,7 +57,7 @@ def source_of(
     splits = _splits(found)
     if len(splits) > 1 and mapping.splits is not None:
         raise SourceError(f"{label}: splits: the folders of the files are the splits")
-    notes += [*_assumed(found, mapping, order), *_only_in_some(found)]
+    notes += [*_assumed(found, mapping, order), *_only_in_some(found), *_other_beginnings(found)]
     notes += list(dict.fromkeys(note for unit in found for note in unit.notes))
     first = found[0]
     names = [name for entry in mapping.fields for name in entry.names]
@@ -177,6 +178,13 @@ def _require_equal_units(found: Sequence[Measured]) -> None:
                 f"{unit.file} has the units {', '.join(unit.units)}, {found[0].file} has "
                 f"{', '.join(found[0].units)}: write one, or name them by `units` in the mapping"
             )
+        for name, (said, where) in unit.parameter_units.items():
+            first, first_where = found[0].parameter_units[name]
+            if not same_unit(said, first):
+                raise SourceError(
+                    f"{where} is in {said or 'no unit'}, {first_where} in {first or 'no unit'}: a "
+                    f"parameter has one unit in all files of a dataset; write it in one"
+                )
 
 
 def _num_frames(
@@ -289,6 +297,21 @@ def _only_in_some(found: Sequence[Measured]) -> list[str]:
         f"{found[0].file} has not"
         for name, files in having.items()
     ]
+
+
+def _other_beginnings(found: Sequence[Measured]) -> list[str]:
+    """A note where trajectories begin at different times, which the dataset does not keep."""
+    first = found[0]
+    for unit in found[1:]:
+        if first.time is None or unit.time is None:
+            continue
+        one, other = (t.points if t.moments is None else t.moments for t in (first.time, unit.time))
+        if not _are_close(float(other[0] - one[0]) + first.time.step, first.time.step):
+            return [
+                f"the time of the first frame differs: {first.time.start} in {first.file}, "
+                f"{unit.time.start} in {unit.file}; frames are counted from 0"
+            ]
+    return []
 
 
 def _are_close(one: float, other: float) -> bool:

@@ -58,13 +58,12 @@ def _read(path: str, options: ConvertOptions) -> Source:
 def _require_own_trajectories(found: Sequence[Measured]) -> None:
     """Reject files that continue each other in time: pieces of one trajectory, not several."""
     timed = [unit for unit in found if unit.time is not None and "n" not in unit.sizes]
-    by_time = sorted(timed, key=lambda unit: float(unit.time.points[0]) if unit.time else 0.0)
+    by_time = sorted(timed, key=lambda unit: _begin_and_end(unit)[0])
     for one, next_one in itertools.pairwise(by_time):
-        assert one.time is not None, one
-        assert next_one.time is not None, next_one
-        gap = float(next_one.time.points[0] - one.time.points[-1])
-        is_same = one.time.origin == next_one.time.origin
-        if not is_same or abs(gap - one.time.step) > STEP_RELATIVE_TOLERANCE * one.time.step:
+        (begin, end, date), (next_begin, _, next_date) = map(_begin_and_end, (one, next_one))
+        step = (end - begin) / max(one.num_frames - 1, 1)
+        gap = next_begin - end
+        if date != next_date or abs(gap - step) > STEP_RELATIVE_TOLERANCE * step:
             return
     if len(by_time) > 1:
         raise SourceError(
@@ -73,6 +72,15 @@ def _require_own_trajectories(found: Sequence[Measured]) -> None:
             f"each is to be a trajectory, say so in a mapping "
             f"(`pelagos convert {Path(by_time[0].file).parent} --draft-mapping`)"
         )
+
+
+def _begin_and_end(unit: Measured) -> tuple[float, float, str]:
+    """First and last time, in seconds where the file tells the date, and else what they count from."""
+    assert unit.time is not None, unit
+    moments = unit.time.moments
+    points = unit.time.points if moments is None else moments
+    origin = unit.time.origin or "" if moments is None else "date"
+    return float(points[0]), float(points[-1]), origin
 
 
 FORMAT = Format(

@@ -21,6 +21,9 @@ from pelagos.data_pipelines.store.splits import default_splits, split_ranges
 
 # Steps of a coordinate that differ by no more than this count as equal.
 _STEP_RELATIVE_TOLERANCE = 1e-3
+# Points that lie no farther apart than this part of a step are the same, and the rounding of float32.
+_PLACE_TOLERANCE = 0.02
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 
 def build_spec(
@@ -40,6 +43,7 @@ def build_spec(
     num_trajectories = first.size_of("trajectory")
     grid_shape = tuple(first.size_of(axis) for axis in first.spatial_axes)
     coordinates, time = _coordinates(root, first, uri)
+    _require_one_place(root, arrays, description, uri)
     assumed += [note for source in arrays for note in source.numbers.conventions.notes]
     splits = description.splits
     if splits is None:
@@ -164,6 +168,46 @@ def _coordinates(
             found[role] = np.asarray(ZarrNumbers(array, where).whole(), np.float64)
             require_finite_positions(found[role], where)
     return found, time
+
+
+def _require_one_place(
+    root: zarr.Group | zarr.Array[Any],
+    arrays: Sequence[SourceArray],
+    description: Description,
+    uri: str,
+) -> None:
+    """Raise DatasetError where fields lie along dimensions of other names at other positions.
+
+    A number in the description passes over them.
+    """
+    seen: dict[str, tuple[str, npt.NDArray[np.float64]]] = {}
+    known: dict[tuple[str, ...], dict[str, npt.NDArray[np.float64]]] = {}
+    for source in arrays:
+        names = dimension_names(source.array) or ()
+        if names not in known:
+            points, time = _coordinates(root, source, uri)
+            moments = None if time is None else time.moments
+            known[names] = points if moments is None else {**points, "time": moments}
+        for role, points_of_it in known[names].items():
+            given = description.frame_interval if role == "time" else description.domain_extent
+            if given is not None:
+                continue
+            name = names[source.roles.index(role)]
+            first_name, first = seen.setdefault(role, (name, points_of_it))
+            if first_name == name:
+                continue
+            allowed = _PLACE_TOLERANCE * float(np.ptp(first)) / max(len(first) - 1, 1)
+            if role != "time":
+                allowed = max(allowed, _ROUNDING * float(np.abs(first).max(initial=0.0)))
+            is_as_long = points_of_it.shape == first.shape
+            if not is_as_long or np.abs(points_of_it - first).max(initial=0.0) > allowed:
+                key = "frame_interval" if role == "time" else "domain_extent"
+                raise DatasetError(
+                    f"{uri}: {name} has the points along {role} at {points_of_it[0]:.9g} to "
+                    f"{points_of_it[-1]:.9g}, {first_name} at {first[0]:.9g} to {first[-1]:.9g}: the "
+                    f"fields of a dataset have one domain. Name those of one in description.fields, "
+                    f"or give description.{key} to pass over the positions"
+                )
 
 
 def _step(points: npt.NDArray[np.float64] | None, uri: str, key: str) -> float | None:

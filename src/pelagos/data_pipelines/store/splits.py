@@ -13,9 +13,10 @@ SPLIT_NAMES = {
     "validation": "validation",
     "dev": "validation",
     "test": "test",
+    "testing": "test",
 }
 KNOWN_SPLITS = (
-    "train (training), validation (valid, val, dev), test, "
+    "train (training), validation (valid, val, dev), test (testing), "
     "or one of them with an ending, such as test-ood"
 )
 _CLOSE = 0.75  # difflib's ratio of a word of five letters of which two changed places is 0.8
@@ -35,6 +36,15 @@ def is_split_name(name: str) -> bool:
     return lower in SPLIT_NAMES or any(
         lower.startswith(known) and _ENDING.fullmatch(lower[len(known) :]) for known in SPLIT_NAMES
     )
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder of this name holds, None where it is named like none.
+
+    >>> split_of("Val"), split_of("test-ood"), split_of("brain")
+    ('validation', 'test-ood', None)
+    """
+    return SPLIT_NAMES.get(name.lower()) or (name if is_split_name(name) else None)
 
 
 def meant_split(name: str, present: Collection[str] = ()) -> str | None:

@@ -98,6 +98,8 @@ def _report(written: Any, as_json: bool) -> None:
         print_json(asdict(written))
         return
     name = written.model or "a model of no registered size"
+    if written.weights == "ema":
+        console.print("averaged weights (ema_decay); the weights themselves: --weights model")
     console.print(
         f"[green]wrote[/green] {written.directory}: {name}, {written.parameters:,} parameters, "
         f"{written.num_bytes / 1e6:,.1f} MB in {len(written.files)} files",

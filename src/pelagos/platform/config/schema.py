@@ -349,7 +349,19 @@ def _that_mlflow_registers(name: str) -> str:
     return name
 
 
+def _that_no_record_has(tag: str) -> str:
+    # what was sent already is read from such tags, and MLflow refuses a run with two names
+    is_own = tag.startswith("pelagos.") and tag != "pelagos.sweep"  # which sweeps give their trials
+    if is_own or tag == "mlflow.runName":
+        raise ValueError(
+            "tags other than mlflow.runName, which is the job's name, and pelagos.…, which the run's "
+            "own records have"
+        )
+    return tag
+
+
 RegisteredName = Annotated[str, AfterValidator(_that_mlflow_registers)]
+TagName = Annotated[str, AfterValidator(_that_no_record_has)]
 
 
 class TrackingConfig(Section):
@@ -365,7 +377,9 @@ class TrackingConfig(Section):
     register_as: RegisteredName | None = Field(
         None, description="Registered model name, without / and :; default: the run's."
     )
-    tags: dict[str, str] = Field({}, description="Further tags of the MLflow run.")
+    tags: dict[TagName, str] = Field(
+        {}, description="Further tags of the MLflow run; not mlflow.runName, nor pelagos.…"
+    )
 
 
 class HealthConfig(Section):

@@ -11,7 +11,7 @@ from pathlib import Path
 from pelagos.data_pipelines.convert.containers import unreadable_kind
 from pelagos.data_pipelines.convert.formats import misspelt_split, natural
 from pelagos.data_pipelines.convert.source import SourceError
-from pelagos.data_pipelines.store.splits import SPLIT_NAMES, meant_split
+from pelagos.data_pipelines.store.splits import meant_split, split_of
 from pelagos.data_pipelines.suggestions import listed, nearest
 from pelagos.infra.addresses import reject_empty_parts
 from pelagos.infra.files import expanded_path
@@ -43,10 +43,11 @@ class Unit:
     token: tuple[str, ...]
 
     @property
-    def order(self) -> tuple[int, list[list[int | str]]]:
-        """Splits in their order, then files as a person counts them."""
+    def order(self) -> tuple[int, list[int | str], list[list[int | str]]]:
+        """Splits in their order, others after them, then files as a person counts them."""
         splits = ("", "train", "validation", "test")
-        return splits.index(self.split), [natural(part) for part in self.token]
+        at = splits.index(self.split) if self.split in splits else len(splits)
+        return at, natural(self.split), [natural(part) for part in self.token]
 
 
 def is_pattern(name: str | None) -> bool:
@@ -117,10 +118,10 @@ def matched_files(path: str, pattern: str, notes: list[str]) -> dict[Unit, str]:
         split = ""
         if SPLIT_PLACE in pattern:
             folder = match.group("split")
-            if folder.lower() not in SPLIT_NAMES:
+            split = split_of(folder) or ""
+            if not split:
                 strangers.add(folder)
                 continue
-            split = SPLIT_NAMES[folder.lower()]
         token = tuple(g for name, g in _groups(match) if name != "split")
         unit = Unit(split, token)
         if unit in found:

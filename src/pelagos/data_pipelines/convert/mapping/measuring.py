@@ -17,6 +17,7 @@ from pelagos.data_pipelines.convert.mapping.positions import (
     own_positions,
     read_positions,
     require_one_place,
+    unit_of,
 )
 from pelagos.data_pipelines.convert.mapping.schema import ArrayMapping, Mapping, ParameterMapping
 from pelagos.data_pipelines.convert.readers import parameter_of, positions_of, stored_array
@@ -36,6 +37,7 @@ class Measured:
         arrays: the stored arrays, with the channels that they fill.
         sizes: length of each axis by its letter.
         parameters: one number for all of the unit's trajectories, or one each.
+        parameter_units: of the parameters that stand in arrays, with the array.
         units: of each field, from the mapping or else from the arrays' attributes.
         time: the times of the frames, where the mapping names their array.
         positions: along axes of space and time, where the mapping names those of space or the
@@ -49,6 +51,7 @@ class Measured:
     arrays: tuple[StoredArray, ...]
     sizes: dict[str, int]
     parameters: dict[str, float | tuple[float, ...]] = field(default_factory=dict)
+    parameter_units: dict[str, tuple[str, str]] = field(default_factory=dict)
     units: tuple[str, ...] = ()
     time: TimeAxis | None = None
     positions: dict[str, Positions] = field(default_factory=dict)
@@ -89,14 +92,23 @@ def measure(path: str, mapping: Mapping, unit: Unit, files: Files) -> Measured:
         arrays.append(found)
         channel += len(entry.names)
     count = sizes.get("n", 1)
-    parameters = _parameters(path, mapping, unit, files, count, notes)
+    parameters, parameter_units = _parameters(path, mapping, unit, files, count, notes)
     time = _time(path, mapping.frame_interval, unit, files, sizes.get("t", 1))
     positions = _positions(path, mapping, unit, files, sizes)
     advice = EVEN_ADVICE.format("domain_extent")
     spacing = {letter: found.step(advice) for letter, found in positions.items()}
     _add_own_positions(positions, arrays, mapping)
     return Measured(
-        unit, tuple(arrays), sizes, parameters, tuple(units), time, positions, spacing, tuple(notes)
+        unit,
+        tuple(arrays),
+        sizes,
+        parameters,
+        parameter_units,
+        tuple(units),
+        time,
+        positions,
+        spacing,
+        tuple(notes),
     )
 
 
@@ -141,8 +153,10 @@ def _measure_axes(array: StoredArray, sizes: dict[str, int]) -> None:
 
 def _parameters(
     path: str, mapping: Mapping, unit: Unit, files: Files, count: int, notes: list[str]
-) -> dict[str, float | tuple[float, ...]]:
+) -> tuple[dict[str, float | tuple[float, ...]], dict[str, tuple[str, str]]]:
+    """The numbers of each parameter, and its unit with the array that says so."""
     found: dict[str, float | tuple[float, ...]] = {}
+    units: dict[str, tuple[str, str]] = {}
     for name, value in mapping.parameters.items():
         if not isinstance(value, ParameterMapping):
             found[name] = value
@@ -156,7 +170,8 @@ def _parameters(
                 f"each of {count} trajectories"
             )
         found[name] = tuple(map(float, numbers))
-    return found
+        units[name] = unit_of(array), array.address
+    return found, units
 
 
 def _time(

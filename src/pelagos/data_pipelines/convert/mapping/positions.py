@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.conventions import time_axis
 from pelagos.data_pipelines.convert.readers import positions_of, stored_array
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 
 # Steps of a coordinate, or of two files, that differ by no more than this count as equal.
 STEP_RELATIVE_TOLERANCE = 1e-3
+# Names of one unit; those of CF for latitude and longitude.
+_UNITS = {
+    **dict.fromkeys(
+        ("degree_north", "degree_n", "degrees_n", "degreen", "degreesn"), "degrees_north"
+    ),
+    **dict.fromkeys(
+        ("degree_east", "degree_e", "degrees_e", "degreee", "degreese"), "degrees_east"
+    ),
+    **dict.fromkeys(("meter", "meters", "metre", "metres"), "m"),
+    **dict.fromkeys(("kilometer", "kilometers", "kilometre", "kilometres"), "km"),
+    **dict.fromkeys(("degree", "deg"), "degrees"),
+    **dict.fromkeys(("radian", "rad"), "radians"),
+}
 # Points that lie no farther apart than this part of a step are the same: half a step, from cell
 # centres to nodes, is another place, and files in float32 hold large positions with some error.
 PLACE_TOLERANCE = 0.02
@@ -28,11 +43,13 @@ class Positions:
         points: float64, in `unit`.
         unit: as the array's attribute says; empty: it does not say.
         where: file and key of the array.
+        moments: times in seconds from one moment for all files; None: not told, or no times.
     """
 
     points: npt.NDArray[np.float64]
     unit: str
     where: str
+    moments: npt.NDArray[np.float64] | None = None
 
     @property
     def falls(self) -> bool:
@@ -57,7 +74,13 @@ class Positions:
 
     def is_at(self, other: Positions) -> bool:
         """Whether the points are in the same places, in the same order and unit."""
-        if self.points.shape != other.points.shape or self.unit != other.unit:
+        if self.points.shape != other.points.shape:
+            return False
+        if self.moments is not None and other.moments is not None:
+            step = float(np.ptp(other.moments)) / max(len(other.moments) - 1, 1)
+            late = np.abs(self.moments - other.moments).max(initial=0.0)
+            return bool(late <= PLACE_TOLERANCE * step)
+        if not same_unit(self.unit, other.unit):
             return False
         span = float(np.ptp(other.points)) / max(len(other.points) - 1, 1)
         rounding = 4 * float(np.finfo(np.float32).eps * np.abs(other.points).max(initial=0.0))
@@ -85,10 +108,15 @@ def read_positions(array: StoredArray, size: int) -> Positions:
         raise SourceError(
             f"{array.address} has {len(points)} positions, axis {array.axes} of the arrays has {size}"
         )
-    return Positions(points, _unit(array), array.address)
+    return Positions(points, unit_of(array), array.address)
 
 
-def _unit(array: StoredArray) -> str:
+def same_unit(one: str, other: str) -> bool:
+    return _UNITS.get(one.lower(), one) == _UNITS.get(other.lower(), other)
+
+
+def unit_of(array: StoredArray) -> str:
+    """What an array's attribute says; empty: nothing, or 1."""
     attributes: Mapping[str, Any] = getattr(stored_array(array), "attributes", {})
     unit = attributes.get("units", "")
     unit = unit.decode(errors="replace") if isinstance(unit, bytes) else unit
@@ -108,8 +136,19 @@ def own_positions(array: StoredArray) -> dict[str, Positions]:
         # names, moments, gaps: what a mapping does not name need not be numbers
         with contextlib.suppress(SourceError):
             if stored_array(coordinate).shape == (size,):
-                found[letter] = read_positions(coordinate, size)
+                positions = read_positions(coordinate, size)
+                moments = _moments(coordinate, positions) if letter == "t" else None
+                found[letter] = dataclasses.replace(positions, moments=moments)
     return found
+
+
+def _moments(array: StoredArray, positions: Positions) -> npt.NDArray[np.float64] | None:
+    attributes: Mapping[str, Any] = getattr(stored_array(array), "attributes", {})
+    with contextlib.suppress(
+        ValueError
+    ):  # a unit or calendar that is not known is compared as text
+        return time_axis(positions.points, attributes, array.address).moments
+    return None
 
 
 def require_one_place(one: Positions, other: Positions, letter: str) -> None:

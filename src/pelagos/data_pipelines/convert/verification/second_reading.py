@@ -62,6 +62,8 @@ class Moments:
 
     @property
     def row(self) -> dict[str, float]:
+        if not self.count:
+            return dict.fromkeys(("mean", "std", "min", "max"), math.nan)
         mean = self.total / self.count
         variance = max(0.0, self.squares / self.count - mean * mean)
         return {"mean": mean, "std": math.sqrt(variance), "min": self.low, "max": self.high}
@@ -129,7 +131,7 @@ class SecondReading:
                 f"{key} {value:.9g} in the source, read a second way, {theirs.row[key]:.9g} stored"
                 for key, value in mine.row.items()
                 if abs(value - theirs.row[key]) > allowed
-            ]
+            ]  # where either has no number, their counts differ
             if mine.count != theirs.count:
                 apart.append(f"{mine.count:.0f} numbers in the source, {theirs.count:.0f} stored")
             if apart:
