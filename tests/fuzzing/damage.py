@@ -1,4 +1,4 @@
-"""Damages a source again and again and reads it: `python damage.py FORMAT COUNT SEED FOLDER`.
+"""Damages a source again and again and reads it: `python damage.py COUNT SEED FOLDER FORMAT …`.
 
 A process of its own, as libraries below may end it. Prints a line per input that ended otherwise than
 by success or by an error for people, and a last line with the number of inputs.
@@ -69,6 +69,12 @@ def read(name: str, folder: Path, mapping: str | None) -> None:
     source = folder
     if name in ("zarr-2", "zarr-3", "ome-zarr"):
         source = folder / "a.zarr"
+    if name in ("zarr-2", "zarr-3"):
+        from pelagos.data_pipelines.foreign import open_foreign
+
+        dataset = open_foreign(str(source))  # in place
+        for trajectory in range(dataset.spec.num_trajectories):
+            dataset.read_frames(trajectory, range(dataset.spec.num_frames))
     convert.run(
         str(source), str(folder.parent / "out"), ConvertOptions(mapping=mapping), verify=True
     )
@@ -113,22 +119,28 @@ def main(name: str, count: int, seed: int, place: Path) -> None:
             read(name, folder, None if mapping is None else str(folder.parent / "mapping.yaml"))
         except (ValueError, OSError) as error:
             if not str(error).strip():
-                say(f"{number} {victim.name}: an error without words, {type(error).__name__}")
+                say(
+                    f"{name} {number} {victim.name}: an error without words, {type(error).__name__}"
+                )
         except Hang:
-            say(f"{number} {victim.name}: took more than {SECONDS} s")
+            say(f"{name} {number} {victim.name}: took more than {SECONDS} s")
         except BaseException as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             ours = [f for f in traceback.extract_tb(error.__traceback__) if "pelagos" in f.filename]
             where = f"{ours[-1].filename}:{ours[-1].lineno}" if ours else ""
-            say(f"{number} {victim.name}: {type(error).__name__}: {error} at {last.name}, {where}")
+            say(
+                f"{name} {number} {victim.name}: {type(error).__name__}: {error} at {last.name}, {where}"
+            )
         finally:
             signal.alarm(0)
             close_files()
         peak = tracemalloc.get_traced_memory()[1]
         if peak > MOST_BYTES:
-            say(f"{number} {victim.name}: took {peak:,} bytes")
-    say(f"{count} inputs")
+            say(f"{name} {number} {victim.name}: took {peak:,} bytes")
+    tracemalloc.stop()
+    say(f"{name}: {count} inputs")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    for chosen in sys.argv[4:]:
+        main(chosen, int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) / chosen)

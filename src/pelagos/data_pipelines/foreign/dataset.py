@@ -71,7 +71,7 @@ class ForeignDataset(SpecReader):
         self._store: StrictStore = open_store(uri, storage_options)
         try:
             self._root = zarr.open(self._store, mode="r")
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:
             raise DatasetError(f"{uri} is no Zarr array or group ({error})") from error
         try:
             self.arrays = find_arrays(self._root, description, uri)
@@ -80,6 +80,12 @@ class ForeignDataset(SpecReader):
             self.notes = note_of_left_out(self._root, self.arrays, spec.parameter_names)
         except json.JSONDecodeError as error:
             raise DatasetError(f"{uri} has damaged metadata ({error})") from error
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # what a library says to metadata that it did not expect
+            raise DatasetError(
+                f"{uri} has damaged metadata ({type(error).__name__}: {error})"
+            ) from error
         super().__init__(uri, spec)
         if gives_hint:
             self._announce(self.assumed)
@@ -158,7 +164,7 @@ class ForeignDataset(SpecReader):
                 f"dataset {self.uri}, trajectory {trajectory}, frames "
                 f"{', '.join(map(str, frames))}: {error}"
             ) from error
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # each codec and each store has its own
             raise DatasetError(
                 f"dataset {self.uri}, trajectory {trajectory}, frames "
                 f"{', '.join(map(str, frames))}: {error}. Nothing is filled in: restore the data; if "

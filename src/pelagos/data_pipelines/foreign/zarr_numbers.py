@@ -71,6 +71,16 @@ class ZarrNumbers:
         return self.conventions.decode(self._stored(selection))
 
     def _stored(self, selection: Any) -> npt.NDArray[Any]:
+        try:
+            return self._read(selection)
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # each codec has its own
+            raise DatasetError(
+                f"{self.where}: a chunk is damaged ({type(error).__name__}: {error})"
+            ) from error
+
+    def _read(self, selection: Any) -> npt.NDArray[Any]:
         first, *others = [np.asarray(view.oindex[selection]) for view in self.views]
         if self.has_shards and self.array.dtype.kind == "f" and np.isnan(first).any():
             # NaN may be stored, or stand for a chunk that was not: then another fill shows there
