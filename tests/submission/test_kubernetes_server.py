@@ -88,7 +88,7 @@ def test_a_run_is_submitted_followed_and_ended(
     cluster = found.own_cluster()
     sent = cluster.manifests(  # type: ignore[attr-defined]
         submission_of(found.record, 1, cluster.config)
-    )[1]
+    )[-1]
     kept = stored(server, "on-pods-1")
     assert changed(sent["spec"], kept["spec"]) == []
     state, _ = submitted_runs.current_state(found)
@@ -102,7 +102,7 @@ def test_a_run_is_submitted_followed_and_ended(
 
 
 def test_the_server_validates_what_it_is_given(server: KubernetesServer) -> None:
-    manifest = cluster().manifests(submission("typed"))[1]
+    manifest = cluster().manifests(submission("typed"))[-1]
     manifest["spec"]["backoffLimit"] = "two"
     with pytest.raises(AssertionError, match="backoffLimit"):
         server.kubectl("apply", "--validate=false", "--filename=-", stdin=json.dumps(manifest))

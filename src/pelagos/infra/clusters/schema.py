@@ -12,6 +12,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_/][A-Za-z0-9_.:/@+-]{0,252}$")]
 # `~` and `${VAR}` are replaced on this machine, when the file is read.
 PathText = Annotated[str, AfterValidator(expanded_path)]
+NAMESPACE = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 AbsolutePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./@+-]{0,4094}$")]
 
 
@@ -183,12 +184,26 @@ class KubernetesConfig(CommonConfig):
 
     kind: Literal["kubernetes"]
     context: str | None = Field(None, description="Context of the kubeconfig; default: current.")
-    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = Field(
+    namespace: Annotated[str, Field(pattern=NAMESPACE)] = Field(
         "default", description="Namespace of the jobs."
     )
     image: Word = Field(description="Container image with Pelagos's dependencies.")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    service_account: Word | None = Field(None, description="Service account of the pods.")
+    service_account: Word | None = Field(
+        None, description="Service account of the pods, for identities of a cloud."
+    )
+    mount_service_account_token: bool = Field(
+        False, description="Whether pods can use the Kubernetes API as that account."
+    )
+    run_as_user: PositiveInt = Field(
+        1000, description="User id of every process; the image's home must be its own."
+    )
+    operator_namespace: Annotated[str, Field(pattern=NAMESPACE)] | None = Field(
+        None, description="Of the KubeRay operator; default: its pods in any namespace."
+    )
+    metrics_namespace: Annotated[str, Field(pattern=NAMESPACE)] | None = Field(
+        None, description="Of Prometheus, which may then read metrics of the pods; default: none."
+    )
     secret_name: Word | None = Field(
         None, description="Secret whose keys become environment variables (object store, MLflow)."
     )
