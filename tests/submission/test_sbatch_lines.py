@@ -27,9 +27,31 @@ from pelagos.platform.config.load import ConfigError
 
 MARK = "PLACEHOLDER"
 # in YAML, in the shell, in sbatch, in `str.format` and in Kubernetes these mean something
-_MEANT = r"""
-    ' " \ % %% %j # $(id) `id` $HOME ; & {bootstrap} } * ~ é $(X) --uid=0 ! : EOF a
-""".split()
+_MEANT = [
+    "'",
+    '"',
+    "\\",
+    "%",
+    "%%",
+    "%j",
+    "#",
+    "$(id)",
+    "`id`",
+    "$HOME",
+    ";",
+    "&",
+    "{bootstrap}",
+    "}",
+    "*",
+    "~",
+    "é",
+    "$(X)",
+    "--uid=0",
+    "!",
+    ":",
+    "EOF",
+    "a",
+]
 _SPACES = ["\n", "\r", " ", "  ", "\t", "\0", "\x85", "\u2028", "\n#SBATCH --uid=0", ": "]
 PIECES = st.sampled_from(_MEANT) | st.sampled_from(_SPACES)
 TEXTS = st.lists(PIECES | st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).map(
@@ -182,8 +204,19 @@ KINDS: dict[str, dict[str, Any]] = {
 HIDDEN = ["x\nid", "x\ry", "x\x1b[2J", "x\u2028y", "x\u202ey", "x\x7f", "x\x85"]
 
 
-KEYS = """storage endpoint_url region tracking shared_paths environment defaults
-context verify_tls token_file node_selector""".split()
+KEYS = [
+    "storage",
+    "endpoint_url",
+    "region",
+    "tracking",
+    "shared_paths",
+    "environment",
+    "defaults",
+    "context",
+    "verify_tls",
+    "token_file",
+    "node_selector",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
