@@ -44,7 +44,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory that everyone may read, as usual for results; pytest's own are private."""
-    path = Path(tempfile.mkdtemp(prefix="pelagos-test-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="pelagos-test-"))
     path.chmod(0o755)
     old = os.umask(0o022)
     yield path
