@@ -60,11 +60,12 @@ def started(text: str, folder: Path, port: int) -> tuple[list[str], dict[str, st
     database = environment["MLFLOW_BACKEND_STORE_URI"]
     assert f"database_uri = {database}\n" in config
     login = folder / Path(environment["MLFLOW_AUTH_CONFIG_PATH"]).name
-    login.write_text(config.replace(database, f"sqlite:///{folder}/users.db"))
+    # users and runs in one database, as in the manifests
+    login.write_text(config.replace(database, f"sqlite:///{folder}/mlflow.db"))
     environment |= {
         "HOME": str(folder),
         "MLFLOW_AUTH_CONFIG_PATH": str(login),
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/runs.db",
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
     }
     return [str(Path(sys.executable).with_name(program)), *words], environment
 
