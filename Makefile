@@ -6,6 +6,7 @@
 #   make venv         only the environment
 #   make format       let ruff mend what it can
 #   make docs         write docs/job-file.md from the schema of job files
+#   make lock         write the hashes of what is installed (requirements/*.lock), from PyPI
 #
 # Another interpreter: make venv PYTHON=/path/to/python3.12
 # Some tests only:     make test PYTEST_ARGS="tests/models -k poseidon"
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 PYTHON_IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-CODE := src tests benchmarks examples
+CODE := src tests benchmarks examples requirements
 PYTEST_ARGS ?=
 # Tests of Ray and Slurm wait most of the time, and must not meet each other: Slurm's runs end every
 # Ray of the machine. The others fill that time.
@@ -28,16 +29,21 @@ USUAL := not matrix and not targets
 # As much as makes both end at about the same time.
 AFTER_RAY := tests/models tests/platform tests/submission
 
-.PHONY: help quickstart test lint venv format docs
+.PHONY: help quickstart test lint venv format docs lock
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 venv: $(STAMP)
 
-# torch comes first: its pinned version has builds for the CPU and for CUDA, and a resolver that is
-# free to choose among all versions downloads several before it settles.
-$(STAMP): pyproject.toml constraints.txt
+LOCKS := requirements
+INSTALL := $(BIN)/python -m pip install --quiet --no-deps
+# pip takes no file but those whose sha256 is in the lock, whatever index the machine asks.
+LOCKED := $(INSTALL) --require-hashes
+
+# torch for the CPU where the machine's index has it, which saves gigabytes; else PyPI's, with CUDA.
+# What has no wheel is built with setuptools of the lock, not with one that the index chooses.
+$(STAMP): pyproject.toml constraints.txt $(wildcard requirements/*.lock)
 	@command -v "$(PYTHON)" >/dev/null || { \
 	  echo "error: no '$(PYTHON)' on the PATH. Pelagos needs Python 3.11 or newer:" \
 	       "make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -45,8 +51,12 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "error: '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Pelagos needs Python 3.11 or newer:" \
 	       "make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(LOCKED) --only-binary :all: --requirement $(LOCKS)/wheels.lock
+	$(LOCKED) --only-binary :all: --requirement $(LOCKS)/torch-cpu.lock 2>/dev/null || { \
+	  echo "no torch for the CPU in this machine's package index: taking PyPI's"; \
+	  $(LOCKED) --only-binary :all: --requirement $(LOCKS)/torch.lock; }
+	$(LOCKED) --no-build-isolation --requirement $(LOCKS)/sources.lock
+	$(INSTALL) --no-build-isolation --editable .
 	@touch $@
 
 quickstart: $(STAMP)
@@ -81,3 +91,8 @@ format: $(STAMP)
 # The pages that are written from the code.
 docs: $(STAMP)
 	$(BIN)/python -m pelagos.platform.config.reference > docs/job-file.md
+
+lock: $(STAMP)
+	uv pip compile --quiet pyproject.toml --extra dev --constraint constraints.txt --universal \
+	    --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  | $(BIN)/python requirements/lock.py

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 import json
+import os
 import shlex
 import stat
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pelagos.infra.clusters import ClusterError, Code, Needs, Submission
+from pelagos.infra.clusters.base import BOOTSTRAP
 from pelagos.infra.clusters.kubernetes import KubernetesCluster, object_name
 from pelagos.infra.clusters.schema import KubernetesConfig
 
@@ -92,7 +97,7 @@ def cluster(**changes: Any) -> KubernetesCluster:
 
 
 def ray_job(**changes: Any) -> dict[str, Any]:
-    return cluster(**changes).manifests(submission())[1]
+    return cluster(**changes).manifests(submission())[-1]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +105,7 @@ def ray_job(**changes: Any) -> dict[str, Any]:
     [
         {},
         {"spot": None, "queue_name": None, "secret_name": None, "node_selector": {}},
-        {"node": None, "priority_classes": {}, "service_account": None},
+        {"node": None, "priority_classes": {}, "service_account": None, "queue_name": None},
     ],
 )
 def test_the_manifest_is_valid_under_the_published_schema(changes: dict[str, Any]) -> None:
@@ -156,7 +161,7 @@ def test_pods_are_asked_for_on_demand_but_not_under_kueue() -> None:
     ("priority", "name"), [(-1, None), (0, "normal"), (9, "normal"), (10, "high")]
 )
 def test_the_priority_class_is_the_highest_not_above(priority: int, name: str | None) -> None:
-    job = cluster().manifests(submission(priority=priority))[1]
+    job = cluster().manifests(submission(priority=priority))[-1]
     pod = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     assert pod.get("priorityClassName") == name
 
@@ -186,9 +191,39 @@ def test_names_are_legal_in_kubernetes_and_do_not_meet(first: str, second: str) 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=60))
 def test_a_hostile_storage_prefix_stays_one_argument(text: str) -> None:
+    """KubeRay puts the entry point into a shell's script, and Ray joins its words for another shell
+    by the rules of Windows, which know no single quotes."""
     hostile = Submission(run="run", storage=f"s3://b/{text}", attempt=1, needs=Needs(), code=CODE)
-    manifest = yaml.safe_load(cluster().render(hostile)["rayjob.yaml"])
-    assert shlex.split(manifest["spec"]["entrypoint"])[-3:] == [f"s3://b/{text}", "run", "1"]
+    rendered = cluster().render(hostile)
+    entry_point = yaml.safe_load(rendered["rayjob.yaml"])["spec"]["entrypoint"]
+    handed = subprocess.list2cmdline(shlex.split(entry_point))
+    assert shlex.split(handed) == shlex.split(entry_point)
+    assert entry_point == ray_job()["spec"]["entrypoint"]
+    files = yaml.safe_load(rendered["configmap.yaml"])["data"]
+    mounted = {f"/pelagos/{name}": content for name, content in files.items()}
+    program, option, place = shlex.split(handed)[1:]
+    assert "--arguments" in mounted[program]
+    assert option == "--arguments"
+    assert json.loads(mounted[place])[-3:] == [f"s3://b/{text}", "run", "1"]
+
+
+def test_bootstrap_reads_its_arguments_from_the_file(tmp_path: Path) -> None:
+    for part in ("w.whl", "f.zip"):
+        with zipfile.ZipFile(tmp_path / part, "w") as archive:
+            archive.writestr("pelagos/__init__.py", "")
+            archive.writestr("shown.py", "import sys; print(sys.argv[1:])")
+    digests = [hashlib.sha256((tmp_path / n).read_bytes()).hexdigest() for n in ("w.whl", "f.zip")]
+    code = Code(str(tmp_path / "w.whl"), digests[0], str(tmp_path / "f.zip"), digests[1])
+    handed = Submission("run", "s3://b/$(id) 'x'", 2, Needs(), code)
+    arguments = ["--module", "shown", *handed.arguments()]
+    (tmp_path / "arguments.json").write_text(json.dumps(arguments))
+    done = subprocess.run(
+        [sys.executable, str(BOOTSTRAP), "--arguments", str(tmp_path / "arguments.json")],
+        env={**os.environ, "PELAGOS_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(["s3://b/$(id) 'x'", "run", "2"]), done.stderr
 
 
 STUB = """\
@@ -204,6 +239,13 @@ if (place / "down").exists():
 if verb == "apply":
     manifest = json.load(sys.stdin)
     (place / (manifest["kind"] + ".json")).write_text(json.dumps(manifest))
+    manifest["metadata"]["uid"] = "uid-of-" + manifest["kind"]
+    if "--output=json" in arguments:
+        print(json.dumps(manifest))
+elif verb == "patch" and (place / "unpatchable").exists():
+    sys.exit("Error from server (Forbidden)")
+elif verb == "get" and arguments[1] == "customresourcedefinition":
+    print("{{" + ('"authOptions": {{}}' if (place / "new").exists() else "") + "}}")
 elif verb == "get" and arguments[1] == "rayjobs.ray.io":
     status = place / "status"
     if not status.exists():
@@ -257,6 +299,45 @@ def test_the_verbs_speak_kubectl(kubectl: Path) -> None:
     target.cancel(handle)
     calls = [json.loads(line) for line in (kubectl / "calls").read_text().splitlines()]
     assert all(call[0] == "--context=lab" for call in calls)
+
+
+def calls_of(kubectl: Path) -> list[list[str]]:
+    calls = [json.loads(line) for line in (kubectl / "calls").read_text().splitlines()]
+    return [[a for a in call if not a.startswith("--request-timeout")] for call in calls]
+
+
+def test_what_a_run_needs_is_removed_with_it(kubectl: Path) -> None:
+    """The parts belong to the RayJob: the server removes them when it removes that."""
+    cluster().start(submission())
+    kinds = [call[0] for call in calls_of(kubectl)]
+    assert kinds == ["apply", "apply", "apply", "patch", "patch"]
+    patched = {}
+    for call in calls_of(kubectl)[3:]:
+        assert call[3:5] == ["--namespace", "science"]
+        patch = json.loads(call[-1].removeprefix("--patch="))
+        patched[call[1], call[2]] = patch["metadata"]["ownerReferences"]
+    owner = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "name": "ns-pretrain-1",
+        "uid": "uid-of-RayJob",
+    }
+    assert patched == {
+        ("configmap", "ns-pretrain-1-bootstrap"): [owner],
+        ("networkpolicy", "ns-pretrain-1"): [owner],
+    }
+    (kubectl / "unpatchable").touch()
+    with pytest.raises(ClusterError, match="kubectl patch: .*Forbidden"):
+        cluster().start(submission())
+    assert calls_of(kubectl)[-1][:3] == ["delete", "rayjobs.ray.io", "ns-pretrain-1"]
+
+
+def test_an_operator_without_tokens_is_found(kubectl: Path) -> None:
+    check = {c.name: c for c in cluster().check()}["tokens for Ray"]
+    assert not check.ok
+    assert "1.5.1 or newer" in check.remedy
+    (kubectl / "new").touch()
+    assert {c.name: c for c in cluster().check()}["tokens for Ray"].ok
 
 
 def test_an_api_server_that_is_away_is_named(kubectl: Path) -> None:

@@ -88,9 +88,13 @@ def test_a_run_is_submitted_followed_and_ended(
     cluster = found.own_cluster()
     sent = cluster.manifests(  # type: ignore[attr-defined]
         submission_of(found.record, 1, cluster.config)
-    )[1]
+    )[-1]
     kept = stored(server, "on-pods-1")
     assert changed(sent["spec"], kept["spec"]) == []
+    for part in ("configmap/on-pods-1-bootstrap", "networkpolicy/on-pods-1"):
+        held = json.loads(server.kubectl("get", part, "--namespace=science", "--output=json"))
+        (owner,) = held["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"]) == ("RayJob", kept["metadata"]["uid"])
     state, _ = submitted_runs.current_state(found)
     assert state.state in ("queued", "starting")
     set_status(server, "on-pods-1", jobDeploymentStatus="Running", jobStatus="RUNNING")
@@ -102,7 +106,7 @@ def test_a_run_is_submitted_followed_and_ended(
 
 
 def test_the_server_validates_what_it_is_given(server: KubernetesServer) -> None:
-    manifest = cluster().manifests(submission("typed"))[1]
+    manifest = cluster().manifests(submission("typed"))[-1]
     manifest["spec"]["backoffLimit"] = "two"
     with pytest.raises(AssertionError, match="backoffLimit"):
         server.kubectl("apply", "--validate=false", "--filename=-", stdin=json.dumps(manifest))
@@ -114,6 +118,7 @@ def test_a_cluster_is_checked_as_the_one_who_asks(server: KubernetesServer) -> N
     guest = {c.name: c for c in cluster(context="guest").check()}
     assert guest["api server"].ok
     assert not guest["permission to create RayJobs"].ok
+    assert not guest["permission to create NetworkPolicies"].ok
     with pytest.raises(ClusterError, match=r'(?s)k8s: kubectl apply: .*User "guest" cannot'):
         cluster(context="guest").start(submission("refused"))
     with pytest.raises(ClusterError, match="Unauthorized|must be logged in|credentials"):
@@ -128,5 +133,5 @@ def test_the_manifests_of_mlflow_are_accepted(server: KubernetesServer) -> None:
     config = KubernetesConfig.model_validate(CONFIG)
     text = render("mlflow", "k8s", config)["mlflow.yaml"]
     said = server.kubectl("apply", "--dry-run=server", "--filename=-", stdin=text)
-    assert len(said.splitlines()) == 5
+    assert len(said.splitlines()) == 8
     assert all("server dry run" in line for line in said.splitlines())

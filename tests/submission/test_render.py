@@ -41,6 +41,12 @@ def test_the_image_copies_what_there_is_and_code_last() -> None:
     code = next(i for i, s in enumerate(steps) if s == ["COPY", "src /opt/build/src"])
     assert [i for i in installs if i > code] == [code + 1]
     assert "--no-deps" in steps[code + 1][1]
+    users = [step[1] for step in steps if step[0] == "USER"]
+    uid = KUBERNETES.run_as_user
+    assert users == [f"{uid}:{uid}"]
+    assert f"--uid {uid} " in next(step[1] for step in steps if "useradd" in step[1])
+    # nothing is installed or copied as that user, so it cannot change the code that it runs
+    assert [s[0] for s in steps if s[0] == "USER" or "install" in s[1]][-1] == "USER"
 
 
 @pytest.mark.parametrize("config", [RAY, KUBERNETES], ids=["ray", "kubernetes"])
@@ -57,12 +63,13 @@ def test_mlflow_is_what_kubernetes_knows(config: Any, tmp_path: Path) -> None:
         answer = SimpleNamespace(data=json.dumps(manifest))
         model = api.deserialize(answer, f"V1{kind}")
         assert api.sanitize_for_serialization(model) == manifest
-    assert kinds == ["PersistentVolumeClaim", "StatefulSet", "Service", "Deployment", "Service"]
+    services = ["ConfigMap", "Deployment", "Service", "NetworkPolicy", "NetworkPolicy"]
+    assert kinds == ["PersistentVolumeClaim", "StatefulSet", "Service", *services]
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl: kustomization not built")
     built = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    assert len(list(yaml.safe_load_all(built.stdout))) == 5
+    assert len(list(yaml.safe_load_all(built.stdout))) == 8
 
 
 def promtool(tmp_path: Path) -> str:
@@ -129,18 +136,6 @@ def test_the_ray_cluster_file_is_valid_under_rays_own_schema() -> None:
     config["head_node_typ"] = config.pop("head_node_type")
     with pytest.raises(jsonschema.ValidationError, match="head_node_typ"):
         jsonschema.validate(config, schema)
-
-
-def test_the_bucket_policy_reaches_no_further_than_the_prefix() -> None:
-    policy = json.loads(render("bucket-policy", "lab", RAY)["bucket-policy.json"])
-    allowed = [s for s in policy["Statement"] if s["Effect"] == "Allow"]
-    for statement in allowed:
-        assert "*" not in statement["Action"]
-        is_list = statement["Action"] == ["s3:ListBucket"]
-        resource = "arn:aws:s3:::science" + ("" if is_list else "/teams/pelagos/*")
-        assert statement["Resource"] == resource
-    with pytest.raises(ValueError, match="is not s3://bucket/prefix"):
-        render("bucket-policy", "here", RAY.model_copy(update={"storage": "/scratch"}))
 
 
 def test_nothing_is_replaced_unless_asked(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Writing files so that they are whole or absent, also after a crash or a power cut; finding them."""
+"""Writing files so that they are whole or absent, also after a crash or a power cut; finding them;
+files that are locked."""
 
 import errno
 import os
@@ -54,6 +55,32 @@ def below(root: Path, name: str) -> Path:
     ):
         raise ValueError(f"{name!r} leads out of {root}: nothing was written")
     return path
+
+
+def open_lock_file(path: Path) -> int:
+    """Return a descriptor of a file to be locked with `fcntl.flock`, made if it is absent.
+
+    Whoever can open a file, if only for reading, can lock it and so make its owner wait. So only those
+    who can write in the directory can open this one: its owner, and its group where that can.
+
+    A lock belongs to the descriptor: it ends with the process, and programs that the process starts do
+    not inherit it (a child made by `fork` alone does). On NFS, Linux makes a lock of the whole
+    file on the server of it, which takes a descriptor that can write, as this one can.
+
+    Raises:
+        OSError: the file is a link or no regular file, or belongs to somebody else.
+    """
+    mode = 0o660 if path.parent.stat().st_mode & stat.S_IWGRP else 0o600
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, mode)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    # of an earlier version, or narrowed by the umask
+    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != mode:
+        os.fchmod(descriptor, mode)
+    return descriptor
 
 
 def sync_directory(path: Path) -> None:

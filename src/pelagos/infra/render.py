@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pelagos.infra.clusters.schema import ClusterConfig, KubernetesConfig
+from pelagos.infra.clusters.kubernetes_isolation import unexpanded
+from pelagos.infra.clusters.schema import ClusterConfig, KubernetesConfig, printable
 from pelagos.infra.files import replace_durably
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -91,14 +93,35 @@ def _ray_up(name: str, config: ClusterConfig) -> dict[str, str]:
 def _mlflow(name: str, config: ClusterConfig) -> dict[str, str]:
     values = {
         "namespace": _namespace(config),
-        "storage": config.storage,
-        "endpoint_url": config.endpoint_url or "",
+        "arguments": [unexpanded(argument) for argument in _mlflow_arguments(config)],
+        "endpoint_url": unexpanded(config.endpoint_url or ""),
         "mlflow_version": version("mlflow"),
     }
     return {
         "mlflow.yaml": _fill("mlflow.yaml.j2", values),
         "kustomization.yaml": _fill("kustomization.yaml.j2", {}),
     }
+
+
+def _mlflow_arguments(config: ClusterConfig) -> list[str]:
+    """Return what follows `mlflow server`: a login, and the names under which requests come.
+
+    MLflow answers 403 to every other name in the `Host` of a request, against DNS rebinding.
+    """
+    service = f"mlflow.{_namespace(config)}"
+    names = ["mlflow", service, f"{service}.svc", f"{service}.svc.cluster.local"]
+    # a forwarded port comes as one of these
+    hosts = [*names, *(f"{name}:5000" for name in (*names, "localhost", "127.0.0.1"))]
+    if config.tracking and urlsplit(config.tracking).netloc:
+        outside = urlsplit(config.tracking)
+        # a star would let every name through
+        hosts += [h for h in (outside.hostname, outside.netloc) if h and not set(h) & set("*,")]
+    return [
+        *("--host", "0.0.0.0", "--port", "5000"),
+        *("--app-name", "basic-auth"),
+        *("--allowed-hosts", ",".join(dict.fromkeys(hosts))),
+        *("--serve-artifacts", "--artifacts-destination", f"{config.storage}/mlflow"),
+    ]
 
 
 def _monitoring(name: str, config: ClusterConfig) -> dict[str, str]:
@@ -111,14 +134,21 @@ def _monitoring(name: str, config: ClusterConfig) -> dict[str, str]:
 
 
 def _bucket_policy(name: str, config: ClusterConfig) -> dict[str, str]:
-    match = re.fullmatch(r"s3a?://([^/]+)/(.+?)/?", config.storage)
+    """Return what the nodes' role may do, and what nobody may do to the records in the bucket."""
+    match = re.fullmatch(r"s3a?://([a-z0-9][a-z0-9.-]*)/(.+?)/*", printable(config.storage))
     if match is None:
         raise ValueError(
             f"cluster {name}: storage {config.storage} is not s3://bucket/prefix, so there is no bucket "
             "policy for it"
         )
-    values = {"bucket": match[1], "prefix": match[2]}
-    return {"bucket-policy.json": _fill("bucket-policy.json.j2", values)}
+    bucket = f"arn:aws:s3:::{match[1]}"
+    # in policies these are wildcards and variables, unless written as variables themselves
+    prefix = re.sub(r"[*?$]", r"${\g<0>}", match[2])
+    values = {"bucket": bucket, "prefix": prefix, "objects": f"{bucket}/{prefix}"}
+    return {
+        "role-policy.json": _fill("role-policy.json.j2", values),
+        "bucket-policy.json": _fill("bucket-policy.json.j2", values),
+    }
 
 
 def _dashboard() -> dict[str, Any]:
@@ -164,6 +194,14 @@ def _namespace(config: ClusterConfig) -> str:
 
 
 def _fill(template: str, values: dict[str, Any]) -> str:
+    """Return a template's text. It quotes every value by `tojson`, or has it in a comment.
+
+    Raises:
+        ValueError: a value would end the comment's line.
+    """
+    for value in values.values():
+        if isinstance(value, str):
+            printable(value)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
     )

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pelagos.infra.files import replace_durably
+from pelagos.infra.files import open_lock_file, replace_durably
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
 
@@ -267,9 +267,16 @@ class RunDirectory:
         """Hold the run exclusively. The kernel frees it when the process dies, however it dies.
 
         Raises:
-            RunError: another process holds it.
+            RunError: another process holds it, or the run is another user's.
         """
-        with (self.path / f".{purpose}.lock").open("w") as file:
+        path = self.path / f".{purpose}.lock"
+        try:
+            descriptor = open_lock_file(path)
+        except PermissionError as error:
+            raise RunError(
+                f"run {self.name!r} is another user's: {path} cannot be opened for writing"
+            ) from error
+        with os.fdopen(descriptor, "r+b") as file:
             deadline = time.monotonic() + wait_seconds
             while True:
                 try:

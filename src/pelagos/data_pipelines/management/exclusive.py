@@ -23,6 +23,7 @@ from pelagos.data_pipelines.store import Dataset, DatasetError
 from pelagos.data_pipelines.store.layout import dumps
 from pelagos.data_pipelines.store.manifest import load_manifest
 from pelagos.data_pipelines.store.object_store import LocalStore, ObjectStore
+from pelagos.infra.files import open_lock_file
 
 LOCK_KEY = ".revision.lock"
 
@@ -61,7 +62,10 @@ def _hold_file(store: LocalStore) -> Iterator[None]:
 def _locked(path: Path, uri: str) -> TextIO:
     """Open and lock a file that whoever holds it removes at the end."""
     while True:
-        file = path.open("a+")
+        try:
+            file = os.fdopen(open_lock_file(path), "r+")
+        except PermissionError as error:
+            raise DatasetError(f"{uri} cannot be revised: {error}") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

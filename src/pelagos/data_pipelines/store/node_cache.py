@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.shards import crc32c
+from pelagos.infra.files import open_lock_file
 from pelagos.infra.object_store import Bytes, Range
 from pelagos.infra.read_policy import ReadCounters
 
@@ -248,7 +249,7 @@ class NodeCache:
         """The file to write a block into, locked; None if the block has come to be meanwhile."""
         started = time.perf_counter()
         while True:
-            file = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            file = open_lock_file(partial)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 is_mine = _is_same_file(file, partial)
@@ -294,7 +295,7 @@ class NodeCache:
         os.utime(self.folder / USERS)
 
     def _hold(self, path: Path) -> int:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_lock_file(path)
         self._held.append(descriptor)
         return descriptor
 
@@ -322,7 +323,7 @@ class NodeCache:
 
     @contextlib.contextmanager
     def _usage(self) -> Iterator[_Usage]:
-        descriptor = os.open(self.root / USAGE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_lock_file(self.root / USAGE)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield _Usage(descriptor)

@@ -7,6 +7,7 @@ what Pelagos needs; the message says what.
 import argparse
 import hashlib
 import importlib.util
+import json
 import os
 import stat
 import sys
@@ -28,7 +29,10 @@ def main() -> None:
         parser.add_argument(option, required=True)
     parser.add_argument("--module", default="pelagos.jobs.run_submitted")
     parser.add_argument("run", nargs="+")
-    arguments = parser.parse_args()
+    words = sys.argv[1:]
+    if words[:1] == ["--arguments"]:  # a file of them, where a command line is read more than once
+        words = json.loads(Path(words[1]).read_text())
+    arguments = parser.parse_args(words)
     read_secrets(os.environ.get("PELAGOS_SECRETS_FILE"))
     if sys.version_info < (3, 11):  # noqa: UP036 - this file runs before Pelagos is there
         leave(f"Python {sys.version.split()[0]} here; Pelagos needs 3.11 or newer")

@@ -1,12 +1,15 @@
 """Kubernetes: RayJob manifests for the KubeRay operator (API `ray.io/v1`), applied with kubectl's
 configuration through the Kubernetes API.
+
+Nothing of the namespace is trusted. The operator gives every Ray cluster a token of its own, in a
+Secret; a NetworkPolicy keeps other pods away from it; processes are no root and hold no right to the
+Kubernetes API, but for the autoscaler's container.
 """
 
 import contextlib
 import hashlib
 import json
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -23,12 +26,26 @@ from pelagos.infra.clusters.base import (
     Submission,
     workers_per_node,
 )
+from pelagos.infra.clusters.kubernetes_isolation import (
+    API_TOKEN,
+    API_TOKEN_PATH,
+    CONTAINER_SECURITY,
+    autoscaler_token,
+    labels,
+    network_policy,
+    pod_security,
+    submitter,
+    unexpanded,
+)
 from pelagos.infra.clusters.schema import KubernetesConfig
 from pelagos.infra.doctor import Check
 
 TIMEOUT_SECONDS = 60
 IDLE_SECONDS = 60  # a pod that computes nothing is kept so long
 BOOTSTRAP_PATH = "/pelagos/bootstrap.py"
+# KubeRay and Ray read the entry point with a shell each, and Ray drops quotes in between: no text of a
+# job is in it
+ENTRY_POINT = f"python {BOOTSTRAP_PATH} --arguments /pelagos/arguments.json"
 # what `status.jobDeploymentStatus` of a RayJob says when nothing more will happen
 ENDED = ("Complete", "Failed", "ValidationFailed")
 
@@ -52,7 +69,15 @@ class KubernetesCluster(Cluster):
             (
                 "permission to create RayJobs",
                 ["auth", "can-i", "create", "rayjobs.ray.io", "--namespace", self.config.namespace],
-                "ask for a role with create, get, list, delete on rayjobs.ray.io",
+                "ask for a role with create, get, list, patch, delete on rayjobs.ray.io",
+            ),
+            (
+                "permission to create NetworkPolicies",
+                [
+                    *("auth", "can-i", "create", "networkpolicies.networking.k8s.io"),
+                    *("--namespace", self.config.namespace),
+                ],
+                "ask for a role with create, get, patch on networkpolicies and configmaps",
             ),
         )
         for name, command, remedy in questions:
@@ -61,7 +86,20 @@ class KubernetesCluster(Cluster):
                 checks.append(Check(name, True, "yes"))
             except ClusterError as error:
                 checks.append(Check(name, False, str(error), remedy))
-        return checks
+        return [*checks, self._check_tokens()]
+
+    def _check_tokens(self) -> Check:
+        """Return whether the operator knows `authOptions`: an older one would leave them out."""
+        remedy = "upgrade the KubeRay operator and its custom resources to 1.5.1 or newer"
+        try:
+            text = self._kubectl(
+                "get", "customresourcedefinition", "rayjobs.ray.io", "--output=json"
+            )
+        except ClusterError as error:
+            return Check("tokens for Ray", False, str(error), remedy)
+        is_known = '"authOptions"' in text
+        seen = "yes" if is_known else "this KubeRay knows no authOptions"
+        return Check("tokens for Ray", is_known, seen, remedy)
 
     def render(self, submission: Submission) -> dict[str, str]:
         return {
@@ -70,9 +108,34 @@ class KubernetesCluster(Cluster):
         }
 
     def start(self, submission: Submission) -> dict[str, Any]:
-        for manifest in self.manifests(submission):
+        *parts, ray_job = self.manifests(submission)
+        # the NetworkPolicy comes first: no pod of the run is ever without it
+        for manifest in parts:
             self._kubectl("apply", "--filename=-", stdin=json.dumps(manifest))
-        return {"name": object_name(submission.run, submission.attempt)}
+        applied = self._kubectl("apply", "--filename=-", "--output=json", stdin=json.dumps(ray_job))
+        name = object_name(submission.run, submission.attempt)
+        try:
+            for part in parts:
+                self._give_to(json.loads(applied), part)
+        except ClusterError:
+            self.cancel({"name": name, "namespace": self.config.namespace})
+            raise
+        return {"name": name}
+
+    def _give_to(self, owner: dict[str, Any], part: dict[str, Any]) -> None:
+        """Make the server remove a part of a run when it removes the RayJob."""
+        reference = {
+            "apiVersion": owner["apiVersion"],
+            "kind": owner["kind"],
+            "name": owner["metadata"]["name"],
+            "uid": owner["metadata"]["uid"],
+        }
+        patch = {"metadata": {"ownerReferences": [reference]}}
+        name, namespace = part["metadata"]["name"], part["metadata"]["namespace"]
+        self._kubectl(
+            *("patch", part["kind"].lower(), name, "--namespace", namespace),
+            *("--type=merge", f"--patch={json.dumps(patch)}"),
+        )
 
     def checked_handle(self, run: str, storage: str, handle: Mapping[str, Any]) -> dict[str, Any]:
         name = str(handle.get("name", ""))
@@ -128,27 +191,35 @@ class KubernetesCluster(Cluster):
         )
 
     def manifests(self, submission: Submission) -> list[dict[str, Any]]:
-        """Return what is applied: bootstrap.py as a ConfigMap, and the RayJob."""
+        """Return what is applied: bootstrap.py with its arguments, the NetworkPolicy, the RayJob."""
         name = object_name(submission.run, submission.attempt)
+        files = {
+            "bootstrap.py": BOOTSTRAP.read_text(),
+            "arguments.json": json.dumps(submission.arguments()),
+        }
         bootstrap = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": {"name": f"{name}-bootstrap", "namespace": self.config.namespace},
-            "data": {"bootstrap.py": BOOTSTRAP.read_text()},
+            "metadata": {
+                "name": f"{name}-bootstrap",
+                "namespace": self.config.namespace,
+                "labels": labels(name),
+            },
+            "data": files,
         }
-        return [bootstrap, self._ray_job(submission, name)]
+        return [bootstrap, network_policy(name, self.config), self._ray_job(submission, name)]
 
     def _ray_job(self, submission: Submission, name: str) -> dict[str, Any]:
         config = self.config
-        labels = {"app.kubernetes.io/managed-by": "pelagos", "pelagos/run": submission.run[:63]}
+        marks = {**labels(name), "pelagos/run": submission.run[:63].rstrip("-._")}
         if config.queue_name:
-            labels["kueue.x-k8s.io/queue-name"] = config.queue_name
+            marks["kueue.x-k8s.io/queue-name"] = config.queue_name
         return {
             "apiVersion": "ray.io/v1",
             "kind": "RayJob",
-            "metadata": {"name": name, "namespace": config.namespace, "labels": labels},
+            "metadata": {"name": name, "namespace": config.namespace, "labels": marks},
             "spec": {
-                "entrypoint": shlex.join(["python", BOOTSTRAP_PATH, *submission.arguments()]),
+                "entrypoint": ENTRY_POINT,
                 "submissionMode": "K8sJobMode",
                 "shutdownAfterJobFinishes": True,
                 "ttlSecondsAfterFinished": config.keep_seconds,
@@ -157,6 +228,7 @@ class KubernetesCluster(Cluster):
                 # with Kueue a RayJob is created suspended and admitted when its quota allows
                 **({"suspend": True} if config.queue_name else {}),
                 "rayClusterSpec": self._ray_cluster(submission, name),
+                "submitterPodTemplate": submitter(name, self.config),
             },
         }
 
@@ -168,6 +240,9 @@ class KubernetesCluster(Cluster):
         autoscaling, replicas = self._autoscaling(groups)
         return {
             "rayVersion": version("ray"),
+            # the operator makes a Secret with a token for this Ray cluster alone, and gives it to its
+            # containers, the autoscaler's and the submitter's among them
+            "authOptions": {"mode": "token"},
             **autoscaling,
             "headGroupSpec": {
                 # the driver runs here and computes nothing: workers are placed on the others
@@ -194,7 +269,12 @@ class KubernetesCluster(Cluster):
         """
         if self.config.queue_name:
             return {}, {"replicas": most, "minReplicas": most, "maxReplicas": most}
-        options = {"upscalingMode": "Default", "idleTimeoutSeconds": IDLE_SECONDS}
+        options = {
+            "upscalingMode": "Default",
+            "idleTimeoutSeconds": IDLE_SECONDS,
+            "securityContext": CONTAINER_SECURITY,
+            "volumeMounts": [{"name": API_TOKEN, "mountPath": API_TOKEN_PATH, "readOnly": True}],
+        }
         return (
             {"enableInTreeAutoscaling": True, "autoscalerOptions": options},
             {"replicas": 0, "minReplicas": 0, "maxReplicas": most},
@@ -211,16 +291,22 @@ class KubernetesCluster(Cluster):
             fit = max(1, workers_per_node(submission.needs, config.node.cpus, config.node.gpus))
             share = -(-submission.needs.num_workers // self.num_nodes(submission.needs)) / fit
             resources["memory"] = str(int(config.node.memory_bytes * min(1.0, share) * 0.9))
-        environment: list[dict[str, Any]] = [
-            {"name": key, "value": value} for key, value in sorted(submission.environment.items())
+        values = {
+            **submission.environment,
+            "PELAGOS_RAY_ADDRESS": "auto",
+            # without a token Ray does not start: an operator that knows no authOptions fails
+            "RAY_AUTH_MODE": "token",
+        }
+        environment = [
+            {"name": key, "value": unexpanded(value)} for key, value in sorted(values.items())
         ]
-        environment.append({"name": "PELAGOS_RAY_ADDRESS", "value": "auto"})
         container: dict[str, Any] = {
             "name": "ray-worker" if is_worker else "ray-head",
             "image": config.image,
             "imagePullPolicy": config.image_pull_policy,
             "env": environment,
             "resources": {"requests": dict(resources), "limits": dict(resources)},
+            "securityContext": CONTAINER_SECURITY,
             "volumeMounts": [
                 {"name": "shared-memory", "mountPath": "/dev/shm"},
                 {"name": "bootstrap", "mountPath": "/pelagos", "readOnly": True},
@@ -229,6 +315,7 @@ class KubernetesCluster(Cluster):
         if config.secret_name:
             container["envFrom"] = [{"secretRef": {"name": config.secret_name}}]
         spec: dict[str, Any] = {
+            **pod_security(config),
             "containers": [container],
             "volumes": [
                 {
@@ -238,8 +325,8 @@ class KubernetesCluster(Cluster):
                 {"name": "bootstrap", "configMap": {"name": f"{name}-bootstrap"}},
             ],
         }
-        if config.service_account:
-            spec["serviceAccountName"] = config.service_account
+        if not is_worker and not config.queue_name:
+            spec["volumes"].append(autoscaler_token())
         if priority_class := self._priority_class(submission.priority):
             spec["priorityClassName"] = priority_class
         if is_worker:
@@ -250,7 +337,7 @@ class KubernetesCluster(Cluster):
                     {"key": config.spot.toleration_key, "operator": "Exists", "effect": effect}
                     for effect in ("NoSchedule", "NoExecute")
                 ]
-        return {"spec": spec}
+        return {"metadata": {"labels": labels(name)}, "spec": spec}
 
     def _priority_class(self, priority: int) -> str | None:
         allowed = [p for p in self.config.priority_classes if p <= priority]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from pelagos.infra.files import expanded_path
 
@@ -12,13 +12,66 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_/][A-Za-z0-9_.:/@+-]{0,252}$")]
 # `~` and `${VAR}` are replaced on this machine, when the file is read.
 PathText = Annotated[str, AfterValidator(expanded_path)]
+NAMESPACE = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 AbsolutePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./@+-]{0,4094}$")]
 
 
+def printable(text: str) -> str:
+    """Return a text that scripts, manifests and terminals show as it is, on one line.
+
+    Raises:
+        ValueError: it holds a line break or another character that is not seen, with its place.
+    """
+    for place, character in enumerate(text):
+        if not character.isprintable():
+            raise ValueError(
+                f"{text!r} holds the character U+{ord(character):04X} at position {place + 1}, which "
+                f"cannot be seen and could add lines to scripts; remove it"
+            )
+    return text
+
+
+def _slurm_path(path: str) -> str:
+    """Return a path that a `#SBATCH --output=` line can name.
+
+    sbatch knows no way to write these characters that holds in every version: a backslash turns its
+    replacement of `%` off for the whole path.
+
+    Raises:
+        ValueError: the path holds a double quote or a backslash.
+    """
+    found = next((character for character in '"\\' if character in path), None)
+    if found is not None:
+        raise ValueError(f"{path} holds {found}, which sbatch does not take in the name of a log")
+    return path
+
+
+Text = Annotated[str, AfterValidator(printable)]
+
+
 class ClusterSection(BaseModel):
-    """A part of clusters.yaml: frozen, and unknown keys are errors."""
+    """A part of clusters.yaml: frozen, unknown keys are errors, and every text is printable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _texts_are_printable(cls, value: Any) -> Any:
+        _check_texts(value)
+        return value
+
+
+def _check_texts(value: Any) -> None:
+    """Check every text in a value, after `${VAR}` was replaced. Raises `ValueError`."""
+    if isinstance(value, str):
+        printable(value)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_texts(key)
+            _check_texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_texts(item)
 
 
 class NodeConfig(ClusterSection):
@@ -58,7 +111,7 @@ class CommonConfig(ClusterSection):
         description="File on the cluster with NAME=value lines, mode 0600, read into the job's "
         "environment there.",
     )
-    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(
+    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], Text] = Field(
         {}, description="Environment variables of the job; not for secrets."
     )
 
@@ -101,6 +154,9 @@ class SlurmConfig(CommonConfig):
     """A Slurm cluster, from a machine that has sbatch."""
 
     kind: Literal["slurm"]
+    storage: Annotated[PathText, AfterValidator(_slurm_path)] = Field(
+        description="Directory that all nodes see, or s3:// prefix."
+    )
     partition: Word | None = Field(None, description="Partition; default: the cluster's.")
     account: Word | None = Field(None, description="Account to charge.")
     qos: Word | None = Field(None, description="Quality of service.")
@@ -131,12 +187,26 @@ class KubernetesConfig(CommonConfig):
 
     kind: Literal["kubernetes"]
     context: str | None = Field(None, description="Context of the kubeconfig; default: current.")
-    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")] = Field(
+    namespace: Annotated[str, Field(pattern=NAMESPACE)] = Field(
         "default", description="Namespace of the jobs."
     )
     image: Word = Field(description="Container image with Pelagos's dependencies.")
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    service_account: Word | None = Field(None, description="Service account of the pods.")
+    service_account: Word | None = Field(
+        None, description="Service account of the pods, for identities of a cloud."
+    )
+    mount_service_account_token: bool = Field(
+        False, description="Whether pods can use the Kubernetes API as that account."
+    )
+    run_as_user: PositiveInt = Field(
+        1000, description="User id of every process; the image's home must be its own."
+    )
+    operator_namespace: Annotated[str, Field(pattern=NAMESPACE)] | None = Field(
+        None, description="Of the KubeRay operator; default: its pods in any namespace."
+    )
+    metrics_namespace: Annotated[str, Field(pattern=NAMESPACE)] | None = Field(
+        None, description="Of Prometheus, which may then read metrics of the pods; default: none."
+    )
     secret_name: Word | None = Field(
         None, description="Secret whose keys become environment variables (object store, MLflow)."
     )
@@ -144,7 +214,7 @@ class KubernetesConfig(CommonConfig):
     priority_classes: dict[int, Word] = Field(
         {}, description="Priority: priority class; the highest that is not above the job's."
     )
-    node_selector: dict[Word, str] = Field({}, description="Labels of nodes for workers.")
+    node_selector: dict[Word, Text] = Field({}, description="Labels of nodes for workers.")
     spot: SpotConfig | None = None
     shared_memory_bytes: PositiveInt = Field(16 * 2**30, description="Of /dev/shm in each pod.")
     keep_seconds: NonNegativeInt = Field(600, description="Pods stay this long after the end.")

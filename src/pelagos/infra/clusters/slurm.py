@@ -250,13 +250,13 @@ class SlurmCluster(Cluster):
             "constraint": config.constraint,
             "time": config.time_limit,
             "signal": f"B:USR1@{config.notice_seconds}",
-            "output": self._log(submission, "%A_%a" if is_array else "%j"),
+            "output": self._log_pattern(submission, is_array),
             "open-mode": "append",
             "export": "HOME,USER,LANG,PATH",
             "nice": -submission.priority if submission.priority < 0 else None,
         }
         flags = ["--requeue", *(["--exclusive"] if alone else [])]
-        return [*(f"--{k}={v}" for k, v in chosen.items() if v is not None), *flags]
+        return [*(f"--{k}={_quoted(str(v))}" for k, v in chosen.items() if v is not None), *flags]
 
     def _dependency(self, submission: Submission) -> list[str]:
         finished = [h["job_id"] for h in submission.after_handles]
@@ -278,6 +278,12 @@ class SlurmCluster(Cluster):
 
     def _log(self, submission: Submission, job_id: str) -> str:
         return os.path.join(self._log_folder(submission.storage), f"{submission.run}-{job_id}.log")
+
+    def _log_pattern(self, submission: Submission, is_array: bool) -> str:
+        """Return the name of the log as sbatch takes it: `%` of the path's own is doubled."""
+        folder = self._log_folder(submission.storage).replace("%", "%%")
+        job_id = "%A_%a" if is_array else "%j"
+        return os.path.join(folder, f"{submission.run}-{job_id}.log")
 
     def _log_folder(self, storage: str) -> str:
         home = os.path.join(Path.home(), ".cache", "pelagos")
@@ -335,6 +341,23 @@ class SlurmCluster(Cluster):
             said = (done.stderr or done.stdout).strip()
             raise ClusterError(f"cluster {self.name}: {command[0]}: {said}")
         return done.stdout
+
+
+def _quoted(value: str) -> str:
+    """Return the value of a `#SBATCH` option as one word.
+
+    sbatch splits these lines by rules of its own: quotes keep spaces and `#`, and within double
+    quotes all but a double quote and a backslash stands for itself.
+
+    Raises:
+        ClusterError: no quotes can hold it.
+    """
+    found = next((c for c in value if c in '"\\' or not c.isprintable()), None)
+    if found is not None:
+        raise ClusterError(
+            f"{value!r} holds {found!r}, which a line of an sbatch script cannot; use another name"
+        )
+    return value if shlex.quote(value) == value else f'"{value}"'
 
 
 def _arguments(submissions: Sequence[Submission]) -> str:
