@@ -6,6 +6,7 @@ by success or by an error for people, and a last line with the number of inputs.
 
 from __future__ import annotations
 
+import faulthandler
 import random
 import shutil
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 30
+STUCK_SECONDS = 60  # in a library's own code, where no signal is heard
 MOST_BYTES = 2**29
 
 
@@ -115,6 +117,7 @@ def main(name: str, count: int, seed: int, place: Path) -> None:
         sys.stderr.write(f"input {number}\n")
         tracemalloc.reset_peak()
         signal.alarm(SECONDS)
+        faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)
         try:
             read(name, folder, None if mapping is None else str(folder.parent / "mapping.yaml"))
         except (ValueError, OSError) as error:
@@ -133,6 +136,7 @@ def main(name: str, count: int, seed: int, place: Path) -> None:
             )
         finally:
             signal.alarm(0)
+            faulthandler.cancel_dump_traceback_later()
             close_files()
         peak = tracemalloc.get_traced_memory()[1]
         if peak > MOST_BYTES:

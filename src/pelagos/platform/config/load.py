@@ -282,8 +282,12 @@ def _section_at(kind: Any, path: KeyPath) -> type[BaseModel] | None:
 def _explain(detail: Any, kind: Any, lines: dict[KeyPath, int]) -> Problem:
     """Turn one pydantic error into a sentence: what was got, what is allowed, the nearest key."""
     # pydantic names the member of a union it tried ("ConstantsConfig"); users never wrote that
+    *above, last = detail["loc"] or ("",)
+    is_own = detail["type"] == "extra_forbidden"  # the last is what the user wrote, whatever it is
     key: KeyPath = tuple(
-        p for p in detail["loc"] if isinstance(p, int) or not _is_union_member(str(p))
+        p
+        for p in (*above, last)
+        if isinstance(p, int) or (is_own and p is last) or not _is_union_member(str(p))
     )
     line = _line_of(key, lines)
     if detail["type"] == "extra_forbidden":

@@ -61,6 +61,7 @@ def _explained(detail: Any, lines: dict[KeyPath, int]) -> str:
     section = _section(key)
     if detail["type"] == "extra_forbidden":
         known = list(section.model_fields)
+        key = key or (str(detail["loc"][-1]),)  # called as a member of a union is
         hint = nearest(str(key[-1]), known)
         return _sentence(key, f"unknown key{hint}; known keys here: {', '.join(known)}", line)
     if detail["type"] == "missing":
