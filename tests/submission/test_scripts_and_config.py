@@ -264,7 +264,7 @@ def test_an_older_ray_on_the_cluster_is_refused(tmp_path: Path) -> None:
     with answering("2.40.0") as address:
         check = checked(address, tmp_path)
     assert not check.ok
-    assert "runs Ray 2.40.0; Pelagos needs 2.50 or newer" in check.seen
+    assert "runs Ray 2.40.0; Pelagos needs 2.52 or newer" in check.seen
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pelagos.infra.clusters.kubernetes_isolation import unexpanded
+from pelagos.infra.clusters.kubernetes.isolation import unexpanded
 from pelagos.infra.clusters.schema import ClusterConfig, KubernetesConfig, printable
 from pelagos.infra.files import replace_durably
 

@@ -27,7 +27,7 @@ from pelagos.infra.clusters.base import (
 from pelagos.infra.clusters.schema import RayConfig
 from pelagos.infra.doctor import Check
 
-LEAST_RAY = "2.50"
+LEAST_RAY = "2.52"  # the first whose clusters ask for a token
 TIMEOUT_SECONDS = 15
 STARTING_SECONDS = 60.0
 NO_AGENT = "No available agent"

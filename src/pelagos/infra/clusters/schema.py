@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from pelagos.infra.addresses import reject_credentials
 from pelagos.infra.files import expanded_path
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -11,7 +12,9 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 # Words that end up in scripts and manifests: nothing that a shell or YAML could read otherwise.
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_/][A-Za-z0-9_.:/@+-]{0,252}$")]
 # `~` and `${VAR}` are replaced on this machine, when the file is read.
-PathText = Annotated[str, AfterValidator(expanded_path)]
+PathText = Annotated[str, AfterValidator(expanded_path), AfterValidator(reject_credentials)]
+# Records hold it: none has a password or token.
+AddressText = Annotated[str, AfterValidator(reject_credentials)]
 NAMESPACE = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 AbsolutePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_./@+-]{0,4094}$")]
 
@@ -89,9 +92,9 @@ class CommonConfig(ClusterSection):
     storage: PathText = Field(
         description="Directory or s3:// prefix of runs, records, checkpoints and shipped code."
     )
-    endpoint_url: str | None = Field(None, description="S3 endpoint of the storage.")
+    endpoint_url: AddressText | None = Field(None, description="S3 endpoint of the storage.")
     region: str | None = Field(None, description="S3 region of the storage.")
-    tracking: str | None = Field(
+    tracking: AddressText | None = Field(
         None, description="MLflow server for jobs that name none; without password."
     )
     defaults: dict[str, Any] = Field(

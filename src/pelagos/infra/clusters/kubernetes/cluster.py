@@ -26,7 +26,7 @@ from pelagos.infra.clusters.base import (
     Submission,
     workers_per_node,
 )
-from pelagos.infra.clusters.kubernetes_isolation import (
+from pelagos.infra.clusters.kubernetes.isolation import (
     API_TOKEN,
     API_TOKEN_PATH,
     CONTAINER_SECURITY,
