@@ -167,8 +167,10 @@ frame_interval: {file: "runs/*.nc", key: time}
     write("c", [0, 3, 6], "hours since 2000-01-01")
     with pytest.raises(SourceError, match=r"c\.nc has a frame every 3 hour .*a\.nc every 6 hour"):
         open_source(str(tmp_path), options(tmp_path, text))
-    write("c", [0, 0.25, 0.5], "days since 2000-01-01")
-    with pytest.raises(SourceError, match=r"c\.nc has a frame every 0\.25 day"):
+    write("c", [0, 0.25, 0.5], "days since 2000-01-01")  # 6 hours as well
+    assert open_source(str(tmp_path), options(tmp_path, text)).frame_interval == 6.0
+    write("c", [0, 0.5, 1.0], "days since 2000-01-01")
+    with pytest.raises(SourceError, match=r"c\.nc has a frame every 0\.5 day"):
         open_source(str(tmp_path), options(tmp_path, text))
 
 

@@ -377,3 +377,30 @@ def test_a_missing_parameter_is_not_answered_with_a_mask(tmp_path: Path) -> None
             converted(tmp_path / "a.nc", tmp_path / "out.zarr", options)
         assert "--missing" not in str(caught.value)
         assert "need every value" in str(caught.value)
+
+
+def test_a_parameter_that_a_later_file_lacks_is_named_as_one(tmp_path: Path) -> None:
+    for i in range(2):
+        run = simulation(members=False).drop_vars("land")
+        netcdf4(run.assign(nu=0.1) if i == 0 else run, tmp_path / f"{i}.nc")
+    with pytest.raises(SourceError, match=r"1\.nc has no array 'nu'.*It is parameter 'nu', which"):
+        open_source(str(tmp_path), ConvertOptions())
+
+
+def test_one_time_step_in_several_units_is_one(tmp_path: Path) -> None:
+    first = simulation(members=False).drop_vars("land")
+    other = first.assign_coords(
+        time=("time", 360.0 * np.arange(3), {"units": "minutes since 2001-01-01"})
+    )
+    netcdf4(first, tmp_path / "a.nc")
+    netcdf4(other, tmp_path / "b.nc")
+    source = open_source(str(tmp_path), ConvertOptions())
+    assert (source.frame_interval, source.details["time_unit"]) == (6.0, "hour")
+    netcdf4(
+        other.assign_coords(
+            time=("time", 6.0 * np.arange(3), {"units": "minutes since 2001-01-01"})
+        ),
+        tmp_path / "b.nc",
+    )
+    with pytest.raises(SourceError, match=r"b\.nc has a frame every 6 minute.*a\.nc every 6 hour"):
+        open_source(str(tmp_path), ConvertOptions())

@@ -93,9 +93,17 @@ class TimeAxis:
             return None
         return start + self.points * SECONDS[self.unit]
 
-    def counts_as(self, other: TimeAxis) -> bool:
-        """Whether unit and calendar mean the same; the origin may be another."""
-        return self.unit == other.unit and self._calendar == other._calendar
+    def steps_as(self, other: TimeAxis, tolerance: float) -> bool:
+        """Whether step and calendar mean the same, 6 hours as 360 minutes; the origin may be another."""
+        if (self.unit in SECONDS) != (other.unit in SECONDS):
+            return False
+        if self.unit in SECONDS and other.unit in SECONDS:
+            mine, theirs = self.step * SECONDS[self.unit], other.step * SECONDS[other.unit]
+        else:
+            mine, theirs = self.step, other.step
+        is_named_alike = self.unit in SECONDS or self.unit == other.unit
+        is_close = abs(mine - theirs) <= tolerance * abs(theirs)
+        return is_named_alike and is_close and self._calendar == other._calendar
 
     @property
     def _calendar(self) -> str | None:

@@ -229,8 +229,7 @@ def _frame_interval(found: Sequence[Measured], mapping: Mapping) -> tuple[float,
     assert first is not None, found[0]
     for unit in found[1:]:
         assert unit.time is not None, unit
-        is_equal = _are_close(unit.time.step, first.step)
-        if not is_equal or not unit.time.counts_as(first):
+        if not unit.time.steps_as(first, STEP_RELATIVE_TOLERANCE):
             raise SourceError(
                 f"{unit.file} has a frame every {unit.time.cadence}, {found[0].file} every "
                 f"{first.cadence}: a dataset has one time step, unit of time and calendar. Convert "

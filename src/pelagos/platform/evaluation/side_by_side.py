@@ -395,8 +395,10 @@ def best_sentence(data: SharedDataset) -> str:
         if counts["worse"]:
             told += f", worse at {counts['worse']}"
         if counts["too few"]:
+            number = found[0].num_trajectories
+            counted = f"{number} {'trajectory' if number == 1 else 'trajectories'}"
             told = (
-                f"not to be told from {other.run} with {found[0].num_trajectories} trajectories "
+                f"not to be told from {other.run} with {counted} "
                 f"(at least {LEAST_TRAJECTORIES} are needed)"
             )
         parts.append(told)

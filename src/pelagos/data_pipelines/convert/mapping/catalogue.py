@@ -90,10 +90,17 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _are_alike(files: Sequence[Path], first: Sequence[FoundArray]) -> bool:
-    """Whether the last file has the arrays of the first, with as many axes."""
+    """Whether the last file has arrays of the first, so that each file has trajectories of its own.
+
+    What only one of them has beside these is an error or noted where the files are measured; files
+    that share no array but coordinates hold different fields of the same trajectories.
+    """
     last = list(_arrays(str(files[-1]), None))
     one, other = ({(a.key, len(a.shape)) for a in arrays} for arrays in (first, last))
-    return one == other and not (files[0].suffix == ".npy" and len({f.stem for f in files}) < 3)
+    shared = {key for key, axes in one & other if axes > 1}
+    if files[0].suffix == ".npy":
+        return bool(shared) and one == other and len({f.stem for f in files}) >= 3
+    return bool(shared)
 
 
 def _arrays(path: str, file: str | None) -> Iterator[FoundArray]:

@@ -163,7 +163,10 @@ def _parameters(
             continue
         place = _place(path, value.file, unit, files)
         array = StoredArray(reader_of(place), place, value.key, "n", 0)
-        numbers = parameter_of(array, name, notes)
+        try:
+            numbers = parameter_of(array, name, notes)
+        except SourceError as error:
+            raise SourceError(f"{error}. It is parameter {name!r}, which every file has") from error
         if len(numbers) != count:
             raise SourceError(
                 f"{array.address} has {len(numbers)} numbers, parameter {name!r} needs one for "
