@@ -2,6 +2,7 @@
 files that are locked."""
 
 import errno
+import io
 import os
 import re
 import stat
@@ -38,6 +39,15 @@ def read_regular(path: Path, start: int = 0) -> bytes:
             raise OSError(errno.EINVAL, "is no regular file", str(path))
         file.seek(start)
         return file.read()
+
+
+class CappedReader(io.BufferedReader):
+    """A file that is asked for no more bytes than are left: lengths in a header are claims, and as
+    many bytes would be allocated."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def below(root: Path, name: str) -> Path:

@@ -7,6 +7,7 @@ that is mapped and has no name, so that it is gone when the process is.
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.convert.source import SourceError
+from pelagos.infra.files import CappedReader
 
 MOST_BYTES_IN_MEMORY = 64 * 2**20  # of one compressed array
 UNPACKED_ARRAYS_KEPT = 4  # per process: threads and shards share them
@@ -49,7 +51,8 @@ class NpzFile:
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.archive = zipfile.ZipFile(file)
+        self.stream = CappedReader(io.FileIO(file))
+        self.archive = zipfile.ZipFile(self.stream)
 
     def array(self, key: str) -> npt.NDArray[Any] | StoredMember:
         """The array at `key`.
@@ -94,6 +97,7 @@ class NpzFile:
 
     def close(self) -> None:
         self.archive.close()
+        self.stream.close()
 
     def _unpack(self, info: zipfile.ZipInfo, header: _Header, key: str) -> npt.NDArray[Any]:
         order: Any = "F" if header.is_fortran else "C"

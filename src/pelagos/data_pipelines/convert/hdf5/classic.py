@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pelagos.data_pipelines.convert.containers import unreadable_kind
 from pelagos.data_pipelines.convert.hdf5.arrays import NETCDF_FILLS
 from pelagos.data_pipelines.convert.hdf5.opening import CLASSIC_MAGIC
 from pelagos.data_pipelines.convert.source import SourceError
+from pelagos.infra.files import CappedReader
 from pelagos.infra.object_store import is_remote
 
 _VERSIONS = (b"\x01", b"\x02")
@@ -30,15 +30,6 @@ def is_classic(file: str) -> bool:
             return stream.read(len(CLASSIC_MAGIC)) == CLASSIC_MAGIC
     except OSError:
         return False
-
-
-class _Capped(io.BufferedReader):
-    """A file that is asked for no more bytes than are left: lengths in a header are claims, and as
-    many bytes would be allocated."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
-        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _leave(_: object) -> None:
@@ -66,7 +57,7 @@ class ClassicFile:
         try:
             # the mapping lasts as long as arrays that use it: scipy's own closing would warn of that
             kept_open = type("KeptOpen", (netcdf_file,), {"close": _leave, "__del__": _leave})
-            stream = _Capped(io.FileIO(file))
+            stream = CappedReader(io.FileIO(file))
             self.file: Any = kept_open(stream, "r", mmap=True, maskandscale=False)
         except (TypeError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
             raise SourceError(
