@@ -71,7 +71,9 @@ def test_a_project_does_not_redirect_a_token(
     found = find_cluster("lab")
     # where the project keeps its runs it may say
     assert (found.address, found.storage) == ("http://127.0.0.1:9", "s3://project/place")
-    with pytest.raises(ConfigError, match=r"other: .*sets address.*pelagos clusters --trust"):
+    with pytest.raises(
+        ConfigError, match=r"other: .*sets address.*not trusted yet.*pelagos clusters --trust"
+    ):
         find_cluster("other")
     # trusted once, until it changes
     shown = CliRunner().invoke(app, ["clusters", "--trust", "--no-check"])

@@ -230,6 +230,39 @@ def test_a_forged_process_is_not_ended(storage: DirectoryStore) -> None:
         victim.kill()
 
 
+def test_a_process_of_ones_own_is_known_before_and_after_it_becomes_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bootstrap.py replaces itself by the run, whose command line is another."""
+    from pelagos.infra.clusters import local
+
+    place = str(tmp_path)
+    cluster = open_cluster("here", LocalConfig(kind="local", storage=place))
+    for name in ("bootstrap.py", "pelagos.jobs.run_submitted", "other.py"):
+        program = tmp_path / name
+        program.write_text("input()")
+        monkeypatch.setattr(local, "BOOTSTRAP", tmp_path / "bootstrap.py")
+        module = name if name.startswith("pelagos") else str(program)
+        command = [sys.executable, "-c", "input()", module, "--", place, "mine", "1"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            started = local._start_time(process.pid)
+            handle = {
+                "host": os.uname().nodename,
+                "pid": process.pid,
+                "started": started,
+                "attempt": 1,
+            }
+            if name == "other.py":
+                with pytest.raises(ClusterError, match="none that this cluster gives"):
+                    cluster.checked_handle("mine", place, handle)
+            else:
+                assert cluster.checked_handle("mine", place, handle)["pid"] == process.pid
+                for run, attempt in (("other", 1), ("mine", 2)):
+                    with pytest.raises(ClusterError, match="none that this cluster gives"):
+                        cluster.checked_handle(run, place, {**handle, "attempt": attempt})
+            process.kill()
+
+
 def test_handles_lead_to_the_run_itself_or_nowhere(tmp_path: Path) -> None:
     place = str(tmp_path)
     slurm = open_cluster("hpc", SlurmConfig(kind="slurm", storage=place))

@@ -19,6 +19,8 @@ from pelagos.infra.clusters.base import (
 from pelagos.infra.doctor import Check, examine
 from pelagos.infra.files import read_regular
 
+RUN_MODULE = "pelagos.jobs.run_submitted"
+
 
 class LocalCluster(Cluster):
     """Starts a run as a detached process, which outlives the terminal it was started from."""
@@ -57,8 +59,9 @@ class LocalCluster(Cluster):
         is_here = handle["host"] == os.uname().nodename
         command = _command_line(pid) if is_here else []
         if command and _start_time(pid) == handle.get("started"):
-            ours = [str(BOOTSTRAP), storage, run, str(attempt)]
-            if not set(ours) <= set(command):
+            # first bootstrap.py, which then becomes the run itself
+            is_start = {str(BOOTSTRAP), RUN_MODULE} & set(command)
+            if not is_start or command[-3:] != [storage, run, str(attempt)]:
                 raise self.not_its_handle(run, f"process {pid}")
         return {**handle, "log": str(_log(run, attempt))}
 
@@ -93,7 +96,8 @@ def _log(run: str, attempt: int) -> Path:
 def _command_line(pid: int) -> list[str]:
     """The arguments that a process was started with; empty if there is none, or it is a stranger's."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        text = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        return text.removesuffix("\0").split("\0")
     return []
 
 

@@ -96,9 +96,8 @@ def _load() -> tuple[dict[str, ClusterConfig], dict[str, str]]:
             clusters[name] = config
         if asks:
             left_out[name] = (
-                f"{path.absolute()} sets {', '.join(asks)}, which say where secrets go and what is run "
-                f"with them, and is not trusted yet. Look at it, then: pelagos clusters --trust. Or "
-                f"write the cluster into your own {own}"
+                f"not used, as it sets {', '.join(asks)} and {path} is not trusted yet. Look at the "
+                f"file, then: pelagos clusters --trust"
             )
     return clusters, {name: why for name, why in left_out.items() if name not in clusters}
 
