@@ -68,7 +68,7 @@ def read(name: str, folder: Path, mapping: str | None) -> None:
         for file in sorted(folder.iterdir()):
             read_source(file, None, ())
         return
-    source = folder
+    source = {"dpot": folder / "swe_pdb", "cfdbench": folder / "cavity"}.get(name, folder)
     if name in ("zarr-2", "zarr-3", "ome-zarr"):
         source = folder / "a.zarr"
     if name in ("zarr-2", "zarr-3"):
@@ -78,7 +78,10 @@ def read(name: str, folder: Path, mapping: str | None) -> None:
         for trajectory in range(dataset.spec.num_trajectories):
             dataset.read_frames(trajectory, range(dataset.spec.num_frames))
     convert.run(
-        str(source), str(folder.parent / "out"), ConvertOptions(mapping=mapping), verify=True
+        str(source),
+        str(folder.parent / "out"),
+        ConvertOptions(mapping=mapping, max_trajectories=6),
+        verify=True,
     )
 
 

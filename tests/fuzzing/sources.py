@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,30 @@ def pdebench(folder: Path) -> None:
         f["x-coordinate"], f["y-coordinate"] = np.arange(6.0), np.arange(5.0)
 
 
+def poseidon(folder: Path) -> None:
+    with h5py.File(folder / "CE-RP.nc", "w") as f:
+        f["data"] = numbers(400, 2, 5, 4, 4)
+
+
+def dpot(folder: Path) -> None:
+    for i in range(4):
+        place = folder / "swe_pdb" / ("train" if i < 3 else "test")
+        place.mkdir(parents=True, exist_ok=True)
+        with h5py.File(place / f"data_{i % 3}.hdf5", "w") as f:
+            f["data"] = numbers(6, 5, 4, 1)
+
+
+def cfdbench(folder: Path) -> None:
+    for subset in ("prop", "bc"):
+        for i in range(4):
+            case = folder / "cavity" / subset / f"case{i:04d}"
+            case.mkdir(parents=True)
+            for name in "uv":
+                np.save(case / f"{name}.npy", numbers(4, 6, 5))
+            told = {"vel_top": i, "density": 1.5, "height": 0.1, "width": 0.2}
+            (case / "case.json").write_text(json.dumps(told))
+
+
 def weights(folder: Path) -> None:
     from safetensors.torch import save_file
 
@@ -148,5 +173,8 @@ SOURCES: dict[str, Any] = {
     "ome-zarr": ome,
     "well": well,
     "pdebench": pdebench,
+    "poseidon": poseidon,
+    "dpot": dpot,
+    "cfdbench": cfdbench,
     "weights": weights,
 }

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = os.environ.get("PELAGOS_FUZZ_EXAMPLES", "12")
 SEED = os.environ.get("PELAGOS_FUZZ_SEED", "0")
 GROUPS = (
-    ("netcdf-4", "hdf5", "well", "pdebench"),
-    ("netcdf-3", "npz", "npy", "zarr-2", "zarr-3"),
-    ("nifti", "pictures", "ome-zarr", "weights"),
+    ("netcdf-4", "hdf5", "well", "pdebench", "poseidon"),
+    ("netcdf-3", "npz", "npy", "zarr-2", "zarr-3", "cfdbench"),
+    ("nifti", "pictures", "ome-zarr", "dpot", "weights"),
 )
 
 
