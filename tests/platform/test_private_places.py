@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pelagos.infra.private_directory import private_directory, temporary_directory
+from pelagos.infra.ray_cluster import LONGEST_DIRECTORY
 
 LISTENING = """
 import json, os, psutil, ray, subprocess, sys
@@ -116,3 +117,19 @@ def test_runs_of_a_submission_keep_their_files_there(
     (tmp_path / f"pelagos-{os.getuid()}").chmod(0o777)
     with pytest.raises(PermissionError, match="others can enter"):
         scratch_directory(store)
+
+
+def test_sockets_fit_where_temporary_files_are_far_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on clusters whose scheduler gives each job a directory: a socket's path would be too long."""
+    import tempfile
+
+    far = tmp_path / ("deep" * 12)
+    far.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(far))
+    assert temporary_directory() == far / f"pelagos-{os.getuid()}"
+    near = temporary_directory(LONGEST_DIRECTORY)
+    session = "ray/session_2026-11-30_09-50-49_431504_1073188/sockets/plasma_store"
+    assert len(str(near / session)) <= 107
+    assert near.stat().st_mode & 0o777 == 0o700

@@ -32,12 +32,18 @@ def private_directory(path: Path) -> Path:
     return path
 
 
-def temporary_directory() -> Path:
+def temporary_directory(longest: int | None = None) -> Path:
     """This user's own directory for what need not outlast the machine: `TMPDIR/pelagos-UID`.
+
+    Args:
+        longest: characters of its path that can be used; else it is where `TMPDIR` usually is.
 
     Not below XDG_RUNTIME_DIR: that is removed when the user logs out, and submitted runs go on.
 
     Raises:
         PermissionError: as `private_directory`.
     """
-    return private_directory(Path(tempfile.gettempdir()) / f"pelagos-{os.getuid()}")
+    path = Path(tempfile.gettempdir()) / f"pelagos-{os.getuid()}"
+    if longest is not None and len(str(path)) > longest:
+        path = Path(os.sep, "tmp", path.name)
+    return private_directory(path)

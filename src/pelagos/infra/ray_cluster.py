@@ -23,6 +23,10 @@ QUIET_ENVIRONMENT = {
 }
 
 
+# A socket's path has 107 characters at most, and Ray puts 68 behind its directory and `/ray`.
+LONGEST_DIRECTORY = 107 - 68 - 4
+
+
 @contextmanager
 def ray_cluster(address: str | None, num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
     """Join the cluster at `address`, or start one on this machine for the length of the context.
@@ -56,7 +60,7 @@ def _start_or_join(address: str | None, num_cpus: int, num_gpus: int) -> None:
     if address is None:
         # a machine with fewer cores still runs the job, just slower: the cores are a ledger
         options |= {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
-        options["_temp_dir"] = str(temporary_directory() / "ray")
+        options["_temp_dir"] = str(temporary_directory(LONGEST_DIRECTORY) / "ray")
     elif code := os.environ.get("PELAGOS_CODE_PATHS"):
         # the shipped code, for workers on every node: sent by content, so once for all runs
         package = os.path.join(code.split(os.pathsep)[0], "pelagos")
