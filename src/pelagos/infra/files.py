@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pelagos.infra.memory_budget import memory_budget
+
 
 def replace_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write a file whole: under a temporary name, flushed to the disk, then renamed.
@@ -30,12 +32,17 @@ def read_regular(path: Path, start: int = 0) -> bytes:
     """Return the bytes of a file from `start` on, in a place where others can write too.
 
     Raises:
-        OSError: it is a link, a pipe or a device, which could lead anywhere or never end.
+        OSError: it is a link, a pipe or a device, which could lead anywhere or never end, or says that
+            it is longer than the memory that one piece may take.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "is no regular file", str(path))
+        if found.st_size - start > memory_budget():
+            told = f"has {found.st_size:,} bytes, more than may be taken at once"
+            raise OSError(errno.EFBIG, told, str(path))
         file.seek(start)
         return file.read()
 

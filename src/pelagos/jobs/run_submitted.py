@@ -33,7 +33,7 @@ from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.submission.causes import classify, decide_retry
 from pelagos.platform.submission.mirror import Mirror
-from pelagos.platform.submission.record import RunRecord, RunState
+from pelagos.platform.submission.record import RecordError, RunRecord, RunState
 
 logger = logging.getLogger("pelagos")
 EXIT_FAILED, EXIT_PREEMPTED = 1, 75
@@ -92,7 +92,7 @@ class Driver:
             try:
                 if self.record.state().stop:
                     RunDirectory(self.runs_dir / self.run).request_stop()
-            except (StorageError, OSError) as error:
+            except (StorageError, RecordError, OSError) as error:
                 logger.warning("the record cannot be read now: %s", error)
         if now >= self._next_push:
             self._next_push = now + PUSH_SECONDS

@@ -23,6 +23,7 @@ from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.checkpoint.manifest import MANIFEST, step_of
 from pelagos.platform.config.finetune import REGISTRY_SCHEME, SOURCE_MODEL, SourceConfig
 from pelagos.platform.config.schema import ModelConfig, StorageConfig
+from pelagos.platform.run_files import read_mapping
 from pelagos.platform.runs import RunDirectory, RunError
 
 
@@ -93,9 +94,8 @@ def _from_run(config: SourceConfig, runs_dir: str) -> Source:
         raise ValueError(f"source: {error}") from error
     lineage = {"run": run.name, "step": step, "checkpoint": run.checkpoint_uri}
     lineage["weights"] = description["weights"]
-    tracked = run.path / "tracking.json"
-    if tracked.exists():
-        lineage["mlflow_run_id"] = json.loads(tracked.read_text())["run_id"]
+    if "run_id" in (tracked := read_mapping(run.path / "tracking.json")):
+        lineage["mlflow_run_id"] = str(tracked["run_id"])
     name = f"run {run.name} step {step}{_averaged(description)}"
     return _described(name, tensors, description, lineage)
 

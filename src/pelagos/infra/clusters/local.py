@@ -60,13 +60,14 @@ class LocalCluster(Cluster):
             ours = [str(BOOTSTRAP), storage, run, str(attempt)]
             if not set(ours) <= set(command):
                 raise self.not_its_handle(run, f"process {pid}")
-        return {**handle, "log": str(_log(run, attempt))}
+        return {"started": None, **handle, "log": str(_log(run, attempt))}
 
     def state(self, handle: dict[str, Any]) -> SchedulerState:
         if handle["host"] != os.uname().nodename:
             return SchedulerState("unknown", f"it runs on {handle['host']}; ask there")
         # a number is given out again: the same process has the same start time
-        alive = _start_time(handle["pid"]) == handle["started"]
+        started = _start_time(handle["pid"])
+        alive = started is not None and started == handle["started"]
         detail = f"process {handle['pid']} on {handle['host']}"
         return SchedulerState("running" if alive else "ended", detail)
 

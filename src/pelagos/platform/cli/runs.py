@@ -55,9 +55,14 @@ def list_command(
         summaries: list[dict[str, Any]] = []
         problems: list[str] = []
         if cluster is None:
-            summaries = [summarize(run) for run in list_runs(runs_dir or DEFAULT_RUNS_DIR)]
+            for directory in list_runs(runs_dir or DEFAULT_RUNS_DIR):
+                try:
+                    summaries.append(summarize(directory))
+                except (ValueError, OSError) as error:
+                    problems.append(f"run {directory.name}: {error}")
         if runs_dir is None:
-            found, problems = submitted_runs.find_all(cluster)
+            found, unread = submitted_runs.find_all(cluster)
+            problems += unread
             for run in found:
                 try:
                     summaries.append(_submitted_summary(submitted_runs.describe(run)))
