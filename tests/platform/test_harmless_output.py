@@ -15,7 +15,7 @@ ATTACK = "a\x1b]0;title\x07b\x1b[2Jc\x1b]52;c;ZXZpbA==\x07d\x1b[31me\x9b2Jf\rg\x
 def shown(*renderables: object, **options: bool) -> str:
     file = io.StringIO()
     console = HarmlessConsole(file=file, force_terminal=True, color_system="standard", width=200)
-    console.print(*renderables, **options)  # type: ignore[arg-type]
+    console.print(*renderables, **{"highlight": False, **options})  # type: ignore[arg-type]
     return file.getvalue()
 
 
@@ -31,6 +31,13 @@ def test_texts_hold_no_commands_to_the_terminal(renderable: object) -> None:
     for command in ("\x1b]", "\x1b[2J", "\x1b[31m", "\x07", "\x08", "\x9b", "\r"):
         assert command not in text
     assert all(letter in text for letter in "abcdefgh")
+
+
+def test_a_name_that_is_no_markup_is_shown_as_it_is() -> None:
+    assert "run [/x] of [/red]" in shown("run [/x] of [/red]")
+    table = Table(title="[/t]")
+    table.add_row("[/cell]")
+    assert "[/cell]" in shown(table)
 
 
 def test_colours_of_ones_own_stay() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pelagos.infra.files import read_regular
+from pelagos.infra.json_text import parse_json
 
 # Every one of them is read as a number by whoever shows or sums it.
 _NUMBERS = (
@@ -30,9 +31,7 @@ def read_json(path: Path) -> Any:
     """
     content = read_regular(path)
     try:
-        return json.loads(content)
-    except RecursionError as error:
-        raise ValueError(f"{path}: is nested too deep") from error
+        return parse_json(content)
     except ValueError as error:
         raise ValueError(f"{path}: is no JSON: {error}") from error
 
@@ -85,8 +84,8 @@ def _records(path: Path, start: int) -> list[dict[str, Any]]:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(record, dict):
         return None

@@ -6,7 +6,6 @@ file that needs them is opened.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import zipfile
@@ -25,6 +24,7 @@ from pelagos.data_pipelines.convert.npz import NpzFile
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.suggestions import listed, nearest
+from pelagos.infra.json_text import parse_json
 from pelagos.infra.object_store import storage_options
 
 OPEN_FILES_PER_THREAD = 4
@@ -140,7 +140,7 @@ class _Json:
     """Numbers of a JSON object, each as an array without axes."""
 
     def __init__(self, file: str) -> None:
-        self.values = json.loads(Path(file).read_bytes())
+        self.values = parse_json(Path(file).read_bytes())
 
     def array(self, key: str) -> Sliceable:
         return np.asarray(self.values[key], np.float64)

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.errors import MarkupError
 from rich.logging import RichHandler
 from rich.segment import Segment
+from rich.text import Text
 from typer.core import TyperGroup
 
 from pelagos.infra.addresses import reject_credentials
@@ -69,6 +71,13 @@ class HarmlessConsole(Console):
                     text=_CONTROL.sub("\N{REPLACEMENT CHARACTER}", segment.text)
                 )
             yield segment
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Read markup; a text that is none, such as a name with brackets, is shown as it is."""
+        try:
+            return super().render_str(text, **options)
+        except MarkupError:
+            return super().render_str(text, **{**options, "markup": False})
 
 
 console = HarmlessConsole(highlight=False)
