@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -79,3 +80,39 @@ def test_no_file_of_a_dataset_hangs_or_confuses_a_verb(
                 arguments,
                 shown.exception,
             )
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.h5", "a.nc", "a.nii", "a.png", "a.json"])
+def test_a_pipe_among_the_files_of_a_source_is_named_and_not_read(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "source" / "below"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / name)
+    for arguments in (
+        ["convert", str(folder / name), str(tmp_path / "out.zarr")],
+        ["convert", str(folder), str(tmp_path / "out.zarr")],
+        ["convert", str(folder.parent), str(tmp_path / "out.zarr")],
+        ["convert", str(folder / name), "--draft-mapping"],
+        ["convert", str(folder), "--draft-mapping"],
+    ):
+        shown = CliRunner().invoke(app, arguments)
+        assert shown.exit_code == 2, (arguments, shown.output)
+        assert "is a pipe" in shown.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize("file", ["../pipe.npy", "pipe*.npy"])
+def test_a_pipe_that_a_mapping_names_is_not_read(tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    np.save(folder / "u.npy", np.zeros((4, 3, 4, 4), np.float32))
+    os.mkfifo((folder if "*" in file else tmp_path) / "pipe.npy")
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text(
+        "fields: [{file: u.npy, axes: [n, t, y, x], names: [u]}]\n"
+        f"parameters: {{nu: {{file: '{file}'}}}}\n"
+    )
+    arguments = ["convert", str(folder), str(tmp_path / "out.zarr"), "--mapping", str(mapping)]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 2
+    assert "is a pipe" in shown.output.replace("\n", " ")

@@ -17,6 +17,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.convert.endless_files import reject_endless
 from pelagos.data_pipelines.convert.extras import require
 from pelagos.data_pipelines.convert.gzip_check import require_intact_gzip
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, Hdf5File, is_classic
@@ -315,6 +316,8 @@ def close_files() -> None:
 
 
 def _opened(array: StoredArray) -> StoredFile:
+    if not Path(array.file).is_dir():
+        reject_endless(array.file)
     try:
         return READERS[array.reader](array.file)
     except SourceError:
