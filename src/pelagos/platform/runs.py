@@ -26,6 +26,7 @@ from typing import Any, Literal, Protocol
 from pelagos.infra.files import open_lock_file, replace_durably
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.others_runs import believed
 from pelagos.platform.run_files import (
     append_line,
     read_events,
@@ -157,7 +158,15 @@ class RunDirectory:
         return run
 
     def job(self) -> TrainingJob:
-        """Return the run's resolved job. Raises `ConfigError`, also where it is no regular file."""
+        """Return the run's resolved job; of another user's, without addresses that only it names.
+
+        Raises:
+            ConfigError, RunError: it is no training job, or no regular file.
+        """
+        return believed(self.job_as_written(), self.path / "job.yaml")
+
+    def job_as_written(self) -> TrainingJob:
+        """Return the run's resolved job, to be shown. Raises as `job`."""
         self._require_regular_job()
         job = load_job(self.path / "job.yaml")
         if not isinstance(job, TrainingJob):
@@ -181,6 +190,8 @@ class RunDirectory:
         before = self.job()
         after = load_job(self.path / "job.yaml", overrides)  # regular, or `job` had raised
         assert isinstance(after, TrainingJob), "as before"
+        given = tuple(text.partition("=")[0].strip() for text in overrides)
+        after = believed(after, self.path / "job.yaml", given)
         changeable = (*CHANGEABLE, *also_changeable)
         refused = [k for k in _changed_keys(before, after) if not _is_among(k, changeable)]
         if not refused:

@@ -197,7 +197,11 @@ def _submitted_summary(details: dict[str, Any]) -> dict[str, Any]:
 
 def summarize(run: RunDirectory) -> dict[str, Any]:
     """Return a run's state, progress and last values."""
-    return {"run": run.name, "total_steps": run.job().schedule.total_steps, **run.status()}
+    return {
+        "run": run.name,
+        "total_steps": run.job_as_written().schedule.total_steps,
+        **run.status(),
+    }
 
 
 def describe(run: RunDirectory) -> dict[str, Any]:
@@ -217,7 +221,7 @@ def describe(run: RunDirectory) -> dict[str, Any]:
         "checkpoints": run.checkpoint_uri,
         "goodput": f"{share:.1%}" if share is not None else "-",
         "directory": str(run.path),
-        "tracking": run.job().tracking.uri,
+        "tracking": run.job_as_written().tracking.uri,
     }
     details["metrics"] = {
         **{k: v for k, v in summary["metrics"].items() if k not in ("time", "step")},
