@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pelagos.data_pipelines.store.errors import DatasetError
+from pelagos.data_pipelines.store.node_cache import CacheSettings, NodeCache
+from pelagos.data_pipelines.store.object_store import ReadCounters
 from pelagos.platform.cli.main import app
 
 MakeDataset = Callable[..., Any]
@@ -116,3 +119,22 @@ def test_a_pipe_that_a_mapping_names_is_not_read(tmp_path: Path, file: str) -> N
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 2
     assert "is a pipe" in shown.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", ["pelagos-cache-1", "pelagos-cache-1/aaaa"])
+def test_a_link_in_a_shared_cache_leads_nowhere(tmp_path: Path, name: str) -> None:
+    elsewhere, shared = tmp_path / "elsewhere", tmp_path / "shared"
+    for folder in (elsewhere, (shared / name).parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    (shared / name).symlink_to(elsewhere)
+    settings = CacheSettings(str(shared), 10**6)
+    with pytest.raises(DatasetError, match="is a link"):
+        NodeCache(settings, "aaaa", 100, ReadCounters())
+    assert list(elsewhere.rglob("*.lock")) == []
+
+
+def test_a_pipe_in_a_shared_cache_is_dropped(tmp_path: Path) -> None:
+    cache = NodeCache(CacheSettings(str(tmp_path), 10**6), "aaaa", 100, ReadCounters())
+    os.mkfifo(cache.folder / "x.block")
+    assert cache.read("x", 10, [(0, 10)], [np.empty(10, np.uint8)], verify=True) is False
+    cache.close()

@@ -7,7 +7,6 @@ differs. Looking at runs starts and writes nothing; `start_again` starts.
 
 import contextlib
 import hashlib
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from pelagos.infra.clusters import (
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.files import read_regular
 from pelagos.infra.object_store import StorageError, StorageMissingError, is_remote
+from pelagos.infra.private_directory import cache_directory
 from pelagos.jobs.others_jobs import require_own_places
 from pelagos.jobs.submit import Options, SubmissionPlan, plan
 from pelagos.platform.config.clusters import find_cluster, load_clusters
@@ -185,8 +185,7 @@ def run_directory(found: SubmittedRun) -> RunDirectory:
     if not is_remote(found.store.uri):
         return RunDirectory(Path(found.store.uri) / "runs" / run)
     place = hashlib.sha256(found.store.uri.encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("PELAGOS_CACHE") or Path.home() / ".cache" / "pelagos")
-    directory = cache / "views" / place / run
+    directory = cache_directory() / "views" / place / run
     Mirror(found.store, f"runs/{run}", directory).pull()
     return RunDirectory(directory)
 

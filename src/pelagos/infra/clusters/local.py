@@ -18,6 +18,7 @@ from pelagos.infra.clusters.base import (
 )
 from pelagos.infra.doctor import Check, examine
 from pelagos.infra.files import read_regular
+from pelagos.infra.private_directory import cache_directory
 
 
 class LocalCluster(Cluster):
@@ -99,8 +100,7 @@ def _command_line(pid: int) -> list[str]:
 
 
 def _logs_directory() -> Path:
-    home = Path(os.environ.get("PELAGOS_CACHE") or Path.home() / ".cache" / "pelagos")
-    directory = home / "local-logs"
+    directory = cache_directory() / "local-logs"
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
