@@ -1,6 +1,8 @@
 """Nothing that others chose - names, causes, addresses - commands the terminal of whoever reads it."""
 
 import io
+import logging
+import warnings
 
 import pytest
 from rich.table import Table
@@ -51,3 +53,20 @@ def test_errors_are_shown_by_such_a_console(capsys: pytest.CaptureFixture[str]) 
     assert "\x1b" not in captured.out + captured.err
     assert "title" in captured.out
     assert "title" in captured.err
+
+
+def test_warnings_of_libraries_are_shown_by_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("always")
+        patch.setattr(logging, "_warnings_showwarning", None)
+        root = logging.getLogger()
+        before, level = root.handlers[:], root.level
+        try:
+            common.set_up_logging(verbose=False)
+            warnings.warn(f"glyph {ATTACK} is absent", stacklevel=1)
+        finally:
+            root.handlers[:], root.level = before, level
+            logging.captureWarnings(False)
+    shown = capsys.readouterr().err
+    assert "glyph" in shown
+    assert "\x1b" not in shown

@@ -88,6 +88,7 @@ def set_up_logging(verbose: bool) -> None:
     """Send log records to standard error: warnings, or everything of Pelagos if verbose."""
     handler = RichHandler(console=error_console, show_path=verbose, show_time=verbose)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.captureWarnings(True)  # of libraries, which quote names that others chose
     logging.getLogger("pelagos").setLevel(logging.DEBUG if verbose else logging.INFO)
     for chatty in (
         "alembic",
