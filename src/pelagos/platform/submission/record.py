@@ -131,6 +131,7 @@ class RunRecord:
         Raises:
             RecordError: none does: the record was not written by `submit`.
         """
+        event: dict[str, Any]
         for event in reversed(self._require()):
             if event.get(key) is not None:
                 return event
