@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pelagos.infra.private_directory import private_directory, temporary_directory
+from pelagos.infra.clusters import bootstrap
+from pelagos.infra.private_directory import (
+    cache_directory,
+    private_directory,
+    temporary_directory,
+)
 from pelagos.infra.ray_cluster import LONGEST_DIRECTORY
 
 LISTENING = """
@@ -133,3 +138,41 @@ def test_sockets_fit_where_temporary_files_are_far_down(
     session = "ray/session_2026-11-30_09-50-49_431504_1073188/sockets/plasma_store"
     assert len(str(near / session)) <= 107
     assert near.stat().st_mode & 0o777 == 0o700
+
+
+def test_code_and_logs_lie_where_nobody_else_can_put_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a shared PELAGOS_CACHE, somebody else's directory under the digest of one's code was run."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    monkeypatch.setenv("PELAGOS_CACHE", str(shared))
+    digest = "0" * 64
+    planted = shared / "code" / digest
+    planted.mkdir(parents=True)
+    asked: list[str] = []
+
+    def fetched(uri: str) -> bytes:
+        asked.append(uri)
+        return b"not what was shipped"
+
+    monkeypatch.setattr(bootstrap, "fetched", fetched)
+    with pytest.raises(SystemExit):
+        bootstrap.unpacked("s3://bucket/code", digest)
+    assert asked == ["s3://bucket/code"]
+    own = shared / f"pelagos-{os.geteuid()}"
+    assert (cache_directory(), bootstrap.cache_directory()) == (own, own)
+    assert own.stat().st_mode & 0o777 == 0o700
+    own.chmod(0o777)
+    with pytest.raises(PermissionError):
+        cache_directory()
+    with pytest.raises(SystemExit):
+        bootstrap.cache_directory()
+
+
+def test_a_cache_of_ones_own_is_used_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PELAGOS_CACHE", str(tmp_path / "mine"))
+    assert cache_directory() == bootstrap.cache_directory() == tmp_path / "mine"

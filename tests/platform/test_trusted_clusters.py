@@ -120,3 +120,25 @@ def test_tokens_are_not_sent_in_the_open(monkeypatch: pytest.MonkeyPatch) -> Non
     assert headers(address="http://localhost:8265") == sent
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     assert headers(address="http://head:8265") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tracking.uri", "https://thief"),
+        ("tracking", {"uri": "https://thief"}),
+        ("storage.endpoint_url", "https://thief"),
+        ("parallel.zero.config", "/home/me/.docker/config.json"),
+        ("parallel", {"zero": {"config": "/home/me/.docker/config.json"}}),
+    ],
+)
+def test_defaults_of_a_project_say_not_where_secrets_go(place: Path, key: str, value: Any) -> None:
+    """Before, they reached every job submitted from there, and so did this user's MLflow token."""
+    write(user_file(), lab={"kind": "local", "storage": "/own"})
+    theirs = {"kind": "local", "storage": "/theirs", "defaults": {key: value, "seed": 3}}
+    write(place / "clusters.yaml", lab=theirs, other=theirs)
+    assert find_cluster("lab").defaults == {"seed": 3}
+    with pytest.raises(ConfigError, match=f"other: .*sets defaults.{key}"):
+        find_cluster("other")
+    CliRunner().invoke(app, ["clusters", "--trust", "--no-check"])
+    assert find_cluster("lab").defaults == {key: value, "seed": 3}

@@ -43,6 +43,7 @@ from pelagos.data_pipelines.store.shards import (
     decode_index,
     index_bytes_length,
 )
+from pelagos.infra.json_text import parse_json
 
 # Pooled float64 statistics recomputed from the same values differ only if numpy sums in another
 # order, in another version or on another processor: by far less than this.
@@ -344,7 +345,7 @@ def _verify_vectors(store: ObjectStore, manifest: Manifest, report: VerifyReport
 def _is_earlier(store: ObjectStore) -> bool:
     """Whether the dataset is of before; if its group cannot be read, which is told, it is not."""
     try:
-        return is_earlier(json.loads(store.read(GROUP_KEY)))
+        return is_earlier(parse_json(store.read(GROUP_KEY)))
     except (DatasetError, ValueError, OSError, AttributeError):
         return False
 
@@ -361,7 +362,7 @@ def _verify_metadata(store: ObjectStore, manifest: Manifest, report: VerifyRepor
     wanted = {f"{path}/zarr.json": document for path, document in documents.items()}
     for key in (GROUP_KEY, *wanted):
         try:
-            document = json.loads(store.read(key))
+            document = parse_json(store.read(key))
             if not isinstance(document, dict):
                 raise ValueError("it is no JSON object")
         except (DatasetError, ValueError, OSError) as error:
@@ -370,8 +371,12 @@ def _verify_metadata(store: ObjectStore, manifest: Manifest, report: VerifyRepor
         if key != GROUP_KEY:
             is_same = document == wanted[key]
         else:
-            is_same = document.get("consolidated_metadata", {}).get("metadata") == documents
-            differing = _differing_attributes(document.get("attributes", {}), manifest)
+            consolidated, attributes = (
+                found if isinstance(found := document.get(name), dict) else {}
+                for name in ("consolidated_metadata", "attributes")
+            )
+            is_same = consolidated.get("metadata") == documents
+            differing = _differing_attributes(attributes, manifest)
             if differing:
                 sentence = f"attributes {', '.join(differing)} are not those of the manifest"
                 report.damage.append(Damage(key, sentence))

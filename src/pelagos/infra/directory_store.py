@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+import stat
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pelagos.infra.files import files_below, replace_durably, sync_directory
+from pelagos.infra.files import files_below, read_regular, replace_durably, sync_directory
 from pelagos.infra.object_store import (
     RemoteStore,
     StorageError,
@@ -78,14 +79,15 @@ class DirectoryStore:
     def read(self, key: str) -> bytes:
         path = self._path(key)
         with _explained(path):
-            return path.read_bytes()
+            return read_regular(path)
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         found = {}
         for path in sorted(files_below(self._path(prefix))):
             with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                if not path.name.endswith(".tmp"):
-                    found[str(path.relative_to(self.root))] = path.stat().st_size
+                status = path.lstat()  # what `read` refuses, such as links, is no object
+                if not path.name.endswith(".tmp") and stat.S_ISREG(status.st_mode):
+                    found[str(path.relative_to(self.root))] = status.st_size
         return found
 
     def delete(self, keys: Sequence[str]) -> None:

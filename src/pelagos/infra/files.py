@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pelagos.infra.memory_budget import memory_budget
+
 
 def replace_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write a file whole: under a temporary name, flushed to the disk, then renamed.
@@ -27,16 +29,35 @@ def replace_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
     sync_directory(path.parent)
 
 
-def read_regular(path: Path, start: int = 0) -> bytes:
+def open_regular(path: Path, *, follow_links: bool = False) -> int:
+    """Return a descriptor that reads a file, in a place where others can write too.
+
+    Raises:
+        OSError: it is a pipe or a device, which would never end, or a link, which could lead anywhere,
+            unless links are followed.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return descriptor
+
+
+def read_regular(path: Path, start: int = 0, *, follow_links: bool = False) -> bytes:
     """Return the bytes of a file from `start` on, in a place where others can write too.
 
     Raises:
-        OSError: it is a link, a pipe or a device, which could lead anywhere or never end.
+        OSError: as `open_regular`; or it claims to be longer than the memory that one piece may take.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    descriptor = open_regular(path, follow_links=follow_links)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        num_bytes = os.fstat(descriptor).st_size - start
+        if num_bytes > memory_budget():
+            told = (
+                f"has {num_bytes:,} bytes, more than may be taken at once (PELAGOS_MEMORY_BUDGET)"
+            )
+            raise OSError(errno.EFBIG, told, str(path))
         file.seek(start)
         return file.read()
 

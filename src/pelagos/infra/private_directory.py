@@ -47,3 +47,20 @@ def temporary_directory(longest: int | None = None) -> Path:
     if longest is not None and len(str(path)) > longest:
         path = Path(os.sep, "tmp", path.name)
     return private_directory(path)
+
+
+def cache_directory() -> Path:
+    """This user's own directory for what can be made anew: `PELAGOS_CACHE`, or `~/.cache/pelagos`.
+
+    Code that is run and logs that are written lie there. Where PELAGOS_CACHE names a directory that
+    others can write in, it is a directory of this user's own below that.
+
+    Raises:
+        PermissionError: as `private_directory`.
+    """
+    given = os.environ.get("PELAGOS_CACHE")
+    place = Path(given) if given else Path.home() / ".cache" / "pelagos"
+    place.mkdir(parents=True, exist_ok=True)
+    found = place.stat()
+    is_own = found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o022
+    return place if is_own else private_directory(place / f"pelagos-{os.geteuid()}")

@@ -24,6 +24,7 @@ KeyPath = tuple[str | int, ...]
 
 MAX_NODES = 100_000  # with every alias written out; a job file has some hundred
 MAX_DEPTH = 100
+MOST_BYTES = 2**24  # a job file has some kilobytes; a device never ends
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -93,7 +94,10 @@ def read_utf8(path: str | os.PathLike[str]) -> str:
         OSError: it cannot be read.
         YamlTextError: it is in another encoding, which is named where it can be told.
     """
-    content = Path(path).read_bytes()
+    with Path(path).open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise YamlTextError([((), f"has more than {MOST_BYTES:,} bytes", None)])
     for mark, encoding in _BYTE_ORDER_MARKS:
         if content.startswith(mark):
             raise YamlTextError([((), f"is in {encoding}; save it as UTF-8", None)])

@@ -10,6 +10,7 @@ import socket
 from typing import Any
 
 from pelagos.infra.directory_store import DirectoryStore, ObjectStore
+from pelagos.infra.json_text import parse_json
 from pelagos.infra.object_store import RemoteStore, StorageError, StorageMissingError, is_remote
 from pelagos.jobs.datasets import options_for
 from pelagos.platform.checkpoint import CheckpointStore
@@ -86,7 +87,7 @@ def _store(uri: str, job: TrainingJob) -> ObjectStore:
 
 def _owner(store: ObjectStore) -> dict[str, Any] | None:
     try:
-        found = json.loads(store.read(OWNER))
+        found = parse_json(store.read(OWNER))
     except StorageMissingError:
         return None
     except ValueError:

@@ -14,6 +14,7 @@ from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.parts import options_for
+from pelagos.jobs.trained_description import checked_description, read_trained_description
 from pelagos.models.low_rank import merged
 from pelagos.models.objectives import (
     NO_MASKS,
@@ -185,7 +186,7 @@ class Forecaster:
     @classmethod
     def load(cls, directory: Path) -> "Forecaster":
         """Return the forecaster that `save` or `pelagos export` wrote."""
-        description = json.loads((directory / DESCRIPTION_FILE).read_text())
+        description = read_trained_description(directory / DESCRIPTION_FILE)
         return cls(description, read_weights(directory))
 
 
@@ -235,7 +236,8 @@ def store_weights(
     trainer_state = store.trainer_state(step)
     if run is not None:
         check_identity(run, store.uri, step, trainer_state)
-    description = dict(trainer_state["forecaster"])
+    where = f"{store.uri} step {step}"
+    description = checked_description(trainer_state.get("forecaster"), where)
     # together: each call fetches and verifies the whole checkpoint
     tensors = store.load_named(step, ("model.",) if weights == "model" else ("model.", "ema."))
     averaged = {n: tensors.pop(n) for n in list(tensors) if n.startswith("ema.")}

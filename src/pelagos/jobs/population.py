@@ -33,6 +33,7 @@ from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.overrides import value_at
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import RandomRangeConfig, SweepJob
+from pelagos.platform.run_files import read_json
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.trainer import GROUP_LOSS
 
@@ -64,7 +65,7 @@ class Population:
         """Return what was decided, by leg: losses, and who took over from whom what."""
         if not self.path.exists():
             return []
-        told: list[dict[str, Any]] = json.loads(self.path.read_text())["decisions"]
+        told: list[dict[str, Any]] = read_json(self.path)["decisions"]
         return told
 
     def record(

@@ -6,10 +6,12 @@ It is a Ray job itself and keeps nothing: all it knows stands in the records, so
 any time and is started again by the next `pelagos submit`.
 """
 
+import contextlib
 import logging
 import os
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pelagos.infra.clusters import Needs, Submission, recorded_config
@@ -21,10 +23,17 @@ from pelagos.infra.clusters.ray_jobs import (
 )
 from pelagos.infra.clusters.schema import RayConfig, RayQuotas
 from pelagos.infra.directory_store import ObjectStore, open_store
+from pelagos.infra.object_store import StorageError
 from pelagos.jobs.hand_over import submission_of
 from pelagos.jobs.silent_ends import record_silent_end
-from pelagos.platform.submission.record import RunRecord, list_records
-from pelagos.platform.submission.run_queue import NodeResources, WaitingRun, decide, place_workers
+from pelagos.platform.submission.record import RecordError, RunRecord, RunState, list_records
+from pelagos.platform.submission.run_queue import (
+    Decision,
+    NodeResources,
+    WaitingRun,
+    decide,
+    place_workers,
+)
 
 logger = logging.getLogger("pelagos.queue")
 POLL_SECONDS = 2.0
@@ -39,6 +48,7 @@ class Queue:
     def __init__(self, store: ObjectStore, cluster: str, client: Any) -> None:
         self.store, self.cluster, self.client = store, cluster, client
         self.records: dict[str, RunRecord] = {}
+        self._complaints: dict[str, str] = {}
 
     def serve(self) -> None:
         """Work until nothing has been waiting or running for a while."""
@@ -51,11 +61,12 @@ class Queue:
     def step(self) -> bool:
         """Look at everything once and act; return whether runs are waiting or running."""
         self.records = {r.run: r for r in list_records(self.store, self.records)}
-        states = {name: record.state() for name, record in self.records.items()}
+        states = self._states()
         own = {name: s for name, s in states.items() if s.cluster == self.cluster}
         for name, state in own.items():
             if state.state in STARTED:
-                self._reconcile(self.records[name])
+                with self._left_out_where_it_fails(name):
+                    self._reconcile(self.records[name])
         waiting = [
             WaitingRun(s, self._needs(name)) for name, s in own.items() if _is_waiting(s.state)
         ]
@@ -65,21 +76,47 @@ class Queue:
         decisions = decide(
             waiting,
             running,
-            {name: s.state for name, s in states.items()},
+            dict.fromkeys(self.records, "unreadable") | {n: s.state for n, s in states.items()},
             self._free([w.needs for w in running]),
-            self._quotas(),
+            self._quotas(states),
         )
         for decision in decisions:
-            record = self.records[decision.run]
-            if record.state().stop:
-                record.append("cancelled", reason="stopped before it began")
-            elif decision.action == "start":
-                self._start(record)
-            elif decision.action == "cancel":
-                record.append("cancelled", reason=decision.reason)
-            elif record.state().reason != decision.reason:
-                record.append("queued", reason=decision.reason)
+            with self._left_out_where_it_fails(decision.run):
+                self._act(decision)
         return bool(waiting or running)
+
+    def _states(self) -> dict[str, RunState]:
+        """Return the state of every run whose record is one: anybody can write there, and what one
+        of them wrote must not stop everybody's queue."""
+        states: dict[str, RunState] = {}
+        for name, record in self.records.items():
+            with self._left_out_where_it_fails(name):
+                state = record.state()
+                if state.cluster == self.cluster and not state.has_ended:
+                    self._needs(name), self._config(record)  # raise where they are none
+                states[name] = state
+        return states
+
+    @contextlib.contextmanager
+    def _left_out_where_it_fails(self, run: str) -> Iterator[None]:
+        """Leave a run alone whose record is malformed or cannot be acted on, and say so once."""
+        try:
+            yield
+        except (ValueError, TypeError, StorageError) as error:
+            if self._complaints.get(run) != str(error):
+                self._complaints[run] = str(error)
+                logger.warning("run %s is left out: %s", run, error)
+
+    def _act(self, decision: Decision) -> None:
+        record = self.records[decision.run]
+        if record.state().stop:
+            record.append("cancelled", reason="stopped before it began")
+        elif decision.action == "start":
+            self._start(record)
+        elif decision.action == "cancel":
+            record.append("cancelled", reason=decision.reason)
+        elif record.state().reason != decision.reason:
+            record.append("queued", reason=decision.reason)
 
     def _start(self, record: RunRecord) -> None:
         """Start a run as a Ray job, unless another queue did meanwhile."""
@@ -140,14 +177,15 @@ class Queue:
 
     def _config(self, record: RunRecord) -> RayConfig:
         config = recorded_config(record.latest("cluster_config")["cluster_config"])
-        assert isinstance(config, RayConfig), "only Ray clusters have a queue"
+        if not isinstance(config, RayConfig):
+            raise RecordError(f"its cluster is of kind {config.kind}; only Ray's have a queue")
         return config
 
-    def _quotas(self) -> RayQuotas:
+    def _quotas(self, states: Mapping[str, RunState]) -> RayQuotas:
         """Return the limits of the newest submission to this cluster."""
-        own = [r for r in self.records.values() if r.state().cluster == self.cluster]
-        newest = max(own, key=lambda r: r.state().submitted_at, default=None)
-        return self._config(newest).quotas if newest else RayQuotas()
+        own = [s for s in states.values() if s.cluster == self.cluster and not s.has_ended]
+        newest = max(own, key=lambda s: s.submitted_at, default=None)
+        return self._config(self.records[newest.run]).quotas if newest else RayQuotas()
 
 
 def _is_waiting(state: str) -> bool:

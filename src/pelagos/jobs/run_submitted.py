@@ -22,6 +22,7 @@ from rich.console import Console
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import StorageError, is_remote
 from pelagos.infra.private_directory import temporary_directory
+from pelagos.jobs.others_jobs import require_recorded_places
 from pelagos.jobs.submission_job import place_job
 from pelagos.jobs.sweep_trials import clear_unbegun, trials_of
 from pelagos.platform.config.finetune import FinetuneJob
@@ -30,10 +31,10 @@ from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.measure import EvaluateJob, ProbeJob
 from pelagos.platform.config.schema import GenerateJob, TrainingJob
 from pelagos.platform.config.sweep import SweepJob
-from pelagos.platform.runs import Outcome, RunDirectory
+from pelagos.platform.runs import CHANGEABLE_IN_A_BRANCH, Outcome, RunDirectory
 from pelagos.platform.submission.causes import classify, decide_retry
 from pelagos.platform.submission.mirror import Mirror
-from pelagos.platform.submission.record import RunRecord, RunState
+from pelagos.platform.submission.record import RecordError, RunRecord, RunState
 
 logger = logging.getLogger("pelagos")
 EXIT_FAILED, EXIT_PREEMPTED = 1, 75
@@ -92,7 +93,7 @@ class Driver:
             try:
                 if self.record.state().stop:
                     RunDirectory(self.runs_dir / self.run).request_stop()
-            except (StorageError, OSError) as error:
+            except (StorageError, RecordError, OSError) as error:
                 logger.warning("the record cannot be read now: %s", error)
         if now >= self._next_push:
             self._next_push = now + PUSH_SECONDS
@@ -149,6 +150,8 @@ class Driver:
         # where and how the steps are computed may have changed since the last attempt
         moved = [f"resources.ray_address={job.resources.ray_address or 'null'}", *overrides]
         state = self.record.state()
+        changed = RunDirectory(directory).revised_job(moved, CHANGEABLE_IN_A_BRANCH)
+        require_recorded_places(changed, job, self.run)
         return training.resume(
             str(self.runs_dir),
             self.run,

@@ -1,7 +1,6 @@
 """Where a fine-tuning starts from: a run, a directory, a file or a registered model, as one thing."""
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pelagos.infra.files import below
 from pelagos.infra.object_store import RemoteStore, is_remote
 from pelagos.jobs.forecaster import store_weights, trained_weights
 from pelagos.jobs.import_weights import MARKERS, find_network
 from pelagos.jobs.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.parts import options_for
+from pelagos.jobs.trained_description import read_trained_description
 from pelagos.jobs.weight_files import owning_run, read_source
 from pelagos.models.pretrained import read_weights
 from pelagos.models.registry import stored_config
@@ -23,6 +24,7 @@ from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.checkpoint.manifest import MANIFEST, step_of
 from pelagos.platform.config.finetune import REGISTRY_SCHEME, SOURCE_MODEL, SourceConfig
 from pelagos.platform.config.schema import ModelConfig, StorageConfig
+from pelagos.platform.run_files import read_mapping
 from pelagos.platform.runs import RunDirectory, RunError
 
 
@@ -93,9 +95,8 @@ def _from_run(config: SourceConfig, runs_dir: str) -> Source:
         raise ValueError(f"source: {error}") from error
     lineage = {"run": run.name, "step": step, "checkpoint": run.checkpoint_uri}
     lineage["weights"] = description["weights"]
-    tracked = run.path / "tracking.json"
-    if tracked.exists():
-        lineage["mlflow_run_id"] = json.loads(tracked.read_text())["run_id"]
+    if "run_id" in (tracked := read_mapping(run.path / "tracking.json")):
+        lineage["mlflow_run_id"] = str(tracked["run_id"])
     name = f"run {run.name} step {step}{_averaged(description)}"
     return _described(name, tensors, description, lineage)
 
@@ -157,10 +158,11 @@ def _downloaded(
     keys = [key for key in store.sizes() if key]
     root, name = _parent(uri)
     with tempfile.TemporaryDirectory(prefix="pelagos-source-") as scratch:
-        target = Path(scratch) / name
+        target = below(Path(scratch), name or "weights")
         for key in keys:
-            (target / key).parent.mkdir(parents=True, exist_ok=True)
-            store.download(key, target / key)
+            place = below(target, key)  # a key may be any text, such as ../x
+            place.parent.mkdir(parents=True, exist_ok=True)
+            store.download(key, place)
         if not keys:
             RemoteStore(root, options).download(name, target)
         return _from_files(target, uri, prefix, model)
@@ -171,7 +173,7 @@ def _from_files(
 ) -> Source:
     """Return what a model directory or a file of weights holds."""
     if (path / DESCRIPTION_FILE).is_file():
-        description = json.loads((path / DESCRIPTION_FILE).read_text())
+        description = read_trained_description(path / DESCRIPTION_FILE)
         lineage = {"uri": uri} | {k: description[k] for k in ("weights",) if k in description}
         name = f"{uri}{_averaged(description)}"
         return _described(name, read_weights(path), description, lineage)

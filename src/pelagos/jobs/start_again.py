@@ -11,6 +11,7 @@ from typing import Any
 
 from pelagos.infra.clusters import ClusterError, Code, open_cluster
 from pelagos.jobs.hand_over import hand_over, submission_of
+from pelagos.jobs.others_jobs import require_own_places
 from pelagos.jobs.silent_ends import record_silent_end
 from pelagos.jobs.submission_job import needs_of
 from pelagos.jobs.submit import Options, own_code
@@ -91,7 +92,8 @@ def resume(
     A sweep, once its report is made, measures the trials that have finished since, and reports again.
 
     Raises:
-        RunError: it is running, has finished, or the other cluster keeps its runs elsewhere.
+        RunError: it is running, has finished, or the other cluster keeps its runs elsewhere; or its
+            job, which others could write, says where this user's secrets would be sent.
     """
     state, _ = current_state(found)
     is_sweep = isinstance(parse_job(found.record.job_yaml(), f"run {state.run}"), SweepJob)
@@ -121,6 +123,8 @@ def resume(
             "run continues only where its checkpoints are. Give both clusters the same storage"
         )
     job = _revised(found, overrides, is_branch=from_step is not None)
+    own = None if take_over else parse_job(found.record.job_yaml(), f"run {state.run}")
+    require_own_places(job, state.run, overrides, config, own)
     target.check_needs(needs_of(job))
     code = _code_for(found, options, take_over)
     found.record.append(

@@ -130,7 +130,9 @@ def _place_training(
         tree["checkpoint"]["uri"] = place(("checkpoint", "uri"), tree["checkpoint"]["uri"])
     zero = tree["parallel"]["zero"]
     if isinstance(zero["config"], str):
-        zero["config"] = json.loads(Path(zero["config"]).read_text())
+        from pelagos.platform.strategies.zero_config import user_config
+
+        zero["config"] = user_config(zero["config"])
     _place_tracking(tree["tracking"], place, problems)
 
 

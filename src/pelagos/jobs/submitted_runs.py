@@ -7,7 +7,6 @@ differs. Looking at runs starts and writes nothing; `start_again` starts.
 
 import contextlib
 import hashlib
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,12 +23,15 @@ from pelagos.infra.clusters import (
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.files import read_regular
 from pelagos.infra.object_store import StorageError, StorageMissingError, is_remote
+from pelagos.infra.private_directory import cache_directory
+from pelagos.jobs.others_jobs import require_own_places
 from pelagos.jobs.submit import Options, SubmissionPlan, plan
 from pelagos.platform.config.clusters import find_cluster, load_clusters
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.goodput import goodput
 from pelagos.platform.runs import RunDirectory, RunError, changed_keys
+from pelagos.platform.submission import own_runs
 from pelagos.platform.submission.mirror import PART_BYTES, Mirror
 from pelagos.platform.submission.record import RecordError, RunRecord, RunState, list_records
 
@@ -183,8 +185,7 @@ def run_directory(found: SubmittedRun) -> RunDirectory:
     if not is_remote(found.store.uri):
         return RunDirectory(Path(found.store.uri) / "runs" / run)
     place = hashlib.sha256(found.store.uri.encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("PELAGOS_CACHE") or Path.home() / ".cache" / "pelagos")
-    directory = cache / "views" / place / run
+    directory = cache_directory() / "views" / place / run
     Mirror(found.store, f"runs/{run}", directory).pull()
     return RunDirectory(directory)
 
@@ -211,14 +212,23 @@ def stop(found: SubmittedRun, now: bool) -> RunState:
 def clone(
     found: SubmittedRun, name: str, cluster: str | None, overrides: Sequence[str], options: Options
 ) -> SubmissionPlan:
-    """Plan a new run with the job of another."""
-    job = parse_job(found.record.job_yaml(), f"run {found.record.run}")
+    """Plan a new run with the job of another.
+
+    Raises:
+        RunError: it is somebody else's, and says where this user's secrets would be sent.
+    """
+    run, text = found.record.run, found.record.job_yaml()
+    job = parse_job(text, f"run {run}")
+    target = cluster or found.record.state().cluster
+    if not own_runs.is_own(found.record):
+        changed = parse_job(text, f"run {run}", overrides)
+        require_own_places(changed, run, overrides, find_cluster(target))
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "job.yaml"
         path.write_text(resolve_yaml(job))
         return plan(
             [str(path)],
-            cluster or found.record.state().cluster,
+            target,
             [f"name={name}", *overrides],
             options,
         )
@@ -297,8 +307,8 @@ def _open(run: str, config: ClusterConfig, configs: dict[str, ClusterConfig]) ->
 
 def _with_cluster(record: RunRecord, configs: dict[str, ClusterConfig]) -> SubmittedRun:
     """Return a record with the cluster of one's own that it was last given to."""
-    latest = record.latest("cluster_config")
-    name, recorded = latest["cluster"], latest["cluster_config"]
+    name = record.latest("cluster")["cluster"]
+    recorded = record.latest("cluster_config")["cluster_config"]
     own = configs.get(name)
     if own is None:
         remark = f"your clusters.yaml has no cluster {name!r}, so only the record tells of it"

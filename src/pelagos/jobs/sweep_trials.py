@@ -25,6 +25,7 @@ from pelagos.platform.config.load import ConfigError, Problem, parse_job, read_y
 from pelagos.platform.config.overrides import override, override_text
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import POPULATION, RandomRangeConfig, SweepJob
+from pelagos.platform.run_files import read_json
 
 RECORD_NAME = "trial.json"
 MAX_NAME_LENGTH = 100
@@ -108,8 +109,8 @@ def write_result(trial: Trial, result: TrialResult) -> None:
 
 def read_result(trial: Trial) -> TrialResult:
     """Return what is known of a trial; one that has no record waits, or was interrupted."""
-    with contextlib.suppress(OSError, ValueError):
-        told = json.loads((trial.path / RECORD_NAME).read_text())
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        told = read_json(trial.path / RECORD_NAME)
         known = {f.name: told[f.name] for f in fields(TrialResult) if f.name in told}
         for key in ("errors", "vrmse", "baselines"):
             known[key] = _with_endless(known.get(key, {}))

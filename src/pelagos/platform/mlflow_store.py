@@ -18,6 +18,7 @@ from typing import Any
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.run_files import read_mapping
 from pelagos.platform.runs import RunDirectory
 
 TRACKING_RECORD = "tracking.json"
@@ -164,8 +165,4 @@ def _all_runs(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def _record(run: RunDirectory) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads((run.path / TRACKING_RECORD).read_text())
-        if isinstance(content, dict):
-            return content
-    return {}
+    return read_mapping(run.path / TRACKING_RECORD)

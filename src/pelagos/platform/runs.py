@@ -26,6 +26,15 @@ from typing import Any, Literal, Protocol
 from pelagos.infra.files import open_lock_file, replace_durably
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.others_runs import believed
+from pelagos.platform.run_files import (
+    append_line,
+    read_events,
+    read_json,
+    read_last_metrics,
+    read_mapping,
+    read_metrics,
+)
 
 # What a resume may change: how the steps are computed, not which steps they are.
 CHANGEABLE = (
@@ -149,10 +158,25 @@ class RunDirectory:
         return run
 
     def job(self) -> TrainingJob:
-        """Return the run's resolved job."""
+        """Return the run's resolved job; of another user's, without addresses that only it names.
+
+        Raises:
+            ConfigError, RunError: it is no training job, or no regular file.
+        """
+        return believed(self.job_as_written(), self.path / "job.yaml")
+
+    def job_as_written(self) -> TrainingJob:
+        """Return the run's resolved job, to be shown. Raises as `job`."""
+        self._require_regular_job()
         job = load_job(self.path / "job.yaml")
-        assert isinstance(job, TrainingJob), "only training makes run directories"
+        if not isinstance(job, TrainingJob):
+            raise RunError(f"{self.path / 'job.yaml'} is no training job; only those make runs")
         return job
+
+    def _require_regular_job(self) -> None:
+        path = self.path / "job.yaml"
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise RunError(f"{path} is a link or no regular file; it is not read")
 
     def revised_job(
         self, overrides: Sequence[str], also_changeable: Sequence[str] = ()
@@ -164,8 +188,10 @@ class RunDirectory:
             ConfigError: the changed job is not valid.
         """
         before = self.job()
-        after = load_job(self.path / "job.yaml", overrides)
-        assert isinstance(after, TrainingJob)
+        after = load_job(self.path / "job.yaml", overrides)  # regular, or `job` had raised
+        assert isinstance(after, TrainingJob), "as before"
+        given = tuple(text.partition("=")[0].strip() for text in overrides)
+        after = believed(after, self.path / "job.yaml", given)
         changeable = (*CHANGEABLE, *also_changeable)
         refused = [k for k in _changed_keys(before, after) if not _is_among(k, changeable)]
         if not refused:
@@ -204,7 +230,9 @@ class RunDirectory:
     def take_overs(self) -> list[dict[str, Any]]:
         """Return the take-overs of other runs' checkpoints: step, source, changed settings."""
         with contextlib.suppress(FileNotFoundError):
-            told: list[dict[str, Any]] = json.loads((self.path / TAKE_OVERS).read_text())
+            told = read_json(self.path / TAKE_OVERS)
+            if not (isinstance(told, list) and all(isinstance(record, dict) for record in told)):
+                raise RunError(f"{self.path / TAKE_OVERS} is no list of take-overs")
             return told
         return []
 
@@ -214,7 +242,10 @@ class RunDirectory:
         whose checkpoints it took over."""
         own = ""
         with contextlib.suppress(FileNotFoundError):
-            own = str(json.loads((self.path / IDENTITY).read_text())["run"])
+            told = read_json(self.path / IDENTITY)
+            if not (isinstance(told, dict) and isinstance(told.get("run"), str)):
+                raise RunError(f"{self.path / IDENTITY} names no run")
+            own = told["run"]
         others = (i for record in self.take_overs() for i in record.get("identities", [""]))
         return (own, *map(str, others))
 
@@ -240,15 +271,15 @@ class RunDirectory:
         if status.get("state") == "running" and not self.is_locked():
             status["state"] = "interrupted"
         last = next(iter(self.last_metrics(1)), None)
+        if not isinstance(status.get("updated"), int | float):
+            status.pop("updated", None)
+        status["state"] = str(status.get("state", "unknown"))
         status["step"] = last["step"] if last else 0
         status["metrics"] = last or {}
         return status
 
     def _status_file(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            loaded: dict[str, Any] = json.loads((self.path / "status.json").read_text())
-            return loaded
-        return {}
+        return read_mapping(self.path / "status.json")
 
     def write_outcome(self, outcome: Outcome, launch: str) -> None:
         """Record how a launch ended (written by rank 0 of the workers, or the one that failed)."""
@@ -256,9 +287,9 @@ class RunDirectory:
 
     def outcome(self, launch: str) -> Outcome | None:
         """Return how this launch ended, or None if it did not say."""
-        with contextlib.suppress(OSError, ValueError):
-            content = json.loads((self.path / "outcome.json").read_text())
-            if content.pop("launch") == launch:
+        content = read_mapping(self.path / "outcome.json")
+        if content.pop("launch", None) == launch:
+            with contextlib.suppress(TypeError):
                 return Outcome(**content)
         return None
 
@@ -320,34 +351,27 @@ class RunDirectory:
         replaced it: what it says of such a step comes late.
         """
         if record["step"] > self.last_step():
-            _append(self.metrics_path, record)
+            append_line(self.metrics_path, record)
 
     def append_event(self, kind: str, **details: Any) -> None:
         """Append one event."""
-        _append(self.events_path, {"time": time.time(), "kind": kind, **details})
+        append_line(self.events_path, {"time": time.time(), "kind": kind, **details})
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return every step's values, in order."""
-        return _read(self.metrics_path)
+        return read_metrics(self.metrics_path)
 
     def redone_metrics(self) -> list[dict[str, Any]]:
         """Return the values that steps had before they were redone, in the order of dropping."""
-        return _read(self.redone_path)
+        return read_metrics(self.redone_path)
 
     def events(self) -> list[dict[str, Any]]:
         """Return every event, in order."""
-        return _read(self.events_path)
+        return read_events(self.events_path)
 
     def last_metrics(self, count: int) -> list[dict[str, Any]]:
         """Return the last steps' values, reading only the end of the file."""
-        try:
-            with self.metrics_path.open("rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - 4096 * (count + 1)))
-                lines = file.read().splitlines()
-        except OSError:
-            return []
-        return [r for line in lines if (r := _parse(line)) is not None][-count:]
+        return read_last_metrics(self.metrics_path, count)
 
     def last_step(self) -> int:
         """Return the number of steps that have been logged."""
@@ -358,7 +382,7 @@ class RunDirectory:
         records = self.metrics()
         kept = [r for r in records if r["step"] <= step]
         for record in records[len(kept) :]:
-            _append(self.redone_path, record)
+            append_line(self.redone_path, record)
         self.replace("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
         return len(records) - len(kept)
 
@@ -416,25 +440,3 @@ def _is_among(key: str, patterns: Sequence[str]) -> bool:
         and all(w in ("*", p) for w, p in zip(wanted, parts, strict=False))
         for wanted in (pattern.split(".") for pattern in patterns)
     )
-
-
-def _append(path: Path, record: dict[str, Any]) -> None:
-    # one write of one line: a killed process leaves at most one torn last line, which reading skips
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return []
-    return [r for line in lines if (r := _parse(line)) is not None]
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None

@@ -12,6 +12,7 @@ from pelagos.platform.config.load import resolve_yaml
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.mlflow_names import accepted_name
 from pelagos.platform.mlflow_store import create_run_once, experiment_id, tracking_uri
+from pelagos.platform.run_files import read_mapping
 from pelagos.platform.tracking import code_version
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def open_parent(sweep: SweepJob, directory: Path) -> str | None:
     try:
         client = _client(sweep)
         record = directory / RECORD_NAME
-        known = json.loads(record.read_text()) if record.exists() else {}
+        known = read_mapping(record)
         if "run_id" in known:
             client.update_run(str(known["run_id"]), status="RUNNING")
             return str(known["run_id"])

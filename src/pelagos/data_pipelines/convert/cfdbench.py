@@ -9,7 +9,6 @@ the stored values are not in the files and are not added here.
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pelagos.data_pipelines.convert.formats import Format, named, natural
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field
+from pelagos.infra.json_text import parse_json
 from pelagos.infra.object_store import is_remote
 
 FRAME_INTERVAL = 0.1
@@ -113,7 +113,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
 def _numbers(case: Path) -> dict[str, float]:
     file = case / "case.json"
     try:
-        values: dict[str, Any] = json.loads(file.read_bytes())
+        values: dict[str, Any] = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise SourceError(f"{file} cannot be read: {error}") from error
     return {k: float(v) for k, v in values.items() if isinstance(v, int | float)}

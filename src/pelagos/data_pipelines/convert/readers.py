@@ -6,7 +6,6 @@ file that needs them is opened.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import zipfile
@@ -18,6 +17,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.data_pipelines.convert.endless_files import reject_endless
 from pelagos.data_pipelines.convert.extras import require
 from pelagos.data_pipelines.convert.gzip_check import require_intact_gzip
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, Hdf5File, is_classic
@@ -25,6 +25,7 @@ from pelagos.data_pipelines.convert.npz import NpzFile
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.suggestions import listed, nearest
+from pelagos.infra.json_text import parse_json
 from pelagos.infra.object_store import storage_options
 
 OPEN_FILES_PER_THREAD = 4
@@ -140,7 +141,7 @@ class _Json:
     """Numbers of a JSON object, each as an array without axes."""
 
     def __init__(self, file: str) -> None:
-        self.values = json.loads(Path(file).read_bytes())
+        self.values = parse_json(Path(file).read_bytes())
 
     def array(self, key: str) -> Sliceable:
         return np.asarray(self.values[key], np.float64)
@@ -315,6 +316,8 @@ def close_files() -> None:
 
 
 def _opened(array: StoredArray) -> StoredFile:
+    if not Path(array.file).is_dir():
+        reject_endless(array.file)
     try:
         return READERS[array.reader](array.file)
     except SourceError:

@@ -23,6 +23,7 @@ from pelagos.data_pipelines.convert import (
 )
 from pelagos.data_pipelines.convert.containers import unreadable_kind, unreadable_member
 from pelagos.data_pipelines.convert.damaged import named_if_damaged
+from pelagos.data_pipelines.convert.endless_files import reject_endless
 from pelagos.data_pipelines.convert.formats import Format
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, is_classic, open_hdf5
 from pelagos.data_pipelines.convert.options import ConvertOptions
@@ -67,6 +68,7 @@ def open_source(path: str, options: ConvertOptions) -> Source:
     reject_references(path, SourceError)
     reject_credentials(path, SourceError)
     reject_empty_parts(path, SourceError)
+    reject_endless(path)
     if options.format is not None and options.format not in FORMATS:
         raise SourceError(
             f"--format: got {options.format!r}{nearest(options.format, FORMATS)}; known are "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -15,6 +14,7 @@ from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.data_pipelines.store.schema import FORMAT_NAME
 from pelagos.data_pipelines.store.zarr_view import METADATA_NAMES
+from pelagos.infra.json_text import parse_json
 
 
 def open_readable(
@@ -57,7 +57,7 @@ def is_foreign(store: ObjectStore) -> bool:
         content = _read(store, name)
         if content is not None:
             try:
-                return bool(json.loads(content).get("attributes", {}).get("format") != FORMAT_NAME)
+                return bool(parse_json(content).get("attributes", {}).get("format") != FORMAT_NAME)
             except (ValueError, AttributeError) as error:
                 raise DatasetError(f"{store.address(name)} is damaged ({error})") from error
     return False

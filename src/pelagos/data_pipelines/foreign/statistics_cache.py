@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from pelagos.data_pipelines.store.layout import dumps
 from pelagos.data_pipelines.store.manifest import Statistics
 from pelagos.data_pipelines.store.object_store import open_store
 from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.infra.json_text import parse_json
 
 _FORMAT = "pelagos-statistics"
 
@@ -60,7 +60,7 @@ def cached_statistics(
     folder, separator, name = place.rpartition("/")
     store = open_store(folder or separator or ".", storage_options)
     try:
-        kept = json.loads(store.read(name))
+        kept = parse_json(store.read(name))
     except ObjectMissingError:
         kept = {"format": _FORMAT}
     except ValueError as error:

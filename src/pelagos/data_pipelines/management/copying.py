@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from pelagos.data_pipelines.store.layout import (
 from pelagos.data_pipelines.store.manifest import ShardRecord, load_manifest
 from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
 from pelagos.data_pipelines.store.shards import CHECKSUM_BYTES, crc32c, index_bytes_length
+from pelagos.infra.json_text import parse_json
 
 MARKER_KEY = ".pelagos/copy.json"  # what is being copied here
 _THREADS = 3  # each holds a shard
@@ -99,7 +99,7 @@ def _is_done(target: ObjectStore, dataset: Dataset, destination: str) -> bool:
         return True
     wanted = {"fingerprint": dataset.fingerprint}
     try:
-        found = json.loads(target.read(MARKER_KEY))
+        found = parse_json(target.read(MARKER_KEY))
     except ObjectMissingError:
         if target.sizes():
             raise FileExistsError(
@@ -144,7 +144,7 @@ def _copy_shard(dataset: Dataset, target: ObjectStore, shard: ShardRecord) -> No
 def _small_keys(dataset: Dataset) -> list[str]:
     """Everything but shards and manifest: metadata, vectors, and the writer's notes if there are."""
     try:
-        earlier = is_earlier(json.loads(dataset.store.read(GROUP_KEY)))
+        earlier = is_earlier(parse_json(dataset.store.read(GROUP_KEY)))
     except (ValueError, AttributeError) as error:
         address = dataset.store.address(GROUP_KEY)
         raise DatasetError(

@@ -10,20 +10,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import getpass
-import json
 import os
 import socket
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from pelagos.data_pipelines.store import Dataset, DatasetError
 from pelagos.data_pipelines.store.layout import dumps
 from pelagos.data_pipelines.store.manifest import load_manifest
 from pelagos.data_pipelines.store.object_store import LocalStore, ObjectStore
 from pelagos.infra.files import open_lock_file
+from pelagos.infra.json_text import parse_json
 
 LOCK_KEY = ".revision.lock"
 
@@ -84,7 +84,10 @@ def _locked(path: Path, uri: str) -> TextIO:
 def _hold_object(store: ObjectStore) -> Iterator[None]:
     # the key in it makes contents of two callers differ, as `create` asks
     if not store.create(LOCK_KEY, dumps({"by": _who(), "key": uuid.uuid4().hex})):
-        holder = json.loads(store.read(LOCK_KEY)).get("by", "another process")
+        told: Any = None
+        with contextlib.suppress(ValueError):
+            told = parse_json(store.read(LOCK_KEY))
+        holder = told.get("by") if isinstance(told, dict) else "another process"
         raise DatasetError(
             f"{store.uri} is being revised by {holder}: wait for it. If that process was killed, "
             f"remove {store.address(LOCK_KEY)} and try again"

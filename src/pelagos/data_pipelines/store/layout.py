@@ -15,6 +15,7 @@ from pelagos.data_pipelines.store.zarr_metadata import (
     group_metadata,
     vector_metadata,
 )
+from pelagos.infra.json_text import parse_json
 
 MANIFEST_KEY = "manifest.json"
 GROUP_KEY = "zarr.json"
@@ -129,7 +130,7 @@ def is_earlier(root: Mapping[str, Any]) -> bool:
 def decoded_attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes of a group with objects and lists in place of their JSON text."""
     return {
-        key: json.loads(value) if key in NESTED_ATTRIBUTES and isinstance(value, str) else value
+        key: parse_json(value) if key in NESTED_ATTRIBUTES and isinstance(value, str) else value
         for key, value in attributes.items()
     }
 

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.shards import crc32c
-from pelagos.infra.files import open_lock_file
+from pelagos.infra.files import open_lock_file, open_regular
 from pelagos.infra.object_store import Bytes, Range
 from pelagos.infra.read_policy import ReadCounters
 
@@ -78,7 +78,7 @@ class OpenBlock:
     @classmethod
     def open(cls, path: Path, length: int) -> OpenBlock:
         """Raises FileNotFoundError, or DamagedBlockError where the trailer is not right."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_regular(path)
         try:
             size = 4 * num_pages(length)
             tail = os.pread(descriptor, size + TRAILER.size + 1, length)
@@ -140,6 +140,9 @@ class NodeCache:
         self._held: list[int] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            for place in (self.root, self.folder):
+                if place.is_symlink():  # of somebody else, in a directory where all can write
+                    raise OSError(errno.ELOOP, "is a link, which could lead anywhere", str(place))
             self._join()
             self._make_room(num_bytes)
         except OSError as error:

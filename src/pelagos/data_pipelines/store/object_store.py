@@ -6,6 +6,7 @@ knows) and `ObstoreStore`, which reads faster, are in `pelagos.infra`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import uuid
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
-from pelagos.infra.files import sync_directory
+from pelagos.infra.files import open_regular, read_regular, sync_directory
 from pelagos.infra.object_store import Bytes, Range, RemoteStore
 from pelagos.infra.obstore_store import open_remote
 from pelagos.infra.read_policy import ReadCounters
@@ -113,7 +114,7 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         try:
-            return self.path(key).read_bytes()
+            return read_regular(self.path(key), follow_links=True)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._missing(key) from error
 
@@ -164,7 +165,8 @@ class LocalStore:
         for folder, _, files in os.walk(self.path(prefix)):
             for name in files:
                 path = Path(folder) / name
-                found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+                with contextlib.suppress(FileNotFoundError):  # removed since, or a dangling link
+                    found[path.relative_to(self.root).as_posix()] = path.stat().st_size
         return found
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -186,7 +188,7 @@ class LocalStore:
         if known is not None:
             return known, True
         try:
-            opened = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
+            opened = open_regular(self.path(key), follow_links=True)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._missing(key) from error
         with self._lock:

@@ -12,7 +12,6 @@ refuses to open. `resume_dataset` goes on where a killed run stopped.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import uuid
@@ -49,6 +48,7 @@ from pelagos.data_pipelines.store.shards import (
     index_bytes_length,
 )
 from pelagos.data_pipelines.store.stored_documents import read_begun
+from pelagos.infra.json_text import parse_json
 
 _METADATA_THREADS = 16
 
@@ -254,7 +254,7 @@ class DatasetWriter:
     def _check_ownership(self, store: ObjectStore) -> None:
         """Raises DatasetError where the dataset that was begun is no longer this writer's."""
         try:
-            token = json.loads(store.read(SPEC_KEY)).get("writer", "")
+            token = parse_json(store.read(SPEC_KEY)).get("writer", "")
         except ObjectMissingError:
             token = None
         if token != self.token:
@@ -326,7 +326,7 @@ def _write_chunk(store: ObjectStore, path: str, content: bytes) -> int:
 
 def _checked_sidecar(store: ObjectStore, spec: DatasetSpec, shard: int) -> dict[str, Any]:
     """A shard's sidecar, once the shard's index was found to be the one it describes."""
-    sidecar: dict[str, Any] = json.loads(store.read(sidecar_key(shard)))
+    sidecar: dict[str, Any] = parse_json(store.read(sidecar_key(shard)))
     record = ShardRecord(**sidecar["record"])
     length = index_bytes_length(spec)
     try:

@@ -30,8 +30,15 @@ def open_cluster(name: str, config: ClusterConfig) -> Cluster:
 
 
 def recorded_config(values: dict[str, Any]) -> ClusterConfig:
-    """Return a cluster's configuration from what a run's record holds of it."""
-    return CLUSTER_KINDS[values["kind"]].model_validate(values)
+    """Return a cluster's configuration from what a run's record holds of it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in CLUSTER_KINDS:
+        raise ValueError(f"{kind!r} is no kind of cluster; there are {', '.join(CLUSTER_KINDS)}")
+    return CLUSTER_KINDS[kind].model_validate(values)
 
 
 __all__ = [

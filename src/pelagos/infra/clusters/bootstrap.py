@@ -55,8 +55,7 @@ def main() -> None:
 
 def unpacked(uri: str, sha256: str) -> Path:
     """Return the directory of an archive's content, which several processes may ask for at once."""
-    cache = Path(os.environ.get("PELAGOS_CACHE") or Path.home() / ".cache" / "pelagos")
-    target = cache / "code" / sha256
+    target = cache_directory() / "code" / sha256
     if target.is_dir():
         return target
     content = fetched(uri)
@@ -77,6 +76,25 @@ def unpacked(uri: str, sha256: str) -> Path:
             raise
     archive.unlink()
     return target
+
+
+def cache_directory() -> Path:
+    """Return a directory for code where nobody else can put any (as infra.private_directory does)."""
+    cache = Path(os.environ.get("PELAGOS_CACHE") or Path.home() / ".cache" / "pelagos")
+    cache.mkdir(parents=True, exist_ok=True)
+    if is_own(cache.stat(), 0o022):
+        return cache
+    own = cache / f"pelagos-{os.geteuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    if not is_own(os.lstat(own), 0o077):
+        leave(f"{own} is not this user's alone: nothing is run from there. Remove it")
+    return own
+
+
+def is_own(found: os.stat_result, others: int) -> bool:
+    """Return whether a directory is this user's, and these bits of its mode are not set."""
+    is_directory = stat.S_ISDIR(found.st_mode)
+    return is_directory and found.st_uid == os.geteuid() and not found.st_mode & others
 
 
 def fetched(uri: str) -> bytes:

@@ -18,6 +18,7 @@ from pelagos.infra.clusters.base import (
 )
 from pelagos.infra.doctor import Check, examine
 from pelagos.infra.files import read_regular
+from pelagos.infra.private_directory import cache_directory
 
 RUN_MODULE = "pelagos.jobs.run_submitted"
 
@@ -63,13 +64,14 @@ class LocalCluster(Cluster):
             is_start = {str(BOOTSTRAP), RUN_MODULE} & set(command)
             if not is_start or command[-3:] != [storage, run, str(attempt)]:
                 raise self.not_its_handle(run, f"process {pid}")
-        return {**handle, "log": str(_log(run, attempt))}
+        return {"started": None, **handle, "log": str(_log(run, attempt))}
 
     def state(self, handle: dict[str, Any]) -> SchedulerState:
         if handle["host"] != os.uname().nodename:
             return SchedulerState("unknown", f"it runs on {handle['host']}; ask there")
         # a number is given out again: the same process has the same start time
-        alive = _start_time(handle["pid"]) == handle["started"]
+        started = _start_time(handle["pid"])
+        alive = started is not None and started == handle["started"]
         detail = f"process {handle['pid']} on {handle['host']}"
         return SchedulerState("running" if alive else "ended", detail)
 
@@ -102,8 +104,7 @@ def _command_line(pid: int) -> list[str]:
 
 
 def _logs_directory() -> Path:
-    home = Path(os.environ.get("PELAGOS_CACHE") or Path.home() / ".cache" / "pelagos")
-    directory = home / "local-logs"
+    directory = cache_directory() / "local-logs"
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 

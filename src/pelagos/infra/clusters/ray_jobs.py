@@ -26,6 +26,7 @@ from pelagos.infra.clusters.base import (
 )
 from pelagos.infra.clusters.schema import RayConfig
 from pelagos.infra.doctor import Check
+from pelagos.infra.private_directory import cache_directory
 
 LEAST_RAY = "2.52"  # the first whose clusters ask for a token
 TIMEOUT_SECONDS = 15
@@ -183,8 +184,7 @@ def run_entrypoint(python: str, submission: Submission) -> str:
 
 def runtime_environment(environment: dict[str, str]) -> dict[str, Any]:
     """Return what Ray ships with a job: bootstrap.py alone, by content, so once for all jobs."""
-    directory = Path(os.environ.get("PELAGOS_CACHE") or Path.home() / ".cache" / "pelagos")
-    directory = directory / "bootstrap"
+    directory = cache_directory() / "bootstrap"
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / BOOTSTRAP.name
     content = BOOTSTRAP.read_bytes()

@@ -261,8 +261,16 @@ class CheckpointStore:
     def trainer_state(self, step: int) -> dict[str, Any]:
         """Return the JSON of a checkpoint without reading its tensors."""
         with self.opened(step, names=(TRAINER_STATE,)) as (directory, _):
-            state: dict[str, Any] = json.loads((directory / TRAINER_STATE).read_text())
-            return state
+            return self._state_in(directory, step)
+
+    def _state_in(self, directory: Path, step: int) -> dict[str, Any]:
+        try:
+            state = json.loads((directory / TRAINER_STATE).read_text())
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{self.uri} step {step}: {TRAINER_STATE} is no JSON") from error
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{self.uri} step {step}: {TRAINER_STATE} holds no mapping")
+        return state
 
     def load(
         self, step: int, tensors: dict[str, Tensor], may_lack: Sequence[str] = ()
@@ -285,7 +293,7 @@ class CheckpointStore:
             stored = StoredTensors(directory, manifest)
             wanted, report = _match(stored.shapes(), tensors, may_lack, uri)
             read_pieces(wanted, stored.reader, group)
-            state = json.loads((directory / TRAINER_STATE).read_text())
+            state = self._state_in(directory, step)
             return LoadReport(state, *report)
 
     def load_named(self, step: int, prefix: str | tuple[str, ...]) -> dict[str, Tensor]:

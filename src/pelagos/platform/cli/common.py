@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.errors import MarkupError
 from rich.logging import RichHandler
+from rich.segment import Segment
+from rich.text import Text
 from typer.core import TyperGroup
 
 from pelagos.infra.addresses import reject_credentials
@@ -46,14 +49,46 @@ RunsDir = Annotated[
     typer.Option("--runs-dir", help="Directory that holds the runs.", callback=expanded_option),
 ]
 
-console = Console(highlight=False)
-error_console = Console(stderr=True, highlight=False)
+# What moves the cursor, sets a title or asks the terminal something; colours stay.
+_COMMANDS = re.compile(
+    r"\x1b\[(?![0-9;]*m)[0-?]*[ -/]*[@-~]|\x1b[\]P_^X][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b(?!\[)."
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]"
+)
+# What is shown as text has no colours of its own: rich adds those.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class HarmlessConsole(Console):
+    """Shows texts that others chose - names of fields, causes, addresses - without the characters
+    that command a terminal; rich itself lets them through. What rich sends to the terminal stays."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control is None and _CONTROL.search(segment.text):
+                segment = segment._replace(
+                    text=_CONTROL.sub("\N{REPLACEMENT CHARACTER}", segment.text)
+                )
+            yield segment
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Read markup; a text that is none, such as a name with brackets, is shown as it is."""
+        try:
+            return super().render_str(text, **options)
+        except MarkupError:
+            return super().render_str(text, **{**options, "markup": False})
+
+
+console = HarmlessConsole(highlight=False)
+error_console = HarmlessConsole(stderr=True, highlight=False)
 
 
 def set_up_logging(verbose: bool) -> None:
     """Send log records to standard error: warnings, or everything of Pelagos if verbose."""
     handler = RichHandler(console=error_console, show_path=verbose, show_time=verbose)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.captureWarnings(True)  # of libraries, which quote names that others chose
     logging.getLogger("pelagos").setLevel(logging.DEBUG if verbose else logging.INFO)
     for chatty in (
         "alembic",
@@ -89,13 +124,6 @@ def finish(ok: bool) -> None:
 def print_json(value: Any) -> None:
     """Print strict JSON for programs: no colour, no wrapping."""
     sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
-
-
-# What moves the cursor, sets a title or asks the terminal something; colours stay.
-_COMMANDS = re.compile(
-    r"\x1b\[(?![0-9;]*m)[0-?]*[ -/]*[@-~]|\x1b[\]P_^X][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b(?!\[)."
-    r"|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]"
-)
 
 
 def harmless(text: str) -> str:

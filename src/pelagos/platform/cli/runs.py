@@ -55,9 +55,14 @@ def list_command(
         summaries: list[dict[str, Any]] = []
         problems: list[str] = []
         if cluster is None:
-            summaries = [summarize(run) for run in list_runs(runs_dir or DEFAULT_RUNS_DIR)]
+            for directory in list_runs(runs_dir or DEFAULT_RUNS_DIR):
+                try:
+                    summaries.append(summarize(directory))
+                except (ValueError, OSError) as error:
+                    problems.append(f"run {directory.name}: {error}")
         if runs_dir is None:
-            found, problems = submitted_runs.find_all(cluster)
+            found, unread = submitted_runs.find_all(cluster)
+            problems += unread
             for run in found:
                 try:
                     summaries.append(_submitted_summary(submitted_runs.describe(run)))
@@ -192,7 +197,11 @@ def _submitted_summary(details: dict[str, Any]) -> dict[str, Any]:
 
 def summarize(run: RunDirectory) -> dict[str, Any]:
     """Return a run's state, progress and last values."""
-    return {"run": run.name, "total_steps": run.job().schedule.total_steps, **run.status()}
+    return {
+        "run": run.name,
+        "total_steps": run.job_as_written().schedule.total_steps,
+        **run.status(),
+    }
 
 
 def describe(run: RunDirectory) -> dict[str, Any]:
@@ -212,7 +221,7 @@ def describe(run: RunDirectory) -> dict[str, Any]:
         "checkpoints": run.checkpoint_uri,
         "goodput": f"{share:.1%}" if share is not None else "-",
         "directory": str(run.path),
-        "tracking": run.job().tracking.uri,
+        "tracking": run.job_as_written().tracking.uri,
     }
     details["metrics"] = {
         **{k: v for k, v in summary["metrics"].items() if k not in ("time", "step")},

@@ -32,6 +32,11 @@ HARMLESS_KEYS = PROJECT_KEYS | {
     *("kind", "node", "max_nodes", "price_per_device_hour", "currency", "shared_paths", "quotas"),
     *("partition", "account", "qos", "constraint", "time_limit", "notice_seconds", "exclusive"),
 }
+# Defaults that say where a secret goes, or name a file of this machine that is sent along.
+_ASKING_DEFAULTS = (
+    *("tracking.uri", "storage.endpoint_url", "checkpoint.uri", "source.uri"),
+    *("data.mixture", "parallel.zero.config"),
+)
 _warned: set[str] = set()
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -87,10 +92,14 @@ def _load() -> tuple[dict[str, ClusterConfig], dict[str, str]]:
         return clusters | project, {}
     left_out = {}
     for name, config in project.items():
+        asking = [key for key in config.defaults if _is_asking(key)]
         asks = sorted(set(config.model_fields_set) - HARMLESS_KEYS)
+        asks += [f"defaults.{key}" for key in sorted(asking)]
         if name in clusters:
             # of a cluster of the user's own, the project says where it keeps its runs
             told = {key: getattr(config, key) for key in config.model_fields_set & PROJECT_KEYS}
+            if asking:
+                told["defaults"] = {k: v for k, v in config.defaults.items() if k not in asking}
             clusters[name] = clusters[name].model_copy(update=told)
         elif not asks:
             clusters[name] = config
@@ -100,6 +109,14 @@ def _load() -> tuple[dict[str, ClusterConfig], dict[str, str]]:
                 f"file, then: pelagos clusters --trust"
             )
     return clusters, {name: why for name, why in left_out.items() if name not in clusters}
+
+
+def _is_asking(key: str) -> bool:
+    """Whether a dotted key of a job, or what it is a part of, is among those that ask for trust."""
+    return any(
+        key == asking or key.startswith(f"{asking}.") or asking.startswith(f"{key}.")
+        for asking in _ASKING_DEFAULTS
+    )
 
 
 def parse_clusters(text: str, source: str) -> dict[str, ClusterConfig]:

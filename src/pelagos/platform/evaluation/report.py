@@ -235,7 +235,7 @@ def _stability_picture(stability: Stability) -> Picture:
 
 def _file_names(datasets: Sequence[str]) -> list[str]:
     """Return what files of each dataset begin with; a number keeps two from being the same."""
-    plain = [re.sub(r"[^A-Za-z0-9.-]+", "-", dataset).lower() for dataset in datasets]
+    plain = [re.sub(r"[^A-Za-z0-9.-]+", "-", dataset).lower()[:80] for dataset in datasets]
     return [f"{name}-{i}" if plain.count(name) > 1 else name for i, name in enumerate(plain, 1)]
 
 

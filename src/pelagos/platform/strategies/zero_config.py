@@ -1,11 +1,11 @@
 """The DeepSpeed configuration of a job, and a user's own merged into it."""
 
-import json
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
+from pelagos.infra.json_text import parse_json
 from pelagos.platform.config.schema import ZeroConfig
 from pelagos.platform.strategies.base import StrategyOptions
 
@@ -63,7 +63,7 @@ def user_config(config: dict[str, Any] | str | None) -> dict[str, Any]:
         return dict(config or {})
     key = "parallel.zero.config"
     try:
-        content = json.loads(Path(config).read_text())
+        content = parse_json(Path(config).read_text())
     except OSError as error:
         raise ValueError(f"{key}: cannot read {config}: {error.strerror}") from error
     except ValueError as error:

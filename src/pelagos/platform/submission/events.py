@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 MOST_BYTES = 2**20
 
 MOST_TEXT = 20_000
+# Of lists and mappings in each other; a cluster's configuration has three.
+MOST_DEPTH = 50
 
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -94,22 +96,29 @@ def parse_event(content: bytes, number: int, where: str) -> dict[str, Any]:
         tree = json.loads(content, parse_constant=_refuse_constant)
         if not isinstance(tree, dict):
             raise ValueError(f"expected is a JSON object, found {type(tree).__name__}")
-        (_Submitted if number == 0 else _Event).model_validate(tree)
+        printable: dict[str, Any] = _printable(tree, MOST_DEPTH)
+        (_Submitted if number == 0 else _Event).model_validate(printable)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(map(str, first["loc"])) or "the event"
         raise ValueError(f"{where} is no event of a record: {key}: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is no event of a record: {error}") from error
-    return {key: _printable(value) for key, value in tree.items()}
+    return printable
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _printable(value: Any) -> Any:
-    """Text without control characters, which a terminal would obey. A job keeps its lines."""
+def _printable(value: Any, depth: int) -> Any:
+    """Text without control characters, which a terminal would obey. A job keeps its lines.
+
+    Raises:
+        ValueError: it is nested deeper than `depth`.
+    """
+    if depth < 0:
+        raise ValueError(f"is nested more than {MOST_DEPTH} levels deep")
     if isinstance(value, str):
         is_clean = value.isprintable()
         return (
@@ -118,7 +127,7 @@ def _printable(value: Any) -> Any:
             else "".join(c if c.isprintable() or c in "\n\t" else "�" for c in value)
         )
     if isinstance(value, list):
-        return [_printable(part) for part in value]
+        return [_printable(part, depth - 1) for part in value]
     if isinstance(value, dict):
-        return {_printable(key): _printable(part) for key, part in value.items()}
+        return {_printable(k, 0): _printable(part, depth - 1) for k, part in value.items()}
     return value

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pelagos.infra.directory_store import ObjectStore
 from pelagos.infra.files import below, files_below, replace_durably
+from pelagos.infra.memory_budget import require_affordable
 from pelagos.infra.object_store import StorageError
 
 PART_BYTES = 2**20
@@ -56,21 +57,24 @@ class Mirror:
         Raises:
             StorageError: a key there leads out of the directory.
         """
-        keys = sorted(self.store.sizes(self.prefix))
+        sizes = self.store.sizes(self.prefix)
+        where = f"{self.store.uri}/{self.prefix}"
+        require_affordable(sum(sizes.values()), where, StorageError)
+        keys = sorted(sizes)
         start = len(self.prefix) + 1
-        contents: dict[str, bytes] = {}
+        contents: dict[str, bytearray] = {}
         for key in keys:
             kind, _, rest = key[start:].partition("/")
             name = rest if kind == "files" else rest.rpartition("/")[0]
-            contents[name] = contents.get(name, b"") + self.store.read(key)
+            contents.setdefault(name, bytearray()).extend(self.store.read(key))
         try:
             paths = {name: below(self.directory, name) for name in contents}
         except ValueError as error:
-            raise StorageError(f"{self.store.uri}/{self.prefix}: {error}") from error
+            raise StorageError(f"{where}: {error}") from error
         for name, content in contents.items():
             path = paths[name]
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_durably(path, content)
+            replace_durably(path, bytes(content))
         return bool(contents)
 
     def _push(self, name: str, path: Path, before: Signature | None) -> int:

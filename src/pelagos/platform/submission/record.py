@@ -126,8 +126,19 @@ class RunRecord:
         return str(self._require()[0]["job"])
 
     def latest(self, key: str) -> dict[str, Any]:
-        """Return the newest event that holds `key`; the first one holds all a run needs."""
-        return next(event for event in reversed(self._require()) if key in event)
+        """Return the newest event that holds `key`; the first one holds all a run needs.
+
+        Raises:
+            RecordError: none does: the record was not written by `submit`.
+        """
+        event: dict[str, Any]
+        for event in reversed(self._require()):
+            if event.get(key) is not None:
+                return event
+        raise RecordError(
+            f"the record of run {self.run!r} in {self.store.uri} has no {key}, which every submission "
+            f"has: it was not written by `pelagos submit`, and nothing can be done with it"
+        )
 
     def append(self, kind: str, **details: Any) -> dict[str, Any]:
         """Add an event at the end, after whatever others add at the same time."""
@@ -246,10 +257,10 @@ def replay(run: str, events: list[dict[str, Any]]) -> RunState:
         if kind == "retried":
             values["restarts"] += 1
         if kind == "stop_requested":
-            values["stop"] = "now" if event["now"] else "save"
+            values["stop"] = "now" if event.get("now") else "save"
         if kind == "running":
             values["reason"] = ""
-            begun = event["attempt"]
+            begun = event.get("attempt", begun)
     return RunState(**values)
 
 

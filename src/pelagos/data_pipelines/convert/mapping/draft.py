@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pelagos.data_pipelines.convert.endless_files import reject_endless
 from pelagos.data_pipelines.convert.mapping.catalogue import Catalogue, FoundArray, catalogue
 from pelagos.data_pipelines.convert.mapping.files import is_pattern
 from pelagos.data_pipelines.convert.mapping.schema import Mapping
@@ -64,6 +65,7 @@ def draft_mapping(path: str) -> Draft:
     Raises:
         SourceError: there are no arrays of which a dataset could consist.
     """
+    reject_endless(path)
     found = catalogue(path)
     named = [(array, axes) for array in found.arrays if (axes := named_axes(array))]
     data = _most_alike([(array, axes) for array, axes in named if _is_data(axes, found)])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pelagos.data_pipelines.convert.containers import unreadable_kind
+from pelagos.data_pipelines.convert.endless_files import reject_endless
 from pelagos.data_pipelines.convert.formats import misspelt_split, natural
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.data_pipelines.store.splits import meant_split, split_of
@@ -122,6 +123,7 @@ def matched_files(path: str, pattern: str, notes: list[str]) -> dict[Unit, str]:
             if not split:
                 strangers.add(folder)
                 continue
+        reject_endless(place)
         token = tuple(g for name, g in _groups(match) if name != "split")
         unit = Unit(split, token)
         if unit in found:

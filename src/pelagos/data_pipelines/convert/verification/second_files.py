@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import math
 import zipfile
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from pelagos.data_pipelines.convert.verification.second_decoding import (
     SecondArray,
     decoded,
 )
+from pelagos.infra.json_text import parse_json
 from pelagos.infra.object_store import is_remote, storage_options
 
 _CHUNK_CACHE_BYTES = 16 * 2**20
@@ -195,7 +195,7 @@ def _npy(file: str) -> SecondFile:
 
 
 def _json(file: str) -> SecondFile:
-    found = json.loads(Path(file).read_text(encoding="utf-8"))
+    found = parse_json(Path(file).read_text(encoding="utf-8"))
     return _Whole(
         {key: np.array(float(v)) for key, v in found.items() if isinstance(v, int | float)}
     )

@@ -1,0 +1,106 @@
+"""Jobs that somebody else wrote: where they would send this user's secrets, and what they would read.
+
+A run goes to the cluster with the credentials of whoever submits it. MLflow's are sent to the job's
+tracking.uri, those of the object store to its storage.endpoint_url; and files of this machine that a
+job names are taken into what is submitted. So a job of somebody else says none of this by itself.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from pelagos.infra.clusters import ClusterConfig
+from pelagos.platform.config.kinds import Job
+from pelagos.platform.runs import RunError
+
+TRACKING, ENDPOINT = "tracking.uri", "storage.endpoint_url"
+_LOCAL_TRACKING = ("sqlite:", "file:", "/", ".")
+
+
+def require_own_places(
+    job: Job, run: str, overrides: Sequence[str], config: ClusterConfig, trusted: Job | None = None
+) -> None:
+    """Raise unless this user, or the cluster's own configuration, names where secrets are sent.
+
+    Args:
+        job: what would be run, overrides applied.
+        run: where it comes from, for the message.
+        overrides: what this user said.
+        config: the cluster of this user's own clusters.yaml.
+        trusted: a job that is this user's, whose addresses are too.
+
+    Raises:
+        RunError: names each key, its value and what to say.
+    """
+    tree, own = job.model_dump(mode="json"), trusted.model_dump(mode="json") if trusted else {}
+    given = tuple(text.partition("=")[0].strip() for text in overrides)
+    known = {
+        TRACKING: {config.tracking, os.environ.get("MLFLOW_TRACKING_URI"), _value(own, TRACKING)},
+        ENDPOINT: {config.endpoint_url, _value(own, ENDPOINT)},
+    }
+    problems = [
+        f"{key}={found}, where credentials would be sent"
+        for key in (TRACKING, ENDPOINT)
+        if (found := _value(tree, key)) is not None
+        and found not in known[key]
+        and not (key == TRACKING and str(found).startswith(_LOCAL_TRACKING))
+        and not _says(given, key)
+    ]
+    problems += [
+        f"{key}={found}, a file that would be read here and sent"
+        for key, found in _files(tree)
+        if not _says(given, key)
+    ]
+    if problems:
+        raise RunError(
+            f"the job of run {run!r} may be somebody else's, and names {'; '.join(problems)}. Say "
+            f"each yourself if you know it (KEY=VALUE), or give your own"
+        )
+
+
+def require_recorded_places(job: Job, recorded: Job, run: str) -> None:
+    """Raise unless a run on the cluster sends its secrets where its submission, or its cluster, says.
+
+    Everyone who can write to the storage can append events with overrides to a record, and on a shared
+    disk may change the run's job.yaml. The first event is never replaced, and this process's
+    environment comes from whoever submitted it.
+
+    Raises:
+        RunError: names each key and its value.
+    """
+    tree, first = job.model_dump(mode="json"), recorded.model_dump(mode="json")
+    variables = {
+        TRACKING: ("MLFLOW_TRACKING_URI",),
+        ENDPOINT: ("PELAGOS_STORAGE_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+    }
+    for key, names in variables.items():
+        found = _value(tree, key)
+        known = {None, _value(first, key), *(os.environ.get(name) for name in names)}
+        is_local = key == TRACKING and str(found).startswith(_LOCAL_TRACKING)
+        if found not in known and not is_local:
+            raise RunError(
+                f"run {run!r} was submitted with {key}={_value(first, key)}, and is to go on with "
+                f"{found}: anybody with access to the storage can have written that, and credentials "
+                f"would be sent there. To change it, set {names[0]} in the cluster's `environment` in "
+                f"your clusters.yaml and resume the run"
+            )
+
+
+def _files(tree: dict[str, Any]) -> list[tuple[str, str]]:
+    """Keys that name a file of this machine, which submitted jobs hold the content of."""
+    found = [("parallel.zero.config", _value(tree, "parallel.zero.config"))]
+    mixture = _value(tree, "data.mixture") or []
+    found += [
+        (f"data.mixture.{i}.description", e.get("description")) for i, e in enumerate(mixture)
+    ]
+    return [(key, value) for key, value in found if isinstance(value, str)]
+
+
+def _says(given: Sequence[str], key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in given)
+
+
+def _value(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree

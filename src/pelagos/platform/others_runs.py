@@ -1,0 +1,60 @@
+"""Runs in directories of other users: their jobs say where data and records are, and so where whoever
+reads them would send credentials. Only places that the reader uses anyway are believed."""
+
+import functools
+import logging
+import os
+from pathlib import Path
+
+from pelagos.platform.config.clusters import load_clusters
+from pelagos.platform.config.schema import TrainingJob
+
+logger = logging.getLogger(__name__)
+
+TRACKING, ENDPOINT = "tracking.uri", "storage.endpoint_url"
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "PELAGOS_STORAGE_ENDPOINT")
+_LOCAL_TRACKING = ("sqlite:", "file:", "/", ".")
+
+
+def believed(job: TrainingJob, path: Path, given: tuple[str, ...] = ()) -> TrainingJob:
+    """Return the job of the file at `path`, without addresses that only another user names.
+
+    Args:
+        given: keys that the reader sets, as overrides.
+    """
+    owner = path.lstat().st_uid
+    if owner in (os.geteuid(), 0):  # who is root here can read all there is
+        return job
+    tracking, endpoint = job.tracking.uri, job.storage.endpoint_url
+    if _is_unknown_tracking(tracking) and not _is_given(TRACKING, given):
+        _warn(str(path), owner, TRACKING, str(tracking), "MLFLOW_TRACKING_URI")
+        job = job.model_copy(update={"tracking": job.tracking.model_copy(update={"uri": None})})
+    if endpoint is not None and endpoint not in _endpoints() and not _is_given(ENDPOINT, given):
+        _warn(str(path), owner, ENDPOINT, endpoint, "AWS_ENDPOINT_URL")
+        storage = job.storage.model_copy(update={"endpoint_url": None})
+        job = job.model_copy(update={"storage": storage})
+    return job
+
+
+def _is_unknown_tracking(uri: str | None) -> bool:
+    known = {os.environ.get("MLFLOW_TRACKING_URI"), *(c.tracking for c in load_clusters().values())}
+    return uri is not None and not uri.startswith(_LOCAL_TRACKING) and uri not in known
+
+
+def _endpoints() -> set[str | None]:
+    configured = {config.endpoint_url for config in load_clusters().values()}
+    return configured | {os.environ.get(name) for name in _ENDPOINT_VARIABLES}
+
+
+def _is_given(key: str, given: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in given)
+
+
+@functools.cache
+def _warn(path: str, owner: int, key: str, value: str, variable: str) -> None:
+    """Say it once."""
+    logger.warning(
+        "%s is of user %d: its %s %s is not used, as credentials would be sent there. Set %s to it if "
+        "you know it",
+        *(path, owner, key, value, variable),
+    )

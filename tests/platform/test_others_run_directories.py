@@ -1,0 +1,75 @@
+"""A run in another user's directory is read; credentials go where the reader says, not where it does."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pelagos.platform.config.load import load_job, resolve_yaml
+from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.runs import RunDirectory
+
+TRAINING = Path(__file__).parents[2] / "configs/quickstart/pretrain.yaml"
+STRANGE = ("tracking.uri=https://evil.example", "storage.endpoint_url=https://evil.example")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    job = load_job(TRAINING, [f"runs_dir={tmp_path / 'runs'}", *STRANGE])
+    assert isinstance(job, TrainingJob)
+    return RunDirectory.create(job)
+
+
+@pytest.fixture
+def of_another(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    lstat = Path.lstat
+
+    def foreign(path: Path) -> os.stat_result:
+        found = list(lstat(path))
+        found[4] = os.geteuid() + 1  # st_uid
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "lstat", foreign)
+    return run
+
+
+def test_ones_own_run_keeps_its_addresses(run: RunDirectory) -> None:
+    assert run.job().tracking.uri == "https://evil.example"
+    assert run.job().storage.endpoint_url == "https://evil.example"
+
+
+def test_anothers_addresses_are_shown_and_not_used(of_another: RunDirectory) -> None:
+    for job in (of_another.job(), of_another.revised_job(["resources.num_workers=1"])):
+        assert job.tracking.uri is None
+        assert job.storage.endpoint_url is None
+    assert of_another.job_as_written().tracking.uri == "https://evil.example"
+
+
+def test_an_address_of_the_readers_own_is_used(
+    of_another: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert of_another.revised_job(STRANGE).tracking.uri == "https://evil.example"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://evil.example")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://evil.example")
+    assert of_another.job().tracking.uri == "https://evil.example"
+    assert of_another.job().storage.endpoint_url == "https://evil.example"
+
+
+def test_a_local_record_of_anothers_is_kept(
+    of_another: RunDirectory, tmp_path: Path, resolved: Callable[[str], str]
+) -> None:
+    of_another.path.joinpath("job.yaml").write_text(resolved("sqlite:///mlflow.db"))
+    assert of_another.job().tracking.uri == "sqlite:///mlflow.db"
+
+
+@pytest.fixture
+def resolved() -> Callable[[str], str]:
+    def text(uri: str) -> str:
+        return resolve_yaml(load_job(TRAINING, [f"tracking.uri={uri}"]))
+
+    return text
