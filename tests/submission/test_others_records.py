@@ -332,9 +332,25 @@ def test_code_that_somebody_put_into_a_record_of_ones_own_is_not_started(
     (submission,) = handed
     assert submission.code.wheel_sha256 not in (DIGEST, "1" * 64)
     assert own_runs.is_own_code(record, vars(submission.code))
+    assert "MLFLOW_TRACKING_URI" not in submission.environment
     # a first event that was exchanged is no longer one's own
     forge(storage, "mine")
     assert not own_runs.is_own(RunRecord(storage, "mine"))
+
+
+def test_a_tracking_server_that_the_owner_changes_is_told_to_the_run_alone() -> None:
+    """By its environment: what a record says of it is not believed there."""
+    from pelagos.infra.clusters import Code, Needs, Submission
+    from pelagos.platform.config.load import parse_job
+
+    text = Path("configs/quickstart/pretrain.yaml").read_text()
+    server = "tracking.uri=http://mlflow.example.org:5000"
+    given = Submission("a", "s3://b/c", 2, Needs(), Code("w", DIGEST, "f", DIGEST))
+    for overrides, told in (((server,), True), (("optimizer.lr=1e-4",), False)):
+        job = parse_job(text, "job.yaml", (server,))
+        environment = start_again._with_tracking(given, job, overrides).environment
+        assert (environment == {"MLFLOW_TRACKING_URI": "http://mlflow.example.org:5000"}) is told
+        assert bool(environment) is told
 
 
 def test_the_list_of_ones_own_runs_is_private(storage: DirectoryStore) -> None:

@@ -7,9 +7,10 @@ run from here and shipped that code (`own_runs`), or takes the run over with cod
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from pelagos.infra.clusters import ClusterError, Code, open_cluster
+from pelagos.infra.clusters import ClusterError, Code, Submission, open_cluster
 from pelagos.jobs.hand_over import hand_over, submission_of
 from pelagos.jobs.others_jobs import require_own_places
 from pelagos.jobs.silent_ends import record_silent_end
@@ -138,8 +139,22 @@ def resume(
         handle={},
         **({"from_step": from_step} if from_step is not None else {}),
     )
-    hand_over(target, found.record, submission_of(found.record, state.attempt + 1, config))
+    submission = submission_of(found.record, state.attempt + 1, config)
+    hand_over(target, found.record, _with_tracking(submission, job, overrides))
     return found.record.state()
+
+
+def _with_tracking(submission: Submission, job: Any, overrides: Sequence[str]) -> Submission:
+    """Tell the run of a tracking server that its owner has changed by a way that nobody else can
+    write: what a record says of it is not believed (`require_recorded_places`)."""
+    keys = [text.partition("=")[0].strip() for text in overrides]
+    tracking = getattr(job, "tracking", None)
+    if tracking is None or tracking.uri is None or not {"tracking", "tracking.uri"} & set(keys):
+        return submission
+    return replace(
+        submission,
+        environment={**submission.environment, "MLFLOW_TRACKING_URI": tracking.uri},
+    )
 
 
 def _code_for(found: SubmittedRun, options: Options, take_over: bool) -> Code:
