@@ -8,6 +8,7 @@ from pelagos.data_pipelines.convert.formats import Format, named, stored_bytes
 from pelagos.data_pipelines.convert.mapping import Mapping, ParameterMapping, load_mapping
 from pelagos.data_pipelines.convert.mapping.files import Unit, is_pattern, matched_files
 from pelagos.data_pipelines.convert.mapping.measuring import Files, Measured, measure
+from pelagos.data_pipelines.convert.mapping.places import require_one_region
 from pelagos.data_pipelines.convert.mapping.positions import (
     STEP_RELATIVE_TOLERANCE,
     require_one_place,
@@ -245,6 +246,9 @@ def _extent(found: Sequence[Measured], mapping: Mapping, order: Sequence[str]) -
         SourceError: the points are elsewhere in one file than in another.
     """
     first = found[0]
+    for unit in found[1:]:
+        for name in unit.places.keys() & first.places.keys():
+            require_one_region(unit.places[name], first.places[name], name)
     lengths = []
     for letter in order:
         for unit in found[1:]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.conventions import Conventions, TimeAxis, time_axis
 from pelagos.data_pipelines.convert.mapping.files import Unit, address_of, is_pattern, reader_of
+from pelagos.data_pipelines.convert.mapping.places import Place, own_places, require_one_region
 from pelagos.data_pipelines.convert.mapping.positions import (
     Positions,
     own_positions,
@@ -44,6 +45,7 @@ class Measured:
             files give them.
         spacing: from one point to the next along axes of space, where the mapping names their
             positions; negative where positions fall.
+        places: auxiliary coordinates of the grid, by name.
         notes: what was assumed of the arrays.
     """
 
@@ -56,6 +58,7 @@ class Measured:
     time: TimeAxis | None = None
     positions: dict[str, Positions] = field(default_factory=dict)
     spacing: dict[str, float] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -98,6 +101,7 @@ def measure(path: str, mapping: Mapping, unit: Unit, files: Files) -> Measured:
     advice = EVEN_ADVICE.format("domain_extent")
     spacing = {letter: found.step(advice) for letter, found in positions.items()}
     _add_own_positions(positions, arrays, mapping)
+    places = _own_places(arrays, mapping)
     return Measured(
         unit,
         tuple(arrays),
@@ -108,6 +112,7 @@ def measure(path: str, mapping: Mapping, unit: Unit, files: Files) -> Measured:
         time,
         positions,
         spacing,
+        places,
         tuple(notes),
     )
 
@@ -226,6 +231,20 @@ def _add_own_positions(
         for letter, own in own_positions(array).items():
             if not isinstance(given.get(letter), int | float):
                 require_one_place(own, positions.setdefault(letter, own), letter)
+
+
+def _own_places(arrays: Sequence[StoredArray], mapping: Mapping) -> dict[str, Place]:
+    """What the arrays' files say of where the grid is, which must be the same in all of them; numbers
+    for all axes in the mapping pass over it."""
+    places: dict[str, Place] = {}
+    for array in arrays:
+        letters = set(array.axes) & set("zyx")
+        given = [mapping.domain_extent.get(letter) for letter in letters]  # type: ignore[call-overload]
+        if all(isinstance(value, int | float) for value in given):
+            continue
+        for name, place in own_places(array).items():
+            require_one_region(place, places.setdefault(name, place), name)
+    return places
 
 
 def _coordinate(
