@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -21,6 +22,8 @@ from pelagos.infra.files import read_regular
 from pelagos.infra.private_directory import cache_directory
 
 RUN_MODULE = "pelagos.jobs.run_submitted"
+# A process that has just become another program shows no arguments for a moment.
+LOOKS, LOOK_SECONDS = 50, 0.01
 
 
 class LocalCluster(Cluster):
@@ -58,8 +61,8 @@ class LocalCluster(Cluster):
         if not (isinstance(handle.get("host"), str) and _is_count(pid) and _is_count(attempt)):
             raise self.not_its_handle(run, dict(handle))
         is_here = handle["host"] == os.uname().nodename
-        command = _command_line(pid) if is_here else []
-        if command and _start_time(pid) == handle.get("started"):
+        if is_here and _start_time(pid) == handle.get("started"):
+            command = _command_line(pid)
             # first bootstrap.py, which then becomes the run itself
             is_start = {str(BOOTSTRAP), RUN_MODULE} & set(command)
             if not is_start or command[-3:] != [storage, run, str(attempt)]:
@@ -98,8 +101,11 @@ def _log(run: str, attempt: int) -> Path:
 def _command_line(pid: int) -> list[str]:
     """The arguments that a process was started with; empty if there is none, or it is a stranger's."""
     with contextlib.suppress(OSError):
-        text = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-        return text.removesuffix("\0").split("\0")
+        for _ in range(LOOKS):
+            text = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            if text:
+                return text.removesuffix("\0").split("\0")
+            time.sleep(LOOK_SECONDS)
     return []
 
 

@@ -127,7 +127,7 @@ def print_json(value: Any) -> None:
 
 
 def harmless(text: str) -> str:
-    """Return what a program printed without commands to the terminal: it may be anybody's.
+    r"""Return what a program printed without commands to the terminal: it may be anybody's.
 
     >>> harmless("\x1b[31mred\x1b[0m \x1b]0;title\x07\x1b[2Jhere")
     '\x1b[31mred\x1b[0m here'
