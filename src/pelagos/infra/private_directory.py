@@ -49,6 +49,12 @@ def temporary_directory(longest: int | None = None) -> Path:
     return private_directory(path)
 
 
+def state_directory() -> Path:
+    """Where this user's own notes lie: `XDG_STATE_HOME/pelagos`, or `~/.local/state/pelagos`."""
+    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(home) / "pelagos"
+
+
 def cache_directory() -> Path:
     """This user's own directory for what can be made anew: `PELAGOS_CACHE`, or `~/.cache/pelagos`.
 

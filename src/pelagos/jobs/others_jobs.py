@@ -11,10 +11,8 @@ from typing import Any
 
 from pelagos.infra.clusters import ClusterConfig
 from pelagos.platform.config.kinds import Job
+from pelagos.platform.others_runs import ENDPOINT, LOCAL_TRACKING, TRACKING, is_given
 from pelagos.platform.runs import RunError
-
-TRACKING, ENDPOINT = "tracking.uri", "storage.endpoint_url"
-_LOCAL_TRACKING = ("sqlite:", "file:", "/", ".")
 
 
 def require_own_places(
@@ -43,13 +41,13 @@ def require_own_places(
         for key in (TRACKING, ENDPOINT)
         if (found := _value(tree, key)) is not None
         and found not in known[key]
-        and not (key == TRACKING and str(found).startswith(_LOCAL_TRACKING))
-        and not _says(given, key)
+        and not (key == TRACKING and str(found).startswith(LOCAL_TRACKING))
+        and not is_given(key, given)
     ]
     problems += [
         f"{key}={found}, a file that would be read here and sent"
         for key, found in _files(tree)
-        if not _says(given, key)
+        if not is_given(key, given)
     ]
     if problems:
         raise RunError(
@@ -76,7 +74,7 @@ def require_recorded_places(job: Job, recorded: Job, run: str) -> None:
     for key, names in variables.items():
         found = _value(tree, key)
         known = {None, _value(first, key), *(os.environ.get(name) for name in names)}
-        is_local = key == TRACKING and str(found).startswith(_LOCAL_TRACKING)
+        is_local = key == TRACKING and str(found).startswith(LOCAL_TRACKING)
         if found not in known and not is_local:
             raise RunError(
                 f"run {run!r} was submitted with {key}={_value(first, key)}, and is to go on with "
@@ -94,10 +92,6 @@ def _files(tree: dict[str, Any]) -> list[tuple[str, str]]:
         (f"data.mixture.{i}.description", e.get("description")) for i, e in enumerate(mixture)
     ]
     return [(key, value) for key, value in found if isinstance(value, str)]
-
-
-def _says(given: Sequence[str], key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in given)
 
 
 def _value(tree: Any, key: str) -> Any:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pelagos.infra.clusters import ClusterConfig, Needs
 from pelagos.infra.object_store import is_remote
@@ -59,7 +58,7 @@ def prepare(job: Job, config: ClusterConfig) -> Job:
     """Return the job with its local paths absolute, and files that it names taken into it.
 
     Raises:
-        ConfigError: a local path that the cluster's nodes do not see, or a password in an address.
+        ConfigError: a local path that the cluster's nodes do not see.
     """
     problems: list[Problem] = []
 
@@ -88,7 +87,7 @@ def prepare(job: Job, config: ClusterConfig) -> Job:
         for index, dataset in enumerate(tree["datasets"]):
             dataset["uri"] = place(("datasets", index, "uri"), dataset["uri"])
     elif isinstance(job, SweepJob):
-        _place_tracking(tree["tracking"], place, problems)
+        _place_tracking(tree["tracking"], place)
     if problems:
         raise ConfigError(f"job {name_of(job)}", problems)
     return type(job).model_validate(tree)
@@ -108,17 +107,6 @@ def place_job(job: Job, storage: str, runs_dir: Path) -> Job:
     return _with(job, runs_dir=str(runs_dir), checkpoint=checkpoint, resources=_on_this_ray(job))
 
 
-def password_problem(key: tuple[str | int, ...], uri: str | None) -> list[Problem]:
-    """Return a problem if an address holds a password, which would be written in many places."""
-    if uri and urlsplit(uri).password:
-        message = (
-            "holds a password, which would be kept in records and logs; set it in the environment "
-            "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, AWS_…) or the cluster's secrets_file"
-        )
-        return [Problem(key, message)]
-    return []
-
-
 def _place_training(
     tree: dict[str, Any],
     place: Callable[[tuple[str | int, ...], str], str],
@@ -133,16 +121,13 @@ def _place_training(
         from pelagos.platform.strategies.zero_config import user_config
 
         zero["config"] = user_config(zero["config"])
-    _place_tracking(tree["tracking"], place, problems)
+    _place_tracking(tree["tracking"], place)
 
 
 def _place_tracking(
-    tracking: dict[str, Any],
-    place: Callable[[tuple[str | int, ...], str], str],
-    problems: list[Problem],
+    tracking: dict[str, Any], place: Callable[[tuple[str | int, ...], str], str]
 ) -> None:
     uri = tracking["uri"]
-    problems += password_problem(("tracking", "uri"), uri)
     if uri and uri.startswith("sqlite:///"):
         path = uri.removeprefix("sqlite:///")
         tracking["uri"] = f"sqlite:///{place(('tracking', 'uri'), path)}"

@@ -22,7 +22,6 @@ from pelagos.jobs.submission_job import (
     default_overrides,
     name_of,
     needs_of,
-    password_problem,
     prepare,
 )
 from pelagos.jobs.submit_sweep import expand, needs_of_all
@@ -164,9 +163,6 @@ def plan(
         ClusterError: the cluster can never hold a job.
     """
     config = find_cluster(cluster_name)
-    problems = password_problem(("clusters", cluster_name, "tracking"), config.tracking)
-    if problems:
-        raise ConfigError("clusters.yaml", problems)
     cluster = open_cluster(cluster_name, config)
     store = open_store(config.storage, config.endpoint_url, config.region)
     code, contents = own_code(store, options.include)

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pelagos.infra.json_text import first_problem
 from pelagos.platform.run_files import read_json
 
 
@@ -51,11 +52,10 @@ def checked_description(values: Any, where: str) -> dict[str, Any]:
     try:
         _Description.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(map(str, first["loc"])) or "the whole"
+        problem = first_problem(error, "the whole")
         raise ValueError(
-            f"{where} does not describe a trained network: {key}: {first['msg']}. Training, `pelagos "
-            f"export` and the registry write such descriptions"
+            f"{where} does not describe a trained network: {problem}. Training, `pelagos export` and "
+            f"the registry write such descriptions"
         ) from error
     return dict(values)
 

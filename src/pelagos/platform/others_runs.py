@@ -4,6 +4,7 @@ reads them would send credentials. Only places that the reader uses anyway are b
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pelagos.platform.config.clusters import load_clusters
@@ -12,8 +13,8 @@ from pelagos.platform.config.schema import TrainingJob
 logger = logging.getLogger(__name__)
 
 TRACKING, ENDPOINT = "tracking.uri", "storage.endpoint_url"
-_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "PELAGOS_STORAGE_ENDPOINT")
-_LOCAL_TRACKING = ("sqlite:", "file:", "/", ".")
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "PELAGOS_STORAGE_ENDPOINT")
+LOCAL_TRACKING = ("sqlite:", "file:", "/", ".")
 
 
 def believed(job: TrainingJob, path: Path, given: tuple[str, ...] = ()) -> TrainingJob:
@@ -26,10 +27,10 @@ def believed(job: TrainingJob, path: Path, given: tuple[str, ...] = ()) -> Train
     if owner in (os.geteuid(), 0):  # who is root here can read all there is
         return job
     tracking, endpoint = job.tracking.uri, job.storage.endpoint_url
-    if _is_unknown_tracking(tracking) and not _is_given(TRACKING, given):
+    if _is_unknown_tracking(tracking) and not is_given(TRACKING, given):
         _warn(str(path), owner, TRACKING, str(tracking), "MLFLOW_TRACKING_URI")
         job = job.model_copy(update={"tracking": job.tracking.model_copy(update={"uri": None})})
-    if endpoint is not None and endpoint not in _endpoints() and not _is_given(ENDPOINT, given):
+    if endpoint is not None and endpoint not in _endpoints() and not is_given(ENDPOINT, given):
         _warn(str(path), owner, ENDPOINT, endpoint, "AWS_ENDPOINT_URL")
         storage = job.storage.model_copy(update={"endpoint_url": None})
         job = job.model_copy(update={"storage": storage})
@@ -38,15 +39,16 @@ def believed(job: TrainingJob, path: Path, given: tuple[str, ...] = ()) -> Train
 
 def _is_unknown_tracking(uri: str | None) -> bool:
     known = {os.environ.get("MLFLOW_TRACKING_URI"), *(c.tracking for c in load_clusters().values())}
-    return uri is not None and not uri.startswith(_LOCAL_TRACKING) and uri not in known
+    return uri is not None and not uri.startswith(LOCAL_TRACKING) and uri not in known
 
 
 def _endpoints() -> set[str | None]:
     configured = {config.endpoint_url for config in load_clusters().values()}
-    return configured | {os.environ.get(name) for name in _ENDPOINT_VARIABLES}
+    return configured | {os.environ.get(name) for name in ENDPOINT_VARIABLES}
 
 
-def _is_given(key: str, given: tuple[str, ...]) -> bool:
+def is_given(key: str, given: Sequence[str]) -> bool:
+    """Whether a key, or a section above it, is among those that the reader sets."""
     return any(key == name or key.startswith(f"{name}.") for name in given)
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pelagos.infra.json_text import first_problem
+
 # Far above every dataset there is, and far below what would keep a computer busy for minutes.
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=10**7)]
@@ -118,9 +120,7 @@ def _checked(model: type[_Document], content: bytes) -> dict[str, Any]:
         model.model_validate_json(content)
         values: dict[str, Any] = json.loads(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(map(str, first["loc"])) or "the file"
-        raise ValueError(f"{key}: {first['msg']}") from error
+        raise ValueError(first_problem(error, "the file")) from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return values

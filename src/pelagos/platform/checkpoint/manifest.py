@@ -15,6 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from pelagos.infra.json_text import first_problem
+
 FORMAT = "pelagos-checkpoint"
 FORMAT_VERSION = 2  # 1 had no checksums of tensors
 MANIFEST = "manifest.json"
@@ -184,10 +186,8 @@ def parse_manifest(text: str, uri: str) -> Manifest:
     except CheckpointError:
         raise
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(map(str, first["loc"])) or "the file"
         raise CheckpointError(
-            f"{uri}/{MANIFEST}: not a checkpoint manifest ({key}: {first['msg']})"
+            f"{uri}/{MANIFEST}: not a checkpoint manifest ({first_problem(error, 'the file')})"
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{uri}/{MANIFEST}: not a checkpoint manifest ({error})") from error

@@ -5,10 +5,10 @@ XDG_STATE_HOME/pelagos/trusted.json   (~/.local/state by default; mode 0600)
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from pelagos.infra.files import replace_durably
+from pelagos.infra.private_directory import state_directory
 
 
 def trust(path: Path) -> None:
@@ -29,8 +29,7 @@ def _digest(path: Path) -> str:
 
 
 def _place() -> Path:
-    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(home) / "pelagos" / "trusted.json"
+    return state_directory() / "trusted.json"
 
 
 def _known() -> dict[str, str]:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pelagos.infra.json_text import first_problem
+
 # A whole job with its overrides takes some kilobytes.
 MOST_BYTES = 2**20
 
@@ -99,9 +101,9 @@ def parse_event(content: bytes, number: int, where: str) -> dict[str, Any]:
         printable: dict[str, Any] = _printable(tree, MOST_DEPTH)
         (_Submitted if number == 0 else _Event).model_validate(printable)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        key = ".".join(map(str, first["loc"])) or "the event"
-        raise ValueError(f"{where} is no event of a record: {key}: {first['msg']}") from error
+        raise ValueError(
+            f"{where} is no event of a record: {first_problem(error, 'the event')}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is no event of a record: {error}") from error
     return printable

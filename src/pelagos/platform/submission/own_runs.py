@@ -8,12 +8,12 @@ its record names, with the secrets of whoever starts it: only what is listed her
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pelagos.infra.files import replace_durably
+from pelagos.infra.private_directory import state_directory
 from pelagos.platform.submission.record import RunRecord
 
 DIGESTS = ("wheel_sha256", "files_sha256")
@@ -47,9 +47,8 @@ def is_own_code(record: RunRecord, code: Mapping[str, str]) -> bool:
 
 
 def _path(record: RunRecord) -> Path:
-    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     place = hashlib.sha256(record.store.uri.encode()).hexdigest()[:16]
-    return Path(home) / "pelagos" / "submitted" / place / f"{record.run}.json"
+    return state_directory() / "submitted" / place / f"{record.run}.json"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
