@@ -53,18 +53,25 @@ class Hdf5File:
 
         It is opened anew each time: an open one keeps a cache of chunks, and there may be many.
         """
-        require_beside(self.file, key)
+        is_new = key not in self.known
+        if is_new:
+            require_beside(self.file, key)
         try:
             found = self.file[key]
         except KeyError:
             self._explain_link(key)
             raise
-        require_numbers_beside(found, f"{self.name}: {key}")
-        if chunks := getattr(found, "chunks", None):
-            size = math.prod(chunks) * found.dtype.itemsize
-            require_affordable(size, f"{self.name}: {key}: a chunk {chunks}", SourceError)
+        if is_new:
+            self._require_readable(found, f"{self.name}: {key}")
         facts = self.known.setdefault(key, _Facts())
         return Hdf5Array(found, f"{self.name}: {key}", facts)
+
+    def _require_readable(self, found: Any, where: str) -> None:
+        """Raise SourceError where its numbers are elsewhere, or a chunk is too large to be read."""
+        require_numbers_beside(found, where)
+        if chunks := getattr(found, "chunks", None):
+            size = math.prod(chunks) * found.dtype.itemsize
+            require_affordable(size, f"{where}: a chunk {chunks}", SourceError)
 
     def _explain_link(self, key: str) -> None:
         """Raise SourceError where there is a link at `key` that leads nowhere."""
