@@ -204,7 +204,7 @@ def test_a_hostile_storage_prefix_stays_one_argument(text: str) -> None:
     program, option, place = shlex.split(handed)[1:]
     assert "--arguments" in mounted[program]
     assert option == "--arguments"
-    assert json.loads(mounted[place])[-3:] == [f"s3://b/{text}", "run", "1"]
+    assert json.loads(mounted[place])[-4:-1] == [f"s3://b/{text}", "run", "1"]
 
 
 def test_bootstrap_reads_its_arguments_from_the_file(tmp_path: Path) -> None:

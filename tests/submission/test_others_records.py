@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from pelagos.infra.clusters import ClusterError, open_cluster
 from pelagos.infra.clusters.schema import LocalConfig, RayConfig, SlurmConfig
 from pelagos.infra.directory_store import DirectoryStore, open_store
+from pelagos.infra.signatures import digest_of
 from pelagos.jobs import start_again, submit, submitted_runs
 from pelagos.platform.cli.main import app
 from pelagos.platform.runs import RunError
@@ -243,7 +244,7 @@ def test_a_process_of_ones_own_is_known_before_and_after_it_becomes_the_run(
         program.write_text("input()")
         monkeypatch.setattr(local, "BOOTSTRAP", tmp_path / "bootstrap.py")
         module = name if name.startswith("pelagos") else str(program)
-        command = [sys.executable, "-c", "input()", module, "--", place, "mine", "1"]
+        command = [sys.executable, "-c", "input()", module, "--", place, "mine", "1", "0" * 64]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
             started = local._start_time(process.pid)
             handle = {
@@ -313,15 +314,16 @@ def test_code_that_somebody_put_into_a_record_of_ones_own_is_not_started(
         "needs": {},
     }
     first = record.claim(JOB.replace("theirs", "mine"), code=code, **details)
-    own_runs.remember(record, first, code)
+    own_runs.remember(record, first)
     assert own_runs.is_own(record)
-    assert own_runs.is_own_code(record, code)
     record.append("failed", cause="x")
     evil = {**code, "wheel_sha256": "1" * 64}
-    write(record, 2, kind="resubmitted", code=evil, attempt=1, handle={}, overrides=[])
+    forged = {**first, **details, "code": evil, "kind": "resubmitted", "by": "mallory"}
+    write(record, 2, **forged, attempt=1, handle={})
     record.append("failed", cause="x")
+    assert not own_runs.is_own(record)
     found = submitted_runs.find("mine")
-    with pytest.raises(RunError, match="names code that this user did not ship"):
+    with pytest.raises(RunError, match="submitted last by mallory .* not in this user's list"):
         start_again.resume(found, None, (), submit.Options())
     # taken over: with code of one's own
     handed: list[Any] = []
@@ -331,32 +333,21 @@ def test_code_that_somebody_put_into_a_record_of_ones_own_is_not_started(
     start_again.resume(found, None, (), submit.Options(), take_over=True)
     (submission,) = handed
     assert submission.code.wheel_sha256 not in (DIGEST, "1" * 64)
-    assert own_runs.is_own_code(record, vars(submission.code))
-    assert "MLFLOW_TRACKING_URI" not in submission.environment
-    # a first event that was exchanged is no longer one's own
+    own = own_runs.own_event(RunRecord(storage, "mine"))
+    assert own is not None
+    assert own["code"] == vars(submission.code)
+    assert submission.event == digest_of(own)
+    # what somebody exchanges is no longer one's own; what one submitted last still is
     forge(storage, "mine")
+    assert own_runs.own_event(RunRecord(storage, "mine")) == own
+    write(record, 4, **{**own, "job": JOB})
     assert not own_runs.is_own(RunRecord(storage, "mine"))
-
-
-def test_a_tracking_server_that_the_owner_changes_is_told_to_the_run_alone() -> None:
-    """By its environment: what a record says of it is not believed there."""
-    from pelagos.infra.clusters import Code, Needs, Submission
-    from pelagos.platform.config.load import parse_job
-
-    text = Path("configs/quickstart/pretrain.yaml").read_text()
-    server = "tracking.uri=http://mlflow.example.org:5000"
-    given = Submission("a", "s3://b/c", 2, Needs(), Code("w", DIGEST, "f", DIGEST))
-    for overrides, told in (((server,), True), (("optimizer.lr=1e-4",), False)):
-        job = parse_job(text, "job.yaml", (server,))
-        environment = start_again._with_tracking(given, job, overrides).environment
-        assert (environment == {"MLFLOW_TRACKING_URI": "http://mlflow.example.org:5000"}) is told
-        assert bool(environment) is told
 
 
 def test_the_list_of_ones_own_runs_is_private(storage: DirectoryStore) -> None:
     record = RunRecord(storage, "mine")
     first = record.claim("job", cluster="here", priority=0, after=[], retries=0)
-    own_runs.remember(record, first, {"wheel_sha256": "a", "files_sha256": "b"})
+    own_runs.remember(record, first)
     (path,) = Path(os.environ["XDG_STATE_HOME"]).rglob("mine.json")
     assert path.stat().st_mode & 0o777 == 0o600
 

@@ -99,11 +99,11 @@ EVENTS = {
     "queued": {"reason": "behind other"},
     "started": {"handle": {"job_id": "7"}, "attempt": 1},
     "running": {"where": "node-1", "attempt": 1},
-    "retried": {"cause": "node died", "cause_kind": "node lost", "overrides": ["a=1"]},
+    "retried": {"cause": "node died", "cause_kind": "out of memory", "micro_batch_size": 4},
     "stop_requested": {"now": False},
     "failed": {"cause": "ValueError: no", "cause_kind": "user error"},
     "preempted": {"cause": "time limit", "cause_kind": "preempted"},
-    "resubmitted": {"cluster": "hpc", "attempt": 2, "overrides": [], "handle": {}},
+    "resubmitted": {**DETAILS, "cluster": "hpc", "attempt": 2, "handle": {}},
     "finished": {"step": 9},
 }
 
@@ -133,7 +133,8 @@ def test_what_a_new_try_forgets_and_what_it_keeps() -> None:
     state = _replayed("submitted started running stop_requested failed resubmitted")
     assert (state.stop, state.cause, state.cluster, state.attempt) == ("", "", "hpc", 2)
     state = _replayed("submitted started running retried running")
-    assert (state.restarts, state.overrides) == (1, ("a=1",))
+    assert (state.restarts, state.micro_batch_size) == (1, 4)
+    assert _replayed("submitted running retried failed resubmitted").micro_batch_size is None
 
 
 def _replayed(kinds: str):  # type: ignore[no-untyped-def]

@@ -1,7 +1,7 @@
 """Giving runs whose names are claimed to their cluster, and keeping what finds them there."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,8 @@ from pelagos.infra.clusters import (
     Submission,
 )
 from pelagos.infra.directory_store import ObjectStore
-from pelagos.platform.submission.record import RunRecord
+from pelagos.infra.signatures import digest_of
+from pelagos.platform.submission.record import RecordError, RunRecord
 
 
 def hand_over(cluster: Cluster, record: RunRecord, submission: Submission) -> None:
@@ -72,24 +73,55 @@ def _with_handles(cluster: Cluster, store: ObjectStore, submission: Submission) 
     )
 
 
-def submission_of(record: RunRecord, attempt: int, config: ClusterConfig) -> Submission:
+def submission_of(
+    record: RunRecord, event: Mapping[str, Any], attempt: int, config: ClusterConfig
+) -> Submission:
     """Return the submission of a recorded run, for another attempt on a cluster.
 
-    The code is what the record names: whoever starts it has to know that it is theirs.
+    Args:
+        event: the event that submits it, which names the code: whoever starts it has to know that it
+            was written by somebody who may have it started here.
+
+    Raises:
+        RecordError: it lacks what every submission has.
     """
-    first = record.first_event()
+    if missing := [key for key in ("needs", "code") if event.get(key) is None]:
+        raise RecordError(
+            f"the record of run {record.run!r} in {record.store.uri} has no {' and no '.join(missing)}, "
+            f"which every submission has: it was not written by `pelagos submit`, and nothing can be "
+            f"done with it"
+        )
     return Submission(
         run=record.run,
         storage=record.store.uri,
         attempt=attempt,
-        needs=Needs(**record.latest("needs")["needs"]),
-        code=Code(**record.latest("code")["code"]),
-        priority=first["priority"],
-        after=tuple(first["after"]),
-        after_ended=tuple(first.get("after_ended", ())),
-        uses_ray=first.get("uses_ray", True),
+        needs=Needs(**event["needs"]),
+        code=Code(**event["code"]),
+        priority=event["priority"],
+        after=tuple(event["after"]),
+        after_ended=tuple(event.get("after_ended", ())),
+        uses_ray=event.get("uses_ray", True),
         environment=environment_of(config),
+        event=digest_of(event),
     )
+
+
+def details_of(
+    submission: Submission, cluster: Cluster, retries: int, **details: Any
+) -> dict[str, Any]:
+    """Return what the event that submits a run holds beside its job."""
+    return {
+        "cluster": cluster.name,
+        "cluster_config": cluster.config.model_dump(mode="json"),
+        "priority": submission.priority,
+        "after": list(submission.after),
+        "after_ended": list(submission.after_ended),
+        "retries": retries,
+        "code": vars(submission.code),
+        "needs": vars(submission.needs),
+        "uses_ray": submission.uses_ray,
+        **details,
+    }
 
 
 def environment_of(config: ClusterConfig) -> dict[str, str]:

@@ -56,34 +56,6 @@ def require_own_places(
         )
 
 
-def require_recorded_places(job: Job, recorded: Job, run: str) -> None:
-    """Raise unless a run on the cluster sends its secrets where its submission, or its cluster, says.
-
-    Everyone who can write to the storage can append events with overrides to a record, and on a shared
-    disk may change the run's job.yaml. The first event is never replaced, and this process's
-    environment comes from whoever submitted it.
-
-    Raises:
-        RunError: names each key and its value.
-    """
-    tree, first = job.model_dump(mode="json"), recorded.model_dump(mode="json")
-    variables = {
-        TRACKING: ("MLFLOW_TRACKING_URI",),
-        ENDPOINT: ("PELAGOS_STORAGE_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
-    }
-    for key, names in variables.items():
-        found = _value(tree, key)
-        known = {None, _value(first, key), *(os.environ.get(name) for name in names)}
-        is_local = key == TRACKING and str(found).startswith(LOCAL_TRACKING)
-        if found not in known and not is_local:
-            raise RunError(
-                f"run {run!r} was submitted with {key}={_value(first, key)}, and is to go on with "
-                f"{found}: anybody with access to the storage can have written that, and credentials "
-                f"would be sent there. To change it, set {names[0]} in the cluster's `environment` in "
-                f"your clusters.yaml and resume the run"
-            )
-
-
 def _files(tree: dict[str, Any]) -> list[tuple[str, str]]:
     """Keys that name a file of this machine, which submitted jobs hold the content of."""
     found = [("parallel.zero.config", _value(tree, "parallel.zero.config"))]

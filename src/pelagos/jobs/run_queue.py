@@ -4,6 +4,9 @@
 
 It is a Ray job itself and keeps nothing: all it knows stands in the records, so it may be killed at
 any time and is started again by the next `pelagos submit`.
+
+Everyone with access to the storage can write records. What the queue runs, and with which environment
+and quotas, comes from events that are signed with the cluster's token alone.
 """
 
 import contextlib
@@ -20,10 +23,12 @@ from pelagos.infra.clusters.ray_jobs import (
     runtime_environment,
     scheduler_state,
     submit_patiently,
+    token_here,
 )
 from pelagos.infra.clusters.schema import RayConfig, RayQuotas
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import StorageError
+from pelagos.infra.signatures import is_signed
 from pelagos.jobs.hand_over import submission_of
 from pelagos.jobs.silent_ends import record_silent_end
 from pelagos.platform.submission.record import RecordError, RunRecord, RunState, list_records
@@ -43,10 +48,10 @@ STARTED = ("starting", "running")
 
 
 class Queue:
-    """One cluster's queue over one storage."""
+    """One cluster's queue over one storage; with no token, everyone may run anything there anyway."""
 
-    def __init__(self, store: ObjectStore, cluster: str, client: Any) -> None:
-        self.store, self.cluster, self.client = store, cluster, client
+    def __init__(self, store: ObjectStore, cluster: str, client: Any, token: str = "") -> None:
+        self.store, self.cluster, self.client, self.token = store, cluster, client, token
         self.records: dict[str, RunRecord] = {}
         self._complaints: dict[str, str] = {}
 
@@ -93,9 +98,27 @@ class Queue:
             with self._left_out_where_it_fails(name):
                 state = record.state()
                 if state.cluster == self.cluster and not state.has_ended:
-                    self._needs(name), self._config(record)  # raise where they are none
+                    self._submission(record)  # raises where it is none
                 states[name] = state
         return states
+
+    def _signed_event(self, record: RunRecord) -> dict[str, Any]:
+        """Return the event that submits a run, if somebody who holds the cluster's token wrote it.
+
+        Raises:
+            RecordError: another did, which is recorded as what the run waits for.
+        """
+        event = record.submitting_event()
+        if not self.token or is_signed(self.token, self.store.uri, record.run, event):
+            return event
+        reason = (
+            f"not started: it was not submitted with the token of cluster {self.cluster}. With it "
+            f"(token_env or token_file in clusters.yaml): `pelagos stop {record.run}`, then `pelagos "
+            f"resume {record.run}`"
+        )
+        if record.state().reason != reason:
+            record.append("queued", reason=reason)
+        raise RecordError(reason)
 
     @contextlib.contextmanager
     def _left_out_where_it_fails(self, run: str) -> Iterator[None]:
@@ -120,9 +143,9 @@ class Queue:
 
     def _start(self, record: RunRecord) -> None:
         """Start a run as a Ray job, unless another queue did meanwhile."""
-        state, config = record.state(), self._config(record)
+        state = record.state()
         attempt = state.attempt + 1 if state.handle.get("submission_id") else max(1, state.attempt)
-        submission: Submission = submission_of(record, attempt, config)
+        submission, config = self._submission(record, attempt)
         submission_id = f"pelagos-{record.run}-{len(record.events())}"
         handle = {"submission_id": submission_id}
         if not record.append_if(len(record.events()), "started", handle=handle, attempt=attempt):
@@ -173,19 +196,21 @@ class Queue:
         return total
 
     def _needs(self, name: str) -> Needs:
-        return Needs(**self.records[name].latest("needs")["needs"])
+        return self._submission(self.records[name])[0].needs
 
-    def _config(self, record: RunRecord) -> RayConfig:
-        config = recorded_config(record.latest("cluster_config")["cluster_config"])
+    def _submission(self, record: RunRecord, attempt: int = 1) -> tuple[Submission, RayConfig]:
+        """Return what a run is started with: all of it from one event, read once."""
+        event = self._signed_event(record)
+        config = recorded_config(event.get("cluster_config", {}))
         if not isinstance(config, RayConfig):
             raise RecordError(f"its cluster is of kind {config.kind}; only Ray's have a queue")
-        return config
+        return submission_of(record, event, attempt, config), config
 
     def _quotas(self, states: Mapping[str, RunState]) -> RayQuotas:
         """Return the limits of the newest submission to this cluster."""
         own = [s for s in states.values() if s.cluster == self.cluster and not s.has_ended]
         newest = max(own, key=lambda s: s.submitted_at, default=None)
-        return self._config(self.records[newest.run]).quotas if newest else RayQuotas()
+        return self._submission(self.records[newest.run])[1].quotas if newest else RayQuotas()
 
 
 def _is_waiting(state: str) -> bool:
@@ -201,7 +226,12 @@ def main(arguments: list[str]) -> None:
     storage, cluster = arguments
     ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
     store = open_store(storage, os.environ.get("PELAGOS_STORAGE_ENDPOINT"))
-    Queue(store, cluster, JobSubmissionClient()).serve()
+    token = token_here()
+    if not token:
+        logger.warning(
+            "this Ray cluster asks for no token: everyone who reaches it runs code there"
+        )
+    Queue(store, cluster, JobSubmissionClient(), token).serve()
 
 
 if __name__ == "__main__":

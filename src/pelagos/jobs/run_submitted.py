@@ -1,6 +1,9 @@
 """What runs on the cluster for a submitted run: wait, train, record, try again where that can help.
 
-    python -m pelagos.jobs.run_submitted STORAGE RUN ATTEMPT
+    python -m pelagos.jobs.run_submitted STORAGE RUN ATTEMPT DIGEST
+
+What is run is the job of the event with that digest: everyone with access to the storage can write to
+the record and to the run's directory, but what they write there is not obeyed.
 
 Exit status: 0 finished or stopped on request, 1 failed, 75 preempted (the scheduler may start the
 run again: it goes on from its last checkpoint).
@@ -22,7 +25,7 @@ from rich.console import Console
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import StorageError, is_remote
 from pelagos.infra.private_directory import temporary_directory
-from pelagos.jobs.others_jobs import require_recorded_places
+from pelagos.jobs.as_submitted import MICRO_BATCH, changes_to_submitted
 from pelagos.jobs.submission_job import place_job
 from pelagos.jobs.sweep_trials import clear_unbegun, trials_of
 from pelagos.platform.config.finetune import FinetuneJob
@@ -31,7 +34,7 @@ from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.measure import EvaluateJob, ProbeJob
 from pelagos.platform.config.schema import GenerateJob, TrainingJob
 from pelagos.platform.config.sweep import SweepJob
-from pelagos.platform.runs import CHANGEABLE_IN_A_BRANCH, Outcome, RunDirectory
+from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.submission.causes import classify, decide_retry
 from pelagos.platform.submission.mirror import Mirror
 from pelagos.platform.submission.record import RecordError, RunRecord, RunState
@@ -45,10 +48,15 @@ LOG_SECONDS = 3.0
 
 
 class Driver:
-    """Drives one attempt of one run, and tells its record what happens."""
+    """Drives one attempt of one run, and tells its record what happens.
 
-    def __init__(self, store: ObjectStore, run: str, attempt: int) -> None:
+    Args:
+        digest: of the event that submits the run, from whoever starts this process.
+    """
+
+    def __init__(self, store: ObjectStore, run: str, attempt: int, digest: str) -> None:
         self.record = RunRecord(store, run)
+        self.event = self.record.submitting_event(digest)
         self.store, self.run, self.attempt = store, run, attempt
         scratch = scratch_directory(store)
         self.runs_dir, self.log = scratch / "runs", scratch / "logs" / run / "output.log"
@@ -72,7 +80,7 @@ class Driver:
         where = f"{socket.gethostname()} (process {os.getpid()})"
         self.record.append("running", where=where, attempt=self.attempt)
         while True:
-            outcome = self._execute(self.record.state().overrides)
+            outcome = self._execute()
             self.push()
             if outcome.kind == "finished":
                 self.record.append("finished", step=outcome.step)
@@ -105,23 +113,26 @@ class Driver:
             if problem := mirror.try_push():
                 logger.warning("%s could not be sent yet: %s", mirror.prefix, problem)
 
-    def _execute(self, overrides: tuple[str, ...]) -> Outcome:
+    def _execute(self) -> Outcome:
         """Run the job once; every way it can end is a value."""
         try:
-            job = place_job(
-                parse_job(self.record.job_yaml(), f"run {self.run}"), self.store.uri, self.runs_dir
-            )
-            return self._run_job(job, overrides)
+            return self._run_job(place_job(self._job(), self.store.uri, self.runs_dir))
         except KeyboardInterrupt:
             return Outcome("stopped", 0, "interrupted")
         except Exception as error:
             logger.debug("the job failed", exc_info=True)
             return Outcome("failed", 0, f"{type(error).__name__}: {error}")
 
-    def _run_job(self, job: Job, overrides: tuple[str, ...]) -> Outcome:
+    def _job(self) -> Job:
+        """Return the job that was submitted, with the micro-batches that fit."""
+        shrunk = self.record.state().micro_batch_size
+        overrides = [f"{MICRO_BATCH}={shrunk}"] if shrunk is not None else []
+        return parse_job(self.event["job"], f"run {self.run}", overrides)
+
+    def _run_job(self, job: Job) -> Outcome:
         console = Console(highlight=False, width=160)
         if isinstance(job, TrainingJob):
-            return self._train(job, overrides, console)
+            return self._train(job, console)
         if isinstance(job, GenerateJob):
             from pelagos.jobs import generate
 
@@ -136,7 +147,7 @@ class Driver:
             self._report_on_sweep(job)
         return Outcome("finished", 0)
 
-    def _train(self, job: TrainingJob, overrides: tuple[str, ...], console: Console) -> Outcome:
+    def _train(self, job: TrainingJob, console: Console) -> Outcome:
         from pelagos.jobs import training
 
         directory = self.runs_dir / self.run
@@ -148,18 +159,15 @@ class Driver:
                 self._mirror_of(job.source.run).pull()
             return training.start(job, console, self.watch, identity=self._identity()).outcome
         # where and how the steps are computed may have changed since the last attempt
-        moved = [f"resources.ray_address={job.resources.ray_address or 'null'}", *overrides]
-        state = self.record.state()
-        changed = RunDirectory(directory).revised_job(moved, CHANGEABLE_IN_A_BRANCH)
-        require_recorded_places(changed, job, self.run)
         return training.resume(
             str(self.runs_dir),
             self.run,
             console,
-            moved,
+            changes_to_submitted(RunDirectory(directory), job),
             self.watch,
-            from_step=state.from_step or None,
-            request=state.branch_request,
+            from_step=self.event.get("from_step") or None,
+            # a branch is made once, however often this is tried again
+            request=f"submission of {self.event['time']}",
         ).outcome
 
     def _identity(self) -> str:
@@ -209,30 +217,22 @@ class Driver:
 
     def _tries_again(self, outcome: Outcome) -> bool:
         """Record a failure; return whether the job runs again."""
-        events, state = self.record.events(), self.record.state()
-        job = parse_job(self.record.job_yaml(), f"run {self.run}")
+        state, job = self.record.state(), self._job()
         kind = classify(outcome.cause)
         retry = decide_retry(
             kind,
             state.restarts,
             state.retries,
             may_shrink=isinstance(job, TrainingJob) and job.health.shrink_micro_batch,
-            has_shrunk=any(event.get("is_shrunk") for event in events),
+            has_shrunk=state.micro_batch_size is not None,
         )
         details = {"cause_kind": kind, "cause": outcome.cause, "step": outcome.step}
         if not retry.again:
             self.record.append("failed", **details, reason=retry.why)
             return False
-        overrides = list(state.overrides)
         if retry.smaller_micro_batch:
-            overrides.append(f"parallel.micro_batch_size={_half_micro_batch(job, overrides)}")
-        self.record.append(
-            "retried",
-            **details,
-            reason=retry.why,
-            overrides=overrides,
-            is_shrunk=retry.smaller_micro_batch,
-        )
+            details["micro_batch_size"] = _half_micro_batch(job)
+        self.record.append("retried", **details, reason=retry.why)
         self.record.append("running", attempt=self.attempt)
         return True
 
@@ -253,13 +253,10 @@ class Driver:
         return True
 
 
-def _half_micro_batch(job: Job, overrides: list[str]) -> int:
+def _half_micro_batch(job: Job) -> int:
     from pelagos.platform.config.checks import local_batch_size, micro_batch_size
 
     assert isinstance(job, TrainingJob)
-    for override in reversed(overrides):
-        if override.startswith("parallel.micro_batch_size="):
-            return max(1, int(override.partition("=")[2]) // 2)
     whole = micro_batch_size(job)
     return next(n for n in range(max(1, whole // 2), 0, -1) if local_batch_size(job) % n == 0)
 
@@ -306,9 +303,9 @@ def main(arguments: list[str]) -> int:
     """Run as the cluster's process of a submitted run; return the exit status."""
     from pelagos.platform.cli.common import set_up_logging
 
-    storage, run, attempt = arguments
+    storage, run, attempt, digest = arguments
     store = open_store(storage, os.environ.get("PELAGOS_STORAGE_ENDPOINT"))
-    driver = Driver(store, run, int(attempt))
+    driver = Driver(store, run, int(attempt), digest)
     with _output_kept(driver.log):
         set_up_logging(verbose=False)
         try:

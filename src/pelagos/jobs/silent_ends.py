@@ -34,7 +34,7 @@ def record_silent_end(record: RunRecord, detail: str, output: str, num_events: i
     if not retry.again:
         record.append_if(num_events, "failed", **details)
         return False
-    return record.append_if(num_events, "retried", overrides=list(state.overrides), **details)
+    return record.append_if(num_events, "retried", **details)
 
 
 def _speaks_of_failure(text: str) -> bool:

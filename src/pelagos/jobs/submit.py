@@ -17,7 +17,8 @@ from pelagos.infra.clusters import (
 )
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import is_remote
-from pelagos.jobs.hand_over import environment_of, hand_over, hand_over_array
+from pelagos.infra.signatures import digest_of
+from pelagos.jobs.hand_over import details_of, environment_of, hand_over, hand_over_array
 from pelagos.jobs.submission_job import (
     default_overrides,
     name_of,
@@ -250,35 +251,25 @@ def submit(planned: SubmissionPlan, say: Callable[[str], None] = lambda text: No
     if planned.files:
         say(f"your files, {len(planned.files)}: {', '.join(planned.files)}")
     for group in planned.groups():
-        records = [_claimed(planned, run) for run in group]
+        claimed = [_claimed(planned, run) for run in group]
+        records = [record for record, _ in claimed]
+        submissions = [submission for _, submission in claimed]
         if group[0].array is None:
-            hand_over(planned.cluster, records[0], group[0].submission)
+            hand_over(planned.cluster, records[0], submissions[0])
             say(f"submitted {group[0].name} to {planned.cluster.name}")
         else:
-            submissions = [run.submission for run in group]
             hand_over_array(planned.cluster, records, submissions, group[0].array.at_once)
             say(f"submitted {len(group)} trials of {group[0].array.name} to {planned.cluster.name}")
     return [run.name for run in planned.runs]
 
 
-def _claimed(planned: SubmissionPlan, run: PlannedRun) -> RunRecord:
+def _claimed(planned: SubmissionPlan, run: PlannedRun) -> tuple[RunRecord, Submission]:
     """Claim a run's name, with everything that starting it again needs."""
-    record = RunRecord(planned.store, run.name)
-    submission = run.submission
-    first = record.claim(
-        resolve_yaml(run.job),
-        cluster=planned.cluster.name,
-        cluster_config=planned.cluster.config.model_dump(mode="json"),
-        priority=submission.priority,
-        after=list(submission.after),
-        after_ended=list(submission.after_ended),
-        retries=planned.options.retries,
-        code=vars(submission.code),
-        needs=vars(submission.needs),
-        uses_ray=submission.uses_ray,
-    )
-    own_runs.remember(record, first, vars(submission.code))
-    return record
+    record, cluster = RunRecord(planned.store, run.name), planned.cluster
+    details = details_of(run.submission, cluster, planned.options.retries)
+    first = record.claim(resolve_yaml(run.job), cluster.sign, **details)
+    own_runs.remember(record, first)
+    return record, replace(run.submission, event=digest_of(first))
 
 
 def read_entries(files: Sequence[str], overrides: Sequence[str]) -> list[Entry]:

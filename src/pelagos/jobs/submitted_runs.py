@@ -307,8 +307,8 @@ def _open(run: str, config: ClusterConfig, configs: dict[str, ClusterConfig]) ->
 
 def _with_cluster(record: RunRecord, configs: dict[str, ClusterConfig]) -> SubmittedRun:
     """Return a record with the cluster of one's own that it was last given to."""
-    name = record.latest("cluster")["cluster"]
-    recorded = record.latest("cluster_config")["cluster_config"]
+    event = record.submitting_event()
+    name, recorded = event["cluster"], event.get("cluster_config", {})
     own = configs.get(name)
     if own is None:
         remark = f"your clusters.yaml has no cluster {name!r}, so only the record tells of it"

@@ -193,10 +193,10 @@ class RunDirectory:
         given = tuple(text.partition("=")[0].strip() for text in overrides)
         after = believed(after, self.path / "job.yaml", given)
         changeable = (*CHANGEABLE, *also_changeable)
-        refused = [k for k in _changed_keys(before, after) if not _is_among(k, changeable)]
+        refused = [k for k in _changed_keys(before, after) if not is_among(k, changeable)]
         if not refused:
             return after
-        if all(_is_among(key, CHANGEABLE_IN_A_BRANCH) for key in refused):
+        if all(is_among(key, CHANGEABLE_IN_A_BRANCH) for key in refused):
             raise RunError(
                 f"run {self.name!r}: {', '.join(refused)} can change from a checkpoint on, as a "
                 f"branch of the run: add --from STEP (or --from last)"
@@ -428,10 +428,10 @@ def _are_lists_of_mappings(before: Any, after: Any) -> bool:
     return both and all(isinstance(item, dict) for item in (*before, *after))
 
 
-def _is_among(key: str, patterns: Sequence[str]) -> bool:
+def is_among(key: str, patterns: Sequence[str]) -> bool:
     """Return whether a dotted key is one of these, or below one; `*` stands for one part.
 
-    >>> _is_among("data.mixture.0.uri", ["data.mixture.*.uri"]), _is_among("database", ["data"])
+    >>> is_among("data.mixture.0.uri", ["data.mixture.*.uri"]), is_among("database", ["data"])
     (True, False)
     """
     parts = key.split(".")

@@ -66,6 +66,9 @@ class Submission:
     after_handles: tuple[dict[str, Any], ...] = ()
     ended_handles: tuple[dict[str, Any], ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    event: str = "DIGEST"
+    """Digest of the event that submits it, known once that is written: the run's process obeys this
+    event of its record alone."""
 
     def arguments(self) -> list[str]:
         """Return the arguments of bootstrap.py: where the code is, then what to run."""
@@ -73,7 +76,7 @@ class Submission:
         return [
             *("--wheel", code.wheel_uri, "--wheel-sha256", code.wheel_sha256),
             *("--files", code.files_uri, "--files-sha256", code.files_sha256),
-            *("--", self.storage, self.run, str(self.attempt)),
+            *("--", self.storage, self.run, str(self.attempt), self.event),
         ]
 
 
@@ -115,6 +118,11 @@ class Cluster(ABC):
         """Return exactly what `start_array` would send, as text by name."""
         rendered = [(s.run, self.render(s)) for s in submissions]
         return {f"{run}/{name}": text for run, texts in rendered for name, text in texts.items()}
+
+    def sign(self, text: bytes) -> str:
+        """Return a signature that only who may start runs here can make; empty where nobody but the
+        submitter starts them."""
+        return ""
 
     @abstractmethod
     def start(self, submission: Submission) -> dict[str, Any]:

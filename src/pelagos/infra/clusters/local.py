@@ -65,7 +65,7 @@ class LocalCluster(Cluster):
             command = _command_line(pid)
             # first bootstrap.py, which then becomes the run itself
             is_start = {str(BOOTSTRAP), RUN_MODULE} & set(command)
-            if not is_start or command[-3:] != [storage, run, str(attempt)]:
+            if not is_start or command[-4:-1] != [storage, run, str(attempt)]:
                 raise self.not_its_handle(run, f"process {pid}")
         return {"started": None, **handle, "log": str(_log(run, attempt))}
 

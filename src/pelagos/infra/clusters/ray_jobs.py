@@ -27,6 +27,7 @@ from pelagos.infra.clusters.base import (
 from pelagos.infra.clusters.schema import RayConfig
 from pelagos.infra.doctor import Check
 from pelagos.infra.private_directory import cache_directory
+from pelagos.infra.signatures import signature_with
 
 LEAST_RAY = "2.52"  # the first whose clusters ask for a token
 TIMEOUT_SECONDS = 15
@@ -54,6 +55,11 @@ class RayJobsCluster(Cluster):
             "queue entry point": self._queue_entrypoint(submission),
             "run entry point": run_entrypoint(self.config.python, submission),
         }
+
+    def sign(self, text: bytes) -> str:
+        """Sign with the cluster's token: its queue starts only what holders of the token submit."""
+        token = self._token()
+        return signature_with(token, text) if token else ""
 
     def start(self, submission: Submission) -> dict[str, Any]:
         """Make sure that the queue runs; it starts the run in its turn."""
@@ -141,9 +147,7 @@ class RayJobsCluster(Cluster):
         return found
 
     def _headers(self) -> dict[str, str] | None:
-        token = os.environ.get(self.config.token_env, "")
-        if self.config.token_file:
-            token = read_private(self.config.token_file)
+        token = self._token()
         if token and not self._is_confidential():
             raise ClusterError(
                 f"cluster {self.name}: {self.config.address} is plain HTTP to another machine, where "
@@ -152,6 +156,11 @@ class RayJobsCluster(Cluster):
                 f"trust, set allow_http: true in clusters.yaml"
             )
         return {"Authorization": f"Bearer {token}"} if token else None
+
+    def _token(self) -> str:
+        if self.config.token_file:
+            return read_private(self.config.token_file)
+        return os.environ.get(self.config.token_env, "").strip()
 
     def _is_confidential(self) -> bool:
         """Whether what is sent stays between this process and the cluster."""
@@ -202,6 +211,24 @@ def scheduler_state(status: str, message: str) -> SchedulerState:
     if name in ENDED:
         return SchedulerState("ended", message or name.lower(), name == "SUCCEEDED")
     return SchedulerState("running" if name == "RUNNING" else "waiting", message)
+
+
+def token_here() -> str:
+    """Return the token of the Ray cluster that this process is part of, as Ray finds it; empty where
+    the cluster asks for none.
+
+    Raises:
+        ClusterError: it is in a file that cannot be read, or that others can read.
+    """
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return ""
+    if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return given
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    default = Path.home() / ".ray" / "auth_token"
+    if named is None and not default.exists():
+        return ""
+    return read_private(named or str(default))
 
 
 def read_private(path: str) -> str:

@@ -18,6 +18,9 @@ MOST_TEXT = 20_000
 # Of lists and mappings in each other; a cluster's configuration has three.
 MOST_DEPTH = 50
 
+# Kinds of events that submit a run: all that it is started with stands in one of them.
+SUBMITTING = ("submitted", "resubmitted")
+
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Count = Annotated[int, Field(ge=0, le=10**9)]
@@ -68,15 +71,16 @@ class _Event(BaseModel):
     cause_kind: Text = ""
     reason: Text = ""
     overrides: Annotated[list[Text], Field(max_length=1000)] = []
-    from_step: str | int = ""
+    from_step: Text = ""
+    micro_batch_size: Annotated[int, Field(ge=1, le=10**6)] | None = None
     now: bool = False
-    is_shrunk: bool = False
+    signature: Annotated[str, Field(max_length=64)] = ""
 
 
-class _Submitted(_Event):
-    """The first event, which has all that a run needs."""
+class _Submitting(_Event):
+    """An event that submits a run, which has all that the run needs."""
 
-    kind: Literal["submitted"]
+    kind: Literal["submitted", "resubmitted"]
     by: Text
     host: Text
     job: Annotated[str, Field(max_length=MOST_BYTES)]
@@ -84,6 +88,12 @@ class _Submitted(_Event):
     priority: Annotated[int, Field(ge=-1000, le=1000)]
     retries: Count
     after: Annotated[list[Name], Field(max_length=10_000)]
+
+
+class _First(_Submitting):
+    """The event that a record begins with."""
+
+    kind: Literal["submitted"]
 
 
 def parse_event(content: bytes, number: int, where: str) -> dict[str, Any]:
@@ -99,7 +109,7 @@ def parse_event(content: bytes, number: int, where: str) -> dict[str, Any]:
         if not isinstance(tree, dict):
             raise ValueError(f"expected is a JSON object, found {type(tree).__name__}")
         printable: dict[str, Any] = _printable(tree, MOST_DEPTH)
-        (_Submitted if number == 0 else _Event).model_validate(printable)
+        _model_of(printable, number).model_validate(printable)
     except ValidationError as error:
         raise ValueError(
             f"{where} is no event of a record: {first_problem(error, 'the event')}"
@@ -107,6 +117,12 @@ def parse_event(content: bytes, number: int, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is no event of a record: {error}") from error
     return printable
+
+
+def _model_of(event: dict[str, Any], number: int) -> type[_Event]:
+    if number == 0:
+        return _First
+    return _Submitting if event.get("kind") in SUBMITTING else _Event
 
 
 def _refuse_constant(name: str) -> None:

@@ -14,36 +14,31 @@ from typing import Any
 
 from pelagos.infra.files import replace_durably
 from pelagos.infra.private_directory import state_directory
+from pelagos.infra.signatures import digest_of
 from pelagos.platform.submission.record import RunRecord
 
-DIGESTS = ("wheel_sha256", "files_sha256")
 
-
-def remember(record: RunRecord, first_event: Mapping[str, Any], code: Mapping[str, str]) -> None:
-    """Note that a run is this user's, with the code that may be started for it."""
+def remember(record: RunRecord, event: Mapping[str, Any]) -> None:
+    """Note that this user has submitted a run, or has submitted it again, with this event."""
     path = _path(record)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    known = _read(path)
-    codes = [] if known is None else known["codes"]
     entry = {
         "storage": record.store.uri,
         "run": record.run,
-        "first_event": _digest(first_event),
-        "codes": [*codes, [code[key] for key in DIGESTS]],
+        "events": [*_digests(path), digest_of(event)],
     }
     replace_durably(path, json.dumps(entry, indent=1).encode(), mode=0o600)
 
 
+def own_event(record: RunRecord) -> dict[str, Any] | None:
+    """Return the newest event that submits the run if this user wrote it from here, else None."""
+    event = record.submitting_event()
+    return event if digest_of(event) in _digests(_path(record)) else None
+
+
 def is_own(record: RunRecord) -> bool:
-    """Whether this user submitted the run from here, and its first event is still that one."""
-    known = _read(_path(record))
-    return known is not None and known["first_event"] == _digest(record.first_event())
-
-
-def is_own_code(record: RunRecord, code: Mapping[str, str]) -> bool:
-    """Whether this user shipped that code for the run."""
-    known = _read(_path(record))
-    return known is not None and [code[key] for key in DIGESTS] in known["codes"]
+    """Whether this user was the last to submit the run, from here."""
+    return own_event(record) is not None
 
 
 def _path(record: RunRecord) -> Path:
@@ -51,13 +46,10 @@ def _path(record: RunRecord) -> Path:
     return state_directory() / "submitted" / place / f"{record.run}.json"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _digests(path: Path) -> list[str]:
     try:
         found = json.loads(path.read_bytes())
     except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return found if isinstance(found, dict) and {"first_event", "codes"} <= set(found) else None
-
-
-def _digest(event: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(event, sort_keys=True).encode()).hexdigest()
+        return []
+    events = found.get("events") if isinstance(found, dict) else None
+    return events if isinstance(events, list) else []

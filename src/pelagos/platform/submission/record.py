@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pelagos.infra.directory_store import ObjectStore
-from pelagos.platform.submission.events import MOST_BYTES, MOST_TEXT, parse_event
+from pelagos.infra.signatures import Sign, digest_of, signed_text, unsigned
+from pelagos.platform.submission.events import MOST_BYTES, MOST_TEXT, SUBMITTING, parse_event
 
 RECORDS = "records"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -67,11 +68,8 @@ class RunState:
     cause_kind: str = ""
     cause: str = ""
     stop: str = ""
-    overrides: tuple[str, ...] = ()
-    from_step: str = ""
-    """The checkpoint that the latest submission branches off from; empty: it does not."""
-    branch_request: str = ""
-    """Which submission asked for that: it is made once, however often the run is tried again."""
+    micro_batch_size: int | None = None
+    """What the run has shrunk its micro-batches to, as they did not fit."""
     submitted_by: str = ""
     submitted_at: float = 0.0
     updated_at: float = 0.0
@@ -99,15 +97,14 @@ class RunRecord:
         self.store, self.run = store, run
         self._known: dict[str, dict[str, Any]] = {}
 
-    def claim(self, job_yaml: str, **details: Any) -> dict[str, Any]:
+    def claim(self, job_yaml: str, sign: Sign = unsigned, **details: Any) -> dict[str, Any]:
         """Begin the record and return its first event: of several who claim a name, one succeeds.
 
         Raises:
             RecordError: the name is taken; says by whom and since when.
         """
-        event = _event("submitted", {"by": _user(), "host": socket.gethostname(), **details})
-        content = _encoded({**event, "job": job_yaml})
-        if not self.store.create(self._key(0), content):
+        event = self._submitting("submitted", job_yaml, sign, details)
+        if not self.store.create(self._key(0), _encoded(event)):
             first = self.events()[0]
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(first["time"]))
             raise RecordError(
@@ -115,38 +112,57 @@ class RunRecord:
                 f"{first['host']} at {when}. `pelagos resume {self.run}` continues it; a new run "
                 "needs another name (name=OTHER)"
             )
-        return parse_event(content, 0, f"{self.store.uri}/{self._key(0)}")
+        return event
 
-    def first_event(self) -> dict[str, Any]:
-        """Return the event with which the run was submitted."""
-        return self._require()[0]
+    def submit_again(self, job_yaml: str, sign: Sign = unsigned, **details: Any) -> dict[str, Any]:
+        """Add the event that submits the run once more, with all that it is started with; return it."""
+        return self._add(self._submitting("resubmitted", job_yaml, sign, details))
 
-    def job_yaml(self) -> str:
-        """Return the resolved job as it was submitted."""
-        return str(self._require()[0]["job"])
+    def submitting_event(self, digest: str | None = None) -> dict[str, Any]:
+        """Return the newest event that submits the run, or the one of this digest.
 
-    def latest(self, key: str) -> dict[str, Any]:
-        """Return the newest event that holds `key`; the first one holds all a run needs.
+        A second copy of one is none: what was once submitted is not submitted again by whoever copies
+        it.
 
         Raises:
-            RecordError: none does: the record was not written by `submit`.
+            RecordError: there is none of that digest: somebody has exchanged it.
         """
-        event: dict[str, Any]
-        for event in reversed(self._require()):
-            if event.get(key) is not None:
-                return event
-        raise RecordError(
-            f"the record of run {self.run!r} in {self.store.uri} has no {key}, which every submission "
-            f"has: it was not written by `pelagos submit`, and nothing can be done with it"
-        )
+        found: dict[str, dict[str, Any]] = {}
+        for event in self._require():
+            if event["kind"] in SUBMITTING:
+                found.setdefault(digest_of(event), event)
+        if digest is None:
+            return list(found.values())[-1]
+        if digest not in found:
+            raise RecordError(
+                f"the record of run {self.run!r} in {self.store.uri} does not hold what this process "
+                f"was started for (sha256 {digest}): somebody has exchanged it. Submit the run under "
+                f"another name"
+            )
+        return found[digest]
+
+    def job_yaml(self) -> str:
+        """Return the resolved job as it was submitted last."""
+        return str(self.submitting_event()["job"])
 
     def append(self, kind: str, **details: Any) -> dict[str, Any]:
         """Add an event at the end, after whatever others add at the same time."""
-        event = _event(kind, details)
+        return self._add(_event(kind, details))
+
+    def _add(self, event: dict[str, Any]) -> dict[str, Any]:
         number = len(self.events())
         while not self.store.create(self._key(number), _encoded(event)):
             number += 1
         return event
+
+    def _submitting(
+        self, kind: str, job_yaml: str, sign: Sign, details: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return an event that submits the run, signed, as it will be read."""
+        told = {"by": _user(), "host": socket.gethostname(), **details}
+        event = parse_event(_encoded({**_event(kind, told), "job": job_yaml}), 1, f"run {self.run}")
+        signature = sign(signed_text(self.store.uri, self.run, event))
+        return {**event, "signature": signature} if signature else event
 
     def append_if(self, expected_events: int, kind: str, **details: Any) -> bool:
         """Add an event only if the record has exactly `expected_events`; return whether it did.
@@ -233,9 +249,6 @@ def replay(run: str, events: list[dict[str, Any]]) -> RunState:
         "handle": {},
         "submitted_by": first["by"],
         "submitted_at": first["time"],
-        **{k: first[k] for k in ("cluster", "priority", "retries")},
-        "after": tuple(first["after"]),
-        "after_ended": tuple(first.get("after_ended", ())),
     }
     begun = -1  # the attempt that has said it runs
     for event in events:
@@ -245,17 +258,18 @@ def replay(run: str, events: list[dict[str, Any]]) -> RunState:
         if not is_late:
             values["state"] = STATE_AFTER.get(kind, values["state"])
         values["updated_at"] = event["time"]
-        for key in ("handle", "where", "cause", "cause_kind", "reason", "cluster", "attempt"):
+        for key in ("handle", "where", "cause", "cause_kind", "reason", "attempt"):
             if key in event:
                 values[key] = event[key]
-        if kind in ("retried", "resubmitted"):
+        if kind in SUBMITTING:
+            values |= {key: event[key] for key in ("cluster", "priority", "retries")}
+            values |= {key: tuple(event.get(key, ())) for key in ("after", "after_ended")}
+            values |= {"micro_batch_size": None}
+        if kind in ("retried", *SUBMITTING):
             values |= {"cause": "", "cause_kind": "", "stop": ""}
-            values["overrides"] = tuple(event.get("overrides", ()))
-        if kind == "resubmitted":
-            values["from_step"] = str(event.get("from_step", ""))
-            values["branch_request"] = f"submission of {event['time']}"
         if kind == "retried":
             values["restarts"] += 1
+            values["micro_batch_size"] = event.get("micro_batch_size", values["micro_batch_size"])
         if kind == "stop_requested":
             values["stop"] = "now" if event.get("now") else "save"
         if kind == "running":
