@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pelagos.jobs import pretrain
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.runs import RunDirectory, RunError
 
 TRAINING = Path(__file__).parents[2] / "configs/quickstart/pretrain.yaml"
 STRANGE = ("tracking.uri=https://evil.example", "storage.endpoint_url=https://evil.example")
@@ -65,6 +66,21 @@ def test_a_local_record_of_anothers_is_kept(
 ) -> None:
     of_another.path.joinpath("job.yaml").write_text(resolved("sqlite:///mlflow.db"))
     assert of_another.job().tracking.uri == "sqlite:///mlflow.db"
+
+
+def test_anothers_run_goes_on_once_the_user_has_said_where_its_records_go(
+    of_another: RunDirectory,
+) -> None:
+    runs_dir, name = str(of_another.path.parent), of_another.name
+    with pytest.raises(
+        RunError, match=r"tracking.uri=https://evil.example and storage.endpoint_url="
+    ):
+        pretrain.resume(runs_dir, name)
+    dropped = ["tracking.uri=null", "storage.endpoint_url=null"]
+    with pytest.raises(RunError, match=r"says storage.endpoint_url=https://evil.example, where"):
+        pretrain.resume(runs_dir, name, overrides=dropped[:1])
+    of_another.require_believed(of_another.revised_job(dropped), dropped)
+    of_another.require_believed(of_another.revised_job(STRANGE), STRANGE)
 
 
 @pytest.fixture

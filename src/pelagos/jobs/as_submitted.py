@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pelagos.jobs.submission_job import place_job
+from pelagos.platform.config.differences import changed_keys, is_among
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.others_runs import ENDPOINT, TRACKING, is_given
-from pelagos.platform.runs import CHANGEABLE, RunDirectory, RunError, changed_keys, is_among
+from pelagos.platform.runs import CHANGEABLE, RunDirectory, RunError
 
 # Where a run happens to be: every machine says it afresh.
 RUNS_DIR, RAY_ADDRESS = "runs_dir", "resources.ray_address"

@@ -28,6 +28,7 @@ from pelagos.platform.checkpoint import (
     CheckpointStore,
     named_step,
 )
+from pelagos.platform.config.differences import changed_keys
 from pelagos.platform.config.overrides import value_at
 from pelagos.platform.mlflow_store import part_with_run
 from pelagos.platform.runs import (
@@ -36,7 +37,6 @@ from pelagos.platform.runs import (
     TAKE_OVERS,
     RunDirectory,
     RunError,
-    changed_keys,
     check_identity,
 )
 

@@ -113,6 +113,7 @@ def resume(
     """
     directory = RunDirectory.open(runs_dir, name)
     job = directory.revised_job(overrides) if overrides else directory.job()
+    directory.require_believed(job, overrides)
     status = directory.status()
     outcome = Outcome("finished", status["step"])
     is_finished = status.get("state") == "finished"

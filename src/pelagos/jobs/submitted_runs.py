@@ -27,10 +27,11 @@ from pelagos.infra.private_directory import cache_directory
 from pelagos.jobs.others_jobs import require_own_places
 from pelagos.jobs.submit import Options, SubmissionPlan, plan
 from pelagos.platform.config.clusters import find_cluster, load_clusters
+from pelagos.platform.config.differences import changed_keys
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.goodput import goodput
-from pelagos.platform.runs import RunDirectory, RunError, changed_keys
+from pelagos.platform.runs import RunDirectory, RunError
 from pelagos.platform.submission import own_runs
 from pelagos.platform.submission.mirror import PART_BYTES, Mirror
 from pelagos.platform.submission.record import RecordError, RunRecord, RunState, list_records

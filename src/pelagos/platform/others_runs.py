@@ -37,6 +37,15 @@ def believed(job: TrainingJob, path: Path, given: tuple[str, ...] = ()) -> Train
     return job
 
 
+def unbelieved(written: TrainingJob, job: TrainingJob) -> list[str]:
+    """Return the addresses that a run's file names and that are not used, as `key=value`."""
+    pairs = (
+        (TRACKING, written.tracking.uri, job.tracking.uri),
+        (ENDPOINT, written.storage.endpoint_url, job.storage.endpoint_url),
+    )
+    return [f"{key}={told}" for key, told, used in pairs if told is not None and used is None]
+
+
 def _is_unknown_tracking(uri: str | None) -> bool:
     known = {os.environ.get("MLFLOW_TRACKING_URI"), *(c.tracking for c in load_clusters().values())}
     return uri is not None and not uri.startswith(LOCAL_TRACKING) and uri not in known

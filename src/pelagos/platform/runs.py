@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pelagos.infra.files import open_lock_file, replace_durably
+from pelagos.platform.config.differences import changed_keys, is_among
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.others_runs import believed
+from pelagos.platform.others_runs import believed, is_given, unbelieved
 from pelagos.platform.run_files import (
     append_line,
     read_events,
@@ -206,6 +207,22 @@ class RunDirectory:
             f"would not continue those done. It can change {', '.join(CHANGEABLE)}, and with "
             f"--from STEP {' and '.join(CHANGEABLE_IN_A_BRANCH)}; for anything else start a new run"
         )
+
+    def require_believed(self, job: TrainingJob, overrides: Sequence[str] = ()) -> None:
+        """Raise unless a run that goes on as `job` keeps its addresses, or the user drops them.
+
+        Raises:
+            RunError: they are of another user's file alone; names each, and what to say.
+        """
+        given = [text.partition("=")[0].strip() for text in overrides]
+        told = unbelieved(self.job_as_written(), job)
+        dropped = [text for text in told if not is_given(text.partition("=")[0], given)]
+        if dropped:
+            raise RunError(
+                f"run {self.name!r} is another user's, and its {self.path / 'job.yaml'} says "
+                f"{' and '.join(dropped)}, where your credentials would be sent. Say it yourself if you "
+                f"know it, or KEY=null to go on without"
+            )
 
     def replace_job(self, job: TrainingJob) -> None:
         """Keep `job` as the run's; the job as it was stays beside, as job-1.yaml, job-2.yaml, …."""
@@ -402,41 +419,5 @@ def list_runs(runs_dir: str) -> list[RunDirectory]:
     return [RunDirectory(p.parent) for p in sorted(Path(runs_dir).glob("*/job.yaml"))]
 
 
-def changed_keys(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return the dotted keys in which two resolved jobs differ."""
-    return sorted(_differences(before, after))
-
-
 def _changed_keys(before: TrainingJob, after: TrainingJob) -> list[str]:
     return changed_keys(before.model_dump(mode="json"), after.model_dump(mode="json"))
-
-
-def _differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
-    """Yield the dotted keys whose values differ."""
-    if _are_lists_of_mappings(before, after):
-        before, after = dict(enumerate(before)), dict(enumerate(after))
-    if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
-        for key in before:
-            yield from _differences(before[key], after[key], f"{path}.{key}" if path else key)
-    elif before != after:
-        yield path
-
-
-def _are_lists_of_mappings(before: Any, after: Any) -> bool:
-    """Return whether both are lists of as many mappings, which are compared one by one."""
-    both = isinstance(before, list) and isinstance(after, list) and len(before) == len(after)
-    return both and all(isinstance(item, dict) for item in (*before, *after))
-
-
-def is_among(key: str, patterns: Sequence[str]) -> bool:
-    """Return whether a dotted key is one of these, or below one; `*` stands for one part.
-
-    >>> is_among("data.mixture.0.uri", ["data.mixture.*.uri"]), is_among("database", ["data"])
-    (True, False)
-    """
-    parts = key.split(".")
-    return any(
-        len(parts) >= len(wanted)
-        and all(w in ("*", p) for w, p in zip(wanted, parts, strict=False))
-        for wanted in (pattern.split(".") for pattern in patterns)
-    )
