@@ -20,6 +20,7 @@ from pelagos.data_pipelines.conventions import (
 from pelagos.data_pipelines.conventions.selection import Box, absolute_index, box_of
 from pelagos.data_pipelines.convert.hdf5.elsewhere import require_beside, require_numbers_beside
 from pelagos.data_pipelines.convert.hdf5.filters import plugin_hint, require_filters
+from pelagos.data_pipelines.convert.hdf5.first_look import require_answering
 from pelagos.data_pipelines.convert.hdf5.gaps import Gaps, find_gaps
 from pelagos.data_pipelines.convert.hdf5.opening import open_hdf5
 from pelagos.data_pipelines.convert.source import SourceError
@@ -56,6 +57,7 @@ class Hdf5File:
         is_new = key not in self.known
         if is_new:
             require_beside(self.file, key)
+            require_answering(self.name, key)
         try:
             found = self.file[key]
         except KeyError:

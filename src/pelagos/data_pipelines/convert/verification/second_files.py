@@ -17,6 +17,7 @@ import fsspec
 import numpy as np
 
 from pelagos.data_pipelines.convert.damaged import named_if_damaged
+from pelagos.data_pipelines.convert.hdf5.first_look import require_answering
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 from pelagos.data_pipelines.convert.verification.second_decoding import (
     DECODING_TOLERANCE,
@@ -127,6 +128,7 @@ def _hdf5(file: str) -> SecondFile:
         with Path(file).open("rb") as stream:
             if stream.read(3) == _CLASSIC_NETCDF:
                 return _ClassicNetcdf(file)
+        require_answering(file)
     return _Hdf5(file)
 
 
