@@ -204,9 +204,10 @@ def test_only_hdf5_is_looked_at_and_only_if_wanted(
     monkeypatch.setenv(VARIABLE, "0")
     open_hdf5(str(write(tmp_path / "a.h5"))).close()
     assert own_looker.num_started == 0
-    monkeypatch.setenv(VARIABLE, "soon")
-    with pytest.raises(SourceError, match=f"{VARIABLE} is 'soon': expected is a number of seconds"):
-        open_hdf5(str(tmp_path / "a.h5"))
+    for given in ("soon", "-1", "nan", "1e-9", "1e30"):
+        monkeypatch.setenv(VARIABLE, given)
+        with pytest.raises(SourceError, match=f"{VARIABLE} is '{given}': expected is a number of"):
+            open_hdf5(str(tmp_path / "a.h5"))
 
 
 def test_a_look_that_is_interrupted_answers_no_other(

@@ -26,7 +26,7 @@ from pelagos.infra.memory_budget import memory_budget
 VARIABLE = "PELAGOS_FIRST_LOOK_SECONDS"
 # Of computing, without getting any further: steps of sound files take milliseconds, and waiting for a
 # slow disk does not count.
-DEFAULT_SECONDS = 30.0
+DEFAULT_SECONDS, LEAST_SECONDS, MOST_SECONDS = 30.0, 0.1, 86_400.0
 # Metadata is small; what a damaged file claims may not be.
 SPARE_BYTES = 2**30
 PROGRAM = Path(__file__).with_name("look_process.py")
@@ -65,10 +65,12 @@ def _seconds() -> float:
     if not given:
         return DEFAULT_SECONDS
     with contextlib.suppress(ValueError):
-        if 0 <= float(given) < float("inf"):
-            return float(given)
+        seconds = float(given)
+        if seconds == 0 or LEAST_SECONDS <= seconds <= MOST_SECONDS:
+            return seconds
     raise SourceError(
-        f"{VARIABLE} is {given!r}: expected is a number of seconds, such as 30, or 0 for no first look"
+        f"{VARIABLE} is {given!r}: expected is a number of seconds from {LEAST_SECONDS:g} to "
+        f"{MOST_SECONDS:g}, such as {DEFAULT_SECONDS:g}, or 0 for no first look"
     )
 
 
