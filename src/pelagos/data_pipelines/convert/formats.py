@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.convert.hdf5 import open_hdf5
+from pelagos.data_pipelines.convert.hdf5.bounded_chunks import UnprovenChunks
 from pelagos.data_pipelines.convert.hdf5.elsewhere import require_beside, require_numbers_beside
 from pelagos.data_pipelines.convert.hdf5.first_look import DamagedFileError, require_answering
 from pelagos.data_pipelines.convert.hdf5.gaps import find_gaps
@@ -166,13 +167,16 @@ def child(group: Any, key: str, expected: str) -> Any:
     require_numbers_beside(found, f"{group.file.filename}: {found.name}")
     if len(getattr(found, "shape", None) or ()) == 1:
         # a coordinate, which formats read whole; of data each part is looked at when it is read
-        gap = find_gaps(found).first_in(tuple((0, size) for size in found.shape))
+        whole = tuple((0, int(size)) for size in found.shape)
+        gap = find_gaps(found).first_in(whole)
         if gap is not None:
             index, reason = gap
             raise SourceError(
                 f"{group.file.filename}: {found.name} holds nothing at index "
                 f"({', '.join(map(str, index))}): it {reason}"
             )
+        where = f"{group.file.filename}: {found.name}"
+        UnprovenChunks(found, where).try_in(found, whole)
     return found
 
 
