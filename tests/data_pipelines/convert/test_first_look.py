@@ -90,19 +90,45 @@ def test_what_hangs_is_named_in_bounded_time(tmp_path: Path, own_looker: Looker)
     assert own_looker.num_started == 2
 
 
-def test_what_crashes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "crash.py"
+def crash(place: Path, signal_name: str) -> Path:
+    """A program that ends itself when it is told of a file."""
+    program = place / "crash.py"
     program.write_text(
-        """import os, signal, sys
-print('{"ready": true}', flush=True)
+        f"""import os, signal, sys
+print('{{"ready": true}}', flush=True)
 sys.stdin.readline()
-print('{"at": "u"}', flush=True)
-os.kill(os.getpid(), signal.SIGSEGV)
+print('{{"at": "u"}}', flush=True)
+os.kill(os.getpid(), signal.{signal_name})
 """
     )
-    monkeypatch.setattr(first_look, "PROGRAM", program)
-    with pytest.raises(DamagedFileError, match=r"a\.h5 is damaged.*crash \(in 'u': SIGSEGV\)"):
-        open_hdf5(str(write(tmp_path / "a.h5")))
+    return program
+
+
+def test_what_crashes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_look, "PROGRAM", crash(tmp_path, "SIGSEGV"))
+    for _ in range(2):
+        with pytest.raises(DamagedFileError, match=r"a\.h5 is damaged.*crash \(in 'u': SIGSEGV\)"):
+            open_hdf5(str(write(tmp_path / "a.h5")))
+
+
+def test_a_process_that_somebody_ended_says_nothing_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_looker: Looker
+) -> None:
+    file, other = write(tmp_path / "a.h5"), write(tmp_path / "b.h5")
+    open_hdf5(str(file)).close()
+    assert own_looker.process is not None
+    own_looker.process.kill()
+    open_hdf5(str(other)).close()
+    assert own_looker.num_started == 2
+    own_looker.end()
+    write(file, "v")
+    with monkeypatch.context() as patched:
+        patched.setattr(first_look, "PROGRAM", crash(tmp_path, "SIGKILL"))
+        with pytest.raises(
+            SourceError, match=r"look at .*a\.h5 was ended twice, in 'u' \(SIGKILL\)"
+        ):
+            open_hdf5(str(file))
+    open_hdf5(str(file)).close()
 
 
 def test_many_files_start_one_process(

@@ -32,6 +32,8 @@ SPARE_BYTES = 2**30
 PROGRAM = Path(__file__).with_name("look_process.py")
 MOST_LINE_BYTES = 2**16
 ENDING_SECONDS = 10.0
+# Signals by which a process ends itself; others come from somebody, or from the system.
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
 
 class DamagedFileError(SourceError):
@@ -101,8 +103,8 @@ class Looker:
                 known = self.seen[place] = _Seen(version, not _is_hdf5(file))
             if not (known.fault or known.is_complete or key in known.keys):
                 answer = self._ask(file, key, seconds)
-                known.fault = answer["fault"]
-                known.is_complete = not key and answer["complete"]
+                known.fault = str(answer.get("fault", ""))
+                known.is_complete = not key and answer.get("complete") is True
                 known.keys.add(key)
         if known.fault:
             raise DamagedFileError(
@@ -111,6 +113,25 @@ class Looker:
             )
 
     def _ask(self, file: str, key: str, seconds: float) -> dict[str, Any]:
+        """What the process says of a file; of what ended it twice, which fault that is.
+
+        Raises:
+            SourceError: somebody or the system ended it twice.
+        """
+        for _ in range(2):
+            answer, at = self._answer(file, key, seconds)
+            if answer is not None:
+                return answer
+            code = self._status()
+            if fault := _fault(code, at, seconds):
+                return {"fault": fault}
+        raise SourceError(
+            f"the process that takes a first look at {file} was ended twice, in {at} ({_name(code)}): "
+            f"is memory short? {VARIABLE}=0 reads without it: a damaged file may then take for ever"
+        )
+
+    def _answer(self, file: str, key: str, seconds: float) -> tuple[dict[str, Any] | None, str]:
+        """What the process says at last, None if it ended; and where it was then."""
         process = self.process or self._started()
         order = {"file": os.path.abspath(file), "key": key, "seconds": seconds}
         order["bytes"] = memory_budget() + SPARE_BYTES
@@ -119,12 +140,12 @@ class Looker:
             _send(process, order)
             while (said := _heard(process)) is not None:
                 if "at" not in said:
-                    return said
+                    return said, at
                 at = repr(str(said["at"]))
         except BaseException:  # its answer would be taken for that to the next question
             self.end()
             raise
-        return {"complete": False, "fault": _end_said(self._status(), at, seconds)}
+        return None, at
 
     def _started(self) -> subprocess.Popen[bytes]:
         path = os.pathsep.join(place for place in sys.path if place)
@@ -199,14 +220,19 @@ def _heard(process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
     return said if isinstance(said, dict) else None
 
 
-def _end_said(code: int, at: str, seconds: float) -> str:
-    if code == -signal.SIGPROF:
+def _fault(code: int, at: str, seconds: float) -> str:
+    """What is wrong with a file that ended the process; empty where something else ended it."""
+    if -code == signal.SIGPROF:
         return (
             f"keeps the HDF5 library busy for ever (it computed for {seconds:g} s in {at} and got no "
             f"further; {VARIABLE} sets how long)"
         )
-    name = signal.Signals(-code).name if code < 0 else f"status {code}"
-    return f"makes the HDF5 library crash (in {at}: {name})"
+    return f"makes the HDF5 library crash (in {at}: {_name(code)})" if -code in CRASHES else ""
+
+
+def _name(code: int) -> str:
+    """`SIGKILL` for -9, `status 1` for 1."""
+    return next((s.name for s in signal.Signals if s == -code), f"status {code}")
 
 
 _LOOKERS = [Looker()]
