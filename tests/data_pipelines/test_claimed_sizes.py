@@ -205,6 +205,16 @@ def test_npz_and_npy_claims(tmp_path: Path, shape: tuple[int, ...]) -> None:
             open_source(str(tmp_path / "a.npy"), options(tmp_path, "a.npy"))
 
 
+def test_npy_claims_of_its_header(tmp_path: Path) -> None:
+    """Its length in version 2, of which as many bytes were allocated: four gigabytes."""
+    file = tmp_path / "a.npy"
+    content = npy(SHAPE, NUMBERS.tobytes())
+    file.write_bytes(content[:6] + b"\2\0" + (2**32 - 256).to_bytes(4, "little") + content[10:])
+    for chosen in (options(tmp_path, "a.npy"), ConvertOptions()):
+        with little_memory(), pytest.raises(SourceError, match=r"a\.npy"):
+            open_source(str(file), chosen)
+
+
 def test_nifti_claims(tmp_path: Path) -> None:
     """A header that says more than the file holds, and a file that unpacks to more than it says."""
     nibabel = pytest.importorskip("nibabel")
