@@ -19,7 +19,8 @@ SECTION = "storage={endpoint_url: 'http://127.0.0.1:9', region: eu-1, backend: f
 def test_simulated_data_are_written_by_the_back_end_of_the_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text = "job: generate\nname: g\ndatasets: [{uri: 's3://b/d.zarr', family: NS-Sines, num_trajectories: 4}]\n"
+    dataset = "{uri: 's3://b/d.zarr', family: NS-Sines, num_trajectories: 4}"
+    text = f"job: generate\nname: g\ndatasets: [{dataset}]\n"
     job = parse_job(text, "job", [SECTION])
     assert isinstance(job, GenerateJob)
     asked: list[Any] = []
