@@ -20,8 +20,8 @@ from pelagos.jobs.parts import check_parts, options_for
 from pelagos.jobs.take_over import (
     bring_checkpoint,
     is_effective,
+    job_since,
     make_effective,
-    with_settings,
 )
 from pelagos.platform.checkpoint import (
     CheckpointError,
@@ -121,9 +121,10 @@ def _is_whole(run: RunDirectory) -> bool:
 
 def _make_effective(run: RunDirectory, record: dict[str, Any]) -> None:
     """Let the run be what its last record says; the event comes last, and says that this is done."""
+    job = job_since(run, record)
     run.keep_metrics_until(record["step"])
     part_with_run(run)
-    run.replace_job(with_settings(run, {key: v[1] for key, v in record["settings"].items()}))
+    run.replace_job(job)
     run.append_event(BRANCHED, **record)
     run.set_status("stopped", is_tracked=False)
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 from pelagos.data_pipelines.physics import DatasetPhysics, NoPhysics, dataset_physics
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.datasets import open_recorded
+from pelagos.jobs.described_parts import recorded_datasets
 from pelagos.jobs.field_checks import given_in
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import unique_names
@@ -149,7 +150,7 @@ def _evaluations(
     leads = _lead_steps(job, trained.training)
     evaluations = [
         _evaluate(job, trained, record, leads, initial_frame, with_physics)
-        for record in trained.forecaster.description["datasets"]
+        for record in recorded_datasets(trained.forecaster.description)
     ]
     # verdicts and records are by name: datasets of one name are told apart as in training
     names = unique_names([evaluation.data.name for evaluation in evaluations])
@@ -162,7 +163,7 @@ def _stabilities(job: EvaluateJob, trained: _TrainedRun) -> list[Stability]:
     """Return how rollouts of `stability_steps` steps fare, on each of the run's datasets."""
     training, forecaster = trained.training, trained.forecaster
     found = []
-    for record in forecaster.description["datasets"]:
+    for record in recorded_datasets(forecaster.description):
         dataset = open_recorded(record["uri"], training)
         data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
         found.append(

@@ -13,6 +13,7 @@ from torch import Tensor
 from pelagos.data_pipelines.mixture import LABEL_PARAMETER
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.datasets import open_recorded
+from pelagos.jobs.described_parts import recorded_datasets
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import unique_names
 from pelagos.models.objectives import Classification, Segmentation
@@ -30,7 +31,7 @@ def measure_images(
         ValueError: no such split, or a dataset without labels.
     """
     evaluations = []
-    for record in forecaster.description["datasets"]:
+    for record in recorded_datasets(forecaster.description):
         dataset = open_recorded(record["uri"], training)
         evaluations.append(_measure(job, forecaster, dataset, record["offset"]))
     # records are by name: datasets of one name are told apart as in training

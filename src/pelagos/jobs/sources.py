@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pelagos.infra.files import below
 from pelagos.infra.object_store import RemoteStore, is_remote
+from pelagos.jobs.described_parts import described_network
 from pelagos.jobs.forecaster import store_weights, trained_weights
 from pelagos.jobs.import_weights import MARKERS, find_network
 from pelagos.jobs.model_directory import DESCRIPTION_FILE
@@ -210,6 +211,8 @@ def _described(
 ) -> Source:
     if not tensors:
         raise ValueError(f"source: {name} holds no weights")
+    with torch.device("meta"):
+        described_network(description, tensors)  # or says why not: a job takes over its options
     model = description["model"]
     datasets = {d["name"]: d["fingerprint"] for d in description.get("datasets", ())}
     return Source(

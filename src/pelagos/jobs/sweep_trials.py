@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from pelagos.infra.files import replace_durably
 from pelagos.infra.yaml_text import yaml_text
@@ -99,6 +100,9 @@ class Measurement:
     unscored: list[str] = field(default_factory=list)
 
 
+_RESULT = TypeAdapter(TrialResult)
+
+
 def write_result(trial: Trial, result: TrialResult) -> None:
     """Keep a trial's result in its run's directory."""
     trial.path.mkdir(parents=True, exist_ok=True)
@@ -114,7 +118,7 @@ def read_result(trial: Trial) -> TrialResult:
         known = {f.name: told[f.name] for f in fields(TrialResult) if f.name in told}
         for key in ("errors", "vrmse", "baselines"):
             known[key] = _with_endless(known.get(key, {}))
-        return TrialResult(**known)
+        return _RESULT.validate_python(known, strict=True)
     return TrialResult("interrupted" if (trial.path / "job.yaml").exists() else "waiting")
 
 

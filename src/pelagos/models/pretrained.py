@@ -17,6 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pelagos.infra.files import read_regular
+from pelagos.models.described import buildable
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -112,9 +115,9 @@ class Pretrained(nn.Module):
                 f"{directory} holds a model of type {kind!r}; {cls.__name__} reads "
                 f"{', '.join(cls.model_types)}: use pelagos.models.registry.load_pretrained"
             )
-        with torch.device("meta"):
-            model = cls(cls.config_class.from_official(with_earlier_defaults(cls, config)))
         weights = read_weights(directory)
+        with buildable(f"the model of {directory}", weights), torch.device("meta"):
+            model = cls(cls.config_class.from_official(with_earlier_defaults(cls, config)))
         check_weights(model, weights, str(directory))
         model.to_empty(device="cpu")
         fill_buffers(model)
@@ -166,7 +169,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
             f"`pelagos export` and `pelagos import` make one"
         )
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(read_regular(path, follow_links=True))  # links: of the hub's cache
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
@@ -185,7 +188,8 @@ def read_weights(directory: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}")
         return _read_file(folder / WEIGHTS_FILE)
     try:
-        index = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+        content = read_regular(folder / INDEX_FILE, follow_links=True)
+        index = json.loads(content)["weight_map"]
         if not isinstance(index, dict) or not index:
             raise TypeError("weight_map is no object with names")
     except (ValueError, KeyError, TypeError, RecursionError) as error:

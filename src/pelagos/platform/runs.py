@@ -29,6 +29,7 @@ from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.others_runs import believed
 from pelagos.platform.run_files import (
     append_line,
+    is_continuation,
     read_events,
     read_json,
     read_last_metrics,
@@ -228,10 +229,17 @@ class RunDirectory:
         return f"{uri}/take-over-{num_take_overs}" if num_take_overs else uri
 
     def take_overs(self) -> list[dict[str, Any]]:
-        """Return the take-overs of other runs' checkpoints: step, source, changed settings."""
+        """Return the take-overs of other runs' checkpoints: step, source, changed settings.
+
+        Raises:
+            RunError: the file holds something else.
+        """
         with contextlib.suppress(FileNotFoundError):
             told = read_json(self.path / TAKE_OVERS)
-            if not (isinstance(told, list) and all(isinstance(record, dict) for record in told)):
+            if not (
+                isinstance(told, list)
+                and all(isinstance(record, dict) and is_continuation(record) for record in told)
+            ):
                 raise RunError(f"{self.path / TAKE_OVERS} is no list of take-overs")
             return told
         return []

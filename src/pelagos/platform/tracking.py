@@ -223,11 +223,11 @@ class Tracker:
         new = [r for r in records if r["step"] > self.last_step]
         every = self.job.tracking.log_every_steps
         metrics = [
-            Metric(self._name(name), float(value), int(r["time"] * 1000), r["step"])
+            Metric(self._name(name), float(value), int(r.get("time", 0) * 1000), r["step"])
             for r in new
             if r["step"] % every == 0
             for name, value in r.items()
-            if name not in NOT_METRICS
+            if name not in NOT_METRICS and isinstance(value, int | float)
         ]
         for start in range(0, len(metrics), BATCH_METRICS):
             self._client.log_batch(self.run_id, metrics=metrics[start : start + BATCH_METRICS])

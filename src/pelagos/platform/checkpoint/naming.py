@@ -1,5 +1,8 @@
 """Which checkpoint `last`, `best` or a number means: decided once, for every verb."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from pelagos.platform.checkpoint.manifest import CheckpointError
 from pelagos.platform.checkpoint.store import CheckpointStore
 
@@ -17,21 +20,27 @@ def named_step(store: CheckpointStore, which: str) -> int:
         return steps[-1]
     listed = ", ".join(map(str, steps))
     if which == "best":
-        best = store.trainer_state(steps[-1]).get("best")
+        best = _best_step(store.trainer_state(steps[-1]))
         if best is None:
             raise CheckpointError(
                 f"{store.uri} has no best checkpoint: no validation was made at a step that was "
                 f"saved. Let validation.every_steps be a multiple of checkpoint.every_steps, or take "
                 f"last or one of {listed}"
             )
-        if best["step"] not in steps:
+        if best not in steps:
             raise CheckpointError(
-                f"{store.uri}: the best checkpoint, of step {best['step']}, was not kept "
+                f"{store.uri}: the best checkpoint, of step {best}, was not kept "
                 f"(checkpoint.keep_best); take last or one of {listed}"
             )
-        return int(best["step"])
+        return best
     if which.isdigit() and int(which) in steps:
         return int(which)
     raise CheckpointError(
         f"{store.uri}: checkpoint {which!r}: expected last, best or one of {listed}"
     )
+
+
+def _best_step(state: Mapping[str, Any]) -> int | None:
+    best = state.get("best")
+    step = best.get("step") if isinstance(best, dict) else None
+    return step if isinstance(step, int) else None
