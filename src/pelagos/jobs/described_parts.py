@@ -82,4 +82,3 @@ def recorded_datasets(description: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not found or not all(record.get("uri") for record in found):
         raise ValueError("the training says no address of its datasets: nothing can be measured")
     return [{"offset": {}, **record} for record in found]
-

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from pelagos.data_pipelines.mixture import LABEL_PARAMETER
@@ -89,7 +90,9 @@ def show_images(evaluations: Sequence[ImageEvaluation], console: Console) -> Non
     for evaluation in evaluations:
         if evaluation.warning:
             console.print(
-                f"[red]warning:[/red] {evaluation.name}: {evaluation.warning}", soft_wrap=True
+                Text("warning:", style="red"),
+                f"{evaluation.name}: {evaluation.warning}",
+                soft_wrap=True,
             )
     for evaluation in evaluations:
         table = Table("score", "", title=f"{evaluation.name}: {len(evaluation.images)} images")

@@ -21,6 +21,7 @@ from pelagos.platform.launch import Watcher, join_as_rank, launch
 from pelagos.platform.mlflow_store import RecordedRun, check_tracking, recorded_run
 from pelagos.platform.progress import TrainingProgress
 from pelagos.platform.runs import Outcome, RunDirectory, RunError
+from pelagos.platform.terminal import HarmlessConsole
 from pelagos.platform.tracking import Tracker
 from pelagos.platform.trainer import launched_by_torchrun
 
@@ -61,7 +62,12 @@ def run(
     """
     mixture = check_parts(job)
     return start(
-        job, mixture, console or Console(), watcher, until_step=until_step, identity=identity
+        job,
+        mixture,
+        console or HarmlessConsole(),
+        watcher,
+        until_step=until_step,
+        identity=identity,
     )
 
 
@@ -137,7 +143,7 @@ def resume(
         directory.replace_job(job)
     claim(job, directory)
     make_ready(directory)
-    return _train(job, directory, mixture, console or Console(), watcher, until_step)
+    return _train(job, directory, mixture, console or HarmlessConsole(), watcher, until_step)
 
 
 def _check_continues(job: TrainingJob, mixture: Mixture, directory: RunDirectory) -> None:

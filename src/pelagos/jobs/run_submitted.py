@@ -35,6 +35,7 @@ from pelagos.platform.runs import CHANGEABLE_IN_A_BRANCH, Outcome, RunDirectory
 from pelagos.platform.submission.causes import classify, decide_retry
 from pelagos.platform.submission.mirror import Mirror
 from pelagos.platform.submission.record import RecordError, RunRecord, RunState
+from pelagos.platform.terminal import HarmlessConsole
 
 logger = logging.getLogger("pelagos")
 EXIT_FAILED, EXIT_PREEMPTED = 1, 75
@@ -119,7 +120,7 @@ class Driver:
             return Outcome("failed", 0, f"{type(error).__name__}: {error}")
 
     def _run_job(self, job: Job, overrides: tuple[str, ...]) -> Outcome:
-        console = Console(highlight=False, width=160)
+        console = HarmlessConsole(width=160)
         if isinstance(job, TrainingJob):
             return self._train(job, overrides, console)
         if isinstance(job, GenerateJob):

@@ -25,6 +25,7 @@ from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.checkpoint.manifest import MANIFEST, step_of
 from pelagos.platform.config.finetune import REGISTRY_SCHEME, SOURCE_MODEL, SourceConfig
 from pelagos.platform.config.schema import ModelConfig, StorageConfig
+from pelagos.platform.mlflow_artifacts import resolved_artifacts
 from pelagos.platform.run_files import read_mapping
 from pelagos.platform.runs import RunDirectory, RunError
 
@@ -139,9 +140,14 @@ def _from_registry(uri: str, tracking_uri: str) -> Source:
     mlflow.set_tracking_uri(tracking_uri)
     with tempfile.TemporaryDirectory(prefix="pelagos-source-") as scratch:
         try:
-            path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+            address = resolved_artifacts(uri, tracking_uri)
+            path = Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch))
         except MlflowException as error:
             raise ValueError(f"source.uri: {uri} in {tracking_uri}: {error.message}") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"source.uri: {tracking_uri} gave no answer of MLflow's for {uri}: {error!r}"
+            ) from error
         found = next(path.rglob(DESCRIPTION_FILE), None)
         if found is None:
             raise ValueError(

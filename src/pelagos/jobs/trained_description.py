@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pelagos.infra.json_text import first_problem
 from pelagos.platform.run_files import read_json
 
-
 Name = Annotated[str, Field(max_length=10_000)]
 
 

@@ -88,7 +88,9 @@ def describe_event(event: dict[str, Any]) -> str:
     step = event.get("step")
     if event["kind"] == "validation":
         of_average = " (averaged weights)" if event.get("weights") == "ema" else ""
-        return f"  validation at step {step}: loss {_number(event, 'validation_loss'):.4f}{of_average}"
+        return (
+            f"  validation at step {step}: loss {_number(event, 'validation_loss'):.4f}{of_average}"
+        )
     if event["kind"] == "checkpoint":
         size, stall = _number(event, "num_bytes") / 1e6, _number(event, "stall_seconds")
         beside = _number(event, "background_seconds")

@@ -109,8 +109,10 @@ def _is_event(record: dict[str, Any]) -> bool:
     return kind not in CONTINUATIONS or is_continuation(record)
 
 
-def is_continuation(record: dict[str, Any]) -> bool:
+def is_continuation(record: Any) -> bool:
     """Whether a record says from where a run goes on since a step, and with which settings."""
+    if not isinstance(record, dict):
+        return False
     settings = record.get("settings")
     return (
         isinstance(record.get("step"), int)

@@ -236,10 +236,7 @@ class RunDirectory:
         """
         with contextlib.suppress(FileNotFoundError):
             told = read_json(self.path / TAKE_OVERS)
-            if not (
-                isinstance(told, list)
-                and all(isinstance(record, dict) and is_continuation(record) for record in told)
-            ):
+            if not isinstance(told, list) or not all(map(is_continuation, told)):
                 raise RunError(f"{self.path / TAKE_OVERS} is no list of take-overs")
             return told
         return []

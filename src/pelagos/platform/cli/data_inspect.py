@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
 
 from pelagos.platform.cli.common import console
@@ -29,7 +28,7 @@ def show_summary(found: DatasetDescription | ForeignOverview) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         if value:
-            table.add_row(name, escape(value))
+            table.add_row(name, value)
     console.print(table)
 
 
@@ -105,9 +104,7 @@ def show_statistics(found: DatasetDescription) -> None:
         column.justify = "right"
     for field in found.spec.fields:
         row = found.statistics["all"][field.name]
-        table.add_row(
-            escape(field.name), escape(field.unit), *(f"{row[name]:.5g}" for name in columns)
-        )
+        table.add_row(field.name, field.unit, *(f"{row[name]:.5g}" for name in columns))
     console.print(table)
     if found.spec.num_frames > 1:
         console.print("delta_std: standard deviation of the change from one frame to the next")

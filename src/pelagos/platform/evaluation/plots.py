@@ -24,6 +24,7 @@ from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from PIL import Image as PillowImage
 
+from pelagos.infra.figures import write_png
 from pelagos.platform.evaluation.evaluate import (
     BASELINES,
     DatasetEvaluation,
@@ -52,7 +53,7 @@ _SPECTRUM_RANGE = 1e-9  # fp32 data carries nothing below
 def figure_png(figure: Figure, dpi: int = 130) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    write_png(figure, buffer, dpi=dpi)
     return buffer.getvalue()
 
 
