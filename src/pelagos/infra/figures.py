@@ -13,7 +13,19 @@ MOST_CHARACTERS = 200
 
 
 def write_png(figure: Figure, target: str | Path | IO[bytes], **options: Any) -> None:
-    """Save a figure. A `$` in its texts begins no formula, and long texts are cut.
+    """Save a figure, its texts as they stand."""
+    keep_texts(figure)
+    figure.savefig(target, format="png", **options)
+
+
+def lay_out(figure: Figure) -> None:
+    """Decide where everything of a figure goes, its texts as they stand."""
+    keep_texts(figure)
+    figure.draw_without_rendering()
+
+
+def keep_texts(figure: Figure) -> None:
+    """Let a `$` in the texts of a figure begin no formula, and cut long texts.
 
     Matplotlib would read what stands between two of them as a formula, and fail where it is none.
     """
@@ -23,7 +35,6 @@ def write_png(figure: Figure, target: str | Path | IO[bytes], **options: Any) ->
             text.set_parse_math(False)
         if len(text.get_text()) > MOST_CHARACTERS:
             text.set_text(f"{text.get_text()[: MOST_CHARACTERS - 1]}\N{HORIZONTAL ELLIPSIS}")
-    figure.savefig(target, format="png", **options)
 
 
 def _formulas(figure: Figure) -> Iterator[int]:
