@@ -167,8 +167,8 @@ def _differences(stored: Statistics, found: Statistics) -> list[str]:
     for split, fields in stored.items():
         for name, row in fields.items():
             for key, value in row.items():
-                here = found[split][name][key]
-                scale = RELATIVE_TOLERANCE * row["rms"]
+                here = found[split][name].get(key, math.nan)
+                scale = RELATIVE_TOLERANCE * row.get("rms", row["std"])
                 if not math.isclose(value, here, rel_tol=RELATIVE_TOLERANCE, abs_tol=scale):
                     sentences.append(f"{split}: {name} {key} is {value}, the data has {here}")
     return sentences

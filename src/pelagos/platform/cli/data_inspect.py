@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -104,7 +105,9 @@ def show_statistics(found: DatasetDescription) -> None:
         column.justify = "right"
     for field in found.spec.fields:
         row = found.statistics["all"][field.name]
-        table.add_row(field.name, field.unit, *(f"{row[name]:.5g}" for name in columns))
+        table.add_row(
+            field.name, field.unit, *(f"{row.get(name, math.nan):.5g}" for name in columns)
+        )
     console.print(table)
     if found.spec.num_frames > 1:
         console.print("delta_std: standard deviation of the change from one frame to the next")

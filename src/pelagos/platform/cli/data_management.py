@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,7 +67,9 @@ def stats(
         print_json(found.to_json())
     else:
         for name, row in found.statistics["all"].items():
-            numbers = "  ".join(f"{k} {row[k]:.6g}" for k in ("mean", "std", "min", "max"))
+            numbers = "  ".join(
+                f"{k} {row.get(k, math.nan):.6g}" for k in ("mean", "std", "min", "max")
+            )
             console.print(f"{name}: {numbers}", soft_wrap=True)
         for sentence in found.differences:
             console.print(Text("differs", style="red"), sentence, soft_wrap=True)
