@@ -373,6 +373,7 @@ class KubernetesCluster(Cluster):
                 input=stdin,
                 capture_output=True,
                 text=True,
+                errors="replace",  # what pods print is any bytes
                 timeout=2 * TIMEOUT_SECONDS,
             )
         except FileNotFoundError as error:
