@@ -67,6 +67,22 @@ def test_a_local_record_of_anothers_is_kept(
     assert of_another.job().tracking.uri == "sqlite:///mlflow.db"
 
 
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////home/victim/app.sqlite", "sqlite:///../app.sqlite", "file:///home/victim"]
+)
+def test_a_path_of_anothers_choice_is_no_place_for_records(
+    of_another: RunDirectory,
+    resolved: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    uri: str,
+) -> None:
+    """MLflow would make its tables in whatever file of the reader's is there."""
+    of_another.path.joinpath("job.yaml").write_text(resolved(uri))
+    assert of_another.job().tracking.uri is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert of_another.job().tracking.uri == uri
+
+
 @pytest.fixture
 def resolved() -> Callable[[str], str]:
     def text(uri: str) -> str:
