@@ -4,6 +4,7 @@ name; nothing hangs, nothing is written elsewhere."""
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def change_state(checkpoint: Path, key: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("forecaster", [], "does not describe a trained network"),
+        ("forecaster", [], "trainer.json is none of a training: forecaster"),
+        ("forecaster", GONE, "does not describe a trained network"),
         ("forecaster.model.config.depths.0", 10**9, "far more than there are weights"),
         ("forecaster.model.config.skip_connections.0", 10**9, "far more than there are weights"),
         ("forecaster.model.config.embed_dim", 10**9, "cannot be built|do not fit"),
@@ -138,7 +140,35 @@ def test_the_best_checkpoint_is_a_step_or_none(
     change_state(checkpoint, "best", best)
     done = pelagos("evaluate", "other", f"runs_dir={trained.path.parent}", "checkpoint=best")
     assert done.exit_code == 2
-    assert "has no best checkpoint" in done.output
+    assert "trainer.json is none of a training: best" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("streams", GONE, "does not say which samples came before"),
+        ("streams", 5, "streams"),
+        ("streams.mixture", {}, "streams.mixture.fields"),
+        ("streams.mixture.datasets", GONE, "the data changed"),
+        ("streams.mixture.datasets", "x", "streams.mixture.datasets"),
+        ("streams.mixture.datasets.0", None, "streams.mixture.datasets.0"),
+        ("streams.seed", GONE, "streams.seed"),
+        ("best", 5, "best"),
+        ("run", [], "run"),
+    ],
+)
+def test_a_run_does_not_go_on_from_a_state_that_is_none(
+    trained: RunDirectory, tmp_path: Path, key: str, value: object, told: str
+) -> None:
+    run = tmp_path / "runs" / "other"
+    shutil.copytree(trained.path, run)
+    change_state(run / "checkpoints" / directory_name(1), key, value)
+    runs = str(run.parent)
+    done = pelagos(
+        "resume", "other", "--runs-dir", runs, "--from", "last", "schedule.total_steps=2"
+    )
+    assert done.exit_code == 2
+    assert told in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize("name", [TRAINER_STATE, MANIFEST, ".metadata", "__0_0.distcp"])

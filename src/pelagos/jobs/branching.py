@@ -28,6 +28,7 @@ from pelagos.platform.checkpoint import (
     CheckpointStore,
     named_step,
 )
+from pelagos.platform.checkpoint.trainer_state import streams_of
 from pelagos.platform.config.overrides import value_at
 from pelagos.platform.mlflow_store import part_with_run
 from pelagos.platform.runs import (
@@ -62,7 +63,9 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
             return
         before, after = run.job(), run.revised_job(overrides, CHANGEABLE_IN_A_BRANCH)
         source, step = _checkpoint(run, which)
-        check_identity(run, source.uri, step, source.trainer_state(step))
+        state = source.trainer_state(step)
+        check_identity(run, source.uri, step, state)
+        streams_of(state, f"{source.uri} step {step}")  # or nothing could go on from the branch
         if after.schedule.total_steps <= step:
             raise RunError(
                 f"run {run.name!r}: schedule.total_steps is {after.schedule.total_steps}, the "

@@ -16,6 +16,7 @@ from pelagos.jobs.network_checks import check_network
 from pelagos.jobs.parts import build_parts, check_parts, options_for, unique_names
 from pelagos.jobs.register import register_model
 from pelagos.platform.checkpoint import CheckpointStore
+from pelagos.platform.checkpoint.trainer_state import streams_of
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.launch import Watcher, join_as_rank, launch
 from pelagos.platform.mlflow_store import RecordedRun, check_tracking, recorded_run
@@ -164,7 +165,7 @@ def _check_continues(job: TrainingJob, mixture: Mixture, directory: RunDirectory
         mixture, job.seed, data.global_batch_size, data.run_length, data.order_version
     )
     try:
-        sampler.check_state(state["streams"])
+        sampler.check_state(streams_of(state, f"{store.uri} step {step}"))
         check_network(job, state)
     except ValueError as error:
         raise RunError(f"run {directory.name!r} is as it was: {error}") from error

@@ -108,7 +108,7 @@ def bring_checkpoint(
     uri = run.checkpoint_uri_after(len(run.take_overs()) + 1)
     target = CheckpointStore(uri, options_for(uri, run.job().storage))
     empty_place(target)  # one that was cut off before it was recorded
-    best = store.trainer_state(step)["best"]
+    best = store.trainer_state(step).get("best")
     if best and best["step"] in [info.step for info in store.complete()]:
         copy_checkpoint(store, best["step"], target)
     copy_checkpoint(store, step, target)
@@ -140,5 +140,5 @@ def _tidy(store: CheckpointStore) -> None:
     newest = store.latest_step()
     if newest is None:
         return
-    best = store.trainer_state(newest)["best"]
+    best = store.trainer_state(newest).get("best")
     store.prune(1, {best["step"]} if best else set())

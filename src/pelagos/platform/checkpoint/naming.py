@@ -1,8 +1,5 @@
 """Which checkpoint `last`, `best` or a number means: decided once, for every verb."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from pelagos.platform.checkpoint.manifest import CheckpointError
 from pelagos.platform.checkpoint.store import CheckpointStore
 
@@ -20,13 +17,14 @@ def named_step(store: CheckpointStore, which: str) -> int:
         return steps[-1]
     listed = ", ".join(map(str, steps))
     if which == "best":
-        best = _best_step(store.trainer_state(steps[-1]))
-        if best is None:
+        told = store.trainer_state(steps[-1]).get("best")
+        if told is None:
             raise CheckpointError(
                 f"{store.uri} has no best checkpoint: no validation was made at a step that was "
                 f"saved. Let validation.every_steps be a multiple of checkpoint.every_steps, or take "
                 f"last or one of {listed}"
             )
+        best = int(told["step"])
         if best not in steps:
             raise CheckpointError(
                 f"{store.uri}: the best checkpoint, of step {best}, was not kept "
@@ -38,9 +36,3 @@ def named_step(store: CheckpointStore, which: str) -> int:
     raise CheckpointError(
         f"{store.uri}: checkpoint {which!r}: expected last, best or one of {listed}"
     )
-
-
-def _best_step(state: Mapping[str, Any]) -> int | None:
-    best = state.get("best")
-    step = best.get("step") if isinstance(best, dict) else None
-    return step if isinstance(step, int) else None

@@ -48,6 +48,7 @@ from pelagos.platform.checkpoint.pieces import (
     write_pieces,
 )
 from pelagos.platform.checkpoint.places import LocalPlace, Place, RemotePlace
+from pelagos.platform.checkpoint.trainer_state import checked_state
 
 SHOWN_DIFFERENCES = 10
 COLLECTIVE_TIMEOUT_SECONDS = 600
@@ -269,9 +270,7 @@ class CheckpointStore:
             state = parse_json(read_regular(directory / TRAINER_STATE, follow_links=True))
         except ValueError as error:
             raise CheckpointError(f"{self.uri} step {step}: {TRAINER_STATE} is no JSON") from error
-        if not isinstance(state, dict):
-            raise CheckpointError(f"{self.uri} step {step}: {TRAINER_STATE} holds no mapping")
-        return state
+        return checked_state(state, f"{self.uri} step {step}")
 
     def load(
         self, step: int, tensors: dict[str, Tensor], may_lack: Sequence[str] = ()
