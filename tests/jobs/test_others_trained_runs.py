@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
+from pelagos.jobs.forecaster import Forecaster, as_arrays
 from pelagos.jobs.parts import build_parts
 from pelagos.jobs.sweep_trials import RECORD_NAME, Trial, read_result, write_result
 from pelagos.jobs.take_over import job_since
@@ -307,3 +309,28 @@ def test_a_sweep_of_hostile_names_is_drawn_and_escaped(tmp_path: Path) -> None:
     page = write_sweep_report(SweepReport(NAME, rows, None), tmp_path).read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"fields": 5, "lead_time": 5},
+        {"fields": [[1], [2, 3]], "lead_time": [1]},
+        {"fields": [[["x"]]], "lead_time": [1]},
+        {"fields": [[[[0.0] * 16] * 16]], "lead_time": [1]},
+        {"fields": [[[[0.0] * 16] * 16] * 2], "lead_time": []},
+        {"fields": [[[[0.0] * 3] * 5] * 2], "lead_time": [1]},
+    ],
+)
+def test_a_request_to_a_served_model_is_checked(
+    trained: RunDirectory, request_: dict[str, Any]
+) -> None:
+    forecaster, _ = Forecaster.from_run(trained)
+
+    def answer() -> torch.Tensor:
+        fields, lead_time = as_arrays(request_)
+        return forecaster.predict(torch.from_numpy(fields), torch.from_numpy(lead_time))
+
+    with pytest.raises(ValueError, match="."):  # of whichever part
+        answer()

@@ -253,7 +253,14 @@ def store_weights(
 
 
 def as_arrays(model_input: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return `fields [batch, channel, y, x]` and `lead_time [batch]` of an MLflow request."""
+    """Return `fields [batch, channel, y, x]` and `lead_time [batch]` of an MLflow request.
+
+    Raises:
+        ValueError: one of them is absent, or holds other things than numbers.
+    """
+    absent = [key for key in ("fields", "lead_time") if key not in model_input]
+    if absent:
+        raise ValueError(f"the request has no {' and no '.join(absent)}")
     return (
         np.asarray(model_input["fields"], dtype=np.float32),
         np.asarray(model_input["lead_time"], dtype=np.float32).reshape(-1),
