@@ -271,6 +271,7 @@ def test_malformed_take_overs_are_named(make_job: Callable[..., PretrainJob], to
         *({"errors": value} for value in (5, {"direct": "x"}, {"direct": [1e9]}, [1])),
         *({"validation_loss": value} for value in ("x", [1.0])),
         *({"unscored": value} for value in (5, [5])),
+        {"cause": "\ud800"},
         *({"steps": "x"}, {"baselines": {"mean": 5}}, {"cause": {}}, {"inputs": [1]}),
     ],
 )
