@@ -18,7 +18,8 @@ from pelagos.data_pipelines.generate.tasks import GenerationRequest, dataset_spe
 from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.store import create_dataset, open_dataset
 from pelagos.jobs import evaluate, finetune
-from pelagos.jobs.forecaster import Forecaster, described_network
+from pelagos.jobs.described_parts import described_network
+from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import build_model, build_objective, check_parts
 from pelagos.jobs.sweep_checks import check_labels
 from pelagos.jobs.sweep_trials import trials_of

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from pelagos.jobs import sources
 from pelagos.jobs.forecaster import DESCRIPTION_FILE, Forecaster
-from pelagos.models.pretrained import WEIGHTS_FILE
+from pelagos.models.pretrained import WEIGHTS_FILE, read_config, read_weights
 from pelagos.platform.config.finetune import SourceConfig
 from pelagos.platform.config.schema import ModelConfig, StorageConfig
 
@@ -79,3 +79,12 @@ def test_descriptions_that_are_none_are_named_with_their_key(
     config = SourceConfig(uri=str(tmp_path))
     with pytest.raises(ValueError, match=told):
         sources.open_source(config, ModelConfig(name="fno"), "runs", StorageConfig(), "")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_description_of_weights_is_short(tmp_path: Path, name: str) -> None:
+    """A file of holes takes no disk, and took as much memory as it claims to be long."""
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(ValueError, match=name):
+        (read_config if name == "config.json" else read_weights)(tmp_path)

@@ -2,13 +2,18 @@
 
 import io
 import logging
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 from rich.table import Table
+from rich.text import Text
+from typer.testing import CliRunner
 
 from pelagos.platform.cli import common
-from pelagos.platform.cli.common import HarmlessConsole
+from pelagos.platform.cli.main import app
+from pelagos.platform.terminal import HarmlessConsole, harmless
 
 # sets the title, clears the screen, writes to the clipboard, turns text red, rings, C1's own CSI
 ATTACK = "a\x1b]0;title\x07b\x1b[2Jc\x1b]52;c;ZXZpbA==\x07d\x1b[31me\x9b2Jf\rg\x08h"
@@ -35,15 +40,56 @@ def test_texts_hold_no_commands_to_the_terminal(renderable: object) -> None:
     assert all(letter in text for letter in "abcdefgh")
 
 
-def test_a_name_that_is_no_markup_is_shown_as_it_is() -> None:
-    assert "run [/x] of [/red]" in shown("run [/x] of [/red]")
-    table = Table(title="[/t]")
-    table.add_row("[/cell]")
-    assert "[/cell]" in shown(table)
+MARKUP = "run [/x] of [red]a[/red] [link=https://evil.example]b[/link] :warning: [blink]c"
+
+
+def test_markup_in_a_name_is_shown_as_it_is() -> None:
+    assert shown(MARKUP) == f"{MARKUP}\n"
+    table = Table(MARKUP, title=MARKUP)
+    table.add_row(MARKUP)
+    text = shown(table)
+    assert re.sub(r"\x1b\[[0-9;]*m", "", text).count(MARKUP) == 3
+    assert "\x1b]8" not in text  # a link of terminals
+
+
+def test_what_turns_the_direction_of_writing_is_replaced() -> None:
+    text = shown("a\u202eb\u2066c\u2028d\ud800e")
+    assert text == "a\ufffdb\ufffdc\ufffdd\ufffde\n"
+    assert harmless("a\u202eb\ud800c") == "abc"
 
 
 def test_colours_of_ones_own_stay() -> None:
-    assert "\x1b[31mred\x1b[0m" in shown("[red]red[/red]")
+    assert "\x1b[31mred\x1b[0m [red]name" in shown(Text("red", style="red"), "[red]name")
+
+
+def test_no_text_of_the_source_asks_for_markup() -> None:
+    """Colours are `Text`: a string with markup would be shown with its brackets."""
+    root = Path(__file__).parents[2] / "src/pelagos"
+    markup = re.compile(
+        r"\[/?(red|green|yellow|cyan|blue|bold|link)\b[^\]]*\]|from_markup|markup=True"
+        r"|(?<!Harmless)(?<!\w)Console\(\)|TextColumn\((?!.*markup=False)(?!\"left\")"
+    )
+    found = [
+        f"{path.relative_to(root)}:{number}: {line.strip()}"
+        for path in root.rglob("*.py")
+        if path.name != "terminal.py"
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if markup.search(line)
+    ]
+    assert found == []
+
+
+def test_halves_of_characters_in_a_record_stop_nobodys_list(tmp_path: Path) -> None:
+    """A terminal cannot be sent them: one such record was a traceback instead of everyone's runs."""
+    run = tmp_path / "runs" / "other"
+    run.mkdir(parents=True)
+    training = Path(__file__).parents[2] / "configs/quickstart/pretrain.yaml"
+    (run / "job.yaml").write_text(training.read_text())
+    (run / "status.json").write_text('{"state": "\\ud800", "cause": "[/red]\\udfff"}')
+    for verb in (["list"], ["status", "other"]):
+        done = CliRunner().invoke(app, [*verb, "--runs-dir", str(run.parent)])
+        assert (done.exit_code, done.exception) == (0, None), done.output
+        assert "other" in done.output
 
 
 def test_errors_are_shown_by_such_a_console(capsys: pytest.CaptureFixture[str]) -> None:

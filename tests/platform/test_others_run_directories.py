@@ -83,6 +83,22 @@ def test_anothers_run_goes_on_once_the_user_has_said_where_its_records_go(
     of_another.require_believed(of_another.revised_job(STRANGE), STRANGE)
 
 
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////home/victim/app.sqlite", "sqlite:///../app.sqlite", "file:///home/victim"]
+)
+def test_a_path_of_anothers_choice_is_no_place_for_records(
+    of_another: RunDirectory,
+    resolved: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    uri: str,
+) -> None:
+    """MLflow would make its tables in whatever file of the reader's is there."""
+    of_another.path.joinpath("job.yaml").write_text(resolved(uri))
+    assert of_another.job().tracking.uri is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert of_another.job().tracking.uri == uri
+
+
 @pytest.fixture
 def resolved() -> Callable[[str], str]:
     def text(uri: str) -> str:

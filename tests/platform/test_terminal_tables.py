@@ -5,24 +5,26 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from pelagos.platform.terminal_tables import Column, print_table
 
 LEADS = ["0.05", "0.1", "0.15"]
 
 
-def errors(seed: int, markup: str = "") -> list[str]:
+def errors(seed: int, style: str = "") -> list[str | Text]:
     draw = np.random.default_rng(seed).uniform(1, 200, (len(LEADS), 2))
     texts = [f"{share:.2f}% / {vrmse:.2f}" for share, vrmse in draw]
-    return [f"[{markup}]{text}[/]" if markup else text for text in texts]
+    return [Text(text, style=style) if style else text for text in texts]
 
 
-def numbers(texts: list[str]) -> Counter[str]:
-    return Counter(n for text in texts for n in re.findall(r"\d+\.\d+%?", text))
+def numbers(texts: Sequence[str | Text]) -> Counter[str]:
+    return Counter(n for text in texts for n in re.findall(r"\d+\.\d+%?", str(text)))
 
 
 def printed(columns: list[Column], width: int, index: Column | None = None) -> list[str]:
@@ -44,7 +46,11 @@ COLUMNS = [
     Column("ensemble", errors(2)),
     Column("persistence", errors(3)),
     Column("mean", errors(4)),
-    Column("beats", ["[yellow]persistence only[/]", "[red]neither[/]", "both"], is_text=True),
+    Column(
+        "beats",
+        [Text("persistence only", style="yellow"), Text("neither", style="red"), "both"],
+        is_text=True,
+    ),
 ]
 
 
@@ -72,10 +78,10 @@ def test_every_number_is_on_one_line_and_none_is_lost(width: int) -> None:
 def test_a_wide_terminal_has_both_errors_in_one_line() -> None:
     lines = lines_of(printed(COLUMNS, 140))
     assert len(lines) == len(LEADS)
-    assert COLUMNS[0].cells[0] in lines[0]
+    assert str(COLUMNS[0].cells[0]) in lines[0]
     stacked = lines_of(printed(COLUMNS, 80))
     assert len(stacked) == 2 * len(LEADS)
-    share, vrmse = COLUMNS[0].cells[0].split(" / ")
+    share, vrmse = str(COLUMNS[0].cells[0]).split(" / ")
     assert stacked[0].index(share) == stacked[1].index(vrmse)  # one below the other
 
 

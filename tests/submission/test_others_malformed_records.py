@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from pelagos.infra.clusters.storage_check import check_store
 from pelagos.infra.directory_store import DirectoryStore
 from pelagos.infra.object_store import StorageError
 from pelagos.jobs import run_queue
@@ -220,3 +221,29 @@ def test_files_of_others_runs_do_not_hang_nor_hide_the_other_runs(
         for arguments in (["status", directory.name], ["checkpoint", "inspect", directory.name]):
             shown = CliRunner().invoke(app, [*arguments, "--runs-dir", str(runs)])
             assert shown.exception is None or isinstance(shown.exception, SystemExit), arguments
+
+
+def test_no_folder_of_a_storage_leads_elsewhere_over_a_link(tmp_path: Path) -> None:
+    """Also `doctor` and `submit` write where somebody else may have made the folders first."""
+    storage, victim = tmp_path / "storage", tmp_path / "victim"
+    storage.mkdir()
+    victim.mkdir()
+    (victim / "secret").write_text("mine")
+    store = DirectoryStore(str(storage))
+    for folder in ("checks", "records", "code"):
+        (storage / folder).symlink_to(victim)
+        for attempt in (
+            lambda key: store.create(key, b"planted"),
+            lambda key: store.write(key, b"planted"),
+            store.read,
+            lambda key: store.delete([key]),
+        ):
+            with pytest.raises(StorageError, match="over a link"):
+                attempt(f"{folder}/secret")
+    check = check_store(store)
+    assert not check.ok
+    assert "over a link" in check.seen
+    assert {path.name: path.read_text() for path in victim.iterdir()} == {"secret": "mine"}
+    whole = tmp_path / "by-another-name"
+    whole.symlink_to(storage)
+    assert DirectoryStore(str(whole)).create("plain/key", b"x")

@@ -40,7 +40,20 @@ def test_the_image_copies_what_there_is_and_code_last() -> None:
     installs = [i for i, s in enumerate(steps) if s[0] == "RUN" and "pip install" in s[1]]
     code = next(i for i, s in enumerate(steps) if s == ["COPY", "src /opt/build/src"])
     assert [i for i in installs if i > code] == [code + 1]
-    assert "--no-deps" in steps[code + 1][1]
+    assert "--no-deps --no-build-isolation" in steps[code + 1][1]
+    # all else by its sha256: an index cannot choose what is installed
+    others = [steps[i][1] for i in installs if i < code]
+    locks = [re.findall(r"requirements/(\S+)", step) for step in others]
+    assert locks == [["${TORCH_LOCK}"], ["wheels.lock"], ["sources.lock"]]
+    assert all("--no-deps --require-hashes" in step for step in others)
+    assert [("--only-binary :all:" in s, "--no-build-isolation" in s) for s in others] == [
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
+    (lock,) = (s[1].partition("=")[2] for s in steps if s[1].startswith("TORCH_LOCK="))
+    for name in (lock, "torch-cpu.lock", "wheels.lock", "sources.lock"):
+        assert (ROOT / "requirements" / name).exists()
     users = [step[1] for step in steps if step[0] == "USER"]
     uid = KUBERNETES.run_as_user
     assert users == [f"{uid}:{uid}"]

@@ -308,7 +308,8 @@ def _compare_statistics(stored: Statistics, recomputed: Statistics) -> list[Dama
         for split, fields in stored.items()
         for name, row in fields.items()
         for key, value in row.items()
-        if not _is_close(value, found := recomputed[split][name][key], scale=row["rms"])
+        for found in [recomputed[split][name].get(key, math.nan)]
+        if not _is_close(value, found, scale=row.get("rms", row["std"]))
     ]
 
 

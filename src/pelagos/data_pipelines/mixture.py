@@ -328,7 +328,7 @@ class Mixture:
         if "digests" in state:
             changes += changes_of_digests(state["digests"], mine["datasets"])
         else:
-            changes += changes_of_datasets(state["datasets"], mine["datasets"])
+            changes += changes_of_datasets(state.get("datasets", []), mine["datasets"])
         if changes:
             raise ValueError(
                 "the data changed since the checkpoint was written, so the order of samples would "

@@ -22,6 +22,7 @@ from pelagos.data_pipelines.plot_parts import (
 from pelagos.data_pipelines.plots_of_lines import line_sheet
 from pelagos.data_pipelines.plots_of_volumes import slice_sheet
 from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.infra.figures import write_png
 
 _CELL_INCHES, _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP = 1.25, 1.35, 0.75, 0.75, 0.15, 0.06
 
@@ -56,7 +57,7 @@ def contact_sheet(
     what = {1: " points", 2: "", 3: ", middle planes"}[len(spec.grid_shape)]
     title = f"{spec.name}   {spec.num_trajectories} trajectories, {grid}{what}"
     figure.text(0.5, 1 - 0.22 / figure.get_figheight(), title, ha="center", fontsize=11)
-    figure.savefig(path, dpi=DPI, format="png", facecolor="white")
+    write_png(figure, path, dpi=DPI, facecolor="white")
 
 
 def _image_sheet(dataset: ReadableDataset, chosen: Sequence[int], times: Sequence[int]) -> Figure:

@@ -100,6 +100,12 @@ class DirectoryStore:
         path = Path(os.path.normpath(self.root / key))
         if not path.is_relative_to(self.root):
             raise StorageError(f"{key!r} leads out of {self.root}")
+        found = path if path == self.root else path.parent
+        if not found.resolve().is_relative_to(self.root.resolve()):
+            raise StorageError(
+                f"{found} leads out of {self.root} over a link, to {found.resolve()}: nothing is read "
+                f"or written there. The storage as a whole may be a link, its folders may not"
+            )
         return path
 
 

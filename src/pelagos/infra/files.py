@@ -50,7 +50,15 @@ def read_regular(path: Path, start: int = 0, *, follow_links: bool = False) -> b
     Raises:
         OSError: as `open_regular`; or it claims to be longer than the memory that one piece may take.
     """
-    descriptor = open_regular(path, follow_links=follow_links)
+    return read_opened(open_regular(path, follow_links=follow_links), path, start)
+
+
+def read_opened(descriptor: int, path: Path, start: int = 0) -> bytes:
+    """Return the bytes of an open file from `start` on, and close it.
+
+    Raises:
+        OSError: it claims to be longer than the memory that one piece may take.
+    """
     with os.fdopen(descriptor, "rb") as file:
         num_bytes = os.fstat(descriptor).st_size - start
         if num_bytes > memory_budget():

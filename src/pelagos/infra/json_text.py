@@ -1,21 +1,38 @@
 """JSON that others wrote: its value, or a ValueError, however it is damaged."""
 
 import json
+import re
 from typing import Any
 
 from pydantic import ValidationError
+
+# Where there may be one half of a pair that stands for a character.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+_HALF_OF_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
 def parse_json(content: str | bytes) -> Any:
     """Return what `content` says.
 
     Raises:
-        ValueError: it is no JSON, or nested deeper than Python reads (about a thousand levels).
+        ValueError: it is no JSON, nested deeper than Python reads (about a thousand levels), or holds
+            half of a character, which no file and no terminal takes.
     """
     try:
-        return json.loads(content)
+        value = json.loads(content)
+        if _may_have_halves(content):
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds half of a character (a lone surrogate)") from error
+    return value
+
+
+def _may_have_halves(content: str | bytes) -> bool:
+    if isinstance(content, str):
+        return _HALF.search(content) is not None
+    return _HALF_OF_BYTES.search(content) is not None
 
 
 def first_problem(error: ValidationError, whole: str) -> str:

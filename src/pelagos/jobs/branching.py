@@ -20,14 +20,15 @@ from pelagos.jobs.parts import check_parts, options_for
 from pelagos.jobs.take_over import (
     bring_checkpoint,
     is_effective,
+    job_since,
     make_effective,
-    with_settings,
 )
 from pelagos.platform.checkpoint import (
     CheckpointError,
     CheckpointStore,
     named_step,
 )
+from pelagos.platform.checkpoint.trainer_state import streams_of
 from pelagos.platform.config.differences import changed_keys
 from pelagos.platform.config.overrides import value_at
 from pelagos.platform.mlflow_store import part_with_run
@@ -62,7 +63,9 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
             return
         before, after = run.job(), run.revised_job(overrides, CHANGEABLE_IN_A_BRANCH)
         source, step = _checkpoint(run, which)
-        check_identity(run, source.uri, step, source.trainer_state(step))
+        state = source.trainer_state(step)
+        check_identity(run, source.uri, step, state)
+        streams_of(state, f"{source.uri} step {step}")  # or nothing could go on from the branch
         if after.schedule.total_steps <= step:
             raise RunError(
                 f"run {run.name!r}: schedule.total_steps is {after.schedule.total_steps}, the "
@@ -121,9 +124,10 @@ def _is_whole(run: RunDirectory) -> bool:
 
 def _make_effective(run: RunDirectory, record: dict[str, Any]) -> None:
     """Let the run be what its last record says; the event comes last, and says that this is done."""
+    job = job_since(run, record)
     run.keep_metrics_until(record["step"])
     part_with_run(run)
-    run.replace_job(with_settings(run, {key: v[1] for key, v in record["settings"].items()}))
+    run.replace_job(job)
     run.append_event(BRANCHED, **record)
     run.set_status("stopped", is_tracked=False)
 

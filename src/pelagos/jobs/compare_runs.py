@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
+from pelagos.infra.files import below
 from pelagos.jobs.evaluate import measure
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.evaluation.evaluate import BASELINES, DatasetEvaluation
@@ -57,28 +58,26 @@ def run(jobs: Sequence[EvaluateJob], console: Console | None = None) -> CompareR
             evaluations[job.run], _ = measure(job, initial)
     shared = shared_datasets(evaluations)
     first = jobs[0]
-    default = (
-        Path(first.runs_dir) / COMPARISONS / "-vs-".join(names)[:MAX_NAME_LENGTH] / first.split
-    )
-    directory = Path(first.output_dir) if first.output_dir else default
+    name = f"{COMPARISONS}/{'-vs-'.join(names)[:MAX_NAME_LENGTH]}/{first.split}"
+    directory = Path(first.output_dir) if first.output_dir else below(Path(first.runs_dir), name)
     report = write_side_by_side(shared, told, directory)
     if console is not None:
         for data in shared:
             _show(data, console)
-        console.print(f"report: {report}", markup=False, soft_wrap=True)
+        console.print(f"report: {report}", soft_wrap=True)
     return CompareResult(report, {"runs": told, **numbers(shared)})
 
 
 def _show(data: SharedDataset, console: Console) -> None:
     verdicts = {c.run: judge(c.evaluation, data.groups) for c in data.contenders}
     for warning in (*warnings_of(verdicts.items()), *data.warnings()):
-        console.print(f"[red]warning:[/red] {escape(f'{data.name}, {warning}')}", soft_wrap=True)
+        console.print(Text("warning:", style="red"), f"{data.name}, {warning}", soft_wrap=True)
     rows, count = data.rows(), len(data.first.trajectories)
     columns = [
         Column(
             f"{c.run}\n{c.method}{', averaged' if c.evaluation.weights == 'ema' else ''}",
             [
-                f"[green]{row.errors[c.run]}[/]" if row.best == c.run else str(row.errors[c.run])
+                Text(str(row.errors[c.run]), style="green" if row.best == c.run else "")
                 for row in rows
             ],
         )
@@ -96,4 +95,4 @@ def _show(data: SharedDataset, console: Console) -> None:
         *(f"{run} {verdict.sentence}" for run, verdict in verdicts.items()),
     ]
     for sentence in (*told, *data.first.notes()):
-        console.print(f"  {sentence}", markup=False, soft_wrap=True)
+        console.print(f"  {sentence}", soft_wrap=True)

@@ -40,6 +40,7 @@ from pelagos.jobs.shard_work import (
     shard_progress,
 )
 from pelagos.platform.config.schema import ResourcesConfig
+from pelagos.platform.terminal import HarmlessConsole
 
 MAX_DEFAULT_WORKERS = 4
 MAX_DIFFERENCE = 200  # characters shown of one entry in which two specifications differ
@@ -99,23 +100,23 @@ def run(
         DatasetError: the destination's address has an empty part.
         FileExistsError: another dataset is there.
     """
-    console = console or Console(quiet=True)
+    console = console or HarmlessConsole(quiet=True)
     options = options or ConvertOptions()
     reject_empty_parts(uri, DatasetError, split_options(storage_options)[0].backend)
     found, spec = plan(source, options)
     for note in found.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False)
     started = time.monotonic()
     with _launcher(num_workers, ray_address) as launch, shard_progress(console) as progress:
         reports: list[ShardReport] = []
         if not overwrite and _is_there(uri, spec, storage_options):
-            console.print(f"{uri} is complete already", markup=False)
+            console.print(f"{uri} is complete already")
         else:
             reports = _convert(found, spec, uri, overwrite, storage_options, launch, progress)
         metrics = _metrics(spec, reports, time.monotonic() - started)
         seen = _notes_of(reports)
         for note in seen:
-            console.print(f"note: {note}", highlight=False, markup=False)
+            console.print(f"note: {note}", highlight=False)
         notes = (*found.notes, *seen)
         if not verify:
             return ConvertResult(uri, spec, notes, metrics)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from pelagos.data_pipelines.physics import DatasetPhysics, NoPhysics, dataset_physics
 from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.infra.files import below
 from pelagos.jobs.datasets import open_recorded
+from pelagos.jobs.described_parts import recorded_datasets
 from pelagos.jobs.field_checks import given_in
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import unique_names
@@ -70,12 +72,12 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     """
     trained = _load(job)
     directory, training = trained.directory, trained.training
+    output = _output(job, directory)
     if trained.forecaster.objective.call == "image":
         return _run_on_images(job, trained, console)
     evaluations = _evaluations(job, trained, with_physics=job.physics)
     stabilities = _stabilities(job, trained) if job.stability_steps else []
     provenance = _provenance(job, trained)
-    output = _output(job, directory)
     report, _ = write_report(evaluations, provenance, output, stabilities)
     values = numbers(evaluations, provenance, stabilities)
     if job.tracking:
@@ -127,7 +129,10 @@ def _provenance(job: EvaluateJob, trained: _TrainedRun) -> Provenance:
 
 
 def _output(job: EvaluateJob, directory: RunDirectory) -> Path:
-    return Path(job.output_dir) if job.output_dir else directory.path / "evaluation" / job.split
+    """Where the report goes. Raises ValueError: a link in the run's directory leads elsewhere."""
+    if job.output_dir:
+        return Path(job.output_dir)
+    return below(directory.path, f"evaluation/{job.split}")
 
 
 def measure(job: EvaluateJob, initial_frame: int = 0) -> tuple[list[DatasetEvaluation], int]:
@@ -149,7 +154,7 @@ def _evaluations(
     leads = _lead_steps(job, trained.training)
     evaluations = [
         _evaluate(job, trained, record, leads, initial_frame, with_physics)
-        for record in trained.forecaster.description["datasets"]
+        for record in recorded_datasets(trained.forecaster.description)
     ]
     # verdicts and records are by name: datasets of one name are told apart as in training
     names = unique_names([evaluation.data.name for evaluation in evaluations])
@@ -162,7 +167,7 @@ def _stabilities(job: EvaluateJob, trained: _TrainedRun) -> list[Stability]:
     """Return how rollouts of `stability_steps` steps fare, on each of the run's datasets."""
     training, forecaster = trained.training, trained.forecaster
     found = []
-    for record in forecaster.description["datasets"]:
+    for record in recorded_datasets(forecaster.description):
         dataset = open_recorded(record["uri"], training)
         data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
         found.append(
@@ -314,17 +319,17 @@ def _show(
 ) -> None:
     verdicts = {evaluation.data.name: judge(evaluation) for evaluation in evaluations}
     for warning in warnings_of(verdicts.items()):
-        console.print(f"[red]warning:[/red] {escape(warning)}", soft_wrap=True)
+        console.print(Text("warning:", style="red"), warning, soft_wrap=True)
     for evaluation in evaluations:
         for warning in evaluation.warnings():
-            told = escape(f"{evaluation.data.name}: {warning}")
-            console.print(f"[red]warning:[/red] {told}", soft_wrap=True)
+            told = f"{evaluation.data.name}: {warning}"
+            console.print(Text("warning:", style="red"), told, soft_wrap=True)
     for evaluation in evaluations:
         verdict = verdicts[evaluation.data.name]
         _print_errors(console, evaluation, verdict)
-        console.print(f"  the model {verdict.sentence}", markup=False, soft_wrap=True)
+        console.print(f"  the model {verdict.sentence}", soft_wrap=True)
         for note in evaluation.notes():
-            console.print(f"  {note}", markup=False, soft_wrap=True)
+            console.print(f"  {note}", soft_wrap=True)
     for stability in stabilities:
         steps, count = len(stability.times), len(stability.first_non_finite)
         console.print(
@@ -334,20 +339,20 @@ def _show(
                 f"{name} " + ("-" if math.isnan(energy) else f"{energy:.3g}")
                 for name, energy, _, _ in stability.rows()
             ),
-            markup=False,
             soft_wrap=True,
         )
-    console.print(f"report: {report}", markup=False, soft_wrap=True)
+    console.print(f"report: {report}", soft_wrap=True)
     if tracking_uri is not None:
         command = f"mlflow ui --backend-store-uri {tracking_uri}"
-        console.print(f"runs and plots: {command}", markup=False, soft_wrap=True)
+        console.print(f"runs and plots: {command}", soft_wrap=True)
 
 
 def _print_errors(console: Console, evaluation: DatasetEvaluation, verdict: Verdict) -> None:
     """Print errors by lead as relative L1 / VRMSE, and which baselines the model beats."""
     rows, count = _thinned(summary_rows(evaluation, verdict)), len(evaluation.trajectories)
     colours = {"both": "green", "neither": "red"}
-    labels = [f"[{colours.get(row.verdict.label, 'yellow')}]{row.verdict.label}[/]" for row in rows]
+    found = [row.verdict.label for row in rows]
+    labels = [Text(label, style=colours.get(label, "yellow")) for label in found]
     print_table(
         console,
         f"{evaluation.data.name}: relative L1 / VRMSE, medians over {count} held-out trajectories",

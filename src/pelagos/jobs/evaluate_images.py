@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from pelagos.data_pipelines.mixture import LABEL_PARAMETER
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.jobs.datasets import open_recorded
+from pelagos.jobs.described_parts import recorded_datasets
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import unique_names
 from pelagos.models.objectives import Classification, Segmentation
@@ -30,7 +32,7 @@ def measure_images(
         ValueError: no such split, or a dataset without labels.
     """
     evaluations = []
-    for record in forecaster.description["datasets"]:
+    for record in recorded_datasets(forecaster.description):
         dataset = open_recorded(record["uri"], training)
         evaluations.append(_measure(job, forecaster, dataset, record["offset"]))
     # records are by name: datasets of one name are told apart as in training
@@ -88,7 +90,9 @@ def show_images(evaluations: Sequence[ImageEvaluation], console: Console) -> Non
     for evaluation in evaluations:
         if evaluation.warning:
             console.print(
-                f"[red]warning:[/red] {evaluation.name}: {evaluation.warning}", soft_wrap=True
+                Text("warning:", style="red"),
+                f"{evaluation.name}: {evaluation.warning}",
+                soft_wrap=True,
             )
     for evaluation in evaluations:
         table = Table("score", "", title=f"{evaluation.name}: {len(evaluation.images)} images")

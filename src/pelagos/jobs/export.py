@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from pelagos.jobs.forecaster import described_network, trained_weights
+from pelagos.jobs.described_parts import described_network
+from pelagos.jobs.forecaster import trained_weights
 from pelagos.jobs.model_directory import ModelDirectory, check_free, write_model_directory
 from pelagos.models.pretrained import check_weights
 from pelagos.platform.runs import RunDirectory
@@ -38,7 +39,7 @@ def run(
         RunDirectory.open(runs_dir, name), checkpoint, weights
     )
     with torch.device("meta"):
-        model = described_network(description)
+        model = described_network(description, tensors)
     check_weights(model, tensors, f"run {name}")
     return write_model_directory(
         target,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from pelagos.data_pipelines.mixture import Mixture
@@ -25,6 +26,7 @@ from pelagos.platform.launch import Watcher
 from pelagos.platform.mlflow_store import tracking_uri
 from pelagos.platform.optimizer import freeze
 from pelagos.platform.runs import RunDirectory
+from pelagos.platform.terminal import HarmlessConsole
 
 _COLOURS = {
     "matched": "green",
@@ -61,7 +63,7 @@ def run(
         ConfigError: the job cannot run as written; nothing was made.
         RunError: the run's name is taken.
     """
-    console = console or Console()
+    console = console or HarmlessConsole()
     prepared = prepare(job)
     show_adaptation(prepared, console)
     return pretrain.start(
@@ -145,7 +147,7 @@ def show_adaptation(prepared: PreparedFinetune, console: Console) -> None:
         for p in others[:_LISTED]:
             colour = _COLOURS[p.action]
             table.add_row(
-                p.name, f"[{colour}]{p.action}[/]", _shape(p.source_shape), _shape(p.shape)
+                p.name, Text(p.action, style=colour), _shape(p.source_shape), _shape(p.shape)
             )
         console.print(table)
         if len(others) > _LISTED:
@@ -154,7 +156,7 @@ def show_adaptation(prepared: PreparedFinetune, console: Console) -> None:
     console.print(f"{prepared.job.name} from {prepared.source.name}: {counts} parameters")
     console.print(f"  {training_memory(prepared.job)}", soft_wrap=True)
     for note in prepared.notes:
-        console.print(f"[yellow]note[/] {note}", soft_wrap=True)
+        console.print(Text("note", style="yellow"), note, soft_wrap=True)
 
 
 def training_memory(job: FinetuneJob) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pelagos.data_pipelines.given_fields import given_fields
 from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.jobs.described_parts import described_objective, loaded_network
 from pelagos.jobs.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.parts import options_for
 from pelagos.jobs.trained_description import checked_description, read_trained_description
@@ -20,13 +21,10 @@ from pelagos.models.objectives import (
     NO_MASKS,
     FieldMasks,
     FieldObjective,
-    Objective,
-    create_objective,
     default_field_groups,
     without_fields,
 )
-from pelagos.models.pretrained import WEIGHTS_FILE, Pretrained, read_weights, write_weights
-from pelagos.models.registry import create_model, stored_config
+from pelagos.models.pretrained import WEIGHTS_FILE, read_weights, write_weights
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, named_step
 from pelagos.platform.evaluation.rollout import Predict
 from pelagos.platform.evaluation.view import EvaluationData
@@ -49,12 +47,17 @@ class Forecaster:
     """
 
     def __init__(self, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Build the described network and load its weights.
+
+        Raises:
+            ValueError: the description has no normalisation, describes no network that can be built,
+                or one that these weights do not fit.
+        """
         self.description = dict(description)
         self.fields = tuple(description["fields"])
-        self.normalization = Normalization.from_dict(description["normalization"])
+        self.normalization = _normalization(description)
         self.objective = described_objective(description)
-        self.model: nn.Module = described_network(description)
-        self.model.load_state_dict(dict(weights), strict=True)
+        self.model: nn.Module = loaded_network(description, weights, "the description")
         self.model.eval()
 
     @property
@@ -190,18 +193,14 @@ class Forecaster:
         return cls(description, read_weights(directory))
 
 
-def described_objective(description: Mapping[str, Any]) -> Objective:
-    """Return the objective that a training left the description of."""
-    options = {k: v for k, v in description["objective"].items() if k != "name"}
-    return create_objective(description["objective"]["name"], description["fields"], **options)
-
-
-def described_network(description: Mapping[str, Any]) -> Pretrained:
-    """Return the network that a training left the description of, freshly drawn."""
-    inputs, outputs = described_objective(description).model_channels
-    model = description["model"]
-    config = stored_config(model["name"], model["config"])
-    return create_model(model["name"], in_channels=inputs, out_channels=outputs, **config)
+def _normalization(description: Mapping[str, Any]) -> Normalization:
+    told = description.get("normalization")
+    if told is None or tuple(told["fields"]) != tuple(description["fields"]):
+        raise ValueError(
+            "the description of the trained network has no normalization of its fields: it forecasts "
+            "none"
+        )
+    return Normalization.from_dict(told)
 
 
 def trained_weights(
@@ -254,7 +253,14 @@ def store_weights(
 
 
 def as_arrays(model_input: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return `fields [batch, channel, y, x]` and `lead_time [batch]` of an MLflow request."""
+    """Return `fields [batch, channel, y, x]` and `lead_time [batch]` of an MLflow request.
+
+    Raises:
+        ValueError: one of them is absent, or holds other things than numbers.
+    """
+    absent = [key for key in ("fields", "lead_time") if key not in model_input]
+    if absent:
+        raise ValueError(f"the request has no {' and no '.join(absent)}")
     return (
         np.asarray(model_input["fields"], dtype=np.float32),
         np.asarray(model_input["lead_time"], dtype=np.float32).reshape(-1),

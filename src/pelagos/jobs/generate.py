@@ -35,6 +35,7 @@ from pelagos.jobs.shard_work import (
 )
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob
 from pelagos.platform.storage_choice import options_for
+from pelagos.platform.terminal import HarmlessConsole
 
 CONTACT_SHEET = "contact-sheet.png"
 
@@ -80,7 +81,7 @@ def run(job: GenerateJob, console: Console | None = None) -> GenerateResult:
         FileExistsError: other complete datasets stand at the uris.
         GenerationError: a trajectory is not finite at any step size tried.
     """
-    console = console or Console()
+    console = console or HarmlessConsole()
     started = time.monotonic()
     plans = _plans(job)
     total = {"trajectories": 0.0, "trajectories_computed": 0.0, "trajectories_retried": 0.0}

@@ -11,6 +11,7 @@ from torch import Tensor
 from pelagos.infra.yaml_text import parse_yaml_value
 from pelagos.jobs.model_directory import ModelDirectory, check_free, write_model_directory
 from pelagos.jobs.weight_files import ForeignWeights, read_source
+from pelagos.models.described import buildable
 from pelagos.models.pretrained import Pretrained, check_weights, mismatches
 from pelagos.models.registry import FAMILIES, create_model, list_models, model_class, model_info
 
@@ -76,7 +77,7 @@ def _network(
     """Return the network on the meta device, and its name in the registry if it has one."""
     kind = model_class(found.config or {})
     if model is None and found.config is not None and kind is not None and not overrides:
-        with torch.device("meta"):
+        with buildable(f"the model of {found.source}", found.tensors), torch.device("meta"):
             network = kind(kind.config_class.from_official(found.config))
         return network, _name_of(network)
     options = {**_foreign_options(found), **_channels(found), **overrides}

@@ -176,7 +176,7 @@ def _scheduler(
             told = {"member": name, "source": source, "settings": record["settings"]}
             self.made.append(told)
             if console is not None:
-                console.print(f"  {take_over_text(record, name)}", markup=False, soft_wrap=True)
+                console.print(f"  {take_over_text(record, name)}", soft_wrap=True)
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
             super().on_trial_error(tune_controller, trial)

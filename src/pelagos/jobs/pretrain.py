@@ -16,11 +16,13 @@ from pelagos.jobs.network_checks import check_network
 from pelagos.jobs.parts import build_parts, check_parts, options_for, unique_names
 from pelagos.jobs.register import register_model
 from pelagos.platform.checkpoint import CheckpointStore
+from pelagos.platform.checkpoint.trainer_state import streams_of
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.launch import Watcher, join_as_rank, launch
 from pelagos.platform.mlflow_store import RecordedRun, check_tracking, recorded_run
 from pelagos.platform.progress import TrainingProgress
 from pelagos.platform.runs import Outcome, RunDirectory, RunError
+from pelagos.platform.terminal import HarmlessConsole
 from pelagos.platform.tracking import Tracker
 from pelagos.platform.trainer import launched_by_torchrun
 
@@ -61,7 +63,12 @@ def run(
     """
     mixture = check_parts(job)
     return start(
-        job, mixture, console or Console(), watcher, until_step=until_step, identity=identity
+        job,
+        mixture,
+        console or HarmlessConsole(),
+        watcher,
+        until_step=until_step,
+        identity=identity,
     )
 
 
@@ -138,7 +145,7 @@ def resume(
         directory.replace_job(job)
     claim(job, directory)
     make_ready(directory)
-    return _train(job, directory, mixture, console or Console(), watcher, until_step)
+    return _train(job, directory, mixture, console or HarmlessConsole(), watcher, until_step)
 
 
 def _check_continues(job: TrainingJob, mixture: Mixture, directory: RunDirectory) -> None:
@@ -159,7 +166,7 @@ def _check_continues(job: TrainingJob, mixture: Mixture, directory: RunDirectory
         mixture, job.seed, data.global_batch_size, data.run_length, data.order_version
     )
     try:
-        sampler.check_state(state["streams"])
+        sampler.check_state(streams_of(state, f"{store.uri} step {step}"))
         check_network(job, state)
     except ValueError as error:
         raise RunError(f"run {directory.name!r} is as it was: {error}") from error

@@ -18,10 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from pelagos.infra.clusters.storage_check import check_store
 from pelagos.infra.directory_store import open_store
 from pelagos.infra.doctor import PACKAGES, Check
-from pelagos.infra.files import replace_durably
+from pelagos.infra.files import below, read_regular, replace_durably
 from pelagos.infra.object_store import StorageError
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.platform.config.measure import ProbeJob
@@ -29,6 +31,7 @@ from pelagos.platform.config.measure import ProbeJob
 logger = logging.getLogger(__name__)
 
 CHECKS_FILE = "checks.json"
+_CHECKS = TypeAdapter(list[Check])
 CLOCK_TOLERANCE_SECONDS = 1.0
 CLOCK_READINGS = 5
 ALL_REDUCE_BYTES = 32 * 2**20
@@ -118,7 +121,7 @@ def run(job: ProbeJob, storage: str, runs_dir: Path) -> list[Check]:
         reports = _look(nodes, probes, storage, endpoint)
         computing = [p for p, report in zip(probes, reports, strict=True) if report.computes]
         checks = [*checks_of(reports, job), _collective(computing)]
-    directory = runs_dir / job.name
+    directory = below(runs_dir, job.name)
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps([asdict(check) for check in checks], indent=1)
     replace_durably(directory / CHECKS_FILE, text.encode())
@@ -128,8 +131,13 @@ def run(job: ProbeJob, storage: str, runs_dir: Path) -> list[Check]:
 
 
 def read_checks(directory: Path) -> list[Check]:
-    """Return what a probe wrote into its run's directory."""
-    return [Check(**entry) for entry in json.loads((directory / CHECKS_FILE).read_text())]
+    """Return what a probe wrote into its run's directory.
+
+    Raises:
+        ValueError: the file there holds something else.
+        OSError: there is none, or no regular file.
+    """
+    return _CHECKS.validate_json(read_regular(directory / CHECKS_FILE))
 
 
 def _nodes_for(job: ProbeJob) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 from pelagos import __version__
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.mlflow_artifacts import require_own_artifacts, tracking_client
 from pelagos.platform.mlflow_store import RecordedRun
 from pelagos.platform.tracking import SOURCE_TAG
 
@@ -52,6 +53,7 @@ def register_model(
         params=ParamSchema([ParamSpec("absent", DataType.string, [], (-1,))]),
     )
     run_id = recorded.run_id
+    require_own_artifacts(tracking_client(recorded.uri), run_id)
     mlflow.set_tracking_uri(recorded.uri)
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "forecaster"

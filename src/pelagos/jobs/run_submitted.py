@@ -39,6 +39,7 @@ from pelagos.platform.submission.causes import classify, decide_retry
 from pelagos.platform.submission.mirror import Mirror
 from pelagos.platform.submission.record import RecordError, RunRecord, RunState
 from pelagos.platform.submission.summary import Progress
+from pelagos.platform.terminal import HarmlessConsole
 
 logger = logging.getLogger("pelagos")
 EXIT_FAILED, EXIT_PREEMPTED = 1, 75
@@ -144,7 +145,7 @@ class Driver:
         return parse_job(self.event["job"], f"run {self.run}", overrides)
 
     def _run_job(self, job: Job) -> Outcome:
-        console = Console(highlight=False, width=160)
+        console = HarmlessConsole(width=160)
         if isinstance(job, TrainingJob):
             return self._train(job, console)
         if isinstance(job, GenerateJob):

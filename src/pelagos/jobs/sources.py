@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pelagos.infra.files import below
 from pelagos.infra.object_store import RemoteStore, is_remote
+from pelagos.jobs.described_parts import described_network
 from pelagos.jobs.forecaster import store_weights, trained_weights
 from pelagos.jobs.import_weights import MARKERS, find_network
 from pelagos.jobs.model_directory import DESCRIPTION_FILE
@@ -24,6 +25,7 @@ from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.checkpoint.manifest import MANIFEST, step_of
 from pelagos.platform.config.finetune import REGISTRY_SCHEME, SOURCE_MODEL, SourceConfig
 from pelagos.platform.config.schema import ModelConfig, StorageConfig
+from pelagos.platform.mlflow_artifacts import resolved_artifacts
 from pelagos.platform.run_files import read_mapping
 from pelagos.platform.runs import RunDirectory, RunError
 
@@ -138,9 +140,14 @@ def _from_registry(uri: str, tracking_uri: str) -> Source:
     mlflow.set_tracking_uri(tracking_uri)
     with tempfile.TemporaryDirectory(prefix="pelagos-source-") as scratch:
         try:
-            path = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
+            address = resolved_artifacts(uri, tracking_uri)
+            path = Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch))
         except MlflowException as error:
             raise ValueError(f"source.uri: {uri} in {tracking_uri}: {error.message}") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"source.uri: {tracking_uri} gave no answer of MLflow's for {uri}: {error!r}"
+            ) from error
         found = next(path.rglob(DESCRIPTION_FILE), None)
         if found is None:
             raise ValueError(
@@ -210,6 +217,8 @@ def _described(
 ) -> Source:
     if not tensors:
         raise ValueError(f"source: {name} holds no weights")
+    with torch.device("meta"):
+        described_network(description, tensors)  # or says why not: a job takes over its options
     model = description["model"]
     datasets = {d["name"]: d["fingerprint"] for d in description.get("datasets", ())}
     return Source(

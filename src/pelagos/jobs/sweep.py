@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pelagos.infra.files import replace_durably
+from pelagos.infra.files import below, replace_durably
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.jobs.population import populations_of
 from pelagos.jobs.population_tune import tune_population
@@ -83,8 +83,12 @@ def run(sweep: SweepJob, console: Console | None = None) -> SweepResult:
 
 
 def sweep_directory(sweep: SweepJob) -> Path:
-    """Return the directory of a sweep's own records, with the sweep as it was read in it."""
-    directory = Path(sweep.runs_dir) / sweep.name
+    """Return the directory of a sweep's own records, with the sweep as it was read in it.
+
+    Raises:
+        ValueError: it is a link, which in a place of several users may be somebody else's.
+    """
+    directory = below(Path(sweep.runs_dir), sweep.name)
     directory.mkdir(parents=True, exist_ok=True)
     replace_durably(directory / "sweep.yaml", resolve_yaml(sweep).encode())
     return directory
@@ -259,7 +263,7 @@ def _progress(sweep: SweepJob, trials: dict[str, Trial], console: Console | None
             shown = result.cause or (f"validation loss {loss:.4g}" if loss is not None else "")
             state = "stopped early" if lags else result.state
             if console is not None:
-                console.print(f"  {state:13} {name}  {shown}", markup=False, soft_wrap=True)
+                console.print(f"  {state:13} {name}  {shown}", soft_wrap=True)
 
     return Progress()
 

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-from rich.console import Console
-
 from pelagos.jobs import evaluate, training
 from pelagos.jobs.pretrain import PretrainResult
 from pelagos.jobs.sweep_trials import (
@@ -29,6 +27,7 @@ from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.evaluation.evaluate import BASELINES, DatasetEvaluation
 from pelagos.platform.evaluation.verdicts import combined_label, judge
 from pelagos.platform.runs import RunDirectory
+from pelagos.platform.terminal import HarmlessConsole
 
 logger = logging.getLogger(__name__)
 Report = Callable[[int, float], bool]
@@ -55,7 +54,7 @@ def train(
     trial: Trial, watcher: Callable[[], None], until_step: int | None = None
 ) -> PretrainResult:
     """Start a trial's run, or go on with it, to its end or until so many steps are done."""
-    console = Console(file=io.StringIO())
+    console = HarmlessConsole(file=io.StringIO())
     if (trial.path / "job.yaml").exists():
         return training.resume(trial.job.runs_dir, trial.name, console, (), watcher, until_step)
     clear_unbegun(trial.path)  # a trial that could not be built left its cause

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from pelagos.infra.files import replace_durably
+from pelagos.infra.files import below, replace_durably
 from pelagos.infra.yaml_text import yaml_text
 from pelagos.platform.config.load import ConfigError, Problem, parse_job, read_yaml_text
 from pelagos.platform.config.overrides import override, override_text
@@ -99,9 +100,12 @@ class Measurement:
     unscored: list[str] = field(default_factory=list)
 
 
+_RESULT = TypeAdapter(TrialResult)
+
+
 def write_result(trial: Trial, result: TrialResult) -> None:
-    """Keep a trial's result in its run's directory."""
-    trial.path.mkdir(parents=True, exist_ok=True)
+    """Keep a trial's result in its run's directory. Raises ValueError: that is a link."""
+    below(trial.path.parent, trial.name).mkdir(parents=True, exist_ok=True)
     told = _without_endless(asdict(result))
     text = json.dumps({"label": trial.label, "overrides": trial.overrides, **told}, indent=1)
     replace_durably(trial.path / RECORD_NAME, text.encode())
@@ -114,7 +118,7 @@ def read_result(trial: Trial) -> TrialResult:
         known = {f.name: told[f.name] for f in fields(TrialResult) if f.name in told}
         for key in ("errors", "vrmse", "baselines"):
             known[key] = _with_endless(known.get(key, {}))
-        return TrialResult(**known)
+        return _RESULT.validate_python(known)
     return TrialResult("interrupted" if (trial.path / "job.yaml").exists() else "waiting")
 
 

@@ -19,6 +19,7 @@ from pelagos.platform.checkpoint import CheckpointStore, copy_checkpoint, empty_
 from pelagos.platform.config.load import load_job
 from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.others_runs import believed
 from pelagos.platform.runs import BRANCHED, TAKE_OVERS, RunDirectory, RunError
 
 EVENT = "taken_over"
@@ -50,9 +51,25 @@ def take_over(
 
 def make_effective(run: RunDirectory, record: dict[str, Any]) -> None:
     """Let the run be what the record of a take-over says; the event comes last."""
-    run.replace_job(with_settings(run, {k: v[1] for k, v in record["settings"].items()}))
+    run.replace_job(job_since(run, record))
     if not is_effective(run, record):
         run.append_event(EVENT, **record)
+
+
+def job_since(run: RunDirectory, record: dict[str, Any]) -> TrainingJob:
+    """Return the run's job with the settings of a take-over, or a branch, that is on record.
+
+    Raises:
+        RunError: somebody else wrote the record, and it changes where credentials are sent.
+    """
+    job = with_settings(run, {key: change[1] for key, change in record["settings"].items()})
+    if believed(job, run.path / TAKE_OVERS) != job:
+        raise RunError(
+            f"{run.path / TAKE_OVERS} is another user's, and names an address of tracking or storage "
+            f"that you do not use: run {run.name!r} does not go on with it. Remove the file if you do "
+            f"not know the record of step {record['step']}"
+        )
+    return job
 
 
 def is_effective(run: RunDirectory, record: dict[str, Any]) -> bool:
@@ -91,7 +108,7 @@ def bring_checkpoint(
     uri = run.checkpoint_uri_after(len(run.take_overs()) + 1)
     target = CheckpointStore(uri, options_for(uri, run.job().storage))
     empty_place(target)  # one that was cut off before it was recorded
-    best = store.trainer_state(step)["best"]
+    best = store.trainer_state(step).get("best")
     if best and best["step"] in [info.step for info in store.complete()]:
         copy_checkpoint(store, best["step"], target)
     copy_checkpoint(store, step, target)
@@ -123,5 +140,5 @@ def _tidy(store: CheckpointStore) -> None:
     newest = store.latest_step()
     if newest is None:
         return
-    best = store.trainer_state(newest)["best"]
+    best = store.trainer_state(newest).get("best")
     store.prune(1, {best["step"]} if best else set())

@@ -1,46 +1,58 @@
 """What a training says of its network, beside the weights: data of whoever shared them."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pelagos.infra.json_text import first_problem
 from pelagos.platform.run_files import read_json
 
+Name = Annotated[str, Field(max_length=10_000)]
+
 
 class _Part(BaseModel):
-    """The keys that are read in every use; others are checked where they are used."""
+    """The keys that are read; options of networks and objectives are checked where these are built."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class _Network(_Part):
-    name: str
+    name: Name
     config: dict[str, Any]
 
 
 class _Objective(_Part):
-    name: str
+    name: Name
 
 
 class _Normalization(_Part):
-    fields: list[str]
+    fields: list[Name]
     mean: list[float]
     std: list[float]
 
 
 class _Dataset(_Part):
-    name: str
-    fingerprint: str
+    name: Name
+    fingerprint: Name
+    uri: Name = ""
+    offset: dict[Name, float] = {}
+
+
+class _LowRank(_Part):
+    alpha: float
 
 
 class _Description(_Part):
     model: _Network
     objective: _Objective
-    fields: list[str]
+    fields: Annotated[list[Name], Field(min_length=1, max_length=100_000)]
     normalization: _Normalization | None = None
     datasets: list[_Dataset] = []
+    absent_value: float = 0.0
+    masks: dict[Name, Name] = {}
+    weights: Name = "model"
+    lora: _LowRank | None = None
 
 
 def checked_description(values: Any, where: str) -> dict[str, Any]:

@@ -17,10 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pelagos.models.described import buildable
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _LISTED = 10  # names in an error
+LONGEST_JSON_BYTES = 2**28  # indexes of the largest models have some megabytes
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -112,9 +115,9 @@ class Pretrained(nn.Module):
                 f"{directory} holds a model of type {kind!r}; {cls.__name__} reads "
                 f"{', '.join(cls.model_types)}: use pelagos.models.registry.load_pretrained"
             )
-        with torch.device("meta"):
-            model = cls(cls.config_class.from_official(with_earlier_defaults(cls, config)))
         weights = read_weights(directory)
+        with buildable(f"the model of {directory}", weights), torch.device("meta"):
+            model = cls(cls.config_class.from_official(with_earlier_defaults(cls, config)))
         check_weights(model, weights, str(directory))
         model.to_empty(device="cpu")
         fill_buffers(model)
@@ -166,12 +169,19 @@ def read_config(directory: str | Path) -> dict[str, Any]:
             f"`pelagos export` and `pelagos import` make one"
         )
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(_short_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
     return config
+
+
+def _short_text(path: Path) -> str:
+    """The text of a file. Raises ValueError: it is longer than any that describes weights."""
+    if path.stat().st_size > LONGEST_JSON_BYTES:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes")
+    return path.read_text(encoding="utf-8")
 
 
 def read_weights(directory: str | Path) -> dict[str, Tensor]:
@@ -185,7 +195,7 @@ def read_weights(directory: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}")
         return _read_file(folder / WEIGHTS_FILE)
     try:
-        index = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+        index = json.loads(_short_text(folder / INDEX_FILE))["weight_map"]
         if not isinstance(index, dict) or not index:
             raise TypeError("weight_map is no object with names")
     except (ValueError, KeyError, TypeError, RecursionError) as error:

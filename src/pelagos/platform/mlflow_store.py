@@ -94,7 +94,10 @@ def request_key(run: RunDirectory) -> str:
 
 
 def recorded_run(job: TrainingJob, run: RunDirectory) -> RecordedRun | None:
-    """Return the MLflow run that the records of `run` go to, or None where a new one is needed."""
+    """Return the MLflow run that the records of `run` go to, or None where a new one is needed.
+
+    Others may have written the record: it names no server that the job does not.
+    """
     known = _record(run)
     if "run_id" not in known:
         return None
@@ -102,7 +105,7 @@ def recorded_run(job: TrainingJob, run: RunDirectory) -> RecordedRun | None:
     uri = str(known.get("uri", wanted))
     # a relative path means the store it meant when the run began, from whatever directory since
     is_same = known.get("given", job.tracking.uri) == job.tracking.uri and (
-        uri == wanted or wanted != (job.tracking.uri or "")
+        uri == wanted or (wanted != (job.tracking.uri or "") and uri.startswith(_SQLITE))
     )
     if uri == wanted or is_same:
         return RecordedRun(uri, str(known["run_id"]))
@@ -126,8 +129,7 @@ def part_with_run(run: RunDirectory) -> None:
 
 def earlier_runs(run: RunDirectory) -> list[dict[str, Any]]:
     """Return the MLflow runs that were the run's before its present one: uri and run_id of each."""
-    found: list[dict[str, Any]] = _record(run).get("earlier", [])
-    return found
+    return _earlier(_record(run))
 
 
 def check_tracking(job: TrainingJob) -> None:
@@ -159,9 +161,16 @@ def check_tracking(job: TrainingJob) -> None:
 def _all_runs(run: RunDirectory) -> list[dict[str, Any]]:
     """Return every MLflow run of `run`, the present one last."""
     known = _record(run)
-    earlier: list[dict[str, Any]] = known.pop("earlier", [])
+    earlier = _earlier(known)
+    known.pop("earlier", None)
     known.pop("request", None)
     return [*earlier, known] if "run_id" in known else earlier
+
+
+def _earlier(known: Mapping[str, Any]) -> list[dict[str, Any]]:
+    told = known.get("earlier")
+    entries = told if isinstance(told, list) else []
+    return [entry for entry in entries if isinstance(entry, dict) and "run_id" in entry]
 
 
 def _record(run: RunDirectory) -> dict[str, Any]:

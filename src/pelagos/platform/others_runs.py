@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 TRACKING, ENDPOINT = "tracking.uri", "storage.endpoint_url"
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "PELAGOS_STORAGE_ENDPOINT")
+_LOCAL_SCHEMES = ("sqlite:///", "file:", "./")
 LOCAL_TRACKING = ("sqlite:", "file:", "/", ".")
 
 
@@ -48,7 +49,18 @@ def unbelieved(written: TrainingJob, job: TrainingJob) -> list[str]:
 
 def _is_unknown_tracking(uri: str | None) -> bool:
     known = {os.environ.get("MLFLOW_TRACKING_URI"), *(c.tracking for c in load_clusters().values())}
-    return uri is not None and not uri.startswith(LOCAL_TRACKING) and uri not in known
+    return uri is not None and not _is_below_here(uri) and uri not in known
+
+
+def _is_below_here(uri: str) -> bool:
+    """Whether a store is a file below the directory that the reader is in. A path of another user's
+    choice would have MLflow make tables in whatever file of the reader's is there.
+
+    >>> [_is_below_here(f"sqlite:///{path}") for path in ("mlflow.db", "/home/me/a.db", "a/../../b.db")]
+    [True, False, False]
+    """
+    path = next((uri.removeprefix(s) for s in _LOCAL_SCHEMES if uri.startswith(s)), None)
+    return path is not None and not path.startswith("/") and ".." not in path.split("/")
 
 
 def _endpoints() -> set[str | None]:
@@ -65,7 +77,7 @@ def is_given(key: str, given: Sequence[str]) -> bool:
 def _warn(path: str, owner: int, key: str, value: str, variable: str) -> None:
     """Say it once."""
     logger.warning(
-        "%s is of user %d: its %s %s is not used, as credentials would be sent there. Set %s to it if "
-        "you know it",
+        "%s is of user %d: its %s %s is not used, as credentials would be sent or files written there. "
+        "Set %s to it if you know it",
         *(path, owner, key, value, variable),
     )

@@ -27,7 +27,7 @@ class Plan:
         if as_json:
             sys.stdout.write(json.dumps(asdict(self), indent=1) + "\n")
             return
-        console.print(self.resolved, markup=False)
+        console.print(self.resolved)
         table = Table(title="this job would take", show_header=False)
         for name, value in self.rows.items():
             table.add_row(name.replace("_", " "), _readable(name, value))

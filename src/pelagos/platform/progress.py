@@ -1,5 +1,6 @@
 """What a person sees while a run trains: a live bar on a terminal, a line now and then elsewhere."""
 
+import math
 import time
 from typing import Any
 
@@ -24,9 +25,9 @@ class TrainingProgress:
         self.last_step = -1
         self.live = console.is_terminal
         self.bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
-            TextColumn("step {task.completed}/{task.total}  {task.fields[values]}"),
+            TextColumn("step {task.completed}/{task.total}  {task.fields[values]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             disable=not self.live,
@@ -63,16 +64,23 @@ class TrainingProgress:
             )
 
     def _remaining(self, records: list[dict[str, Any]]) -> str:
-        seconds = sum(r["step_seconds"] for r in records) / len(records)
+        seconds = sum(r.get("step_seconds", 0.0) for r in records) / len(records)
         return f"{(self.total_steps - self.last_step) * seconds:.0f} s left"
 
 
 def describe_metrics(records: list[dict[str, Any]]) -> str:
     """Return the last steps' loss, throughput and data stall in one line."""
-    count = len(records)
-    rate = count / sum(1 / r["samples_per_second"] for r in records)
-    stall = sum(r["data_stall_fraction"] for r in records) / count
-    return f"loss {records[-1]['loss']:.4f}  {rate:.1f} samples/s  data stall {stall:.1%}"
+    rates = [rate for r in records if (rate := r.get("samples_per_second", 0.0)) > 0]
+    rate = len(rates) / sum(1 / r for r in rates) if rates else 0.0
+    stall = sum(r.get("data_stall_fraction", 0.0) for r in records) / len(records)
+    loss = _number(records[-1], "loss")
+    return f"loss {loss:.4f}  {rate:.1f} samples/s  data stall {stall:.1%}"
+
+
+def _number(record: dict[str, Any], key: str) -> float:
+    """The number of a record; NaN where it has none: others may have written there."""
+    value = record.get(key)
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def describe_event(event: dict[str, Any]) -> str:
@@ -80,9 +88,11 @@ def describe_event(event: dict[str, Any]) -> str:
     step = event.get("step")
     if event["kind"] == "validation":
         of_average = " (averaged weights)" if event.get("weights") == "ema" else ""
-        return f"  validation at step {step}: loss {event['validation_loss']:.4f}{of_average}"
+        return (
+            f"  validation at step {step}: loss {_number(event, 'validation_loss'):.4f}{of_average}"
+        )
     if event["kind"] == "checkpoint":
-        size, stall = event["num_bytes"] / 1e6, event["stall_seconds"]
-        beside = event["background_seconds"]
+        size, stall = _number(event, "num_bytes") / 1e6, _number(event, "stall_seconds")
+        beside = _number(event, "background_seconds")
         return f"  checkpoint of step {step}: {size:.1f} MB, waited {stall:.2f} s, wrote {beside:.2f} s"
-    return f"  resumed from the checkpoint of step {step}, {event['steps_redone']} steps redone"
+    return f"  resumed from the checkpoint of step {step}, {event.get('steps_redone')} steps redone"

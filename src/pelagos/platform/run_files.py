@@ -14,6 +14,7 @@ from typing import Any
 from pelagos.infra.files import read_regular
 from pelagos.infra.json_text import parse_json
 
+CONTINUATIONS = ("branched", "taken_over")
 # Every one of them is read as a number by whoever shows or sums it.
 _NUMBERS = (
     *("time", "step", "step_seconds", "samples_per_second", "data_stall_fraction"),
@@ -69,9 +70,7 @@ def read_last_metrics(path: Path, count: int) -> list[dict[str, Any]]:
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Return the events in a file of lines, in order."""
-    return [
-        r for r in _records(path, 0) if isinstance(r.get("kind"), str) and _is_number(r, "time")
-    ]
+    return [record for record in _records(path, 0) if _is_event(record)]
 
 
 def _records(path: Path, start: int) -> list[dict[str, Any]]:
@@ -97,8 +96,36 @@ def _is_step(record: dict[str, Any]) -> bool:
     return isinstance(record.get("step"), int)
 
 
+def _is_event(record: dict[str, Any]) -> bool:
+    kind = record.get("kind")
+    if not isinstance(kind, str) or not _is_number(record, "time"):
+        return False
+    if kind in ("validation", "checkpoint") and not _is_step(record):
+        return False
+    if kind == "validation":  # no number where the run diverged
+        return isinstance(record.get("validation_loss"), int | float)
+    if kind == "checkpoint":
+        return isinstance(record.get("uri"), str)
+    return kind not in CONTINUATIONS or is_continuation(record)
+
+
+def is_continuation(record: Any) -> bool:
+    """Whether a record says from where a run goes on since a step, and with which settings."""
+    if not isinstance(record, dict):
+        return False
+    settings = record.get("settings")
+    return (
+        isinstance(record.get("step"), int)
+        and isinstance(record.get("source"), str)
+        and isinstance(record.get("checkpoint"), str)
+        and isinstance(record.get("identities", []), list)
+        and isinstance(settings, dict)
+        and all(isinstance(change, list) and len(change) == 2 for change in settings.values())
+    )
+
+
 def _is_number(record: dict[str, Any], key: str) -> bool:
     value = record.get(key)
     if value is None or isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) < 2**63 if isinstance(value, int) else not math.isnan(value)
+    return abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)

@@ -30,6 +30,7 @@ from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.others_runs import believed, is_given, unbelieved
 from pelagos.platform.run_files import (
     append_line,
+    is_continuation,
     read_events,
     read_json,
     read_last_metrics,
@@ -245,10 +246,14 @@ class RunDirectory:
         return f"{uri}/take-over-{num_take_overs}" if num_take_overs else uri
 
     def take_overs(self) -> list[dict[str, Any]]:
-        """Return the take-overs of other runs' checkpoints: step, source, changed settings."""
+        """Return the take-overs of other runs' checkpoints: step, source, changed settings.
+
+        Raises:
+            RunError: the file holds something else.
+        """
         with contextlib.suppress(FileNotFoundError):
             told = read_json(self.path / TAKE_OVERS)
-            if not (isinstance(told, list) and all(isinstance(record, dict) for record in told)):
+            if not isinstance(told, list) or not all(map(is_continuation, told)):
                 raise RunError(f"{self.path / TAKE_OVERS} is no list of take-overs")
             return told
         return []

@@ -10,6 +10,7 @@ from pelagos import __version__
 from pelagos.infra.files import replace_durably
 from pelagos.platform.config.load import resolve_yaml
 from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.mlflow_artifacts import log_own_files, tracking_client
 from pelagos.platform.mlflow_names import accepted_name
 from pelagos.platform.mlflow_store import create_run_once, experiment_id, tracking_uri
 from pelagos.platform.run_files import read_mapping
@@ -81,9 +82,8 @@ def close_parent(
         client = _client(sweep)
         for name, value in metrics.items():
             client.log_metric(run_id, accepted_name(name), value)
-        for name in ("sweep.json", "sweep.png", "schedules.png", "report.html"):
-            if (directory / name).exists():
-                client.log_artifact(run_id, str(directory / name), "sweep")
+        names = ("sweep.json", "sweep.png", "schedules.png", "report.html")
+        log_own_files(client, run_id, directory, "sweep", names)
         client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
     except Exception as error:
         logger.warning("MLflow: the end of the sweep could not be recorded: %s", error)
@@ -95,6 +95,4 @@ def child_tags(sweep: SweepJob, run_id: str | None) -> dict[str, str]:
 
 
 def _client(sweep: SweepJob) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=tracking_uri(sweep))
+    return tracking_client(tracking_uri(sweep))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from rich import table
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 _SHORT = {
@@ -26,16 +25,16 @@ _BORDER = 3  # characters that a column takes beside its text
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and a cell for each row. Cells may have rich's markup; ``is_text``: words, which may
-    be put on several lines."""
+    """A heading and a cell for each row, as text or with a colour; ``is_text``: words, which may be
+    put on several lines."""
 
     heading: str
-    cells: Sequence[str]
+    cells: Sequence[str | Text]
     is_text: bool = False
 
     @property
     def width(self) -> int:
-        lines = [line for text in self.cells for line in Text.from_markup(text).plain.split("\n")]
+        lines = [line for text in self.cells for line in str(text).split("\n")]
         return max(len(line) for line in (*lines, *self.heading.split("\n")))
 
     def narrow(self) -> Column:
@@ -45,13 +44,12 @@ class Column:
         )
         return Column(heading, [self._narrow_cell(cell) for cell in self.cells], self.is_text)
 
-    def _narrow_cell(self, cell: str) -> str:
+    def _narrow_cell(self, cell: str | Text) -> str | Text:
         if self.is_text:
-            text = Text.from_markup(cell)
-            lines = "\n".join(_folded(text.plain))
-            style = str(text.spans[0].style) if text.spans else ""
-            return f"[{style}]{escape(lines)}[/]" if style else escape(lines)
-        return cell.replace(" / ", "\n").replace(" (", "\n(")
+            lines = "\n".join(_folded(str(cell)))
+        else:
+            lines = str(cell).replace(" / ", "\n").replace(" (", "\n(")
+        return Text(lines, style=cell.style) if isinstance(cell, Text) else lines
 
 
 def print_table(console: Console, title: str, index: Column, columns: Sequence[Column]) -> None:
@@ -81,11 +79,12 @@ def _width(columns: Sequence[Column]) -> int:
 
 
 def _print(console: Console, title: str, columns: Sequence[Column]) -> None:
-    shown = table.Table(title=escape(title))
+    shown = table.Table(title=Text(title))
     for column in columns:
-        shown.add_column(escape(column.heading), no_wrap=True, overflow="fold")
+        shown.add_column(Text(column.heading), no_wrap=True, overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
-        shown.add_row(*cells)
+        # no markup is read in it, by whatever console
+        shown.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
     console.print(shown)
 
 

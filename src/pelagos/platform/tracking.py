@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pelagos import __version__
+from pelagos.infra.files import read_regular
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.goodput import goodput, step_time_percentiles
+from pelagos.platform.mlflow_artifacts import log_own_files, tracking_client
 from pelagos.platform.mlflow_names import (
     MAX_PARAMETER_LENGTH,
     MAX_TAG_LENGTH,
@@ -112,9 +114,8 @@ class Tracker:
                 summary["goodput"] = share
             for name, value in summary.items():
                 self._client.log_metric(self.run_id, name, value)
-            for name in ("job.yaml", "metrics.jsonl", "events.jsonl"):
-                if (self.run.path / name).exists():
-                    self._client.log_artifact(self.run_id, str(self.run.path / name), "run")
+            names = ("job.yaml", "metrics.jsonl", "events.jsonl")
+            log_own_files(self._client, str(self.run_id), self.run.path, "run", names)
             status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[kind]
             self._client.set_terminated(self.run_id, status)
         except Exception as error:
@@ -128,7 +129,7 @@ class Tracker:
             recorded = None
         if recorded is None:
             recorded = RecordedRun(tracking_uri(self.job), "")
-            self._client = _client(recorded.uri)
+            self._client = tracking_client(recorded.uri)
             recorded = RecordedRun(recorded.uri, self._create_run())
             self._describe(recorded.run_id)  # may fail: then the same run is found and described
             record_run(self.job, self.run, recorded)
@@ -145,7 +146,7 @@ class Tracker:
         """Open the run's own MLflow run again; return whether it is still there."""
         from mlflow.exceptions import MlflowException
 
-        self._client = _client(recorded.uri)
+        self._client = tracking_client(recorded.uri)
         try:
             found = self._client.get_run(recorded.run_id)
         except MlflowException as error:
@@ -190,7 +191,8 @@ class Tracker:
         params = [Param(k, v) for k, v in named.items() if k not in known]
         for start in range(0, len(params), 100):
             self._client.log_batch(run_id, params=params[start : start + 100])
-        self._client.log_text(run_id, (self.run.path / "job.yaml").read_text(), "run/job.yaml")
+        text = read_regular(self.run.path / "job.yaml").decode()
+        self._client.log_text(run_id, text, "run/job.yaml")
         self._client.log_inputs(run_id, datasets=[_dataset_input(d) for d in self.datasets])
 
     def _name(self, name: str) -> str:
@@ -223,11 +225,11 @@ class Tracker:
         new = [r for r in records if r["step"] > self.last_step]
         every = self.job.tracking.log_every_steps
         metrics = [
-            Metric(self._name(name), float(value), int(r["time"] * 1000), r["step"])
+            Metric(self._name(name), float(value), int(r.get("time", 0) * 1000), r["step"])
             for r in new
             if r["step"] % every == 0
             for name, value in r.items()
-            if name not in NOT_METRICS
+            if name not in NOT_METRICS and isinstance(value, int | float)
         ]
         for start in range(0, len(metrics), BATCH_METRICS):
             self._client.log_batch(self.run_id, metrics=metrics[start : start + BATCH_METRICS])
@@ -285,12 +287,6 @@ class Tracker:
             tags.append(RunTag("pelagos.checkpoint", f"{last['uri']} step {last['step']}"))
         self._client.log_batch(self.run_id, metrics=metrics, tags=tags)
         self.last_event = len(events)
-
-
-def _client(uri: str) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
 
 
 def _result(record: dict[str, Any]) -> dict[str, Any]:
@@ -399,7 +395,7 @@ def log_evaluation(
     try:
         from mlflow.entities import Metric, RunTag
 
-        client, run_id = _client(recorded.uri), recorded.run_id
+        client, run_id = tracking_client(recorded.uri), recorded.run_id
         now = int(time.time() * 1000)
         records = [Metric(accepted_name(name), value, now, step) for name, step, value in metrics]
         changed = {name for name, _, _ in metrics if accepted_name(name) != name}
@@ -408,6 +404,6 @@ def log_evaluation(
             client.log_batch(run_id, tags=tags[start : start + 100])
         for start in range(0, len(records), BATCH_METRICS):
             client.log_batch(run_id, metrics=records[start : start + BATCH_METRICS])
-        client.log_artifacts(run_id, str(output), f"evaluation/{output.name}")
+        log_own_files(client, run_id, output, f"evaluation/{output.name}")
     except Exception as error:
         logger.warning("MLflow: the evaluation could not be logged: %s", error)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pelagos.platform.checkpoint import CheckpointStore, SaveReport
+from pelagos.platform.checkpoint.trainer_state import streams_of
 from pelagos.platform.config.checks import local_batch_size, micro_batch_size
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.loss_sums import dataset_losses, sums_by_dataset
@@ -313,7 +314,7 @@ class TrainingLoop:
             state = report.trainer_state
             check_identity(self.run, self.checkpoints.uri, step, state)
             self.parts.check_description(state)
-            self.parts.streams.check_state(state["streams"])
+            self.parts.streams.check_state(streams_of(state, self.checkpoints.uri))
             self.strategy.load_state(tensors)
             if self.average is not None:
                 prefix = "ema."
@@ -323,7 +324,7 @@ class TrainingLoop:
                 self.average.begin_with(self.strategy.weights(), begun)
             if self.strategy.loss_scale is not None and "loss_scale" in state:
                 self.strategy.loss_scale.load(state["loss_scale"])
-            self.best = state["best"]
+            self.best = state.get("best")
         if self.strategy.rank == 0:
             lost = self.run.keep_metrics_until(step)
             if step:
@@ -346,7 +347,7 @@ class TrainingLoop:
         )
         tensors = self.strategy.state()
         weights = {key: t for key, t in tensors.items() if key.startswith("model.")}
-        fresh = store.trainer_state(0)["fresh"]
+        fresh = store.trainer_state(0).get("fresh", [])
         store.load(0, weights, may_lack=[f"^{re.escape(parameter)}$" for parameter in fresh])
         self.strategy.load_state(tensors)
         self.average = self._new_average()

@@ -10,12 +10,14 @@ from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
 from pelagos.data_pipelines.store.field_statistics import (
     TrajectorySums,
     dataset_statistics,
+    require_statistics,
     shard_sums,
 )
 from pelagos.data_pipelines.store.layout import dumps
 from pelagos.data_pipelines.store.manifest import Statistics
 from pelagos.data_pipelines.store.object_store import open_store
 from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.data_pipelines.store.stored_documents import read_statistics
 from pelagos.infra.json_text import parse_json
 
 _FORMAT = "pelagos-statistics"
@@ -65,11 +67,10 @@ def cached_statistics(
         kept = {"format": _FORMAT}
     except ValueError as error:
         raise DatasetError(f"{place} is not a file of statistics ({error}): remove it") from error
-    if kept.get("format") != _FORMAT:
+    if not isinstance(kept, dict) or kept.get("format") != _FORMAT:
         raise DatasetError(f"{place} exists and is not a file of statistics: name another one")
     if kept.get("fingerprint") == dataset.fingerprint:
-        found: Statistics = kept["statistics"]
-        return found
+        return _checked(kept.get("statistics"), dataset, place)
     logger.warning(
         "computing the statistics of %s, once: reading all of it. They will be kept in %s",
         dataset.uri,
@@ -84,3 +85,13 @@ def cached_statistics(
     }
     store.write(name, dumps(content))
     return statistics
+
+
+def _checked(kept: Any, dataset: ReadableDataset, place: str) -> Statistics:
+    """Return statistics that were kept. Raises DatasetError: somebody changed them."""
+    try:
+        found = read_statistics(kept)
+        require_statistics(found, dataset.spec)
+    except ValueError as error:
+        raise DatasetError(f"{place} is damaged ({error}): remove it") from error
+    return found

@@ -49,7 +49,7 @@ def revising(dataset: Dataset) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hold_file(store: LocalStore) -> Iterator[None]:
-    path = store.root / LOCK_KEY
+    path = store.path(LOCK_KEY)
     with _locked(path, store.uri) as file:
         file.write(_who())
         file.flush()

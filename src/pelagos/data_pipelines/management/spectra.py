@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.infra.memory_budget import require_affordable
+
 
 def wavenumbers(grid_shape: tuple[int, ...], extent: tuple[float, ...]) -> npt.NDArray[np.float64]:
     """The wavenumber `2 pi n / L` of each shell n = 0, 1, …; L is the longest side of the domain."""
@@ -33,6 +35,8 @@ def energy_spectrum(
     energy = (0.5 * np.abs(modes) ** 2).reshape(*frames.shape[: -len(extent)], -1)
     shells = _shells(grid_shape, extent).ravel()
     count = _num_shells(grid_shape, extent)
+    rows = energy.size // energy.shape[-1]
+    require_affordable(8 * rows * count, f"a spectrum of a domain of {extent} in {count:,} shells")
     flat = energy.reshape(-1, energy.shape[-1])
     sums = [np.bincount(shells, weights=row, minlength=count) for row in flat]
     return np.array(sums, np.float64).reshape(*energy.shape[:-1], count)

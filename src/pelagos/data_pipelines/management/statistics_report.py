@@ -20,6 +20,7 @@ from pelagos.data_pipelines.store.field_statistics import (
 )
 from pelagos.data_pipelines.store.manifest import Statistics
 from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.infra.figures import write_png
 
 NUM_BINS = 256
 # Pooled float64 statistics of the same values differ by the order in which numpy adds alone.
@@ -116,7 +117,7 @@ def draw(found: StatisticsReport, path: str | Path | IO[bytes], frame_interval: 
     axes[0][0].set_title("number of values", fontsize=10)
     axes[0][1].set_title("energy by wavenumber, mean over trajectories", fontsize=10)
     figure.suptitle(found.name)
-    figure.savefig(path, dpi=110, format="png", facecolor="white")
+    write_png(figure, path, dpi=110, facecolor="white")
 
 
 class _Bins:
@@ -166,8 +167,8 @@ def _differences(stored: Statistics, found: Statistics) -> list[str]:
     for split, fields in stored.items():
         for name, row in fields.items():
             for key, value in row.items():
-                here = found[split][name][key]
-                scale = RELATIVE_TOLERANCE * row["rms"]
+                here = found[split][name].get(key, math.nan)
+                scale = RELATIVE_TOLERANCE * row.get("rms", row["std"])
                 if not math.isclose(value, here, rel_tol=RELATIVE_TOLERANCE, abs_tol=scale):
                     sentences.append(f"{split}: {name} {key} is {value}, the data has {here}")
     return sentences

@@ -18,10 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from pelagos.data_pipelines.store.schema import DatasetSpec
 
 # One trajectory of one field: {"count", "sum", "deviation", "min", "max"} of the values, and the
 # same with the prefix "delta_" of the differences between consecutive frames.
@@ -190,6 +193,9 @@ def shard_sums(
         return {name: of(channel) for channel, name in enumerate(field_names)}
 
 
+_POOLED = ("count", "mean", "std", "min", "max")
+
+
 def pool(trajectories: Iterable[TrajectorySums]) -> dict[str, float]:
     """Mean, standard deviation, root mean square and extremes over trajectories.
 
@@ -225,6 +231,28 @@ def dataset_statistics(
         name: {field: pool(rows[start:stop]) for field, rows in sums.items()}
         for name, (start, stop) in ranges.items()
     }
+
+
+def require_statistics(
+    statistics: Mapping[str, Mapping[str, Mapping[str, float]]], spec: DatasetSpec
+) -> None:
+    """Raise ValueError unless statistics that somebody wrote have what `dataset_statistics` gives."""
+    ranges = {"all": (0, spec.num_trajectories), **spec.splits}
+    if statistics.keys() != ranges.keys():
+        told = ", ".join(statistics) or "nothing"
+        raise ValueError(f"statistics: of {told}, required is {', '.join(ranges)}")
+    known = {part + key for part in _PARTS for key in (*_POOLED, "rms")}
+    for split, rows in statistics.items():
+        if rows.keys() != set(spec.field_names):
+            raise ValueError(f"statistics.{split}: of other fields than the dataset's")
+        start, stop = ranges[split]
+        for name, row in rows.items():
+            may_be_empty = start >= stop or name in spec.masks
+            if (row or not may_be_empty) and (row.keys() - known or not set(_POOLED) <= row.keys()):
+                raise ValueError(
+                    f"statistics.{split}.{name}: has {', '.join(row) or 'nothing'}, required is "
+                    f"{', '.join(_POOLED)}"
+                )
 
 
 def default_split(statistics: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
+from pelagos.data_pipelines.store.field_statistics import require_statistics
 from pelagos.data_pipelines.store.layout import (
     GROUP_KEY,
     MANIFEST_KEY,
@@ -99,6 +100,7 @@ def load_manifest(store: ObjectStore) -> Manifest:
             values["parameters_crc32c"],
         )
         _require_own_shards(manifest)
+        require_statistics(manifest.statistics, manifest.spec)
         stored_fingerprint = values["fingerprint"]
     except DatasetError:
         raise

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
-from pelagos.infra.files import open_regular, read_regular, sync_directory
+from pelagos.infra.files import open_regular, read_opened, sync_directory
 from pelagos.infra.object_store import Bytes, Range, RemoteStore
 from pelagos.infra.obstore_store import open_remote
 from pelagos.infra.read_policy import ReadCounters
@@ -99,22 +99,34 @@ class LocalStore:
         self.counters = ReadCounters()
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
+        self._inside: set[Path] = set()  # folders that no link leads out of
 
     def address(self, key: str) -> str:
         return str(self.root / key)
 
     def path(self, key: str) -> Path:
-        """The file of a key. Raises DatasetError: the key leads out of the folder."""
+        """The file of a key. Raises DatasetError: the key, or a link, leads out of the folder."""
         path = Path(os.path.normpath(self.root / key))
         if not path.is_relative_to(self.root) or "\0" in key:
             raise DatasetError(
                 f"{key!r} leads out of {self.root}: nothing is read or written there"
             )
+        if path != self.root and path.parent not in self._inside:
+            require_inside(self.root, path.parent)
+            self._inside.add(path.parent)
         return path
+
+    def _open(self, key: str) -> int:
+        """A descriptor that reads the file of a key, also over a link to another file of the folder."""
+        path = self.path(key)
+        is_link = path.is_symlink()
+        if is_link:
+            require_inside(self.root, path)
+        return open_regular(path, follow_links=is_link)
 
     def read(self, key: str) -> bytes:
         try:
-            return read_regular(self.path(key), follow_links=True)
+            return read_opened(self._open(key), self.path(key))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._missing(key) from error
 
@@ -165,7 +177,8 @@ class LocalStore:
         for folder, _, files in os.walk(self.path(prefix)):
             for name in files:
                 path = Path(folder) / name
-                with contextlib.suppress(FileNotFoundError):  # removed since, or a dangling link
+                # removed since, or a link that leads nowhere
+                with contextlib.suppress(FileNotFoundError):
                     found[path.relative_to(self.root).as_posix()] = path.stat().st_size
         return found
 
@@ -188,7 +201,7 @@ class LocalStore:
         if known is not None:
             return known, True
         try:
-            opened = open_regular(self.path(key), follow_links=True)
+            opened = self._open(key)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._missing(key) from error
         with self._lock:
@@ -214,6 +227,19 @@ class LocalStore:
 
     def _missing(self, key: str) -> ObjectMissingError:
         return ObjectMissingError(f"{self.address(key)} does not exist")
+
+
+def require_inside(root: Path, path: Path) -> None:
+    """Raise DatasetError where a link leads out of a dataset's folder.
+
+    The folder itself may be a link: that is the choice of whoever names it.
+    """
+    found, place = os.path.realpath(path), os.path.realpath(root)
+    if found != place and not found.startswith(f"{place.rstrip(os.sep)}{os.sep}"):
+        raise DatasetError(
+            f"{path} leads out of the dataset over a link, to {found}: nothing is read or written "
+            f"there. Put the file itself there, or make the dataset's folder as a whole a link"
+        )
 
 
 def _link(source: Path, target: Path) -> None:

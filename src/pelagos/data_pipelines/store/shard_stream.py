@@ -319,8 +319,8 @@ def object_file(store: ObjectStore, key: str) -> Iterator[IO[bytes]]:
     store it lies in the temporary folder and is uploaded, in parts if it is large.
     """
     if isinstance(store, LocalStore):
-        path = store.root / key
-        partial = store.root / PARTIAL_FOLDER / f"{TEMPORARY_MARK}{uuid.uuid4().hex}"
+        path = store.path(key)
+        partial = store.path(f"{PARTIAL_FOLDER}/{TEMPORARY_MARK}{uuid.uuid4().hex}")
         partial.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("xb") as file:

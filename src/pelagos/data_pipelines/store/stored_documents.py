@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pelagos.infra.json_text import first_problem
 
@@ -22,6 +22,10 @@ Text = Annotated[str, Field(max_length=10_000)]
 # A part of a key: one component of a path.
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\\\x00-\x1f\x7f]+$")]
 Axes = Annotated[list[Size], Field(min_length=1, max_length=3)]
+
+
+Statistics = dict[Text, dict[Text, dict[Text, Finite]]]
+_STATISTICS: TypeAdapter[Any] = TypeAdapter(Statistics)
 
 
 class _Document(BaseModel):
@@ -78,7 +82,7 @@ class _Head(_Document):
 class _Manifest(_Head):
     spec: _Spec
     shards: Annotated[list[_Shard], Field(max_length=10**7)]
-    statistics: dict[Text, dict[Text, dict[Text, Finite]]]
+    statistics: Statistics
     parameters_crc32c: dict[Text, Checksum]
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -104,6 +108,21 @@ def read_manifest(content: bytes) -> dict[str, Any]:
         ValueError: a key has another type or size than the format says.
     """
     return _checked(_Manifest, content)
+
+
+def read_statistics(values: Any) -> dict[str, dict[str, dict[str, float]]]:
+    """Statistics by split, field and name, kept in a file of their own.
+
+    Raises:
+        ValueError: they are of another kind, or not finite.
+    """
+    try:
+        found: dict[str, dict[str, dict[str, float]]] = _STATISTICS.validate_python(
+            values, strict=True
+        )
+    except ValidationError as error:
+        raise ValueError(first_problem(error, "statistics")) from error
+    return found
 
 
 def read_begun(content: bytes) -> dict[str, Any]:

@@ -6,7 +6,10 @@ that a file was lost.
 
 from __future__ import annotations
 
+import contextlib
+import stat
 import threading
+from pathlib import Path
 from typing import Any
 
 import zarr
@@ -16,6 +19,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.layout import SHARD_PREFIX
+from pelagos.data_pipelines.store.object_store import require_inside
 from pelagos.infra.addresses import reject_credentials, reject_empty_parts, reject_references
 from pelagos.infra.object_store import S3_SCHEMES, s3_options
 from pelagos.infra.read_policy import split_options
@@ -28,10 +32,15 @@ class StrictStore(WrapperStore[Store]):
 
     Attributes:
         bytes_read: of chunks so far.
+        folder: where its files are; None: elsewhere. No pipe or device among them is read.
+        is_closed: no link out of the folder is followed.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, folder: Path | None = None, *, is_closed: bool = False
+    ) -> None:
         super().__init__(store)
+        self.folder, self.is_closed = folder, is_closed
         self.bytes_read = 0
         self._lock = threading.Lock()
 
@@ -41,6 +50,7 @@ class StrictStore(WrapperStore[Store]):
         prototype: BufferPrototype,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
+        self._require_file(key)
         found = await super().get(key, prototype, byte_range)
         if key.rpartition("/")[2] in METADATA_NAMES:
             return found
@@ -51,20 +61,36 @@ class StrictStore(WrapperStore[Store]):
             self.bytes_read += len(found)
         return found
 
+    def _require_file(self, key: str) -> None:
+        """Raise DatasetError where a local file is a pipe or a device, which would never end, or lies
+        elsewhere."""
+        if self.folder is None:
+            return
+        path = self.folder / key
+        with contextlib.suppress(OSError):  # absent: said by whoever needs it
+            if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+                raise DatasetError(f"{path} is no regular file")
+            if self.is_closed:
+                require_inside(self.folder, path)
 
-def open_store(uri: str, storage_options: dict[str, Any] | None = None) -> StrictStore:
-    """The objects of a path or URI as Zarr sees them, read-only."""
+
+def open_store(
+    uri: str, storage_options: dict[str, Any] | None = None, *, is_closed: bool = False
+) -> StrictStore:
+    """The objects of a path or URI as Zarr sees them, read-only.
+
+    Args:
+        is_closed: no link out of a local folder is followed.
+    """
     reject_references(uri, DatasetError)
     reject_credentials(uri, DatasetError)
     reject_empty_parts(uri, DatasetError, split_options(storage_options)[0].backend)
     scheme, separator, rest = uri.partition("://")
-    inner: Store
     if not separator or scheme == "file":
-        inner = LocalStore(rest if separator else uri, read_only=True)
-    else:
-        options = filesystem_options(scheme, storage_options)
-        inner = FsspecStore.from_url(uri, storage_options=options, read_only=True)
-    return StrictStore(inner)
+        folder = Path(rest if separator else uri)
+        return StrictStore(LocalStore(folder, read_only=True), folder, is_closed=is_closed)
+    options = filesystem_options(scheme, storage_options)
+    return StrictStore(FsspecStore.from_url(uri, storage_options=options, read_only=True))
 
 
 def filesystem_options(scheme: str, storage_options: dict[str, Any] | None) -> dict[str, Any]:
@@ -78,4 +104,4 @@ def filesystem_options(scheme: str, storage_options: dict[str, Any] | None) -> d
 
 def open_group(uri: str, storage_options: dict[str, Any] | None = None) -> zarr.Group:
     """The group of a dataset, read-only."""
-    return zarr.open_group(open_store(uri, storage_options), mode="r")
+    return zarr.open_group(open_store(uri, storage_options, is_closed=True), mode="r")

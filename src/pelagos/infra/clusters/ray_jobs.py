@@ -26,12 +26,14 @@ from pelagos.infra.clusters.base import (
 )
 from pelagos.infra.clusters.schema import RayConfig
 from pelagos.infra.doctor import Check
+from pelagos.infra.json_text import parse_json
 from pelagos.infra.private_directory import cache_directory
 from pelagos.infra.signatures import signature_with
 
 LEAST_RAY = "2.52"  # the first whose clusters ask for a token
 TIMEOUT_SECONDS = 15
 STARTING_SECONDS = 60.0
+LONGEST_ANSWER_BYTES = 2**16
 NO_AGENT = "No available agent"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -137,9 +139,10 @@ class RayJobsCluster(Cluster):
                 headers=self._headers(),
                 verify=self.config.verify_tls,
                 timeout=TIMEOUT_SECONDS,
+                stream=True,
             )
             answer.raise_for_status()
-            found = str(answer.json()["ray_version"])
+            found = str(parse_json(_short_body(answer))["ray_version"])
         if _numbers(found) < _numbers(LEAST_RAY):
             raise ClusterError(
                 f"cluster {self.name} runs Ray {found}; Pelagos needs {LEAST_RAY} or newer there"
@@ -272,6 +275,10 @@ def _explained(cluster: RayJobsCluster) -> Iterator[None]:
         raise ClusterError(
             f"cluster {cluster.name}: what answers at {address} is not a Ray dashboard ({error})"
         ) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ClusterError(
+            f"cluster {cluster.name}: what answers at {address} is not a Ray dashboard ({error!r})"
+        ) from error
     except RuntimeError as error:
         text = str(error)
         if any(word in text for word in ("401", "403", "nauthenticat", "uthentication")):
@@ -299,6 +306,17 @@ def _refused(cluster: RayJobsCluster) -> str:
         f"cluster {cluster.name} at {cluster.config.address} refused the token from {source}. Put the "
         "cluster's token there (on its head: ray get-auth-token)"
     )
+
+
+def _short_body(answer: Any) -> bytes:
+    """Return what a server answers to a small question. Raises ValueError: it is long, or slow."""
+    deadline, body = time.monotonic() + TIMEOUT_SECONDS, b""
+    with answer:
+        for part in answer.iter_content(LONGEST_ANSWER_BYTES):
+            body += part
+            if len(body) > LONGEST_ANSWER_BYTES or time.monotonic() > deadline:
+                raise ValueError(f"more than {len(body):,} bytes in {TIMEOUT_SECONDS} s")
+    return body
 
 
 def _numbers(version: str) -> tuple[int, ...]:

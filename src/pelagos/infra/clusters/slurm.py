@@ -327,7 +327,12 @@ class SlurmCluster(Cluster):
         """Run a Slurm command; return what it printed. Raises `ClusterError` with its own words."""
         try:
             done = subprocess.run(
-                command, input=stdin, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+                command,
+                input=stdin,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT_SECONDS,
             )
         except FileNotFoundError as error:
             raise ClusterError(

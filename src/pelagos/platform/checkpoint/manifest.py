@@ -5,6 +5,7 @@ A directory `step-00000500` holds `torch.distributed.checkpoint` files, `trainer
 """
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from pelagos.infra.files import open_regular
 from pelagos.infra.json_text import first_problem
 
 FORMAT = "pelagos-checkpoint"
@@ -124,9 +126,13 @@ def step_of(name: str) -> int | None:
 
 
 def record_file(path: Path) -> FileRecord:
-    """Return name, size and checksum of a file, read in pieces."""
+    """Return name, size and checksum of a file, read in pieces.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, which would never end.
+    """
     checksum = google_crc32c.Checksum()
-    with path.open("rb") as file:
+    with os.fdopen(open_regular(path, follow_links=True), "rb") as file:
         while piece := file.read(READ_BYTES):
             checksum.update(piece)
     return FileRecord(path.name, path.stat().st_size, checksum.hexdigest().decode())
@@ -209,7 +215,11 @@ def damaged_files(directory: Path, files: Iterable[FileRecord]) -> list[str]:
         if not path.exists():
             damage.append(f"{expected.name}: missing")
             continue
-        actual = record_file(path)
+        try:
+            actual = record_file(path)
+        except OSError as error:
+            damage.append(f"{expected.name}: {error.strerror}")
+            continue
         if actual.num_bytes != expected.num_bytes:
             damage.append(f"{expected.name}: {actual.num_bytes} bytes, not {expected.num_bytes}")
         elif actual.crc32c != expected.crc32c:

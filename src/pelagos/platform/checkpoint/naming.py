@@ -17,19 +17,20 @@ def named_step(store: CheckpointStore, which: str) -> int:
         return steps[-1]
     listed = ", ".join(map(str, steps))
     if which == "best":
-        best = store.trainer_state(steps[-1]).get("best")
-        if best is None:
+        told = store.trainer_state(steps[-1]).get("best")
+        if told is None:
             raise CheckpointError(
                 f"{store.uri} has no best checkpoint: no validation was made at a step that was "
                 f"saved. Let validation.every_steps be a multiple of checkpoint.every_steps, or take "
                 f"last or one of {listed}"
             )
-        if best["step"] not in steps:
+        best = int(told["step"])
+        if best not in steps:
             raise CheckpointError(
-                f"{store.uri}: the best checkpoint, of step {best['step']}, was not kept "
+                f"{store.uri}: the best checkpoint, of step {best}, was not kept "
                 f"(checkpoint.keep_best); take last or one of {listed}"
             )
-        return int(best["step"])
+        return best
     if which.isdigit() and int(which) in steps:
         return int(which)
     raise CheckpointError(

@@ -1,6 +1,7 @@
 """Writing and reading a rank's tensors through `torch.distributed.checkpoint`, with checksums."""
 
 import io
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from pelagos.infra.files import open_regular
 from pelagos.platform.checkpoint.manifest import Manifest, PieceRecord, TensorRecord, tensor_crc32c
 from pelagos.platform.checkpoint.safe_metadata import SafeReader
 from pelagos.platform.shards import FlatShard, local_part, with_local_part, written_part
@@ -189,7 +191,7 @@ def tensor_records(
 
 
 def _read_piece(directory: Path, info: Any) -> Tensor:
-    with (directory / info.relative_path).open("rb") as file:
+    with os.fdopen(open_regular(directory / info.relative_path, follow_links=True), "rb") as file:
         file.seek(info.offset)
         content = io.BytesIO(file.read(info.length))
     tensor: Tensor = torch.load(content, map_location="cpu", weights_only=True)

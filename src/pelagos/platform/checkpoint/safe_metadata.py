@@ -5,6 +5,7 @@ without restriction; here it may name only what that file consists of.
 """
 
 import importlib
+import io
 import math
 import pickle
 from pathlib import Path
@@ -14,7 +15,11 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+from pelagos.infra.files import CappedReader, open_regular
+
 METADATA_FILE = ".metadata"
+# What the unpickler meets in bytes that are none of PyTorch's.
+_DAMAGE = (EOFError, AttributeError, TypeError, IndexError, KeyError, OverflowError, MemoryError)
 # The plain records of PyTorch's own writer, and the functions that restore a layout and a path.
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
@@ -62,9 +67,10 @@ def read_metadata_file(path: Path) -> Metadata:
 
     Raises:
         ValueError: it is damaged, or asks for more than records; nothing was run.
+        OSError: it cannot be read, or is a pipe or a device.
     """
     try:
-        with path.open("rb") as file:
+        with CappedReader(io.FileIO(open_regular(path, follow_links=True))) as file:
             metadata = _Unpickler(file).load()
     except pickle.UnpicklingError as error:
         message = str(error)
@@ -74,7 +80,7 @@ def read_metadata_file(path: Path) -> Metadata:
                 f"metadata does not need and which could run code; nothing was run"
             ) from error
         raise ValueError(f"{path} is damaged: {message}") from error
-    except (EOFError, AttributeError, TypeError, IndexError, KeyError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(metadata, Metadata):
         raise ValueError(f"{path} is no checkpoint metadata: it holds {type(metadata).__name__}")

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from pelagos.infra.files import replace_durably
+from pelagos.infra.files import read_regular, replace_durably
+from pelagos.infra.json_text import parse_json
 from pelagos.infra.object_store import is_remote
 from pelagos.platform.checkpoint.group import CheckpointGroup
 from pelagos.platform.checkpoint.manifest import (
@@ -47,6 +48,7 @@ from pelagos.platform.checkpoint.pieces import (
     write_pieces,
 )
 from pelagos.platform.checkpoint.places import LocalPlace, Place, RemotePlace
+from pelagos.platform.checkpoint.trainer_state import checked_state
 
 SHOWN_DIFFERENCES = 10
 COLLECTIVE_TIMEOUT_SECONDS = 600
@@ -265,12 +267,10 @@ class CheckpointStore:
 
     def _state_in(self, directory: Path, step: int) -> dict[str, Any]:
         try:
-            state = json.loads((directory / TRAINER_STATE).read_text())
-        except (ValueError, RecursionError) as error:
+            state = parse_json(read_regular(directory / TRAINER_STATE, follow_links=True))
+        except ValueError as error:
             raise CheckpointError(f"{self.uri} step {step}: {TRAINER_STATE} is no JSON") from error
-        if not isinstance(state, dict):
-            raise CheckpointError(f"{self.uri} step {step}: {TRAINER_STATE} holds no mapping")
-        return state
+        return checked_state(state, f"{self.uri} step {step}")
 
     def load(
         self, step: int, tensors: dict[str, Tensor], may_lack: Sequence[str] = ()
@@ -342,7 +342,8 @@ class CheckpointStore:
             if not path.exists():
                 steps = ", ".join(str(info.step) for info in self.complete()) or "none"
                 raise CheckpointError(f"{uri}: no complete checkpoint; there are: {steps}")
-            yield directory, parse_manifest(path.read_text(), uri)
+            text = read_regular(path, follow_links=True).decode(errors="replace")
+            yield directory, parse_manifest(text, uri)
         finally:
             if temporary:
                 shutil.rmtree(directory, ignore_errors=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from pelagos.platform.cli.common import RunsDir, console, exit_on_error, finish, print_json
 
@@ -46,11 +47,11 @@ def verify(target: Target, runs_dir: RunsDir = "runs", as_json: AsJson = False) 
     if as_json:
         print_json({"uri": location.uri, "damage": damage})
     elif damage:
-        console.print(f"[red]{location.uri} is damaged[/red]", soft_wrap=True)
+        console.print(Text(f"{location.uri} is damaged", style="red"), soft_wrap=True)
         for sentence in damage:
-            console.print(f"  {sentence}", markup=False, soft_wrap=True)
+            console.print(f"  {sentence}", soft_wrap=True)
     else:
-        console.print(f"[green]whole[/green] {location.uri}", soft_wrap=True)
+        console.print(Text("whole", style="green"), location.uri, soft_wrap=True)
     finish(not damage)
 
 
@@ -121,7 +122,7 @@ def diff(
     if as_json:
         print_json({"a": one.uri, "b": two.uri, "differences": [asdict(d) for d in found]})
     elif not found:
-        console.print("[green]the same bits[/green]")
+        console.print(Text("the same bits", style="green"))
     else:
         table = Table("tensor", "differs in", "", "max. absolute", "max. relative")
         for d in sorted(found, key=lambda d: -d.max_relative)[:SHOWN_TENSORS]:

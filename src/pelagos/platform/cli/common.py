@@ -3,21 +3,18 @@
 import contextlib
 import json
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.errors import MarkupError
 from rich.logging import RichHandler
-from rich.segment import Segment
 from rich.text import Text
 from typer.core import TyperGroup
 
 from pelagos.infra.addresses import reject_credentials
 from pelagos.infra.files import expanded_path
+from pelagos.platform.terminal import HarmlessConsole
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -49,39 +46,8 @@ RunsDir = Annotated[
     typer.Option("--runs-dir", help="Directory that holds the runs.", callback=expanded_option),
 ]
 
-# What moves the cursor, sets a title or asks the terminal something; colours stay.
-_COMMANDS = re.compile(
-    r"\x1b\[(?![0-9;]*m)[0-?]*[ -/]*[@-~]|\x1b[\]P_^X][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b(?!\[)."
-    r"|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]"
-)
-# What is shown as text has no colours of its own: rich adds those.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-class HarmlessConsole(Console):
-    """Shows texts that others chose - names of fields, causes, addresses - without the characters
-    that command a terminal; rich itself lets them through. What rich sends to the terminal stays."""
-
-    def render(
-        self, renderable: RenderableType, options: ConsoleOptions | None = None
-    ) -> Iterator[Segment]:
-        for segment in super().render(renderable, options):
-            if segment.control is None and _CONTROL.search(segment.text):
-                segment = segment._replace(
-                    text=_CONTROL.sub("\N{REPLACEMENT CHARACTER}", segment.text)
-                )
-            yield segment
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Read markup; a text that is none, such as a name with brackets, is shown as it is."""
-        try:
-            return super().render_str(text, **options)
-        except MarkupError:
-            return super().render_str(text, **{**options, "markup": False})
-
-
-console = HarmlessConsole(highlight=False)
-error_console = HarmlessConsole(stderr=True, highlight=False)
+console = HarmlessConsole()
+error_console = HarmlessConsole(stderr=True)
 
 
 def set_up_logging(verbose: bool) -> None:
@@ -111,7 +77,7 @@ def exit_on_error() -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (ValueError, OSError) as error:
         # one long line: addresses and keys can be searched for and copied
-        error_console.print(f"[red]error:[/red] {_escaped(error)}", soft_wrap=True)
+        error_console.print(Text("error:", style="red"), _told(error), soft_wrap=True)
         raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
@@ -126,19 +92,8 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
 
 
-def harmless(text: str) -> str:
-    r"""Return what a program printed without commands to the terminal: it may be anybody's.
-
-    >>> harmless("\x1b[31mred\x1b[0m \x1b]0;title\x07\x1b[2Jhere")
-    '\x1b[31mred\x1b[0m here'
-    """
-    return _COMMANDS.sub("", text)
-
-
-def _escaped(error: Exception) -> str:
-    from rich.markup import escape
-
+def _told(error: Exception) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"
-    return escape(text)
+    return text

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from pelagos.platform.cli.common import console, exit_on_error, expanded_option, finish, print_json
 
@@ -48,7 +49,7 @@ def compare_strategies_command(
                 steps=steps,
                 tolerance=tolerance,
                 overwrite=overwrite,
-                progress=status.update,
+                progress=lambda text: status.update(Text(text)),
             )
     if as_json:
         print_json(comparison.to_dict())
@@ -83,5 +84,5 @@ def _show(comparison: object, output: str) -> None:
         table.add_row(*row)
     console.print(table)
     for sentence in comparison.disagreements:
-        console.print(f"[red]{sentence}[/red]", soft_wrap=True)
+        console.print(Text(sentence, style="red"), soft_wrap=True)
     console.print(f"table, plots and runs: {output}", soft_wrap=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pelagos.platform.cli.common import console, exit_on_error, finish, print_json
 
@@ -177,7 +177,7 @@ def _show_formats(as_json: bool) -> None:
         return
     table = Table("format", "what it is", "SOURCE")
     for found in FORMATS.values():
-        table.add_row(found.name, escape(found.description), escape(found.source))
+        table.add_row(found.name, found.description, found.source)
     console.print(table)
 
 
@@ -219,10 +219,10 @@ def _show_plan(source: Source, spec: DatasetSpec, as_json: bool) -> None:
     table.add_column(overflow="fold")
     for key, value in rows.items():
         if value:
-            table.add_row(key, escape(value))
+            table.add_row(key, value)
     console.print(table)
     for note in source.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(f"note: {note}", highlight=False)
 
 
 def _report(result: ConvertResult, verify: bool, as_json: bool) -> None:
@@ -232,7 +232,7 @@ def _report(result: ConvertResult, verify: bool, as_json: bool) -> None:
         return
     from pelagos.jobs.convert import listed
 
-    where = escape(result.uri)
+    where = result.uri
     metrics = result.metrics
     if metrics["trajectories_converted"]:
         console.print(
@@ -242,7 +242,9 @@ def _report(result: ConvertResult, verify: bool, as_json: bool) -> None:
         )
     if result.differences:
         count = len(result.differences)
-        console.print(f"[red]not the same[/red] {where}: {count} differences", soft_wrap=True)
-        console.print("  " + escape(listed(list(result.differences))), soft_wrap=True)
+        console.print(
+            Text("not the same", style="red"), f"{where}: {count} differences", soft_wrap=True
+        )
+        console.print("  " + listed(list(result.differences)), soft_wrap=True)
     elif verify:
-        console.print(f"[green]the same[/green] as the source: {where}", soft_wrap=True)
+        console.print(Text("the same", style="green"), f"as the source: {where}", soft_wrap=True)

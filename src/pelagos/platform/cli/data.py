@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from pelagos.infra.object_store import storage_options
 from pelagos.platform.cli.common import (
@@ -150,7 +150,7 @@ def plot(
             partial.replace(output)
         finally:
             partial.unlink(missing_ok=True)
-    console.print(f"wrote {escape(str(output))}: trajectories {', '.join(map(str, chosen))}")
+    console.print(f"wrote {output}: trajectories {', '.join(map(str, chosen))}")
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -209,7 +209,12 @@ def _chosen(dataset: ReadableDataset, wanted: Sequence[int] | None, split: str |
 def late_progress(title: str, shown: bool) -> Iterator[Callable[[int, int], None]]:
     """Give `progress(done, in all)`, which shows a bar once two seconds have passed."""
     started = time.monotonic()
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn(title, markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     bar = Progress(*columns, console=error_console, transient=True)
     task = bar.add_task(title, total=None)
 
@@ -229,15 +234,15 @@ def _show_report(report: VerifyReport) -> None:
     counted = (
         f"{report.num_shards} shards, {report.num_chunks} chunks, {size(report.num_bytes)} read"
     )
-    where = escape(report.uri)
+    where = report.uri
     if report.is_whole:
-        console.print(f"[green]whole[/green] {where}: {counted}", soft_wrap=True)
+        console.print(Text("whole", style="green"), f"{where}: {counted}", soft_wrap=True)
         return
     number = len(report.damage)
     places = "1 place" if number == 1 else f"{number} places"
-    console.print(f"[red]damaged[/red] {where}: {places}; {counted}", soft_wrap=True)
+    console.print(Text("damaged", style="red"), f"{where}: {places}; {counted}", soft_wrap=True)
     for damage in report.damage[:SHOWN_DAMAGE]:
-        console.print(f"  {escape(str(damage))}", soft_wrap=True)
+        console.print(f"  {damage}", soft_wrap=True)
     if number > SHOWN_DAMAGE:
         console.print(f"  and {number - SHOWN_DAMAGE} more; --json lists all")
     console.print("Write the dataset again, or bring the named objects back from a copy.")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pelagos.infra.object_store import storage_options
 from pelagos.platform.cli.common import console, error_console, exit_on_error, print_json
@@ -52,7 +52,7 @@ def bench_command(
             num_frames=frames,
             seconds=seconds,
             description=description_at(description),
-            progress=status.update,
+            progress=lambda text: status.update(Text(text)),
         )
     if as_json:
         print_json(report.to_json())
@@ -62,7 +62,7 @@ def bench_command(
 
 def _show(report: BenchReport, step_time: float, batch: int) -> None:
     console.print(
-        f"{escape(report.uri)} by {report.store}: opened in {report.open_seconds:.2f} s; a window is "
+        f"{report.uri} by {report.store}: opened in {report.open_seconds:.2f} s; a window is "
         f"{report.window_bytes / 1e3:.0f} kB, the dataset {report.dataset_bytes / 1e9:.3g} GB"
     )
     table = Table("", "threads", "windows/s", "MB/s", "median", "p99", "CPU/window", "requests")
@@ -82,7 +82,7 @@ def _show(report: BenchReport, step_time: float, batch: int) -> None:
     if not report.raw:
         console.print(
             "a Zarr array of another writer: read through zarr, bytes alone not measured. Faster in "
-            f"Pelagos' own format: pelagos convert {escape(report.uri)} NEW.zarr",
+            f"Pelagos' own format: pelagos convert {report.uri} NEW.zarr",
             soft_wrap=True,
         )
     found = report.recommendation

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
 
 from pelagos.platform.cli.common import console
@@ -29,7 +29,7 @@ def show_summary(found: DatasetDescription | ForeignOverview) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         if value:
-            table.add_row(name, escape(value))
+            table.add_row(name, value)
     console.print(table)
 
 
@@ -106,7 +106,7 @@ def show_statistics(found: DatasetDescription) -> None:
     for field in found.spec.fields:
         row = found.statistics["all"][field.name]
         table.add_row(
-            escape(field.name), escape(field.unit), *(f"{row[name]:.5g}" for name in columns)
+            field.name, field.unit, *(f"{row.get(name, math.nan):.5g}" for name in columns)
         )
     console.print(table)
     if found.spec.num_frames > 1:

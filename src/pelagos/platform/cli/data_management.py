@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from pelagos.infra.addresses import reject_empty_parts
 from pelagos.infra.object_store import storage_options
@@ -66,10 +67,12 @@ def stats(
         print_json(found.to_json())
     else:
         for name, row in found.statistics["all"].items():
-            numbers = "  ".join(f"{k} {row[k]:.6g}" for k in ("mean", "std", "min", "max"))
-            console.print(f"{escape(name)}: {numbers}", soft_wrap=True)
+            numbers = "  ".join(
+                f"{k} {row.get(k, math.nan):.6g}" for k in ("mean", "std", "min", "max")
+            )
+            console.print(f"{name}: {numbers}", soft_wrap=True)
         for sentence in found.differences:
-            console.print(f"[red]differs[/red] {escape(sentence)}", soft_wrap=True)
+            console.print(Text("differs", style="red"), sentence, soft_wrap=True)
         if output is not None:
             console.print(
                 f"wrote {_named(output, '.png')}, {_named(output, '.json')}", soft_wrap=True
@@ -100,7 +103,7 @@ def append(
         more = _open(source, endpoint_url, description_at(description))
         manifest = appending.append(dataset, more, extend_split=split, progress=progress)
     console.print(
-        f"{escape(uri)} has {manifest.spec.num_trajectories} trajectories now, "
+        f"{uri} has {manifest.spec.num_trajectories} trajectories now, "
         f"{more.num_trajectories} of them new; fingerprint {manifest.fingerprint[:16]}",
         soft_wrap=True,
     )
@@ -126,7 +129,7 @@ def copy(
         options = storage_options(destination, destination_endpoint_url or endpoint_url)
         written = copying.copy(_own(uri, endpoint_url), destination, options, progress)
     console.print(
-        f"{escape(destination)} is a copy of {escape(uri)}: {written} shards written now",
+        f"{destination} is a copy of {uri}: {written} shards written now",
         soft_wrap=True,
     )
 
@@ -148,9 +151,7 @@ def split(
         from pelagos.data_pipelines.management import revising
 
         manifest = revising.change_splits(_own(uri, endpoint_url), splits)
-    console.print(
-        f"{escape(uri)}: {splits}; fingerprint {manifest.fingerprint[:16]}", soft_wrap=True
-    )
+    console.print(f"{uri}: {splits}; fingerprint {manifest.fingerprint[:16]}", soft_wrap=True)
 
 
 @app.command()
@@ -175,9 +176,7 @@ def merge(
             storage_options=storage_options(destination, endpoint_url),
             progress=progress,
         )
-    console.print(
-        f"wrote {escape(destination)}: {spec.num_trajectories} trajectories", soft_wrap=True
-    )
+    console.print(f"wrote {destination}: {spec.num_trajectories} trajectories", soft_wrap=True)
 
 
 def _reject_addresses(*uris: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import typer
+from rich.text import Text
 
 from pelagos.infra.yaml_text import yaml_text
 from pelagos.platform.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, console, print_json
@@ -58,18 +59,22 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
     elif outcome.kind == "finished":
         validation = result.metrics.get("validation_loss")
         shown = f", validation loss {validation:.4f}" if validation is not None else ""
-        console.print(f"[green]finished[/green] {result.run_name} at step {outcome.step}{shown}")
+        console.print(
+            Text("finished", style="green"), f"{result.run_name} at step {outcome.step}{shown}"
+        )
         console.print(
             f"  evaluate it: pelagos evaluate {result.run_name} runs_dir={runs_dir}", soft_wrap=True
         )
     elif outcome.kind == "stopped":
-        console.print(f"[yellow]stopped[/yellow] {result.run_name}, saved at step {outcome.step}")
+        console.print(
+            Text("stopped", style="yellow"), f"{result.run_name}, saved at step {outcome.step}"
+        )
         console.print(
             f"  go on: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
         )
     else:
-        console.print(f"[red]failed[/red] {result.run_name} after step {outcome.step}:")
-        console.print(f"  {outcome.cause}", markup=False, soft_wrap=True)
+        console.print(Text("failed", style="red"), f"{result.run_name} after step {outcome.step}:")
+        console.print(f"  {outcome.cause}", soft_wrap=True)
         console.print(
             f"  once mended: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
         )

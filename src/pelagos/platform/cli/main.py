@@ -4,6 +4,7 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from pelagos.platform.cli import runs, submission, weights
 from pelagos.platform.cli.checkpoint import app as checkpoint_app
@@ -207,7 +208,7 @@ def doctor(
     else:
         table = Table("check", "", "seen", "remedy")
         for check in checks:
-            mark = "[green]ok[/green]" if check.ok else "[red]mend[/red]"
+            mark = Text("ok", style="green") if check.ok else Text("mend", style="red")
             table.add_row(check.name, mark, check.seen, "" if check.ok else check.remedy)
         console.print(table)
     finish(all(c.ok for c in checks))

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -69,7 +68,7 @@ def show_model(name: str, as_json: bool) -> None:
         return
     table = Table(title=f"{info.name}: {info.parameters:,} parameters", show_header=False)
     for key, value in asdict(info).items():
-        table.add_row(key.replace("_", " "), escape(str(value if value is not None else "-")))
+        table.add_row(key.replace("_", " "), str(value if value is not None else "-"))
     console.print(table)
     shown = " and ".join(_shape(tuple(tensor.shape)) for tensor in given)
     modules = Table("part", "kind", "gives", "parameters", "share", title=f"one sample: {shown}")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pelagos.platform.cli.common import (
     console,
@@ -65,7 +65,7 @@ def list_command(
             summaries += found
             problems += unread
     for problem in problems:
-        error_console.print(f"[yellow]not shown:[/yellow] {escape(problem)}", soft_wrap=True)
+        error_console.print(Text("not shown:", style="yellow"), problem, soft_wrap=True)
     if as_json:
         print_json(summaries)
         return
@@ -77,8 +77,8 @@ def list_command(
     table = Table("run", "cluster", "state", "step", "loss", "samples/s", "last sign")
     for s in summaries:
         table.add_row(
-            escape(s["run"]),
-            escape(s.get("cluster", "-")),
+            s["run"],
+            s.get("cluster", "-"),
             coloured(s["state"]),
             f"{s['step']}/{s['total_steps']}" if s.get("total_steps") else "-",
             _number(s["metrics"].get("loss"), "{:.4f}"),
@@ -112,7 +112,7 @@ def status_command(
     table = Table(show_header=False, box=None)
     for key, value in details.items():
         if key != "metrics":
-            table.add_row(key.replace("_", " "), coloured(escape(str(value))))
+            table.add_row(key.replace("_", " "), coloured(str(value)))
     for key, value in details["metrics"].items():
         table.add_row(key.replace("_", " "), _number(value, "{:.6g}"))
     console.print(table)
@@ -222,9 +222,9 @@ def describe(run: RunDirectory) -> dict[str, Any]:
     return details
 
 
-def coloured(state: str) -> str:
+def coloured(state: str) -> Text:
     """Return the state with its colour."""
-    return f"[{COLOURS[state]}]{state}[/]" if state in COLOURS else state
+    return Text(state, style=COLOURS.get(state, ""))
 
 
 def ago(moment: float | None) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from pelagos.platform.cli.common import (
     EXIT_FAILED,
@@ -15,9 +16,9 @@ from pelagos.platform.cli.common import (
     error_console,
     exit_on_error,
     finish,
-    harmless,
     print_json,
 )
+from pelagos.platform.terminal import harmless
 
 EXIT_TIMED_OUT = 124
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -80,7 +81,7 @@ def submit_command(
             return
         for run in planned.runs:
             for note in run.notes:
-                console.print(f"[yellow]note[/yellow] {run.name}: {note}", soft_wrap=True)
+                console.print(Text("note", style="yellow"), f"{run.name}: {note}", soft_wrap=True)
         names = job_module.submit(planned, say=_quiet if as_json else _say)
     if as_json:
         print_json({"runs": names, "cluster": cluster, "storage": planned.store.uri})
@@ -105,7 +106,8 @@ def logs_command(
 
     with exit_on_error():
         for text in submitted_runs.follow_logs(submitted_runs.find(run, cluster), follow):
-            sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+            is_shown = sys.stdout.isatty()
+            sys.stdout.write(harmless(text) if is_shown else _writable(text))
             sys.stdout.flush()
 
 
@@ -158,13 +160,13 @@ def recover_command(
             everyones, problems = submitted_runs.find_all(cluster)
             found = [f for f in everyones if own_runs.is_own(f.record)]
             for problem in problems:
-                error_console.print(f"not looked at: {problem}", markup=False, soft_wrap=True)
+                error_console.print(f"not looked at: {problem}", soft_wrap=True)
         states = [start_again.recover(f) for f in found]
     if as_json:
         print_json([{"run": s.run, "state": s.state, "attempt": s.attempt} for s in states])
         return
     for state in states:
-        console.print(f"{state.run} is {state.state}; attempt {state.attempt}", markup=False)
+        console.print(f"{state.run} is {state.state}; attempt {state.attempt}")
 
 
 def wait_command(
@@ -190,7 +192,7 @@ def wait_command(
     if as_json:
         print_json({"run": run, "state": state.state, "cause": state.cause, "reason": state.reason})
     else:
-        console.print(f"{run}: {state.state} {state.cause or state.reason}".rstrip(), markup=False)
+        console.print(f"{run}: {state.state} {state.cause or state.reason}".rstrip())
     status = {"finished": 0, "failed": EXIT_FAILED, "lost": EXIT_FAILED}.get(
         state.state, EXIT_INTERRUPTED
     )
@@ -312,7 +314,11 @@ def check_cluster(name: str, num_nodes: int) -> list[Any]:
 def _show_clusters(rows: list[dict[str, Any]]) -> None:
     table = Table("cluster", "kind", "storage", "", "seen")
     for row in rows:
-        marks = {True: "[green]ok[/green]", False: "[red]mend[/red]", None: ""}
+        marks = {
+            True: Text("ok", style="green"),
+            False: Text("mend", style="red"),
+            None: Text(""),
+        }
         bad = [f"{c['name']}: {c['seen']} - {c['remedy']}" for c in row["checks"] if not c["ok"]]
         good = [c["seen"] for c in row["checks"] if c["ok"]]
         shown = "\n".join(bad) if bad else "; ".join(good[-2:])
@@ -327,10 +333,10 @@ def _show_plan(described: dict[str, Any], as_json: bool) -> None:
     for run in described["runs"]:
         console.rule(run["run"])
         for name, text in run["sent"].items():
-            console.print(f"[bold]{name}[/bold]")
-            console.print(text, markup=False, soft_wrap=True)
-        console.print("[bold]job[/bold]")
-        console.print(run["job"], markup=False, soft_wrap=True)
+            console.print(Text(name, style="bold"))
+            console.print(text, soft_wrap=True)
+        console.print(Text("job", style="bold"))
+        console.print(run["job"], soft_wrap=True)
         table = Table(title=run["run"], show_header=False)
         rows = {
             "cluster": f"{described['cluster']} ({described['kind']})",
@@ -347,6 +353,11 @@ def _show_plan(described: dict[str, Any], as_json: bool) -> None:
             table.add_row(key, str(value))
         console.print(table)
     console.print("dry run: nothing was sent or written")
+
+
+def _writable(text: str) -> str:
+    """The text without halves of characters, which no file can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _say(text: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from pelagos.platform.cli.common import console, exit_on_error, finish, print_json
 from pelagos.platform.terminal_tables import Column, print_table
@@ -73,7 +73,7 @@ def show_report(report: "SweepReport", path: Path) -> None:
     methods = [m for m in report.methods if m in ("direct", "autoregressive")]
     measured = ["beats"] if any(row.beats for row in report.rows) else []
     for warning in report.warnings:
-        console.print(f"[red]warning:[/red] {escape(warning)}", soft_wrap=True)
+        console.print(Text("warning:", style="red"), warning, soft_wrap=True)
     title = f"{report.name}: relative L1 / VRMSE" if measured else report.name
     rows = report.rows[:_LISTED]
     print_table(
@@ -106,8 +106,8 @@ def show_report(report: "SweepReport", path: Path) -> None:
         )
         print_table(console, title, model, columns)
     for row in report.failures:
-        console.print(f"[red]{row.state}[/red] {row.name}", soft_wrap=True)
-        console.print(f"  {row.cause}", markup=False, soft_wrap=True)
+        console.print(Text(row.state, style="red"), f"{row.name}", soft_wrap=True)
+        console.print(f"  {row.cause}", soft_wrap=True)
     console.print(f"report: {path}", soft_wrap=True)
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from pelagos.platform.cli.common import console, exit_on_error, print_json
 
@@ -101,7 +102,8 @@ def _report(written: Any, as_json: bool) -> None:
     if written.weights == "ema":
         console.print("averaged weights (ema_decay); the weights themselves: --weights model")
     console.print(
-        f"[green]wrote[/green] {written.directory}: {name}, {written.parameters:,} parameters, "
+        Text("wrote", style="green"),
+        f"{written.directory}: {name}, {written.parameters:,} parameters, "
         f"{written.num_bytes / 1e6:,.1f} MB in {len(written.files)} files",
         soft_wrap=True,
     )

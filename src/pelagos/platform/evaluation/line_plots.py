@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image as PillowImage
 
+from pelagos.infra.figures import lay_out
 from pelagos.platform.evaluation import plots
 from pelagos.platform.evaluation.comparison import COLOURS
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation, ExampleForecast
@@ -114,7 +115,7 @@ def animate(
     _name_points([below])
     plots.legend(figure, above)
     heading = figure.suptitle(field, fontsize=10)
-    figure.draw_without_rendering()
+    lay_out(figure)
     figure.set_layout_engine("none")
     pictures = []
     for index, time in enumerate(times):

@@ -24,6 +24,7 @@ from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from PIL import Image as PillowImage
 
+from pelagos.infra.figures import lay_out, write_png
 from pelagos.platform.evaluation.evaluate import (
     BASELINES,
     DatasetEvaluation,
@@ -52,7 +53,7 @@ _SPECTRUM_RANGE = 1e-9  # fp32 data carries nothing below
 def figure_png(figure: Figure, dpi: int = 130) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    write_png(figure, buffer, dpi=dpi)
     return buffer.getvalue()
 
 
@@ -143,7 +144,7 @@ def rollout_animation(
     _colorbar(figure, images[1], list(axes[:2]), shrink=0.85, pad=0.015, aspect=14)
     _colorbar(figure, images[2], axes[2], shrink=0.85, pad=0.04, aspect=14)
     heading = figure.suptitle(_title(evaluation, channel), fontsize=10)
-    figure.draw_without_rendering()
+    lay_out(figure)
     figure.set_layout_engine("none")  # laid out once: half of each frame's time
     palette, pictures = _palette(colours, _ERROR_COLOURS), []
     for lead, time in enumerate(evaluation.lead_times):
@@ -191,7 +192,7 @@ def animate(
     _colorbar(figure, shown[0][0], list(axes[0]), shrink=0.85, pad=0.015, aspect=14)
     _colorbar(figure, wrong[0][0], list(axes[1, 1:]), shrink=0.85, pad=0.015, aspect=14)
     heading = figure.suptitle(field, fontsize=10)
-    figure.draw_without_rendering()
+    lay_out(figure)
     figure.set_layout_engine("none")
     palette, pictures = _palette(colours, _ERROR_COLOURS), []
     for index, time in enumerate(times):

@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from pelagos.infra.files import replace_durably
+from pelagos.infra.files import below, replace_durably
 from pelagos.platform.evaluation import line_plots, plots
 from pelagos.platform.evaluation.evaluate import DatasetEvaluation
 from pelagos.platform.evaluation.metrics import METRICS
@@ -105,6 +105,9 @@ def write_report(
 
     Each is written under a temporary name and renamed into place. ``stabilities`` are of the same
     datasets, or none.
+
+    Raises:
+        ValueError: a link in the directory leads elsewhere.
     """
     directory.mkdir(parents=True, exist_ok=True)
     report, table = directory / REPORT_NAME, directory / NUMBERS_NAME
@@ -114,9 +117,9 @@ def write_report(
         pictures[stability.dataset].append(_stability_picture(stability))
     for stem, figures in zip(_file_names(list(pictures)), pictures.values(), strict=True):
         for figure in figures:
-            _write(directory / "figures" / f"{stem}-{figure.file_name}", figure.content)
-    _write(table, json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
-    _write(report, render(evaluations, provenance, pictures, stabilities).encode())
+            _write(directory, f"figures/{stem}-{figure.file_name}", figure.content)
+    _write(directory, NUMBERS_NAME, json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
+    _write(directory, REPORT_NAME, render(evaluations, provenance, pictures, stabilities).encode())
     return report, table
 
 
@@ -285,6 +288,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.3g} %" if math.isfinite(value) else _number(value)
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(directory: Path, name: str, content: bytes) -> None:
+    path = below(directory, name)  # a link there may be somebody else's
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_durably(path, content)

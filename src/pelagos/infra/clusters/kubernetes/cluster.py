@@ -39,6 +39,7 @@ from pelagos.infra.clusters.kubernetes.isolation import (
 )
 from pelagos.infra.clusters.schema import KubernetesConfig
 from pelagos.infra.doctor import Check
+from pelagos.infra.json_text import parse_json
 
 TIMEOUT_SECONDS = 60
 IDLE_SECONDS = 60  # a pod that computes nothing is kept so long
@@ -116,7 +117,7 @@ class KubernetesCluster(Cluster):
         name = object_name(submission.run, submission.attempt)
         try:
             for part in parts:
-                self._give_to(json.loads(applied), part)
+                self._give_to(self._object(applied), part)
         except ClusterError:
             self.cancel({"name": name, "namespace": self.config.namespace})
             raise
@@ -124,12 +125,17 @@ class KubernetesCluster(Cluster):
 
     def _give_to(self, owner: dict[str, Any], part: dict[str, Any]) -> None:
         """Make the server remove a part of a run when it removes the RayJob."""
-        reference = {
-            "apiVersion": owner["apiVersion"],
-            "kind": owner["kind"],
-            "name": owner["metadata"]["name"],
-            "uid": owner["metadata"]["uid"],
-        }
+        try:
+            reference = {
+                "apiVersion": owner["apiVersion"],
+                "kind": owner["kind"],
+                "name": owner["metadata"]["name"],
+                "uid": owner["metadata"]["uid"],
+            }
+        except (KeyError, TypeError) as error:
+            raise ClusterError(
+                f"cluster {self.name}: the API server gave no RayJob: it lacks {error}"
+            ) from error
         patch = {"metadata": {"ownerReferences": [reference]}}
         name, namespace = part["metadata"]["name"], part["metadata"]["namespace"]
         self._kubectl(
@@ -161,12 +167,27 @@ class KubernetesCluster(Cluster):
             if "NotFound" in str(error):
                 return SchedulerState("ended", "the cluster has no such RayJob (any more)")
             raise
-        status = json.loads(text).get("status") or {}
-        deployment, job = status.get("jobDeploymentStatus", ""), status.get("jobStatus", "")
-        detail = ", ".join(filter(None, [deployment, job, status.get("reason", "")]))
+        status = self._object(text).get("status") or {}
+        keys = ("jobDeploymentStatus", "jobStatus", "reason")
+        deployment, job, reason = (str(status.get(key) or "") for key in keys)
+        detail = ", ".join(filter(None, [deployment, job, reason]))
         if deployment in ENDED or job in ("SUCCEEDED", "FAILED", "STOPPED"):
             return SchedulerState("ended", detail, job == "SUCCEEDED")
         return SchedulerState("running" if job == "RUNNING" else "waiting", detail)
+
+    def _object(self, text: str) -> dict[str, Any]:
+        """Return what kubectl printed of an object. Raises `ClusterError` if it is none."""
+        try:
+            found = parse_json(text)
+        except ValueError as error:
+            raise ClusterError(
+                f"cluster {self.name}: the API server gave no object: {error}"
+            ) from error
+        if not isinstance(found, dict) or not isinstance(found.get("status") or {}, dict):
+            raise ClusterError(
+                f"cluster {self.name}: the API server gave no object: {text[:200]!r}"
+            )
+        return found
 
     def logs(self, handle: dict[str, Any]) -> str:
         with contextlib.suppress(ClusterError):
@@ -352,6 +373,7 @@ class KubernetesCluster(Cluster):
                 input=stdin,
                 capture_output=True,
                 text=True,
+                errors="replace",  # what pods print is any bytes
                 timeout=2 * TIMEOUT_SECONDS,
             )
         except FileNotFoundError as error:
