@@ -115,7 +115,8 @@ def build_network(job: TrainingJob) -> Pretrained:
 
 def _check_no_channels(job: TrainingJob) -> None:
     """Raise ValueError if the model's options say what follows from the fields."""
-    own = FAMILIES[model_info(job.model.name).family].channels
+    info = model_info(job.model.name)
+    own = FAMILIES[info.family].channels if info.family in FAMILIES else ()
     given = [name for name in job.model.config if name in {"in_channels", "out_channels", *own}]
     if given:
         raise ValueError(

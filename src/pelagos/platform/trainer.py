@@ -17,14 +17,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pelagos.platform.callbacks import TrainingView
 from pelagos.platform.checkpoint import CheckpointStore, SaveReport
 from pelagos.platform.config.checks import local_batch_size, micro_batch_size
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.loss_sums import dataset_losses, sums_by_dataset
 from pelagos.platform.meters import StepMeter
-from pelagos.platform.optimizer import freeze, lr_factor, optimizer_factory, set_learning_rate
+from pelagos.platform.optimizer import freeze, optimizer_factory, set_learning_rate
+from pelagos.platform.optimizer_kinds import find_optimizer
 from pelagos.platform.protocols import TrainingBatch, TrainingParts
 from pelagos.platform.runs import Outcome, RunRecords, check_identity
+from pelagos.platform.schedules import lr_factor
 from pelagos.platform.strategies import Strategy, StrategyOptions, create_strategy
 from pelagos.platform.strategies.base import TensorState
 from pelagos.platform.weight_average import WeightAverage
@@ -71,6 +74,7 @@ def train(
         loop.on_step = on_step
         # 3. the steps, and the end of a save that goes on beside them, also if they fail
         try:
+            parts.callbacks.start(loop.view(), start)
             with parts.streams.open(start, strategy.rank, strategy.world_size) as stream:
                 outcome = loop.run_steps(start, stream, until_step)
         except BaseException:
@@ -78,6 +82,7 @@ def train(
                 loop.checkpoints.wait()
             raise
         loop.checkpoints.wait()
+        parts.callbacks.end(outcome)
         # 4. every rank is done before any leaves: gloo aborts when peers vanish
         if strategy.rank == 0:
             run.write_outcome(outcome, launch)
@@ -132,6 +137,7 @@ class TrainingLoop:
             completed += 1
             values |= self.meter.finish(stream.data_wait_seconds)
             values |= {f"data_{name}": count for name, count in stream.read_counts.items()}
+            values |= self.parts.callbacks.step(completed, values)
             self._log_step(completed, values)
             if self.on_step is not None:
                 self.on_step(values)
@@ -249,9 +255,8 @@ class TrainingLoop:
                 values |= {f"{GROUP_LOSS}{name}": e / m for name, e, m in groups if m > 0}
             weights = "model" if self.average is None else "ema"
             seconds = time.perf_counter() - begin
-            self.run.append_event(
-                "validation", step=completed, weights=weights, seconds=seconds, **values
-            )
+            self._event("validation", step=completed, weights=weights, seconds=seconds, **values)
+            self.parts.callbacks.validation(completed, values)
 
     def _validation_sums(self) -> Tensor:
         """Return `[2, dataset, group]`: errors and magnitudes over all validation samples.
@@ -290,7 +295,7 @@ class TrainingLoop:
         """Record a checkpoint that is complete; only then delete older ones."""
         if self.strategy.rank != 0:
             return
-        self.run.append_event(
+        self._event(
             "checkpoint",
             step=report.step,
             stall_seconds=report.stall_seconds,
@@ -299,6 +304,7 @@ class TrainingLoop:
             num_bytes=report.num_bytes,
             uri=self.checkpoints.uri,
         )
+        self.parts.callbacks.checkpoint(report.step, self.checkpoints.uri)
         self.checkpoints.prune(self.job.checkpoint.keep_last, keep)
 
     def restore(self) -> int:
@@ -327,7 +333,7 @@ class TrainingLoop:
         if self.strategy.rank == 0:
             lost = self.run.keep_metrics_until(step)
             if step:
-                self.run.append_event(
+                self._event(
                     "resumed",
                     step=step,
                     steps_redone=lost,
@@ -380,6 +386,16 @@ class TrainingLoop:
                 {"step": completed, "time": time.time(), "epoch": epoch, **values}
             )
 
+    def view(self) -> TrainingView:
+        """Return what callbacks see of this training."""
+        rank, world_size = self.strategy.rank, self.strategy.world_size
+        return TrainingView(self.job, rank, world_size, self.strategy.weights)
+
+    def _event(self, kind: str, **details: Any) -> None:
+        """Record an event, and tell the callbacks."""
+        self.run.append_event(kind, **details)
+        self.parts.callbacks.event(kind, details)
+
     def _diverged(self, step: int, what: str) -> str:
         what = f"step {step + 1}: {what}; the weights were not changed by it"
         saved = self.checkpoints.latest_step()
@@ -424,6 +440,7 @@ def strategy_options(
         collective_timeout_seconds=job.health.collective_timeout_seconds,
         fsdp=parallel.fsdp,
         zero=parallel.zero,
+        optimizer=find_optimizer(job.optimizer),
         example_loss=example_loss,
     )
 

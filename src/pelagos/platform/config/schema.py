@@ -27,6 +27,12 @@ from pelagos.platform.config.section import RegularExpression as RegularExpressi
 from pelagos.platform.config.section import RunName as RunName
 from pelagos.platform.config.section import Section as Section
 
+PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
+Plugins = tuple[PluginName, ...]
+PLUGINS = Field(
+    (), description="Modules that are imported first: they register parts (docs/extending.md)."
+)
+
 
 class StorageConfig(Section):
     """How to reach `s3://` data. Credentials never stand here: they come from the environment."""
@@ -98,6 +104,7 @@ class GenerateJob(Section):
     )
     resources: ResourcesConfig = ResourcesConfig()
     storage: StorageConfig = StorageConfig()
+    plugins: Plugins = PLUGINS
     overwrite: bool = Field(False, description="Replace complete datasets of the same uri.")
 
 
@@ -195,7 +202,9 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Which network."""
 
-    name: str = Field(description="Name in the registry (`pelagos models`).")
+    name: str = Field(
+        description="Name in the registry (`pelagos models`), or a class: my_lab.networks:MyNet."
+    )
     config: dict[str, Any] = Field({}, description="Overrides of the model's own configuration.")
 
 
@@ -281,9 +290,10 @@ MomentDecay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter, 2019) and gradient clipping."""
+    """AdamW (Loshchilov and Hutter, 2019), or one of a plugin, and gradient clipping."""
 
-    name: Literal["adamw"] = "adamw"
+    name: str = Field("adamw", description="Name of the optimizer: adamw, or a plugin's.")
+    config: dict[str, Any] = Field({}, description="Options of a plugin's optimizer.")
     lr: PositiveFloat = Field(1e-3, description="Peak learning rate.")
     weight_decay: NonNegativeFloat = Field(
         0.1,
@@ -308,7 +318,7 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """Learning rate over steps: linear warm-up, then the named curve."""
 
-    name: Literal["cosine", "constant"] = Field("cosine", description="Curve after warm-up.")
+    name: str = Field("cosine", description="Curve after warm-up: cosine, constant, or a plugin's.")
     total_steps: PositiveInt = Field(description="Optimizer steps of the whole run.")
     warmup_steps: NonNegativeInt = Field(
         0, description="Steps of linear warm-up; step k (from 1) of W takes k / W of the rate."
@@ -396,6 +406,16 @@ class HealthConfig(Section):
     )
 
 
+class CallbackConfig(Section):
+    """Something that is called as the training goes on, and sees its values."""
+
+    name: str = Field(description="A plugin's name, or a class: my_lab.watch:GradientNorms.")
+    config: dict[str, Any] = Field({}, description="Keywords that it is made with.")
+    on_error: Literal["stop", "log"] = Field(
+        "stop", description="Whether an exception in it stops the run, or is logged."
+    )
+
+
 class TrainingJob(Section):
     """What every kind of training has: data, model, objective, and how the steps are computed."""
 
@@ -415,6 +435,10 @@ class TrainingJob(Section):
     tracking: TrackingConfig = TrackingConfig()
     health: HealthConfig = HealthConfig()
     storage: StorageConfig = StorageConfig()
+    plugins: Plugins = PLUGINS
+    callbacks: tuple[CallbackConfig, ...] = Field(
+        (), description="What watches the training, in this order (docs/extending.md)."
+    )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Decay of an exponential moving average of the weights; default: none."
     )
