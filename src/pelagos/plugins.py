@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "pelagos.plugins"
 VARIABLE = "PELAGOS_PLUGINS"
+_sealed = False
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -156,13 +157,15 @@ def named_in_environment() -> list[str]:
 
 def wanted_by(job: Any) -> list[str]:
     """Return the modules that a job names: `plugins`, and those of classes (`module:Class`)."""
+    watching = [callback.name for callback in getattr(job, "callbacks", ())]
+    return [*wanted_by_model(job), *(n.partition(":")[0] for n in watching if ":" in n)]
+
+
+def wanted_by_model(job: Any) -> list[str]:
+    """Return the modules that a trained model of a job needs: all but those of callbacks' classes."""
     model = getattr(job, "model", None)
-    named = [*([model.name] if model is not None else [])]
-    named += [callback.name for callback in getattr(job, "callbacks", ())]
-    return [
-        *getattr(job, "plugins", ()),
-        *(name.partition(":")[0] for name in named if ":" in name),
-    ]
+    own = [model.name.partition(":")[0]] if model is not None and ":" in model.name else []
+    return list(dict.fromkeys([*getattr(job, "plugins", ()), *own]))
 
 
 def require_loaded(modules: Iterable[str], told_by: str) -> None:
@@ -180,9 +183,26 @@ def require_loaded(modules: Iterable[str], told_by: str) -> None:
         )
 
 
+def seal() -> None:
+    """Import nothing more in this process: what it reads from here on, others may have written."""
+    global _sealed
+    _sealed = True
+
+
+def source_of(module: str) -> Path:
+    """Return the file or folder of an imported module's top-level package."""
+    top = sys.modules[module.partition(".")[0]]
+    file = getattr(top, "__file__", None)
+    if file is None or Path(file).name == "__init__.py":
+        return Path(next(iter(top.__path__)))
+    return Path(file)
+
+
 def _load(name: str) -> None:
     if name in sys.modules:
         return
+    if _sealed:
+        require_loaded([name], "what is read")
     if not _MODULE.fullmatch(name):
         raise PluginError(
             f"plugin {name!r} is no module's name, such as my_lab.networks (no path, no .py)"

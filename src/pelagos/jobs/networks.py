@@ -39,7 +39,10 @@ def build_objective(job: TrainingJob, mixture: Mixture | None = None) -> Objecti
 
 def objective_options(job: TrainingJob, mixture: Mixture | None = None) -> dict[str, Any]:
     """Return the options of the job's objective that differ from the usual ones."""
-    options = job.objective.model_dump(exclude={"name"}, exclude_defaults=True, exclude_none=True)
+    options = job.objective.model_dump(
+        exclude={"name", "config"}, exclude_defaults=True, exclude_none=True
+    )
+    options |= job.objective.config
     if mixture is not None and "field_groups" not in options:
         groups = _groups_without_given(job, mixture)
         options |= {"field_groups": groups} if groups else {}

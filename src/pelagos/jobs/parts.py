@@ -238,6 +238,7 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
         "objective": {"name": job.objective.name, **objective_options(job, mixture)},
         **({"lora": job.lora.model_dump()} if isinstance(job, FinetuneJob) and job.lora else {}),
         "fields": list(job.data.fields),
+        **({"plugins": wanted} if (wanted := plugins.wanted_by_model(job)) else {}),
         "absent_value": mixture.absent_value,
         **({"masks": mixture.masks} if mixture.masks else {}),
         "normalization": mixture.normalization.to_dict(),

@@ -19,6 +19,7 @@ from pelagos.platform.runs import Outcome
 from pelagos.registry import Registry
 
 logger = logging.getLogger(__name__)
+FAILED = "callback_failed"
 Values = Mapping[str, float]
 
 
@@ -72,7 +73,13 @@ CALLBACKS: Registry[Callable[..., Callback]] = Registry("callback", {})
 class Callbacks:
     """A job's callbacks, called together; an exception in one stops the run or is logged."""
 
-    def __init__(self, configs: Sequence[CallbackConfig]) -> None:
+    def __init__(
+        self,
+        configs: Sequence[CallbackConfig],
+        record: Callable[..., None] = lambda kind, **details: None,
+    ) -> None:
+        self.record = record
+        """Keeps an event of the run; on rank 0."""
         self.entries = [(config, create_callback(config)) for config in configs]
 
     def start(self, view: TrainingView, step: int) -> None:
@@ -123,7 +130,8 @@ class Callbacks:
                 text = f"callback {config.name}, {method} at step {step}: {_told(error)}"
                 if config.on_error == "stop":
                     raise CallbackError(text) from error
-                logger.warning("%s; the run goes on (on_error: log)", text)
+                logger.warning("%s; the run continues (on_error: log)", text)
+                self.record(FAILED, step=step, cause=text)
         return answers
 
 

@@ -6,10 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pelagos.platform.callbacks import FAILED
 from pelagos.platform.runs import RunDirectory
 
 LINE_EVERY_SECONDS = 10.0
-EVENTS_SHOWN = ("resumed", "validation", "checkpoint")
+EVENTS_SHOWN = ("resumed", "validation", "checkpoint", FAILED)
 
 
 class TrainingProgress:
@@ -46,7 +47,7 @@ class TrainingProgress:
         events = self.run.events()
         for event in events[self.events_seen :]:
             if event["kind"] in EVENTS_SHOWN:
-                self.console.print(describe_event(event), highlight=False)
+                self.console.print(describe_event(event), highlight=False, markup=False)
         self.events_seen = len(events)
         records = self.run.last_metrics(20)
         if not records or records[-1]["step"] == self.last_step:
@@ -81,6 +82,8 @@ def describe_event(event: dict[str, Any]) -> str:
     if event["kind"] == "validation":
         of_average = " (averaged weights)" if event.get("weights") == "ema" else ""
         return f"  validation at step {step}: loss {event['validation_loss']:.4f}{of_average}"
+    if event["kind"] == FAILED:
+        return f"  {event['cause']}; the run continues (on_error: log)"
     if event["kind"] == "checkpoint":
         size, stall = event["num_bytes"] / 1e6, event["stall_seconds"]
         beside = event["background_seconds"]

@@ -28,6 +28,7 @@ from pelagos.platform.optimizer_kinds import find_optimizer
 from pelagos.platform.protocols import TrainingBatch, TrainingParts
 from pelagos.platform.runs import Outcome, RunRecords, check_identity
 from pelagos.platform.schedules import lr_factor
+from pelagos.platform.shards import local_part
 from pelagos.platform.strategies import Strategy, StrategyOptions, create_strategy
 from pelagos.platform.strategies.base import TensorState
 from pelagos.platform.weight_average import WeightAverage
@@ -119,6 +120,8 @@ class TrainingLoop:
         self.best: dict[str, Any] | None = None
         self.validated: tuple[int, float] | None = None
         self.on_step: StepObserver | None = None
+        if strategy.rank == 0:
+            parts.callbacks.record = run.append_event
         self.meter = StepMeter(
             job.data.global_batch_size, strategy.world_size, parts.flops_per_sample, strategy.device
         )
@@ -389,7 +392,10 @@ class TrainingLoop:
     def view(self) -> TrainingView:
         """Return what callbacks see of this training."""
         rank, world_size = self.strategy.rank, self.strategy.world_size
-        return TrainingView(self.job, rank, world_size, self.strategy.weights)
+        return TrainingView(self.job, rank, world_size, self._local_weights)
+
+    def _local_weights(self) -> dict[str, Tensor]:
+        return {name: local_part(weight) for name, weight in self.strategy.weights().items()}
 
     def _event(self, kind: str, **details: Any) -> None:
         """Record an event, and tell the callbacks."""

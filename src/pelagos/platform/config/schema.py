@@ -212,6 +212,7 @@ class ObjectiveConfig(Section):
     """What the network learns."""
 
     name: str = Field("all2all", description="Name of the objective.")
+    config: dict[str, Any] = Field({}, description="Options of a plugin's objective.")
     max_lead_steps: PositiveInt | None = Field(
         None, description="Longest lead, counted in used frames; default: the whole trajectory."
     )
