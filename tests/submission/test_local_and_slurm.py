@@ -164,12 +164,11 @@ def test_slurm_keeps_the_queue_and_the_verbs_see_it(hpc: Path, conformance_job: 
     assert "pending" in seen
     submitted_runs.stop(first, now=True)
     wait_for(first, lambda s: s.state in ("stopped", "cancelled"))
-    # Slurm drops what depended on a job that did not succeed
-    deadline = time.monotonic() + 60
-    while not (state := submitted_runs.current_state(second)[0]).has_ended:
-        assert time.monotonic() < deadline
-        time.sleep(1)
-    assert state.state in ("failed", "cancelled")
+    # Slurm drops what depended on a job that did not succeed; looking at it records nothing
+    wait_for(second, lambda s: s.state == submitted_runs.LOST)
+    state = start_again.recover(second)
+    reason = f"first, which it comes after, {first.record.state().state}"
+    assert (state.state, state.reason) == ("cancelled", reason)
 
 
 def test_an_unknown_partition_is_refused_with_those_there_are(

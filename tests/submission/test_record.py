@@ -97,6 +97,7 @@ def test_a_run_that_was_never_submitted_is_named_with_those_that_were(store: Obj
 EVENTS = {
     "submitted": {"by": "ada", "time": 1.0, **DETAILS},
     "queued": {"reason": "behind other"},
+    "waits": {"kind": "queued", "handle": {"is_queued": True}, "attempt": 1},
     "started": {"handle": {"job_id": "7"}, "attempt": 1},
     "running": {"where": "node-1", "attempt": 1},
     "retried": {"cause": "node died", "cause_kind": "out of memory", "micro_batch_size": 4},
@@ -117,6 +118,7 @@ EVENTS = {
         ("submitted started running", "running"),
         ("submitted running started", "running"),  # the run was quicker than who started it
         ("submitted running finished started", "finished"),
+        ("submitted started waits", "starting"),  # the queue was quicker than who submitted it
         ("submitted started running retried", "queued"),
         ("submitted started running retried running finished", "finished"),
         ("submitted started running failed", "failed"),
@@ -139,6 +141,11 @@ def test_what_a_new_try_forgets_and_what_it_keeps() -> None:
 
 def _replayed(kinds: str):  # type: ignore[no-untyped-def]
     return replay("run", [{"time": 2.0, "kind": k, **EVENTS[k]} for k in kinds.split()])
+
+
+def test_a_run_that_the_queue_has_started_is_still_found_there() -> None:
+    assert _replayed("submitted started waits").handle == {"job_id": "7"}
+    assert _replayed("submitted waits").handle == {"is_queued": True}
 
 
 @given(st.text(max_size=120))

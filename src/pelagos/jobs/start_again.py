@@ -31,7 +31,7 @@ from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.runs import CHANGEABLE_IN_A_BRANCH, RunError
 from pelagos.platform.submission import own_runs
 from pelagos.platform.submission.package import upload
-from pelagos.platform.submission.record import RunState
+from pelagos.platform.submission.record import RunRecord, RunState
 
 
 def recover(found: SubmittedRun) -> RunState:
@@ -45,6 +45,10 @@ def recover(found: SubmittedRun) -> RunState:
         return state
     event = require_own(found)
     cluster, record = found.own_cluster(), found.record
+    if blocking := _blocking(found, state):
+        # the scheduler has dropped it: it would never have begun
+        record.append("cancelled", reason=blocking)
+        return record.state()
     output = ""
     with contextlib.suppress(ClusterError):
         output = cluster.logs(found.handle(state))[-2000:]
@@ -52,6 +56,15 @@ def recover(found: SubmittedRun) -> RunState:
     if not record.state().has_ended and record_silent_end(record, detail, output, num_events):
         hand_over(cluster, record, submission_of(record, event, state.attempt + 1, cluster.config))
     return record.state()
+
+
+def _blocking(found: SubmittedRun, state: RunState) -> str:
+    """Say which run, that it comes after, has ended otherwise than finished; empty if none has."""
+    for name in state.after:
+        other = RunRecord(found.store, name)
+        if other.exists() and (ended := other.state()).has_ended and ended.state != "finished":
+            return f"{name}, which it comes after, {ended.state}"
+    return ""
 
 
 def require_own(found: SubmittedRun) -> dict[str, Any]:

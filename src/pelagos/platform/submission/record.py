@@ -250,9 +250,13 @@ def replay(run: str, events: list[dict[str, Any]]) -> RunState:
         "submitted_by": first["by"],
         "submitted_at": first["time"],
     }
-    begun = -1  # the attempt that has said it runs
+    begun = started = -1  # the attempt that has said it runs, and the last that was started
     for event in events:
         kind = event["kind"]
+        if kind == "queued" and event.get("attempt") == started:
+            continue  # the queue had started it before whoever submitted it could say that it waits
+        if kind == "started":
+            started = event.get("attempt", started)
         # a run may be quicker than the one who started it is at saying so
         is_late = kind in ("started", "queued") and event.get("attempt") == begun
         if not is_late:
