@@ -17,7 +17,9 @@ from torch import Tensor, nn
 class MyNet(nn.Module):
     """Residual convolutions with periodic borders; the lead time scales their answer."""
 
-    def __init__(self, in_channels: int, out_channels: int, width: int = 32, depth: int = 3) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, width: int = 32, depth: int = 3
+    ) -> None:
         super().__init__()
         self.lift = nn.Conv2d(in_channels, width, 1)
         self.blocks = nn.ModuleList(

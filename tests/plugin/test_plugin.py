@@ -1,10 +1,11 @@
-"""A user's own network, objective, optimizer, schedule, metric, dataset and callback, through every verb.
+"""A user's own network, objective, optimizer, metric, dataset and callback, through every verb.
 
 `ocean_lab` is a small package outside `pelagos`; nothing of it is installed.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -199,3 +200,46 @@ def test_an_exception_in_a_callback_is_named(place: Path, on_error: str) -> None
     )  # fmt: skip
     assert "callback ocean_lab.watch:WeightNorms, on_step at step 3: ZeroDivisionError" in said
     assert len(metrics(place, "own")) == (2 if on_error == "stop" else 8)
+
+
+def test_a_registered_model_carries_its_code(place: Path, tmp_path: Path) -> None:
+    """Loaded by MLflow in a directory and a process that know nothing of the plugin."""
+    store = f"sqlite:///{place}/mlflow.db"
+    pelagos(
+        place, "pretrain", write(place), "resources.num_workers=1", "resources.launcher=none",
+        f"tracking={{uri: '{store}', register_as: waves}}",
+    )  # fmt: skip
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code = (
+        "import mlflow, numpy as np\n"
+        f"mlflow.set_tracking_uri({store!r})\n"
+        "model = mlflow.pyfunc.load_model('models:/waves@newest')\n"
+        "frame = np.random.default_rng(0).normal(size=(1, 1, 16, 16)).astype('float32')\n"
+        "lead = np.full(1, 0.1, 'float32')\n"
+        "answer = model.predict({'fields': frame, 'lead_time': lead})\n"
+        "print(answer.shape, float(abs(answer).sum()) > 0)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=elsewhere, capture_output=True, text=True
+    )
+    assert shown.stdout.strip().endswith("(1, 1, 16, 16) True"), shown.stderr
+
+
+def test_it_is_submitted_with_include_and_not_without(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"clusters": {"here": {"kind": "local", "storage": str(tmp_path / "storage")}}}
+    (place / "mine.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("PELAGOS_CLUSTERS", str(place / "mine.yaml"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (place / "ocean_lab").unlink()
+    shutil.copytree(HERE / "ocean_lab", place / "ocean_lab")
+    notes_file = str(place / "notes.jsonl")
+    callback = {"name": "ocean_lab.watch:WeightNorms", "config": {"file": notes_file}}
+    job = write(place, callbacks=[callback], resources={"num_workers": 1, "launcher": "none"})
+    said = pelagos(place, "submit", job, "--cluster", "here", fails=True)
+    assert "imports ocean_lab.parts, which is not shipped: add --include ocean_lab" in said
+    pelagos(place, "submit", job, "--cluster", "here", "--include", "ocean_lab")
+    pelagos(place, "wait", "own", "--timeout", "240")
+    assert [note["call"] for note in notes(place)][-1] == "end finished"

@@ -43,7 +43,7 @@ from pelagos.platform.optimizer_kinds import find_optimizer
 from pelagos.platform.protocols import Stream, TrainingParts
 from pelagos.platform.schedules import SCHEDULES
 from pelagos.platform.strategies import check_strategy
-from pelagos.platform.trainer import strategy_options
+from pelagos.platform.strategy_choice import strategy_options
 
 INITIAL_WEIGHTS = "initial-weights"
 VALIDATION_SEED_OFFSET = 1_000_003

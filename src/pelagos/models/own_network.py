@@ -30,6 +30,8 @@ MODEL_TYPE = "own"
 INPUTS = "as its objective calls it"
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _CALLS = get_args(Call)
+# Always imported: a name in a file of others must not pick among their classes.
+_LIBRARIES = ("torch", "einops", "deepspeed", "accelerate", "ray", "mlflow", "pelagos")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def find(name: str) -> type[nn.Module]:
     Raises ValueError: the module was not, or it has no such network.
     """
     module, _, attribute = name.partition(":")
+    if module.partition(".")[0] in _LIBRARIES:
+        raise ValueError(f"{name}: {module} holds no networks of a user's own")
     if module not in sys.modules:
         raise ValueError(
             f"{name}: the module {module} was not imported. Jobs import what their own model.name and "

@@ -57,6 +57,8 @@ CHANGEABLE = (
     "model.config",  # a checkpoint of a network with other options is refused
     "optimizer.frozen",
     "storage",
+    "plugins",
+    "callbacks",
 )
 # What a branch may change besides, from its step on: how weights move, and for how long.
 CHANGEABLE_IN_A_BRANCH = ("optimizer", "schedule")

@@ -15,22 +15,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from pelagos.platform.callbacks import TrainingView
 from pelagos.platform.checkpoint import CheckpointStore, SaveReport
-from pelagos.platform.config.checks import local_batch_size, micro_batch_size
+from pelagos.platform.config.checks import micro_batch_size
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.loss_sums import dataset_losses, sums_by_dataset
 from pelagos.platform.meters import StepMeter
 from pelagos.platform.optimizer import freeze, optimizer_factory, set_learning_rate
-from pelagos.platform.optimizer_kinds import find_optimizer
 from pelagos.platform.protocols import TrainingBatch, TrainingParts
 from pelagos.platform.runs import Outcome, RunRecords, check_identity
 from pelagos.platform.schedules import lr_factor
 from pelagos.platform.shards import local_part
-from pelagos.platform.strategies import Strategy, StrategyOptions, create_strategy
+from pelagos.platform.strategies import Strategy, create_strategy
 from pelagos.platform.strategies.base import TensorState
+from pelagos.platform.strategy_choice import check_world, strategy_options
 from pelagos.platform.weight_average import WeightAverage
 
 GROUP_LOSS = "validation_group_loss/"
@@ -68,7 +68,7 @@ def train(
     parts = build(job)
     strategy = create_strategy(job.parallel.strategy, strategy_options(job, parts.example_loss))
     try:
-        _check_world(job, strategy.world_size)
+        check_world(job, strategy.world_size)
         # 2. model and optimizer, then the newest checkpoint if there is one
         loop = TrainingLoop(job, run, parts, strategy, storage_options)
         start = loop.restore()
@@ -416,39 +416,6 @@ class TrainingLoop:
             f"optimizer.lr={self.job.optimizer.lr / 10:g}` (or schedule.warmup_steps, "
             "optimizer.clip_norm, parallel.precision=fp32)."
         )
-
-
-def _check_world(job: TrainingJob, world_size: int) -> None:
-    if world_size != job.resources.num_workers:
-        raise ValueError(
-            f"resources.num_workers is {job.resources.num_workers}, but {world_size} process(es) "
-            "run. With launcher: none start as many with `torchrun --nproc-per-node="
-            f"{job.resources.num_workers} -m pelagos.platform.cli.main pretrain …`, or set "
-            f"resources.num_workers={world_size}."
-        )
-
-
-def strategy_options(
-    job: TrainingJob, example_loss: Callable[[nn.Module], Tensor] | None = None
-) -> StrategyOptions:
-    """Return what a job asks of its strategy."""
-    parallel = job.parallel
-    micro = micro_batch_size(job)
-    return StrategyOptions(
-        precision=parallel.precision,
-        activation_checkpointing=parallel.activation_checkpointing,
-        compile=parallel.compile,
-        use_gpu=job.resources.gpus_per_worker > 0,
-        seed=job.seed,
-        clip_norm=job.optimizer.clip_norm,
-        micro_batch_size=micro,
-        num_micro_batches=local_batch_size(job) // micro,
-        collective_timeout_seconds=job.health.collective_timeout_seconds,
-        fsdp=parallel.fsdp,
-        zero=parallel.zero,
-        optimizer=find_optimizer(job.optimizer),
-        example_loss=example_loss,
-    )
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
