@@ -13,8 +13,8 @@ from typing import Any
 from pelagos import __version__, plugins
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.mlflow_events import SOURCE_TAG
 from pelagos.platform.mlflow_store import RecordedRun
-from pelagos.platform.tracking import SOURCE_TAG
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """What a person sees while a run trains: a live bar on a terminal, a line now and then elsewhere."""
 
 import time
+from itertools import chain
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +21,9 @@ class TrainingProgress:
         self.run = run
         self.total_steps = total_steps
         self.console = console
-        self.events_seen = len(run.events())
+        self.events = run.tail_of_events()
+        for _ in self.events.pieces():
+            pass  # of earlier launches
         self.last_line = time.monotonic()
         self.last_step = -1
         self.live = console.is_terminal
@@ -44,11 +47,9 @@ class TrainingProgress:
 
     def poll(self, final: bool = False) -> None:
         """Show what has come since the last call."""
-        events = self.run.events()
-        for event in events[self.events_seen :]:
+        for event in chain.from_iterable(self.events.pieces()):
             if event["kind"] in EVENTS_SHOWN:
                 self.console.print(describe_event(event), highlight=False, markup=False)
-        self.events_seen = len(events)
         records = self.run.last_metrics(20)
         if not records or records[-1]["step"] == self.last_step:
             return

@@ -320,6 +320,11 @@ class TrackingConfig(Section):
         "pelagos", description="MLflow experiment."
     )
     log_every_steps: PositiveInt = Field(1, description="Steps between logged values.")
+    max_points: PositiveInt = Field(
+        10_000,
+        description="Points of each metric in MLflow at most, evenly spaced by step; the run's "
+        "metrics.jsonl keeps every step.",
+    )
     register_as: RegisteredName | None = Field(
         None, description="Registered model name, without / and :; default: the run's."
     )
