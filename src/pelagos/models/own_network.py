@@ -31,7 +31,7 @@ INPUTS = "as its objective calls it"
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _CALLS = get_args(Call)
 # Always imported: a name in a file of others must not pick among their classes.
-_LIBRARIES = ("torch", "einops", "deepspeed", "accelerate", "ray", "mlflow", "pelagos")
+_LIBRARIES = ("torch", "einops", "accelerate", "ray", "mlflow", "pelagos")
 
 
 @dataclass(frozen=True)
