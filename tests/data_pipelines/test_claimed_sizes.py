@@ -18,8 +18,12 @@ import numpy as np
 import pytest
 import zarr
 import zarr.codecs
+from PIL import Image
 
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
+from pelagos.data_pipelines.convert.pictures import Picture
+from pelagos.data_pipelines.convert.source import StoredArray
+from pelagos.data_pipelines.convert.verification.second_files import open_second
 from pelagos.data_pipelines.foreign import open_foreign
 from pelagos.data_pipelines.foreign.bounded_codecs import zstd_claim
 from pelagos.data_pipelines.store import DatasetError
@@ -201,6 +205,16 @@ def test_npz_and_npy_claims(tmp_path: Path, shape: tuple[int, ...]) -> None:
             open_source(str(tmp_path / "a.npy"), options(tmp_path, "a.npy"))
 
 
+def test_npy_claims_of_its_header(tmp_path: Path) -> None:
+    """Its length in version 2, of which as many bytes were allocated: four gigabytes."""
+    file = tmp_path / "a.npy"
+    content = npy(SHAPE, NUMBERS.tobytes())
+    file.write_bytes(content[:6] + b"\2\0" + (2**32 - 256).to_bytes(4, "little") + content[10:])
+    for chosen in (options(tmp_path, "a.npy"), ConvertOptions()):
+        with little_memory(), pytest.raises(SourceError, match=r"a\.npy"):
+            open_source(str(file), chosen)
+
+
 def test_nifti_claims(tmp_path: Path) -> None:
     """A header that says more than the file holds, and a file that unpacks to more than it says."""
     nibabel = pytest.importorskip("nibabel")
@@ -221,3 +235,33 @@ def test_nifti_claims(tmp_path: Path) -> None:
         (folder / name).write_bytes(content)
         with little_memory(), pytest.raises(SourceError, match=r"a\.nii"):
             convert.run(str(folder), str(tmp_path / "out"), ConvertOptions())
+
+
+def test_lengths_in_an_archives_directory_are_claims_when_it_is_verified(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", u=NUMBERS)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    size = content.index(b"PK\1\2") + 20  # of the compressed member
+    content[size + 3] = 0x40  # a gigabyte more
+    (tmp_path / "a.npz").write_bytes(content)
+    chosen = options(tmp_path, "a.npz")
+    with little_memory():
+        convert.run(str(tmp_path / "a.npz"), str(tmp_path / "out"), chosen, verify=True)
+
+
+@pytest.mark.parametrize("reader", ["first", "second"])
+def test_png_claims(tmp_path: Path, reader: str) -> None:
+    """The length of a piece of a picture, of which as many bytes were allocated: four gigabytes."""
+    file = tmp_path / "a.png"
+    values = np.arange(64, dtype="u1").reshape(8, 8)
+    Image.fromarray(values).save(file)
+    content = bytearray(file.read_bytes())
+    content[content.index(b"IDAT") - 4] = 0xFF
+    file.write_bytes(content)
+    address = f"{file}?side=0&mode=L"
+    with little_memory():
+        if reader == "first":
+            read = Picture(address).array("")[...]
+        else:
+            array = StoredArray("picture", address, "", "yxc", 0)
+            read = open_second("picture", address).array(array).read((slice(None),) * 3)
+    np.testing.assert_array_equal(read[..., 0], values)

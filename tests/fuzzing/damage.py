@@ -7,6 +7,7 @@ by success or by an error for people, and a last line with the number of inputs.
 from __future__ import annotations
 
 import faulthandler
+import os
 import random
 import shutil
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 
 SECONDS = 30
 STUCK_SECONDS = 60  # in a library's own code, where no signal is heard
+FIRST_LOOK_SECONDS = 3  # of computing: an HDF5 file in which the library hangs is an error sooner
 MOST_BYTES = 2**29
 
 
@@ -101,6 +103,7 @@ def main(name: str, count: int, seed: int, place: Path) -> None:
 
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, hang)
+    os.environ.setdefault("PELAGOS_FIRST_LOOK_SECONDS", str(FIRST_LOOK_SECONDS))
     sound = place / "sound" / "source"
     sound.mkdir(parents=True)
     mapping = SOURCES[name](sound)

@@ -70,6 +70,9 @@ class CappedReader(io.BufferedReader):
         left = max(0, os.fstat(self.fileno()).st_size - self.tell())
         return super().read(left if size is None or size < 0 else min(size, left))
 
+    def __repr__(self) -> str:
+        return repr(self.name)  # in messages of libraries
+
 
 def below(root: Path, name: str) -> Path:
     """Return the path of `name` in a folder, where others may have chosen the name.

@@ -13,10 +13,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pelagos.data_pipelines.convert.agreement import Agreement
 from pelagos.data_pipelines.convert.formats import Format, named, natural
+from pelagos.data_pipelines.convert.npz import mapped_npy
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field
@@ -124,7 +123,7 @@ def _shape(case: Path) -> tuple[int, ...]:
     shapes = []
     for name in ("u.npy", "v.npy"):
         try:
-            shapes.append(np.load(case / name, mmap_mode="r", allow_pickle=False).shape)
+            shapes.append(mapped_npy(case / name).shape)
         except (OSError, ValueError) as error:
             raise SourceError(f"{case / name} cannot be read: {error}") from error
     if shapes[0] != shapes[1] or len(shapes[0]) != 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.convert.hdf5 import open_hdf5
+from pelagos.data_pipelines.convert.hdf5.bounded_chunks import UnprovenChunks
 from pelagos.data_pipelines.convert.hdf5.elsewhere import require_beside, require_numbers_beside
+from pelagos.data_pipelines.convert.hdf5.first_look import DamagedFileError, require_answering
 from pelagos.data_pipelines.convert.hdf5.gaps import find_gaps
 from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Source, SourceError
@@ -136,12 +139,12 @@ def looking_into(file: str) -> Iterator[Any]:
 
 
 def hdf5_looks(file: str, test: Callable[[Any], bool]) -> bool:
-    """Whether a file is HDF5 and passes a test."""
+    """Whether a file is HDF5 and passes a test. Raises DamagedFileError: its reading would not end."""
     try:
         with looking_into(file) as opened:
             return bool(test(opened))
     except SourceError as error:
-        if isinstance(error.__cause__, ModuleNotFoundError):
+        if isinstance(error, DamagedFileError) or isinstance(error.__cause__, ModuleNotFoundError):
             raise
         return False
 
@@ -151,8 +154,10 @@ def child(group: Any, key: str, expected: str) -> Any:
 
     Raises:
         SourceError: it is not there; says what is.
+        DamagedFileError: the HDF5 library would hang or crash in it.
     """
     require_beside(group, key)
+    require_answering(os.fsdecode(group.file.filename), f"{group.name}/{key}")
     if key not in group:
         raise SourceError(
             f"{group.file.filename}: {group.name.rstrip('/')}/{key} is missing, expected is "
@@ -162,13 +167,16 @@ def child(group: Any, key: str, expected: str) -> Any:
     require_numbers_beside(found, f"{group.file.filename}: {found.name}")
     if len(getattr(found, "shape", None) or ()) == 1:
         # a coordinate, which formats read whole; of data each part is looked at when it is read
-        gap = find_gaps(found).first_in(tuple((0, size) for size in found.shape))
+        whole = tuple((0, int(size)) for size in found.shape)
+        gap = find_gaps(found).first_in(whole)
         if gap is not None:
             index, reason = gap
             raise SourceError(
                 f"{group.file.filename}: {found.name} holds nothing at index "
                 f"({', '.join(map(str, index))}): it {reason}"
             )
+        where = f"{group.file.filename}: {found.name}"
+        UnprovenChunks(found, where).try_in(found, whole)
     return found
 
 

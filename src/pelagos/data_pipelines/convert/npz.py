@@ -1,7 +1,7 @@
-"""Arrays of an .npz archive, in bounded memory.
+"""Arrays of .npy files and of .npz archives, in bounded memory.
 
-An array that is stored as it is gets mapped like an .npy. A compressed one can only be read from its
-beginning: a small one is read whole, a large one is unpacked once, in pieces, into a temporary file
+An array that an archive stores as it is gets mapped like an .npy. A compressed one can only be read from
+its beginning: a small one is read whole, a large one is unpacked once, in pieces, into a temporary file
 that is mapped and has no name, so that it is gone when the process is.
 """
 
@@ -44,6 +44,21 @@ class _Header:
     @property
     def num_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def mapped_npy(file: str | Path) -> npt.NDArray[Any]:
+    """The array of an .npy, mapped.
+
+    `numpy.load` allocates as many bytes as such a file says that its header has: up to four gigabytes.
+
+    Raises:
+        SourceError: it holds objects, or is of a version that is not read.
+        ValueError, OSError: it is no .npy, is cut short, or is not there.
+    """
+    with CappedReader(io.FileIO(file)) as stream:
+        header = _header(stream, str(file))
+    order: Any = "F" if header.is_fortran else "C"
+    return np.memmap(file, header.dtype, "r", header.header_bytes, header.shape, order)
 
 
 class NpzFile:

@@ -8,6 +8,7 @@ become RGB without a colour profile, and an alpha channel is left out.
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pelagos.data_pipelines.convert.source import SourceError
+from pelagos.infra.files import CappedReader
 
 if TYPE_CHECKING:
     from pelagos.data_pipelines.convert.readers import Sliceable
@@ -58,7 +60,7 @@ def head(file: Path) -> PictureHead:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(file) as picture:
+        with CappedReader(io.FileIO(file)) as stream, Image.open(stream) as picture:
             _refuse(file, picture)
             size = (picture.height, picture.width)
             orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
@@ -123,7 +125,7 @@ class Picture:
         wishes = dict(part.split("=") for part in query.split("&"))
         side, mode = int(wishes["side"]), wishes["mode"]
         try:
-            with Image.open(path) as opened:
+            with CappedReader(io.FileIO(path)) as stream, Image.open(stream) as opened:
                 picture = ImageOps.exif_transpose(opened)
                 if mode != RAW:
                     picture = picture.convert(mode)

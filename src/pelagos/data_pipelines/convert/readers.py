@@ -21,7 +21,7 @@ from pelagos.data_pipelines.convert.endless_files import reject_endless
 from pelagos.data_pipelines.convert.extras import require
 from pelagos.data_pipelines.convert.gzip_check import require_intact_gzip
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, Hdf5File, is_classic
-from pelagos.data_pipelines.convert.npz import NpzFile
+from pelagos.data_pipelines.convert.npz import NpzFile, mapped_npy
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.suggestions import listed, nearest
@@ -58,7 +58,7 @@ def _hdf5(file: str) -> StoredFile:
 
 class _Npy:
     def __init__(self, file: str) -> None:
-        self.values: Sliceable = np.load(file, mmap_mode="r", allow_pickle=False)
+        self.values: Sliceable = mapped_npy(file)
 
     def array(self, key: str) -> Sliceable:
         return self.values

@@ -18,8 +18,10 @@ from pelagos.data_pipelines.conventions import (
     require_present,
 )
 from pelagos.data_pipelines.conventions.selection import Box, absolute_index, box_of
+from pelagos.data_pipelines.convert.hdf5.bounded_chunks import UnprovenChunks
 from pelagos.data_pipelines.convert.hdf5.elsewhere import require_beside, require_numbers_beside
 from pelagos.data_pipelines.convert.hdf5.filters import plugin_hint, require_filters
+from pelagos.data_pipelines.convert.hdf5.first_look import require_answering
 from pelagos.data_pipelines.convert.hdf5.gaps import Gaps, find_gaps
 from pelagos.data_pipelines.convert.hdf5.opening import open_hdf5
 from pelagos.data_pipelines.convert.source import SourceError
@@ -56,6 +58,7 @@ class Hdf5File:
         is_new = key not in self.known
         if is_new:
             require_beside(self.file, key)
+            require_answering(self.name, key)
         try:
             found = self.file[key]
         except KeyError:
@@ -107,6 +110,7 @@ class _Facts:
 
     conventions: Conventions | None = None
     gaps: Gaps | None = None
+    unproven: UnprovenChunks | None = None
 
 
 class Hdf5Array:
@@ -168,7 +172,7 @@ class Hdf5Array:
         return self.conventions.is_identity
 
     def __getitem__(self, selection: Any) -> npt.NDArray[Any]:
-        """Values. Raises SourceError: a part was never written, is missing or damaged."""
+        """Values. Raises SourceError: a part was never written, is missing, damaged or too large."""
         box, stored = self._stored(selection)
         decoded = self.conventions.decode(stored)
         require_present(decoded, self.where, absolute_index(selection, box))
@@ -211,6 +215,9 @@ class Hdf5Array:
                 f"what is there (--splits train=N takes the first N trajectories, --num-frames the "
                 f"first frames)"
             )
+        if self.facts.unproven is None:
+            self.facts.unproven = UnprovenChunks(self.dataset, self.where)
+        self.facts.unproven.try_in(self.dataset, box)
         return box
 
 

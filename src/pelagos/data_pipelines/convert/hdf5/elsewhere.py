@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pelagos.data_pipelines.convert.hdf5.first_look import require_answering
 from pelagos.data_pipelines.convert.source import SourceError
 
 MOST_LINKS = 16
@@ -26,6 +27,7 @@ def require_beside(parent: Any, key: str, depth: int = 0) -> None:
 
     Raises:
         SourceError: a link of it leads to a file elsewhere, or links lead in a circle.
+        DamagedFileError: the HDF5 library would hang or crash in the file that it leads to.
     """
     where = f"{_name(parent)}: {key}"
     if depth > MOST_LINKS:
@@ -50,6 +52,7 @@ def require_numbers_beside(dataset: Any, where: str) -> None:
 
     Raises:
         SourceError: in a file elsewhere.
+        DamagedFileError: in an HDF5 file in which the library would hang or crash.
     """
     for name in _files_of(dataset):
         _require(dataset, name, where, "keeps its numbers in")
@@ -66,6 +69,7 @@ def _files_of(dataset: Any) -> Iterator[str]:
 def _require(node: Any, name: str, where: str, how: str) -> None:
     folder = _folder(node)
     if folder is not None and (folder / name).resolve().is_relative_to(folder):
+        require_answering(folder / name)
         return
     raise SourceError(
         f"{where} {how} the file {name}, which is not below the folder of the file that says so: a file "

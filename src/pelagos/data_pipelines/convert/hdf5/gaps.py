@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.conventions.selection import Box
 from pelagos.data_pipelines.convert.hdf5.elsewhere import require_numbers_beside
+from pelagos.data_pipelines.convert.hdf5.first_look import require_answering
 from pelagos.data_pipelines.convert.source import SourceError
 
 # Larger virtual arrays are not compared point by point with what their sources cover.
@@ -182,6 +183,7 @@ def _reason(dataset: Any, source: Any, level: int) -> str:
     path = _found(dataset, name)
     if path is None:
         return f"is virtual, and its source {name} ({key}) does not exist"
+    require_answering(path)
     try:
         with h5py.File(path, "r") as opened:
             return _reason_inside(opened, str(path), key, source, level)

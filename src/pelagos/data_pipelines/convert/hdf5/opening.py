@@ -8,6 +8,7 @@ import fsspec
 
 from pelagos.data_pipelines.convert.containers import unreadable_kind
 from pelagos.data_pipelines.convert.extras import require
+from pelagos.data_pipelines.convert.hdf5.first_look import require_answering
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.infra.addresses import reject_credentials, reject_empty_parts, reject_references
 from pelagos.infra.object_store import is_remote, storage_options
@@ -20,8 +21,11 @@ CLASSIC_MAGIC = b"CDF"
 def open_hdf5(file: str) -> Any:
     """An HDF5 or netCDF-4 file, from a path or any address that fsspec knows.
 
+    A local file is looked at first (`first_look.py`).
+
     Raises:
         SourceError: it is not there, or not HDF5.
+        DamagedFileError: the HDF5 library would hang or crash in it.
     """
     reject_references(file, SourceError)
     reject_credentials(file, SourceError)
@@ -37,6 +41,7 @@ def open_hdf5(file: str) -> Any:
                 )
             stream.seek(0)
             return h5py.File(stream, "r", rdcc_nbytes=HDF5_CACHE_BYTES)
+        require_answering(file)
         return h5py.File(file, "r", rdcc_nbytes=HDF5_CACHE_BYTES)
     except FileNotFoundError as error:
         raise SourceError(f"{file} does not exist") from error

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pelagos.data_pipelines.convert.formats import natural, split_folders
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, is_classic, open_hdf5
 from pelagos.data_pipelines.convert.hdf5.arrays import is_bare_dimension
 from pelagos.data_pipelines.convert.mapping.files import READER_OF_SUFFIX, SPLIT_PLACE, reader_of
-from pelagos.data_pipelines.convert.npz import NpzFile
+from pelagos.data_pipelines.convert.npz import NpzFile, mapped_npy
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.infra.object_store import is_remote, storage_options
 
@@ -108,7 +106,7 @@ def _arrays(path: str, file: str | None) -> Iterator[FoundArray]:
     if reader == "hdf5":
         yield from _classic(path, file) if is_classic(path) else _hdf5(path, file)
     elif reader == "npy":
-        yield FoundArray(file, "", np.load(path, mmap_mode="r", allow_pickle=False).shape)
+        yield FoundArray(file, "", mapped_npy(path).shape)
     elif reader == "npz":
         archive = NpzFile(path)
         yield from (FoundArray(file, name, archive.shape(name)) for name in archive.names())

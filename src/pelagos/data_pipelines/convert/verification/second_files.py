@@ -17,6 +17,7 @@ import fsspec
 import numpy as np
 
 from pelagos.data_pipelines.convert.damaged import named_if_damaged
+from pelagos.data_pipelines.convert.hdf5.first_look import require_answering
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 from pelagos.data_pipelines.convert.verification.second_decoding import (
     DECODING_TOLERANCE,
@@ -26,6 +27,7 @@ from pelagos.data_pipelines.convert.verification.second_decoding import (
     SecondArray,
     decoded,
 )
+from pelagos.infra.files import CappedReader
 from pelagos.infra.json_text import parse_json
 from pelagos.infra.object_store import is_remote, storage_options
 
@@ -108,7 +110,8 @@ def _range(index: int | slice, size: int) -> range:
 class _ClassicNetcdf:
     def __init__(self, file: str) -> None:
         scipy_io = importlib.import_module("scipy.io")
-        self.file = scipy_io.netcdf_file(file, "r", mmap=False, maskandscale=False)
+        self.stream = CappedReader(io.FileIO(file))
+        self.file = scipy_io.netcdf_file(self.stream, "r", mmap=False, maskandscale=False)
 
     def array(self, array: StoredArray) -> SecondArray:
         stored = self.file.variables[array.key]
@@ -120,6 +123,7 @@ class _ClassicNetcdf:
 
     def close(self) -> None:
         self.file.close()
+        self.stream.close()
 
 
 def _hdf5(file: str) -> SecondFile:
@@ -127,6 +131,7 @@ def _hdf5(file: str) -> SecondFile:
         with Path(file).open("rb") as stream:
             if stream.read(3) == _CLASSIC_NETCDF:
                 return _ClassicNetcdf(file)
+        require_answering(file)
     return _Hdf5(file)
 
 
@@ -177,7 +182,8 @@ class _Npz:
     """Members are unpacked whole, one at a time."""
 
     def __init__(self, file: str) -> None:
-        self.archive = zipfile.ZipFile(file)
+        self.stream = CappedReader(io.FileIO(file))
+        self.archive = zipfile.ZipFile(self.stream)
         self.key, self.values = "", np.empty(0)
 
     def array(self, array: StoredArray) -> SecondArray:
@@ -188,6 +194,7 @@ class _Npz:
 
     def close(self) -> None:
         self.archive.close()
+        self.stream.close()
 
 
 def _npy(file: str) -> SecondFile:
@@ -231,7 +238,7 @@ def _picture(file: str) -> SecondFile:
     path, _, query = file.rpartition("?")
     wishes = dict(part.split("=") for part in query.split("&"))
     side, is_raw = int(wishes["side"]), wishes["mode"] == "raw"
-    with Image.open(path) as picture:
+    with CappedReader(io.FileIO(path)) as stream, Image.open(stream) as picture:
         # Pillow turns TIFF while it reads it
         orientation = 1 if picture.format == "TIFF" else picture.getexif().get(0x0112, 1)
         values = np.asarray(picture if is_raw else picture.convert(wishes["mode"]))
