@@ -220,15 +220,17 @@ def model_class(config: Mapping[str, Any]) -> type[Pretrained] | None:
 def _entry(name: str) -> tuple[Family, Size]:
     models = _models()
     if name not in models:
-        family = name.rpartition("-")[0]
-        sizes = [known for known in models if known.rpartition("-")[0] == family]
+        stem = name.rpartition("-")[0]
+        sizes = [known for known in models if known.rpartition("-")[0] == stem]
         # of a family that is there, its sizes
         close = difflib.get_close_matches(name, sizes or models, n=3, cutoff=0.0 if sizes else 0.3)
         hint = f"closest: {', '.join(close)}; " if close else ""
-        listed = ", ".join(
-            known if origin == PELAGOS else f"{known} (from {origin})"
-            for known in models
-            if (origin := FAMILIES.origin(known.rpartition("-")[0]))
-        )
+        from_plugins = {
+            f"{key}-{size.name.lower()}": f" (from {FAMILIES.origin(key)})"
+            for key, family in FAMILIES.items()
+            if FAMILIES.origin(key) != PELAGOS
+            for size in family.sizes
+        }
+        listed = ", ".join(known + from_plugins.get(known, "") for known in models)
         raise ValueError(f"unknown model {name!r}; {hint}all: {listed}")
     return models[name]
