@@ -343,3 +343,10 @@ def test_a_dataset_with_the_models_own_channels_is_read_like_any_other(make_data
     assert torch.equal(a.frames.flip(2), b.frames)
     assert a.present.all()
     assert b.present.all()
+
+
+def test_a_field_that_is_left_as_it_is_keeps_its_values() -> None:
+    values = torch.tensor([[3.0, 7.0], [5.0, 2.0]])  # [sample, channel]
+    kept = Normalization(("u", "label"), (1.0, 4.0), (2.0, 8.0)).unscaled("label")
+    assert kept.apply(values, axis=1).tolist() == [[1.0, 7.0], [2.0, 2.0]]
+    assert kept.invert(kept.apply(values, axis=1), axis=1).tolist() == values.tolist()

@@ -135,6 +135,27 @@ def test_only_the_newest_and_the_best_checkpoints_stay(make_job: MakeJob) -> Non
     assert store.trainer_state(12)["best"] == {"step": best, "loss": validations[best]}
 
 
+def test_a_worse_checkpoint_after_a_resume_does_not_become_the_best(make_job: MakeJob) -> None:
+    """With a rate far too high the first validation stays the best, also of a run that is resumed."""
+    settings = {
+        "schedule__total_steps": 6,
+        "checkpoint__every_steps": 1,
+        "validation__every_steps": 1,
+        "optimizer__lr": 3.0,
+        "optimizer__clip_norm": 100.0,
+    }
+    job = make_job(**settings)
+    run = RunDirectory.create(job)
+    train(job, run, build_parts, {}, until_step=3)
+    before = CheckpointStore(run.checkpoint_uri).trainer_state(3)["best"]
+    run_training(job)
+    validations = {
+        e["step"]: e["validation_loss"] for e in run.events() if e["kind"] == "validation"
+    }
+    assert min(validations[step] for step in (4, 5, 6)) > before["loss"], "the case that is meant"
+    assert CheckpointStore(run.checkpoint_uri).trainer_state(6)["best"] == before
+
+
 def test_a_run_name_is_taken_once(make_job: MakeJob) -> None:
     run, _ = run_training(make_job())
     before = run.metrics_path.read_bytes()

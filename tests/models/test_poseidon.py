@@ -362,6 +362,23 @@ def log_step(step: int, window: int) -> float:
     return math.copysign(math.log2(8 * abs(step) / (window - 1) + 1) / 3, step)
 
 
+def test_the_temperature_of_cosine_attention_is_bounded_at_100():
+    """Swin v2: the logarithm of the scale is clamped at log(100), not a whit above."""
+    attention = next(m for m in small_model().modules() if isinstance(m, WindowAttention))
+    tokens = torch.randn(1, 8, 8, 8)
+
+    def answer(log_scale):
+        with torch.no_grad():
+            attention.logit_scale.fill_(log_scale)
+            return attention(tokens)
+
+    bound = math.log(100.0)
+    at_bound = answer(bound)
+    for above in (bound + 0.005, bound + 0.02, 10.0):
+        assert torch.equal(answer(above), at_bound)
+    assert not torch.equal(answer(bound - 0.005), at_bound)
+
+
 def test_a_rectangles_attention_is_that_of_its_definition():
     """Token by token: keys of the same shifted window and region, offsets scaled per axis."""
     attention = next(

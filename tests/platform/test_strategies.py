@@ -78,6 +78,10 @@ def test_the_loss_scale_halves_on_overflow_and_grows_back() -> None:
     for each in (scale, restored):
         each.update(is_finite=True)
         assert each.scale == 8.0
+    broken = LossScale(scale=8.0, growth_interval=2)
+    for is_finite in (True, False, True):  # two good steps, but not in a row
+        broken.update(is_finite)
+    assert broken.scale == 4.0
     for _ in range(4):
         scale.update(is_finite=False)
     assert scale.is_exhausted

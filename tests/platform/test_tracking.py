@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs import pretrain
 from pelagos.jobs.forecaster import Forecaster
+from pelagos.platform import tracking
 from pelagos.platform.config import ConfigError, PretrainJob, resolve_yaml
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.runs import RunDirectory
@@ -285,3 +286,23 @@ def test_steps_that_were_redone_with_another_result_are_sent_again(
         latest[point.step] = point.value
     assert sorted(latest.items()) == after
     assert len([p for p in points if p.step <= 3]) == 3  # what is the same is not sent twice
+
+
+def test_a_store_that_is_away_is_asked_again_after_the_set_pause(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job("away", tracking__uri="http://127.0.0.1:9")
+    tracker = tracking.Tracker(job, RunDirectory.create(job), [])
+    clock, tries = [1000.0], []
+
+    def connect() -> None:
+        tries.append(clock[0])
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(tracker, "_connect", connect)
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: clock[0])
+    for _ in range(40):
+        tracker.sync()
+        clock[0] += 1.0
+    assert tries == [1000.0, 1000.0 + tracking.RETRY_SECONDS, 1000.0 + 2 * tracking.RETRY_SECONDS]
+    assert 5 <= tracking.RETRY_SECONDS <= 60  # seconds: often enough to lose nothing, not more

@@ -180,9 +180,10 @@ def test_what_pelagos_sends_is_what_the_policy_lets_through(
     endpoint, requests = sent
     store = open_store(STORAGE, endpoint, "us-east-1")
     RunRecord(store, "run").claim("name: run\n", cluster="lab", priority=0, retries=3, after=[])
-    assert [r.action for r in requests] == ["s3:PutObject"]
+    assert [r.action for r in requests] == ["s3:PutObject"] * 2
     assert "/records/run/events/00000000.json" in requests[0].resource
-    assert is_allowed(requests[0])
+    assert requests[1].resource.endswith("/records/run/summary.json")  # for lists; is replaced
+    assert all(is_allowed(request) for request in requests)
     store.write("runs/run/files/a", b"content")
     assert is_allowed(requests[-1])
     store.write("records/run/events/00000000.json", b"forged")

@@ -1,22 +1,14 @@
 """Opening the datasets of a job's mixture, described ones with what their entries say."""
 
 import os
-from typing import Any
 
 from pelagos.data_pipelines.foreign import DescribedField, Description, open_readable
 from pelagos.data_pipelines.store import CacheSettings, DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset
-from pelagos.infra.object_store import storage_options
 from pelagos.platform.config.description import DescriptionConfig
 from pelagos.platform.config.load import ConfigError, read_description
 from pelagos.platform.config.schema import MixtureEntryConfig, StorageConfig, TrainingJob
-
-
-def options_for(uri: str, storage: StorageConfig) -> dict[str, Any]:
-    """Return fsspec options of `uri` under the job's `storage` section."""
-    return storage_options(
-        uri, storage.endpoint_url, storage.region, storage.anonymous, storage.backend
-    )
+from pelagos.platform.storage_choice import options_for as options_for
 
 
 def open_entry(

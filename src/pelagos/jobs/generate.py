@@ -25,7 +25,6 @@ from pelagos.data_pipelines.generate.tasks import (
 from pelagos.data_pipelines.plots import contact_sheet
 from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
 from pelagos.data_pipelines.store.object_store import open_store
-from pelagos.infra.object_store import storage_options
 from pelagos.jobs.shard_work import (
     Launch,
     ShardProgress,
@@ -35,6 +34,7 @@ from pelagos.jobs.shard_work import (
     shard_progress,
 )
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob
+from pelagos.platform.storage_choice import options_for
 
 CONTACT_SHEET = "contact-sheet.png"
 
@@ -154,8 +154,7 @@ def _plan(job: GenerateJob, dataset: GenerateDataset) -> tuple[_Plan, str | None
         compression=dataset.compression,
         trajectories_per_shard=dataset.trajectories_per_shard,
     )
-    storage = job.storage
-    options = storage_options(dataset.uri, storage.endpoint_url, storage.region, storage.anonymous)
+    options = options_for(dataset.uri, job.storage)
     try:
         found = open_dataset(dataset.uri, options or None)
     except DatasetError:  # nothing there, or unfinished: creating it will tell

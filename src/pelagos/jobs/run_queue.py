@@ -96,7 +96,7 @@ class Queue:
         states: dict[str, RunState] = {}
         for name, record in self.records.items():
             with self._left_out_where_it_fails(name):
-                state = record.state()
+                state = record.seen_state()
                 if state.cluster == self.cluster and not state.has_ended:
                     self._submission(record)  # raises where it is none
                 states[name] = state
@@ -108,7 +108,7 @@ class Queue:
         Raises:
             RecordError: another did, which is recorded as what the run waits for.
         """
-        event = record.submitting_event()
+        event = record.submitting_event(events=record.seen())
         if not self.token or is_signed(self.token, self.store.uri, record.run, event):
             return event
         reason = (
@@ -116,7 +116,7 @@ class Queue:
             f"(token_env or token_file in clusters.yaml): `pelagos stop {record.run}`, then `pelagos "
             f"resume {record.run}`"
         )
-        if record.state().reason != reason:
+        if record.seen_state().reason != reason:
             record.append("queued", reason=reason)
         raise RecordError(reason)
 
@@ -132,23 +132,24 @@ class Queue:
 
     def _act(self, decision: Decision) -> None:
         record = self.records[decision.run]
-        if record.state().stop:
+        if record.seen_state().stop:
             record.append("cancelled", reason="stopped before it began")
         elif decision.action == "start":
             self._start(record)
         elif decision.action == "cancel":
             record.append("cancelled", reason=decision.reason)
-        elif record.state().reason != decision.reason:
+        elif record.seen_state().reason != decision.reason:
             record.append("queued", reason=decision.reason)
 
     def _start(self, record: RunRecord) -> None:
         """Start a run as a Ray job, unless another queue did meanwhile."""
-        state = record.state()
+        state, num_events = record.seen_state(), len(record.seen())
         attempt = state.attempt + 1 if state.handle.get("submission_id") else max(1, state.attempt)
         submission, config = self._submission(record, attempt)
-        submission_id = f"pelagos-{record.run}-{len(record.events())}"
+        submission_id = f"pelagos-{record.run}-{num_events}"
         handle = {"submission_id": submission_id}
-        if not record.append_if(len(record.events()), "started", handle=handle, attempt=attempt):
+        # something came since: the next look decides
+        if not record.append_if(num_events, "started", handle=handle, attempt=attempt):
             return
         try:
             submit_patiently(
@@ -164,7 +165,7 @@ class Queue:
 
     def _reconcile(self, record: RunRecord) -> None:
         """See to a run whose process ended without a word."""
-        state = record.state()
+        state = record.seen_state()
         submission_id = state.handle.get("submission_id")
         if submission_id is None:
             return
@@ -199,7 +200,7 @@ class Queue:
         return self._submission(self.records[name])[0].needs
 
     def _submission(self, record: RunRecord, attempt: int = 1) -> tuple[Submission, RayConfig]:
-        """Return what a run is started with: all of it from one event, read once."""
+        """Return what a run is started with: all of it from one event, as it was last listed."""
         event = self._signed_event(record)
         config = recorded_config(event.get("cluster_config", {}))
         if not isinstance(config, RayConfig):

@@ -39,6 +39,7 @@ from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.submission.causes import classify, decide_retry
 from pelagos.platform.submission.mirror import Mirror
 from pelagos.platform.submission.record import RecordError, RunRecord, RunState
+from pelagos.platform.submission.summary import Progress
 
 logger = logging.getLogger("pelagos")
 EXIT_FAILED, EXIT_PREEMPTED = 1, 75
@@ -67,6 +68,8 @@ class Driver:
                 Mirror(store, f"runs/{run}", self.runs_dir / run),
                 Mirror(store, f"logs/{run}", self.log.parent),
             ]
+        job = parse_job(self.event["job"], f"run {run}")
+        self.total_steps = job.schedule.total_steps if isinstance(job, TrainingJob) else None
         self.notice = os.environ.get("PELAGOS_NOTICE_FILE")
         self.was_noticed = False
         self._next_poll = self._next_push = 0.0
@@ -109,10 +112,21 @@ class Driver:
             self.push()
 
     def push(self) -> None:
-        """Send records and log to storage, where the storage is not a directory anyway."""
+        """Send records and log to storage, where the storage is not a directory anyway; and how far
+        the run is, for lists."""
+        if (progress := self._progress()) is not None:
+            self.record.note_progress(progress)
         for mirror in self.mirrors:
             if problem := mirror.try_push():
                 logger.warning("%s could not be sent yet: %s", mirror.prefix, problem)
+
+    def _progress(self) -> Progress | None:
+        last = next(iter(RunDirectory(self.runs_dir / self.run).last_metrics(1)), None)
+        if last is None:
+            return None
+        values = {key: last.get(key) for key in ("loss", "samples_per_second")}
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
+        return Progress(step=last["step"], total_steps=self.total_steps, **numbers)
 
     def _execute(self) -> Outcome:
         """Run the job once; every way it can end is a value."""

@@ -112,7 +112,7 @@ def find_all(cluster: str | None = None) -> tuple[list[SubmittedRun], list[str]]
             store = storage_of(config)
             for record in list_records(store):
                 try:
-                    found.setdefault((store.uri, record.run), _with_cluster(record, configs))
+                    found.setdefault((store.uri, record.run), with_cluster(record, configs))
                 except RecordError as error:
                     problems.append(f"{name}: run {record.run}: {error}")
         except StorageError as error:
@@ -302,10 +302,10 @@ def _log_from(found: SubmittedRun, position: int) -> bytes:
 def _open(run: str, config: ClusterConfig, configs: dict[str, ClusterConfig]) -> SubmittedRun:
     record = RunRecord(storage_of(config), run)
     record.state()  # raises, with the runs there are
-    return _with_cluster(record, configs)
+    return with_cluster(record, configs)
 
 
-def _with_cluster(record: RunRecord, configs: dict[str, ClusterConfig]) -> SubmittedRun:
+def with_cluster(record: RunRecord, configs: dict[str, ClusterConfig]) -> SubmittedRun:
     """Return a record with the cluster of one's own that it was last given to."""
     event = record.submitting_event()
     name, recorded = event["cluster"], event.get("cluster_config", {})

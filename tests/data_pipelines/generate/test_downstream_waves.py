@@ -222,3 +222,48 @@ def test_waves_are_within_a_hundredth_of_a_finer_grid_by_default() -> None:
         error = np.abs(usual - fine).sum() / np.abs(fine).sum()
         assert error < 0.06
         assert error < np.abs(stored - fine).sum() / np.abs(fine).sum() / 2.5
+
+
+@pytest.mark.parametrize("boundary", ["periodic", "absorbing"])
+def test_a_steady_flux_crosses_a_jump_of_the_speed_unchanged(boundary: Any) -> None:
+    """c^2 du/dx is the same on both sides of a face: with the harmonic mean there, in every cell the
+    flux in is the flux out to rounding; with any other mean the cells at the jump accelerate."""
+    cells = 16
+    x = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
+    left, right = 1.0, 0.25  # c^2
+    exact = torch.where(x < 0.5, x / left, 0.5 / left + (x - 0.5) / right)
+    speed = torch.where(x < 0.5, left**0.5, right**0.5)
+    for displacement, of in ((exact[None, :], speed[None, :]), (exact[:, None], speed[:, None])):
+        frames = solve_wave(
+            displacement.expand(cells, cells)[None].contiguous(),
+            of.expand(cells, cells)[None].contiguous(),
+            [0.0, 1e-9],
+            boundary=boundary,
+            divergence_form=True,
+        )
+        inside = frames[0, 1, 1, 2:-2, 2:-2]  # v; at the sides the flux goes out, or jumps
+        assert float(inside.abs().max()) < 1e-9 * 1e-5  # time, and rounding of the flux
+
+
+def test_a_layer_reflects_and_transmits_what_the_closed_form_says() -> None:
+    """A pulse that meets a face between speeds c1 and c2 head on comes back with (c1 - c2)/(c1 + c2)
+    of its height and goes on with 2 c1/(c1 + c2), in divergence form."""
+    cells, first, second, width = 800, 1.0, 0.5, 0.02
+    x = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
+    pulse = torch.exp(-(((x - 0.3) / width) ** 2))
+    slope = -2 * (x - 0.3) / width**2 * pulse
+    speed = torch.where(x < 0.5, first, second).to(torch.float64)
+
+    def rows(values: Tensor) -> Tensor:
+        return values.expand(1, 4, cells).contiguous()
+
+    frames = solve_wave(
+        rows(pulse), rows(speed), [0.0, 0.35], velocity=rows(-first * slope),
+        boundary="periodic", divergence_form=True,
+    )  # fmt: skip
+    after = frames[0, 1, 0, 0]
+    assert float(after[x < 0.5].max()) == pytest.approx(
+        (first - second) / (first + second), rel=0.01
+    )
+    assert float(after[x > 0.5].max()) == pytest.approx(2 * first / (first + second), rel=0.01)
+    assert float(x[after.argmax()]) == pytest.approx(0.5 + second * 0.15, abs=2 / cells)

@@ -16,6 +16,7 @@ from pelagos.platform.checkpoint.naming import named_step
 from pelagos.platform.checkpoint.pieces import StoredTensors
 from pelagos.platform.checkpoint.store import CheckpointStore
 from pelagos.platform.runs import RunDirectory, RunError
+from pelagos.platform.storage_choice import options_for
 
 Progress = Callable[[int, int], None]
 
@@ -54,9 +55,8 @@ def locate(target: str, runs_dir: str) -> CheckpointLocation:
             "of a directory step-XXXXXXXX"
         )
     run = RunDirectory.open(runs_dir, run_name)
-    uri, storage = run.checkpoint_uri, run.job().storage
-    options = storage_options(uri, storage.endpoint_url, storage.region, storage.anonymous)
-    store = CheckpointStore(uri, options)
+    uri = run.checkpoint_uri
+    store = CheckpointStore(uri, options_for(uri, run.job().storage))
     return CheckpointLocation(store, named_step(store, which or "last"))
 
 

@@ -48,7 +48,7 @@ def list_command(
 
     Example: pelagos list --cluster lab
     """
-    from pelagos.jobs import submitted_runs
+    from pelagos.jobs.listed_runs import listed_runs
 
     with exit_on_error():
         summaries: list[dict[str, Any]] = []
@@ -60,13 +60,9 @@ def list_command(
                 except (ValueError, OSError) as error:
                     problems.append(f"run {directory.name}: {error}")
         if runs_dir is None:
-            found, unread = submitted_runs.find_all(cluster)
+            found, unread = listed_runs(cluster)
+            summaries += found
             problems += unread
-            for run in found:
-                try:
-                    summaries.append(_submitted_summary(submitted_runs.describe(run)))
-                except (ValueError, OSError) as error:
-                    problems.append(f"run {run.record.run}: {error}")
     for problem in problems:
         error_console.print(f"[yellow]not shown:[/yellow] {escape(problem)}", soft_wrap=True)
     if as_json:
@@ -188,10 +184,6 @@ def is_local_run(run: str, runs_dir: str | None, cluster: str | None) -> bool:
         return False
     exists = (Path(DEFAULT_RUNS_DIR) / run / "job.yaml").exists()
     return exists or not load_clusters()
-
-
-def _submitted_summary(details: dict[str, Any]) -> dict[str, Any]:
-    return {"step": 0, "total_steps": None, **details}
 
 
 def summarize(run: RunDirectory) -> dict[str, Any]:

@@ -125,6 +125,11 @@ def _model_of(event: dict[str, Any], number: int) -> type[_Event]:
     return _Submitting if event.get("kind") in SUBMITTING else _Event
 
 
+def printable(value: Any) -> Any:
+    """Return JSON's values without control characters. Raises `ValueError`: too deeply nested."""
+    return _printable(value, MOST_DEPTH)
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 

@@ -14,13 +14,15 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pelagos.infra.directory_store import ObjectStore
+from pelagos.infra.object_store import StorageError
 from pelagos.infra.signatures import Sign, digest_of, signed_text, unsigned
 from pelagos.platform.submission.events import MOST_BYTES, MOST_TEXT, SUBMITTING, parse_event
+from pelagos.platform.submission.summary import Progress, Summary, encoded, parse_summary
 
 RECORDS = "records"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -96,6 +98,8 @@ class RunRecord:
             )
         self.store, self.run = store, run
         self._known: dict[str, dict[str, Any]] = {}
+        self._seen: list[dict[str, Any]] = []
+        self._progress: Progress | None = None
 
     def claim(self, job_yaml: str, sign: Sign = unsigned, **details: Any) -> dict[str, Any]:
         """Begin the record and return its first event: of several who claim a name, one succeeds.
@@ -112,23 +116,27 @@ class RunRecord:
                 f"{first['host']} at {when}. `pelagos resume {self.run}` continues it; a new run "
                 "needs another name (name=OTHER)"
             )
+        self._known[self._key(0)] = event
+        self._summarise(1)
         return event
 
     def submit_again(self, job_yaml: str, sign: Sign = unsigned, **details: Any) -> dict[str, Any]:
         """Add the event that submits the run once more, with all that it is started with; return it."""
         return self._add(self._submitting("resubmitted", job_yaml, sign, details))
 
-    def submitting_event(self, digest: str | None = None) -> dict[str, Any]:
+    def submitting_event(
+        self, digest: str | None = None, events: Sequence[dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
         """Return the newest event that submits the run, or the one of this digest.
 
         A second copy of one is none: what was once submitted is not submitted again by whoever copies
-        it.
+        it. `events` are those of the record, where they were read already.
 
         Raises:
             RecordError: there is none of that digest: somebody has exchanged it.
         """
         found: dict[str, dict[str, Any]] = {}
-        for event in self._require():
+        for event in self._require() if events is None else events:
             if event["kind"] in SUBMITTING:
                 found.setdefault(digest_of(event), event)
         if digest is None:
@@ -153,6 +161,8 @@ class RunRecord:
         number = len(self.events())
         while not self.store.create(self._key(number), _encoded(event)):
             number += 1
+        self._known[self._key(number)] = event
+        self._summarise(number + 1)
         return event
 
     def _submitting(
@@ -169,7 +179,50 @@ class RunRecord:
 
         This is how one of several watchers gets to act on what all of them saw.
         """
-        return self.store.create(self._key(expected_events), _encoded(_event(kind, details)))
+        event = _event(kind, details)
+        if not self.store.create(self._key(expected_events), _encoded(event)):
+            return False
+        self._known[self._key(expected_events)] = event
+        self._summarise(expected_events + 1)
+        return True
+
+    def note_progress(self, progress: Progress) -> None:
+        """Let lists show how far the run is; what a list lacks is no reason to fail."""
+        if progress != self._progress:
+            self._progress = progress
+            self._summarise(len(self._seen))
+
+    def summary(self) -> Summary | None:
+        """Return what a list shows of the run, None where there is nothing of the kind."""
+        try:
+            return parse_summary(self.store.read(self._summary_key()))
+        except StorageError:
+            return None
+
+    def _summarise(self, num_events: int) -> None:
+        """Write the summary of so many events, if all of them were read."""
+        known = [self._known.get(self._key(number)) for number in range(num_events)]
+        events = [event for event in known if event is not None]
+        if not events or len(events) < num_events:
+            return
+        with contextlib.suppress(StorageError, ValueError):
+            state = replay(self.run, events)
+            keys = ("state", "cluster", "submitted_by", "submitted_at", "updated_at")
+            summary = Summary(
+                num_events=num_events,
+                **{key: getattr(state, key) for key in keys},
+                reason=state.reason,
+                cause=state.cause,
+                progress=self._progress or self._progress_before(),
+            )
+            self.store.write(self._summary_key(), encoded(summary))
+
+    def _progress_before(self) -> Progress:
+        before = self.summary()
+        return before.progress if before is not None else Progress()
+
+    def _summary_key(self) -> str:
+        return f"{RECORDS}/{self.run}/summary.json"
 
     def events(self) -> list[dict[str, Any]]:
         """Return every event in order. Those read before are not read again: events never change.
@@ -187,7 +240,16 @@ class RunRecord:
             if key not in self._known:
                 self._known[key] = self._read(key, len(found), sizes[key])
             found.append(self._known[key])
+        self._seen = found
         return found
+
+    def seen(self) -> list[dict[str, Any]]:
+        """Return the events as they were last listed, without asking the storage.
+
+        Raises:
+            RecordError: there were none.
+        """
+        return self._seen or self._require()
 
     def _read(self, key: str, number: int, size: int) -> dict[str, Any]:
         where = f"{self.store.uri}/{key}"
@@ -201,6 +263,10 @@ class RunRecord:
     def state(self) -> RunState:
         """Return what the events amount to. Raises `RecordError` where there is no such run."""
         return replay(self.run, self._require())
+
+    def seen_state(self) -> RunState:
+        """Return what the events that were last listed amount to."""
+        return replay(self.run, self.seen())
 
     def exists(self) -> bool:
         """Return whether the name is claimed."""
@@ -236,6 +302,16 @@ def list_records(
                 record.events_among(keys)
             records.append(record)
     return records
+
+
+def num_events_by_run(keys: Mapping[str, int]) -> dict[str, int]:
+    """Return how many events each run of a listing of the records has."""
+    counts: dict[str, int] = {}
+    for key in keys:
+        run = key.split("/")[1]
+        if key.count("/") >= 3 and NAME_PATTERN.fullmatch(run):
+            counts[run] = counts.get(run, 0) + 1
+    return counts
 
 
 def replay(run: str, events: list[dict[str, Any]]) -> RunState:
