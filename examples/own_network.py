@@ -2,8 +2,8 @@
 
     python examples/own_network.py
 
-Simulates 40 trajectories of an incompressible flow at 32 x 32, trains for 150 steps in this process
-(about a minute on two cores), and evaluates. Everything goes to ./own-network.
+Simulates 80 trajectories of a decaying flow at 32 x 32, trains for 200 steps in this process (about a
+minute on two cores), and evaluates. Everything goes to ./own-network.
 """
 
 import subprocess
@@ -38,7 +38,7 @@ DATA = """
 job: generate
 name: own-network-data
 datasets:
-  - {uri: data/flow.zarr, family: NS-Sines, num_trajectories: 40, resolution: 32}
+  - {uri: data/flow.zarr, family: NS-Gauss, num_trajectories: 80, resolution: 32}
 """
 TRAINING = """
 job: pretrain
@@ -50,7 +50,7 @@ data:
 model: {name: "own_network:MyNet", config: {width: 32}}
 objective: {name: all2all}
 optimizer: {lr: 2e-3}
-schedule: {total_steps: 150, warmup_steps: 10}
+schedule: {total_steps: 200, warmup_steps: 10}
 resources: {num_workers: 1, launcher: none, cpus_per_worker: 2}
 """
 
