@@ -30,7 +30,8 @@ from pelagos.platform.optimizer import optimizer_factory
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.strategies import create_strategy
 from pelagos.platform.strategies.initialize import draw_missing
-from pelagos.platform.trainer import TrainingLoop, strategy_options
+from pelagos.platform.strategy_choice import strategy_options
+from pelagos.platform.trainer import TrainingLoop
 
 WARM_UP = 3
 

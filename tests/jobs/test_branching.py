@@ -14,8 +14,8 @@ from pelagos.jobs import pretrain, training
 from pelagos.jobs.branching import branch
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.config import ConfigError, PretrainJob
-from pelagos.platform.optimizer import lr_factor
 from pelagos.platform.runs import RunDirectory, RunError
+from pelagos.platform.schedules import lr_factor
 
 MakeJob = Callable[..., PretrainJob]
 QUIET = Console(quiet=True)

@@ -11,11 +11,11 @@ from pelagos.platform.config.schema import OptimizerConfig, ParameterGroupConfig
 from pelagos.platform.optimizer import (
     freeze,
     group_settings,
-    lr_factor,
     optimizer_factory,
     parameter_groups,
     set_learning_rate,
 )
+from pelagos.platform.schedules import lr_factor
 from pelagos.platform.trainer import _step_seed
 from pelagos.platform.weight_average import WeightAverage
 

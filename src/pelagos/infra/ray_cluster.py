@@ -63,8 +63,9 @@ def _start_or_join(address: str | None, num_cpus: int, num_gpus: int) -> None:
         options["_temp_dir"] = str(temporary_directory(LONGEST_DIRECTORY) / "ray")
     elif code := os.environ.get("PELAGOS_CODE_PATHS"):
         # the shipped code, for workers on every node: sent by content, so once for all runs
-        package = os.path.join(code.split(os.pathsep)[0], "pelagos")
-        options["runtime_env"] = {"py_modules": [package]}
+        own, files = code.split(os.pathsep)
+        modules = [os.path.join(own, "pelagos"), *_plugins_in(files)]
+        options["runtime_env"] = {"py_modules": modules}
     try:
         ray.init(address=address or "local", **options)
     except ConnectionError as error:
@@ -82,6 +83,14 @@ def _start_or_join(address: str | None, num_cpus: int, num_gpus: int) -> None:
             "running cluster (resources.ray_address), or train without Ray "
             "(resources.launcher=none)."
         ) from error
+
+
+def _plugins_in(files: str) -> list[str]:
+    """Return the top-level files and folders of plugins that were shipped."""
+    names = os.environ.get("PELAGOS_PLUGINS", "").split(",")
+    tops = dict.fromkeys(name.partition(".")[0] for name in names if name)
+    places = [os.path.join(files, top + ending) for top in tops for ending in ("", ".py")]
+    return [place for place in places if os.path.exists(place)]
 
 
 @contextmanager

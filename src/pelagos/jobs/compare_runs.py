@@ -10,6 +10,7 @@ from rich.text import Text
 
 from pelagos.infra.files import below
 from pelagos.jobs.evaluate import measure
+from pelagos.jobs.run_plugins import import_plugins_of
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.evaluation.evaluate import BASELINES, DatasetEvaluation
 from pelagos.platform.evaluation.side_by_side import (
@@ -48,7 +49,9 @@ def run(jobs: Sequence[EvaluateJob], console: Console | None = None) -> CompareR
     told: dict[str, dict[str, Any]] = {}
     for job in jobs:
         evaluations[job.run], step = measure(job)
-        training = RunDirectory.open(job.runs_dir, job.run).job()
+        training_run = RunDirectory.open(job.runs_dir, job.run)
+        import_plugins_of(training_run)
+        training = training_run.job()
         weights = evaluations[job.run][0].weights
         told[job.run] = {"model": training.model.name, "step": step, "weights": weights}
     # a model of ten frames begins nine later: the others must too, to forecast the same frames

@@ -18,6 +18,7 @@ from pelagos.jobs.described_parts import recorded_datasets
 from pelagos.jobs.field_checks import given_in
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.parts import unique_names
+from pelagos.jobs.run_plugins import import_plugins_of
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.evaluation.climatology import climatology
@@ -60,6 +61,7 @@ class _TrainedRun:
 
 def _load(job: EvaluateJob) -> _TrainedRun:
     directory = RunDirectory.open(job.runs_dir, job.run)
+    import_plugins_of(directory)
     forecaster, step = Forecaster.from_run(directory, job.checkpoint, job.weights)
     return _TrainedRun(directory, directory.job(), forecaster, step)
 

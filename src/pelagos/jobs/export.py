@@ -7,6 +7,7 @@ import torch
 from pelagos.jobs.described_parts import described_network
 from pelagos.jobs.forecaster import trained_weights
 from pelagos.jobs.model_directory import ModelDirectory, check_free, write_model_directory
+from pelagos.jobs.run_plugins import import_plugins_of
 from pelagos.models.pretrained import check_weights
 from pelagos.platform.runs import RunDirectory
 
@@ -35,9 +36,9 @@ def run(
         raise ValueError(f"weights={weights!r}: expected auto, model or ema")
     target = Path(directory)
     check_free(target, overwrite)
-    description, tensors, _ = trained_weights(
-        RunDirectory.open(runs_dir, name), checkpoint, weights
-    )
+    directory_of_run = RunDirectory.open(runs_dir, name)
+    import_plugins_of(directory_of_run)
+    description, tensors, _ = trained_weights(directory_of_run, checkpoint, weights)
     with torch.device("meta"):
         model = described_network(description, tensors)
     check_weights(model, tensors, f"run {name}")

@@ -39,7 +39,10 @@ def build_objective(job: TrainingJob, mixture: Mixture | None = None) -> Objecti
 
 def objective_options(job: TrainingJob, mixture: Mixture | None = None) -> dict[str, Any]:
     """Return the options of the job's objective that differ from the usual ones."""
-    options = job.objective.model_dump(exclude={"name"}, exclude_defaults=True, exclude_none=True)
+    options = job.objective.model_dump(
+        exclude={"name", "config"}, exclude_defaults=True, exclude_none=True
+    )
+    options |= job.objective.config
     if mixture is not None and "field_groups" not in options:
         groups = _groups_without_given(job, mixture)
         options |= {"field_groups": groups} if groups else {}
@@ -115,7 +118,8 @@ def build_network(job: TrainingJob) -> Pretrained:
 
 def _check_no_channels(job: TrainingJob) -> None:
     """Raise ValueError if the model's options say what follows from the fields."""
-    own = FAMILIES[model_info(job.model.name).family].channels
+    info = model_info(job.model.name)
+    own = FAMILIES[info.family].channels if info.family in FAMILIES else ()
     given = [name for name in job.model.config if name in {"in_channels", "out_channels", *own}]
     if given:
         raise ValueError(

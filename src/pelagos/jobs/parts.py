@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pelagos import plugins
 from pelagos.data_pipelines.batch import Batch
 from pelagos.data_pipelines.curriculum import Weight, largest_weight
 from pelagos.data_pipelines.loader import StreamLoader, load_batch
@@ -32,14 +33,17 @@ from pelagos.models.objectives import (
 from pelagos.models.registry import (
     explicit_config,
 )
+from pelagos.platform.callbacks import Callbacks, create_callback
 from pelagos.platform.config.checks import micro_batch_size
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import DataConfig, TrainingJob
 from pelagos.platform.optimizer import freeze, group_settings
+from pelagos.platform.optimizer_kinds import find_optimizer
 from pelagos.platform.protocols import Stream, TrainingParts
+from pelagos.platform.schedules import SCHEDULES
 from pelagos.platform.strategies import check_strategy
-from pelagos.platform.trainer import strategy_options
+from pelagos.platform.strategy_choice import strategy_options
 
 INITIAL_WEIGHTS = "initial-weights"
 VALIDATION_SEED_OFFSET = 1_000_003
@@ -206,6 +210,7 @@ def unique_names(names: Sequence[str]) -> tuple[str, ...]:
 
 def build_parts(job: TrainingJob) -> TrainingParts:
     """Return what the trainer needs, in a worker."""
+    plugins.load_for(job)  # the driver's own job: it was read, and its plugins imported, there
     with torch.device("meta"):
         model = build_model(job)
     streams = MixtureStreams(job)
@@ -218,6 +223,7 @@ def build_parts(job: TrainingJob) -> TrainingParts:
         description={"forecaster": describe_forecaster(job, streams.mixture)},
         flops_per_sample=count_flops(job, streams.mixture),
         example_loss=example_loss(job, streams.mixture, micro_batch_size(job)),
+        callbacks=Callbacks(job.callbacks),
         check_description=functools.partial(check_network, job),
     )
 
@@ -232,6 +238,7 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
         "objective": {"name": job.objective.name, **objective_options(job, mixture)},
         **({"lora": job.lora.model_dump()} if isinstance(job, FinetuneJob) and job.lora else {}),
         "fields": list(job.data.fields),
+        **({"plugins": wanted} if (wanted := plugins.wanted_by_model(job)) else {}),
         "absent_value": mixture.absent_value,
         **({"masks": mixture.masks} if mixture.masks else {}),
         "normalization": mixture.normalization.to_dict(),
@@ -318,6 +325,7 @@ def check_parts(job: TrainingJob) -> Mixture:
     """
     problems: list[Problem] = []
     mixture: Mixture | None = None
+    problems += _unknown_parts(job)
     try:
         build_objective(job)
     except ValueError as error:
@@ -360,6 +368,21 @@ def _validation_labels(
     """Yield what is wrong with the maps of classes that validation will draw."""
     distinct = {(s.dataset, s.trajectory, s.window, str(s.region)): s for s in drawn}.values()
     yield from drawn_label_problems(build_objective(job), held_out, distinct, job.validation.split)
+
+
+def _unknown_parts(job: TrainingJob) -> Iterator[Problem]:
+    """Yield what is wrong with the names of optimizer, schedule and callbacks."""
+    checks: list[tuple[tuple[str | int, ...], Callable[[], object]]] = [
+        (("optimizer", "name"), lambda: find_optimizer(job.optimizer)),
+        (("schedule", "name"), lambda: SCHEDULES[job.schedule.name]),
+    ]
+    for index, entry in enumerate(job.callbacks):
+        checks.append((("callbacks", index), functools.partial(create_callback, entry)))
+    for key, check in checks:
+        try:
+            check()
+        except ValueError as error:
+            yield Problem(key, str(error))
 
 
 def _training_problems(job: TrainingJob, model: nn.Module) -> Iterator[Problem]:

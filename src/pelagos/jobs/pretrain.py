@@ -15,6 +15,7 @@ from pelagos.jobs.forecaster import Forecaster
 from pelagos.jobs.network_checks import check_network
 from pelagos.jobs.parts import build_parts, check_parts, options_for, unique_names
 from pelagos.jobs.register import register_model
+from pelagos.jobs.run_plugins import import_plugins_of
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.checkpoint.trainer_state import streams_of
 from pelagos.platform.config.schema import TrainingJob
@@ -119,6 +120,7 @@ def resume(
             run is.
     """
     directory = RunDirectory.open(runs_dir, name)
+    import_plugins_of(directory)
     job = directory.revised_job(overrides) if overrides else directory.job()
     directory.require_believed(job, overrides)
     status = directory.status()

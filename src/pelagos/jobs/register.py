@@ -3,18 +3,19 @@
 import contextlib
 import logging
 import os
+import sysconfig
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pelagos import __version__
+from pelagos import __version__, plugins
 from pelagos.jobs.forecaster import Forecaster
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.mlflow_artifacts import require_own_artifacts, tracking_client
+from pelagos.platform.mlflow_events import SOURCE_TAG
 from pelagos.platform.mlflow_store import RecordedRun
-from pelagos.platform.tracking import SOURCE_TAG
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +66,19 @@ def register_model(
                 artifacts={"forecaster": str(directory)},
                 signature=signature,
                 pip_requirements=[f"pelagos=={__version__}"],
+                code_paths=_code_of(forecaster.description.get("plugins", ())),
             )
         known = mlflow.get_run(run_id).data.tags
     tags = {key: value for key, value in known.items() if key.startswith(SOURCE_TAG)}
     tags[WEIGHTS_TAG] = forecaster.weights
     return _create_version(job.tracking.register_as or job.name, info.model_uri, run_id, tags)
+
+
+def _code_of(modules: Sequence[str]) -> list[str]:
+    """Return files and folders of plugins that are no installed packages: they go with the model."""
+    sources = {plugins.source_of(module) for module in modules}
+    installed = sysconfig.get_path("purelib")
+    return sorted(str(path) for path in sources if not path.is_relative_to(installed))
 
 
 @contextlib.contextmanager

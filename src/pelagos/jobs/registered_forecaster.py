@@ -6,15 +6,21 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
+from pelagos import plugins
 from pelagos.jobs.forecaster import Forecaster, as_arrays
+from pelagos.jobs.model_directory import DESCRIPTION_FILE
+from pelagos.platform.run_files import read_json
 
 
 class RegisteredForecaster(PythonModel):
     """`Forecaster` behind MLflow's generic predict, in physical units."""
 
     def load_context(self, context):  # type: ignore[no-untyped-def]
-        """Load weights and description from the model's artifacts."""
-        self.forecaster = Forecaster.load(Path(context.artifacts["forecaster"]))
+        """Load weights and description from the model's artifacts; first the plugins that came with
+        them, which are this model's code as this file is."""
+        directory = Path(context.artifacts["forecaster"])
+        plugins.load(read_json(directory / DESCRIPTION_FILE).get("plugins", ()))
+        self.forecaster = Forecaster.load(directory)
 
     # MLflow reads type hints of `predict` as a schema; the schema is the logged signature
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pelagos import plugins
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import StorageError, is_remote
 from pelagos.infra.private_directory import temporary_directory
@@ -131,14 +132,14 @@ class Driver:
     def _execute(self) -> Outcome:
         """Run the job once; every way it can end is a value."""
         try:
-            return self._run_job(place_job(self._job(), self.store.uri, self.runs_dir))
+            return self._run_job(place_job(self.job(), self.store.uri, self.runs_dir))
         except KeyboardInterrupt:
             return Outcome("stopped", 0, "interrupted")
         except Exception as error:
             logger.debug("the job failed", exc_info=True)
             return Outcome("failed", 0, f"{type(error).__name__}: {error}")
 
-    def _job(self) -> Job:
+    def job(self) -> Job:
         """Return the job that was submitted, with the micro-batches that fit."""
         shrunk = self.record.state().micro_batch_size
         overrides = [f"{MICRO_BATCH}={shrunk}"] if shrunk is not None else []
@@ -232,7 +233,7 @@ class Driver:
 
     def _tries_again(self, outcome: Outcome) -> bool:
         """Record a failure; return whether the job runs again."""
-        state, job = self.record.state(), self._job()
+        state, job = self.record.state(), self.job()
         kind = classify(outcome.cause)
         retry = decide_retry(
             kind,
@@ -314,6 +315,15 @@ def _output_kept(path: Path) -> Iterator[None]:
         thread.join(LOG_SECONDS)  # a child that outlives this process may hold the other end
 
 
+def import_own_plugins(driver: Driver) -> None:
+    """Import what the submitted job names, and from then on nothing: its storage is everybody's."""
+    job = driver.job()
+    trials = trials_of(job) if isinstance(job, SweepJob) else ()
+    for each in (job, *(trial.job for trial in trials)):
+        plugins.load_for(each)
+    plugins.seal()
+
+
 def main(arguments: list[str]) -> int:
     """Run as the cluster's process of a submitted run; return the exit status."""
     from pelagos.platform.cli.common import set_up_logging
@@ -324,6 +334,7 @@ def main(arguments: list[str]) -> int:
     with _output_kept(driver.log):
         set_up_logging(verbose=False)
         try:
+            import_own_plugins(driver)
             return driver.drive()
         except BaseException as error:
             with contextlib.suppress(Exception):

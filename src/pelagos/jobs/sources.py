@@ -17,6 +17,7 @@ from pelagos.jobs.forecaster import store_weights, trained_weights
 from pelagos.jobs.import_weights import MARKERS, find_network
 from pelagos.jobs.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.parts import options_for
+from pelagos.jobs.run_plugins import import_plugins_of
 from pelagos.jobs.trained_description import read_trained_description
 from pelagos.jobs.weight_files import owning_run, read_source
 from pelagos.models.pretrained import read_weights
@@ -91,6 +92,7 @@ def open_source(
 
 def _from_run(config: SourceConfig, runs_dir: str) -> Source:
     run = RunDirectory.open(runs_dir, config.run or "")
+    import_plugins_of(run)
     try:
         description, tensors, step = trained_weights(run, config.checkpoint, config.weights)
     except RunError as error:

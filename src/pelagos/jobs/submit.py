@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pelagos import plugins
 from pelagos.infra.clusters import (
     Cluster,
     Code,
@@ -19,6 +20,7 @@ from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import is_remote
 from pelagos.infra.signatures import digest_of
 from pelagos.jobs.hand_over import details_of, environment_of, hand_over, hand_over_array
+from pelagos.jobs.shipped_plugins import require_shipped
 from pelagos.jobs.submission_job import (
     default_overrides,
     name_of,
@@ -180,6 +182,8 @@ def plan(
     for entry in read_entries(files, overrides):
         given = (*default_overrides(entry.path, config), *entry.overrides)
         job = load_job(entry.path, given)
+        plugins.load_for(job)
+        require_shipped(plugins.wanted_by(job), names_in(contents))
         after = (*options.after, *(entry.after if entry.after != ("",) else (runs[-1].name,)))
         earlier = {run.name: run.job for run in runs}
         common = replace(common, after=after)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from pelagos import plugins
 from pelagos.infra.clusters import Cluster, Needs
 from pelagos.jobs.submission_job import cluster_defaults, needs_of, prepare
 from pelagos.jobs.sweep_trials import Trial, tracked, trials_of
@@ -21,6 +22,8 @@ def expand(sweep: SweepJob, cluster: Cluster) -> tuple[SweepJob, list[Trial]]:
     sweep = _self_contained(sweep, cluster)
     prepared = prepare(sweep, cluster.config)
     assert isinstance(prepared, SweepJob)
+    for trial in trials_of(prepared):
+        plugins.load_for(trial.job)
     trials = [tracked(prepared, t, child_tags(sweep, None)) for t in trials_of(prepared)]
     return prepared, [_placed(trial, cluster) for trial in trials]
 

@@ -30,7 +30,6 @@ from pelagos.platform.config.clusters import find_cluster, load_clusters
 from pelagos.platform.config.differences import changed_keys
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.goodput import goodput
 from pelagos.platform.runs import RunDirectory, RunError
 from pelagos.platform.submission import own_runs
 from pelagos.platform.submission.mirror import PART_BYTES, Mirror
@@ -169,7 +168,7 @@ def describe(found: SubmittedRun) -> dict[str, Any]:
     if isinstance(job, TrainingJob):
         directory = run_directory(found)
         last = next(iter(directory.last_metrics(1)), {})
-        share = goodput(directory.events(), directory.metrics())
+        share = directory.followed_times().now().goodput()
         checkpoints = [e["step"] for e in directory.events() if e["kind"] == "checkpoint"]
         details["step"] = int(last.get("step", 0))
         details["total_steps"] = job.schedule.total_steps

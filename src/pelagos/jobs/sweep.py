@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pelagos import plugins
 from pelagos.infra.files import below, replace_durably
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.jobs.population import populations_of
@@ -67,6 +68,8 @@ def run(sweep: SweepJob, console: Console | None = None) -> SweepResult:
         ConfigError: a job, the grid or an amount of data cannot be run as written; nothing was made.
     """
     trials = trials_of(sweep)
+    for trial in trials:
+        plugins.load_for(trial.job)
     left = [t for t in trials if result_of(sweep, t).state not in FINAL_STATES]
     check_labels(sweep, {t.label for t in left})
     check_inputs(sweep, trials)

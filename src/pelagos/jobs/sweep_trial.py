@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
+from pelagos import plugins
 from pelagos.jobs import evaluate, training
 from pelagos.jobs.pretrain import PretrainResult
 from pelagos.jobs.sweep_trials import (
@@ -38,6 +39,7 @@ def run_trial(sweep: SweepJob, trial: Trial, report: Report) -> TrialResult:
     """Run a trial to its end and keep its result; never raises for what the trial does."""
     watcher = _ValidationWatcher(trial, report)
     try:
+        plugins.load_for(trial.job)
         ended = train(trial, watcher)
         result = _result(sweep, trial, ended, watcher.is_stopped)
     except Exception as error:  # whatever breaks one trial, the others go on

@@ -33,7 +33,10 @@ MAX_NAME_LENGTH = 100
 DIGEST_LENGTH = 6
 LONG_DIGEST_LENGTH = 16
 # How and where steps are computed and recorded, not which steps they are.
-NOT_IN_DIGEST = {"name", "runs_dir", "resources", "tracking", "health", "storage", "checkpoint"}
+NOT_IN_DIGEST = {
+    *("name", "runs_dir", "resources", "tracking", "health", "storage", "checkpoint"),
+    "callbacks",
+}
 
 Inputs = dict[str, str]
 """`source` and the uris of datasets: their digests."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pelagos import plugins
 from pelagos.infra.json_text import first_problem
 from pelagos.platform.run_files import read_json
 
@@ -53,13 +54,15 @@ class _Description(_Part):
     masks: dict[Name, Name] = {}
     weights: Name = "model"
     lora: _LowRank | None = None
+    plugins: list[str] = []
 
 
 def checked_description(values: Any, where: str) -> dict[str, Any]:
     """Return a description as it is, once it is one.
 
     Raises:
-        ValueError: it is none; names `where`, the key and what was expected.
+        ValueError: it is none; names `where`, the key and what was expected. Or it needs a plugin,
+            which nothing but the user's word imports.
     """
     try:
         _Description.model_validate(values)
@@ -69,6 +72,7 @@ def checked_description(values: Any, where: str) -> dict[str, Any]:
             f"{where} does not describe a trained network: {problem}. Training, `pelagos export` and "
             f"the registry write such descriptions"
         ) from error
+    plugins.require_loaded(values.get("plugins", ()), where)
     return dict(values)
 
 

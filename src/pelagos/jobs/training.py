@@ -7,6 +7,7 @@ from rich.console import Console
 from pelagos.jobs import finetune, pretrain
 from pelagos.jobs.branching import branch, finish_last
 from pelagos.jobs.pretrain import PretrainResult
+from pelagos.jobs.run_plugins import import_plugins_of
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.launch import Watcher
@@ -43,6 +44,7 @@ def resume(
     that was cut off half way is completed first.
     """
     directory = RunDirectory.open(runs_dir, name)
+    import_plugins_of(directory)
     if from_step is not None:
         branch(directory, from_step, overrides, request)
     finish_last(directory)

@@ -19,7 +19,6 @@ numpy's do on a masked array, so nothing depends on what the fields hold elsewhe
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from pelagos.models.precision import without_autocast
+from pelagos.registry import Registry
 
 Groups = Sequence[Sequence[int]]
 
@@ -267,17 +267,16 @@ _PER_SAMPLE: dict[str, type[RelativePerSample]] = {
     "vrmse": VRMSE,
     "spectral": Spectral,
 }
-LOSSES: dict[str, Loss] = {"ratio": Ratio(), **{name: kind() for name, kind in _PER_SAMPLE.items()}}
+LOSSES: Registry[Loss] = Registry(
+    "loss", {"ratio": Ratio(), **{name: kind() for name, kind in _PER_SAMPLE.items()}}
+)
 
 
 def find_loss(name: str, p: int = 1, smallest_label: float = SMALLEST_LABEL) -> Loss:
     """The named loss; `p` is the power of `ratio`, and `smallest_label` the mean size up to which a
     label vanishes. Raises ValueError, with the closest name, for an unknown one.
     """
-    if name not in LOSSES:
-        close = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.0)
-        raise ValueError(f"unknown loss {name!r}; closest: {close[0]}; all: {', '.join(LOSSES)}")
+    known = LOSSES[name]
     if name == "ratio":
         return Ratio(p, smallest_label)
-    kind: type[RelativePerSample] = _PER_SAMPLE[name]
-    return kind(smallest_label)
+    return _PER_SAMPLE[name](smallest_label) if name in _PER_SAMPLE else known

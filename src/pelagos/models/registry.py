@@ -26,29 +26,34 @@ from pelagos.models import (
     unet,
     vit,
 )
+from pelagos.models import own_network as own
 from pelagos.models.checks import fail_on
 from pelagos.models.family import Call, Family, Size
 from pelagos.models.pretrained import CONFIG_FILE, Pretrained, read_config, with_earlier_defaults
+from pelagos.registry import PELAGOS, Registry
 
-FAMILIES: dict[str, Family] = {
-    "poseidon": poseidon.FAMILY,
-    "dpot": dpot.FAMILY,
-    "dpot3d": dpot3d.FAMILY,
-    "mpp": mpp.FAMILY,
-    "fno": fno.FNO_FAMILY,
-    "tfno": fno.TFNO_FAMILY,
-    "unet": unet.FAMILY,
-    "sinenet": sinenet.FAMILY,
-    "mgno": mgno.FAMILY,
-    "deeponet": deeponet.FAMILY,
-    "vit": vit.FAMILY,
-    "mae": mae.FAMILY,
-    "nnunet": nnunet.FAMILY,
-    "stunet": stunet.FAMILY,
-    "mednext": mednext.FAMILY,
-    "simvp": simvp.FAMILY,
-    "gnot": gnot.FAMILY,
-}
+FAMILIES: Registry[Family] = Registry(
+    "family of models",
+    {
+        "poseidon": poseidon.FAMILY,
+        "dpot": dpot.FAMILY,
+        "dpot3d": dpot3d.FAMILY,
+        "mpp": mpp.FAMILY,
+        "fno": fno.FNO_FAMILY,
+        "tfno": fno.TFNO_FAMILY,
+        "unet": unet.FAMILY,
+        "sinenet": sinenet.FAMILY,
+        "mgno": mgno.FAMILY,
+        "deeponet": deeponet.FAMILY,
+        "vit": vit.FAMILY,
+        "mae": mae.FAMILY,
+        "nnunet": nnunet.FAMILY,
+        "stunet": stunet.FAMILY,
+        "mednext": mednext.FAMILY,
+        "simvp": simvp.FAMILY,
+        "gnot": gnot.FAMILY,
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,12 @@ class ModelInfo:
     call: Call
 
 
-_MODELS: dict[str, tuple[Family, Size]] = {
-    f"{name}-{size.name.lower()}": (family, size)
-    for name, family in FAMILIES.items()
-    for size in family.sizes
-}
+def _models() -> dict[str, tuple[Family, Size]]:
+    return {
+        f"{name}-{size.name.lower()}": (family, size)
+        for name, family in FAMILIES.items()
+        for size in family.sizes
+    }
 
 
 # Annotations of options that are checked alike for every family: in words, and as types.
@@ -88,11 +94,16 @@ _TYPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
 
 def list_models() -> list[str]:
     """Names that ``create_model`` knows, by family and size."""
-    return list(_MODELS)
+    return list(_models())
 
 
 def model_info(name: str) -> ModelInfo:
-    """The record of one model. Raises ValueError, with the closest names, for an unknown one."""
+    """The record of one model, or of the class that a name such as ``my_lab.networks:MyNet`` is of.
+
+    Raises ValueError, with the closest names, for an unknown one.
+    """
+    if own.names_class(name):
+        return ModelInfo(name, name, "", 0, "", None, own.INPUTS, own.call_of(name))
     family, size = _entry(name)
     return ModelInfo(
         name,
@@ -122,10 +133,15 @@ def create_model(
 
     Raises ValueError for an unknown name or override, or for sizes that do not fit together.
 
+    A class, named as in ``model_info``, gets the overrides, and the numbers of fields where it takes
+    ``in_channels`` and ``out_channels``.
+
     >>> model = create_model("poseidon-nano", in_channels=3, out_channels=2, image_size=32)
     >>> model.config.num_channels, model.config.image_size
     (3, 32)
     """
+    if own.names_class(name):
+        return own.create(name, in_channels, out_channels, config_overrides)
     family, size = _entry(name)
     config_class = family.model.config_class
     known = {field.name for field in fields(config_class)} - set(family.channels)
@@ -162,11 +178,15 @@ def _is_of_type(value: object, annotation: str) -> bool:
 
 def stored_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """A stored model's options, with what those meant that it was too early to have."""
+    if own.names_class(name):
+        return dict(config)
     return with_earlier_defaults(FAMILIES[model_info(name).family].model, config)
 
 
 def explicit_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """A model's options as they are stored: with today's value of those whose meaning changed."""
+    if own.names_class(name):
+        return dict(config)
     kind = FAMILIES[model_info(name).family].model.config_class
     today = {f.name: f.default for f in fields(kind)}
     return {**{key: today[key] for key in getattr(kind, "earlier_defaults", {})}, **config}
@@ -175,9 +195,12 @@ def explicit_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 def load_pretrained(directory: str | Path) -> Pretrained:
     """Return the network of a model directory, of whichever family its ``config.json`` names.
 
-    Raises ValueError as ``ScOT.from_pretrained`` does.
+    Raises ValueError as ``ScOT.from_pretrained`` does, and for a class of a user's own whose module
+    was not imported: a file does not say what is run.
     """
     config = read_config(directory)
+    if config.get("model_type") == own.MODEL_TYPE:
+        return own.load(config, directory)
     kind = model_class(config)
     if kind is None:
         known = ", ".join(t for f in FAMILIES.values() for t in f.model.model_types)
@@ -195,11 +218,19 @@ def model_class(config: Mapping[str, Any]) -> type[Pretrained] | None:
 
 
 def _entry(name: str) -> tuple[Family, Size]:
-    if name not in _MODELS:
-        family = name.rpartition("-")[0]
-        sizes = [known for known in _MODELS if known.rpartition("-")[0] == family]
+    models = _models()
+    if name not in models:
+        stem = name.rpartition("-")[0]
+        sizes = [known for known in models if known.rpartition("-")[0] == stem]
         # of a family that is there, its sizes
-        close = difflib.get_close_matches(name, sizes or _MODELS, n=3, cutoff=0.0 if sizes else 0.3)
+        close = difflib.get_close_matches(name, sizes or models, n=3, cutoff=0.0 if sizes else 0.3)
         hint = f"closest: {', '.join(close)}; " if close else ""
-        raise ValueError(f"unknown model {name!r}; {hint}all: {', '.join(_MODELS)}")
-    return _MODELS[name]
+        from_plugins = {
+            f"{key}-{size.name.lower()}": f" (from {FAMILIES.origin(key)})"
+            for key, family in FAMILIES.items()
+            if FAMILIES.origin(key) != PELAGOS
+            for size in family.sizes
+        }
+        listed = ", ".join(known + from_plugins.get(known, "") for known in models)
+        raise ValueError(f"unknown model {name!r}; {hint}all: {listed}")
+    return models[name]

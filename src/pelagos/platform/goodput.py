@@ -1,34 +1,108 @@
 """Where the time of a run went, from its records; needs no torch, so that `status` is quick."""
 
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-
-def step_time_percentiles(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the median, 90th and 99th percentile of step seconds."""
-    seconds = [m["step_seconds"] for m in metrics if "step_seconds" in m]
-    if not seconds:
-        return {}
-    values = np.quantile(seconds, [0.5, 0.9, 0.99]).tolist()
-    return dict(
-        zip(("step_seconds_p50", "step_seconds_p90", "step_seconds_p99"), values, strict=True)
-    )
+from pelagos.platform.record_tail import RecordTail
 
 
-def goodput(events: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> float | None:
-    """Return the share of launched wall time that went into steps which were kept.
+class RunTimes:
+    """Sums over a run's records, which may come one by one and are not kept: 8 bytes for a step.
 
-    A launch lasts from its `launched` event to its last sign of life. Steps redone after a
-    failure count once; start-up, saving, validation and lost steps count as not good.
+    A launch lasts from its `launched` event to its last sign of life. Steps redone after a failure
+    count once; start-up, saving, validation and lost steps count as not good.
     """
-    launches = [e["time"] for e in events if e["kind"] == "launched"]
-    signs = sorted([e["time"] for e in events] + [m["time"] for m in metrics if "time" in m])
-    if not launches or not metrics:
-        return None
-    wall = 0.0
-    for index, begin in enumerate(launches):
-        following = launches[index + 1] if index + 1 < len(launches) else float("inf")
-        wall += max((t for t in signs if begin <= t < following), default=begin) - begin
-    kept = sum(float(m.get("step_seconds", 0.0)) for m in metrics)
-    return min(1.0, kept / wall) if wall > 0 else None
+
+    def __init__(self) -> None:
+        self.seconds = array("d")
+        self.launches: list[float] = []
+        self._ends: list[float] = []
+        self.num_steps = 0
+
+    def add_event(self, event: dict[str, Any]) -> None:
+        """Count an event."""
+        if event["kind"] == "launched":
+            self.launches.append(event["time"])
+            self._ends.append(event["time"])
+        self._add_sign(event["time"])
+
+    def add_step(self, values: dict[str, Any]) -> None:
+        """Count a step that was kept."""
+        self.num_steps += 1
+        if "step_seconds" in values:
+            self.seconds.append(float(values["step_seconds"]))
+        if "time" in values:
+            self._add_sign(values["time"])
+
+    def drop_steps(self) -> None:
+        """Forget the steps, of which some were dropped: the others will be counted again."""
+        self.seconds = array("d")
+        self.num_steps = 0
+
+    def goodput(self) -> float | None:
+        """Return the share of launched wall time that went into steps which were kept."""
+        if not self.launches or not self.num_steps:
+            return None
+        wall = sum(end - begin for begin, end in zip(self.launches, self._ends, strict=True))
+        kept = float(np.sum(self.seconds)) if self.seconds else 0.0
+        return min(1.0, kept / wall) if wall > 0 else None
+
+    def percentiles(self) -> dict[str, float]:
+        """Return the median, 90th and 99th percentile of step seconds."""
+        if not self.seconds:
+            return {}
+        values = np.quantile(np.frombuffer(self.seconds), [0.5, 0.9, 0.99]).tolist()
+        names = ("step_seconds_p50", "step_seconds_p90", "step_seconds_p99")
+        return dict(zip(names, values, strict=True))
+
+    def _add_sign(self, time: float) -> None:
+        """Let the launch that was under way then have lasted until then."""
+        index = bisect_right(self.launches, time) - 1
+        if index >= 0:
+            self._ends[index] = max(self._ends[index], time)
+
+
+class FollowedTimes:
+    """The sums of time over a run's records, each of which is read once."""
+
+    def __init__(self, events: RecordTail, metrics: RecordTail) -> None:
+        self._events, self._metrics = events, metrics
+        self._times = RunTimes()
+        self._restarts = 0
+
+    def now(self) -> RunTimes:
+        """Return them with what has come since the last call."""
+        for events in self._events.pieces():
+            for event in events:
+                self._times.add_event(event)
+        for steps in self._metrics.pieces():
+            if self._metrics.restarts != self._restarts:
+                self._restarts = self._metrics.restarts
+                self._times.drop_steps()
+            for values in steps:
+                self._times.add_step(values)
+        return self._times
+
+
+def times_of(events: Iterable[dict[str, Any]], metrics: Iterable[dict[str, Any]]) -> RunTimes:
+    """Return the sums over a run's records."""
+    times = RunTimes()
+    for event in events:
+        times.add_event(event)
+    for values in metrics:
+        times.add_step(values)
+    return times
+
+
+def step_time_percentiles(metrics: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Return the median, 90th and 99th percentile of step seconds."""
+    return times_of((), metrics).percentiles()
+
+
+def goodput(events: Iterable[dict[str, Any]], metrics: Iterable[dict[str, Any]]) -> float | None:
+    """Return the share of launched wall time that went into steps which were kept."""
+    return times_of(events, metrics).goodput()

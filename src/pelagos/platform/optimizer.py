@@ -1,6 +1,5 @@
-"""AdamW over parameter groups, and the learning rate as a pure function of the step."""
+"""The optimizer over parameter groups, and their rates and decays."""
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pelagos.platform.config.schema import OptimizerConfig, ScheduleConfig
+from pelagos.platform.config.schema import OptimizerConfig
+from pelagos.platform.optimizer_kinds import find_optimizer
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -28,13 +28,13 @@ def optimizer_factory(config: OptimizerConfig, model: nn.Module) -> OptimizerFac
     Which parameter is in which group is settled here: a sharded parameter may have lost its shape.
 
     Raises:
-        ValueError: a pattern of the configuration matches no parameter.
+        ValueError: a pattern of the configuration matches no parameter; there is no such optimizer.
     """
-    settings = group_settings(model, config)
+    settings, kind = group_settings(model, config), find_optimizer(config)
 
     def build(sharded: nn.Module) -> torch.optim.Optimizer:
         groups = parameter_groups(sharded, settings)
-        return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps)
+        return kind.build(groups, config)
 
     return build
 
@@ -150,23 +150,6 @@ def _no_match(key: str, patterns: set[str], model: nn.Module) -> str:
         f"{key}: {', '.join(sorted(patterns))} match none of the {len(names)} parameters, "
         f"e.g. {', '.join(names[:3])}"
     )
-
-
-def lr_factor(step: int, schedule: ScheduleConfig) -> float:
-    """Return the share of the peak learning rate used in `step` (counted from 0).
-
-    Linear over `warmup_steps`: step k takes (k + 1) / warmup_steps, so that the first step moves and
-    the last one of the warm-up has the whole rate. Then constant or half a cosine down to
-    `final_lr_fraction` at `total_steps` (Loshchilov and Hutter, SGDR, 2017, eq. 5).
-    """
-    if step < schedule.warmup_steps:
-        return (step + 1) / schedule.warmup_steps
-    if schedule.name == "constant":
-        return 1.0
-    span = schedule.total_steps - schedule.warmup_steps
-    progress = min(1.0, (step - schedule.warmup_steps) / span)
-    low = schedule.final_lr_fraction
-    return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float, step: int) -> float:

@@ -2,15 +2,17 @@
 
 import math
 import time
+from itertools import chain
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pelagos.platform.callbacks import FAILED
 from pelagos.platform.runs import RunDirectory
 
 LINE_EVERY_SECONDS = 10.0
-EVENTS_SHOWN = ("resumed", "validation", "checkpoint")
+EVENTS_SHOWN = ("resumed", "validation", "checkpoint", FAILED)
 
 
 class TrainingProgress:
@@ -20,7 +22,9 @@ class TrainingProgress:
         self.run = run
         self.total_steps = total_steps
         self.console = console
-        self.events_seen = len(run.events())
+        self.events = run.tail_of_events()
+        for _ in self.events.pieces():
+            pass  # of earlier launches
         self.last_line = time.monotonic()
         self.last_step = -1
         self.live = console.is_terminal
@@ -44,11 +48,9 @@ class TrainingProgress:
 
     def poll(self, final: bool = False) -> None:
         """Show what has come since the last call."""
-        events = self.run.events()
-        for event in events[self.events_seen :]:
+        for event in chain.from_iterable(self.events.pieces()):
             if event["kind"] in EVENTS_SHOWN:
-                self.console.print(describe_event(event), highlight=False)
-        self.events_seen = len(events)
+                self.console.print(describe_event(event), highlight=False, markup=False)
         records = self.run.last_metrics(20)
         if not records or records[-1]["step"] == self.last_step:
             return
@@ -91,6 +93,8 @@ def describe_event(event: dict[str, Any]) -> str:
         return (
             f"  validation at step {step}: loss {_number(event, 'validation_loss'):.4f}{of_average}"
         )
+    if event["kind"] == FAILED:
+        return f"  {event['cause']}; the run continues (on_error: log)"
     if event["kind"] == "checkpoint":
         size, stall = _number(event, "num_bytes") / 1e6, _number(event, "stall_seconds")
         beside = _number(event, "background_seconds")

@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from pelagos.platform.callbacks import Callbacks
+
 
 class TrainingBatch(Protocol):
     """One rank's samples of one step: `frames [batch, frame, channel, y, x]` and what they are."""
@@ -100,5 +102,7 @@ class TrainingParts:
     """Floating-point operations of forward and backward of one sample."""
     example_loss: Callable[[nn.Module], Tensor] | None = None
     """Runs one micro-batch of made-up samples forward: what a memory budget measures."""
+    callbacks: Callbacks = field(default_factory=lambda: Callbacks(()))
+    """What watches the training."""
     check_description: Callable[[dict[str, Any]], None] = lambda _: None
     """Raises `ValueError` where a checkpoint's state is of a network that computes otherwise."""

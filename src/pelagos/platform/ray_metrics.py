@@ -10,7 +10,6 @@ from typing import Any
 import ray.train
 from ray.util.metrics import Gauge
 
-from pelagos.platform.goodput import goodput
 from pelagos.platform.runs import RunDirectory
 
 GOODPUT_SECONDS = 30.0
@@ -33,6 +32,7 @@ class RunMetrics:
         self.run = run
         names = {**RUN_VALUES, "goodput": "Share of wall time in steps that were kept."}
         self.gauges = _gauges(names, {"run": run.name})
+        self.times = run.followed_times()
         self._next_goodput = 0.0
 
     def update(self) -> None:
@@ -40,9 +40,9 @@ class RunMetrics:
         for last in self.run.last_metrics(1):
             _set(self.gauges, last)
         now = time.monotonic()
-        if now >= self._next_goodput:  # it reads all records
+        if now >= self._next_goodput:
             self._next_goodput = now + GOODPUT_SECONDS
-            share = goodput(self.run.events(), self.run.metrics())
+            share = self.times.now().goodput()
             if share is not None:
                 self.gauges["goodput"].set(share)
 

@@ -56,7 +56,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the steps' values in a file of lines, in order."""
-    return [record for record in _records(path, 0) if _is_step(record)]
+    return [record for record in _records(path, 0) if is_step(record)]
 
 
 def read_last_metrics(path: Path, count: int) -> list[dict[str, Any]]:
@@ -65,12 +65,12 @@ def read_last_metrics(path: Path, count: int) -> list[dict[str, Any]]:
         start = max(0, path.lstat().st_size - 4096 * (count + 1))
     except OSError:
         return []
-    return [record for record in _records(path, start) if _is_step(record)][-count:]
+    return [record for record in _records(path, start) if is_step(record)][-count:]
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Return the events in a file of lines, in order."""
-    return [record for record in _records(path, 0) if _is_event(record)]
+    return [record for record in _records(path, 0) if is_event(record)]
 
 
 def _records(path: Path, start: int) -> list[dict[str, Any]]:
@@ -78,10 +78,11 @@ def _records(path: Path, start: int) -> list[dict[str, Any]]:
         lines = read_regular(path, start).splitlines()
     except OSError:
         return []
-    return [record for line in lines if (record := _parsed(line)) is not None]
+    return [record for line in lines if (record := parsed_record(line)) is not None]
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def parsed_record(line: bytes) -> dict[str, Any] | None:
+    """Return the record in a line; None where it holds none."""
     try:
         record = parse_json(line)
     except ValueError:
@@ -92,15 +93,17 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return record if are_numbers else None
 
 
-def _is_step(record: dict[str, Any]) -> bool:
+def is_step(record: dict[str, Any]) -> bool:
+    """Whether a record is of a step."""
     return isinstance(record.get("step"), int)
 
 
-def _is_event(record: dict[str, Any]) -> bool:
+def is_event(record: dict[str, Any]) -> bool:
+    """Whether a record is an event, with what its kind needs."""
     kind = record.get("kind")
     if not isinstance(kind, str) or not _is_number(record, "time"):
         return False
-    if kind in ("validation", "checkpoint") and not _is_step(record):
+    if kind in ("validation", "checkpoint") and not is_step(record):
         return False
     if kind == "validation":  # no number where the run diverged
         return isinstance(record.get("validation_loss"), int | float)

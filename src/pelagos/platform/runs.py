@@ -27,10 +27,14 @@ from pelagos.infra.files import open_lock_file, replace_durably
 from pelagos.platform.config.differences import changed_keys, is_among
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.goodput import FollowedTimes
 from pelagos.platform.others_runs import believed, is_given, unbelieved
+from pelagos.platform.record_tail import RecordTail
 from pelagos.platform.run_files import (
     append_line,
     is_continuation,
+    is_event,
+    is_step,
     read_events,
     read_json,
     read_last_metrics,
@@ -58,6 +62,8 @@ CHANGEABLE = (
     "model.config",  # a checkpoint of a network with other options is refused
     "optimizer.frozen",
     "storage",
+    "plugins",
+    "callbacks",
 )
 # What a branch may change besides, from its step on: how weights move, and for how long.
 CHANGEABLE_IN_A_BRANCH = ("optimizer", "schedule")
@@ -386,6 +392,22 @@ class RunDirectory:
     def redone_metrics(self) -> list[dict[str, Any]]:
         """Return the values that steps had before they were redone, in the order of dropping."""
         return read_metrics(self.redone_path)
+
+    def tail_of_metrics(self) -> RecordTail:
+        """Return a follower of the steps' values."""
+        return RecordTail(self.metrics_path, is_step)
+
+    def tail_of_redone(self) -> RecordTail:
+        """Return a follower of the values that steps had before they were redone."""
+        return RecordTail(self.redone_path, is_step)
+
+    def tail_of_events(self) -> RecordTail:
+        """Return a follower of the events."""
+        return RecordTail(self.events_path, is_event)
+
+    def followed_times(self) -> FollowedTimes:
+        """Return the sums of time as the records grow."""
+        return FollowedTimes(self.tail_of_events(), self.tail_of_metrics())
 
     def events(self) -> list[dict[str, Any]]:
         """Return every event, in order."""

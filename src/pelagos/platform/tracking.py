@@ -17,8 +17,14 @@ from typing import Any
 from pelagos import __version__
 from pelagos.infra.files import read_regular
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.goodput import goodput, step_time_percentiles
 from pelagos.platform.mlflow_artifacts import log_own_files, tracking_client
+from pelagos.platform.mlflow_events import (
+    changed_settings,
+    event_metric,
+    not_undone,
+    source_tags,
+    take_over_tag,
+)
 from pelagos.platform.mlflow_names import (
     MAX_PARAMETER_LENGTH,
     MAX_TAG_LENGTH,
@@ -35,6 +41,7 @@ from pelagos.platform.mlflow_store import (
     request_key,
     tracking_uri,
 )
+from pelagos.platform.record_tail import Mark
 from pelagos.platform.runs import BRANCHED, RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -42,8 +49,6 @@ RETRY_SECONDS = 15.0
 BATCH_METRICS = 900  # MLflow takes at most 1000 metrics in one call
 SYNC_SECONDS = 3.0
 LAST_STEP_TAG = "pelagos.last_step"
-SOURCE_TAG = "pelagos.source."
-TAKE_OVER_TAG = "pelagos.take_over."
 LAST_EVENT_TAG = "pelagos.last_event"
 LAST_DROPPED_TAG = "pelagos.last_dropped"
 EARLIER_TAG = "pelagos.earlier_run"
@@ -63,6 +68,13 @@ class Tracker:
         self._client: Any = None
         self._monitor: Any = None
         self.recorded: RecordedRun | None = None
+        self._metrics, self._redone = run.tail_of_metrics(), run.tail_of_redone()
+        self._events_tail = run.tail_of_events()
+        self._events: list[dict[str, Any]] = []
+        self._dropped: dict[int, dict[str, Any]] = {}
+        """Values of steps that were dropped, not yet compared with those made anew (`_remade`)."""
+        self._remade: dict[int, dict[str, Any]] = {}
+        self._num_pending = self._to_skip = 0
         self._renamed: dict[str, str] = {}
         self._untold_names = False
         # a store that is away must not hold the job up: fail soon, try again later
@@ -108,8 +120,8 @@ class Tracker:
         if not self.sync(force=True):
             return
         try:
-            summary = step_time_percentiles(self.run.metrics())
-            share = goodput(self.run.events(), self.run.metrics())
+            times = self.run.followed_times().now()
+            summary, share = times.percentiles(), times.goodput()
             if share is not None:
                 summary["goodput"] = share
             for name, value in summary.items():
@@ -139,6 +151,7 @@ class Tracker:
         # an MLflow run that is new holds nothing of the steps that were redone before it
         dropped = len(self.run.redone_metrics()) if LAST_STEP_TAG not in tags else 0
         self.last_dropped = int(tags.get(LAST_DROPPED_TAG, dropped))
+        self._to_skip = self.last_dropped
         self.recorded = recorded
         self._start_system_metrics(recorded.uri, recorded.run_id)
 
@@ -218,69 +231,105 @@ class Tracker:
         self._untold_names = False
 
     def _send_metrics(self) -> None:
+        """Send the steps that have come, piece by piece; a piece that fails is read again."""
+        self._read_redone()
+        self._send_new_steps()
+        if self._must_send_again():
+            self._send_new_steps()
+
+    def _send_new_steps(self) -> None:
+        while True:
+            mark, restarts = self._metrics.mark, self._metrics.restarts
+            new = self._metrics.read()
+            if self._metrics.restarts != restarts:
+                self._remade.clear()
+            if not new:
+                return
+            try:
+                self._send_piece([r for r in new if r["step"] > self.last_step])
+            except Exception:
+                self._metrics.mark = mark
+                raise
+            self._remade |= {r["step"]: r for r in new if r["step"] in self._dropped}
+
+    def _send_piece(self, new: list[dict[str, Any]]) -> None:
         from mlflow.entities import Metric, RunTag
 
-        records = self.run.metrics()
-        self._look_for_redone(records)
-        new = [r for r in records if r["step"] > self.last_step]
-        every = self.job.tracking.log_every_steps
+        every, total = self._steps_between_points(), self.job.schedule.total_steps
         metrics = [
             Metric(self._name(name), float(value), int(r.get("time", 0) * 1000), r["step"])
             for r in new
-            if r["step"] % every == 0
+            if r["step"] % every == 0 or r["step"] == total
             for name, value in r.items()
             if name not in NOT_METRICS and isinstance(value, int | float)
         ]
         for start in range(0, len(metrics), BATCH_METRICS):
             self._client.log_batch(self.run_id, metrics=metrics[start : start + BATCH_METRICS])
         if new:
-            self.last_step = new[-1]["step"]
-            tags = [RunTag(LAST_STEP_TAG, str(self.last_step))]
+            tags = [RunTag(LAST_STEP_TAG, str(new[-1]["step"]))]
             tags.append(RunTag(LAST_DROPPED_TAG, str(self.last_dropped)))
             self._client.log_batch(self.run_id, tags=tags)
+            self.last_step = new[-1]["step"]
 
-    def _look_for_redone(self, records: list[dict[str, Any]]) -> None:
-        """Go back to the first step that was sent and then redone with another result.
+    def _steps_between_points(self) -> int:
+        """Return every how many steps values are sent: MLflow's pages get slow with many points."""
+        tracking = self.job.tracking
+        spacing = math.ceil(self.job.schedule.total_steps / tracking.max_points)
+        return max(tracking.log_every_steps, spacing)
+
+    def _read_redone(self) -> None:
+        for piece in self._redone.pieces():
+            skipped = min(self._to_skip, len(piece))
+            self._to_skip -= skipped
+            self._num_pending += len(piece) - skipped
+            self._dropped |= {r["step"]: r for r in piece[skipped:]}
+
+    def _must_send_again(self) -> bool:
+        """Go back to the first step that was sent and then redone with another result, if there is one.
 
         A resume redoes the steps since its checkpoint, usually with the same bits: what was sent
         stays right. Under another layout or other settings it is not, and is sent again; MLflow
         shows the later value.
         """
-        dropped = self.run.redone_metrics()[self.last_dropped :]
-        if not dropped:
-            return
-        before = {r["step"]: r for r in dropped}
-        now = {r["step"]: r for r in records}
+        before, now = self._dropped, self._remade
         differing = [s for s in before if s in now and _result(before[s]) != _result(now[s])]
-        if differing or max(before) in now:
-            self.last_dropped += len(dropped)
-            self.last_step = min([self.last_step, *(step - 1 for step in differing)])
+        if not before or not (differing or max(before) in now):
+            return False
+        self.last_dropped += self._num_pending
+        self._num_pending, self._dropped, self._remade = 0, {}, {}
+        if not differing or min(differing) > self.last_step:
+            return False
+        self.last_step = min(differing) - 1
+        self._metrics.mark = Mark()  # all is read again, and sent from there
+        return True
 
     def _send_events(self) -> None:
         from mlflow.entities import Metric, RunTag
 
-        events = self.run.events()
+        for piece in self._events_tail.pieces():
+            self._events += piece
+        events = self._events
         new = events[self.last_event :]
         if not new:
             return
         counts = [e["kind"] for e in events]
         metrics = [
             Metric(
-                self._name(_event_metric(e["kind"], name)),
+                self._name(event_metric(e["kind"], name)),
                 float(value),
                 int(e["time"] * 1000),
                 e["step"],
             )
-            for e in _not_undone(events)[len(events) - len(new) :]
+            for e in not_undone(events)[len(events) - len(new) :]
             for name, value in e.items()
             if name not in NOT_METRICS and isinstance(value, int | float) and "step" in e
         ]
         tags = [RunTag(LAST_EVENT_TAG, str(len(events)))]
         tags += [RunTag(f"pelagos.count.{k}", str(counts.count(k))) for k in sorted(set(counts))]
-        tags += [tag for e in new if e["kind"] == "source" for tag in _source_tags(e)]
+        tags += [tag for e in new if e["kind"] == "source" for tag in source_tags(e)]
         taken_over = [e for e in new if e["kind"] in ("taken_over", BRANCHED)]
-        tags += [_take_over_tag(e) for e in taken_over]
-        metrics += [m for e in taken_over for m in _changed_settings(e)]
+        tags += [take_over_tag(e) for e in taken_over]
+        metrics += [m for e in taken_over for m in changed_settings(e)]
         checkpoints = [e for e in events if e["kind"] == "checkpoint"]
         if checkpoints:
             last = checkpoints[-1]
@@ -292,39 +341,6 @@ class Tracker:
 def _result(record: dict[str, Any]) -> dict[str, Any]:
     """Return what a step computed, without what it took."""
     return {k: v for k, v in record.items() if k.startswith(("loss", "gradient_norm", "lr"))}
-
-
-def _source_tags(event: dict[str, Any]) -> list[Any]:
-    """Return where a fine-tuning's weights come from: the parent's run, step and digests."""
-    from mlflow.entities import RunTag
-
-    told = {k: v for k, v in event.items() if k not in ("time", "kind")}
-    return [
-        RunTag(
-            accepted_name(f"{SOURCE_TAG}{key}"),
-            (value if isinstance(value, str) else json.dumps(value))[:MAX_TAG_LENGTH],
-        )
-        for key, value in told.items()
-    ]
-
-
-def _take_over_tag(event: dict[str, Any]) -> Any:
-    """Return where a member of a population goes on from since a step, and with which settings."""
-    from mlflow.entities import RunTag
-
-    told = {key: event[key] for key in ("source", "checkpoint", "settings")}
-    return RunTag(f"{TAKE_OVER_TAG}{event['step']}", json.dumps(told))
-
-
-def _changed_settings(event: dict[str, Any]) -> list[Any]:
-    """Return the settings that a take-over changed, as metrics at its step."""
-    from mlflow.entities import Metric
-
-    return [
-        Metric(f"setting.{key}", float(after), int(event["time"] * 1000), event["step"])
-        for key, (_, after) in event["settings"].items()
-        if isinstance(after, int | float)
-    ]
 
 
 def code_version() -> str:
@@ -346,20 +362,6 @@ def _git(*arguments: str) -> str:
         timeout=10,
         check=True,
     ).stdout.strip()
-
-
-def _not_undone(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the events, empty in place of those of steps that a later branch left behind."""
-    found, first_branch = [], math.inf
-    for event in reversed(events):
-        found.append({} if event.get("step", 0) > first_branch else event)
-        if event["kind"] == BRANCHED:
-            first_branch = min(first_branch, event["step"])
-    return found[::-1]
-
-
-def _event_metric(kind: str, name: str) -> str:
-    return name if name.startswith(kind) else f"{kind}_{name}"
 
 
 def _dataset_input(dataset: dict[str, Any]) -> Any:

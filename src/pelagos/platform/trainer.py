@@ -15,19 +15,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from pelagos.platform.callbacks import TrainingView
 from pelagos.platform.checkpoint import CheckpointStore, SaveReport
 from pelagos.platform.checkpoint.trainer_state import streams_of
-from pelagos.platform.config.checks import local_batch_size, micro_batch_size
+from pelagos.platform.config.checks import micro_batch_size
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.loss_sums import dataset_losses, sums_by_dataset
 from pelagos.platform.meters import StepMeter
-from pelagos.platform.optimizer import freeze, lr_factor, optimizer_factory, set_learning_rate
+from pelagos.platform.optimizer import freeze, optimizer_factory, set_learning_rate
 from pelagos.platform.protocols import TrainingBatch, TrainingParts
 from pelagos.platform.runs import Outcome, RunRecords, check_identity
-from pelagos.platform.strategies import Strategy, StrategyOptions, create_strategy
+from pelagos.platform.schedules import lr_factor
+from pelagos.platform.shards import local_part
+from pelagos.platform.strategies import Strategy, create_strategy
 from pelagos.platform.strategies.base import TensorState
+from pelagos.platform.strategy_choice import check_world, strategy_options
 from pelagos.platform.weight_average import WeightAverage
 
 GROUP_LOSS = "validation_group_loss/"
@@ -65,13 +69,14 @@ def train(
     parts = build(job)
     strategy = create_strategy(job.parallel.strategy, strategy_options(job, parts.example_loss))
     try:
-        _check_world(job, strategy.world_size)
+        check_world(job, strategy.world_size)
         # 2. model and optimizer, then the newest checkpoint if there is one
         loop = TrainingLoop(job, run, parts, strategy, storage_options)
         start = loop.restore()
         loop.on_step = on_step
         # 3. the steps, and the end of a save that goes on beside them, also if they fail
         try:
+            parts.callbacks.start(loop.view(), start)
             with parts.streams.open(start, strategy.rank, strategy.world_size) as stream:
                 outcome = loop.run_steps(start, stream, until_step)
         except BaseException:
@@ -79,6 +84,7 @@ def train(
                 loop.checkpoints.wait()
             raise
         loop.checkpoints.wait()
+        parts.callbacks.end(outcome)
         # 4. every rank is done before any leaves: gloo aborts when peers vanish
         if strategy.rank == 0:
             run.write_outcome(outcome, launch)
@@ -115,6 +121,8 @@ class TrainingLoop:
         self.best: dict[str, Any] | None = None
         self.validated: tuple[int, float] | None = None
         self.on_step: StepObserver | None = None
+        if strategy.rank == 0:
+            parts.callbacks.record = run.append_event
         self.meter = StepMeter(
             job.data.global_batch_size, strategy.world_size, parts.flops_per_sample, strategy.device
         )
@@ -133,6 +141,7 @@ class TrainingLoop:
             completed += 1
             values |= self.meter.finish(stream.data_wait_seconds)
             values |= {f"data_{name}": count for name, count in stream.read_counts.items()}
+            values |= self.parts.callbacks.step(completed, values)
             self._log_step(completed, values)
             if self.on_step is not None:
                 self.on_step(values)
@@ -250,9 +259,8 @@ class TrainingLoop:
                 values |= {f"{GROUP_LOSS}{name}": e / m for name, e, m in groups if m > 0}
             weights = "model" if self.average is None else "ema"
             seconds = time.perf_counter() - begin
-            self.run.append_event(
-                "validation", step=completed, weights=weights, seconds=seconds, **values
-            )
+            self._event("validation", step=completed, weights=weights, seconds=seconds, **values)
+            self.parts.callbacks.validation(completed, values)
 
     def _validation_sums(self) -> Tensor:
         """Return `[2, dataset, group]`: errors and magnitudes over all validation samples.
@@ -291,7 +299,7 @@ class TrainingLoop:
         """Record a checkpoint that is complete; only then delete older ones."""
         if self.strategy.rank != 0:
             return
-        self.run.append_event(
+        self._event(
             "checkpoint",
             step=report.step,
             stall_seconds=report.stall_seconds,
@@ -300,6 +308,7 @@ class TrainingLoop:
             num_bytes=report.num_bytes,
             uri=self.checkpoints.uri,
         )
+        self.parts.callbacks.checkpoint(report.step, self.checkpoints.uri)
         self.checkpoints.prune(self.job.checkpoint.keep_last, keep)
 
     def restore(self) -> int:
@@ -328,7 +337,7 @@ class TrainingLoop:
         if self.strategy.rank == 0:
             lost = self.run.keep_metrics_until(step)
             if step:
-                self.run.append_event(
+                self._event(
                     "resumed",
                     step=step,
                     steps_redone=lost,
@@ -381,6 +390,19 @@ class TrainingLoop:
                 {"step": completed, "time": time.time(), "epoch": epoch, **values}
             )
 
+    def view(self) -> TrainingView:
+        """Return what callbacks see of this training."""
+        rank, world_size = self.strategy.rank, self.strategy.world_size
+        return TrainingView(self.job, rank, world_size, self._local_weights)
+
+    def _local_weights(self) -> dict[str, Tensor]:
+        return {name: local_part(weight) for name, weight in self.strategy.weights().items()}
+
+    def _event(self, kind: str, **details: Any) -> None:
+        """Record an event, and tell the callbacks."""
+        self.run.append_event(kind, **details)
+        self.parts.callbacks.event(kind, details)
+
     def _diverged(self, step: int, what: str) -> str:
         what = f"step {step + 1}: {what}; the weights were not changed by it"
         saved = self.checkpoints.latest_step()
@@ -395,38 +417,6 @@ class TrainingLoop:
             f"optimizer.lr={self.job.optimizer.lr / 10:g}` (or schedule.warmup_steps, "
             "optimizer.clip_norm, parallel.precision=fp32)."
         )
-
-
-def _check_world(job: TrainingJob, world_size: int) -> None:
-    if world_size != job.resources.num_workers:
-        raise ValueError(
-            f"resources.num_workers is {job.resources.num_workers}, but {world_size} process(es) "
-            "run. With launcher: none start as many with `torchrun --nproc-per-node="
-            f"{job.resources.num_workers} -m pelagos.platform.cli.main pretrain …`, or set "
-            f"resources.num_workers={world_size}."
-        )
-
-
-def strategy_options(
-    job: TrainingJob, example_loss: Callable[[nn.Module], Tensor] | None = None
-) -> StrategyOptions:
-    """Return what a job asks of its strategy."""
-    parallel = job.parallel
-    micro = micro_batch_size(job)
-    return StrategyOptions(
-        precision=parallel.precision,
-        activation_checkpointing=parallel.activation_checkpointing,
-        compile=parallel.compile,
-        use_gpu=job.resources.gpus_per_worker > 0,
-        seed=job.seed,
-        clip_norm=job.optimizer.clip_norm,
-        micro_batch_size=micro,
-        num_micro_batches=local_batch_size(job) // micro,
-        collective_timeout_seconds=job.health.collective_timeout_seconds,
-        fsdp=parallel.fsdp,
-        zero=parallel.zero,
-        example_loss=example_loss,
-    )
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

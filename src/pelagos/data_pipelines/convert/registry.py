@@ -35,27 +35,31 @@ from pelagos.data_pipelines.suggestions import nearest
 from pelagos.infra.addresses import reject_credentials, reject_empty_parts, reject_references
 from pelagos.infra.object_store import is_remote, storage_options
 from pelagos.infra.store_failures import summary
+from pelagos.registry import Registry
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z")
 _LOOKED_AT_BYTES = 2**16
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
-FORMATS: dict[str, Format] = {
-    found.name: found
-    for found in (
-        the_well.FORMAT,
-        poseidon.FORMAT,
-        pdebench.FORMAT,
-        dpot.FORMAT,
-        cfdbench.FORMAT,
-        ome_zarr.FORMAT,
-        nifti.FORMAT,
-        image_folder.FORMAT,
-        foreign_zarr.FORMAT,
-        named_dimensions.FORMAT,
-        mapped_arrays.FORMAT,
-    )
-}
+FORMATS: Registry[Format] = Registry(
+    "format",
+    {
+        found.name: found
+        for found in (
+            the_well.FORMAT,
+            poseidon.FORMAT,
+            pdebench.FORMAT,
+            dpot.FORMAT,
+            cfdbench.FORMAT,
+            ome_zarr.FORMAT,
+            nifti.FORMAT,
+            image_folder.FORMAT,
+            foreign_zarr.FORMAT,
+            named_dimensions.FORMAT,
+            mapped_arrays.FORMAT,
+        )
+    },
+)
 
 
 def open_source(path: str, options: ConvertOptions) -> Source:
@@ -72,7 +76,7 @@ def open_source(path: str, options: ConvertOptions) -> Source:
     if options.format is not None and options.format not in FORMATS:
         raise SourceError(
             f"--format: got {options.format!r}{nearest(options.format, FORMATS)}; known are "
-            f"{', '.join(FORMATS)}"
+            f"{FORMATS.listed()}"
         )
     name = options.format or (mapped_arrays.FORMAT.name if options.mapping else None)
     with _said_of_stores(path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Protocol
 
 from pelagos.data_pipelines.foreign.dataset import open_foreign
 from pelagos.data_pipelines.foreign.description import Description
@@ -15,6 +15,24 @@ from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.data_pipelines.store.schema import FORMAT_NAME
 from pelagos.data_pipelines.store.zarr_view import METADATA_NAMES
 from pelagos.infra.json_text import parse_json
+from pelagos.registry import Registry
+
+
+class Opener(Protocol):
+    """Opens what a uri of its scheme names.
+
+    Raises:
+        DatasetError: it cannot; the message says what to do.
+    """
+
+    def __call__(
+        self, uri: str, storage_options: dict[str, Any], cache: CacheSettings | None
+    ) -> ReadableDataset: ...
+
+
+OPENERS: Registry[Opener] = Registry("scheme of datasets", {})
+"""Schemes (`lab` of `lab://…`) whose datasets a plugin opens; all others are Zarr, on a disk or in an
+object store."""
 
 
 def open_readable(
@@ -34,6 +52,13 @@ def open_readable(
         DatasetError: it cannot be opened; the message says what to do.
     """
     uri = os.fspath(uri)
+    if (scheme := uri.partition("://")[0]) in OPENERS:
+        if description is not None:
+            raise DatasetError(
+                f"{uri} is opened by {OPENERS.origin(scheme)}, which describes it: remove its "
+                f"description"
+            )
+        return OPENERS[scheme](uri, dict(storage_options or {}), cache)
     try:
         dataset = open_dataset(uri, storage_options, cache)
     except DatasetError as error:

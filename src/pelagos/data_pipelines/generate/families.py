@@ -24,15 +24,15 @@ from pelagos.data_pipelines.generate import (
     families_steady,
 )
 from pelagos.data_pipelines.generate.family import Family
+from pelagos.registry import Registry
 
 NUM_ATTEMPTS = 4  # the Courant number is halved after each failure
 CELLS_PER_BATCH = 32_768  # trajectories solved together on a CPU: what stays in cache
 
-FAMILIES: dict[str, Family] = {
-    **families_fluids.FAMILIES,
-    **families_evolution.FAMILIES,
-    **families_steady.FAMILIES,
-}
+FAMILIES: Registry[Family] = Registry(
+    "family",
+    {**families_fluids.FAMILIES, **families_evolution.FAMILIES, **families_steady.FAMILIES},
+)
 
 
 def find_family(name: str) -> Family:
@@ -42,7 +42,7 @@ def find_family(name: str) -> Family:
             return family
     close = difflib.get_close_matches(name.lower(), [known.lower() for known in FAMILIES], n=1)
     hint = f'; did you mean "{close[0]}"?' if close else "."
-    raise ValueError(f'Got family "{name}"{hint} Known families are {", ".join(FAMILIES)}.')
+    raise ValueError(f'Got family "{name}"{hint} Known families are {FAMILIES.listed()}.')
 
 
 def trajectory_generator(seed: int, family: str, index: int) -> np.random.Generator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -21,6 +20,7 @@ from pelagos.models.objectives.field_masks import NO_MASKS, FieldMasks
 from pelagos.models.objectives.frame_pairs import AllToAll, NextStep, Steady
 from pelagos.models.objectives.frame_windows import Autoregressive
 from pelagos.models.objectives.images import Classification, Masked, Segmentation
+from pelagos.registry import Registry
 
 __all__ = [
     "NO_MASKS",
@@ -44,15 +44,18 @@ __all__ = [
     "without_fields",
 ]
 
-OBJECTIVES: dict[str, type[Any]] = {
-    "all2all": AllToAll,
-    "next_step": NextStep,
-    "steady": Steady,
-    "autoregressive": Autoregressive,
-    "masked": Masked,
-    "classification": Classification,
-    "segmentation": Segmentation,
-}
+OBJECTIVES: Registry[type[Any]] = Registry(
+    "objective",
+    {
+        "all2all": AllToAll,
+        "next_step": NextStep,
+        "steady": Steady,
+        "autoregressive": Autoregressive,
+        "masked": Masked,
+        "classification": Classification,
+        "segmentation": Segmentation,
+    },
+)
 
 
 def create_objective(name: str, field_names: Sequence[str], **options: Any) -> Objective:
@@ -60,11 +63,6 @@ def create_objective(name: str, field_names: Sequence[str], **options: Any) -> O
 
     Raises ValueError for an unknown name (with the closest) or option (with all that exist).
     """
-    if name not in OBJECTIVES:
-        close = difflib.get_close_matches(name, OBJECTIVES, n=1, cutoff=0.0)
-        raise ValueError(
-            f"unknown objective {name!r}; closest: {close[0]}; all: {', '.join(OBJECTIVES)}"
-        )
     known = [f.name for f in fields(OBJECTIVES[name]) if f.init and f.name != "fields"]
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -1,6 +1,7 @@
 """What every verb shares: consoles, exit statuses, JSON, and errors a person can act on."""
 
 import contextlib
+import itertools
 import json
 import logging
 import sys
@@ -38,7 +39,28 @@ class CheckedGroup(TyperGroup):
             key, _, value = argument.partition("=")
             with exit_on_error():
                 reject_credentials(argument if "://" in key else value)
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, _plugins_first(args) if ctx.parent is None else args)
+
+
+def _plugins_first(arguments: list[str]) -> list[str]:
+    """Put `--plugin MODULE`, which every verb takes, before the verb.
+
+    >>> _plugins_first(["evaluate", "run", "--plugin", "my_lab", "--", "--plugin"])
+    ['--plugin', 'my_lab', 'evaluate', 'run', '--', '--plugin']
+    """
+    first: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            return [*first, *rest, word, *words]
+        if word == "--plugin":
+            first += [word, *itertools.islice(words, 1)]
+        elif word.startswith("--plugin="):
+            first.append(word)
+        else:
+            rest.append(word)
+    return [*first, *rest]
 
 
 RunsDir = Annotated[

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import typer
 from rich.text import Text
 
+from pelagos import plugins
 from pelagos.infra.yaml_text import yaml_text
 from pelagos.platform.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, console, print_json
 from pelagos.platform.config import (
@@ -26,6 +27,7 @@ AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, EvaluateJob, S
 def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> AnyJob:
     """Return the job of a file, which must be of `kind`. Raises `ValueError`."""
     job = load_job(path, overrides or ())
+    plugins.load_for(job)  # the user's own file
     if not isinstance(job, kind):
         raise ValueError(
             f"{path} is a {job.job} job; this verb takes {kind.model_fields['job'].default} jobs: "
@@ -40,6 +42,7 @@ def evaluate_job(run: str, overrides: Sequence[str] | None) -> EvaluateJob:
         return load_as(EvaluateJob, run, overrides)
     text = yaml_text({"job": "evaluate", "run": run})
     job = parse_job(text, "command line", overrides or ())
+    plugins.load_for(job)
     assert isinstance(job, EvaluateJob)
     return job
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from pelagos import plugins
 from pelagos.platform.cli import runs, submission, weights
 from pelagos.platform.cli.checkpoint import app as checkpoint_app
 from pelagos.platform.cli.common import (
@@ -54,9 +55,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 @app.callback()
 def configure(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show debug records.")] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin",
+            metavar="MODULE",
+            help="Import a module of your own first; every verb takes it (docs/extending.md).",
+        ),
+    ] = None,
 ) -> None:
-    """Set up logging for every verb."""
+    """Set up logging, and the user's own parts, for every verb."""
     set_up_logging(verbose)
+    with exit_on_error():
+        plugins.load_installed()
+        plugins.load(plugin or ())
 
 
 @app.command()

@@ -17,7 +17,6 @@ from pelagos.platform.cli.common import (
 )
 from pelagos.platform.cli.submission import ClusterName
 from pelagos.platform.config.clusters import load_clusters
-from pelagos.platform.goodput import goodput, step_time_percentiles
 from pelagos.platform.runs import RunDirectory, list_runs
 
 COLOURS = {
@@ -199,9 +198,9 @@ def summarize(run: RunDirectory) -> dict[str, Any]:
 def describe(run: RunDirectory) -> dict[str, Any]:
     """Return everything `status` shows."""
     summary = summarize(run)
-    events, metrics = run.events(), run.metrics()
+    events, times = run.events(), run.followed_times().now()
     checkpoints = [e for e in events if e["kind"] == "checkpoint"]
-    share = goodput(events, metrics)
+    share = times.goodput()
     details: dict[str, Any] = {
         "run": run.name,
         "state": summary["state"],
@@ -217,7 +216,7 @@ def describe(run: RunDirectory) -> dict[str, Any]:
     }
     details["metrics"] = {
         **{k: v for k, v in summary["metrics"].items() if k not in ("time", "step")},
-        **step_time_percentiles(metrics),
+        **times.percentiles(),
     }
     return details
 

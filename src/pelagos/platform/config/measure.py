@@ -5,9 +5,11 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from pelagos.platform.config.schema import (
+    PLUGINS,
     CheckpointName,
     NonNegativeInt,
     PathText,
+    Plugins,
     PositiveInt,
     RunName,
     Section,
@@ -47,6 +49,7 @@ class EvaluateJob(Section):
     output_dir: PathText | None = Field(
         None, description="Default: the run's evaluation directory."
     )
+    plugins: Plugins = PLUGINS
     tracking: bool = Field(True, description="Log the results to the run's MLflow store.")
 
     @field_validator("rollout_windows")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from pelagos.platform.config.description import DescriptionConfig
+from pelagos.platform.config.objective import ObjectiveConfig as ObjectiveConfig
 from pelagos.platform.config.parallel import EveryNConfig as EveryNConfig
 from pelagos.platform.config.parallel import FullyShardConfig as FullyShardConfig
 from pelagos.platform.config.parallel import MemoryBudgetConfig as MemoryBudgetConfig
@@ -26,6 +27,12 @@ from pelagos.platform.config.section import PositiveInt as PositiveInt
 from pelagos.platform.config.section import RegularExpression as RegularExpression
 from pelagos.platform.config.section import RunName as RunName
 from pelagos.platform.config.section import Section as Section
+
+PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
+Plugins = tuple[PluginName, ...]
+PLUGINS = Field(
+    (), description="Modules that are imported first: they register parts (docs/extending.md)."
+)
 
 
 class StorageConfig(Section):
@@ -98,6 +105,7 @@ class GenerateJob(Section):
     )
     resources: ResourcesConfig = ResourcesConfig()
     storage: StorageConfig = StorageConfig()
+    plugins: Plugins = PLUGINS
     overwrite: bool = Field(False, description="Replace complete datasets of the same uri.")
 
 
@@ -195,73 +203,10 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Which network."""
 
-    name: str = Field(description="Name in the registry (`pelagos models`).")
+    name: str = Field(
+        description="Name in the registry (`pelagos models`), or a class: my_lab.networks:MyNet."
+    )
     config: dict[str, Any] = Field({}, description="Overrides of the model's own configuration.")
-
-
-class ObjectiveConfig(Section):
-    """What the network learns."""
-
-    name: str = Field("all2all", description="Name of the objective.")
-    max_lead_steps: PositiveInt | None = Field(
-        None, description="Longest lead, counted in used frames; default: the whole trajectory."
-    )
-    frame_stride: PositiveInt = Field(1, description="Use every n-th stored frame.")
-    num_input_frames: PositiveInt | None = Field(
-        None, description="Frames that an autoregressive model forecasts from; default: 10."
-    )
-    time_scale: PositiveFloat = Field(
-        1.0, description="The model's time input is lead time divided by this physical time."
-    )
-    field_groups: dict[str, tuple[str, ...]] | None = Field(
-        None,
-        description="Group name: fields whose errors share a denominator; fields in none are given, "
-        "not forecast. Default: one group per field, the components of a vector together, without "
-        "fields that the data hold constant or mark as given.",
-    )
-    loss_scope: Literal["global", "micro_batch"] = Field(
-        "global", description="Over what a ratio loss is formed (micro_batch: the papers')."
-    )
-    loss: str | None = Field(
-        None,
-        description="ratio, relative_l1, relative_l2, nrmse, vrmse or spectral; default: the "
-        "objective's own (docs/models.md).",
-    )
-    field_weights: dict[str, NonNegativeFloat] | None = Field(
-        None, description="Field group: its weight in the mean over groups; default: 1 each."
-    )
-    normalize_samples: bool | None = Field(
-        None,
-        description="Each sample and field enters the network with mean 0 and deviation 1, and its "
-        "answer is scaled back (RevIN); default: false.",
-    )
-    noise_scale: NonNegativeFloat | None = Field(
-        None,
-        description="autoregressive: noise on the inputs in training, as a share of each field's "
-        "norm over the window (DPOT: 5e-4, size L 5e-5).",
-    )
-    num_unrolled_steps: PositiveInt | None = Field(
-        None, description="autoregressive: steps on the model's own frames; default: 1."
-    )
-    backpropagate: Literal["all", "last"] | None = Field(
-        None, description="Through all unrolled steps, or the last alone (push-forward)."
-    )
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="masked: share of the patches that are hidden; default: 0.75."
-    )
-    patch_size: PositiveInt | tuple[PositiveInt, ...] | None = Field(
-        None, description="masked: the model's patch size; default: 16."
-    )
-    normalize_patches: bool | None = Field(
-        None, description="masked: targets with mean 0 and variance 1 per patch; default: true."
-    )
-    num_classes: PositiveInt | None = Field(
-        None, description="classification, segmentation: number of classes; default: 2."
-    )
-    label_smoothing: Fraction | None = Field(None, description="classification: default: 0.")
-    label_field: str | None = Field(
-        None, description="segmentation: the field that holds the classes; default: label."
-    )
 
 
 class ParameterGroupConfig(Section):
@@ -281,9 +226,10 @@ MomentDecay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter, 2019) and gradient clipping."""
+    """AdamW (Loshchilov and Hutter, 2019), or one of a plugin, and gradient clipping."""
 
-    name: Literal["adamw"] = "adamw"
+    name: str = Field("adamw", description="Name of the optimizer: adamw, or a plugin's.")
+    config: dict[str, Any] = Field({}, description="Options of a plugin's optimizer.")
     lr: PositiveFloat = Field(1e-3, description="Peak learning rate.")
     weight_decay: NonNegativeFloat = Field(
         0.1,
@@ -308,7 +254,7 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """Learning rate over steps: linear warm-up, then the named curve."""
 
-    name: Literal["cosine", "constant"] = Field("cosine", description="Curve after warm-up.")
+    name: str = Field("cosine", description="Curve after warm-up: cosine, constant, or a plugin's.")
     total_steps: PositiveInt = Field(description="Optimizer steps of the whole run.")
     warmup_steps: NonNegativeInt = Field(
         0, description="Steps of linear warm-up; step k (from 1) of W takes k / W of the rate."
@@ -374,6 +320,11 @@ class TrackingConfig(Section):
         "pelagos", description="MLflow experiment."
     )
     log_every_steps: PositiveInt = Field(1, description="Steps between logged values.")
+    max_points: PositiveInt = Field(
+        10_000,
+        description="Points of each metric in MLflow at most, evenly spaced by step; the run's "
+        "metrics.jsonl keeps every step.",
+    )
     register_as: RegisteredName | None = Field(
         None, description="Registered model name, without / and :; default: the run's."
     )
@@ -396,6 +347,16 @@ class HealthConfig(Section):
     )
 
 
+class CallbackConfig(Section):
+    """Something that is called as the training goes on, and sees its values."""
+
+    name: str = Field(description="A plugin's name, or a class: my_lab.watch:GradientNorms.")
+    config: dict[str, Any] = Field({}, description="Keywords that it is made with.")
+    on_error: Literal["stop", "log"] = Field(
+        "stop", description="Whether an exception in it stops the run, or is logged."
+    )
+
+
 class TrainingJob(Section):
     """What every kind of training has: data, model, objective, and how the steps are computed."""
 
@@ -415,6 +376,10 @@ class TrainingJob(Section):
     tracking: TrackingConfig = TrackingConfig()
     health: HealthConfig = HealthConfig()
     storage: StorageConfig = StorageConfig()
+    plugins: Plugins = PLUGINS
+    callbacks: tuple[CallbackConfig, ...] = Field(
+        (), description="What watches the training, in this order (docs/extending.md)."
+    )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Decay of an exponential moving average of the weights; default: none."
     )

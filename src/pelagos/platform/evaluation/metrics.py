@@ -19,6 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pelagos.registry import Registry
+
 # Size of a truth, or its variation, as a share of what it is relative to, up to which it is rounding:
 # 16 times float32's 6e-8, as in the losses (models/losses.py).
 SMALLEST_LABEL = 1e-6
@@ -238,16 +240,19 @@ def _field_axes(num_dimensions: int) -> tuple[int, ...]:
     return tuple(range(-num_dimensions - 1, 0))
 
 
-METRICS: dict[str, Metric] = {
-    "relative_l1": relative_l1,
-    "relative_l2": relative_l2,
-    "nrmse": nrmse,
-    "vrmse": vrmse,
-    "rmse": rmse,
-    "conserved_rmse": conserved_rmse,
-    "boundary_rmse": boundary_rmse,
-    "max_error": max_error,
-    **{f"frmse_{band}": _band(frmse, band) for band in SPECTRAL_BANDS},
-    **{f"spectral_rmse_{band}": _band(spectral_rmse, band) for band in SPECTRAL_BANDS},
-}
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    {
+        "relative_l1": relative_l1,
+        "relative_l2": relative_l2,
+        "nrmse": nrmse,
+        "vrmse": vrmse,
+        "rmse": rmse,
+        "conserved_rmse": conserved_rmse,
+        "boundary_rmse": boundary_rmse,
+        "max_error": max_error,
+        **{f"frmse_{band}": _band(frmse, band) for band in SPECTRAL_BANDS},
+        **{f"spectral_rmse_{band}": _band(spectral_rmse, band) for band in SPECTRAL_BANDS},
+    },
+)
 _RELATIVE_TO_SIZE = ("relative_l1", "relative_l2", "nrmse")

@@ -44,7 +44,7 @@ class AcceleratedStrategy(TorchOptimizerStrategy):
 
     def static_bytes_per_parameter(self) -> float:
         buckets = 4 if self.world_size > 1 else 0  # DDP's copy of the gradients
-        return 4 + 4 + 8 + buckets
+        return 4 + 4 + self.options.optimizer.bytes_per_parameter + buckets
 
     def prepare(self, model: nn.Module, make_optimizer: OptimizerFactory) -> nn.Module:
         apply_transforms(model, self.options, self.static_bytes(model))

@@ -17,6 +17,7 @@ from pelagos.platform.config.schema import (
     ZeroConfig,
 )
 from pelagos.platform.optimizer import OptimizerFactory
+from pelagos.platform.optimizer_kinds import OPTIMIZERS, OptimizerKind
 from pelagos.platform.strategies.gradients import LossScale
 
 TensorState = dict[str, Tensor]
@@ -44,6 +45,8 @@ class StrategyOptions:
     collective_timeout_seconds: int = 600
     fsdp: FullyShardConfig = field(default_factory=FullyShardConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
+    optimizer: OptimizerKind = field(default_factory=lambda: OPTIMIZERS["adamw"])
+    """What the optimizer keeps for each parameter."""
     example_loss: Callable[[nn.Module], Tensor] | None = None
     """Runs one micro-batch forward, for what a memory budget has to measure."""
 

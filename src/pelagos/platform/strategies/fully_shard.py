@@ -50,7 +50,8 @@ class FullyShardStrategy(TorchOptimizerStrategy):
         return self.mesh.get_group("shard")
 
     def static_bytes_per_parameter(self) -> float:
-        return 0.0 if self.options.fsdp.cpu_offload else (4 + 4 + 8) / self.mesh["shard"].size()
+        each = 4 + 4 + self.options.optimizer.bytes_per_parameter
+        return 0.0 if self.options.fsdp.cpu_offload else each / self.mesh["shard"].size()
 
     def prepare(self, model: nn.Module, make_optimizer: OptimizerFactory) -> nn.Module:
         apply_transforms(model, self.options, self.static_bytes(model))

@@ -40,12 +40,18 @@ def is_on_meta(module: nn.Module) -> bool:
 def draw(model: nn.Module, name: str, module: nn.Module, seed: int) -> None:
     """Draw the values of a module's own parameters and buffers, which must lie on the CPU.
 
-    `model.init_weights(module)` says how; without it the module's own `reset_parameters()`.
+    `model.init_weights(module)` says how; without it the module's own `reset_parameters()`. A model
+    that can only draw all its weights together has `draw_whole(seed, module's name, key)`.
 
     Raises:
         ValueError: neither exists.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
+        if callable(draw_whole := getattr(model, "draw_whole", None)):
+            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    tensor.copy_(draw_whole(seed, name, key))
+            return
         torch.manual_seed(_module_seed(seed, name))
         init_weights = getattr(model, "init_weights", None)
         if init_weights is not None:

@@ -11,8 +11,6 @@ from pelagos.platform.shards import local_part
 from pelagos.platform.strategies.base import Strategy, TensorState
 from pelagos.platform.strategies.gradients import clip_factor, global_norm
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 class TorchOptimizerStrategy(Strategy):
     """A strategy whose optimizer holds the module's parameters themselves."""
@@ -68,10 +66,4 @@ class TorchOptimizerStrategy(Strategy):
         """Make the optimizer's state, as its first step would, so that it can be loaded into."""
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                self.optimizer.state[parameter] = fresh_moments(parameter)
-
-
-def fresh_moments(parameter: Tensor) -> dict[str, Tensor]:
-    """Return AdamW's state before its first step."""
-    moments = {name: torch.zeros_like(parameter.detach()) for name in MOMENTS}
-    return {"step": torch.zeros((), dtype=torch.float32), **moments}
+                self.optimizer.state[parameter] = self.options.optimizer.fresh_state(parameter)

@@ -20,7 +20,6 @@ from pelagos.platform.strategies.base import Strategy, StrategyOptions, TensorSt
 from pelagos.platform.strategies.gradients import global_norm
 from pelagos.platform.strategies.initialize import draw, draw_missing, is_on_meta, modules_to_draw
 from pelagos.platform.strategies.processes import ensure_process_group, rank_device
-from pelagos.platform.strategies.torch_optimizer import MOMENTS, fresh_moments
 from pelagos.platform.strategies.transforms import apply_transforms
 from pelagos.platform.strategies.zero_config import zero_config
 
@@ -40,7 +39,11 @@ class ZeroStrategy(Strategy):
         self.engine: Any = None
 
     def static_bytes_per_parameter(self) -> float:
-        moments = 0 if self.options.zero.offload_optimizer != "none" else 4 + 8
+        moments = (
+            0
+            if self.options.zero.offload_optimizer != "none"
+            else 4 + self.options.optimizer.bytes_per_parameter
+        )
         whole = {1: 4 + 4, 2: 4, 3: 0}[self.stage]  # weights and gradients of every rank
         cut_up = {1: 0, 2: 4, 3: 4}[self.stage]
         return whole + (cut_up + moments) / self.world_size
@@ -99,9 +102,10 @@ class ZeroStrategy(Strategy):
         persistent = self.module.state_dict().keys()
         state |= {f"model.{n}": b for n, b in self.module.named_buffers() if n in persistent}
         for name, parameter in self._trainable():
-            for moment in MOMENTS:
+            for moment in self.options.optimizer.moments:
                 state[f"optimizer.{name}.{moment}"] = self._shard(parameter, moment)
-            state[f"optimizer.{name}.step"] = self._flat_state(parameter)["step"].clone()
+            for key in self.options.optimizer.scalars:
+                state[f"optimizer.{name}.{key}"] = self._flat_state(parameter)[key].clone()
         return state
 
     def load_state(self, state: TensorState) -> None:
@@ -158,17 +162,22 @@ class ZeroStrategy(Strategy):
 
     def _make_moments(self) -> None:
         for flat in self._flat_buffers():
-            self.optimizer.state[flat] = fresh_moments(flat)
+            self.optimizer.state[flat] = self.options.optimizer.fresh_state(flat)
 
     def _load_steps(self, state: TensorState) -> None:
-        """Set the step count of each flat buffer, which has one for all its parameters.
+        """Set the single numbers of each flat buffer, which has one for all its parameters: of AdamW
+        the step count.
 
         Raises:
             ValueError: the parameters of one optimizer group have made different numbers of steps.
         """
+        for key in self.options.optimizer.scalars:
+            self._load_scalar(key, state)
+
+    def _load_scalar(self, key: str, state: TensorState) -> None:
         counts: dict[int, tuple[str, float]] = {}
         for name, parameter in self._trainable():
-            flat, count = self._flat_state(parameter), float(state[f"optimizer.{name}.step"])
+            flat, count = self._flat_state(parameter), float(state[f"optimizer.{name}.{key}"])
             first = counts.setdefault(id(flat), (name, count))
             if first[1] != count:
                 raise ValueError(
@@ -176,7 +185,7 @@ class ZeroStrategy(Strategy):
                     f"zero{self.stage} counts steps per optimizer group: give the newer parameters "
                     "a group of their own in optimizer.groups, or use parallel.strategy: fsdp"
                 )
-            flat["step"].fill_(count)
+            flat[key].fill_(count)
 
     # -- one meaning of the norm ------------------------------------------------------------------
 
@@ -276,7 +285,7 @@ class Zero3Strategy(ZeroStrategy):
         """Store what was loaded for a parameter whose fp32 state lies on NVMe."""
         for moment, key in (
             (None, f"model.{name}"),
-            *((m, f"optimizer.{name}.{m}") for m in MOMENTS),
+            *((m, f"optimizer.{name}.{m}") for m in self.options.optimizer.moments),
         ):
             shard = state[key]
             assert isinstance(shard, FlatShard)

@@ -1,0 +1,168 @@
+"""What watches a training: called as it goes on, by each rank in the order of the job.
+
+A callback sees values, the run and this rank's weights. It changes neither the order of samples nor the
+steps: it gets copies of values, and torch's generator is seeded anew in each step.
+"""
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from pelagos.platform.config.schema import CallbackConfig, TrainingJob
+from pelagos.platform.runs import Outcome
+from pelagos.registry import Registry
+
+logger = logging.getLogger(__name__)
+FAILED = "callback_failed"
+Values = Mapping[str, float]
+
+
+class CallbackError(ValueError):
+    """An exception in a callback, which stops the run: names callback, call, step and line."""
+
+
+@dataclass(frozen=True)
+class TrainingView:
+    """What a callback sees of a training.
+
+    Attributes:
+        job: the job as it runs.
+        rank, world_size: which of how many processes this is.
+        weights: returns this rank's part of each trained weight by name, without gradients; they are
+            the model's own, to be looked at.
+    """
+
+    job: TrainingJob
+    rank: int
+    world_size: int
+    weights: Callable[[], dict[str, Tensor]]
+
+
+class Callback:
+    """Base of callbacks: each call does nothing. Steps are counted from 1: those completed."""
+
+    def on_start(self, view: TrainingView, step: int) -> None:
+        """Before the first step of a launch; `step` were completed before. On every rank."""
+
+    def on_step(self, step: int, values: Values) -> Values | None:
+        """After a step, on every rank, with its values (loss, gradient_norm, lr, seconds …); what it
+        returns on rank 0 is logged with them."""
+
+    def on_validation(self, step: int, values: Values) -> None:
+        """After a validation, on rank 0."""
+
+    def on_checkpoint(self, step: int, uri: str) -> None:
+        """When a checkpoint is complete, on rank 0; with asynchronous saves in another thread."""
+
+    def on_event(self, kind: str, details: Mapping[str, Any]) -> None:
+        """When the training records an event (`resumed`, `validation`, `checkpoint`), on rank 0."""
+
+    def on_end(self, outcome: Outcome) -> None:
+        """When the training has ended without an error, on every rank."""
+
+
+CALLBACKS: Registry[Callable[..., Callback]] = Registry("callback", {})
+
+
+class Callbacks:
+    """A job's callbacks, called together; an exception in one stops the run or is logged."""
+
+    def __init__(
+        self,
+        configs: Sequence[CallbackConfig],
+        record: Callable[..., None] = lambda kind, **details: None,
+    ) -> None:
+        self.record = record
+        """Keeps an event of the run; on rank 0."""
+        self.entries = [(config, create_callback(config)) for config in configs]
+
+    def start(self, view: TrainingView, step: int) -> None:
+        self._call("on_start", step, view, step)
+
+    def step(self, step: int, values: Values) -> dict[str, float]:
+        """Return what the callbacks add to a step's values.
+
+        Raises:
+            CallbackError: one returned no numbers, or names that exist.
+        """
+        added: dict[str, float] = {}
+        shown = MappingProxyType(dict(values))
+        for (config, _), found in self._call("on_step", step, step, shown):
+            if found is None:
+                continue
+            with_names = dict(found)
+            taken = sorted(set(with_names) & ({*values} | {*added}))
+            if taken or not all(isinstance(v, int | float) for v in with_names.values()):
+                raise CallbackError(
+                    f"callback {config.name}, on_step: expected numbers under names of their own, got "
+                    f"{with_names}" + (f"; {', '.join(taken)} exist already" if taken else "")
+                )
+            added |= {name: float(value) for name, value in with_names.items()}
+        return added
+
+    def validation(self, step: int, values: Values) -> None:
+        self._call("on_validation", step, step, MappingProxyType(dict(values)))
+
+    def checkpoint(self, step: int, uri: str) -> None:
+        self._call("on_checkpoint", step, step, uri)
+
+    def event(self, kind: str, details: Mapping[str, Any]) -> None:
+        self._call("on_event", details.get("step"), kind, MappingProxyType(dict(details)))
+
+    def end(self, outcome: Outcome) -> None:
+        self._call("on_end", outcome.step, outcome)
+
+    def _call(
+        self, method: str, step: Any, *arguments: Any
+    ) -> list[tuple[tuple[CallbackConfig, Callback], Any]]:
+        answers = []
+        for entry in self.entries:
+            config, callback = entry
+            try:
+                answers.append((entry, getattr(callback, method)(*arguments)))
+            except Exception as error:
+                text = f"callback {config.name}, {method} at step {step}: {_told(error)}"
+                if config.on_error == "stop":
+                    raise CallbackError(text) from error
+                logger.warning("%s; the run continues (on_error: log)", text)
+                self.record(FAILED, step=step, cause=text)
+        return answers
+
+
+def create_callback(config: CallbackConfig) -> Callback:
+    """Make the callback that an entry of a job names: a plugin's, or a class of an imported module.
+
+    Raises:
+        ValueError: there is none of that name, it takes no such keywords, or is none.
+    """
+    module, colon, attribute = config.name.partition(":")
+    make: Any
+    if colon:
+        if module not in sys.modules:
+            raise ValueError(f"callback {config.name}: the module {module} was not imported")
+        make = getattr(sys.modules[module], attribute, None)
+        if make is None:
+            raise ValueError(f"callback {config.name}: {module} has no {attribute}")
+    else:
+        make = CALLBACKS[config.name]
+    try:
+        callback = make(**config.config)
+    except TypeError as error:
+        raise ValueError(f"callback {config.name}: {error}") from error
+    if not isinstance(callback, Callback):
+        raise ValueError(
+            f"callback {config.name} makes a {type(callback).__name__}; expected is a subclass of "
+            f"pelagos.platform.callbacks.Callback"
+        )
+    return callback
+
+
+def _told(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"

@@ -1,0 +1,240 @@
+"""Parts of a user's own: importing the modules that have them, and the calls that register them.
+
+A plugin is a Python module. It is imported first wherever a job runs: by the driver, by each worker, by
+`evaluate`, `export` and a served model. Importing it calls the functions below, one for each kind of
+part; `docs/extending.md` has an example of each.
+
+    from pelagos import plugins
+
+    plugins.register_objective("residual", Residual)
+
+Which modules are imported is said by the user alone: `plugins`, `model.name` and `callbacks` of a job
+file, `--plugin`, PELAGOS_PLUGINS, and the entry points `pelagos.plugins` of installed packages. What
+others wrote (records, checkpoints, model directories) imports nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pelagos.registry import registering
+
+if TYPE_CHECKING:
+    from pelagos.data_pipelines.convert.formats import Format
+    from pelagos.data_pipelines.foreign.opening import Opener
+    from pelagos.data_pipelines.generate.family import Family as ProblemFamily
+    from pelagos.models.family import Family as ModelFamily
+    from pelagos.models.losses import Loss
+    from pelagos.platform.callbacks import Callback
+    from pelagos.platform.evaluation.metrics import Metric
+    from pelagos.platform.optimizer_kinds import OptimizerKind
+    from pelagos.platform.schedules import Curve
+
+ENTRY_POINTS = "pelagos.plugins"
+VARIABLE = "PELAGOS_PLUGINS"
+_sealed = False
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+class PluginError(ValueError):
+    """A plugin that cannot be imported: names it, the error and the last line of the user's own."""
+
+
+# -- one call for each kind of part -----------------------------------------------------------------
+
+
+def register_model_family(family: ModelFamily) -> None:
+    """Add a family of networks; its models are called `NAME-SIZE`."""
+    from pelagos.models.registry import FAMILIES
+
+    FAMILIES.register(family.name, family)
+
+
+def register_objective(name: str, objective: type[Any]) -> None:
+    """Add an objective: a dataclass that is one (`pelagos.models.objectives.Objective`)."""
+    from pelagos.models.objectives import OBJECTIVES
+
+    OBJECTIVES.register(name, objective)
+
+
+def register_loss(name: str, loss: Loss) -> None:
+    """Add a loss that `objective.loss` can name."""
+    from pelagos.models.losses import LOSSES
+
+    LOSSES.register(name, loss)
+
+
+def register_metric(name: str, metric: Metric) -> None:
+    """Add an error that evaluations report: `(forecast, truth, num_dimensions)` to a tensor."""
+    from pelagos.platform.evaluation.metrics import METRICS
+
+    METRICS.register(name, metric)
+
+
+def register_optimizer(name: str, optimizer: OptimizerKind) -> None:
+    """Add an optimizer that `optimizer.name` can name."""
+    from pelagos.platform.optimizer_kinds import OPTIMIZERS
+
+    OPTIMIZERS.register(name, optimizer)
+
+
+def register_schedule(name: str, curve: Curve) -> None:
+    """Add a curve of the learning rate that `schedule.name` can name."""
+    from pelagos.platform.schedules import SCHEDULES
+
+    SCHEDULES.register(name, curve)
+
+
+def register_opener(scheme: str, opener: Opener) -> None:
+    """Let datasets whose uri begins with `scheme://` be opened by a function."""
+    from pelagos.data_pipelines.foreign.opening import OPENERS
+
+    OPENERS.register(scheme, opener)
+
+
+def register_format(found: Format) -> None:
+    """Add a file format that `pelagos convert` reads."""
+    from pelagos.data_pipelines.convert.registry import FORMATS
+
+    FORMATS.register(found.name, found)
+
+
+def register_problem_family(family: ProblemFamily) -> None:
+    """Add a family of problems that `pelagos generate` simulates."""
+    from pelagos.data_pipelines.generate.families import FAMILIES
+
+    FAMILIES.register(family.name, family)
+
+
+def register_callback(name: str, make: Callable[..., Callback]) -> None:
+    """Add a callback that `callbacks` can name; it is made with the entry's `config`."""
+    from pelagos.platform.callbacks import CALLBACKS
+
+    CALLBACKS.register(name, make)
+
+
+# -- importing ----------------------------------------------------------------------------------------
+
+
+def load(modules: Iterable[str]) -> None:
+    """Import modules, each once, also from the current directory; child processes will too.
+
+    Raises:
+        PluginError: one cannot be imported.
+    """
+    names = [name for name in dict.fromkeys(modules) if name]
+    for name in names:
+        _load(name)
+    if names:
+        known = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
+        os.environ[VARIABLE] = ",".join(dict.fromkeys([*known, *names]))
+
+
+def load_for(job: Any) -> None:
+    """Import what a job of the user's own names: its plugins, and modules of classes."""
+    load([*wanted_by(job), *named_in_environment()])
+
+
+def load_installed() -> None:
+    """Import the plugins of installed packages, and those that PELAGOS_PLUGINS names."""
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        _load(entry.module)
+    load(named_in_environment())
+
+
+def named_in_environment() -> list[str]:
+    """Return the modules that PELAGOS_PLUGINS names, separated by commas."""
+    return [name for name in os.environ.get(VARIABLE, "").split(",") if name]
+
+
+def wanted_by(job: Any) -> list[str]:
+    """Return the modules that a job names: `plugins`, and those of classes (`module:Class`)."""
+    watching = [callback.name for callback in getattr(job, "callbacks", ())]
+    return [*wanted_by_model(job), *(n.partition(":")[0] for n in watching if ":" in n)]
+
+
+def wanted_by_model(job: Any) -> list[str]:
+    """Return the modules that a trained model of a job needs: all but those of callbacks' classes."""
+    model = getattr(job, "model", None)
+    own = [model.name.partition(":")[0]] if model is not None and ":" in model.name else []
+    return list(dict.fromkeys([*getattr(job, "plugins", ()), *own]))
+
+
+def require_loaded(modules: Iterable[str], told_by: str) -> None:
+    """Raise unless modules that somebody's file names were imported already.
+
+    Raises:
+        PluginError: names them, and how to say that they are to be imported.
+    """
+    missing = [name for name in dict.fromkeys(modules) if name not in sys.modules]
+    if missing:
+        options = " ".join(f"--plugin {name}" for name in missing)
+        raise PluginError(
+            f"{told_by} needs {', '.join(missing)}, which is not imported because others may have "
+            f"written that: add {options} if you know it"
+        )
+
+
+def seal() -> None:
+    """Import nothing more in this process: what it reads from here on, others may have written."""
+    global _sealed
+    _sealed = True
+
+
+def source_of(module: str) -> Path:
+    """Return the file or folder of an imported module's top-level package."""
+    top = sys.modules[module.partition(".")[0]]
+    file = getattr(top, "__file__", None)
+    if file is None or Path(file).name == "__init__.py":
+        return Path(next(iter(top.__path__)))
+    return Path(file)
+
+
+def _load(name: str) -> None:
+    if name in sys.modules:
+        return
+    if _sealed:
+        require_loaded([name], "what is read")
+    if not _MODULE.fullmatch(name):
+        raise PluginError(
+            f"plugin {name!r} is no module's name, such as my_lab.networks (no path, no .py)"
+        )
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        with registering(name):
+            importlib.import_module(name)
+    except Exception as error:
+        raise PluginError(_explained(name, error)) from error
+
+
+def _explained(name: str, error: Exception) -> str:
+    """Say what failed and where: the last line of the traceback that is the user's own."""
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(error.name):
+        return (
+            f"plugin {name}: there is no module {error.name}. It is looked for in the current "
+            f"directory ({os.getcwd()}) and where Python finds packages; a job that is submitted "
+            f"takes it along with --include {error.name.partition('.')[0]}"
+        )
+    library = (str(Path(importlib.__file__).parent), "<frozen", str(Path(__file__)))
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        f
+        for f in frames
+        if not f.filename.startswith(library) and "site-packages" not in f.filename
+    ]
+    place = ""
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f" ({error.filename}, line {error.lineno})"
+    elif own:
+        place = f" ({own[-1].filename}, line {own[-1].lineno}: {own[-1].line})"
+    return f"plugin {name} cannot be imported: {type(error).__name__}: {error}{place}"
