@@ -11,7 +11,7 @@ made again:
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pelagos.jobs.parts import options_for
@@ -19,6 +19,7 @@ from pelagos.platform.checkpoint import CheckpointStore, copy_checkpoint, empty_
 from pelagos.platform.config.load import load_job
 from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.others_runs import believed
 from pelagos.platform.runs import BRANCHED, TAKE_OVERS, RunDirectory, RunError
 
 EVENT = "taken_over"
@@ -48,9 +49,11 @@ def take_over(
         return record
 
 
-def make_effective(run: RunDirectory, record: dict[str, Any]) -> None:
+def make_effective(
+    run: RunDirectory, record: dict[str, Any], overrides: Sequence[str] = ()
+) -> None:
     """Let the run be what the record of a take-over says; the event comes last."""
-    run.replace_job(with_settings(run, {k: v[1] for k, v in record["settings"].items()}))
+    run.replace_job(as_recorded(run, record, overrides))
     if not is_effective(run, record):
         run.append_event(EVENT, **record)
 
@@ -105,11 +108,31 @@ def bring_checkpoint(
     }
 
 
+def as_recorded(
+    run: RunDirectory, record: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> TrainingJob:
+    """Return the job that a run has after a recorded take-over or branch.
+
+    The run's files may be another user's: an address that only they name must not come into a job
+    file of this user's, who is believed.
+
+    Raises:
+        RunError: they name one, and the user says nothing of it in `overrides`.
+    """
+    written = with_settings(run, {key: value[1] for key, value in record["settings"].items()})
+    job = written
+    for name in ("job.yaml", TAKE_OVERS):
+        job = believed(job, run.path / name)
+    run.require_believed(job, overrides, written)
+    return job
+
+
 def with_settings(run: RunDirectory, settings: Mapping[str, Any]) -> TrainingJob:
     """Return the run's job with other values of these dotted keys."""
     overrides = [override(key, value) for key, value in settings.items()]
     job = load_job(run.path / "job.yaml", overrides)
-    assert isinstance(job, TrainingJob)
+    if not isinstance(job, TrainingJob):
+        raise RunError(f"run {run.name!r}: {TAKE_OVERS} makes it something else than a training")
     return job
 
 

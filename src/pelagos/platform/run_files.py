@@ -36,6 +36,20 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: is no JSON: {error}") from error
 
 
+def is_take_over(record: object) -> bool:
+    """Whether a record has what a run needs that goes on from there."""
+    if not isinstance(record, dict):
+        return False
+    step, settings, identities = (record.get(k) for k in ("step", "settings", "identities"))
+    return (
+        isinstance(step, int)
+        and isinstance(record.get("source"), str)
+        and isinstance(settings, dict)
+        and all(isinstance(change, list) and len(change) == 2 for change in settings.values())
+        and isinstance(identities, list | None)
+    )
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """Return the mapping that a file of a run holds; an empty one where it holds none."""
     try:

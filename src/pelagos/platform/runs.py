@@ -30,6 +30,7 @@ from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.others_runs import believed, is_given, unbelieved
 from pelagos.platform.run_files import (
     append_line,
+    is_take_over,
     read_events,
     read_json,
     read_last_metrics,
@@ -208,18 +209,23 @@ class RunDirectory:
             f"--from STEP {' and '.join(CHANGEABLE_IN_A_BRANCH)}; for anything else start a new run"
         )
 
-    def require_believed(self, job: TrainingJob, overrides: Sequence[str] = ()) -> None:
+    def require_believed(
+        self, job: TrainingJob, overrides: Sequence[str] = (), written: TrainingJob | None = None
+    ) -> None:
         """Raise unless a run that goes on as `job` keeps its addresses, or the user drops them.
+
+        Args:
+            written: what its files say; default: job.yaml alone.
 
         Raises:
             RunError: they are of another user's file alone; names each, and what to say.
         """
         given = [text.partition("=")[0].strip() for text in overrides]
-        told = unbelieved(self.job_as_written(), job)
+        told = unbelieved(self.job_as_written() if written is None else written, job)
         dropped = [text for text in told if not is_given(text.partition("=")[0], given)]
         if dropped:
             raise RunError(
-                f"run {self.name!r} is another user's, and its {self.path / 'job.yaml'} says "
+                f"run {self.name!r} is another user's, and its files in {self.path} say "
                 f"{' and '.join(dropped)}, where your credentials would be sent. Say it yourself if you "
                 f"know it, or KEY=null to go on without"
             )
@@ -248,8 +254,11 @@ class RunDirectory:
         """Return the take-overs of other runs' checkpoints: step, source, changed settings."""
         with contextlib.suppress(FileNotFoundError):
             told = read_json(self.path / TAKE_OVERS)
-            if not (isinstance(told, list) and all(isinstance(record, dict) for record in told)):
-                raise RunError(f"{self.path / TAKE_OVERS} is no list of take-overs")
+            if not (isinstance(told, list) and all(map(is_take_over, told))):
+                raise RunError(
+                    f"{self.path / TAKE_OVERS} is no list of take-overs: expected is [{{step: NUMBER, "
+                    f"source: RUN, settings: {{KEY: [BEFORE, AFTER]}}}}, …]"
+                )
             return told
         return []
 

@@ -231,8 +231,8 @@ def _fault(code: int, at: str, seconds: float) -> str:
     """What is wrong with a file that ended the process; empty where something else ended it."""
     if -code == signal.SIGALRM:
         return (
-            f"keeps the HDF5 library waiting (in {at}, for {WAITING_FACTOR * seconds:g} s): it may name a "
-            f"pipe, or lie on a disk that does not answer; {VARIABLE} sets how long"
+            f"keeps the HDF5 library waiting (in {at}, for {WAITING_FACTOR * seconds:g} s): it may name "
+            f"a pipe, or lie on a disk that does not answer; {VARIABLE} sets how long"
         )
     if -code == signal.SIGPROF:
         return (
