@@ -55,8 +55,6 @@ class Queue:
         self.store, self.cluster, self.client, self.token = store, cluster, client, token
         self.records: dict[str, RunRecord] = {}
         self._complaints: dict[str, str] = {}
-        # of this look: records change while it is taken
-        self._submissions: dict[str, tuple[Submission, RayConfig]] = {}
 
     def serve(self) -> None:
         """Work until nothing has been waiting or running for a while."""
@@ -97,12 +95,11 @@ class Queue:
         """Return the state of every run whose record is one: anybody can write there, and what one
         of them wrote must not stop everybody's queue."""
         states: dict[str, RunState] = {}
-        self._submissions = {}
         for name, record in self.records.items():
             with self._left_out_where_it_fails(name):
                 state = record.seen_state()
                 if state.cluster == self.cluster and not state.has_ended:
-                    self._submissions[name] = self._submission(record)  # raises where it is none
+                    self._submission(record)  # raises where it is none
                 states[name] = state
         return states
 
@@ -201,7 +198,7 @@ class Queue:
         return total
 
     def _needs(self, name: str) -> Needs:
-        return self._submissions[name][0].needs
+        return self._submission(self.records[name])[0].needs
 
     def _submission(self, record: RunRecord, attempt: int = 1) -> tuple[Submission, RayConfig]:
         """Return what a run is started with: all of it from one event, as it was last listed."""
@@ -215,7 +212,7 @@ class Queue:
         """Return the limits of the newest submission to this cluster."""
         own = [s for s in states.values() if s.cluster == self.cluster and not s.has_ended]
         newest = max(own, key=lambda s: s.submitted_at, default=None)
-        return self._submissions[newest.run][1].quotas if newest else RayQuotas()
+        return self._submission(self.records[newest.run])[1].quotas if newest else RayQuotas()
 
 
 def _is_waiting(state: str) -> bool:
