@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from pelagos.jobs.forecaster import Forecaster, as_arrays
 from pelagos.jobs.parts import build_parts
 from pelagos.jobs.sweep_trials import RECORD_NAME, Trial, read_result, write_result
-from pelagos.jobs.take_over import job_since
+from pelagos.jobs.take_over import as_recorded
 from pelagos.platform.checkpoint.manifest import (
     MANIFEST,
     TRAINER_STATE,
@@ -239,7 +239,7 @@ def test_a_record_of_a_take_over_by_somebody_else_redirects_no_secret(
     changes = {"tracking.uri": [None, "https://evil.example"], "optimizer.lr": [0.1, 0.2]}
     run.replace(TAKE_OVERS, json.dumps([{**record, "settings": changes}]))
     (told,) = run.take_overs()
-    assert job_since(run, told).tracking.uri == "https://evil.example"  # the user's own file
+    assert as_recorded(run, told).tracking.uri == "https://evil.example"  # the user's own file
     lstat = Path.lstat
 
     def foreign(path: Path) -> os.stat_result:
@@ -248,9 +248,13 @@ def test_a_record_of_a_take_over_by_somebody_else_redirects_no_secret(
         return os.stat_result(found)
 
     monkeypatch.setattr(Path, "lstat", foreign)
-    with pytest.raises(RunError, match=r"another user's, and names an address of tracking"):
-        job_since(run, told)
-    assert job_since(run, {**record, "settings": {"optimizer.lr": [0.1, 0.2]}}).tracking.uri is None
+    with pytest.raises(
+        RunError, match=r"another user's, and its files in .* say tracking.uri=https://evil"
+    ):
+        as_recorded(run, told)
+    assert (
+        as_recorded(run, {**record, "settings": {"optimizer.lr": [0.1, 0.2]}}).tracking.uri is None
+    )
 
 
 @pytest.mark.parametrize(

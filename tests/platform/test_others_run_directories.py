@@ -1,15 +1,16 @@
 """A run in another user's directory is read; credentials go where the reader says, not where it does."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pelagos.jobs import pretrain
+from pelagos.jobs import branching, pretrain
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.runs import RunDirectory, RunError
+from pelagos.platform.runs import TAKE_OVERS, RunDirectory, RunError
 
 TRAINING = Path(__file__).parents[2] / "configs/quickstart/pretrain.yaml"
 STRANGE = ("tracking.uri=https://evil.example", "storage.endpoint_url=https://evil.example")
@@ -77,7 +78,7 @@ def test_anothers_run_goes_on_once_the_user_has_said_where_its_records_go(
     ):
         pretrain.resume(runs_dir, name)
     dropped = ["tracking.uri=null", "storage.endpoint_url=null"]
-    with pytest.raises(RunError, match=r"says storage.endpoint_url=https://evil.example, where"):
+    with pytest.raises(RunError, match=r"say storage.endpoint_url=https://evil.example, where"):
         pretrain.resume(runs_dir, name, overrides=dropped[:1])
     of_another.require_believed(of_another.revised_job(dropped), dropped)
     of_another.require_believed(of_another.revised_job(STRANGE), STRANGE)
@@ -105,3 +106,43 @@ def resolved() -> Callable[[str], str]:
         return resolve_yaml(load_job(TRAINING, [f"tracking.uri={uri}"]))
 
     return text
+
+
+@pytest.mark.parametrize("setting", ["optimizer.lr", "tracking.uri"])
+def test_a_take_over_brings_no_address_of_anothers_into_a_file_of_ones_own(
+    of_another: RunDirectory, setting: str
+) -> None:
+    """A branch that was cut off is completed: job.yaml is then this user's, who is believed."""
+    settings = {
+        setting: [None, {"optimizer.lr": 0.5, "tracking.uri": "https://evil.example"}[setting]]
+    }
+    if setting == "tracking.uri":
+        path = of_another.path / "job.yaml"
+        path.write_text(path.read_text().replace("uri: https://evil.example", "uri: null"))
+    told = [{"step": 0, "source": of_another.name, "checkpoint": "c", "settings": settings}]
+    of_another.replace(TAKE_OVERS, json.dumps(told))
+    before = of_another.job_as_written()
+    with pytest.raises(RunError, match=r"another user's, and its files in .* say tracking.uri="):
+        branching.finish_last(of_another, ["storage.endpoint_url=null"])
+    with pytest.raises(RunError, match=r"another user's, and its files in .* say tracking.uri="):
+        branching.branch(of_another, "last", ["storage.endpoint_url=null"])
+    assert of_another.job_as_written() == before
+    branching.finish_last(of_another, ["storage.endpoint_url=null", "tracking.uri=null"])
+    assert of_another.job_as_written().tracking.uri is None
+
+
+def test_a_branch_of_anothers_run_keeps_no_address_that_only_it_names(
+    of_another: RunDirectory,
+) -> None:
+    with pytest.raises(RunError, match=r"its files in .* say tracking.uri=.* and storage.endp"):
+        branching.branch(of_another, "last", ["optimizer.lr=0.5"])
+
+
+def test_a_branch_of_ones_own_that_drops_an_address_is_completed(run: RunDirectory) -> None:
+    settings = {"tracking.uri": ["https://evil.example", None]}
+    run.replace(
+        TAKE_OVERS,
+        json.dumps([{"step": 0, "source": run.name, "checkpoint": "c", "settings": settings}]),
+    )
+    branching.finish_last(run)
+    assert run.job().tracking.uri is None

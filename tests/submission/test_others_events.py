@@ -11,7 +11,7 @@ import pytest
 from pelagos.infra.directory_store import DirectoryStore
 from pelagos.infra.signatures import digest_of, is_signed, signature_with, signed_text
 from pelagos.jobs import run_queue, training
-from pelagos.jobs.as_submitted import require_submitted
+from pelagos.jobs.as_submitted import changes_to_own
 from pelagos.jobs.pretrain import PretrainResult
 from pelagos.jobs.run_submitted import Driver
 from pelagos.platform.config.load import load_job, resolve_yaml
@@ -137,11 +137,22 @@ def test_micro_batches_that_a_run_has_shrunk_stay_so(record: RunRecord, resumed:
 def test_a_resumption_asks_for_what_neither_submission_nor_user_says(tmp_path: Path) -> None:
     job = job_of(tmp_path)
     run = RunDirectory.create(job)
-    require_submitted(run, job, str(tmp_path), ())
+    assert changes_to_own(run, [job], str(tmp_path), ()) == []
     run.replace_job(job_of(tmp_path, "optimizer.lr=1", "parallel.micro_batch_size=1"))
     with pytest.raises(RunError, match=r"optimizer.lr: 1.0, submitted .*KEY=VALUE"):
-        require_submitted(run, job, str(tmp_path), ("parallel.strategy=fsdp",))
-    require_submitted(run, job, str(tmp_path), ("optimizer.lr=0.1",))
+        changes_to_own(run, [job], str(tmp_path), ("parallel.strategy=fsdp",))
+    assert changes_to_own(run, [job], str(tmp_path), ("optimizer.lr=0.1",)) == []
+
+
+def test_a_resumption_that_never_began_is_gone_on_with(tmp_path: Path) -> None:
+    """Its job is the newest that was submitted; the run's file is still the one before."""
+    job, newest = job_of(tmp_path), job_of(tmp_path, "parallel.strategy=fsdp")
+    run = RunDirectory.create(job)
+    assert changes_to_own(run, [job, newest], str(tmp_path), ()) == ["parallel.strategy=fsdp"]
+    assert changes_to_own(run, [job, newest], str(tmp_path), ("parallel.strategy=ddp",)) == []
+    run.replace_job(job_of(tmp_path, "health.max_failures=9"))
+    with pytest.raises(RunError, match=r"health.max_failures: 9, submitted"):
+        changes_to_own(run, [job, newest], str(tmp_path), ())
 
 
 class _Ray:

@@ -333,13 +333,12 @@ def test_code_that_somebody_put_into_a_record_of_ones_own_is_not_started(
     start_again.resume(found, None, (), submit.Options(), take_over=True)
     (submission,) = handed
     assert submission.code.wheel_sha256 not in (DIGEST, "1" * 64)
-    own = own_runs.own_event(RunRecord(storage, "mine"))
-    assert own is not None
+    *_, own = own_runs.own_events(RunRecord(storage, "mine"))
     assert own["code"] == vars(submission.code)
     assert submission.event == digest_of(own)
     # what somebody exchanges is no longer one's own; what one submitted last still is
     forge(storage, "mine")
-    assert own_runs.own_event(RunRecord(storage, "mine")) == own
+    assert own_runs.own_events(RunRecord(storage, "mine")) == [own]
     write(record, 4, **{**own, "job": JOB})
     assert not own_runs.is_own(RunRecord(storage, "mine"))
 

@@ -17,12 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pelagos.jobs.parts import check_parts, options_for
-from pelagos.jobs.take_over import (
-    bring_checkpoint,
-    is_effective,
-    job_since,
-    make_effective,
-)
+from pelagos.jobs.take_over import as_recorded, bring_checkpoint, is_effective, make_effective
 from pelagos.platform.checkpoint import (
     CheckpointError,
     CheckpointStore,
@@ -56,12 +51,13 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
         CheckpointError: there is no such checkpoint; nothing was changed.
         ConfigError: the changed job is not valid; nothing was changed.
     """
-    finish_last(run)
+    finish_last(run, overrides)
     with run.lock(), run.lock(_LOCK, LOCK_SECONDS):
         records = run.take_overs()
         if request and any(record.get("request") == request for record in records):
             return
         before, after = run.job(), run.revised_job(overrides, CHANGEABLE_IN_A_BRANCH)
+        run.require_believed(after, overrides)
         source, step = _checkpoint(run, which)
         state = source.trainer_state(step)
         check_identity(run, source.uri, step, state)
@@ -80,17 +76,18 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
         record |= {"request": request} if request else {}
         record["number"] = len(records) + 1  # two branches may be alike in all else
         run.replace(TAKE_OVERS, json.dumps([*records, record], indent=1))
-        _make_effective(run, record)
+        _make_effective(run, record, overrides)
 
 
-def finish_last(run: RunDirectory) -> None:
+def finish_last(run: RunDirectory, overrides: Sequence[str] = ()) -> None:
     """Complete a branch, or a take-over, that was cut off after it was recorded, and say so.
 
     Without it the run would continue from the new checkpoint with the old settings. One that has
     trained on already, under an earlier version, stays as it is.
 
     Raises:
-        RunError: another process is making the branch.
+        RunError: another process is making the branch; or it is another user's, and names addresses
+            that `overrides` do not.
     """
     if _is_whole(run):
         return
@@ -99,9 +96,9 @@ def finish_last(run: RunDirectory) -> None:
             return
         record = run.take_overs()[-1]
         if record["source"] == run.name:
-            _make_effective(run, record)
+            _make_effective(run, record, overrides)
         else:
-            make_effective(run, record)
+            make_effective(run, record, overrides)
         changed = (f"{key}={after!r}" for key, (_, after) in record["settings"].items())
         logger.warning(
             "run %s: the branch from step %d, which was cut off half way, is complete now (%s)",
@@ -122,9 +119,9 @@ def _is_whole(run: RunDirectory) -> bool:
     return newest is not None and newest > records[-1]["step"]
 
 
-def _make_effective(run: RunDirectory, record: dict[str, Any]) -> None:
+def _make_effective(run: RunDirectory, record: dict[str, Any], overrides: Sequence[str]) -> None:
     """Let the run be what its last record says; the event comes last, and says that this is done."""
-    job = job_since(run, record)
+    job = as_recorded(run, record, overrides)
     run.keep_metrics_until(record["step"])
     part_with_run(run)
     run.replace_job(job)

@@ -30,6 +30,7 @@ from pelagos.platform.trainer import launched_by_torchrun
 logger = logging.getLogger(__name__)
 
 MakeReady = Callable[[RunDirectory], None]
+JobCheck = Callable[[TrainingJob], None]
 
 
 def ready_already(_: RunDirectory) -> None:
@@ -108,12 +109,14 @@ def resume(
     watcher: Watcher | None = None,
     make_ready: MakeReady = ready_already,
     until_step: int | None = None,
+    require: JobCheck | None = None,
 ) -> PretrainResult:
     """Continue a run from its newest complete checkpoint; a finished one only gets its records
     to MLflow, where that had not worked or the store is another.
 
     `overrides` (`parallel.strategy=fsdp`, `resources.num_workers=4`) change how the steps to come
-    are computed, and stay with the run.
+    are computed, and stay with the run. `require` raises if the job that it goes on as, which is read
+    once, is not to be run.
 
     Raises:
         RunError: there is no such run, another process drives it, or an override changes what the
@@ -123,6 +126,8 @@ def resume(
     import_plugins_of(directory)
     job = directory.revised_job(overrides) if overrides else directory.job()
     directory.require_believed(job, overrides)
+    if require is not None:
+        require(job)
     status = directory.status()
     outcome = Outcome("finished", status["step"])
     is_finished = status.get("state") == "finished"

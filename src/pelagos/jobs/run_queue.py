@@ -19,6 +19,7 @@ from typing import Any
 
 from pelagos.infra.clusters import Needs, Submission, recorded_config
 from pelagos.infra.clusters.ray_jobs import (
+    is_job_of,
     run_entrypoint,
     runtime_environment,
     scheduler_state,
@@ -167,8 +168,8 @@ class Queue:
         """See to a run whose process ended without a word."""
         state = record.seen_state()
         submission_id = state.handle.get("submission_id")
-        if submission_id is None:
-            return
+        if not is_job_of(record.run, submission_id):
+            return  # none was given, or somebody names another job there
         try:
             info = self.client.get_job_info(submission_id)
         except RuntimeError:

@@ -26,7 +26,7 @@ from pelagos import plugins
 from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.object_store import StorageError, is_remote
 from pelagos.infra.private_directory import temporary_directory
-from pelagos.jobs.as_submitted import MICRO_BATCH, changes_to_submitted
+from pelagos.jobs.as_submitted import MICRO_BATCH, changes_to_submitted, require_submitted
 from pelagos.jobs.submission_job import place_job
 from pelagos.jobs.sweep_trials import clear_unbegun, trials_of
 from pelagos.platform.config.finetune import FinetuneJob
@@ -38,7 +38,7 @@ from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.runs import Outcome, RunDirectory
 from pelagos.platform.submission.causes import classify, decide_retry
 from pelagos.platform.submission.mirror import Mirror
-from pelagos.platform.submission.record import RecordError, RunRecord, RunState
+from pelagos.platform.submission.record import RecordError, RunRecord
 from pelagos.platform.submission.summary import Progress
 from pelagos.platform.terminal import HarmlessConsole
 
@@ -80,7 +80,7 @@ class Driver:
         state = self.record.state()
         if state.has_ended:
             return 0
-        if not self._dependencies_met(state):
+        if not self._dependencies_met():
             return EXIT_FAILED
         where = f"{socket.gethostname()} (process {os.getpid()})"
         self.record.append("running", where=where, attempt=self.attempt)
@@ -174,16 +174,18 @@ class Driver:
             if self.mirrors and isinstance(job, FinetuneJob) and job.source.run is not None:
                 self._mirror_of(job.source.run).pull()
             return training.start(job, console, self.watch, identity=self._identity()).outcome
+        from_step = self.event.get("from_step") or None
         # where and how the steps are computed may have changed since the last attempt
         return training.resume(
             str(self.runs_dir),
             self.run,
             console,
-            changes_to_submitted(RunDirectory(directory), job),
+            changes_to_submitted(RunDirectory(directory), job, is_branch=bool(from_step)),
             self.watch,
-            from_step=self.event.get("from_step") or None,
+            from_step=from_step,
             # a branch is made once, however often this is tried again
             request=f"submission of {self.event['time']}",
+            require=lambda found: require_submitted(found, job),
         ).outcome
 
     def _identity(self) -> str:
@@ -238,7 +240,7 @@ class Driver:
         retry = decide_retry(
             kind,
             state.restarts,
-            state.retries,
+            self.event["retries"],
             may_shrink=isinstance(job, TrainingJob) and job.health.shrink_micro_batch,
             has_shrunk=state.micro_batch_size is not None,
         )
@@ -252,16 +254,17 @@ class Driver:
         self.record.append("running", attempt=self.attempt)
         return True
 
-    def _dependencies_met(self, own: RunState) -> bool:
+    def _dependencies_met(self) -> bool:
         """Wait for the runs this one comes after; a scheduler that held it has done so already."""
-        for name in (*own.after, *own.after_ended):
+        after = self.event["after"]
+        for name in (*after, *self.event.get("after_ended", ())):
             other = RunRecord(self.store, name)
             while not (state := other.state()).has_ended:
                 if self.record.state().stop:
                     self.record.append("stopped", step=0)
                     return False
                 time.sleep(DEPENDENCY_SECONDS)
-            if state.state != "finished" and name in own.after:
+            if state.state != "finished" and name in after:
                 self.record.append(
                     "cancelled", reason=f"{name}, which it comes after, {state.state}"
                 )
@@ -293,8 +296,15 @@ def _output_kept(path: Path) -> Iterator[None]:
     read_end, write_end = os.pipe()
     original = os.dup(1)
 
+    # in a storage where others write, a link could lead to any file of this user's
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    log = os.open(path, flags, 0o666)
+
     def copy() -> None:
-        with path.open("ab", buffering=0) as file, os.fdopen(read_end, "rb", buffering=0) as source:
+        with (
+            os.fdopen(log, "ab", buffering=0) as file,
+            os.fdopen(read_end, "rb", buffering=0) as source,
+        ):
             while chunk := source.read(65536):
                 file.write(chunk)
                 with contextlib.suppress(OSError):
@@ -331,18 +341,19 @@ def main(arguments: list[str]) -> int:
     storage, run, attempt, digest = arguments
     store = open_store(storage, os.environ.get("PELAGOS_STORAGE_ENDPOINT"))
     driver = Driver(store, run, int(attempt), digest)
-    with _output_kept(driver.log):
-        set_up_logging(verbose=False)
-        try:
-            import_own_plugins(driver)
-            return driver.drive()
-        except BaseException as error:
-            with contextlib.suppress(Exception):
-                cause = f"{type(error).__name__}: {error}"
-                driver.record.append("failed", cause=cause, cause_kind=classify(cause))
-            raise
-        finally:
-            driver.push()
+    try:
+        with _output_kept(driver.log):
+            set_up_logging(verbose=False)
+            try:
+                import_own_plugins(driver)
+                return driver.drive()
+            finally:
+                driver.push()
+    except BaseException as error:
+        with contextlib.suppress(Exception):
+            cause = f"{type(error).__name__}: {error}"
+            driver.record.append("failed", cause=cause, cause_kind=classify(cause))
+        raise
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from pelagos.infra.clusters import ClusterError, Code, open_cluster
 from pelagos.infra.signatures import digest_of
-from pelagos.jobs.as_submitted import require_submitted
+from pelagos.jobs.as_submitted import changes_to_own
 from pelagos.jobs.hand_over import details_of, hand_over, submission_of
 from pelagos.jobs.others_jobs import require_own_places
 from pelagos.jobs.silent_ends import record_silent_end
@@ -43,7 +43,7 @@ def recover(found: SubmittedRun) -> RunState:
     state, detail = current_state(found)
     if state.state != LOST:
         return state
-    event = require_own(found)
+    event = require_own(found)[-1]
     cluster, record = found.own_cluster(), found.record
     if blocking := _blocking(found, state):
         # the scheduler has dropped it: it would never have begun
@@ -67,18 +67,28 @@ def _blocking(found: SubmittedRun, state: RunState) -> str:
     return ""
 
 
-def require_own(found: SubmittedRun) -> dict[str, Any]:
-    """Return the event that submits the run, which this user wrote from here. Raises `RunError`."""
-    event = own_runs.own_event(found.record)
-    if event is None:
-        run, last = found.record.run, found.record.submitting_event()
-        raise RunError(
-            f"run {run!r} was submitted last by {last['by']} from {last['host']}, says its record, and "
-            f"that is not in this user's list of submissions here. Starting it again would execute its "
-            f"code with your access: `pelagos clone {run} NEW` runs its job with your own code; "
-            f"`pelagos resume {run} --take-over` continues it with your own code"
+def require_own(found: SubmittedRun) -> list[dict[str, Any]]:
+    """Return the events that submit the run, which this user wrote from here, the newest last.
+
+    Raises:
+        RunError: the newest is none of theirs.
+    """
+    events = own_runs.own_events(found.record)
+    if events:
+        return events
+    run, last = found.record.run, found.record.submitting_event()
+    remark = ""
+    if own_runs.was_submitted(found.record):
+        remark = (
+            f" (you have submitted {run!r} from here: somebody has submitted it since, or has removed "
+            f"or exchanged what its record held)"
         )
-    return event
+    raise RunError(
+        f"run {run!r} was submitted last by {last['by']} from {last['host']}, says its record, and "
+        f"that is not in this user's list of submissions here, or not the last there{remark}. Starting "
+        f"it again would execute its code with your access: `pelagos clone {run} NEW` runs its job with "
+        f"your own code; `pelagos resume {run} --take-over` continues it with your own code"
+    )
 
 
 def resume(
@@ -103,8 +113,10 @@ def resume(
             job, which others could write, says where this user's secrets would be sent.
     """
     state, _ = current_state(found)
-    _require_resumable(found, state, overrides, from_step)
-    own = None if take_over else require_own(found)
+    last = found.record.submitting_event()
+    _require_resumable(state, last, overrides, from_step)
+    own = [] if take_over else require_own(found)
+    last = own[-1] if own else last
     if not state.has_ended and state.state not in ("preempted", LOST):
         raise RunError(
             f"run {state.run!r} is {state.state}; stop it first: pelagos stop {state.run}"
@@ -117,12 +129,11 @@ def resume(
             f"cluster {name} keeps its runs in {config.storage}, this one is in {found.store.uri}: a "
             "run continues only where its checkpoints are. Give both clusters the same storage"
         )
-    job = _revised(found, overrides, own, is_branch=from_step is not None)
-    own_job = parse_job(own["job"], f"run {state.run}") if own else None
+    job = _revised(found, overrides, own or [last], bool(own), is_branch=from_step is not None)
+    own_job = parse_job(last["job"], f"run {state.run}") if own else None
     require_own_places(job, state.run, overrides, config, own_job)
     target.check_needs(needs_of(job))
-    last = found.record.submitting_event()
-    code = Code(**own["code"]) if own else _own_code(found, options)
+    code = Code(**last["code"]) if own else _own_code(found, options)
     submission = replace(
         submission_of(found.record, {**last, "code": vars(code)}, state.attempt + 1, config),
         needs=needs_of(job),
@@ -142,9 +153,9 @@ def resume(
 
 
 def _require_resumable(
-    found: SubmittedRun, state: RunState, overrides: Sequence[str], from_step: str | None
+    state: RunState, last: Mapping[str, Any], overrides: Sequence[str], from_step: str | None
 ) -> None:
-    is_sweep = isinstance(parse_job(found.record.job_yaml(), f"run {state.run}"), SweepJob)
+    is_sweep = isinstance(parse_job(last["job"], f"run {state.run}"), SweepJob)
     if is_sweep and overrides:
         raise RunError(
             f"run {state.run!r} reports on trials that were submitted with it and takes no overrides "
@@ -168,17 +179,20 @@ def _own_code(found: SubmittedRun, options: Options) -> Code:
 def _revised(
     found: SubmittedRun,
     overrides: Sequence[str],
-    own: Mapping[str, Any] | None,
+    submissions: Sequence[Mapping[str, Any]],
+    is_own: bool,
     *,
     is_branch: bool = False,
 ) -> Any:
     """Return the run's job with changes; refuses, once the run has begun, what would change it, and
-    what neither this user's own submission nor an override says."""
+    what neither this user's own submissions nor an override says."""
+    jobs = [event["job"] for event in submissions]
     directory, where = run_directory(found), f"run {found.record.run}"
     if (directory.path / "job.yaml").exists():
-        if own is not None:
-            require_submitted(directory, parse_job(own["job"], where), found.store.uri, overrides)
+        if is_own:
+            own = [parse_job(text, where) for text in jobs]
+            overrides = [*changes_to_own(directory, own, found.store.uri, overrides), *overrides]
         return directory.revised_job(overrides, CHANGEABLE_IN_A_BRANCH if is_branch else ())
     if is_branch:
         raise RunError(f"run {found.record.run!r} has no checkpoint yet to branch from")
-    return parse_job(found.record.job_yaml(), where, overrides)
+    return parse_job(jobs[-1], where, overrides)

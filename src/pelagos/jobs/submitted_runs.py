@@ -217,10 +217,13 @@ def clone(
     Raises:
         RunError: it is somebody else's, and says where this user's secrets would be sent.
     """
-    run, text = found.record.run, found.record.job_yaml()
+    run = found.record.run
+    own = own_runs.own_events(found.record)
+    # read once: somebody may add events, and remove them, meanwhile
+    text = (own[-1] if own else found.record.submitting_event())["job"]
     job = parse_job(text, f"run {run}")
     target = cluster or found.record.state().cluster
-    if not own_runs.is_own(found.record):
+    if not own:
         changed = parse_job(text, f"run {run}", overrides)
         require_own_places(changed, run, overrides, find_cluster(target))
     with tempfile.TemporaryDirectory() as directory:

@@ -11,7 +11,7 @@ made again:
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pelagos.jobs.parts import options_for
@@ -49,27 +49,13 @@ def take_over(
         return record
 
 
-def make_effective(run: RunDirectory, record: dict[str, Any]) -> None:
+def make_effective(
+    run: RunDirectory, record: dict[str, Any], overrides: Sequence[str] = ()
+) -> None:
     """Let the run be what the record of a take-over says; the event comes last."""
-    run.replace_job(job_since(run, record))
+    run.replace_job(as_recorded(run, record, overrides))
     if not is_effective(run, record):
         run.append_event(EVENT, **record)
-
-
-def job_since(run: RunDirectory, record: dict[str, Any]) -> TrainingJob:
-    """Return the run's job with the settings of a take-over, or a branch, that is on record.
-
-    Raises:
-        RunError: somebody else wrote the record, and it changes where credentials are sent.
-    """
-    job = with_settings(run, {key: change[1] for key, change in record["settings"].items()})
-    if believed(job, run.path / TAKE_OVERS) != job:
-        raise RunError(
-            f"{run.path / TAKE_OVERS} is another user's, and names an address of tracking or storage "
-            f"that you do not use: run {run.name!r} does not go on with it. Remove the file if you do "
-            f"not know the record of step {record['step']}"
-        )
-    return job
 
 
 def is_effective(run: RunDirectory, record: dict[str, Any]) -> bool:
@@ -122,11 +108,31 @@ def bring_checkpoint(
     }
 
 
+def as_recorded(
+    run: RunDirectory, record: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> TrainingJob:
+    """Return the job that a run has after a recorded take-over or branch.
+
+    The run's files may be another user's: an address that only they name must not come into a job
+    file of this user's, who is believed.
+
+    Raises:
+        RunError: they name one, and the user says nothing of it in `overrides`.
+    """
+    written = with_settings(run, {key: value[1] for key, value in record["settings"].items()})
+    job = written
+    for name in ("job.yaml", TAKE_OVERS):
+        job = believed(job, run.path / name)
+    run.require_believed(job, overrides, written)
+    return job
+
+
 def with_settings(run: RunDirectory, settings: Mapping[str, Any]) -> TrainingJob:
     """Return the run's job with other values of these dotted keys."""
     overrides = [override(key, value) for key, value in settings.items()]
     job = load_job(run.path / "job.yaml", overrides)
-    assert isinstance(job, TrainingJob)
+    if not isinstance(job, TrainingJob):
+        raise RunError(f"run {run.name!r}: {TAKE_OVERS} makes it something else than a training")
     return job
 
 

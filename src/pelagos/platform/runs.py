@@ -19,9 +19,9 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pelagos.infra.files import open_lock_file, replace_durably
 from pelagos.platform.config.differences import changed_keys, is_among
@@ -41,6 +41,8 @@ from pelagos.platform.run_files import (
     read_mapping,
     read_metrics,
 )
+from pelagos.platform.run_records import Outcome as Outcome
+from pelagos.platform.run_records import RunRecords as RunRecords
 
 # What a resume may change: how the steps are computed, not which steps they are.
 CHANGEABLE = (
@@ -76,48 +78,6 @@ State = Literal["created", "running", "finished", "stopped", "failed", "interrup
 
 class RunError(ValueError):
     """A run that does not exist, exists already, or is busy; says what to do."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a launch ended, as a value: finished, stopped on request, or failed with its cause."""
-
-    kind: Literal["finished", "stopped", "failed"]
-    step: int
-    cause: str = ""
-
-
-class RunRecords(Protocol):
-    """What a rank needs of its run, wherever the run's directory is."""
-
-    @property
-    def checkpoint_uri(self) -> str:
-        """Where the run's checkpoints stand."""
-
-    @property
-    def identities(self) -> tuple[str, ...]:
-        """The run's own identity, then those of runs whose checkpoints it took over."""
-
-    def append_metrics(self, record: dict[str, Any]) -> None:
-        """Append one step's values."""
-
-    def append_event(self, kind: str, **details: Any) -> None:
-        """Append one event."""
-
-    def keep_metrics_until(self, step: int) -> int:
-        """Drop the values of steps after `step`; return how many."""
-
-    def stop_requested(self) -> bool:
-        """Return whether a stop was asked for."""
-
-    def last_step(self) -> int:
-        """Return the number of steps that have been logged."""
-
-    def write_outcome(self, outcome: Outcome, launch: str) -> None:
-        """Record how a launch ended."""
-
-    def outcome(self, launch: str) -> Outcome | None:
-        """Return how this launch ended, or None if it did not say."""
 
 
 class RunDirectory:
@@ -215,18 +175,23 @@ class RunDirectory:
             f"--from STEP {' and '.join(CHANGEABLE_IN_A_BRANCH)}; for anything else start a new run"
         )
 
-    def require_believed(self, job: TrainingJob, overrides: Sequence[str] = ()) -> None:
+    def require_believed(
+        self, job: TrainingJob, overrides: Sequence[str] = (), written: TrainingJob | None = None
+    ) -> None:
         """Raise unless a run that goes on as `job` keeps its addresses, or the user drops them.
+
+        Args:
+            written: what its files say; default: job.yaml alone.
 
         Raises:
             RunError: they are of another user's file alone; names each, and what to say.
         """
         given = [text.partition("=")[0].strip() for text in overrides]
-        told = unbelieved(self.job_as_written(), job)
+        told = unbelieved(self.job_as_written() if written is None else written, job)
         dropped = [text for text in told if not is_given(text.partition("=")[0], given)]
         if dropped:
             raise RunError(
-                f"run {self.name!r} is another user's, and its {self.path / 'job.yaml'} says "
+                f"run {self.name!r} is another user's, and its files in {self.path} say "
                 f"{' and '.join(dropped)}, where your credentials would be sent. Say it yourself if you "
                 f"know it, or KEY=null to go on without"
             )
@@ -259,8 +224,11 @@ class RunDirectory:
         """
         with contextlib.suppress(FileNotFoundError):
             told = read_json(self.path / TAKE_OVERS)
-            if not isinstance(told, list) or not all(map(is_continuation, told)):
-                raise RunError(f"{self.path / TAKE_OVERS} is no list of take-overs")
+            if not (isinstance(told, list) and all(map(is_continuation, told))):
+                raise RunError(
+                    f"{self.path / TAKE_OVERS} is no list of take-overs: expected is [{{step: NUMBER, "
+                    f"source: RUN, checkpoint: PLACE, settings: {{KEY: [BEFORE, AFTER]}}}}, …]"
+                )
             return told
         return []
 

@@ -87,7 +87,7 @@ class RayJobsCluster(Cluster):
         if "submission_id" not in handle:
             return {"is_queued": True}
         found = str(handle["submission_id"])
-        if not re.fullmatch(rf"pelagos-{re.escape(run)}-[0-9]{{1,9}}", found):
+        if not is_job_of(run, found):
             raise self.not_its_handle(run, f"Ray job {found}")
         return {"submission_id": found}
 
@@ -187,6 +187,12 @@ class RayJobsCluster(Cluster):
                 *("--", submission.storage, self.name),
             ]
         )
+
+
+def is_job_of(run: str, submission_id: object) -> bool:
+    """Whether the queue gives Ray jobs of a run such names."""
+    pattern = rf"pelagos-{re.escape(run)}-[0-9]{{1,9}}"
+    return isinstance(submission_id, str) and re.fullmatch(pattern, submission_id) is not None
 
 
 def run_entrypoint(python: str, submission: Submission) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from pelagos.infra.files import replace_durably
 from pelagos.infra.private_directory import state_directory
 from pelagos.infra.signatures import digest_of
+from pelagos.platform.submission.events import SUBMITTING
 from pelagos.platform.submission.record import RunRecord
 
 
@@ -30,15 +31,30 @@ def remember(record: RunRecord, event: Mapping[str, Any]) -> None:
     replace_durably(path, json.dumps(entry, indent=1).encode(), mode=0o600)
 
 
-def own_event(record: RunRecord) -> dict[str, Any] | None:
-    """Return the newest event that submits the run if this user wrote it from here, else None."""
-    event = record.submitting_event()
-    return event if digest_of(event) in _digests(_path(record)) else None
+def own_events(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the events of this user's that submit the run, as far as the record holds them and in the
+    order in which they were written; empty unless the newest of the record is this user's newest.
+
+    Whoever removes or exchanges events could otherwise have an earlier submission started again.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for event in record.events():
+        if event["kind"] in SUBMITTING:
+            found.setdefault(digest_of(event), event)  # a second copy of one submits nothing
+    own = _digests(_path(record))
+    if list(found)[-1:] != own[-1:]:
+        return []
+    return [event for digest, event in found.items() if digest in own]
+
+
+def was_submitted(record: RunRecord) -> bool:
+    """Whether this user has submitted a run of this name to this storage from here, ever."""
+    return bool(_digests(_path(record)))
 
 
 def is_own(record: RunRecord) -> bool:
     """Whether this user was the last to submit the run, from here."""
-    return own_event(record) is not None
+    return bool(own_events(record))
 
 
 def _path(record: RunRecord) -> Path:

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from pelagos.data_pipelines.convert.extras import require
+from pelagos.data_pipelines.convert.hdf5.look_process import WAITING_FACTOR
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.infra.memory_budget import memory_budget
 
 VARIABLE = "PELAGOS_FIRST_LOOK_SECONDS"
-# Of computing, without getting any further: steps of sound files take milliseconds, and waiting for a
-# slow disk does not count.
+# Of computing, without getting any further: steps of sound files take milliseconds. Waiting for a slow
+# disk may take longer (WAITING_FACTOR).
 DEFAULT_SECONDS, LEAST_SECONDS, MOST_SECONDS = 30.0, 0.1, 86_400.0
 # Metadata is small; what a damaged file claims may not be.
 SPARE_BYTES = 2**30
@@ -49,15 +51,20 @@ def require_answering(file: str | Path, key: str = "") -> None:
 
     Raises:
         DamagedFileError: the library is caught in it, crashes, or takes memory without end.
-        SourceError: PELAGOS_FIRST_LOOK_SECONDS is no number, or no process could be started.
+        SourceError: it is a pipe or a device, PELAGOS_FIRST_LOOK_SECONDS is no number, or no process
+            could be started.
     """
     seconds = _seconds()
-    if not seconds:
-        return
     try:
         status = Path(file).stat()
     except (OSError, ValueError):
         return  # said by whoever opens it
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise SourceError(
+            f"{file} is no regular file: expected is an HDF5 file. Nothing was read from it"
+        )
+    if not seconds:
+        return
     version = (status.st_size, status.st_mtime_ns)
     looker().require(str(file), key, (status.st_dev, status.st_ino), version, seconds)
 
@@ -222,6 +229,11 @@ def _heard(process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
 
 def _fault(code: int, at: str, seconds: float) -> str:
     """What is wrong with a file that ended the process; empty where something else ended it."""
+    if -code == signal.SIGALRM:
+        return (
+            f"keeps the HDF5 library waiting (in {at}, for {WAITING_FACTOR * seconds:g} s): it may name "
+            f"a pipe, or lie on a disk that does not answer; {VARIABLE} sets how long"
+        )
     if -code == signal.SIGPROF:
         return (
             f"keeps the HDF5 library busy for ever (it computed for {seconds:g} s in {at} and got no "

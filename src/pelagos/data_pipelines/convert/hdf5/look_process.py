@@ -3,7 +3,7 @@
 It is run by its path and imports nothing but h5py, so that it starts quickly. A line of JSON comes in
 for each file, and lines of JSON go out: where it is, and at the end what it found. A timer of the
 kernel ends it when it computes for long without getting any further: the library is then in a loop
-in C, in which no handler of Python is called.
+in C, in which no handler of Python is called. Another ends it when it waits for much longer still.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ CHUNKS_PER_STEP = 1000
 MOST_SHOWN = 200  # characters of a name
 NO_MEMORY = "memory allocation failed"  # so HDF5 says it
 LITTLE_FILE_BYTES = 2**20
+# A step may wait so much longer than it may compute: for a slow disk, but not for ever for a pipe.
+WAITING_FACTOR = 20
 
 
 class Stop(Exception):
@@ -58,6 +60,7 @@ class Look:
                     file.visititems(self.see)
             self.is_complete = True
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         return {"complete": self.is_complete, "fault": self.fault}
 
     @contextlib.contextmanager
@@ -75,6 +78,7 @@ class Look:
     def go_on(self) -> None:
         """The time for one step begins anew."""
         signal.setitimer(signal.ITIMER_PROF, self.seconds)
+        signal.setitimer(signal.ITIMER_REAL, WAITING_FACTOR * self.seconds)
 
     def see(self, name: str, node: Any) -> None:
         """One group or array. Raises Stop where there are too many."""
@@ -107,6 +111,7 @@ class Look:
 
     def see_array(self, node: Any) -> None:
         """Where an array has its numbers, which positions belong to it, and its index of chunks."""
+        self.require_files(node)  # the shape may be that of the sources, which are opened for it
         shape = getattr(node, "shape", None)
         if shape is None:
             return
@@ -127,6 +132,18 @@ class Look:
             self.see_chunks(node)
         elif not node.external:
             node.id.get_storage_size()
+
+    def require_files(self, node: Any) -> None:
+        """Raise Stop where a virtual array has a pipe or a device for a source: opening it would wait
+        for ever."""
+        if not getattr(node, "is_virtual", False):
+            return
+        folder = os.path.dirname(self.name)
+        for name in {str(source.file_name) for source in node.virtual_sources()} - {"."}:
+            path = os.path.join(folder, name)
+            if os.path.exists(path) and not os.path.isfile(path):
+                self.fault = f"names {name}, which is no regular file, as a source of {node.name}"
+                raise Stop
 
     def see_chunks(self, node: Any) -> None:
         num_seen = 0
@@ -162,6 +179,7 @@ def main() -> None:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # where a library may print
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
         importlib.import_module("h5py")
     except Exception as error:

@@ -1,0 +1,46 @@
+"""What a rank needs of its run, and how a launch ended."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a launch ended, as a value: finished, stopped on request, or failed with its cause."""
+
+    kind: Literal["finished", "stopped", "failed"]
+    step: int
+    cause: str = ""
+
+
+class RunRecords(Protocol):
+    """What a rank needs of its run, wherever the run's directory is."""
+
+    @property
+    def checkpoint_uri(self) -> str:
+        """Where the run's checkpoints stand."""
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """The run's own identity, then those of runs whose checkpoints it took over."""
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Append one step's values."""
+
+    def append_event(self, kind: str, **details: Any) -> None:
+        """Append one event."""
+
+    def keep_metrics_until(self, step: int) -> int:
+        """Drop the values of steps after `step`; return how many."""
+
+    def stop_requested(self) -> bool:
+        """Return whether a stop was asked for."""
+
+    def last_step(self) -> int:
+        """Return the number of steps that have been logged."""
+
+    def write_outcome(self, outcome: Outcome, launch: str) -> None:
+        """Record how a launch ended."""
+
+    def outcome(self, launch: str) -> Outcome | None:
+        """Return how this launch ended, or None if it did not say."""
