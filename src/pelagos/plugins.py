@@ -179,7 +179,7 @@ def require_loaded(modules: Iterable[str], told_by: str) -> None:
         options = " ".join(f"--plugin {name}" for name in missing)
         raise PluginError(
             f"{told_by} needs {', '.join(missing)}, which is not imported because others may have "
-            f"written that: add {options} if you know it"
+            f"written that: if you know it, add {options}, or name it in the job's `plugins`"
         )
 
 

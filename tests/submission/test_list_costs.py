@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pelagos.infra.directory_store import DirectoryStore
+from pelagos.infra.signatures import digest_of
 from pelagos.jobs import listed_runs, run_queue
+from pelagos.jobs.run_submitted import Driver
 from pelagos.platform.cli.main import app
 from pelagos.platform.submission.record import RunRecord
 from pelagos.platform.submission.summary import Progress, encoded
@@ -123,3 +125,15 @@ def test_what_another_writes_between_is_seen_by_the_next_look(store: Counting) -
     assert record.seen_state().state == "finished"
     record.events()
     assert record.seen_state().state == "submitted"
+
+
+def test_values_that_no_step_has_are_no_progress(store: Counting) -> None:
+    """On a shared disk anybody can write a run's metrics.jsonl; its process must not fail by it."""
+    record = RunRecord(store, "run-05")
+    driver = Driver(store, "run-05", 1, digest_of(record.submitting_event()))
+    path = driver.runs_dir / "run-05" / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+    for line in ('{"step": -5}', '{"step": 5, "loss": "x"}', '{"step": true}', "[]"):
+        path.write_text(line + "\n")
+        driver.push()
+    assert record.summary() is not None

@@ -10,6 +10,7 @@ run again: it goes on from its last checkpoint).
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -69,8 +70,6 @@ class Driver:
                 Mirror(store, f"runs/{run}", self.runs_dir / run),
                 Mirror(store, f"logs/{run}", self.log.parent),
             ]
-        job = parse_job(self.event["job"], f"run {run}")
-        self.total_steps = job.schedule.total_steps if isinstance(job, TrainingJob) else None
         self.notice = os.environ.get("PELAGOS_NOTICE_FILE")
         self.was_noticed = False
         self._next_poll = self._next_push = 0.0
@@ -121,13 +120,24 @@ class Driver:
             if problem := mirror.try_push():
                 logger.warning("%s could not be sent yet: %s", mirror.prefix, problem)
 
+    @functools.cached_property
+    def total_steps(self) -> int | None:
+        """Steps of the whole run, where it is a training."""
+        with contextlib.suppress(ValueError):  # running it will tell
+            job = parse_job(self.event["job"], f"run {self.run}")
+            return job.schedule.total_steps if isinstance(job, TrainingJob) else None
+        return None
+
     def _progress(self) -> Progress | None:
         last = next(iter(RunDirectory(self.runs_dir / self.run).last_metrics(1)), None)
         if last is None:
             return None
         values = {key: last.get(key) for key in ("loss", "samples_per_second")}
         numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
-        return Progress(step=last["step"], total_steps=self.total_steps, **numbers)
+        try:
+            return Progress(step=last["step"], total_steps=self.total_steps, **numbers)
+        except ValueError:  # on a shared disk others may have written that
+            return None
 
     def _execute(self) -> Outcome:
         """Run the job once; every way it can end is a value."""
