@@ -132,7 +132,7 @@ def test_values_that_no_step_has_are_no_progress(store: Counting) -> None:
     record = RunRecord(store, "run-05")
     driver = Driver(store, "run-05", 1, digest_of(record.submitting_event()))
     path = driver.runs_dir / "run-05" / "metrics.jsonl"
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     for line in ('{"step": -5}', '{"step": 5, "loss": "x"}', '{"step": true}', "[]"):
         path.write_text(line + "\n")
         driver.push()
