@@ -245,7 +245,7 @@ def invoke(*arguments: object) -> tuple[int, str]:
 @pytest.fixture
 def two_checkpoints(tmp_path: Path) -> tuple[Path, Path]:
     target = CheckpointStore(str(tmp_path))
-    state = {**STATE, "forecaster": {"model": {"name": "poseidon-nano"}}}
+    state = {**STATE, "forecaster": {"model": {"name": "poseidon-nano", "config": {}}}}
     for step, value in ((1, 1.0), (2, 1.0 + 1e-3)):
         target.save(step, {"model.w": torch.full((50, 4), value), "ema.w": torch.ones(3)}, state)
     return tmp_path / "step-00000001", tmp_path / "step-00000002"

@@ -55,7 +55,7 @@ def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
     """Faults to come, by method of the client."""
     found: dict[str, str] = {}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "_client", lambda uri: Unreliable(uri, found))
+    monkeypatch.setattr(tracking, "tracking_client", lambda uri: Unreliable(uri, found))
     return found
 
 

@@ -223,7 +223,7 @@ def test_bootstrap_reads_its_arguments_from_the_file(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.stdout.strip() == str(["s3://b/$(id) 'x'", "run", "2"]), done.stderr
+    assert done.stdout.strip() == str(["s3://b/$(id) 'x'", "run", "2", "DIGEST"]), done.stderr
 
 
 STUB = """\

@@ -88,7 +88,7 @@ def test_hostile_values_stay_values_in_the_script(value: str, prefix: str) -> No
     assert done.returncode == 0, done.stderr
     printed = done.stdout.decode().split("\0")
     assert printed[0] == value
-    assert printed[-4:-1] == [f"/scratch/{prefix}", "run", "1"]
+    assert printed[-5:-2] == [f"/scratch/{prefix}", "run", "1"]
 
 
 @pytest.mark.parametrize(

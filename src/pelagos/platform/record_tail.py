@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pelagos.infra.files import open_regular
+from pelagos.infra.memory_budget import memory_budget
 from pelagos.platform.run_files import parsed_record
 
 # A line is one step's values, some kilobytes; one that is longer than a piece is skipped.
@@ -42,7 +43,7 @@ class RecordTail:
         """Return the next records, of at most one piece; empty when there are none for now.
 
         A last line without its end is left for the next call. Lines that hold no record are skipped,
-        as is a file that is absent or no regular file.
+        as is a file that is absent, no regular file, or longer than the memory that one may take.
         """
         while True:
             content, is_last = self._next_lines()
@@ -64,6 +65,8 @@ class RecordTail:
             return b"", True
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
+            if status.st_size - self.mark.offset > memory_budget():
+                return b"", True  # none of ours: a sparse file can claim terabytes
             if self.mark.file != status.st_ino or status.st_size < self.mark.offset:
                 self.restarts += self.mark.offset > 0
                 self.mark = Mark(status.st_ino, 0)

@@ -93,7 +93,7 @@ def test_a_pipe_behind_a_link_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for kind in KINDS:
         write(here / "a.h5", kind, str(tmp_path / "pipe"))
-        with pytest.raises(SourceError, match="not below the folder"):
+        with pytest.raises(SourceError, match="not below the folder|which is no regular file"):
             open_source(str(here / "a.h5"), options(tmp_path))
 
 

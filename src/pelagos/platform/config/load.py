@@ -3,7 +3,7 @@
 import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -27,7 +27,7 @@ from pelagos.infra.yaml_text import (
 from pelagos.platform.config.checks import check_arithmetic
 from pelagos.platform.config.description import DescriptionConfig
 from pelagos.platform.config.kinds import JOB_KINDS, Job
-from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.config.schema import OptimizerConfig, TrainingJob
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -128,6 +128,7 @@ def parse_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
     tree, lines = parse_yaml(text, source)
     kind = _job_kind(tree, lines, source)
     problems = _apply_overrides(tree, lines, kind, overrides)
+    problems += _unknown_names(tree, lines)
     job: Job | None = None
     try:
         job = _validated(kind, tree)
@@ -140,6 +141,35 @@ def parse_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
     if problems or job is None:
         raise ConfigError(source, sorted(problems, key=lambda p: p.line or 0))
     return job
+
+
+def _unknown_names(tree: dict[str, Any], lines: dict[KeyPath, int]) -> Iterator[Problem]:
+    """Yield names of optimizer and schedule that nothing has registered; a file that names plugins,
+    which are imported later, is checked when its parts are built."""
+    if tree.get("plugins"):
+        return
+    for section, find in (("schedule", _schedule), ("optimizer", _optimizer)):
+        part = tree.get(section)
+        name = part.get("name") if isinstance(part, dict) else None
+        if isinstance(name, str):
+            try:
+                find(name)
+            except ValueError as error:
+                key = (section, "name")
+                yield Problem(key, str(error), _line_of(key, lines))
+
+
+def _schedule(name: str) -> None:
+    from pelagos.platform.schedules import SCHEDULES
+
+    SCHEDULES[name]
+
+
+def _optimizer(name: str) -> None:
+    if name != OptimizerConfig().name:  # its table needs torch
+        from pelagos.platform.optimizer_kinds import OPTIMIZERS
+
+        OPTIMIZERS[name]
 
 
 def resolve_yaml(job: Job) -> str:
