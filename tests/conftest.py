@@ -250,6 +250,19 @@ class RankPool:
         self._ranks = []
 
 
+@pytest.fixture
+def become_anothers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Let every file be another user's from the call on."""
+    lstat = Path.lstat
+
+    def foreign(path: Path) -> os.stat_result:
+        found = list(lstat(path))
+        found[4] = os.geteuid() + 1  # st_uid
+        return os.stat_result(found)
+
+    return lambda: monkeypatch.setattr(Path, "lstat", foreign)
+
+
 @pytest.fixture(scope="session")
 def rank_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
     """As many ranks as are called: `rank_pool.call(world_size, __file__, "function", **arguments)`."""

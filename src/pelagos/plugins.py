@@ -134,8 +134,7 @@ def load(modules: Iterable[str]) -> None:
     for name in names:
         _load(name)
     if names:
-        known = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
-        os.environ[VARIABLE] = ",".join(dict.fromkeys([*known, *names]))
+        os.environ[VARIABLE] = ",".join(dict.fromkeys([*named_in_environment(), *names]))
 
 
 def load_for(job: Any) -> None:

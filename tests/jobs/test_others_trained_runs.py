@@ -231,7 +231,7 @@ def test_a_report_is_written_into_the_run_alone(
 
 
 def test_a_record_of_a_take_over_by_somebody_else_redirects_no_secret(
-    make_job: Callable[..., PretrainJob], monkeypatch: pytest.MonkeyPatch
+    make_job: Callable[..., PretrainJob], become_anothers: Callable[[], None]
 ) -> None:
     """What take-overs.json says became the user's own job.yaml."""
     run = RunDirectory.create(make_job(tracking__uri="null"))
@@ -240,14 +240,7 @@ def test_a_record_of_a_take_over_by_somebody_else_redirects_no_secret(
     run.replace(TAKE_OVERS, json.dumps([{**record, "settings": changes}]))
     (told,) = run.take_overs()
     assert as_recorded(run, told).tracking.uri == "https://evil.example"  # the user's own file
-    lstat = Path.lstat
-
-    def foreign(path: Path) -> os.stat_result:
-        found = list(lstat(path))
-        found[4] = os.geteuid() + 1  # st_uid
-        return os.stat_result(found)
-
-    monkeypatch.setattr(Path, "lstat", foreign)
+    become_anothers()
     with pytest.raises(
         RunError, match=r"another user's, and its files in .* say tracking.uri=https://evil"
     ):

@@ -1,7 +1,6 @@
 """A run in another user's directory is read; credentials go where the reader says, not where it does."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,15 +27,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
 
 
 @pytest.fixture
-def of_another(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
-    lstat = Path.lstat
-
-    def foreign(path: Path) -> os.stat_result:
-        found = list(lstat(path))
-        found[4] = os.geteuid() + 1  # st_uid
-        return os.stat_result(found)
-
-    monkeypatch.setattr(Path, "lstat", foreign)
+def of_another(run: RunDirectory, become_anothers: Callable[[], None]) -> RunDirectory:
+    become_anothers()
     return run
 
 

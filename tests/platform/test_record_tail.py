@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pelagos.platform import record_tail, run_files
 from pelagos.platform.config.load import load_job
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.goodput import goodput, step_time_percentiles
+from pelagos.platform.goodput import RunTimes
 from pelagos.platform.record_tail import RecordTail
 from pelagos.platform.runs import RunDirectory
 from pelagos.platform.tracking import Tracker
@@ -209,8 +209,13 @@ def test_sums_of_time_are_those_of_all_records(tmp_path: Path) -> None:
     # launches last from 10 to 18 (the second step) and from 20 to 27
     share = sum(seconds) / ((18 - 10) + (27 - 20))
     assert run.followed_times().now().goodput() == pytest.approx(share)
-    assert goodput(events, run.metrics()) == pytest.approx(share)
-    assert step_time_percentiles(run.metrics())["step_seconds_p50"] == pytest.approx(1.25)
+    times = RunTimes()
+    for event in events:
+        times.add_event(event)
+    for values in run.metrics():
+        times.add_step(values)
+    assert times.goodput() == pytest.approx(share)
+    assert times.percentiles()["step_seconds_p50"] == pytest.approx(1.25)
     followed = run.followed_times()
     assert followed.now().goodput() == pytest.approx(share)
     run.keep_metrics_until(2)

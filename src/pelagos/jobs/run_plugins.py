@@ -1,8 +1,7 @@
 """Importing the plugins of a run, where the reader's own files say so."""
 
-import os
-
 from pelagos import plugins
+from pelagos.platform.others_runs import is_own_file
 from pelagos.platform.runs import RunDirectory
 
 
@@ -15,7 +14,7 @@ def import_plugins_of(run: RunDirectory) -> None:
     """
     path = run.path / "job.yaml"
     wanted = plugins.wanted_by(run.job_as_written())
-    if path.lstat().st_uid in (os.geteuid(), 0):
+    if is_own_file(path):
         plugins.load(wanted)
     else:
         plugins.require_loaded(wanted, str(path))

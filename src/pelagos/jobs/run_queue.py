@@ -54,6 +54,8 @@ class Queue:
     def __init__(self, store: ObjectStore, cluster: str, client: Any, token: str = "") -> None:
         self.store, self.cluster, self.client, self.token = store, cluster, client, token
         self.records: dict[str, RunRecord] = {}
+        self._submissions: dict[str, tuple[Submission, RayConfig]] = {}
+        """What each run here that has not ended is started with, as it was last listed."""
         self._complaints: dict[str, str] = {}
 
     def serve(self) -> None:
@@ -73,12 +75,8 @@ class Queue:
             if state.state in STARTED:
                 with self._left_out_where_it_fails(name):
                     self._reconcile(self.records[name])
-        waiting = [
-            WaitingRun(s, self._needs(name)) for name, s in own.items() if _is_waiting(s.state)
-        ]
-        running = [
-            WaitingRun(s, self._needs(name)) for name, s in own.items() if s.state in STARTED
-        ]
+        waiting = [self._with_needs(s) for s in own.values() if _is_waiting(s.state)]
+        running = [self._with_needs(s) for s in own.values() if s.state in STARTED]
         decisions = decide(
             waiting,
             running,
@@ -91,15 +89,19 @@ class Queue:
                 self._act(decision)
         return bool(waiting or running)
 
+    def _with_needs(self, state: RunState) -> WaitingRun:
+        return WaitingRun(state, self._submissions[state.run][0].needs)
+
     def _states(self) -> dict[str, RunState]:
         """Return the state of every run whose record is one: anybody can write there, and what one
         of them wrote must not stop everybody's queue."""
         states: dict[str, RunState] = {}
+        self._submissions = {}
         for name, record in self.records.items():
             with self._left_out_where_it_fails(name):
                 state = record.seen_state()
                 if state.cluster == self.cluster and not state.has_ended:
-                    self._submission(record)  # raises where it is none
+                    self._submissions[name] = self._submission(record)
                 states[name] = state
         return states
 
@@ -197,9 +199,6 @@ class Queue:
             total = place_workers(needs, total) or total
         return total
 
-    def _needs(self, name: str) -> Needs:
-        return self._submission(self.records[name])[0].needs
-
     def _submission(self, record: RunRecord, attempt: int = 1) -> tuple[Submission, RayConfig]:
         """Return what a run is started with: all of it from one event, as it was last listed."""
         event = self._signed_event(record)
@@ -212,7 +211,7 @@ class Queue:
         """Return the limits of the newest submission to this cluster."""
         own = [s for s in states.values() if s.cluster == self.cluster and not s.has_ended]
         newest = max(own, key=lambda s: s.submitted_at, default=None)
-        return self._submission(self.records[newest.run])[1].quotas if newest else RayQuotas()
+        return self._submissions[newest.run][1].quotas if newest else RayQuotas()
 
 
 def _is_waiting(state: str) -> bool:

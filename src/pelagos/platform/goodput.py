@@ -2,7 +2,6 @@
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -86,23 +85,3 @@ class FollowedTimes:
             for values in steps:
                 self._times.add_step(values)
         return self._times
-
-
-def times_of(events: Iterable[dict[str, Any]], metrics: Iterable[dict[str, Any]]) -> RunTimes:
-    """Return the sums over a run's records."""
-    times = RunTimes()
-    for event in events:
-        times.add_event(event)
-    for values in metrics:
-        times.add_step(values)
-    return times
-
-
-def step_time_percentiles(metrics: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Return the median, 90th and 99th percentile of step seconds."""
-    return times_of((), metrics).percentiles()
-
-
-def goodput(events: Iterable[dict[str, Any]], metrics: Iterable[dict[str, Any]]) -> float | None:
-    """Return the share of launched wall time that went into steps which were kept."""
-    return times_of(events, metrics).goodput()

@@ -18,15 +18,20 @@ _LOCAL_SCHEMES = ("sqlite:///", "file:", "./")
 LOCAL_TRACKING = ("sqlite:", "file:", "/", ".")
 
 
+def is_own_file(path: Path) -> bool:
+    """Whether a file is this user's, or root's: who is root here can read all there is."""
+    return path.lstat().st_uid in (os.geteuid(), 0)
+
+
 def believed(job: TrainingJob, path: Path, given: tuple[str, ...] = ()) -> TrainingJob:
     """Return the job of the file at `path`, without addresses that only another user names.
 
     Args:
         given: keys that the reader sets, as overrides.
     """
-    owner = path.lstat().st_uid
-    if owner in (os.geteuid(), 0):  # who is root here can read all there is
+    if is_own_file(path):
         return job
+    owner = path.lstat().st_uid
     tracking, endpoint = job.tracking.uri, job.storage.endpoint_url
     if _is_unknown_tracking(tracking) and not is_given(TRACKING, given):
         _warn(str(path), owner, TRACKING, str(tracking), "MLFLOW_TRACKING_URI")
