@@ -12,6 +12,8 @@ from pathlib import Path
 from pelagos.infra.yaml_text import parse_yaml_value, yaml_text
 from pelagos.jobs.parts import check_parts
 from pelagos.platform.config.load import parse_job, resolve_yaml
+from pelagos.platform.config.marks import Meaning, Trait
+from pelagos.platform.config.meanings import Key, names_of, without
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.evaluation.comparison import (
     Comparison,
@@ -60,7 +62,7 @@ def run(
         raise ValueError("no layout to compare: name at least one strategy and one --num-workers")
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists already: choose another --output, or pass --overwrite")
-    jobs = [_job_of(job, layout, output, steps) for layout in layouts]
+    jobs = [_job_of(job, layout, steps) for layout in layouts]
     for checked in jobs:
         check_parts(checked)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ def layouts_of(strategies: Sequence[str], num_workers: Sequence[int]) -> list[La
     return layouts
 
 
-def _job_of(job: TrainingJob, layout: Layout, output: Path, steps: int) -> TrainingJob:
+def _job_of(job: TrainingJob, layout: Layout, steps: int) -> TrainingJob:
     """Return the job of one layout: the same steps, and nothing that is not compared."""
     overrides = [
         f"name={layout.name}",
@@ -105,13 +107,19 @@ def _job_of(job: TrainingJob, layout: Layout, output: Path, steps: int) -> Train
         f"schedule.total_steps={steps}",
         f"schedule.warmup_steps={min(job.schedule.warmup_steps, steps - 1)}",
         f"checkpoint.every_steps={steps}",
-        "checkpoint.uri=null",
         f"validation.every_steps={steps}",
         "tracking.uri=null",
     ]
-    changed = parse_job(resolve_yaml(job), f"{layout.name}", overrides)
+    computed = without(job.model_dump(mode="json"), names_of(_is_of_the_run_alone))
+    text = yaml_text(computed, sort_keys=False)
+    changed = parse_job(text, layout.name, overrides)
     assert isinstance(changed, TrainingJob)
     return changed
+
+
+def _is_of_the_run_alone(key: Key) -> bool:
+    """Whether a key says where the run is, or what is recorded of it and who watches it."""
+    return key.meaning is Meaning.RECORD or Trait.HOME in key.traits
 
 
 def _train_all(

@@ -37,6 +37,8 @@ from pelagos.platform.callbacks import Callbacks, create_callback
 from pelagos.platform.config.checks import micro_batch_size
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
+from pelagos.platform.config.marks import Trait
+from pelagos.platform.config.meanings import has, values_of
 from pelagos.platform.config.schema import DataConfig, TrainingJob
 from pelagos.platform.optimizer import freeze, group_settings
 from pelagos.platform.optimizer_kinds import find_optimizer
@@ -283,9 +285,7 @@ def _count_on(job: TrainingJob, mixture: Mixture, shape: tuple[int, ...]) -> int
 
 def _counted_as(job: TrainingJob, sample_shape: tuple[int, ...]) -> str:
     """All that the operations of one sample depend on."""
-    lora = job.lora.model_dump() if isinstance(job, FinetuneJob) and job.lora else None
-    network = (job.model.model_dump(), job.objective.model_dump(), job.data.fields, lora)
-    return repr((network, sample_shape))
+    return repr((values_of(job, has(Trait.NETWORK)), sample_shape))
 
 
 def example_loss(

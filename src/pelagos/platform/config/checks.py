@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from pelagos.infra.addresses import reject_empty_parts
+from pelagos.platform.config.differences import is_among
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob, Section, TrainingJob
 from pelagos.platform.config.sweep import (
     CHANGEABLE_WITHIN_A_RUN,
@@ -212,17 +213,6 @@ def _check_dataset(index: int, dataset: GenerateDataset) -> Iterator[Finding]:
         )
 
 
-# Keys that a sweep sets itself, and the key of the sweep that says how.
-_SWEEP_SETS = {
-    "seed": "seeds",
-    "data.max_trajectories": "trajectories",
-    "name": "name",
-    "runs_dir": "runs_dir",
-    "resources.launcher": "max_concurrent",
-    "resources.ray_address": "ray_address",
-}
-
-
 def _check_search(job: SweepJob) -> Iterator[Finding]:
     search = job.search
     if search.name == "random" and not job.random:
@@ -254,7 +244,7 @@ def _check_population(job: SweepJob) -> Iterator[Finding]:
         message = f"got {search.num_samples}, but a population has 2 members at least"
         yield ("search", "num_samples"), message
     for key in job.random:
-        if not any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE_WITHIN_A_RUN):
+        if not is_among(key, CHANGEABLE_WITHIN_A_RUN):
             yield (
                 ("random", key),
                 "cannot be changed within a run, which a population does: its members exchange "
@@ -295,8 +285,8 @@ def _check_sweep(job: SweepJob) -> Iterator[Finding]:
     swept = {("grid", k) for k in job.grid} | {("random", k) for k in job.random}
     places: list[tuple[str, ...]] = [*swept]
     places += [("jobs", label, "set", k) for label, entry in job.jobs.items() for k in entry.set]
+    sets = SweepJob.keys_set()
     for path in sorted(places):
-        if path[-1] in _SWEEP_SETS:
-            yield path, f"is set by the sweep itself: use its key `{_SWEEP_SETS[path[-1]]}`"
-        elif path[-1].startswith("tracking."):
-            yield path, "is set by the sweep itself: use its key `tracking`"
+        own = next((own for key, own in sets.items() if is_among(path[-1], [key])), None)
+        if own is not None:
+            yield path, f"is set by the sweep itself: use its key `{own}`"

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pelagos.platform.config.marks import Trait
 from pelagos.platform.config.section import (
     Fraction,
     NonNegativeFloat,
@@ -42,7 +43,7 @@ class ObjectiveConfig(Section):
         description="ratio, relative_l1, relative_l2, nrmse, vrmse or spectral; default: the "
         "objective's own (docs/models.md).",
     )
-    field_weights: dict[str, NonNegativeFloat] | None = Field(
+    field_weights: Annotated[dict[str, NonNegativeFloat] | None, Trait.POPULATION] = Field(
         None, description="Field group: its weight in the mean over groups; default: 1 each."
     )
     normalize_samples: bool | None = Field(
@@ -50,7 +51,7 @@ class ObjectiveConfig(Section):
         description="Each sample and field enters the network with mean 0 and deviation 1, and its "
         "answer is scaled back (RevIN); default: false.",
     )
-    noise_scale: NonNegativeFloat | None = Field(
+    noise_scale: Annotated[NonNegativeFloat | None, Trait.POPULATION] = Field(
         None,
         description="autoregressive: noise on the inputs in training, as a share of each field's "
         "norm over the window (DPOT: 5e-4, size L 5e-5).",
