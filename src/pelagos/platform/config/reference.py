@@ -40,8 +40,8 @@ may change it:
 | `place` | where something is | gives the same losses |
 | `record` | what is written down, how often, and who watches | gives the same losses |
 
-Of `steps`, *with `--from`* means that a branch may change the key from a checkpoint on, and *yes* that the
-checkpoint is asked whether the value fits: a dataset that has moved is the same data.
+For `steps`, *with `--from`* means that a branch may change the key from a checkpoint on, and *yes* that
+the checkpoint is asked whether the value fits: a dataset that has moved is the same data.
 
 A sweep names its trials by what decides their steps (and by precision): a finished trial is not trained
 again because a key of another kind has changed.
