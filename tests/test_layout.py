@@ -15,19 +15,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "pelagos"
-ROOMS = ("data_pipelines", "infra", "jobs", "models", "platform")
+LINKED = ("data_pipelines", "infra", "jobs", "models", "platform")
+ROOMS = (*LINKED, "cli", "evaluation")
 MAX_LINES = 450
 
-# What each room may import of the others.
+# What each room may import of the others. `registry.py` and `plugins.py` stand beside them.
 ROOM_IMPORTS: dict[str, set[str]] = {
     "models": set(),
-    "data_pipelines": {"infra"},
     "infra": set(),
+    "data_pipelines": {"infra"},
+    "evaluation": {"infra"},
     "platform": {"infra"},
-    "jobs": {"platform", "models", "data_pipelines", "infra"},
+    "jobs": {"platform", "evaluation", "models", "data_pipelines", "infra"},
+    "cli": {"jobs", "platform", "evaluation", "models", "data_pipelines", "infra"},
 }
-# The command line is where the verbs meet the jobs; it alone looks up from the platform.
-COMMAND_LINE = PACKAGE / "platform" / "cli"
 
 # A model is single-device code: these it must be usable without.
 NOT_IN_MODELS = {"ray", "mlflow", "zarr", "deepspeed", "accelerate", "torch.distributed"}
@@ -113,7 +114,7 @@ def relative(path: Path) -> str:
 # -- links and folders ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", LINKED)
 def test_room_at_the_root_is_a_relative_link_into_the_package(room: str) -> None:
     link = ROOT / room
     assert link.is_symlink(), f"{room} at the root must be a link (git: core.symlinks=true)"
@@ -124,6 +125,8 @@ def test_room_at_the_root_is_a_relative_link_into_the_package(room: str) -> None
 @pytest.mark.parametrize("room", ROOMS)
 def test_room_has_a_readme_and_no_init(room: str) -> None:
     assert (PACKAGE / room / "README.md").stat().st_size > 0
+    if room not in LINKED:
+        return
     # platform/__init__.py would shadow the standard library's module in every process whose path
     # holds the checkout
     assert not (PACKAGE / room / "__init__.py").exists()
@@ -166,8 +169,6 @@ def test_every_file_can_be_read_in_one_sitting() -> None:
 def test_dependencies_point_one_way(room: str) -> None:
     wrong = []
     for path in python_files(PACKAGE / room):
-        if COMMAND_LINE in path.parents:
-            continue
         for name in imported_modules(path):
             parts = name.split(".")
             if parts[0] in ROOMS and parts[0] != "platform":

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.jobs import export, import_weights
-from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import build_parts
+from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.models.dpot import DPOT
 from pelagos.models.poseidon import ScOT
 from pelagos.models.registry import create_model, load_pretrained
-from pelagos.platform.cli.main import app
 from pelagos.platform.config import PretrainJob
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 MakeJob = Callable[..., PretrainJob]

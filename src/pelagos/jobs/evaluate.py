@@ -12,29 +12,29 @@ from rich.text import Text
 
 from pelagos.data_pipelines.physics import DatasetPhysics, NoPhysics, dataset_physics
 from pelagos.data_pipelines.store.readable import ReadableDataset
-from pelagos.infra.files import below
-from pelagos.jobs.datasets import open_recorded
-from pelagos.jobs.described_parts import recorded_datasets
-from pelagos.jobs.field_checks import given_in
-from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import unique_names
-from pelagos.jobs.run_plugins import import_plugins_of
-from pelagos.platform.config.measure import EvaluateJob
-from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.evaluation.climatology import climatology
-from pelagos.platform.evaluation.evaluate import (
+from pelagos.evaluation.forecasting.climatology import climatology
+from pelagos.evaluation.forecasting.forecasts import (
     BASELINES,
     DatasetEvaluation,
     evaluate_dataset,
 )
-from pelagos.platform.evaluation.report import Provenance, numbers, write_report
-from pelagos.platform.evaluation.rollout_windows import window_scores
-from pelagos.platform.evaluation.stability import Stability, roll_out
-from pelagos.platform.evaluation.summary import SummaryRow, shown_methods, summary_rows
-from pelagos.platform.evaluation.verdicts import Verdict, judge, warnings_of
-from pelagos.platform.runs import RunDirectory
-from pelagos.platform.terminal_tables import Column, print_table
-from pelagos.platform.tracking import code_version, log_evaluation
+from pelagos.evaluation.forecasting.stability import Stability, roll_out
+from pelagos.evaluation.measures.rollout_windows import window_scores
+from pelagos.evaluation.measures.verdicts import Verdict, judge, warnings_of
+from pelagos.evaluation.pages.forecast_page import Provenance, numbers, write_report
+from pelagos.evaluation.pages.summary import SummaryRow, shown_methods, summary_rows
+from pelagos.evaluation.pages.terminal_tables import Column, print_table
+from pelagos.infra.storage.files import below
+from pelagos.jobs.training.datasets import open_recorded
+from pelagos.jobs.training.field_checks import given_in
+from pelagos.jobs.training.parts import unique_names
+from pelagos.jobs.training.run_plugins import import_plugins_of
+from pelagos.jobs.weights.described_parts import recorded_datasets
+from pelagos.jobs.weights.forecaster import Forecaster
+from pelagos.platform.config.measure import EvaluateJob
+from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.mlflow_records.tracker import code_version, log_evaluation
+from pelagos.platform.records.runs import RunDirectory
 
 logger = logging.getLogger(__name__)
 AVERAGED = "averaged weights (ema_decay); the weights themselves: weights=model"
@@ -94,8 +94,8 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
 def _run_on_images(
     job: EvaluateJob, trained: _TrainedRun, console: Console | None
 ) -> EvaluateResult:
-    from pelagos.jobs.evaluate_images import measure_images, show_images
-    from pelagos.platform.evaluation import image_evaluation
+    from pelagos.evaluation.forecasting import images as image_evaluation
+    from pelagos.jobs.measuring.images import measure_images, show_images
 
     directory, training, step = trained.directory, trained.training, trained.step
     evaluations = measure_images(job, training, trained.forecaster)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pelagos.infra.yaml_text import parse_yaml_value
-from pelagos.jobs.model_directory import ModelDirectory, check_free, write_model_directory
-from pelagos.jobs.weight_files import ForeignWeights, read_source
+from pelagos.jobs.weights.foreign_files import ForeignWeights, read_source
+from pelagos.jobs.weights.model_directory import ModelDirectory, check_free, write_model_directory
 from pelagos.models.described import buildable
 from pelagos.models.pretrained import Pretrained, check_weights, mismatches
 from pelagos.models.registry import FAMILIES, create_model, list_models, model_class, model_info

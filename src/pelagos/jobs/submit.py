@@ -16,18 +16,26 @@ from pelagos.infra.clusters import (
     Submission,
     open_cluster,
 )
-from pelagos.infra.directory_store import ObjectStore, open_store
-from pelagos.infra.object_store import is_remote
 from pelagos.infra.signatures import digest_of
-from pelagos.jobs.hand_over import details_of, environment_of, hand_over, hand_over_array
-from pelagos.jobs.shipped_plugins import require_shipped
-from pelagos.jobs.submission_job import (
+from pelagos.infra.storage.directory_store import ObjectStore, open_store
+from pelagos.infra.storage.remote import is_remote
+from pelagos.jobs.submission.handing_over import (
+    details_of,
+    environment_of,
+    hand_over,
+    hand_over_array,
+)
+from pelagos.jobs.submission.placing import (
     default_overrides,
     name_of,
     needs_of,
     prepare,
 )
-from pelagos.jobs.submit_sweep import expand, needs_of_all
+from pelagos.jobs.submission.records import own_runs
+from pelagos.jobs.submission.records.record import RunRecord
+from pelagos.jobs.submission.shipping.package import FILES, WHEEL, build_archives, names_in, upload
+from pelagos.jobs.submission.shipping.shipped_plugins import require_shipped
+from pelagos.jobs.submission.sweeps import expand, needs_of_all
 from pelagos.platform.config.clusters import find_cluster
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
@@ -43,9 +51,6 @@ from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.overrides import override
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import SweepJob
-from pelagos.platform.submission import own_runs
-from pelagos.platform.submission.package import FILES, WHEEL, build_archives, names_in, upload
-from pelagos.platform.submission.record import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +240,7 @@ def _plan_sweep(
         submission = replace(common, run=trial.name)
         runs.append(PlannedRun(trial.name, trial.job, submission, tuple(notes), array))
     if checked:
-        from pelagos.jobs.sweep_checks import check_measurement
+        from pelagos.jobs.sweeping.checks import check_measurement
 
         check_measurement(sweep, checked)
     names = tuple(trial.name for trial in trials)
@@ -348,7 +353,7 @@ def _check_job(
             raise ConfigError("--after", [Problem((name,), message)])
     if not isinstance(job, TrainingJob):
         return []
-    from pelagos.jobs.parts import check_parts
+    from pelagos.jobs.training.parts import check_parts
 
     absent = [
         entry.uri

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pelagos.data_pipelines.convert.source import SourceError
-from pelagos.infra.files import CappedReader
+from pelagos.infra.storage.files import CappedReader
 
 if TYPE_CHECKING:
     from pelagos.data_pipelines.convert.readers import Sliceable

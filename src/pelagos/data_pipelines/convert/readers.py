@@ -24,9 +24,9 @@ from pelagos.data_pipelines.convert.hdf5 import ClassicFile, Hdf5File, is_classi
 from pelagos.data_pipelines.convert.npz import NpzFile, mapped_npy
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 from pelagos.data_pipelines.store.errors import DatasetError
-from pelagos.data_pipelines.suggestions import listed, nearest
 from pelagos.infra.json_text import parse_json
-from pelagos.infra.object_store import storage_options
+from pelagos.infra.storage.remote import storage_options
+from pelagos.infra.suggestions import listed, nearest
 
 OPEN_FILES_PER_THREAD = 4
 NIFTI_SLACK_BYTES = 2**20  # padding behind the values
