@@ -27,7 +27,8 @@ import zarr
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset, open_dataset
 from pelagos.data_pipelines.streaming.loader import StreamLoader
-from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
 from pelagos.data_pipelines.streaming.sampler import Sampler
 
 Window = tuple[int, int]  # trajectory, first frame

@@ -14,7 +14,8 @@ from peer_protocol import BATCH, Batches, FloatArray, Reader, Setting, Window, r
 
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.data_pipelines.streaming.loader import StreamLoader
-from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
 from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.data_pipelines.streaming.sampler import Sampler
 

@@ -35,7 +35,8 @@ from zarr.storage import FsspecStore, ObjectStore
 
 from pelagos.data_pipelines.store import CacheSettings, Dataset, open_dataset
 from pelagos.data_pipelines.streaming.loader import StreamLoader
-from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
 from pelagos.data_pipelines.streaming.sampler import Sampler
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))

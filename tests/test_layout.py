@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import os
 import re
 import subprocess
@@ -177,6 +178,31 @@ def test_dependencies_point_one_way(room: str) -> None:
             if parts[0] == "pelagos" and len(parts) > 1 and parts[1] in above:
                 wrong.append(f"{relative(path)}: {room} must not import {name}")
     assert wrong == []
+
+
+def test_no_room_is_in_a_circle_of_imports() -> None:
+    """In every folder: what lies in it, files and folders, can be put in an order of imports."""
+    paths = python_files(PACKAGE)
+    modules = {".".join(("pelagos", *p.relative_to(PACKAGE).with_suffix("").parts)) for p in paths}
+    arrows: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    for path in paths:
+        here = ("pelagos", *path.relative_to(PACKAGE).with_suffix("").parts)
+        if path.name == "__init__.py":
+            continue  # it speaks for its folder
+        for name in imported_modules(path):
+            there = tuple(name.split("."))
+            if name not in modules or there == here:
+                continue
+            common = next(i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b)
+            folder = arrows.setdefault(here[:common], {})
+            folder.setdefault(here[common], set()).add(there[common])
+    circles = []
+    for folder, graph in arrows.items():
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            circles.append(f"{'.'.join(folder)}: {' -> '.join(error.args[1])}")
+    assert circles == []
 
 
 def test_models_are_single_device_code() -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pelagos.data_pipelines.streaming.loader import StreamLoader
 from pelagos.data_pipelines.streaming.mixtures.curriculum import weights_by_step
-from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
 from pelagos.data_pipelines.streaming.mixtures.mixture_order import BLOCK_SIZE, MixtureOrder
 from pelagos.data_pipelines.streaming.sampler import Sampler
 

@@ -26,7 +26,8 @@ from pelagos.data_pipelines.foreign import (
 )
 from pelagos.data_pipelines.store import Dataset, DatasetError, open_dataset
 from pelagos.data_pipelines.streaming.loader import StreamLoader
-from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
 from pelagos.data_pipelines.streaming.sampler import Sampler
 
 SHAPE = (7, 5, 2, 6, 8)

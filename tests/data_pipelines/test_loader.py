@@ -14,7 +14,8 @@ import torch
 from pelagos.data_pipelines.store import DatasetError, Field, open_dataset
 from pelagos.data_pipelines.streaming.batch import Batch
 from pelagos.data_pipelines.streaming.loader import StreamLoader, load_batch
-from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
 from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.data_pipelines.streaming.sampler import Sampler
 

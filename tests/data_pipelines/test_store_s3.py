@@ -25,7 +25,8 @@ from pelagos.data_pipelines.store import (
 )
 from pelagos.data_pipelines.store.errors import ObjectMissingError
 from pelagos.data_pipelines.streaming.loader import StreamLoader
-from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
 from pelagos.data_pipelines.streaming.sampler import Sampler
 from pelagos.infra.storage.read_policy import ReadPolicy
 from pelagos.infra.storage.remote import RemoteStore

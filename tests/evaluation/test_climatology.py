@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from pelagos.evaluation import EvaluationData, evaluate_dataset
+from pelagos.evaluation.conclusions.verdicts import judge
 from pelagos.evaluation.forecasting.climatology import MOST_TRAJECTORIES, climatology
-from pelagos.evaluation.measures.verdicts import judge
 
 SIDES, NOISE = (10, 12), 4.0
 

@@ -24,8 +24,8 @@ from pelagos.evaluation import (
     evaluate_dataset,
     write_report,
 )
-from pelagos.evaluation.measures.rollout_windows import window_scores
-from pelagos.evaluation.measures.verdicts import judge
+from pelagos.evaluation.conclusions.rollout_windows import window_scores
+from pelagos.evaluation.conclusions.verdicts import judge
 from pelagos.evaluation.pages.forecast_page import numbers
 
 MODEL_FIELDS = ("density", "velocity-x", "velocity-y", "pressure")

@@ -15,12 +15,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pelagos.evaluation import Provenance
-from pelagos.evaluation.forecasting.images import (
-    ImageEvaluation,
-    evaluate_images,
-    write_image_report,
-)
+from pelagos.evaluation.forecasting.images import ImageEvaluation, evaluate_images
 from pelagos.evaluation.measures import image_metrics
+from pelagos.evaluation.pages.image_page import write_image_report
 from pelagos.jobs.measuring.images import show_images
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pelagos.evaluation.measures.sample_efficiency import (
+from pelagos.evaluation.conclusions.sample_efficiency import (
     Errors,
     Gain,
     accuracy_gain,

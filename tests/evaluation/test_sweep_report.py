@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pelagos.cli import sweep as sweep_cli
 from pelagos.evaluation.pages.sweep_page import SweepReport, SweepRow, render, sweep_figure
+from pelagos.jobs.sweeping import report_text
 
 
 def sweep_rows() -> list[SweepRow]:
@@ -47,8 +47,8 @@ def test_a_sweep_tells_which_trials_beat_the_baselines_and_warns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = SweepReport("sweep", sweep_rows(), None)
-    monkeypatch.setattr(sweep_cli.console, "width", 160)
-    sweep_cli.show_report(report, tmp_path)
+    monkeypatch.setattr(report_text.console, "width", 160)
+    report_text.show_report(report, tmp_path)
     shown = capsys.readouterr().out
     warning = "1 of 3 trials are no better than a constant at the last lead"
     assert shown.index(warning) < shown.index("relative L1 / VRMSE")
@@ -86,8 +86,8 @@ def test_gains_have_both_errors_and_fit(
         for seed in (0, 1)
     ]
     report = SweepReport("sweep", rows, "fno")
-    monkeypatch.setattr(sweep_cli.console, "width", width)
-    sweep_cli.show_report(report, tmp_path)
+    monkeypatch.setattr(report_text.console, "width", width)
+    report_text.show_report(report, tmp_path)
     shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     tables = [line for line in shown if line[:1] in "┏┃┡│└"]
     assert max(map(len, tables)) <= width

@@ -21,7 +21,7 @@ from pelagos.evaluation import (
     evaluate_dataset,
     write_report,
 )
-from pelagos.evaluation.measures.verdicts import (
+from pelagos.evaluation.conclusions.verdicts import (
     LEAST_TRAJECTORIES,
     Comparison,
     LeadVerdict,

@@ -158,7 +158,7 @@ def resume_command(
     from pelagos.cli.job_files import report_training
     from pelagos.jobs import resume
     from pelagos.jobs.submission import following, start_again
-    from pelagos.jobs.submit import Options
+    from pelagos.jobs.submission.planning import Options
 
     with exit_on_error():
         if is_local_run(run, runs_dir, cluster):

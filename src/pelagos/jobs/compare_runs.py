@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pelagos.evaluation.forecasting.forecasts import BASELINES, DatasetEvaluation
-from pelagos.evaluation.measures.verdicts import judge, warnings_of
+from pelagos.evaluation.conclusions.verdicts import judge, warnings_of
+from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation
 from pelagos.evaluation.pages.side_by_side import (
     SharedDataset,
     best_sentence,

@@ -12,15 +12,12 @@ from rich.text import Text
 
 from pelagos.data_pipelines.physics import DatasetPhysics, NoPhysics, dataset_physics
 from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.evaluation.conclusions.rollout_windows import window_scores
+from pelagos.evaluation.conclusions.verdicts import Verdict, judge, warnings_of
 from pelagos.evaluation.forecasting.climatology import climatology
-from pelagos.evaluation.forecasting.forecasts import (
-    BASELINES,
-    DatasetEvaluation,
-    evaluate_dataset,
-)
+from pelagos.evaluation.forecasting.forecasts import evaluate_dataset
+from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation
 from pelagos.evaluation.forecasting.stability import Stability, roll_out
-from pelagos.evaluation.measures.rollout_windows import window_scores
-from pelagos.evaluation.measures.verdicts import Verdict, judge, warnings_of
 from pelagos.evaluation.pages.forecast_page import Provenance, numbers, write_report
 from pelagos.evaluation.pages.summary import SummaryRow, shown_methods, summary_rows
 from pelagos.evaluation.pages.terminal_tables import Column, print_table
@@ -94,13 +91,13 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
 def _run_on_images(
     job: EvaluateJob, trained: _TrainedRun, console: Console | None
 ) -> EvaluateResult:
-    from pelagos.evaluation.forecasting import images as image_evaluation
+    from pelagos.evaluation.pages import image_page
     from pelagos.jobs.measuring.images import measure_images, show_images
 
     directory, training, step = trained.directory, trained.training, trained.step
     evaluations = measure_images(job, training, trained.forecaster)
     provenance, output = _provenance(job, trained), _output(job, directory)
-    report = image_evaluation.write_image_report(evaluations, provenance, output)
+    report = image_page.write_image_report(evaluations, provenance, output)
     if job.tracking:
         values = [
             (f"evaluation/{e.name}/{name}", step, value)
@@ -114,7 +111,7 @@ def _run_on_images(
             console.print(AVERAGED)
         show_images(evaluations, console)
         console.print(f"report: {report}", soft_wrap=True)
-    return EvaluateResult(job.run, report, image_evaluation.numbers(evaluations, provenance))
+    return EvaluateResult(job.run, report, image_page.numbers(evaluations, provenance))
 
 
 def _provenance(job: EvaluateJob, trained: _TrainedRun) -> Provenance:

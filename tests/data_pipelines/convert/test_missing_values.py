@@ -22,7 +22,8 @@ from pelagos.data_pipelines.pictures.animation import animate
 from pelagos.data_pipelines.pictures.plot_parts import colour_limits, shown_frames
 from pelagos.data_pipelines.pictures.plots import contact_sheet
 from pelagos.data_pipelines.store import Dataset, DatasetSpec, Field, create_dataset, open_dataset
-from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
 from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.jobs import convert
 

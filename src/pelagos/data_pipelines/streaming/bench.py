@@ -21,7 +21,8 @@ from pelagos.data_pipelines.foreign.identity import object_sizes
 from pelagos.data_pipelines.store import Dataset, DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.data_pipelines.streaming.loader import StreamLoader
-from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
 from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.data_pipelines.streaming.sampler import Sampler
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import jinja2
 
-from pelagos.evaluation.forecasting.forecasts import DatasetEvaluation
+from pelagos.evaluation.conclusions.verdicts import judge, rule
+from pelagos.evaluation.forecasting.scores import DatasetEvaluation
 from pelagos.evaluation.forecasting.stability import Stability
-from pelagos.evaluation.forecasting.stability import figure as stability_figure
 from pelagos.evaluation.measures.metrics import METRICS
-from pelagos.evaluation.measures.verdicts import judge, rule
 from pelagos.evaluation.pages import line_plots, plots
 from pelagos.evaluation.pages.physics_figure import physics_figure
+from pelagos.evaluation.pages.stability_figure import stability_figure
 from pelagos.evaluation.pages.summary import shown_methods, summary_rows
 from pelagos.infra.storage.files import below, replace_durably
 

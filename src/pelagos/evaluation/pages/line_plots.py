@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image as PillowImage
 
-from pelagos.evaluation.forecasting.forecasts import DatasetEvaluation, ExampleForecast
+from pelagos.evaluation.forecasting.scores import DatasetEvaluation, ExampleForecast
 from pelagos.evaluation.pages import plots
 from pelagos.evaluation.pages.plots import COLOURS, Image
 from pelagos.infra.figures import lay_out

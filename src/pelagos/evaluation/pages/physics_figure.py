@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from pelagos.evaluation.forecasting.forecasts import DatasetEvaluation
+from pelagos.evaluation.forecasting.scores import DatasetEvaluation
 from pelagos.evaluation.pages import plots
 
 _COLUMNS = 4

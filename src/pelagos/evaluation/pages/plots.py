@@ -24,11 +24,7 @@ from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from PIL import Image as PillowImage
 
-from pelagos.evaluation.forecasting.forecasts import (
-    BASELINES,
-    DatasetEvaluation,
-    ExampleForecast,
-)
+from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation, ExampleForecast
 from pelagos.evaluation.measures.metrics import relative_l1, vrmse
 from pelagos.infra.figures import lay_out, write_png
 

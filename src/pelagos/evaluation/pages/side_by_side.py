@@ -14,13 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from pelagos.evaluation.forecasting.forecasts import (
-    BASELINES,
-    DatasetEvaluation,
-    mean_of_known,
-)
-from pelagos.evaluation.measures.metrics import METRICS
-from pelagos.evaluation.measures.verdicts import (
+from pelagos.evaluation.conclusions.verdicts import (
     CONFIDENCE,
     JUDGED_BY,
     LEAST_TRAJECTORIES,
@@ -34,6 +28,8 @@ from pelagos.evaluation.measures.verdicts import (
     mean_ranks,
     trajectory_scores,
 )
+from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation, mean_of_known
+from pelagos.evaluation.measures.metrics import METRICS
 from pelagos.evaluation.pages import line_plots, plots
 from pelagos.evaluation.pages.forecast_page import (
     NUMBERS_NAME,

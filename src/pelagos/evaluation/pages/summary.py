@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pelagos.evaluation.forecasting.forecasts import BASELINES, DatasetEvaluation
-from pelagos.evaluation.measures.verdicts import LeadVerdict, Verdict
+from pelagos.evaluation.conclusions.verdicts import LeadVerdict, Verdict
+from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation
 
 WAYS = ("direct", "autoregressive", "ensemble")
 

@@ -14,14 +14,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
 
-from pelagos.evaluation.measures.sample_efficiency import (
+from pelagos.evaluation.conclusions.sample_efficiency import (
     CONFIDENCE,
     Errors,
     Gain,
     GainRow,
     gain_rows,
 )
-from pelagos.evaluation.measures.verdicts import rule
+from pelagos.evaluation.conclusions.verdicts import rule
 from pelagos.evaluation.pages.forecast_page import Picture, page_environment
 from pelagos.evaluation.pages.plots import COLOURS, figure_png
 from pelagos.evaluation.pages.population_page import (

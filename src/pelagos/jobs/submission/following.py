@@ -25,10 +25,10 @@ from pelagos.infra.storage.directory_store import ObjectStore, open_store
 from pelagos.infra.storage.files import read_regular
 from pelagos.infra.storage.remote import StorageError, StorageMissingError, is_remote
 from pelagos.jobs.submission.others_jobs import require_own_places
+from pelagos.jobs.submission.planning import Options, SubmissionPlan, plan
 from pelagos.jobs.submission.records import own_runs
 from pelagos.jobs.submission.records.record import RecordError, RunRecord, RunState, list_records
 from pelagos.jobs.submission.shipping.mirror import PART_BYTES, Mirror
-from pelagos.jobs.submit import Options, SubmissionPlan, plan
 from pelagos.platform.config.clusters import find_cluster, load_clusters
 from pelagos.platform.config.differences import changed_keys
 from pelagos.platform.config.load import parse_job, resolve_yaml

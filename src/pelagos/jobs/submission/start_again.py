@@ -23,11 +23,11 @@ from pelagos.jobs.submission.following import (
 from pelagos.jobs.submission.handing_over import details_of, hand_over, submission_of
 from pelagos.jobs.submission.others_jobs import require_own_places
 from pelagos.jobs.submission.placing import needs_of
+from pelagos.jobs.submission.planning import Options, own_code
 from pelagos.jobs.submission.records import own_runs
 from pelagos.jobs.submission.records.record import RunRecord, RunState
 from pelagos.jobs.submission.shipping.package import upload
 from pelagos.jobs.submission.silent_ends import record_silent_end
-from pelagos.jobs.submit import Options, own_code
 from pelagos.platform.config.clusters import find_cluster
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.sweep import SweepJob

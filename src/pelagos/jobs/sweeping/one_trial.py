@@ -11,8 +11,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from pelagos import plugins
-from pelagos.evaluation.forecasting.forecasts import BASELINES, DatasetEvaluation
-from pelagos.evaluation.measures.verdicts import combined_label, judge
+from pelagos.evaluation.conclusions.verdicts import combined_label, judge
+from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation
 from pelagos.jobs import evaluate, resume
 from pelagos.jobs.pretrain import PretrainResult
 from pelagos.jobs.sweeping.inputs import inputs_of_run

@@ -14,7 +14,8 @@ from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.data_pipelines.streaming.batch import Batch
 from pelagos.data_pipelines.streaming.loader import StreamLoader, load_batch
 from pelagos.data_pipelines.streaming.mixtures.curriculum import Weight, largest_weight
-from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture, MixtureEntry
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
 from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.data_pipelines.streaming.sampler import SampleIndex, Sampler
 from pelagos.jobs.training.class_labels import drawn_label_problems, label_problems

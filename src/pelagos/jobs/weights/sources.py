@@ -12,13 +12,13 @@ from torch import Tensor
 
 from pelagos.infra.storage.files import below
 from pelagos.infra.storage.remote import RemoteStore, is_remote
-from pelagos.jobs.import_weights import MARKERS, find_network
 from pelagos.jobs.training.parts import options_for
 from pelagos.jobs.training.run_plugins import import_plugins_of
 from pelagos.jobs.weights.described_parts import described_network
 from pelagos.jobs.weights.forecaster import store_weights, trained_weights
 from pelagos.jobs.weights.foreign_files import owning_run, read_source
 from pelagos.jobs.weights.model_directory import DESCRIPTION_FILE
+from pelagos.jobs.weights.recognising import MARKERS, find_network
 from pelagos.jobs.weights.trained_description import read_trained_description
 from pelagos.models.pretrained import read_weights
 from pelagos.models.registry import stored_config

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pelagos.platform.config.schema import OptimizerConfig
 from pelagos.platform.optimization.optimizer_kinds import find_optimizer
+from pelagos.platform.optimization.settings import OptimizerSettings
 
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -22,7 +22,7 @@ class GroupSettings(NamedTuple):
     frozen_until_step: int = 0
 
 
-def optimizer_factory(config: OptimizerConfig, model: nn.Module) -> OptimizerFactory:
+def optimizer_factory(config: OptimizerSettings, model: nn.Module) -> OptimizerFactory:
     """Return the function that builds the optimizer of `model` once it is wrapped and sharded.
 
     Which parameter is in which group is settled here: a sharded parameter may have lost its shape.
@@ -57,7 +57,7 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
         raise ValueError("optimizer.frozen matches every parameter: nothing is left to train")
 
 
-def group_settings(model: nn.Module, config: OptimizerConfig) -> dict[str, GroupSettings]:
+def group_settings(model: nn.Module, config: OptimizerSettings) -> dict[str, GroupSettings]:
     """Return the settings of every trainable parameter by name.
 
     A parameter takes the settings of the first of `config.groups` whose pattern is found in its

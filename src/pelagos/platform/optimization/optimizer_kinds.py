@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pelagos.platform.config.schema import OptimizerConfig
+from pelagos.platform.optimization.settings import OptimizerSettings
 from pelagos.registry import Registry
 
-BuildOptimizer = Callable[[list[dict[str, Any]], OptimizerConfig], torch.optim.Optimizer]
+BuildOptimizer = Callable[[list[dict[str, Any]], OptimizerSettings], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OptimizerKind:
         return scalars | {name: torch.zeros_like(parameter.detach()) for name in self.moments}
 
 
-def _adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+def _adamw(groups: list[dict[str, Any]], config: OptimizerSettings) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps)
 
 
@@ -55,7 +55,7 @@ OPTIMIZERS: Registry[OptimizerKind] = Registry(
 )
 
 
-def find_optimizer(config: OptimizerConfig) -> OptimizerKind:
+def find_optimizer(config: OptimizerSettings) -> OptimizerKind:
     """Return the kind that a job's `optimizer` section names.
 
     Raises:

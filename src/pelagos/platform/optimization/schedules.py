@@ -3,20 +3,20 @@
 import math
 from collections.abc import Callable
 
-from pelagos.platform.config.schema import ScheduleConfig
+from pelagos.platform.optimization.settings import ScheduleSettings
 from pelagos.registry import Registry
 
-Curve = Callable[[float, ScheduleConfig], float]
+Curve = Callable[[float, ScheduleSettings], float]
 """The share of the peak rate at a progress from 0 (the warm-up's end) to 1 (`total_steps`)."""
 
 
-def cosine(progress: float, schedule: ScheduleConfig) -> float:
+def cosine(progress: float, schedule: ScheduleSettings) -> float:
     """Half a cosine down to `final_lr_fraction` (Loshchilov and Hutter, SGDR, 2017, eq. 5)."""
     low = schedule.final_lr_fraction
     return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def constant(progress: float, schedule: ScheduleConfig) -> float:
+def constant(progress: float, schedule: ScheduleSettings) -> float:
     """The peak rate to the end."""
     return 1.0
 
@@ -24,7 +24,7 @@ def constant(progress: float, schedule: ScheduleConfig) -> float:
 SCHEDULES: Registry[Curve] = Registry("schedule", {"cosine": cosine, "constant": constant})
 
 
-def lr_factor(step: int, schedule: ScheduleConfig) -> float:
+def lr_factor(step: int, schedule: ScheduleSettings) -> float:
     """Return the share of the peak learning rate used in `step` (counted from 0).
 
     Linear over `warmup_steps`: step k takes (k + 1) / warmup_steps, so that the first step moves and

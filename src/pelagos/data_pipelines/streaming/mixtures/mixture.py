@@ -11,7 +11,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,16 +22,15 @@ from pelagos.data_pipelines.store.readable import ReadableDataset, Region
 from pelagos.data_pipelines.streaming.crops import crop_region
 from pelagos.data_pipelines.streaming.given_fields import given_fields
 from pelagos.data_pipelines.streaming.mixtures.curriculum import (
-    Weight,
     WeightsFrom,
     in_state,
     weight_at,
     weights_by_step,
 )
 from pelagos.data_pipelines.streaming.mixtures.mixture_checks import check_masks, mixture_problems
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
 from pelagos.data_pipelines.streaming.mixtures.mixture_state import (
     LONGEST_STATE,
-    STATE_KEYS,
     changes_of_datasets,
     changes_of_digests,
     digests,
@@ -40,41 +39,6 @@ from pelagos.data_pipelines.streaming.normalization import Normalization
 
 Windows = tuple[tuple[int, ...], ...]
 LABEL_PARAMETER = "label"
-
-
-@dataclass(frozen=True)
-class MixtureEntry:
-    """One dataset of a mixture.
-
-    Args:
-        dataset: open.
-        split: which of its trajectories (`all` for every one).
-        weight: relative share of samples, or `{0: 1.0, 10000: 0.2}`: the share from each step on;
-            None in every entry shares by number of windows.
-        offset: what to subtract from a field before normalisation, by field name.
-        repeat: how often each of its windows counts where datasets share by number of windows.
-        max_trajectories: only the first so many trajectories of the split; None takes all.
-        crop: read a random box of so many grid points, `(y, x)`, of each sample; None reads all.
-    """
-
-    dataset: ReadableDataset
-    split: str = "train"
-    weight: Weight | None = None
-    offset: Mapping[str, float] = field(default_factory=dict)
-    repeat: int = 1
-    max_trajectories: int | None = None
-    crop: tuple[int, ...] | None = None
-
-    @property
-    def sample_grid(self) -> tuple[int, ...]:
-        """Grid points of a sample, `(y, x)`."""
-        return self.dataset.grid_shape if self.crop is None else self.crop
-
-    def unusual(self) -> dict[str, Any]:
-        """What differs from the usual `repeat`, `max_trajectories` and `crop`, for the state."""
-        values: dict[str, Any] = {"repeat": self.repeat, "max_trajectories": self.max_trajectories}
-        values["crop"] = None if self.crop is None else list(self.crop)
-        return {k: v for k, v in values.items() if v is not None and v != STATE_KEYS[k]}
 
 
 class Mixture:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pelagos.data_pipelines.streaming.mixtures.curriculum import weight_problem
 
 if TYPE_CHECKING:
-    from pelagos.data_pipelines.streaming.mixtures.mixture import MixtureEntry
+    from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
     from pelagos.data_pipelines.streaming.normalization import Normalization
 
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pelagos.evaluation.forecasting.forecasts import (
+from pelagos.evaluation.forecasting.scores import (
     BASELINES,
     DatasetEvaluation,
     FloatArray,

@@ -5,33 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from pelagos.evaluation.forecasting.forecasts import DatasetEvaluation
-
-
-@dataclass(frozen=True)
-class WindowScore:
-    """VRMSE over the steps `first` to `last` of a rollout, of which `num_steps` were evaluated.
-
-    `vrmse` by method: mean over steps and fields, median over trajectories; infinite where the
-    median trajectory diverges, NaN where no field varies in any trajectory.
-    """
-
-    first: int
-    last: int
-    num_steps: int
-    vrmse: dict[str, float]
-
-    @property
-    def name(self) -> str:
-        """The window in words that fit a metric's name: `6-12`."""
-        return f"{self.first}-{self.last}"
+from pelagos.evaluation.forecasting.scores import DatasetEvaluation, WindowScore
 
 
 def window_scores(
