@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 import s3fs
+import yaml
 
 from pelagos import plugins
 from pelagos.jobs import pretrain
-from pelagos.jobs.parts import build_parts
-from pelagos.platform.config import PretrainJob, TrainingJob
+from pelagos.jobs.sweeping import one_trial
+from pelagos.jobs.sweeping.trials import Trial, trials_of
+from pelagos.jobs.training.parts import build_parts
+from pelagos.platform.config import PretrainJob, SweepJob, TrainingJob, resolve_yaml
 from pelagos.platform.config.differences import is_among
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.marks import Meaning, Trait
 from pelagos.platform.config.meanings import Key, training_keys
 from pelagos.platform.config.overrides import override
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 STEPS = 4
@@ -123,7 +126,7 @@ def make(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "watching.py").write_text(WATCHER)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("PELAGOS_PLUGINS", "")  # so that what is loaded here is not later
     text = tiny_job_text(datasets, tmp_path, "plain")
     yield lambda name, values: job_with(text, {"name": name, **values})
     sys.modules.pop("watching", None)
@@ -200,6 +203,27 @@ def test_losses_are_the_same_in_processes_of_their_own(
     ended = rank_pool.call(world_size, __file__, "train_here", text=text)
     assert ended == ["finished"] * world_size
     assert losses_of(job) == pytest.approx(plain, rel=tolerance, abs=0)
+
+
+def test_a_trial_goes_on_as_the_job_computes_its_steps_now(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(resolve_yaml(make("tiny", {})))
+
+    def the_trial(**values: Any) -> Trial:
+        entry = {"file": str(tmp_path / "tiny.yaml"), "set": values}
+        tree = {"job": "sweep", "name": "s", "jobs": {"a": entry}, "tracking": {"uri": None}}
+        sweep = parse_job(yaml.safe_dump(tree), "sweep")
+        assert isinstance(sweep, SweepJob)
+        return trials_of(sweep)[0]
+
+    one_trial.train(the_trial(), lambda: None, until_step=1)
+    cache = {"directory": str(tmp_path / "cache"), "max_bytes": 10**8}
+    now = the_trial(**{"data.num_threads": 1, "data.cache": cache})
+    assert one_trial.train(now, lambda: None).outcome.kind == "finished"
+    run = RunDirectory(now.path)
+    assert run.job().data == now.job.data
+    (changed,) = [event for event in run.events() if event["kind"] == "job_changed"]
+    assert changed["keys"] == ["data.cache", "data.num_threads"]
+    assert [record["step"] for record in run.metrics()] == [1, 2, 3, 4]
 
 
 def test_every_key_that_decides_no_step_is_turned_above() -> None:

@@ -16,28 +16,27 @@ from mlflow import MlflowClient
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
+from pelagos.evaluation.pages.sweep_page import render
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.jobs import evaluate
 from pelagos.jobs import sweep as sweep_job
-from pelagos.jobs.parts import MixtureStreams
-from pelagos.jobs.sweep_checks import check_labels
-from pelagos.jobs.sweep_trial import run_trial, train
-from pelagos.jobs.sweep_trials import (
-    Trial,
+from pelagos.jobs.sweeping.checks import check_labels
+from pelagos.jobs.sweeping.inputs import check_inputs
+from pelagos.jobs.sweeping.one_trial import run_trial
+from pelagos.jobs.sweeping.trials import (
     TrialResult,
     read_result,
     result_of,
     trials_of,
     write_result,
 )
-from pelagos.jobs.trial_inputs import check_inputs
+from pelagos.jobs.training.parts import MixtureStreams
 from pelagos.models.registry import create_model
-from pelagos.platform.cli.main import app
 from pelagos.platform.config import ConfigError, SweepJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.measure import EvaluateJob
-from pelagos.platform.evaluation.sweep_report import render
-from pelagos.platform.runs import RunDirectory, list_runs
+from pelagos.platform.records.runs import RunDirectory, list_runs
 
 MakeSweep = Callable[..., SweepJob]
 # 8 is not divisible by 3 heads: the schema cannot know, the network refuses it
@@ -327,26 +326,6 @@ def test_gains_of_errors_of_other_fields_are_refused(
             with pytest.raises(ConfigError, match="jobs.tuned: is scored on .*baseline fno on"):
                 check_labels(other, left)
         check_labels(other.model_copy(update={"trajectories": ()}), {"fno"})  # no gains asked for
-
-
-def test_a_trial_goes_on_as_the_job_computes_its_steps_now(
-    make_sweep: MakeSweep, tmp_path: Path
-) -> None:
-    file = str(tmp_path / "tiny.yaml")
-
-    def the_trial(**set_: Any) -> Trial:
-        sweep = make_sweep(jobs={"tiny": {"file": file, "set": set_}}, evaluate=None)
-        return trials_of(sweep)[0]
-
-    train(the_trial(**RARE_SAVES), lambda: None, until_step=1)
-    cache = {"directory": str(tmp_path / "cache"), "max_bytes": 10**8}
-    now = the_trial(**{**RARE_SAVES, "data.num_threads": 1, "data.cache": cache})
-    assert train(now, lambda: None).outcome.kind == "finished"
-    run = RunDirectory(now.path)
-    assert run.job().data == now.job.data
-    (changed,) = [event for event in run.events() if event["kind"] == "job_changed"]
-    assert changed["keys"] == ["data.cache", "data.num_threads"]
-    assert [record["step"] for record in run.metrics()] == [1, 2]
 
 
 @pytest.mark.parametrize(

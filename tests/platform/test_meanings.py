@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pelagos.jobs.sweep_trials import trials_of
+from pelagos.jobs.sweeping.trials import trials_of
 from pelagos.platform.config import PretrainJob, SweepJob
 from pelagos.platform.config.differences import is_among
 from pelagos.platform.config.load import ConfigError, parse_job
@@ -22,7 +22,7 @@ from pelagos.platform.config.meanings import (
     values_of,
 )
 from pelagos.platform.config.sweep import CHANGEABLE_WITHIN_A_RUN
-from pelagos.platform.runs import CHANGEABLE, CHANGEABLE_IN_A_BRANCH
+from pelagos.platform.records.runs import CHANGEABLE, CHANGEABLE_IN_A_BRANCH
 
 MakeJob = Callable[..., PretrainJob]
 # Keys with their meaning and traits; those of `PLAIN` decide steps, and nothing else is known of them.

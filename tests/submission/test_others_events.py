@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from pelagos.infra.directory_store import DirectoryStore
 from pelagos.infra.signatures import digest_of, is_signed, signature_with, signed_text
-from pelagos.jobs import run_queue, training
-from pelagos.jobs.as_submitted import changes_to_own
+from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.jobs import resume as resume_job
 from pelagos.jobs.pretrain import PretrainResult
-from pelagos.jobs.run_submitted import Driver
+from pelagos.jobs.submission.as_submitted import changes_to_own
+from pelagos.jobs.submission.driver import Driver
+from pelagos.jobs.submission.ray_queue import process as run_queue
+from pelagos.jobs.submission.records.record import RecordError, RunRecord
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.runs import Outcome, RunDirectory, RunError
-from pelagos.platform.submission.record import RecordError, RunRecord
+from pelagos.platform.records.runs import Outcome, RunDirectory, RunError
 
 TRAINING = Path(__file__).parents[2] / "configs/quickstart/pretrain.yaml"
 TOKEN = "0123456789abcdef" * 4
@@ -53,7 +54,7 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append((job, further["from_step"]))
         return PretrainResult("r", Outcome("finished", 1), {})
 
-    monkeypatch.setattr(training, "resume", resume)
+    monkeypatch.setattr(resume_job, "resume", resume)
     return found
 
 

@@ -29,9 +29,9 @@ from pelagos.data_pipelines.convert.tasks import (
     listed,
 )
 from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
-from pelagos.infra.addresses import reject_empty_parts
-from pelagos.infra.read_policy import split_options
-from pelagos.jobs.shard_work import (
+from pelagos.infra.storage.addresses import reject_empty_parts
+from pelagos.infra.storage.read_policy import split_options
+from pelagos.jobs.making.shard_work import (
     Launch,
     ShardProgress,
     abandoned_if_empty,
@@ -40,7 +40,7 @@ from pelagos.jobs.shard_work import (
     shard_progress,
 )
 from pelagos.platform.config.schema import ResourcesConfig
-from pelagos.platform.terminal import HarmlessConsole
+from pelagos.platform.console import HarmlessConsole
 
 MAX_DEFAULT_WORKERS = 4
 MAX_DIFFERENCE = 200  # characters shown of one entry in which two specifications differ

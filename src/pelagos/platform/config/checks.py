@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from pelagos.infra.addresses import reject_empty_parts
+from pelagos.infra.storage.addresses import reject_empty_parts
 from pelagos.platform.config.differences import is_among
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob, Section, TrainingJob
 from pelagos.platform.config.sweep import (
