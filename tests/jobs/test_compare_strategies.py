@@ -51,11 +51,11 @@ def test_strategies_are_compared_by_what_their_runs_recorded(
 @pytest.mark.slow
 def test_a_difference_beyond_the_tolerance_fails_by_name(make_job: MakeJob, tmp_path: Path) -> None:
     # the papers' scope forms the loss over each rank's own samples: two ranks learn another thing
-    make_job("job", objective__loss_scope="micro_batch")
+    make_job("job", objective__config__loss_scope="micro_batch")
     output = tmp_path / "comparison"
     options = ("--strategies", "single,ddp", "--num-workers", "2", "--steps", "3")
     status, text = compare(
-        tmp_path / "job.yaml", output, *options, "objective.loss_scope=micro_batch"
+        tmp_path / "job.yaml", output, *options, "objective.config.loss_scope=micro_batch"
     )
     assert status == DISAGREE
     assert "ddp-2: the loss of step" in text

@@ -27,7 +27,7 @@ from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 FNO: dict[str, Any] = {"modes": 3, "width": 6, "num_layers": 2}
-WINDOW = {"name": "autoregressive", "num_input_frames": 2}
+WINDOW = {"name": "autoregressive", "config": {"num_input_frames": 2}}
 # model, its options, its objective, and the data's grid
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], tuple[int, ...]]] = {
     "line": ("fno-nano", {**FNO, "num_dimensions": 1}, {"name": "next_step"}, (24,)),

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pelagos.jobs.sweeping.trials import trials_of
+from pelagos.models.objectives import OBJECTIVES, WITHIN_A_RUN, options_of
 from pelagos.platform.config import PretrainJob, SweepJob
 from pelagos.platform.config.differences import is_among
 from pelagos.platform.config.load import ConfigError, parse_job
@@ -63,24 +64,6 @@ model.name steps inputs network
 model.config steps inputs network resumable
 objective.name steps network
 objective.config steps network
-objective.max_lead_steps steps network
-objective.frame_stride steps network
-objective.num_input_frames steps network
-objective.time_scale steps network
-objective.field_groups steps network
-objective.loss_scope steps network
-objective.loss steps network
-objective.field_weights steps network population
-objective.normalize_samples steps network
-objective.noise_scale steps network population
-objective.num_unrolled_steps steps network
-objective.backpropagate steps network
-objective.mask_ratio steps network
-objective.patch_size steps network
-objective.normalize_patches steps network
-objective.num_classes steps network
-objective.label_smoothing steps network
-objective.label_field steps network
 optimizer.name steps updates
 optimizer.config steps updates
 optimizer.lr steps population updates
@@ -190,10 +173,15 @@ def test_what_resumes_branches_and_populations_may_change_follows() -> None:
     weights = {f"optimizer.{key}" for key in ("lr", "weight_decay", "betas", "eps", "clip_norm")}
     weights |= {"optimizer.layer_decay", "optimizer.groups", "schedule.name"}
     weights |= {"schedule.warmup_steps", "schedule.final_lr_fraction"}
-    assert set(CHANGEABLE_WITHIN_A_RUN) == weights | {
-        "objective.field_weights",
-        "objective.noise_scale",
+    assert set(CHANGEABLE_WITHIN_A_RUN) == weights
+    options = {
+        f"{name}.{key}"
+        for name in OBJECTIVES
+        for key, option in options_of(name).items()
+        if option.metadata.get(WITHIN_A_RUN)
     }
+    of_fields = ("all2all", "next_step", "steady", "autoregressive")
+    assert options == {*(f"{n}.field_weights" for n in of_fields), "autoregressive.noise_scale"}
 
 
 def test_parts_of_a_job_are_those_of_their_keys(make_job: MakeJob) -> None:
@@ -255,7 +243,7 @@ def test_a_trial_is_the_same_with_another_value(
         ("data.mixture.0.uri", "other.zarr"),
         ("data.order_version", 1),
         ("validation.num_samples", 16),
-        ("objective.frame_stride", 2),
+        ("objective.config.frame_stride", 2),
         ("model.config.embed_dim", 16),
     ],
 )

@@ -33,11 +33,11 @@ def compare_strategies_command(
 
     Example: pelagos compare-strategies job.yaml --strategies ddp,fsdp,zero3 --num-workers 2,4
     """
-    from pelagos.cli.job_files import load_as
+    from pelagos.cli.job_files import errors_of, load_as
     from pelagos.jobs import compare_strategies as job_module
     from pelagos.platform.config import PretrainJob
 
-    with exit_on_error():
+    with exit_on_error(), errors_of(job_file, overrides):
         job = load_as(PretrainJob, job_file, overrides)
         counts = [_count(text) for text in num_workers.split(",")]
         layouts = job_module.layouts_of([s.strip() for s in strategies.split(",")], counts)

@@ -1,6 +1,7 @@
 """Reading job files for the verbs, and the closing words of a training."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from pelagos.platform.config import (
     SweepJob,
     load_job,
 )
-from pelagos.platform.config.load import parse_job
+from pelagos.platform.config.load import ConfigError, located, parse_job
 
 AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, EvaluateJob, SweepJob)
 
@@ -34,6 +35,17 @@ def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> A
             f"run `pelagos {job.job} {path}`"
         )
     return job
+
+
+@contextlib.contextmanager
+def errors_of(path: str, overrides: Sequence[str] | None) -> Iterator[None]:
+    """Let what is wrong with the parts of a file's job be told with the file and its lines."""
+    try:
+        yield
+    except ConfigError as error:
+        if not error.source.startswith("job "):
+            raise  # the file's own, which has them
+        raise located(error, path, overrides or ()) from error
 
 
 def evaluate_job(run: str, overrides: Sequence[str] | None) -> EvaluateJob:

@@ -102,13 +102,13 @@ def pretrain(
 
     Example: pelagos pretrain configs/quickstart/pretrain.yaml schedule.total_steps=100
     """
-    from pelagos.cli.job_files import load_as, report_training
+    from pelagos.cli.job_files import errors_of, load_as, report_training
     from pelagos.jobs import pretrain as job_module
     from pelagos.jobs.training.parts import check_parts, count_flops
     from pelagos.platform.config import PretrainJob
     from pelagos.platform.planner import plan_pretrain
 
-    with exit_on_error():
+    with exit_on_error(), errors_of(job_file, overrides):
         job = load_as(PretrainJob, job_file, overrides)
         if dry_run:
             mixture = check_parts(job)
@@ -126,13 +126,13 @@ def finetune(
 
     Example: pelagos finetune configs/quickstart/finetune.yaml source.run=quickstart
     """
-    from pelagos.cli.job_files import load_as, report_training
+    from pelagos.cli.job_files import errors_of, load_as, report_training
     from pelagos.jobs import finetune as job_module
     from pelagos.jobs.training.parts import count_flops
     from pelagos.platform.config import FinetuneJob
     from pelagos.platform.planner import plan_pretrain
 
-    with exit_on_error():
+    with exit_on_error(), errors_of(job_file, overrides):
         job = load_as(FinetuneJob, job_file, overrides)
         if dry_run:
             prepared = job_module.prepare(job)

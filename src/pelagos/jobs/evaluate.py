@@ -24,6 +24,7 @@ from pelagos.evaluation.pages.terminal_tables import Column, print_table
 from pelagos.infra.storage.files import below
 from pelagos.jobs.training.datasets import open_recorded
 from pelagos.jobs.training.field_checks import given_in
+from pelagos.jobs.training.objective_options import option_of
 from pelagos.jobs.training.parts import unique_names
 from pelagos.jobs.training.run_plugins import import_plugins_of
 from pelagos.jobs.weights.described_parts import recorded_datasets
@@ -168,14 +169,14 @@ def _stabilities(job: EvaluateJob, trained: _TrainedRun) -> list[Stability]:
     found = []
     for record in recorded_datasets(forecaster.description):
         dataset = open_recorded(record["uri"], training)
-        data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
+        data = forecaster.view(dataset, record["offset"], option_of(training, "field_groups"))
         found.append(
             roll_out(
                 forecaster.predict_on(data),
                 data,
                 dataset.split(job.split)[: job.max_trajectories],
                 job.stability_steps,
-                rollout_step=training.objective.frame_stride,
+                rollout_step=option_of(training, "frame_stride", 1),
                 input_frames=forecaster.objective.input_frames,
                 batch_size=job.batch_size,
             )
@@ -195,11 +196,11 @@ def _check_forecasts(forecaster: Forecaster, run: str) -> None:
 
 def _lead_steps(job: EvaluateJob, training: TrainingJob) -> tuple[int, ...] | None:
     """Return the leads in stored frames, or None for every used frame of the dataset."""
-    stride = training.objective.frame_stride
+    stride = option_of(training, "frame_stride", 1)
     if job.lead_steps is not None:
         return tuple(sorted({lead * stride for lead in job.lead_steps}))
-    if training.objective.max_lead_steps is not None:
-        return tuple(lead * stride for lead in range(1, training.objective.max_lead_steps + 1))
+    if (longest := option_of(training, "max_lead_steps")) is not None:
+        return tuple(lead * stride for lead in range(1, longest + 1))
     return None
 
 
@@ -214,11 +215,11 @@ def _evaluate(
     training, forecaster = trained.training, trained.forecaster
     dataset = open_recorded(record["uri"], training)
     _check_masks(dataset, forecaster)
-    stride, frames = training.objective.frame_stride, forecaster.objective.input_frames
+    stride, frames = option_of(training, "frame_stride", 1), forecaster.objective.input_frames
     history = (frames - 1) * stride
     initial = max(initial_frame, history)
     physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
-    data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
+    data = forecaster.view(dataset, record["offset"], option_of(training, "field_groups"))
     data = replace(
         data,
         mean_frame=climatology(data, _trained_on(dataset)),

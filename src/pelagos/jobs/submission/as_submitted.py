@@ -11,6 +11,7 @@ from pelagos.jobs.submission.placing import place_job
 from pelagos.platform.config.differences import changed_keys, is_among
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
+from pelagos.platform.config.old_options import new_key
 from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.others_runs import ENDPOINT, TRACKING, is_given
@@ -37,7 +38,7 @@ def changes_to_own(
     Raises:
         RunError: job.yaml is none of them; names each key with both values, and what to say.
     """
-    given = tuple(text.partition("=")[0].strip() for text in overrides)
+    given = tuple(new_key(text.partition("=")[0].strip()) for text in overrides)
     found = run.job_as_written()
 
     def differing(job: TrainingJob) -> list[str]:

@@ -12,6 +12,7 @@ from pelagos.platform.config.finetune import REGISTRY_SCHEME, FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import ConfigError, Problem, parse_yaml, read_yaml_text
 from pelagos.platform.config.measure import EvaluateJob, ProbeJob
+from pelagos.platform.config.old_options import new_key, new_path
 from pelagos.platform.config.schema import GenerateJob, TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 
@@ -42,7 +43,7 @@ def default_overrides(path: str, config: ClusterConfig) -> list[str]:
 def cluster_defaults(path: str, config: ClusterConfig) -> dict[str, Any]:
     """Return the cluster's values of dotted keys that the job file does not set."""
     tree, lines = parse_yaml(read_yaml_text(path), path)
-    given = {".".join(str(part) for part in key) for key in lines}
+    given = {".".join(str(part) for part in new_path(key)) for key in lines}
     kind = tree.get("job")
     if kind == "probe":
         return {}
@@ -51,7 +52,7 @@ def cluster_defaults(path: str, config: ClusterConfig) -> dict[str, Any]:
         defaults.setdefault("tracking.uri", config.tracking)
     if config.endpoint_url and kind not in ("evaluate", "sweep"):
         defaults.setdefault("storage.endpoint_url", config.endpoint_url)
-    return {key: value for key, value in defaults.items() if key not in given}
+    return {key: value for key, value in defaults.items() if new_key(key) not in given}
 
 
 def prepare(job: Job, config: ClusterConfig) -> Job:

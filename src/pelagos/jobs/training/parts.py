@@ -27,10 +27,9 @@ from pelagos.jobs.training.networks import any_network, objective_options
 from pelagos.jobs.training.networks import build_model as build_model
 from pelagos.jobs.training.networks import build_network as build_network
 from pelagos.jobs.training.networks import build_objective as build_objective
+from pelagos.jobs.training.objective_options import option_problems
 from pelagos.models.flops import flop_counter
-from pelagos.models.objectives import (
-    Segmentation,
-)
+from pelagos.models.objectives import OBJECTIVES, Segmentation
 from pelagos.models.registry import (
     explicit_config,
 )
@@ -327,10 +326,15 @@ def check_parts(job: TrainingJob) -> Mixture:
     problems: list[Problem] = []
     mixture: Mixture | None = None
     problems += _unknown_parts(job)
+    options = option_problems(job)
+    problems += options
     try:
         build_objective(job)
-    except ValueError as error:
-        problems.append(Problem(("objective",), str(error)))
+    except (ValueError, TypeError) as error:
+        if not options:
+            is_known = job.objective.name in OBJECTIVES
+            key = ("objective", "config" if is_known and job.objective.config else "name")
+            problems.append(Problem(key, str(error)))
     make = any_network if problems else build_model
     try:
         with torch.device("meta"):

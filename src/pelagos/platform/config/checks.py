@@ -175,25 +175,11 @@ def _check_pretrain(job: TrainingJob) -> Iterator[Finding]:
             ("data", "normalization"),
             f"source is for finetune jobs, which have one; this is a {job.job} job: use statistics",
         )
-    if job.data.absent_fields == "ones" and job.objective.normalize_samples:
-        yield (
-            ("data", "absent_fields"),
-            "got ones, which objective.normalize_samples would make zeros again; use masked, or set "
-            "normalize_samples to false",
-        )
     if not isinstance(constants, str):
         for name, table in (("mean", constants.mean), ("std", constants.std)):
             missing = [f for f in job.data.fields if f not in table]
             if missing:
                 yield (("data", "normalization", name), f"lacks {', '.join(missing)}")
-    known = set(job.data.fields)
-    grouped = [f for group in (job.objective.field_groups or {}).values() for f in group]
-    strangers = [f for f in grouped if f not in known]
-    if strangers:
-        yield (
-            ("objective", "field_groups"),
-            f"names {', '.join(strangers)}, not in data.fields ({', '.join(job.data.fields)})",
-        )
 
 
 def _check_dataset(index: int, dataset: GenerateDataset) -> Iterator[Finding]:
@@ -243,20 +229,16 @@ def _check_population(job: SweepJob) -> Iterator[Finding]:
     if search.num_samples < 2:
         message = f"got {search.num_samples}, but a population has 2 members at least"
         yield ("search", "num_samples"), message
+    listed = ", ".join(CHANGEABLE_WITHIN_A_RUN)
     for key in job.random:
-        if not is_among(key, CHANGEABLE_WITHIN_A_RUN):
+        # which options of an objective, that says itself (jobs/sweeping/population.py)
+        if not is_among(key, (*CHANGEABLE_WITHIN_A_RUN, "objective.config.*")):
             yield (
                 ("random", key),
                 "cannot be changed within a run, which a population does: its members exchange "
-                f"weights and continue one loss. It can change {', '.join(CHANGEABLE_WITHIN_A_RUN)}; "
-                "for other keys use `grid`, which makes a population for each value",
-            )
-    for key, span in job.random.items():
-        is_weight = key.startswith("objective.field_weights")
-        if is_weight and (not isinstance(span, RandomRangeConfig) or span.low <= 0):
-            yield (
-                ("random", key),
-                "must be a range above 0: members are compared with these weights divided out",
+                f"weights and continue one loss. It can change {listed}, and options of the objective "
+                "that only move weights; for other keys use `grid`, which makes a population for each "
+                "value",
             )
     if job.ray_address is not None and job.max_concurrent < search.num_samples:
         yield (

@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -27,7 +27,17 @@ from pelagos.infra.yaml_text import (
 from pelagos.platform.config.checks import check_arithmetic
 from pelagos.platform.config.description import DescriptionConfig
 from pelagos.platform.config.kinds import JOB_KINDS, Job
+from pelagos.platform.config.old_options import (
+    SECTION,
+    is_default,
+    is_old,
+    move_keys,
+    move_options,
+    new_path,
+)
+from pelagos.platform.config.old_options import warn as warn_of_old_options
 from pelagos.platform.config.schema import OptimizerConfig, TrainingJob
+from pelagos.platform.config.sweep import SweepJob
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -74,6 +84,15 @@ def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job
     """
     job = parse_job(read_yaml_text(path), str(path), overrides)
     return _with_descriptions(job, str(path)) if isinstance(job, TrainingJob) else job
+
+
+def located(error: ConfigError, path: str, overrides: Sequence[str] = ()) -> ConfigError:
+    """Return an error that was found in the parts of a job with its file and the lines of its keys."""
+    tree, lines = parse_yaml(read_yaml_text(path), path)
+    move_options(tree, lines)
+    _apply_overrides(tree, lines, _job_kind(tree, lines, path), overrides)
+    problems = [replace(p, line=p.line or _line_of(p.key, lines)) for p in error.problems]
+    return ConfigError(path, sorted(problems, key=lambda p: p.line or 0))
 
 
 def _with_descriptions(job: TrainingJob, source: str) -> Job:
@@ -127,7 +146,9 @@ def parse_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
     """Return the job that `text` describes; `source` names it in errors. Raises `ConfigError`."""
     tree, lines = parse_yaml(text, source)
     kind = _job_kind(tree, lines, source)
+    old = move_keys(tree, lines) if kind is SweepJob else move_options(tree, lines)
     problems = _apply_overrides(tree, lines, kind, overrides)
+    warn_of_old_options(source, [*old, *(key for key in map(_old_option, overrides) if key)])
     problems += _unknown_names(tree, lines)
     job: Job | None = None
     try:
@@ -240,9 +261,13 @@ def _apply_overrides(
                 Problem((override,), "expected dotted.key=value, e.g. optimizer.lr=1e-4")
             )
             continue
-        path: KeyPath = tuple(int(p) if p.isdecimal() else p for p in dotted.split("."))
+        given: KeyPath = tuple(int(p) if p.isdecimal() else p for p in dotted.split("."))
+        path = new_path(given) if kind is not SweepJob else given
         try:
-            _set(tree, path, _parse_value(raw, _annotation_at(kind, path)))
+            value = _parse_value(raw, _annotation_at(kind, path))
+            _set(tree, path, value)
+            if path != given and is_default(given, value):
+                del tree[SECTION]["config"][path[-1]]
         except YamlTextError as error:
             problems += [Problem(path, message) for _, message, _ in error.problems]
         except (KeyError, IndexError, TypeError):
@@ -250,6 +275,12 @@ def _apply_overrides(
         for key in [key for key in lines if key[: len(path)] == path]:
             del lines[key]  # the file's line no longer tells where this value came from
     return problems
+
+
+def _old_option(override: str) -> str:
+    """The option of the objective that an override gives in the old spelling, if it does."""
+    key = override.partition("=")[0]
+    return key.removeprefix(f"{SECTION}.") if is_old(tuple(key.split("."))) else ""
 
 
 def _set(tree: Any, path: KeyPath, value: Any) -> None:
