@@ -58,7 +58,7 @@ def _misfits(job: TrainingJob) -> Iterator[Problem]:
         )
     groups = option_of(job, "field_groups") or {}
     grouped = [f for group in groups.values() for f in group]
-    strangers = [f for f in grouped if isinstance(f, str) and f not in job.data.fields]
+    strangers = [str(f) for f in grouped if f not in job.data.fields]
     if strangers:
         yield Problem(
             (*CONFIG, "field_groups"),
