@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 from pelagos.cli.main import app
 from pelagos.jobs import pretrain
 from pelagos.jobs import resume as resume_job
+from pelagos.jobs.submission.placing import cluster_defaults
 from pelagos.jobs.sweeping.trials import trials_of
 from pelagos.jobs.training.parts import build_objective, check_parts
 from pelagos.models.objectives import OBJECTIVES, options_of
 from pelagos.platform.config import ConfigError, PretrainJob, SweepJob
+from pelagos.platform.config.clusters import parse_clusters
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.old_options import OLD_OPTIONS
 from pelagos.platform.records.runs import RunDirectory
@@ -155,17 +157,50 @@ def test_null_is_the_objectives_own_default(make_job: MakeJob) -> None:
     assert objective.num_unrolled_steps == 1
 
 
-def test_the_command_line_names_file_and_line(make_job: MakeJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("objective", "wrong", "message"),
+    [
+        (
+            {"name": "all2all", "config": {"frame_stride": 1, "time_scael": 2}},
+            "time_scael: 2",
+            "objective.config.time_scael: unknown key; did you mean 'time_scale'",
+        ),
+        (
+            {"frame_stride": 2, "loss_scope": "locl", "name": "all2all"},
+            "loss_scope: locl",
+            "objective.config.loss_scope: got 'locl'",
+        ),
+    ],
+)
+def test_the_command_line_names_file_and_line(
+    make_job: MakeJob, tmp_path: Path, objective: dict[str, Any], wrong: str, message: str
+) -> None:
     make_job("j")
     path = tmp_path / "wrong.yaml"
-    text = (tmp_path / "j.yaml").read_text().replace("time_scale: 0.2", "time_scael: 0.2")
-    path.write_text(text)
-    number = 1 + text.splitlines().index("    time_scael: 0.2")
+    tree = yaml.safe_load((tmp_path / "j.yaml").read_text())
+    path.write_text(yaml.safe_dump({**tree, "objective": objective}))
+    lines = [line.strip() for line in path.read_text().splitlines()]
     result = CliRunner().invoke(app, ["pretrain", str(path), "--dry-run"])
-    told = " ".join((result.output + result.stderr).split())
+    told = " ".join(result.stderr.split())
     assert result.exit_code == 2
-    assert f"{path}: 1 problem line {number}: objective.config.time_scael: unknown key" in told
-    assert "did you mean 'time_scale'" in told
+    assert f"{path}: 1 problem line {1 + lines.index(wrong)}: {message}" in told
+
+
+def test_a_clusters_defaults_give_way_to_the_file_in_both_spellings(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    defaults = {"objective.time_scale": 5.0, "objective.config.loss": "vrmse"}
+    tree = {"kind": "ray", "storage": str(tmp_path), "defaults": defaults}
+    text = yaml.safe_dump({"clusters": {"here": {**tree, "address": "http://127.0.0.1:8265"}}})
+    config = parse_clusters(text, "clusters.yaml")["here"]
+    make_job("new")  # gives time_scale
+    assert cluster_defaults(str(tmp_path / "new.yaml"), config) == {
+        "objective.config.loss": "vrmse"
+    }
+    old = yaml.safe_load((tmp_path / "new.yaml").read_text())
+    old["objective"] = {"name": "all2all", "loss": "ratio"}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(old))
+    assert cluster_defaults(str(tmp_path / "old.yaml"), config) == {"objective.time_scale": 5.0}
 
 
 def test_the_documentation_lists_every_option_with_its_default() -> None:
