@@ -159,7 +159,10 @@ def test_models_of_one_and_of_several_frames_forecast_the_same_frames(
 ) -> None:
     directory = Path(two_runs).parent
     changes = ["schedule.total_steps=1", "schedule.warmup_steps=0", "tracking.uri=null"]
-    changes += ["model.name=dpot-nano", "objective={name: autoregressive, num_input_frames: 2}"]
+    changes += [
+        "model.name=dpot-nano",
+        "objective={name: autoregressive, config: {num_input_frames: 2}}",
+    ]
     changes += ["model.config={img_size: 16, patch_size: 4, embed_dim: 8, depth: 1, n_blocks: 2, "]
     changes[-1] += "in_timesteps: 2}"
     job = parse_job(tiny_job_text(datasets, directory, "several"), "several", changes)

@@ -65,6 +65,8 @@ def test_options_in_the_old_spelling_are_those_of_the_new_and_warned_of_once(
         (["objective.config.time_scale=1"], {"time_scale": 1}),
         (["objective.time_scale=2", "objective.config.time_scale=3"], {"time_scale": 3}),
         (["objective.config.time_scale=3", "objective.time_scale=2"], {"time_scale": 2}),
+        (["objective={name: all2all, time_scale: 2}"], {"time_scale": 2}),
+        (["objective={name: all2all, time_scale: 2}", "objective.time_scale=3"], {"time_scale": 3}),
     ],
 )
 def test_the_last_of_several_overrides_counts_in_both_spellings(

@@ -30,7 +30,6 @@ from pelagos.platform.config.kinds import JOB_KINDS, Job
 from pelagos.platform.config.old_options import (
     SECTION,
     is_default,
-    is_old,
     move_keys,
     move_options,
     new_path,
@@ -90,7 +89,7 @@ def located(error: ConfigError, path: str, overrides: Sequence[str] = ()) -> Con
     """Return an error that was found in the parts of a job with its file and the lines of its keys."""
     tree, lines = parse_yaml(read_yaml_text(path), path)
     move_options(tree, lines)
-    _apply_overrides(tree, lines, _job_kind(tree, lines, path), overrides)
+    _apply_overrides(tree, lines, _job_kind(tree, lines, path), overrides, [])
     problems = [replace(p, line=p.line or _line_of(p.key, lines)) for p in error.problems]
     return ConfigError(path, sorted(problems, key=lambda p: p.line or 0))
 
@@ -147,8 +146,8 @@ def parse_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
     tree, lines = parse_yaml(text, source)
     kind = _job_kind(tree, lines, source)
     old = move_keys(tree, lines) if kind is SweepJob else move_options(tree, lines)
-    problems = _apply_overrides(tree, lines, kind, overrides)
-    warn_of_old_options(source, [*old, *(key for key in map(_old_option, overrides) if key)])
+    problems = _apply_overrides(tree, lines, kind, overrides, old)
+    warn_of_old_options(source, old)
     problems += _unknown_names(tree, lines)
     job: Job | None = None
     try:
@@ -251,8 +250,13 @@ def _job_kind(tree: dict[str, Any], lines: dict[KeyPath, int], source: str) -> t
 
 
 def _apply_overrides(
-    tree: dict[str, Any], lines: dict[KeyPath, int], kind: Any, overrides: Sequence[str]
+    tree: dict[str, Any],
+    lines: dict[KeyPath, int],
+    kind: Any,
+    overrides: Sequence[str],
+    old: list[str],
 ) -> list[Problem]:
+    """Set what overrides say; add to `old` the options of the objective in their old spelling."""
     problems = []
     for override in overrides:
         dotted, separator, raw = override.partition("=")
@@ -266,8 +270,12 @@ def _apply_overrides(
         try:
             value = _parse_value(raw, _annotation_at(kind, path))
             _set(tree, path, value)
-            if path != given and is_default(given, value):
-                del tree[SECTION]["config"][path[-1]]
+            if path == (SECTION,):
+                old += move_options(tree, {})
+            elif path != given:
+                old.append(".".join(map(str, given[1:])))
+                if is_default(given, value):
+                    del tree[SECTION]["config"][path[-1]]
         except YamlTextError as error:
             problems += [Problem(path, message) for _, message, _ in error.problems]
         except (KeyError, IndexError, TypeError):
@@ -275,12 +283,6 @@ def _apply_overrides(
         for key in [key for key in lines if key[: len(path)] == path]:
             del lines[key]  # the file's line no longer tells where this value came from
     return problems
-
-
-def _old_option(override: str) -> str:
-    """The option of the objective that an override gives in the old spelling, if it does."""
-    key = override.partition("=")[0]
-    return key.removeprefix(f"{SECTION}.") if is_old(tuple(key.split("."))) else ""
 
 
 def _set(tree: Any, path: KeyPath, value: Any) -> None:
