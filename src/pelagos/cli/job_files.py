@@ -12,6 +12,7 @@ from pelagos import plugins
 from pelagos.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, console, print_json
 from pelagos.infra.yaml_text import yaml_text
 from pelagos.platform.config import (
+    ConvertJob,
     EvaluateJob,
     FinetuneJob,
     GenerateJob,
@@ -21,7 +22,7 @@ from pelagos.platform.config import (
 )
 from pelagos.platform.config.load import parse_job
 
-AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, EvaluateJob, SweepJob)
+AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, ConvertJob, EvaluateJob, SweepJob)
 
 
 def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> AnyJob:
@@ -36,9 +37,14 @@ def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> A
     return job
 
 
+def is_job_file(argument: str) -> bool:
+    """Whether an argument names a file of a job, and not data or a run."""
+    return argument.endswith((".yaml", ".yml")) and Path(argument).exists()
+
+
 def evaluate_job(run: str, overrides: Sequence[str] | None) -> EvaluateJob:
     """Return the evaluation of a run, named directly or by an `evaluate` job file."""
-    if run.endswith((".yaml", ".yml")) and Path(run).exists():
+    if is_job_file(run):
         return load_as(EvaluateJob, run, overrides)
     text = yaml_text({"job": "evaluate", "run": run})
     job = parse_job(text, "command line", overrides or ())

@@ -21,29 +21,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-
 from pelagos import plugins
 from pelagos.infra.private_directory import temporary_directory
 from pelagos.infra.storage.directory_store import ObjectStore, open_store
 from pelagos.infra.storage.remote import StorageError, is_remote
 from pelagos.jobs.submission.as_submitted import (
     MICRO_BATCH,
-    changes_to_submitted,
-    require_submitted,
 )
+from pelagos.jobs.submission.kinds import kind_of
 from pelagos.jobs.submission.placing import place_job
 from pelagos.jobs.submission.records.causes import classify, decide_retry
 from pelagos.jobs.submission.records.record import RecordError, RunRecord
 from pelagos.jobs.submission.records.summary import Progress
 from pelagos.jobs.submission.shipping.mirror import Mirror
-from pelagos.jobs.sweeping.trials import clear_unbegun, trials_of
-from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import parse_job
-from pelagos.platform.config.measure import EvaluateJob, ProbeJob
-from pelagos.platform.config.schema import GenerateJob, TrainingJob
-from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.console import HarmlessConsole
 from pelagos.platform.records.runs import Outcome, RunDirectory
 
@@ -129,7 +122,7 @@ class Driver:
         """Steps of the whole run, where it is a training."""
         with contextlib.suppress(ValueError):  # running it will tell
             job = parse_job(self.event["job"], f"run {self.run}")
-            return job.schedule.total_steps if isinstance(job, TrainingJob) else None
+            return kind_of(job).total_steps(job)
         return None
 
     def _progress(self) -> Progress | None:
@@ -160,81 +153,16 @@ class Driver:
         return parse_job(self.event["job"], f"run {self.run}", overrides)
 
     def _run_job(self, job: Job) -> Outcome:
-        console = HarmlessConsole(width=160)
-        if isinstance(job, TrainingJob):
-            return self._train(job, console)
-        if isinstance(job, GenerateJob):
-            from pelagos.jobs import generate
+        return kind_of(job).run(job, self, HarmlessConsole(width=160))
 
-            generate.run(job, console)
-        elif isinstance(job, ProbeJob):
-            from pelagos.jobs.submission import node_probe
-
-            node_probe.run(job, self.store.uri, self.runs_dir)
-        elif isinstance(job, EvaluateJob):
-            self._evaluate(job, console)
-        elif isinstance(job, SweepJob):
-            self._report_on_sweep(job)
-        return Outcome("finished", 0)
-
-    def _train(self, job: TrainingJob, console: Console) -> Outcome:
-        from pelagos.jobs import resume
-
-        directory = self.runs_dir / self.run
-        if self.mirrors and not (directory / "job.yaml").exists():
-            self.mirrors[0].pull()
-        if not (directory / "job.yaml").exists():
-            clear_unbegun(directory)
-            if self.mirrors and isinstance(job, FinetuneJob) and job.source.run is not None:
-                self._mirror_of(job.source.run).pull()
-            return resume.start(job, console, self.watch, identity=self._identity()).outcome
-        from_step = self.event.get("from_step") or None
-        # where and how the steps are computed may have changed since the last attempt
-        return resume.resume(
-            str(self.runs_dir),
-            self.run,
-            console,
-            changes_to_submitted(RunDirectory(directory), job, is_branch=bool(from_step)),
-            self.watch,
-            from_step=from_step,
-            # a branch is made once, however often this is tried again
-            request=f"submission of {self.event['time']}",
-            require=lambda found: require_submitted(found, job),
-        ).outcome
-
-    def _identity(self) -> str:
+    def identity(self) -> str:
         """Return the run's identity: the same on every node that ever drives this submission, also
         where the first one's records never reached the storage."""
         submitted = f"{self.store.uri}/{self.run}/{self.record.state().submitted_at}"
         return hashlib.sha256(submitted.encode()).hexdigest()[:32]
 
-    def _evaluate(self, job: EvaluateJob, console: Console) -> None:
-        from pelagos.jobs import evaluate
-
-        evaluated = self._mirror_of(job.run)
-        if self.mirrors:
-            evaluated.pull()
-        evaluate.run(job, console)
-        if self.mirrors:
-            evaluated.push()
-
-    def _report_on_sweep(self, sweep: SweepJob) -> None:
-        from pelagos.jobs.submission import sweep_reports
-        from pelagos.jobs.sweeping.report_text import show_report
-
-        ends = {}
-        if self.mirrors:  # an earlier report tells which MLflow run is the sweep's
-            self.mirrors[0].pull()
-        for trial in trials_of(sweep):
-            ends[trial.name] = RunRecord(self.store, trial.name).state()
-            if self.mirrors:
-                self._mirror_of(trial.name).pull()
-        result = sweep_reports.run(sweep, ends)
-        show_report(result.report, result.path)
-        for mirror in self.mirrors and [self._mirror_of(name) for name in ends]:
-            mirror.push()
-
-    def _mirror_of(self, run: str) -> Mirror:
+    def mirror_of(self, run: str) -> Mirror:
+        """Return the copy of a run's directory in storage."""
         return Mirror(self.store, f"runs/{run}", self.runs_dir / run)
 
     def _stopped(self, outcome: Outcome) -> int:
@@ -255,7 +183,7 @@ class Driver:
             kind,
             state.restarts,
             self.event["retries"],
-            may_shrink=isinstance(job, TrainingJob) and job.health.shrink_micro_batch,
+            may_shrink=kind_of(job).may_shrink(job),
             has_shrunk=state.micro_batch_size is not None,
         )
         details = {"cause_kind": kind, "cause": outcome.cause, "step": outcome.step}
@@ -342,8 +270,7 @@ def _output_kept(path: Path) -> Iterator[None]:
 def import_own_plugins(driver: Driver) -> None:
     """Import what the submitted job names, and from then on nothing: its storage is everybody's."""
     job = driver.job()
-    trials = trials_of(job) if isinstance(job, SweepJob) else ()
-    for each in (job, *(trial.job for trial in trials)):
+    for each in kind_of(job).jobs_within(job):
         plugins.load_for(each)
     plugins.seal()
 

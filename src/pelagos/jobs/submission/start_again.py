@@ -21,8 +21,9 @@ from pelagos.jobs.submission.following import (
     storage_of,
 )
 from pelagos.jobs.submission.handing_over import details_of, hand_over, submission_of
+from pelagos.jobs.submission.kinds import kind_of
 from pelagos.jobs.submission.others_jobs import require_own_places
-from pelagos.jobs.submission.placing import needs_of
+from pelagos.jobs.submission.placing import place_job
 from pelagos.jobs.submission.planning import Options, own_code
 from pelagos.jobs.submission.records import own_runs
 from pelagos.jobs.submission.records.record import RunRecord, RunState
@@ -30,7 +31,6 @@ from pelagos.jobs.submission.shipping.package import upload
 from pelagos.jobs.submission.silent_ends import record_silent_end
 from pelagos.platform.config.clusters import find_cluster
 from pelagos.platform.config.load import parse_job, resolve_yaml
-from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.records.runs import CHANGEABLE_IN_A_BRANCH, RunError
 
 
@@ -132,11 +132,11 @@ def resume(
     job = _revised(found, overrides, own or [last], bool(own), is_branch=from_step is not None)
     own_job = parse_job(last["job"], f"run {state.run}") if own else None
     require_own_places(job, state.run, overrides, config, own_job)
-    target.check_needs(needs_of(job))
+    target.check_needs(kind_of(job).needs(job))
     code = Code(**last["code"]) if own else _own_code(found, options)
     submission = replace(
         submission_of(found.record, {**last, "code": vars(code)}, state.attempt + 1, config),
-        needs=needs_of(job),
+        needs=kind_of(job).needs(job),
     )
     event = found.record.submit_again(
         resolve_yaml(job),
@@ -155,7 +155,7 @@ def resume(
 def _require_resumable(
     state: RunState, last: Mapping[str, Any], overrides: Sequence[str], from_step: str | None
 ) -> None:
-    is_sweep = isinstance(parse_job(last["job"], f"run {state.run}"), SweepJob)
+    is_sweep = kind_of(parse_job(last["job"], f"run {state.run}")).reports_on_trials
     if is_sweep and overrides:
         raise RunError(
             f"run {state.run!r} reports on trials that were submitted with it and takes no overrides "
@@ -190,8 +190,9 @@ def _revised(
     directory, where = run_directory(found), f"run {found.record.run}"
     if (directory.path / "job.yaml").exists():
         if is_own:
-            own = [parse_job(text, where) for text in jobs]
-            overrides = [*changes_to_own(directory, own, found.store.uri, overrides), *overrides]
+            here = directory.path.parent
+            own = [place_job(parse_job(text, where), found.store.uri, here) for text in jobs]
+            overrides = [*changes_to_own(directory, own, overrides), *overrides]
         return directory.revised_job(overrides, CHANGEABLE_IN_A_BRANCH if is_branch else ())
     if is_branch:
         raise RunError(f"run {found.record.run!r} has no checkpoint yet to branch from")

@@ -36,7 +36,6 @@ from pelagos.models.registry import (
 )
 from pelagos.platform.callbacks import Callbacks, create_callback
 from pelagos.platform.config.checks import micro_batch_size
-from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import DataConfig, TrainingJob
 from pelagos.platform.optimization.optimizer import freeze, group_settings
@@ -220,7 +219,7 @@ def build_parts(job: TrainingJob) -> TrainingParts:
         model,
         objective,
         streams,
-        initial_weights=INITIAL_WEIGHTS if isinstance(job, FinetuneJob) else None,
+        initial_weights=INITIAL_WEIGHTS if job.starts_from else None,
         description={"forecaster": describe_forecaster(job, streams.mixture)},
         flops_per_sample=count_flops(job, streams.mixture),
         example_loss=example_loss(job, streams.mixture, micro_batch_size(job)),
@@ -237,7 +236,7 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
             "config": explicit_config(job.model.name, job.model.config),
         },
         "objective": {"name": job.objective.name, **objective_options(job, mixture)},
-        **({"lora": job.lora.model_dump()} if isinstance(job, FinetuneJob) and job.lora else {}),
+        **({"lora": job.adapter.model_dump()} if job.adapter else {}),
         "fields": list(job.data.fields),
         **({"plugins": wanted} if (wanted := plugins.wanted_by_model(job)) else {}),
         "absent_value": mixture.absent_value,
@@ -284,7 +283,7 @@ def _count_on(job: TrainingJob, mixture: Mixture, shape: tuple[int, ...]) -> int
 
 def _counted_as(job: TrainingJob, sample_shape: tuple[int, ...]) -> str:
     """All that the operations of one sample depend on."""
-    lora = job.lora.model_dump() if isinstance(job, FinetuneJob) and job.lora else None
+    lora = job.adapter.model_dump() if job.adapter else None
     network = (job.model.model_dump(), job.objective.model_dump(), job.data.fields, lora)
     return repr((network, sample_shape))
 
