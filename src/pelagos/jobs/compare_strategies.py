@@ -60,7 +60,7 @@ def run(
         raise ValueError("no layout to compare: name at least one strategy and one --num-workers")
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists already: choose another --output, or pass --overwrite")
-    jobs = [_job_of(job, layout, output, steps) for layout in layouts]
+    jobs = [_job_of(job, layout, steps) for layout in layouts]
     for checked in jobs:
         check_parts(checked)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def layouts_of(strategies: Sequence[str], num_workers: Sequence[int]) -> list[La
     return layouts
 
 
-def _job_of(job: TrainingJob, layout: Layout, output: Path, steps: int) -> TrainingJob:
+def _job_of(job: TrainingJob, layout: Layout, steps: int) -> TrainingJob:
     """Return the job of one layout: the same steps, and nothing that is not compared."""
     overrides = [
         f"name={layout.name}",

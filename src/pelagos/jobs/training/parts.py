@@ -1,6 +1,7 @@
 """Building the parts of a training job from its configuration, and refusing early what cannot fit."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count
 from typing import Any
@@ -241,6 +242,7 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
         **({"plugins": wanted} if (wanted := plugins.wanted_by_model(job)) else {}),
         "absent_value": mixture.absent_value,
         **({"masks": mixture.masks} if mixture.masks else {}),
+        **({"patch": patch} if (patch := _patch_of(mixture)) else {}),
         "normalization": mixture.normalization.to_dict(),
         "datasets": [
             {
@@ -252,6 +254,13 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
             for entry in mixture.entries
         ],
     }
+
+
+def _patch_of(mixture: Mixture) -> list[int]:
+    """Return the grid of the largest crops that a network was trained on; nothing without crops."""
+    if all(entry.crop is None for entry in mixture.entries):
+        return []
+    return list(max(mixture.distinct_shapes, key=math.prod))
 
 
 def count_flops(job: TrainingJob, mixture: Mixture) -> float:
