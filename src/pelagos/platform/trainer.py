@@ -28,6 +28,7 @@ from pelagos.platform.optimization.optimizer import freeze, optimizer_factory, s
 from pelagos.platform.optimization.schedules import lr_factor
 from pelagos.platform.protocols import TrainingBatch, TrainingParts
 from pelagos.platform.records.runs import Outcome, RunRecords, check_identity
+from pelagos.platform.records.states import State
 from pelagos.platform.strategies import Strategy, create_strategy
 from pelagos.platform.strategies.base import TensorState
 from pelagos.platform.strategy_choice import check_world, strategy_options
@@ -150,10 +151,10 @@ class TrainingLoop:
             if completed % self.job.checkpoint.every_steps == 0 or completed == last or stop:
                 self.save(completed)
             if stop and completed < total:
-                return Outcome("stopped", completed, "stop requested")
+                return Outcome(State.STOPPED, completed, "stop requested")
         if completed < total:
-            return Outcome("stopped", completed, f"was to pause after step {last}")
-        return Outcome("finished", completed)
+            return Outcome(State.STOPPED, completed, f"was to pause after step {last}")
+        return Outcome(State.FINISHED, completed)
 
     def train_step(self, step: int, batch: TrainingBatch) -> tuple[dict[str, float], bool]:
         """Take optimizer step `step` (counted from 0); return its values and whether to stop.
