@@ -25,6 +25,7 @@ from pelagos.infra.storage.directory_store import DirectoryStore
 from pelagos.jobs import pretrain, submit
 from pelagos.jobs.submission import driver, following, start_again
 from pelagos.jobs.submission.as_submitted import changes_to_submitted
+from pelagos.jobs.submission.kinds import training as kind_of_training
 from pelagos.jobs.submission.ray_queue import process as run_queue
 from pelagos.jobs.submission.records import own_runs
 from pelagos.jobs.submission.records.record import RunRecord
@@ -71,7 +72,7 @@ def test_a_job_file_that_changes_after_it_was_looked_at_is_not_run(
         run.path.joinpath("job.yaml").write_text(resolve_yaml(job_of(tmp_path, "seed=77")))
         return found
 
-    monkeypatch.setattr(driver, "changes_to_submitted", look_then_change)
+    monkeypatch.setattr(kind_of_training, "changes_to_submitted", look_then_change)
     assert drive(record) == 1
     assert "is not what was submitted (seed: 77" in record.state().cause
 

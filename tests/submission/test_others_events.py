@@ -138,22 +138,22 @@ def test_micro_batches_that_a_run_has_shrunk_stay_so(record: RunRecord, resumed:
 def test_a_resumption_asks_for_what_neither_submission_nor_user_says(tmp_path: Path) -> None:
     job = job_of(tmp_path)
     run = RunDirectory.create(job)
-    assert changes_to_own(run, [job], str(tmp_path), ()) == []
+    assert changes_to_own(run, [job], ()) == []
     run.replace_job(job_of(tmp_path, "optimizer.lr=1", "parallel.micro_batch_size=1"))
     with pytest.raises(RunError, match=r"optimizer.lr: 1.0, submitted .*KEY=VALUE"):
-        changes_to_own(run, [job], str(tmp_path), ("parallel.strategy=fsdp",))
-    assert changes_to_own(run, [job], str(tmp_path), ("optimizer.lr=0.1",)) == []
+        changes_to_own(run, [job], ("parallel.strategy=fsdp",))
+    assert changes_to_own(run, [job], ("optimizer.lr=0.1",)) == []
 
 
 def test_a_resumption_that_never_began_is_gone_on_with(tmp_path: Path) -> None:
     """Its job is the newest that was submitted; the run's file is still the one before."""
     job, newest = job_of(tmp_path), job_of(tmp_path, "parallel.strategy=fsdp")
     run = RunDirectory.create(job)
-    assert changes_to_own(run, [job, newest], str(tmp_path), ()) == ["parallel.strategy=fsdp"]
-    assert changes_to_own(run, [job, newest], str(tmp_path), ("parallel.strategy=ddp",)) == []
+    assert changes_to_own(run, [job, newest], ()) == ["parallel.strategy=fsdp"]
+    assert changes_to_own(run, [job, newest], ("parallel.strategy=ddp",)) == []
     run.replace_job(job_of(tmp_path, "health.max_failures=9"))
     with pytest.raises(RunError, match=r"health.max_failures: 9, submitted"):
-        changes_to_own(run, [job, newest], str(tmp_path), ())
+        changes_to_own(run, [job, newest], ())
 
 
 class _Ray:

@@ -18,11 +18,18 @@ if TYPE_CHECKING:
 
 def convert_command(
     source: Annotated[
-        str | None, typer.Argument(help="A file or folder in a known format.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A file or folder in a known format, or a convert job (YAML).", show_default=False
+        ),
     ] = None,
     destination: Annotated[
         str | None,
         typer.Argument(help="The dataset: a directory or an s3:// prefix.", show_default=False),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Of a job: overrides, dotted.key=value", show_default=False),
     ] = None,
     list_formats: Annotated[bool, typer.Option("--list", help="List the formats.")] = False,
     format_name: Annotated[
@@ -97,6 +104,7 @@ def convert_command(
 
     Example: pelagos convert CE-RP.nc data/ce-rp.zarr --max-trajectories 500 --verify
     """
+    from pelagos.cli.job_files import is_job_file
     from pelagos.data_pipelines.convert.options import ConvertOptions, parse_grid, parse_splits
     from pelagos.infra.storage.remote import storage_options
     from pelagos.jobs import convert as job_module
@@ -105,6 +113,14 @@ def convert_command(
         _show_formats(as_json)
         return
     with exit_on_error():
+        if source is not None and is_job_file(source):
+            given = [*([] if destination is None else [destination]), *(overrides or ())]
+            _convert_job(source, given, dry_run, as_json)
+            return
+        if overrides:
+            raise ValueError(
+                f"got {overrides[0]!r} after DESTINATION: overrides belong to job files"
+            )
         if draft_mapping and source is not None:
             _show_draft(source)
             return
@@ -150,6 +166,20 @@ def convert_command(
             console=None if as_json else console,
         )
     _report(result, verify, as_json)
+    finish(not result.differences)
+
+
+def _convert_job(path: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:
+    from pelagos.cli.job_files import load_as
+    from pelagos.jobs import convert
+    from pelagos.platform.config import ConvertJob
+
+    job = load_as(ConvertJob, path, overrides)
+    if dry_run:
+        _show_plan(*convert.plan(job.source, convert.options_of(job)), as_json)
+        return
+    result = convert.run_job(job, None if as_json else console)
+    _report(result, job.verify, as_json)
     finish(not result.differences)
 
 

@@ -13,6 +13,7 @@ from pelagos import plugins
 from pelagos.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, console, print_json
 from pelagos.infra.yaml_text import yaml_text
 from pelagos.platform.config import (
+    ConvertJob,
     EvaluateJob,
     FinetuneJob,
     GenerateJob,
@@ -21,8 +22,9 @@ from pelagos.platform.config import (
     load_job,
 )
 from pelagos.platform.config.load import ConfigError, located, parse_job
+from pelagos.platform.records.states import State
 
-AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, EvaluateJob, SweepJob)
+AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, ConvertJob, EvaluateJob, SweepJob)
 
 
 def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> AnyJob:
@@ -48,9 +50,14 @@ def errors_of(path: str, overrides: Sequence[str] | None) -> Iterator[None]:
         raise located(error, path, overrides or ()) from error
 
 
+def is_job_file(argument: str) -> bool:
+    """Whether an argument names a file of a job, and not data or a run."""
+    return argument.endswith((".yaml", ".yml")) and Path(argument).exists()
+
+
 def evaluate_job(run: str, overrides: Sequence[str] | None) -> EvaluateJob:
     """Return the evaluation of a run, named directly or by an `evaluate` job file."""
-    if run.endswith((".yaml", ".yml")) and Path(run).exists():
+    if is_job_file(run):
         return load_as(EvaluateJob, run, overrides)
     text = yaml_text({"job": "evaluate", "run": run})
     job = parse_job(text, "command line", overrides or ())
@@ -71,7 +78,7 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
                 "registered_version": result.registered_version,
             }
         )
-    elif outcome.kind == "finished":
+    elif outcome.kind == State.FINISHED:
         validation = result.metrics.get("validation_loss")
         shown = f", validation loss {validation:.4f}" if validation is not None else ""
         console.print(
@@ -80,7 +87,7 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
         console.print(
             f"  evaluate it: pelagos evaluate {result.run_name} runs_dir={runs_dir}", soft_wrap=True
         )
-    elif outcome.kind == "stopped":
+    elif outcome.kind == State.STOPPED:
         console.print(
             Text("stopped", style="yellow"), f"{result.run_name}, saved at step {outcome.step}"
         )
@@ -93,6 +100,10 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
         console.print(
             f"  once mended: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
         )
-    status = {"finished": 0, "stopped": EXIT_INTERRUPTED, "failed": EXIT_FAILED}[outcome.kind]
+    status = {
+        State.FINISHED: 0,
+        State.STOPPED: EXIT_INTERRUPTED,
+        State.FAILED: EXIT_FAILED,
+    }[outcome.kind]
     if status:
         raise typer.Exit(status)

@@ -23,6 +23,7 @@ from pelagos.platform.config.marks import Meaning, Trait
 from pelagos.platform.config.meanings import Key, names_of, without
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.records.states import State
 from pelagos.platform.strategies import STRATEGIES
 
 SHOWN_ERROR_LINES = 3
@@ -148,7 +149,7 @@ def _train(job: TrainingJob, layout: Layout, directory: Path) -> str:
         subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
     # the run's own word counts: gloo may abort a process that exits after all is done
     status = RunDirectory(directory / "runs" / layout.name).status()
-    if status.get("state") == "finished":
+    if status.get("state") == State.FINISHED:
         return ""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return str(status.get("cause") or "; ".join(lines[-SHOWN_ERROR_LINES:]))

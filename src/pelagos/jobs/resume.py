@@ -1,6 +1,6 @@
 """Starting a training and continuing a run, of whatever kind the job is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -13,6 +13,11 @@ from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.launch import Watcher
 from pelagos.platform.records.runs import RunDirectory
 
+RUNS: dict[str, Callable[..., PretrainResult]] = {
+    "pretrain": pretrain.run,
+    "finetune": finetune.run,
+}
+
 
 def start(
     job: TrainingJob,
@@ -22,8 +27,7 @@ def start(
     identity: str | None = None,
 ) -> PretrainResult:
     """Train a new run to its end, or until a step, as the `run` of its kind does."""
-    run = finetune.run if isinstance(job, FinetuneJob) else pretrain.run
-    return run(job, console, watcher, until_step, identity)  # type: ignore[arg-type]
+    return RUNS[job.job](job, console, watcher, until_step, identity)
 
 
 def resume(

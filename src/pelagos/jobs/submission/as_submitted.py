@@ -5,11 +5,8 @@ what its submitter said, who is known by another way than the storage (`RunRecor
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from pelagos.jobs.submission.placing import place_job
 from pelagos.platform.config.differences import changed_keys, is_among
-from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.old_options import new_key
 from pelagos.platform.config.overrides import override, value_at
@@ -25,15 +22,13 @@ MICRO_BATCH = "parallel.micro_batch_size"
 FROM_THE_SOURCE = ("model", "data.normalization", "lora.also_train")
 
 
-def changes_to_own(
-    run: RunDirectory, own: Sequence[Job], storage: str, overrides: Sequence[str]
-) -> list[str]:
+def changes_to_own(run: RunDirectory, own: Sequence[Job], overrides: Sequence[str]) -> list[str]:
     """Return the overrides that make a run's job.yaml what this user submitted last, but for what they
     override now.
 
     Args:
-        own: the jobs that this user submitted as this run, the newest last. The run may not have begun
-            since, so that its job.yaml is an earlier one.
+        own: the jobs that this user submitted as this run, placed, the newest last. The run may not
+            have begun since, so that its job.yaml is an earlier one.
 
     Raises:
         RunError: job.yaml is none of them; names each key with both values, and what to say.
@@ -44,7 +39,7 @@ def changes_to_own(
     def differing(job: TrainingJob) -> list[str]:
         return [key for key in _differing(found, job) if not is_given(key, given)]
 
-    *earlier, job = [_placed(job, storage, run) for job in own]
+    *earlier, job = [_training(job, run) for job in own]
     keys = differing(job)
     if not keys or not all(differing(other) for other in earlier):
         return [override(key, value_at(job, key)) for key in keys]
@@ -97,13 +92,12 @@ def _told(found: TrainingJob, job: TrainingJob, keys: Sequence[str]) -> str:
     )
 
 
-def _placed(job: Job, storage: str, run: RunDirectory) -> TrainingJob:
-    placed = place_job(job, storage, Path(run.path).parent)
-    if not isinstance(placed, TrainingJob):
+def _training(job: Job, run: RunDirectory) -> TrainingJob:
+    if not isinstance(job, TrainingJob):
         raise RunError(
             f"run {run.name!r} was submitted as no training, but its directory holds one"
         )
-    return placed
+    return job
 
 
 def _differing(found: TrainingJob, job: TrainingJob) -> Iterator[str]:
@@ -111,7 +105,7 @@ def _differing(found: TrainingJob, job: TrainingJob) -> Iterator[str]:
         yield "job"  # a training of another kind has other keys
         return
     ignored = [RUNS_DIR, RAY_ADDRESS, MICRO_BATCH]
-    if isinstance(found, FinetuneJob):
+    if found.starts_from is not None:
         ignored += FROM_THE_SOURCE
     for key in changed_keys(found.model_dump(mode="json"), job.model_dump(mode="json")):
         if not is_among(key, ignored):

@@ -21,31 +21,25 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-
 from pelagos import plugins
 from pelagos.infra.private_directory import temporary_directory
 from pelagos.infra.storage.directory_store import ObjectStore, open_store
 from pelagos.infra.storage.remote import StorageError, is_remote
 from pelagos.jobs.submission.as_submitted import (
     MICRO_BATCH,
-    changes_to_submitted,
-    require_submitted,
 )
+from pelagos.jobs.submission.kinds import kind_of
 from pelagos.jobs.submission.placing import place_job
 from pelagos.jobs.submission.records.causes import classify, decide_retry
 from pelagos.jobs.submission.records.record import RecordError, RunRecord
 from pelagos.jobs.submission.records.summary import Progress
 from pelagos.jobs.submission.shipping.mirror import Mirror
-from pelagos.jobs.sweeping.trials import clear_unbegun, trials_of
-from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import parse_job
-from pelagos.platform.config.measure import EvaluateJob, ProbeJob
-from pelagos.platform.config.schema import GenerateJob, TrainingJob
-from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.console import HarmlessConsole
 from pelagos.platform.records.runs import Outcome, RunDirectory
+from pelagos.platform.records.states import State
 
 logger = logging.getLogger("pelagos")
 EXIT_FAILED, EXIT_PREEMPTED = 1, 75
@@ -86,14 +80,14 @@ class Driver:
         if not self._dependencies_met():
             return EXIT_FAILED
         where = f"{socket.gethostname()} (process {os.getpid()})"
-        self.record.append("running", where=where, attempt=self.attempt)
+        self.record.append(State.RUNNING, where=where, attempt=self.attempt)
         while True:
             outcome = self._execute()
             self.push()
-            if outcome.kind == "finished":
-                self.record.append("finished", step=outcome.step)
+            if outcome.kind == State.FINISHED:
+                self.record.append(State.FINISHED, step=outcome.step)
                 return 0
-            if outcome.kind == "stopped":
+            if outcome.kind == State.STOPPED:
                 return self._stopped(outcome)
             if not self._tries_again(outcome):
                 return EXIT_FAILED
@@ -129,7 +123,7 @@ class Driver:
         """Steps of the whole run, where it is a training."""
         with contextlib.suppress(ValueError):  # running it will tell
             job = parse_job(self.event["job"], f"run {self.run}")
-            return job.schedule.total_steps if isinstance(job, TrainingJob) else None
+            return kind_of(job).total_steps(job)
         return None
 
     def _progress(self) -> Progress | None:
@@ -148,10 +142,10 @@ class Driver:
         try:
             return self._run_job(place_job(self.job(), self.store.uri, self.runs_dir))
         except KeyboardInterrupt:
-            return Outcome("stopped", 0, "interrupted")
+            return Outcome(State.STOPPED, 0, "interrupted")
         except Exception as error:
             logger.debug("the job failed", exc_info=True)
-            return Outcome("failed", 0, f"{type(error).__name__}: {error}")
+            return Outcome(State.FAILED, 0, f"{type(error).__name__}: {error}")
 
     def job(self) -> Job:
         """Return the job that was submitted, with the micro-batches that fit."""
@@ -160,86 +154,21 @@ class Driver:
         return parse_job(self.event["job"], f"run {self.run}", overrides)
 
     def _run_job(self, job: Job) -> Outcome:
-        console = HarmlessConsole(width=160)
-        if isinstance(job, TrainingJob):
-            return self._train(job, console)
-        if isinstance(job, GenerateJob):
-            from pelagos.jobs import generate
+        return kind_of(job).run(job, self, HarmlessConsole(width=160))
 
-            generate.run(job, console)
-        elif isinstance(job, ProbeJob):
-            from pelagos.jobs.submission import node_probe
-
-            node_probe.run(job, self.store.uri, self.runs_dir)
-        elif isinstance(job, EvaluateJob):
-            self._evaluate(job, console)
-        elif isinstance(job, SweepJob):
-            self._report_on_sweep(job)
-        return Outcome("finished", 0)
-
-    def _train(self, job: TrainingJob, console: Console) -> Outcome:
-        from pelagos.jobs import resume
-
-        directory = self.runs_dir / self.run
-        if self.mirrors and not (directory / "job.yaml").exists():
-            self.mirrors[0].pull()
-        if not (directory / "job.yaml").exists():
-            clear_unbegun(directory)
-            if self.mirrors and isinstance(job, FinetuneJob) and job.source.run is not None:
-                self._mirror_of(job.source.run).pull()
-            return resume.start(job, console, self.watch, identity=self._identity()).outcome
-        from_step = self.event.get("from_step") or None
-        # where and how the steps are computed may have changed since the last attempt
-        return resume.resume(
-            str(self.runs_dir),
-            self.run,
-            console,
-            changes_to_submitted(RunDirectory(directory), job, is_branch=bool(from_step)),
-            self.watch,
-            from_step=from_step,
-            # a branch is made once, however often this is tried again
-            request=f"submission of {self.event['time']}",
-            require=lambda found: require_submitted(found, job),
-        ).outcome
-
-    def _identity(self) -> str:
+    def identity(self) -> str:
         """Return the run's identity: the same on every node that ever drives this submission, also
         where the first one's records never reached the storage."""
         submitted = f"{self.store.uri}/{self.run}/{self.record.state().submitted_at}"
         return hashlib.sha256(submitted.encode()).hexdigest()[:32]
 
-    def _evaluate(self, job: EvaluateJob, console: Console) -> None:
-        from pelagos.jobs import evaluate
-
-        evaluated = self._mirror_of(job.run)
-        if self.mirrors:
-            evaluated.pull()
-        evaluate.run(job, console)
-        if self.mirrors:
-            evaluated.push()
-
-    def _report_on_sweep(self, sweep: SweepJob) -> None:
-        from pelagos.jobs.submission import sweep_reports
-        from pelagos.jobs.sweeping.report_text import show_report
-
-        ends = {}
-        if self.mirrors:  # an earlier report tells which MLflow run is the sweep's
-            self.mirrors[0].pull()
-        for trial in trials_of(sweep):
-            ends[trial.name] = RunRecord(self.store, trial.name).state()
-            if self.mirrors:
-                self._mirror_of(trial.name).pull()
-        result = sweep_reports.run(sweep, ends)
-        show_report(result.report, result.path)
-        for mirror in self.mirrors and [self._mirror_of(name) for name in ends]:
-            mirror.push()
-
-    def _mirror_of(self, run: str) -> Mirror:
+    def mirror_of(self, run: str) -> Mirror:
+        """Return the copy of a run's directory in storage."""
         return Mirror(self.store, f"runs/{run}", self.runs_dir / run)
 
     def _stopped(self, outcome: Outcome) -> int:
         if self.record.state().stop:
-            self.record.append("stopped", step=outcome.step)
+            self.record.append(State.STOPPED, step=outcome.step)
             return 0
         reason = "time limit or preemption" if self.was_noticed else "the cluster ended the job"
         self.record.append(
@@ -255,17 +184,17 @@ class Driver:
             kind,
             state.restarts,
             self.event["retries"],
-            may_shrink=isinstance(job, TrainingJob) and job.health.shrink_micro_batch,
+            may_shrink=kind_of(job).may_shrink(job),
             has_shrunk=state.micro_batch_size is not None,
         )
         details = {"cause_kind": kind, "cause": outcome.cause, "step": outcome.step}
         if not retry.again:
-            self.record.append("failed", **details, reason=retry.why)
+            self.record.append(State.FAILED, **details, reason=retry.why)
             return False
         if retry.smaller_micro_batch:
             details["micro_batch_size"] = _half_micro_batch(job)
         self.record.append("retried", **details, reason=retry.why)
-        self.record.append("running", attempt=self.attempt)
+        self.record.append(State.RUNNING, attempt=self.attempt)
         return True
 
     def _dependencies_met(self) -> bool:
@@ -275,10 +204,10 @@ class Driver:
             other = RunRecord(self.store, name)
             while not (state := other.state()).has_ended:
                 if self.record.state().stop:
-                    self.record.append("stopped", step=0)
+                    self.record.append(State.STOPPED, step=0)
                     return False
                 time.sleep(DEPENDENCY_SECONDS)
-            if state.state != "finished" and name in after:
+            if state.state != State.FINISHED and name in after:
                 self.record.append(
                     "cancelled", reason=f"{name}, which it comes after, {state.state}"
                 )
@@ -342,8 +271,7 @@ def _output_kept(path: Path) -> Iterator[None]:
 def import_own_plugins(driver: Driver) -> None:
     """Import what the submitted job names, and from then on nothing: its storage is everybody's."""
     job = driver.job()
-    trials = trials_of(job) if isinstance(job, SweepJob) else ()
-    for each in (job, *(trial.job for trial in trials)):
+    for each in kind_of(job).jobs_within(job):
         plugins.load_for(each)
     plugins.seal()
 
@@ -366,7 +294,7 @@ def main(arguments: list[str]) -> int:
     except BaseException as error:
         with contextlib.suppress(Exception):
             cause = f"{type(error).__name__}: {error}"
-            driver.record.append("failed", cause=cause, cause_kind=classify(cause))
+            driver.record.append(State.FAILED, cause=cause, cause_kind=classify(cause))
         raise
 
 

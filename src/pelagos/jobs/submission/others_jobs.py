@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pelagos.infra.clusters import ClusterConfig
+from pelagos.jobs.submission.kinds import kind_of
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.records.others_runs import ENDPOINT, LOCAL_TRACKING, TRACKING, is_given
 from pelagos.platform.records.runs import RunError
@@ -48,6 +49,11 @@ def require_own_places(
         f"{key}={found}, a file that would be read here and sent"
         for key, found in _files(tree)
         if not is_given(key, given)
+    ]
+    problems += [
+        f"{key}={found}, which would be read or replaced with your rights"
+        for key, found in kind_of(job).replaced(job).items()
+        if not is_given(key, given) and found != _value(own, key)
     ]
     if problems:
         raise RunError(

@@ -2,34 +2,18 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pelagos.infra.clusters import ClusterConfig, Needs
+from pydantic.fields import FieldInfo
+
+from pelagos.infra.clusters import ClusterConfig
 from pelagos.infra.storage.remote import is_remote
-from pelagos.platform.config.finetune import REGISTRY_SCHEME, FinetuneJob
-from pelagos.platform.config.kinds import Job
+from pelagos.jobs.submission.kinds import kind_of
+from pelagos.platform.config.kinds import JOB_KINDS, Job
 from pelagos.platform.config.load import ConfigError, Problem, parse_yaml, read_yaml_text
-from pelagos.platform.config.measure import EvaluateJob, ProbeJob
 from pelagos.platform.config.old_options import new_key, new_path
-from pelagos.platform.config.schema import GenerateJob, TrainingJob
-from pelagos.platform.config.sweep import SweepJob
-
-
-def name_of(job: Job) -> str:
-    """Return the name of the run that a job makes."""
-    return f"{job.run}-evaluation" if isinstance(job, EvaluateJob) else job.name
-
-
-def needs_of(job: Job) -> Needs:
-    """Return the workers that a job needs at once."""
-    if isinstance(job, EvaluateJob | SweepJob):  # of a sweep, its report
-        return Needs()
-    if isinstance(job, ProbeJob):
-        return Needs(job.num_nodes, job.cpus_per_node, job.gpus_per_node)
-    resources = job.resources
-    return Needs(resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker)
 
 
 def default_overrides(path: str, config: ClusterConfig) -> list[str]:
@@ -44,14 +28,16 @@ def cluster_defaults(path: str, config: ClusterConfig) -> dict[str, Any]:
     """Return the cluster's values of dotted keys that the job file does not set."""
     tree, lines = parse_yaml(read_yaml_text(path), path)
     given = {".".join(str(part) for part in new_path(key)) for key in lines}
-    kind = tree.get("job")
-    if kind == "probe":
-        return {}
-    defaults = dict(config.defaults) if kind != "sweep" else {}
-    if config.tracking and kind in ("pretrain", "finetune", "sweep"):
+    sections = JOB_KINDS[tree["job"]].model_fields if tree.get("job") in JOB_KINDS else {}
+    # a sweep's jobs take them, not the sweep
+    defaults = dict(config.defaults) if "jobs" not in sections else {}
+    if config.tracking and "experiment" in getattr(
+        _section(sections, "tracking"), "model_fields", ()
+    ):
         defaults.setdefault("tracking.uri", config.tracking)
-    if config.endpoint_url and kind not in ("evaluate", "sweep"):
+    if config.endpoint_url:
         defaults.setdefault("storage.endpoint_url", config.endpoint_url)
+    defaults = {k: v for k, v in defaults.items() if k.partition(".")[0] in sections}
     return {key: value for key, value in defaults.items() if new_key(key) not in given}
 
 
@@ -79,73 +65,18 @@ def prepare(job: Job, config: ClusterConfig) -> Job:
             )
         return path
 
-    tree = job.model_dump(mode="json")
-    if isinstance(job, TrainingJob):
-        _place_training(tree, place, problems)
-        if isinstance(job, FinetuneJob):
-            _place_source(tree["source"], place)
-    elif isinstance(job, GenerateJob):
-        for index, dataset in enumerate(tree["datasets"]):
-            dataset["uri"] = place(("datasets", index, "uri"), dataset["uri"])
-    elif isinstance(job, SweepJob):
-        _place_tracking(tree["tracking"], place)
+    tree, kind = job.model_dump(mode="json"), kind_of(job)
+    kind.place(tree, place)
     if problems:
-        raise ConfigError(f"job {name_of(job)}", problems)
+        raise ConfigError(f"job {kind.run_name(job)}", problems)
     return type(job).model_validate(tree)
+
+
+def _section(fields: Mapping[str, FieldInfo], name: str) -> Any:
+    return fields[name].annotation if name in fields else None
 
 
 def place_job(job: Job, storage: str, runs_dir: Path) -> Job:
     """Return the job with its directories where this machine of the cluster has them."""
-    if isinstance(job, ProbeJob):
-        return job
-    if isinstance(job, GenerateJob):
-        return _with(job, resources=_on_this_ray(job))
-    if isinstance(job, EvaluateJob | SweepJob):
-        return _with(job, runs_dir=str(runs_dir))
-    checkpoint = job.checkpoint
-    if checkpoint.uri is None and is_remote(storage):
-        checkpoint = checkpoint.model_copy(update={"uri": f"{storage}/checkpoints"})
-    return _with(job, runs_dir=str(runs_dir), checkpoint=checkpoint, resources=_on_this_ray(job))
-
-
-def _place_training(
-    tree: dict[str, Any],
-    place: Callable[[tuple[str | int, ...], str], str],
-    problems: list[Problem],
-) -> None:
-    for index, entry in enumerate(tree["data"]["mixture"]):
-        entry["uri"] = place(("data", "mixture", index, "uri"), entry["uri"])
-    if tree["checkpoint"]["uri"]:
-        tree["checkpoint"]["uri"] = place(("checkpoint", "uri"), tree["checkpoint"]["uri"])
-    zero = tree["parallel"]["zero"]
-    if isinstance(zero["config"], str):
-        from pelagos.platform.strategies.zero_config import user_config
-
-        zero["config"] = user_config(zero["config"])
-    _place_tracking(tree["tracking"], place)
-
-
-def _place_tracking(
-    tracking: dict[str, Any], place: Callable[[tuple[str | int, ...], str], str]
-) -> None:
-    uri = tracking["uri"]
-    if uri and uri.startswith("sqlite:///"):
-        path = uri.removeprefix("sqlite:///")
-        tracking["uri"] = f"sqlite:///{place(('tracking', 'uri'), path)}"
-
-
-def _place_source(source: dict[str, Any], place: Callable[..., str]) -> None:
-    """Make a source's path absolute; a run is looked for among the cluster's own."""
-    uri = source["uri"]
-    if uri is not None and not uri.startswith(REGISTRY_SCHEME):
-        source["uri"] = place(("source", "uri"), uri)
-    source["runs_dir"] = None
-
-
-def _on_this_ray(job: TrainingJob | GenerateJob) -> Any:
-    address = os.environ.get("PELAGOS_RAY_ADDRESS") or None
-    return job.resources.model_copy(update={"ray_address": address})
-
-
-def _with(job: Job, **changes: Any) -> Job:
-    return job.model_copy(update=changes)
+    placed: Job = kind_of(job).on_cluster(job, storage, runs_dir)
+    return placed

@@ -1,7 +1,6 @@
 """Planning a submission: its runs, what each needs, and what is wrong before anything is sent."""
 
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,22 +15,16 @@ from pelagos.infra.clusters import (
     open_cluster,
 )
 from pelagos.infra.storage.directory_store import ObjectStore, open_store
-from pelagos.infra.storage.remote import is_remote
 from pelagos.jobs.submission.handing_over import (
     environment_of,
 )
-from pelagos.jobs.submission.placing import (
-    default_overrides,
-    name_of,
-    needs_of,
-    prepare,
-)
+from pelagos.jobs.submission.kinds import kind_of
+from pelagos.jobs.submission.placing import default_overrides, prepare
 from pelagos.jobs.submission.records.record import RunRecord
 from pelagos.jobs.submission.shipping.package import FILES, WHEEL, build_archives, names_in
 from pelagos.jobs.submission.shipping.shipped_plugins import require_shipped
 from pelagos.jobs.submission.sweeps import expand, needs_of_all
 from pelagos.platform.config.clusters import find_cluster
-from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.config.load import (
     ConfigError,
@@ -41,9 +34,7 @@ from pelagos.platform.config.load import (
     read_yaml_text,
     resolve_yaml,
 )
-from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.overrides import override
-from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 
 
@@ -184,12 +175,15 @@ def plan(
         after = (*options.after, *(entry.after if entry.after != ("",) else (runs[-1].name,)))
         earlier = {run.name: run.job for run in runs}
         common = replace(common, after=after)
+        kind = kind_of(job)
         if isinstance(job, SweepJob):
             runs += _plan_sweep(job, cluster, common, earlier, store)
         else:
             job = prepare(job, config)
             notes = _check_job(job, earlier, after, store)
-            submission = replace(common, run=options.name or name_of(job), needs=needs_of(job))
+            submission = replace(
+                common, run=options.name or kind.run_name(job), needs=kind.needs(job)
+            )
             runs.append(PlannedRun(submission.run, job, submission, tuple(notes)))
     for run in runs:
         cluster.check_needs(run.submission.needs)
@@ -297,40 +291,17 @@ def _check_job(
     job: Job, earlier: dict[str, Job], after: tuple[str, ...], store: ObjectStore
 ) -> list[str]:
     """Check what can be checked from here; return notes on what could not be."""
-    if isinstance(job, EvaluateJob):
-        known = job.run in earlier or RunRecord(store, job.run).exists()
-        if not known:
-            message = f"no run {job.run!r} in {store.uri}, nor earlier in this submission"
-            raise ConfigError(f"evaluation of {job.run}", [Problem(("run",), message)])
-    source = job.source.run if isinstance(job, FinetuneJob) else None
-    if source is not None and source not in earlier and not RunRecord(store, source).exists():
-        message = f"no run {source!r} in {store.uri}, nor earlier in this submission"
-        raise ConfigError(f"job {name_of(job)}", [Problem(("source", "run"), message)])
+    kind = kind_of(job)
+    for key, needed in kind.runs_needed(job).items():
+        if needed not in earlier and not RunRecord(store, needed).exists():
+            message = f"no run {needed!r} in {store.uri}, nor earlier in this submission"
+            raise ConfigError(f"job {kind.run_name(job)}", [Problem(key, message)])
     for name in after:
         if name not in earlier and not RunRecord(store, name).exists():
             message = f"no submitted run of that name in {store.uri}"
             raise ConfigError("--after", [Problem((name,), message)])
-    if not isinstance(job, TrainingJob):
-        return []
-    from pelagos.jobs.training.parts import check_parts
-
-    absent = [
-        entry.uri
-        for entry in job.data.mixture
-        if not is_remote(entry.uri) and not os.path.exists(entry.uri)
-    ]
-    made = {dataset.uri for other in earlier.values() for dataset in getattr(other, "datasets", ())}
-    if absent or any(entry.uri in made for entry in job.data.mixture):
-        return [f"not checked, because not there yet or not visible from here: {', '.join(absent)}"]
-    if not isinstance(job, FinetuneJob):
-        check_parts(job)
-        return []
-    if source is not None:
-        return [f"not checked against {source}, whose weights are not there yet or only there"]
-    from pelagos.jobs import finetune
-
-    finetune.prepare(job)
-    return []
+    made = {uri for other in earlier.values() for uri in kind_of(other).datasets_made(other)}
+    return kind.check(job, made, earlier)
 
 
 def _check_names(runs: Sequence[PlannedRun], store: ObjectStore) -> None:

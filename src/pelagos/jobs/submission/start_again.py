@@ -14,15 +14,15 @@ from pelagos.infra.clusters import ClusterError, Code, open_cluster
 from pelagos.infra.signatures import digest_of
 from pelagos.jobs.submission.as_submitted import changes_to_own
 from pelagos.jobs.submission.following import (
-    LOST,
     SubmittedRun,
     current_state,
     run_directory,
     storage_of,
 )
 from pelagos.jobs.submission.handing_over import details_of, hand_over, submission_of
+from pelagos.jobs.submission.kinds import kind_of
 from pelagos.jobs.submission.others_jobs import require_own_places
-from pelagos.jobs.submission.placing import needs_of
+from pelagos.jobs.submission.placing import place_job
 from pelagos.jobs.submission.planning import Options, own_code
 from pelagos.jobs.submission.records import own_runs
 from pelagos.jobs.submission.records.record import RunRecord, RunState
@@ -30,8 +30,8 @@ from pelagos.jobs.submission.shipping.package import upload
 from pelagos.jobs.submission.silent_ends import record_silent_end
 from pelagos.platform.config.clusters import find_cluster
 from pelagos.platform.config.load import parse_job, resolve_yaml
-from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.records.runs import CHANGEABLE_IN_A_BRANCH, RunError
+from pelagos.platform.records.states import State
 
 
 def recover(found: SubmittedRun) -> RunState:
@@ -41,13 +41,13 @@ def recover(found: SubmittedRun) -> RunState:
         RunError: it is somebody else's.
     """
     state, detail = current_state(found)
-    if state.state != LOST:
+    if state.state != State.LOST:
         return state
     event = require_own(found)[-1]
     cluster, record = found.own_cluster(), found.record
     if blocking := _blocking(found, state):
         # the scheduler has dropped it: it would never have begun
-        record.append("cancelled", reason=blocking)
+        record.append(State.CANCELLED, reason=blocking)
         return record.state()
     output = ""
     with contextlib.suppress(ClusterError):
@@ -62,7 +62,7 @@ def _blocking(found: SubmittedRun, state: RunState) -> str:
     """Say which run, that it comes after, has ended otherwise than finished; empty if none has."""
     for name in state.after:
         other = RunRecord(found.store, name)
-        if other.exists() and (ended := other.state()).has_ended and ended.state != "finished":
+        if other.exists() and (ended := other.state()).has_ended and ended.state != State.FINISHED:
             return f"{name}, which it comes after, {ended.state}"
     return ""
 
@@ -117,7 +117,7 @@ def resume(
     _require_resumable(state, last, overrides, from_step)
     own = [] if take_over else require_own(found)
     last = own[-1] if own else last
-    if not state.has_ended and state.state not in ("preempted", LOST):
+    if not state.has_ended and state.state not in (State.PREEMPTED, State.LOST):
         raise RunError(
             f"run {state.run!r} is {state.state}; stop it first: pelagos stop {state.run}"
         )
@@ -132,11 +132,11 @@ def resume(
     job = _revised(found, overrides, own or [last], bool(own), is_branch=from_step is not None)
     own_job = parse_job(last["job"], f"run {state.run}") if own else None
     require_own_places(job, state.run, overrides, config, own_job)
-    target.check_needs(needs_of(job))
+    target.check_needs(kind_of(job).needs(job))
     code = Code(**last["code"]) if own else _own_code(found, options)
     submission = replace(
         submission_of(found.record, {**last, "code": vars(code)}, state.attempt + 1, config),
-        needs=needs_of(job),
+        needs=kind_of(job).needs(job),
     )
     event = found.record.submit_again(
         resolve_yaml(job),
@@ -155,7 +155,7 @@ def resume(
 def _require_resumable(
     state: RunState, last: Mapping[str, Any], overrides: Sequence[str], from_step: str | None
 ) -> None:
-    is_sweep = isinstance(parse_job(last["job"], f"run {state.run}"), SweepJob)
+    is_sweep = kind_of(parse_job(last["job"], f"run {state.run}")).reports_on_trials
     if is_sweep and overrides:
         raise RunError(
             f"run {state.run!r} reports on trials that were submitted with it and takes no overrides "
@@ -163,7 +163,7 @@ def _require_resumable(
         )
     if is_sweep and from_step is not None:
         raise RunError(f"run {state.run!r} reports on a sweep and has no checkpoint to branch from")
-    if state.state == "finished" and not is_sweep and from_step is None:
+    if state.state == State.FINISHED and not is_sweep and from_step is None:
         raise RunError(
             f"run {state.run!r} has finished; `pelagos clone {state.run} NEW` runs it again"
         )
@@ -190,8 +190,9 @@ def _revised(
     directory, where = run_directory(found), f"run {found.record.run}"
     if (directory.path / "job.yaml").exists():
         if is_own:
-            own = [parse_job(text, where) for text in jobs]
-            overrides = [*changes_to_own(directory, own, found.store.uri, overrides), *overrides]
+            here = directory.path.parent
+            own = [place_job(parse_job(text, where), found.store.uri, here) for text in jobs]
+            overrides = [*changes_to_own(directory, own, overrides), *overrides]
         return directory.revised_job(overrides, CHANGEABLE_IN_A_BRANCH if is_branch else ())
     if is_branch:
         raise RunError(f"run {found.record.run!r} has no checkpoint yet to branch from")

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from pelagos import plugins
 from pelagos.infra.clusters import Cluster, Needs
-from pelagos.jobs.submission.placing import cluster_defaults, needs_of, prepare
+from pelagos.jobs.submission.kinds import kind_of
+from pelagos.jobs.submission.placing import cluster_defaults, prepare
 from pelagos.jobs.sweeping.mlflow_parent import child_tags
 from pelagos.jobs.sweeping.trials import Trial, tracked, trials_of
 from pelagos.platform.config.load import ConfigError, Problem, parse_yaml, read_yaml_text
@@ -30,7 +31,7 @@ def expand(sweep: SweepJob, cluster: Cluster) -> tuple[SweepJob, list[Trial]]:
 
 def needs_of_all(trials: list[Trial]) -> Needs:
     """Return what is enough for each of the trials: the tasks of an array ask for the same."""
-    each = [needs_of(trial.job) for trial in trials]
+    each = [kind_of(trial.job).needs(trial.job) for trial in trials]
     return Needs(1, max(n.cpus_per_worker for n in each), max(n.gpus_per_worker for n in each))
 
 

@@ -13,7 +13,6 @@ from pelagos.jobs.sweeping.trials import FINAL_STATES, Inputs, Trial, read_resul
 from pelagos.jobs.training.parts import open_datasets, options_for
 from pelagos.jobs.weights.sources import open_source
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
-from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.marks import Trait
 from pelagos.platform.config.meanings import has, values_of
@@ -50,10 +49,10 @@ def inputs_of_run(trial: Trial) -> Inputs:
 def inputs_now(job: TrainingJob) -> Inputs:
     """Return the digests of what stands at a job's addresses now; what is gone is left out."""
     found: Inputs = {}
-    if isinstance(job, FinetuneJob):
+    if job.starts_from is not None:
         with contextlib.suppress(*_UNREADABLE):
             source = open_source(
-                job.source, job.model, job.runs_dir, job.storage, tracking_uri(job)
+                job.starts_from, job.model, job.runs_dir, job.storage, tracking_uri(job)
             )
             found[SOURCE] = source.digest
     with contextlib.suppress(*_UNREADABLE):
@@ -107,8 +106,9 @@ def _problems(
 
 
 def _named(job: TrainingJob) -> str:
-    assert isinstance(job, FinetuneJob)
-    return f"run {job.source.run}" if job.source.run else str(job.source.uri)
+    source = job.starts_from
+    assert source is not None, "asked of a fine-tuning"
+    return f"run {source.run}" if source.run else str(source.uri)
 
 
 def _remembering(compute: Callable[[TrainingJob], Inputs]) -> Callable[[TrainingJob], Inputs]:

@@ -18,7 +18,6 @@ from pelagos.models.objectives import (
 )
 from pelagos.models.pretrained import Pretrained
 from pelagos.models.registry import FAMILIES, create_model, model_info
-from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.schema import TrainingJob
 
 CALLS = {
@@ -90,8 +89,7 @@ def _groups_without_given(job: TrainingJob, mixture: Mixture) -> dict[str, tuple
 def build_model(job: TrainingJob) -> nn.Module:
     """Return the job's network, freshly drawn from torch's generator. Raises `ValueError`."""
     model = build_network(job)
-    if isinstance(job, FinetuneJob) and job.lora is not None:
-        lora = job.lora
+    if (lora := job.adapter) is not None:
         add_low_rank(model, lora.targets, lora.rank, lora.alpha, lora.also_train)
     return model
 

@@ -1,6 +1,7 @@
 """Building the parts of a training job from its configuration, and refusing early what cannot fit."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count
 from typing import Any
@@ -35,7 +36,6 @@ from pelagos.models.registry import (
 )
 from pelagos.platform.callbacks import Callbacks, create_callback
 from pelagos.platform.config.checks import micro_batch_size
-from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.marks import Trait
 from pelagos.platform.config.meanings import has, values_of
@@ -150,21 +150,21 @@ class MixtureStreams:
         self.epoch_samples = self.mixture.num_samples
         self._validation: Sampler | None = None
 
-    def open(self, start_step: int, rank: int, world_size: int) -> Stream:
+    def open(self, start_step: int, data_rank: int, data_world_size: int) -> Stream:
         return StreamLoader(
             self.mixture,
             self.sampler,
             global_batch_size=self.job.data.global_batch_size,
-            rank=rank,
-            world_size=world_size,
+            rank=data_rank,
+            world_size=data_world_size,
             start_step=start_step,
             num_threads=self.job.data.num_threads,
             prefetch_steps=self.job.data.prefetch_steps,
             stop_step=self.job.schedule.total_steps,
         )
 
-    def validation(self, rank: int, world_size: int) -> Iterator[tuple[Batch, int]]:
-        """Return this rank's share: every world-size-th sample of one fixed list.
+    def validation(self, data_rank: int, data_world_size: int) -> Iterator[tuple[Batch, int]]:
+        """Return one of so many shares: every so many-th sample of one fixed list.
 
         Where the list does not divide, a rank repeats its last sample, which then does not count.
         Samples of grids of other shapes come in batches of their own, as many on every rank.
@@ -178,8 +178,8 @@ class MixtureStreams:
         mixture, size = self._validation.mixture, micro_batch_size(self.job)
         for shape in mixture.distinct_shapes:
             whole = [s for s in drawn if mixture.grid_shapes[s.dataset] == shape]
-            own = whole[rank::world_size]
-            missing = -(-len(whole) // world_size) - len(own)
+            own = whole[data_rank::data_world_size]
+            missing = -(-len(whole) // data_world_size) - len(own)
             samples = [*own, *(own or whole)[-1:] * missing]
             for start in range(0, len(samples), size):
                 batch = load_batch(mixture, samples[start : start + size])
@@ -221,7 +221,7 @@ def build_parts(job: TrainingJob) -> TrainingParts:
         model,
         objective,
         streams,
-        initial_weights=INITIAL_WEIGHTS if isinstance(job, FinetuneJob) else None,
+        initial_weights=INITIAL_WEIGHTS if job.starts_from else None,
         description={"forecaster": describe_forecaster(job, streams.mixture)},
         flops_per_sample=count_flops(job, streams.mixture),
         example_loss=example_loss(job, streams.mixture, micro_batch_size(job)),
@@ -238,11 +238,12 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
             "config": explicit_config(job.model.name, job.model.config),
         },
         "objective": {"name": job.objective.name, **objective_options(job, mixture)},
-        **({"lora": job.lora.model_dump()} if isinstance(job, FinetuneJob) and job.lora else {}),
+        **({"lora": job.adapter.model_dump()} if job.adapter else {}),
         "fields": list(job.data.fields),
         **({"plugins": wanted} if (wanted := plugins.wanted_by_model(job)) else {}),
         "absent_value": mixture.absent_value,
         **({"masks": mixture.masks} if mixture.masks else {}),
+        **({"patch": patch} if (patch := _patch_of(mixture)) else {}),
         "normalization": mixture.normalization.to_dict(),
         "datasets": [
             {
@@ -254,6 +255,13 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
             for entry in mixture.entries
         ],
     }
+
+
+def _patch_of(mixture: Mixture) -> list[int]:
+    """Return the grid of the largest crops that a network was trained on; nothing without crops."""
+    if all(entry.crop is None for entry in mixture.entries):
+        return []
+    return list(max(mixture.distinct_shapes, key=math.prod))
 
 
 def count_flops(job: TrainingJob, mixture: Mixture) -> float:

@@ -1,8 +1,10 @@
 """Checks that need several keys of a job at once: pure arithmetic, no file is opened here."""
 
 from collections.abc import Iterator, Sequence
+from functools import singledispatch
 
 from pelagos.infra.storage.addresses import reject_empty_parts
+from pelagos.platform.config.convert import ConvertJob
 from pelagos.platform.config.differences import is_among
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob, Section, TrainingJob
 from pelagos.platform.config.sweep import (
@@ -16,24 +18,44 @@ from pelagos.platform.config.sweep import (
 Finding = tuple[tuple[str | int, ...], str]
 
 
+@singledispatch
 def check_arithmetic(job: Section) -> list[Finding]:
     """Return (key, message) for every rule that spans several keys and is broken."""
-    if isinstance(job, TrainingJob):
-        found = [*_check_batch(job), *_check_parallel(job), *_check_pretrain(job)]
-        uris = [(("data", "mixture", i, "uri"), e.uri) for i, e in enumerate(job.data.mixture)]
-        return [*found, *_check_addresses(uris, job.storage.backend)]
-    if isinstance(job, GenerateJob):
-        found = [f for i, d in enumerate(job.datasets) for f in _check_dataset(i, d)]
-        written = [(("datasets", i, "uri"), d.uri) for i, d in enumerate(job.datasets)]
-        return [*found, *_check_addresses(written, job.storage.backend)]
-    if isinstance(job, SweepJob):
-        return [*_check_search(job), *_check_sweep(job)]
     return []
+
+
+@check_arithmetic.register
+def _check_training(job: TrainingJob) -> list[Finding]:
+    found = [*_check_batch(job), *_check_parallel(job), *_check_pretrain(job)]
+    uris = [(("data", "mixture", i, "uri"), e.uri) for i, e in enumerate(job.data.mixture)]
+    return [*found, *_check_addresses(uris, job.storage.backend)]
+
+
+@check_arithmetic.register
+def _check_generation(job: GenerateJob) -> list[Finding]:
+    found = [f for i, d in enumerate(job.datasets) for f in _check_dataset(i, d)]
+    written = [(("datasets", i, "uri"), d.uri) for i, d in enumerate(job.datasets)]
+    return [*found, *_check_addresses(written, job.storage.backend)]
+
+
+@check_arithmetic.register
+def _check_conversion(job: ConvertJob) -> list[Finding]:
+    return [*_check_addresses([(("uri",), job.uri)], job.storage.backend)]
+
+
+@check_arithmetic.register
+def _check_whole_sweep(job: SweepJob) -> list[Finding]:
+    return [*_check_search(job), *_check_sweep(job)]
+
+
+def data_world_size(job: TrainingJob) -> int:
+    """Number of shares that a batch is cut into: of every strategy there is, one per worker."""
+    return job.resources.num_workers
 
 
 def local_batch_size(job: TrainingJob) -> int:
     """Samples per worker and step."""
-    return job.data.global_batch_size // job.resources.num_workers
+    return job.data.global_batch_size // data_world_size(job)
 
 
 def micro_batch_size(job: TrainingJob) -> int:
@@ -52,7 +74,7 @@ def _check_addresses(
 
 
 def _check_batch(job: TrainingJob) -> Iterator[Finding]:
-    batch, workers = job.data.global_batch_size, job.resources.num_workers
+    batch, workers = job.data.global_batch_size, data_world_size(job)
     if batch % workers:
         lower, upper = batch - batch % workers, batch - batch % workers + workers
         near = f"{lower} or {upper}" if lower else str(upper)
