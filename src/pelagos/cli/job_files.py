@@ -85,20 +85,22 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
             Text("finished", style="green"), f"{result.run_name} at step {outcome.step}{shown}"
         )
         console.print(
-            f"  evaluate it: pelagos evaluate {result.run_name} runs_dir={runs_dir}", soft_wrap=True
+            f"  evaluate it: pelagos evaluate {result.run_name} --runs-dir {runs_dir}",
+            soft_wrap=True,
         )
     elif outcome.kind == State.STOPPED:
         console.print(
             Text("stopped", style="yellow"), f"{result.run_name}, saved at step {outcome.step}"
         )
         console.print(
-            f"  go on: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
+            f"  continue: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
         )
     else:
         console.print(Text("failed", style="red"), f"{result.run_name} after step {outcome.step}:")
         console.print(f"  {outcome.cause}", soft_wrap=True)
         console.print(
-            f"  once mended: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
+            f"  once it is fixed: pelagos resume {result.run_name} --runs-dir {runs_dir}",
+            soft_wrap=True,
         )
     status = {
         State.FINISHED: 0,

@@ -9,6 +9,7 @@ from rich.text import Text
 from pelagos import plugins
 from pelagos.cli import runs, submission, weights
 from pelagos.cli.checkpoint import app as checkpoint_app
+from pelagos.cli.choices import JobRunsDir, Workers, with_choices
 from pelagos.cli.common import (
     EXIT_INTERRUPTED,
     CheckedGroup,
@@ -73,7 +74,11 @@ def configure(
 
 @app.command()
 def generate(
-    job_file: JobFile, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+    job_file: JobFile,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate datasets of PDE solutions; continues where an interrupted run stopped.
 
@@ -85,7 +90,7 @@ def generate(
     from pelagos.platform.planner import plan_generate
 
     with exit_on_error():
-        job = load_as(GenerateJob, job_file, overrides)
+        job = load_as(GenerateJob, job_file, with_choices(overrides, workers=workers))
         if dry_run:
             plan_generate(job).show(console, as_json)
             return
@@ -96,7 +101,12 @@ def generate(
 
 @app.command()
 def pretrain(
-    job_file: JobFile, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+    job_file: JobFile,
+    overrides: Overrides = None,
+    runs_dir: JobRunsDir = None,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a model on a mixture of datasets.
 
@@ -109,7 +119,8 @@ def pretrain(
     from pelagos.platform.planner import plan_pretrain
 
     with exit_on_error(), errors_of(job_file, overrides):
-        job = load_as(PretrainJob, job_file, overrides)
+        chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
+        job = load_as(PretrainJob, job_file, chosen)
         if dry_run:
             mixture = check_parts(job)
             plan_pretrain(job, mixture, count_flops(job, mixture)).show(console, as_json)
@@ -120,7 +131,12 @@ def pretrain(
 
 @app.command()
 def finetune(
-    job_file: JobFile, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+    job_file: JobFile,
+    overrides: Overrides = None,
+    runs_dir: JobRunsDir = None,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train from given weights - a run, files, an official checkpoint - on a downstream task.
 
@@ -133,7 +149,8 @@ def finetune(
     from pelagos.platform.planner import plan_pretrain
 
     with exit_on_error(), errors_of(job_file, overrides):
-        job = load_as(FinetuneJob, job_file, overrides)
+        chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
+        job = load_as(FinetuneJob, job_file, chosen)
         if dry_run:
             prepared = job_module.prepare(job)
             if not as_json:

@@ -60,7 +60,9 @@ def run(
         ValueError: the output directory exists, or no layout is given.
     """
     if not layouts:
-        raise ValueError("no layout to compare: name at least one strategy and one --num-workers")
+        raise ValueError(
+            "no layout to compare: name at least one strategy and one number of --workers"
+        )
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists already: choose another --output, or pass --overwrite")
     jobs = [_job_of(job, layout, steps) for layout in layouts]

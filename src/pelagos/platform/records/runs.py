@@ -90,7 +90,7 @@ class RunDirectory:
         except OSError as error:
             raise RunError(
                 f"runs_dir {job.runs_dir}: {error.strerror}: {error.filename}. Make it writable or "
-                "choose another (runs_dir=DIR)"
+                "choose another (--runs-dir DIR)"
             ) from error
         run.replace(IDENTITY, json.dumps({"run": identity or uuid.uuid4().hex}))
         run.replace("job.yaml", resolve_yaml(job))
