@@ -25,10 +25,11 @@ import numpy.typing as npt
 import torch
 import zarr
 
-from pelagos.data_pipelines.loader import StreamLoader
-from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
-from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset, open_dataset
+from pelagos.data_pipelines.streaming.loader import StreamLoader
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.sampler import Sampler
 
 Window = tuple[int, int]  # trajectory, first frame
 Reader = Callable[[Window, npt.NDArray[np.float32]], None]

@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from pelagos.platform.evaluation.metrics import METRICS
+from pelagos.evaluation.measures.metrics import METRICS
 
 # theirs, in the order of what `metric_func` returns; the last has three bands
 NAMES = ("rmse", "nrmse", "conserved_rmse", "max_error", "boundary_rmse", "frmse")

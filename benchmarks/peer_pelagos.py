@@ -12,11 +12,12 @@ from typing import Any
 from loopback_origin import BUCKET
 from peer_protocol import BATCH, Batches, FloatArray, Reader, Setting, Window, run_worker
 
-from pelagos.data_pipelines.loader import StreamLoader
-from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
-from pelagos.data_pipelines.normalization import Normalization
-from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import open_dataset
+from pelagos.data_pipelines.streaming.loader import StreamLoader
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.normalization import Normalization
+from pelagos.data_pipelines.streaming.sampler import Sampler
 
 
 class Pelagos(Reader):

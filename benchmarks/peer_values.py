@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from pelagos.data_pipelines.generate.semilinear import AllenCahn, Burgers, solve_semilinear
+from pelagos.evaluation.measures import image_metrics, metrics
 from pelagos.models.registry import create_model
-from pelagos.platform.evaluation import image_metrics, metrics
 
 HERE = Path(__file__).parent
 REQUIREMENTS = {

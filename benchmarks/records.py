@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from pelagos.platform.record_tail import RecordTail
-from pelagos.platform.run_files import is_step, read_metrics
+from pelagos.platform.records.record_tail import RecordTail
+from pelagos.platform.records.run_files import is_step, read_metrics
 
 NUM_LOOKS = 1000
 VALUES = {

@@ -33,10 +33,11 @@ from loopback_origin import BUCKET, Origin, serve
 from obstore.store import S3Store
 from zarr.storage import FsspecStore, ObjectStore
 
-from pelagos.data_pipelines.loader import StreamLoader
-from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
-from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import CacheSettings, Dataset, open_dataset
+from pelagos.data_pipelines.streaming.loader import StreamLoader
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.sampler import Sampler
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 from fault_proxy import Fault, FaultProxy

@@ -19,7 +19,7 @@ import torch
 from training import make_job
 
 from pelagos.jobs.compare_strategies import layouts_of, run
-from pelagos.platform.evaluation.comparison import comparison_markdown
+from pelagos.jobs.measuring.strategy_table import comparison_markdown
 
 STRATEGIES = ("ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3")
 

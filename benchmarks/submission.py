@@ -26,8 +26,9 @@ import torch
 
 from pelagos.infra.clusters.ray_jobs import RayJobsCluster
 from pelagos.infra.clusters.schema import RayConfig, SlurmConfig
-from pelagos.jobs import submit, submitted_runs
-from pelagos.jobs.submitted_runs import SubmittedRun
+from pelagos.jobs import submit
+from pelagos.jobs.submission import following
+from pelagos.jobs.submission.following import SubmittedRun
 from pelagos.platform.config.clusters import find_cluster
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import PretrainJob
@@ -72,9 +73,9 @@ def measure_submit(job: PretrainJob, cluster: str, directory: Path) -> float:
     path.write_text(resolve_yaml(job.model_copy(update={"name": name})))
     begin = time.time()
     submit.submit(submit.plan([str(path)], cluster, (), submit.Options()))
-    found: SubmittedRun = submitted_runs.find(name, cluster)
-    first = first_step(submitted_runs.run_directory(found).metrics_path)
-    submitted_runs.wait(found, TIMEOUT_SECONDS)
+    found: SubmittedRun = following.find(name, cluster)
+    first = first_step(following.run_directory(found).metrics_path)
+    following.wait(found, TIMEOUT_SECONDS)
     return first - begin
 
 
@@ -87,7 +88,7 @@ def measure_plain(
     runs = Path(config.storage) / "plain"
     path.write_text(resolve_yaml(job.model_copy(update={"name": name, "runs_dir": str(runs)})))
     begin = time.time()
-    run(config, [sys.executable, "-m", "pelagos.platform.cli.main", "pretrain", str(path)])
+    run(config, [sys.executable, "-m", "pelagos.cli.main", "pretrain", str(path)])
     first = first_step(runs / name / "metrics.jsonl")
     status = runs / name / "status.json"
     wait_until(lambda: json.loads(status.read_text())["state"] == "finished")

@@ -24,10 +24,10 @@ from torch import nn
 from pelagos.data_pipelines.generate import generate_trajectories
 from pelagos.data_pipelines.generate.tasks import GenerationRequest, dataset_spec
 from pelagos.data_pipelines.store import create_dataset
-from pelagos.jobs.parts import build_parts
+from pelagos.jobs.training.parts import build_parts
 from pelagos.platform.config.schema import PretrainJob
-from pelagos.platform.optimizer import optimizer_factory
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.optimization.optimizer import optimizer_factory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.strategies import create_strategy
 from pelagos.platform.strategies.initialize import draw_missing
 from pelagos.platform.strategy_choice import strategy_options

@@ -19,11 +19,11 @@ from statistics import fmean
 
 import torch
 
+from pelagos.evaluation.pages.summary import Error
+from pelagos.evaluation.pages.sweep_page import SweepRow
 from pelagos.jobs import sweep
 from pelagos.platform.config import load_job
 from pelagos.platform.config.sweep import SweepJob
-from pelagos.platform.evaluation.summary import Error
-from pelagos.platform.evaluation.sweep_report import SweepRow
 
 CONFIG = "configs/quickstart/sweep.yaml"
 METHODS = ("direct", "autoregressive")

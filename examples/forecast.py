@@ -12,9 +12,9 @@ import argparse
 import torch
 
 from pelagos.data_pipelines.store import open_dataset
-from pelagos.jobs.forecaster import Forecaster
-from pelagos.platform.evaluation.metrics import relative_l1, vrmse
-from pelagos.platform.runs import RunDirectory
+from pelagos.evaluation.measures.metrics import relative_l1, vrmse
+from pelagos.jobs.weights.forecaster import Forecaster
+from pelagos.platform.records.runs import RunDirectory
 
 METRICS = (relative_l1, vrmse)
 

@@ -64,7 +64,7 @@ def main() -> None:
     (place / "job.yaml").write_text(TRAINING)
     for arguments in (["generate", "data.yaml"], ["pretrain", "job.yaml"], ["evaluate", "mine"]):
         subprocess.run(
-            [sys.executable, "-m", "pelagos.platform.cli.main", *arguments], cwd=place, check=True
+            [sys.executable, "-m", "pelagos.cli.main", *arguments], cwd=place, check=True
         )
 
 

@@ -13,11 +13,12 @@ import torch
 import xarray
 
 from pelagos.data_pipelines.foreign import open_readable
-from pelagos.data_pipelines.loader import StreamLoader
-from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
-from pelagos.data_pipelines.plots import contact_sheet
-from pelagos.data_pipelines.sampler import Sampler
+from pelagos.data_pipelines.pictures.plots import contact_sheet
 from pelagos.data_pipelines.store import open_dataset
+from pelagos.data_pipelines.streaming.loader import StreamLoader
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.sampler import Sampler
 
 uri, num_steps = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 100
 

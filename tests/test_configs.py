@@ -12,13 +12,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.generate.families import find_family
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
-from pelagos.jobs.parts import build_model, build_objective, check_parts
-from pelagos.jobs.sweep_trials import trials_of
+from pelagos.jobs.sweeping.trials import trials_of
+from pelagos.jobs.training.parts import build_model, build_objective, check_parts
 from pelagos.models.adaptation import adapt
 from pelagos.models.registry import create_model
-from pelagos.platform.cli.main import app
 from pelagos.platform.config import (
     FinetuneJob,
     GenerateJob,
@@ -28,7 +28,7 @@ from pelagos.platform.config import (
     load_job,
 )
 from pelagos.platform.config.schema import ConstantsConfig, GenerateDataset
-from pelagos.platform.optimizer import group_settings
+from pelagos.platform.optimization.optimizer import group_settings
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))

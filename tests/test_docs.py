@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.convert.mapping import load_mapping
-from pelagos.platform.cli.main import app
 from pelagos.platform.config.clusters import parse_clusters
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.reference import reference_markdown

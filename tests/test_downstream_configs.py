@@ -15,14 +15,14 @@ from rich.console import Console
 
 from pelagos.data_pipelines.generate.families import find_family
 from pelagos.data_pipelines.generate.tasks import GenerationRequest, dataset_spec, make_shard
-from pelagos.data_pipelines.normalization import Normalization
 from pelagos.data_pipelines.store import create_dataset, open_dataset
+from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.jobs import evaluate, finetune
-from pelagos.jobs.described_parts import described_network
-from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import build_model, build_objective, check_parts
-from pelagos.jobs.sweep_checks import check_labels
-from pelagos.jobs.sweep_trials import trials_of
+from pelagos.jobs.sweeping.checks import check_labels
+from pelagos.jobs.sweeping.trials import trials_of
+from pelagos.jobs.training.parts import build_model, build_objective, check_parts
+from pelagos.jobs.weights.described_parts import described_network
+from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import (
     ConfigError,
     FinetuneJob,
@@ -35,8 +35,8 @@ from pelagos.platform.config import (
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import GenerateDataset
-from pelagos.platform.optimizer import group_settings
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.optimization.optimizer import group_settings
+from pelagos.platform.records.runs import RunDirectory
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs/downstream"
 GRID = 16

@@ -106,7 +106,7 @@ def test_archives_hold_every_module_and_every_data_file(archives: tuple[Path, Pa
     assert expected - in_wheel == set()
     assert expected - in_source == set()
     assert {name for name in in_wheel if not name.startswith("pelagos/")} == set()
-    assert "pelagos = pelagos.platform.cli.main:main" in entry_points
+    assert "pelagos = pelagos.cli.main:main" in entry_points
 
 
 @pytest.mark.slow

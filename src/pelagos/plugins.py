@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from pelagos.data_pipelines.convert.formats import Format
     from pelagos.data_pipelines.foreign.opening import Opener
     from pelagos.data_pipelines.generate.family import Family as ProblemFamily
+    from pelagos.evaluation.measures.metrics import Metric
     from pelagos.models.family import Family as ModelFamily
     from pelagos.models.losses import Loss
     from pelagos.platform.callbacks import Callback
-    from pelagos.platform.evaluation.metrics import Metric
-    from pelagos.platform.optimizer_kinds import OptimizerKind
-    from pelagos.platform.schedules import Curve
+    from pelagos.platform.optimization.optimizer_kinds import OptimizerKind
+    from pelagos.platform.optimization.schedules import Curve
 
 ENTRY_POINTS = "pelagos.plugins"
 VARIABLE = "PELAGOS_PLUGINS"
@@ -74,21 +74,21 @@ def register_loss(name: str, loss: Loss) -> None:
 
 def register_metric(name: str, metric: Metric) -> None:
     """Add an error that evaluations report: `(forecast, truth, num_dimensions)` to a tensor."""
-    from pelagos.platform.evaluation.metrics import METRICS
+    from pelagos.evaluation.measures.metrics import METRICS
 
     METRICS.register(name, metric)
 
 
 def register_optimizer(name: str, optimizer: OptimizerKind) -> None:
     """Add an optimizer that `optimizer.name` can name."""
-    from pelagos.platform.optimizer_kinds import OPTIMIZERS
+    from pelagos.platform.optimization.optimizer_kinds import OPTIMIZERS
 
     OPTIMIZERS.register(name, optimizer)
 
 
 def register_schedule(name: str, curve: Curve) -> None:
     """Add a curve of the learning rate that `schedule.name` can name."""
-    from pelagos.platform.schedules import SCHEDULES
+    from pelagos.platform.optimization.schedules import SCHEDULES
 
     SCHEDULES.register(name, curve)
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pelagos.data_pipelines.bench import bench
+from pelagos.cli.main import app
 from pelagos.data_pipelines.store import DatasetError
-from pelagos.platform.cli.main import app
+from pelagos.data_pipelines.streaming.bench import bench
 
 
 def test_a_report_of_a_dataset_on_s3(s3_server: Any, write_waves: Any, monkeypatch: Any) -> None:

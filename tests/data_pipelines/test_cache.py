@@ -33,7 +33,7 @@ from pelagos.data_pipelines.store.node_cache import (
     OpenBlock,
     file_bytes,
 )
-from pelagos.infra.read_policy import ReadCounters
+from pelagos.infra.storage.read_policy import ReadCounters
 
 MEGABYTE = 10**6
 
@@ -245,7 +245,7 @@ WRITE_HALF = """
 import sys, time
 import numpy as np
 from pelagos.data_pipelines.store import node_cache
-from pelagos.infra.read_policy import ReadCounters
+from pelagos.infra.storage.read_policy import ReadCounters
 name, length = sys.argv[2], int(sys.argv[3])
 settings = node_cache.CacheSettings(sys.argv[1], 10**8)
 cache = node_cache.NodeCache(settings, sys.argv[4], length, ReadCounters())
@@ -333,7 +333,7 @@ def test_rows_that_do_not_lie_together_are_not_blocks() -> None:
 def test_the_job_file_opens_datasets_with_its_cache(
     make_job: Any, s3_server: Any, write_waves: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from pelagos.jobs.parts import MixtureStreams
+    from pelagos.jobs.training.parts import MixtureStreams
 
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)

@@ -16,8 +16,8 @@ import pytest
 import xarray
 import zarr
 
-from pelagos.data_pipelines.inspection import verify
 from pelagos.data_pipelines.management import append, change_splits, copy
+from pelagos.data_pipelines.management.inspection import verify
 from pelagos.data_pipelines.store import Field, open_dataset
 
 CHECKER = "compliance-checker==6.1.0"

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pelagos.data_pipelines.crops import crop_region
-from pelagos.data_pipelines.loader import StreamLoader, load_batch
-from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
-from pelagos.data_pipelines.normalization import Normalization
-from pelagos.data_pipelines.sampler import Sampler
+from pelagos.data_pipelines.streaming.crops import crop_region
+from pelagos.data_pipelines.streaming.loader import StreamLoader, load_batch
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.normalization import Normalization
+from pelagos.data_pipelines.streaming.sampler import Sampler
 
 FIELDS = ("density", "pressure")
 

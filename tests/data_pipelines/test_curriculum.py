@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pelagos.data_pipelines.curriculum import weights_by_step
-from pelagos.data_pipelines.loader import StreamLoader
-from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
-from pelagos.data_pipelines.mixture_order import BLOCK_SIZE, MixtureOrder
-from pelagos.data_pipelines.sampler import Sampler
+from pelagos.data_pipelines.streaming.loader import StreamLoader
+from pelagos.data_pipelines.streaming.mixtures.curriculum import weights_by_step
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.mixtures.mixture_order import BLOCK_SIZE, MixtureOrder
+from pelagos.data_pipelines.streaming.sampler import Sampler
 
 BATCH = 12
 

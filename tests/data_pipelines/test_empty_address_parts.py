@@ -14,11 +14,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.foreign import open_readable
 from pelagos.data_pipelines.store import DatasetError
-from pelagos.infra.object_store import StorageError
-from pelagos.infra.obstore_store import open_remote
-from pelagos.platform.cli.main import app
+from pelagos.infra.storage.obstore_remote import open_remote
+from pelagos.infra.storage.remote import StorageError
 from pelagos.platform.config.load import ConfigError, load_job
 
 BAD = "s3://bucket//a"

@@ -16,6 +16,7 @@ import xarray
 import zarr
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.foreign import (
     DescribedField,
     Description,
@@ -23,11 +24,11 @@ from pelagos.data_pipelines.foreign import (
     open_foreign,
     open_readable,
 )
-from pelagos.data_pipelines.loader import StreamLoader
-from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
-from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import Dataset, DatasetError, open_dataset
-from pelagos.platform.cli.main import app
+from pelagos.data_pipelines.streaming.loader import StreamLoader
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.sampler import Sampler
 
 SHAPE = (7, 5, 2, 6, 8)
 NAMES = ("trajectory", "time", "channel", "y", "x")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pelagos.data_pipelines import inspection
-from pelagos.data_pipelines.inspection import describe, verify
+from pelagos.data_pipelines.management import inspection
+from pelagos.data_pipelines.management.inspection import describe, verify
 from pelagos.data_pipelines.store import DatasetError
 from pelagos.data_pipelines.store.object_store import LocalStore
 

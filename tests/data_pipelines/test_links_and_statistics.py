@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.foreign.statistics_cache import cached_statistics
 from pelagos.data_pipelines.management.spectra import energy_spectrum
 from pelagos.data_pipelines.store import DatasetError, create_dataset, open_dataset
 from pelagos.data_pipelines.store.layout import MANIFEST_KEY, SHARD_PREFIX
 from pelagos.data_pipelines.store.object_store import LocalStore
-from pelagos.platform.cli.main import app
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from pelagos.data_pipelines.batch import Batch
-from pelagos.data_pipelines.loader import StreamLoader, load_batch
-from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
-from pelagos.data_pipelines.normalization import Normalization
-from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import DatasetError, Field, open_dataset
+from pelagos.data_pipelines.streaming.batch import Batch
+from pelagos.data_pipelines.streaming.loader import StreamLoader, load_batch
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.normalization import Normalization
+from pelagos.data_pipelines.streaming.sampler import Sampler
 
 GLOBAL_BATCH = 12
 FIELDS = ("density", "velocity-x", "pressure", "tracer")

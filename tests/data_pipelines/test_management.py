@@ -15,9 +15,9 @@ import pytest
 import xarray
 import zarr
 
-from pelagos.data_pipelines.inspection import verify
 from pelagos.data_pipelines.management.appending import append
 from pelagos.data_pipelines.management.copying import copy
+from pelagos.data_pipelines.management.inspection import verify
 from pelagos.data_pipelines.management.merging import merge
 from pelagos.data_pipelines.management.revising import change_splits
 from pelagos.data_pipelines.store import Dataset, DatasetError, Field, open_dataset

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pelagos.data_pipelines.loader import StreamLoader
-from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
-from pelagos.data_pipelines.sampler import Sampler
+from pelagos.data_pipelines.streaming.loader import StreamLoader
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.sampler import Sampler
 
 MakeDataset = Callable[..., Any]
 BATCH = 6

@@ -15,10 +15,10 @@ from static_server import serve_directory
 
 from pelagos.data_pipelines.store import DatasetError, open_dataset
 from pelagos.data_pipelines.store.object_store import open_store
-from pelagos.infra.hedging import FIRST_DELAY_SECONDS, LATE_SECONDS, Hedger
-from pelagos.infra.object_store import RemoteStore
-from pelagos.infra.obstore_store import ObstoreStore
-from pelagos.infra.store_failures import http_status, is_refused, summary
+from pelagos.infra.storage.failures import http_status, is_refused, summary
+from pelagos.infra.storage.hedging import FIRST_DELAY_SECONDS, LATE_SECONDS, Hedger
+from pelagos.infra.storage.obstore_remote import ObstoreStore
+from pelagos.infra.storage.remote import RemoteStore
 
 CONTENT = bytes(range(200))
 

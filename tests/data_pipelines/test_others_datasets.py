@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.node_cache import CacheSettings, NodeCache
 from pelagos.data_pipelines.store.object_store import ReadCounters
-from pelagos.platform.cli.main import app
 
 MakeDataset = Callable[..., Any]
 

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
-from pelagos.data_pipelines import plots
-from pelagos.data_pipelines.animation import animate
-from pelagos.data_pipelines.plot_parts import DIVERGING, SEQUENTIAL
+from pelagos.cli.main import app
+from pelagos.data_pipelines.pictures import plots
+from pelagos.data_pipelines.pictures.animation import animate
+from pelagos.data_pipelines.pictures.plot_parts import DIVERGING, SEQUENTIAL
 from pelagos.data_pipelines.store import Dataset, DatasetSpec, Field, create_dataset, open_dataset
-from pelagos.platform.cli.main import app
 
 
 def make(folder: Path, grid: tuple[int, ...] = (8, 16)) -> Dataset:

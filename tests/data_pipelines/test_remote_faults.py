@@ -23,9 +23,6 @@ import numpy as np
 import pytest
 from fault_proxy import Fault, FaultProxy
 
-from pelagos.data_pipelines.loader import StreamLoader
-from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
-from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import (
     CacheSettings,
     Dataset,
@@ -36,8 +33,12 @@ from pelagos.data_pipelines.store import (
     open_dataset,
     resume_dataset,
 )
-from pelagos.infra.object_store import MAX_BACKOFF_SECONDS, TOLD_RETRY_SECONDS
-from pelagos.infra.read_policy import ReadPolicy
+from pelagos.data_pipelines.streaming.loader import StreamLoader
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.sampler import Sampler
+from pelagos.infra.storage.read_policy import ReadPolicy
+from pelagos.infra.storage.remote import MAX_BACKOFF_SECONDS, TOLD_RETRY_SECONDS
 
 pytestmark = pytest.mark.s3
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pelagos.data_pipelines.mixture_order import BLOCK_SIZE, MixtureOrder
-from pelagos.data_pipelines.permutation import KeyedPermutation, derive_key, keyed_hash
+from pelagos.data_pipelines.streaming.mixtures.mixture_order import BLOCK_SIZE, MixtureOrder
+from pelagos.data_pipelines.streaming.permutation import KeyedPermutation, derive_key, keyed_hash
 
 keys = st.integers(min_value=0, max_value=2**64 - 1)
 

@@ -16,9 +16,6 @@ import pytest
 import torch
 import xarray
 
-from pelagos.data_pipelines.loader import StreamLoader
-from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
-from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import (
     DatasetError,
     DatasetSpec,
@@ -27,8 +24,12 @@ from pelagos.data_pipelines.store import (
     open_dataset,
 )
 from pelagos.data_pipelines.store.errors import ObjectMissingError
-from pelagos.infra.object_store import RemoteStore
-from pelagos.infra.read_policy import ReadPolicy
+from pelagos.data_pipelines.streaming.loader import StreamLoader
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.sampler import Sampler
+from pelagos.infra.storage.read_policy import ReadPolicy
+from pelagos.infra.storage.remote import RemoteStore
 
 pytestmark = pytest.mark.s3
 

@@ -12,7 +12,7 @@ import torch
 import xarray
 import zarr
 
-from pelagos.data_pipelines.inspection import verify
+from pelagos.data_pipelines.management.inspection import verify
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset, open_dataset
 from pelagos.data_pipelines.store.chunk_grid import touched_chunks
 from pelagos.data_pipelines.store.half_precision import from_bfloat16, to_bfloat16

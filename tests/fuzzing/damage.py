@@ -65,7 +65,7 @@ def read(name: str, folder: Path, mapping: str | None) -> None:
     from pelagos.jobs import convert
 
     if name == "weights":
-        from pelagos.jobs.weight_files import read_source
+        from pelagos.jobs.weights.foreign_files import read_source
 
         for file in sorted(folder.iterdir()):
             read_source(file, None, ())

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pelagos.data_pipelines.convert import SourceError
 from pelagos.data_pipelines.convert.mapping import load_mapping
-from pelagos.jobs.submit import read_entries
+from pelagos.jobs.submission.planning import read_entries
 from pelagos.platform.config.clusters import parse_clusters
 from pelagos.platform.config.load import ConfigError, parse_job
 

@@ -12,17 +12,17 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.jobs import evaluate, export, pretrain
-from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import MixtureStreams, build_model, build_objective
-from pelagos.jobs.sources import open_source
+from pelagos.jobs.training.parts import MixtureStreams, build_model, build_objective
+from pelagos.jobs.weights.forecaster import Forecaster
+from pelagos.jobs.weights.sources import open_source
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.checkpoint import store as store_module
-from pelagos.platform.cli.main import app
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.config.finetune import SourceConfig
 from pelagos.platform.config.schema import ModelConfig, StorageConfig
-from pelagos.platform.runs import RunDirectory, RunError
+from pelagos.platform.records.runs import RunDirectory, RunError
 
 MakeJob = Callable[..., PretrainJob]
 QUIET = Console(quiet=True)

@@ -10,12 +10,13 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
-from pelagos.jobs import pretrain, training
-from pelagos.jobs.branching import branch
+from pelagos.jobs import pretrain
+from pelagos.jobs import resume as resume_job
+from pelagos.jobs.training.branching import branch
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.config import ConfigError, PretrainJob
-from pelagos.platform.runs import RunDirectory, RunError
-from pelagos.platform.schedules import lr_factor
+from pelagos.platform.optimization.schedules import lr_factor
+from pelagos.platform.records.runs import RunDirectory, RunError
 
 MakeJob = Callable[..., PretrainJob]
 QUIET = Console(quiet=True)
@@ -26,7 +27,7 @@ def values(run: RunDirectory, name: str) -> list[tuple[int, float]]:
 
 
 def resume(job: PretrainJob, *overrides: str, **options: Any) -> Any:
-    return training.resume(job.runs_dir, job.name, QUIET, overrides, **options)
+    return resume_job.resume(job.runs_dir, job.name, QUIET, overrides, **options)
 
 
 def test_a_branch_has_other_settings_from_its_step_on_and_everything_is_kept(
@@ -171,7 +172,7 @@ def test_the_same_branch_asked_for_again_begins_anew(
     run = RunDirectory.open(job.runs_dir, job.name)
     for _ in range(3):  # the second and third change nothing, and are alike
         branch(run, "4", ["optimizer.lr=1e-4"])
-    make_whole = "pelagos.jobs.branching._make_effective"
+    make_whole = "pelagos.jobs.training.branching._make_effective"
     with monkeypatch.context() as patch:
         patch.setattr(make_whole, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -15,7 +15,7 @@ from pelagos.data_pipelines.management.appending import append
 from pelagos.data_pipelines.management.merging import merge
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset, open_dataset
 from pelagos.jobs import convert
-from pelagos.jobs.parts import check_parts
+from pelagos.jobs.training.parts import check_parts
 from pelagos.platform.config import ConfigError, TrainingJob
 from pelagos.platform.config.load import parse_job
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pelagos.platform.cli.main import app
+from pelagos.cli.main import app
 from pelagos.platform.config import PretrainJob
 
 MakeJob = Callable[..., PretrainJob]

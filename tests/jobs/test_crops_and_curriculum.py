@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pelagos.jobs.parts import MixtureStreams, check_parts
+from pelagos.jobs.training.parts import MixtureStreams, check_parts
 from pelagos.platform.config import ConfigError, PretrainJob
 from pelagos.platform.config.load import parse_job, resolve_yaml
 

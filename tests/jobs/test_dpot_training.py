@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pelagos.jobs import evaluate, export
-from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import build_parts, check_parts, count_flops
+from pelagos.jobs.training.parts import build_parts, check_parts, count_flops
+from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
-from pelagos.platform.runs import Outcome, RunDirectory
+from pelagos.platform.records.runs import Outcome, RunDirectory
 from pelagos.platform.trainer import train
 
 MakeJob = Callable[..., PretrainJob]

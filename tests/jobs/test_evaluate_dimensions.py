@@ -16,14 +16,14 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset, open_dataset
+from pelagos.evaluation.pages import line_plots, plots
 from pelagos.jobs import evaluate
-from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import build_parts
-from pelagos.platform.cli.main import app
+from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import EvaluateJob, PretrainJob, load_job
-from pelagos.platform.evaluation import line_plots, plots
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 FNO: dict[str, Any] = {"modes": 3, "width": 6, "num_layers": 2}

@@ -15,13 +15,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.jobs import compare_runs
 from pelagos.jobs import evaluate as evaluate_job
-from pelagos.jobs.parts import build_parts
-from pelagos.platform.cli.main import app
+from pelagos.jobs.training.parts import build_parts
 from pelagos.platform.config import EvaluateJob, PretrainJob
 from pelagos.platform.config.load import parse_job
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 

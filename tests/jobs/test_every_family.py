@@ -12,13 +12,13 @@ from torch import nn
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs import export
-from pelagos.jobs.forecaster import Forecaster, trained_weights
-from pelagos.jobs.parts import build_parts, check_parts
-from pelagos.models import linear
+from pelagos.jobs.training.parts import build_parts, check_parts
+from pelagos.jobs.weights.forecaster import Forecaster, trained_weights
+from pelagos.models.layers import linear
 from pelagos.models.objectives import OBJECTIVES
 from pelagos.models.registry import FAMILIES, load_pretrained
 from pelagos.platform.config import PretrainJob, load_job
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 # What fits 16 x 16 points (16 x 16 x 8 in three dimensions) with fields a and b, beside the nano size.

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from pelagos.data_pipelines.store import open_dataset
-from pelagos.jobs import training
-from pelagos.jobs.parts import build_parts
+from pelagos.jobs import resume
+from pelagos.jobs.training.parts import build_parts
 from pelagos.platform.config import PretrainJob, TrainingJob, load_job
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -61,4 +61,4 @@ def test_the_jobs_on_digits_train_on_what_the_example_writes(
     for name in ("masked", "classify", "segment"):
         job = load_job(EXAMPLES.parent / "configs" / "vision" / f"{name}.yaml", short)
         assert isinstance(job, TrainingJob)
-        assert training.start(job).outcome.kind == "finished"
+        assert resume.start(job).outcome.kind == "finished"

@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.jobs import export, import_weights
-from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import build_parts
+from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.weights.forecaster import Forecaster
+from pelagos.jobs.weights.foreign_files import read_source
+from pelagos.jobs.weights.recognising import MARKERS, find_network
 from pelagos.models.dpot import DPOT
 from pelagos.models.poseidon import ScOT
 from pelagos.models.registry import create_model, load_pretrained
-from pelagos.platform.cli.main import app
 from pelagos.platform.config import PretrainJob
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 MakeJob = Callable[..., PretrainJob]
@@ -175,8 +177,8 @@ def test_official_weights_of_three_dimensions_keep_the_official_mixer(tmp_path: 
     again = load_pretrained(tmp_path / "out")
     assert again.config == published.config
     assert_same_bits(again.state_dict(), published.state_dict())
-    found = import_weights.read_source(source, None, import_weights.MARKERS)
-    assert import_weights.find_network(found) == ("dpot3d-nano", {"mixer": "published"})
+    found = read_source(source, None, MARKERS)
+    assert find_network(found) == ("dpot3d-nano", {"mixer": "published"})
     # weights whose configuration is known keep theirs
     create_model("dpot3d-nano").save_pretrained(tmp_path / "own")
     import_weights.run(tmp_path / "own", tmp_path / "second")

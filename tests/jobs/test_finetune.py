@@ -14,16 +14,16 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pelagos.jobs import export, finetune, pretrain, training
-from pelagos.jobs.forecaster import Forecaster, trained_weights
-from pelagos.jobs.parts import INITIAL_WEIGHTS, build_model, build_parts
+from pelagos.jobs import export, finetune, pretrain, resume
+from pelagos.jobs.training.parts import INITIAL_WEIGHTS, build_model, build_parts
+from pelagos.jobs.weights.forecaster import Forecaster, trained_weights
 from pelagos.models.low_rank import add_low_rank, initial_updates, merged
 from pelagos.models.registry import create_model
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.config import ConfigError, FinetuneJob, PretrainJob, resolve_yaml
 from pelagos.platform.config.load import load_job, parse_job
-from pelagos.platform.optimizer import group_settings, parameter_groups
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.optimization.optimizer import group_settings, parameter_groups
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 MakeJob = Callable[..., PretrainJob]
@@ -276,7 +276,7 @@ def test_a_run_killed_before_its_first_weights_gets_them_on_resume(
     run = RunDirectory.create(prepared.job)
     with pytest.raises(CheckpointError, match="no complete checkpoint"):  # never from scratch
         train(prepared.job, run, build_parts, {})
-    assert training.resume(prepared.job.runs_dir, "killed", quiet()).outcome.kind == "finished"
+    assert resume.resume(prepared.job.runs_dir, "killed", quiet()).outcome.kind == "finished"
     assert [m["loss"] for m in run.metrics()] == [m["loss"] for m in whole.metrics()]
 
 

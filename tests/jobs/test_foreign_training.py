@@ -12,15 +12,15 @@ import torch
 import xarray
 import yaml
 
-from pelagos.data_pipelines.loader import load_batch
-from pelagos.data_pipelines.sampler import Sampler
 from pelagos.data_pipelines.store import open_dataset
+from pelagos.data_pipelines.streaming.loader import load_batch
+from pelagos.data_pipelines.streaming.sampler import Sampler
 from pelagos.jobs import pretrain
 from pelagos.jobs.evaluate import measure
-from pelagos.jobs.parts import check_parts
+from pelagos.jobs.training.parts import check_parts
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.config.load import load_job, parse_job, resolve_yaml
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 
 MakeJob = Callable[..., PretrainJob]
 

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs import evaluate, finetune, pretrain
-from pelagos.jobs.parts import MixtureStreams, check_parts
+from pelagos.jobs.training.parts import MixtureStreams, check_parts
 from pelagos.platform.config import ConfigError, EvaluateJob, TrainingJob
 from pelagos.platform.config.load import parse_job
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits.py"
 

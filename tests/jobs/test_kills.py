@@ -23,11 +23,11 @@ import yaml
 
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config import PretrainJob, resolve_yaml
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 
 MakeJob = Callable[..., PretrainJob]
 WAIT_SECONDS = 240.0
-CLI = [sys.executable, "-m", "pelagos.platform.cli.main"]
+CLI = [sys.executable, "-m", "pelagos.cli.main"]
 STEPS = 24
 
 
@@ -161,7 +161,7 @@ LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 sys.argv = ["pelagos", *sys.argv[1:]]
-from pelagos.platform.cli.main import main
+from pelagos.cli.main import main
 main()
 """
 
@@ -199,7 +199,7 @@ def torchrun(workers: int) -> list[str]:
         "--standalone",
         f"--nproc-per-node={workers}",
         "-m",
-        "pelagos.platform.cli.main",
+        "pelagos.cli.main",
     ]
 
 

@@ -16,12 +16,12 @@ import yaml
 from pelagos.data_pipelines.convert import ConvertOptions
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs import convert, evaluate, pretrain
-from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.networks import build_objective, objective_options
-from pelagos.jobs.parts import build_mixture, check_parts, open_datasets
+from pelagos.jobs.training.networks import build_objective, objective_options
+from pelagos.jobs.training.parts import build_mixture, check_parts, open_datasets
+from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.config.load import parse_job
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 
 SHAPE = (10, 3, 16, 16)  # member, time, y, x: 8 train, 1 validates, 1 tests
 LAND = np.zeros(SHAPE[2:], bool)

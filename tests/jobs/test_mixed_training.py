@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
-from pelagos.jobs.parts import build_parts, check_parts
+from pelagos.jobs.training.parts import build_parts, check_parts
 from pelagos.platform.config import PretrainJob, load_job
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 

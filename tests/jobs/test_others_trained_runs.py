@@ -14,10 +14,12 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from pelagos.jobs.forecaster import Forecaster, as_arrays
-from pelagos.jobs.parts import build_parts
-from pelagos.jobs.sweep_trials import RECORD_NAME, Trial, read_result, write_result
-from pelagos.jobs.take_over import as_recorded
+from pelagos.cli.main import app
+from pelagos.evaluation.pages.sweep_page import SweepReport, SweepRow, write_sweep_report
+from pelagos.jobs.sweeping.trials import RECORD_NAME, Trial, read_result, write_result
+from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.take_over import as_recorded
+from pelagos.jobs.weights.forecaster import Forecaster, as_arrays
 from pelagos.platform.checkpoint.manifest import (
     MANIFEST,
     TRAINER_STATE,
@@ -26,11 +28,9 @@ from pelagos.platform.checkpoint.manifest import (
     parse_manifest,
     record_file,
 )
-from pelagos.platform.cli.main import app
 from pelagos.platform.config import PretrainJob
 from pelagos.platform.config.load import parse_job
-from pelagos.platform.evaluation.sweep_report import SweepReport, SweepRow, write_sweep_report
-from pelagos.platform.runs import TAKE_OVERS, RunDirectory, RunError
+from pelagos.platform.records.runs import TAKE_OVERS, RunDirectory, RunError
 from pelagos.platform.trainer import train
 
 GONE = object()

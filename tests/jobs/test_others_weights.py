@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pelagos.jobs import sources
-from pelagos.jobs.forecaster import DESCRIPTION_FILE, Forecaster
+from pelagos.jobs.weights import sources
+from pelagos.jobs.weights.forecaster import DESCRIPTION_FILE, Forecaster
 from pelagos.models.pretrained import WEIGHTS_FILE, read_config, read_weights
 from pelagos.platform.config.finetune import SourceConfig
 from pelagos.platform.config.schema import ModelConfig, StorageConfig

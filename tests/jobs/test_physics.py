@@ -13,11 +13,11 @@ from mlflow import MlflowClient
 from pelagos.data_pipelines.generate.tasks import GenerationRequest, dataset_spec, make_shard
 from pelagos.data_pipelines.store import create_dataset
 from pelagos.jobs import evaluate
-from pelagos.jobs.parts import build_parts
+from pelagos.jobs.training.parts import build_parts
 from pelagos.platform.config import PretrainJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.measure import EvaluateJob
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 

@@ -12,23 +12,23 @@ import pytest
 import torch
 import yaml
 
+from pelagos.evaluation.pages.population_page import schedule, take_over_rows
+from pelagos.evaluation.pages.sweep_page import SweepReport, SweepRow, write_sweep_report
 from pelagos.jobs import sweep as sweep_job
-from pelagos.jobs.parts import build_parts
-from pelagos.jobs.population import (
+from pelagos.jobs.sweeping.population import (
     comparable_loss,
     explored,
     populations_of,
     run_leg,
     settings_of,
 )
-from pelagos.jobs.sweep_trials import read_result, trials_of
+from pelagos.jobs.sweeping.trials import read_result, trials_of
+from pelagos.jobs.training.parts import build_parts
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config import ConfigError, SweepJob
 from pelagos.platform.config.load import load_job, parse_job
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.evaluation.population_report import schedule, take_over_rows
-from pelagos.platform.evaluation.sweep_report import SweepReport, SweepRow, write_sweep_report
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 LR, TOTAL, WEIGHTS = "optimizer.lr", "schedule.total_steps", "objective.field_weights.density"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pelagos.jobs.sources import open_source
+from pelagos.jobs.weights.sources import open_source
 from pelagos.platform.config.finetune import SourceConfig
 from pelagos.platform.config.schema import ModelConfig, StorageConfig
 

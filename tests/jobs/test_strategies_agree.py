@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from pelagos.jobs.parts import build_parts
+from pelagos.jobs.training.parts import build_parts
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config import PretrainJob, resolve_yaml
 from pelagos.platform.config.load import load_job
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 MakeJob = Callable[..., PretrainJob]

@@ -16,27 +16,27 @@ from mlflow import MlflowClient
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
+from pelagos.evaluation.pages.sweep_page import render
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.jobs import evaluate
 from pelagos.jobs import sweep as sweep_job
-from pelagos.jobs.parts import MixtureStreams
-from pelagos.jobs.sweep_checks import check_labels
-from pelagos.jobs.sweep_trial import run_trial
-from pelagos.jobs.sweep_trials import (
+from pelagos.jobs.sweeping.checks import check_labels
+from pelagos.jobs.sweeping.inputs import check_inputs
+from pelagos.jobs.sweeping.one_trial import run_trial
+from pelagos.jobs.sweeping.trials import (
     TrialResult,
     read_result,
     result_of,
     trials_of,
     write_result,
 )
-from pelagos.jobs.trial_inputs import check_inputs
+from pelagos.jobs.training.parts import MixtureStreams
 from pelagos.models.registry import create_model
-from pelagos.platform.cli.main import app
 from pelagos.platform.config import ConfigError, SweepJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.measure import EvaluateJob
-from pelagos.platform.evaluation.sweep_report import render
-from pelagos.platform.runs import RunDirectory, list_runs
+from pelagos.platform.records.runs import RunDirectory, list_runs
 
 MakeSweep = Callable[..., SweepJob]
 # 8 is not divisible by 3 heads: the schema cannot know, the network refuses it

@@ -14,14 +14,14 @@ import torch
 from mlflow import MlflowClient
 from rich.console import Console
 
-from pelagos.jobs import take_over as take_over_module
-from pelagos.jobs import training
-from pelagos.jobs.parts import build_parts
-from pelagos.jobs.take_over import take_over
+from pelagos.jobs import resume
+from pelagos.jobs.training import take_over as take_over_module
+from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.take_over import take_over
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, copy_checkpoint
 from pelagos.platform.config import ConfigError, PretrainJob
 from pelagos.platform.config.load import load_job, parse_job, resolve_yaml
-from pelagos.platform.runs import RunDirectory, RunError
+from pelagos.platform.records.runs import RunDirectory, RunError
 from pelagos.platform.trainer import train
 
 LR = "optimizer.lr"
@@ -98,7 +98,7 @@ def test_a_run_goes_on_exactly_as_the_other_would_have_with_these_settings(
     changed = load_job(reference.path / "job.yaml", [f"{LR}=0.005"])
     assert isinstance(changed, PretrainJob)
     train(changed, reference, build_parts, {})
-    ended = training.resume(str(best.path.parent), "lagging", Console(file=io.StringIO()))
+    ended = resume.resume(str(best.path.parent), "lagging", Console(file=io.StringIO()))
     assert ended.outcome.kind == "finished"
     ours, expected = state_of(lagging, 6), state_of(reference, 6)
     assert ours.keys() == expected.keys()

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from pelagos.jobs import pretrain
-from pelagos.jobs.parts import build_parts, check_parts
+from pelagos.jobs.training.parts import build_parts, check_parts
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.config import ConfigError, PretrainJob
-from pelagos.platform.runs import Outcome, RunDirectory, RunError
+from pelagos.platform.records.runs import Outcome, RunDirectory, RunError
 from pelagos.platform.trainer import train
 
 MakeJob = Callable[..., PretrainJob]

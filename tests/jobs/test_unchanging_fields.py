@@ -14,12 +14,13 @@ import yaml
 from rich.console import Console
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
-from pelagos.jobs import evaluate, field_checks, pretrain
-from pelagos.jobs.forecaster import usual_groups
-from pelagos.jobs.parts import build_mixture, build_objective, check_parts, open_datasets
+from pelagos.jobs import evaluate, pretrain
+from pelagos.jobs.training import field_checks
+from pelagos.jobs.training.parts import build_mixture, build_objective, check_parts, open_datasets
+from pelagos.jobs.weights.forecaster import usual_groups
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.config.load import parse_job
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 
 Values = npt.NDArray[np.float32]
 MakeJob = Callable[..., PretrainJob]

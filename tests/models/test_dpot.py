@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pelagos.models.adaptation import adapt
 from pelagos.models.dpot import DPOT, DPOTConfig, FourierMixer
-from pelagos.models.dpot_layers import resize_linear
+from pelagos.models.layers.dpot_layers import resize_linear
 from pelagos.models.objectives import Autoregressive, create_objective, ratio_loss
 from pelagos.models.registry import create_model
 

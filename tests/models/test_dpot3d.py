@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pelagos.models.adaptation import adapt
 from pelagos.models.dpot import DPOT, DPOTConfig
 from pelagos.models.dpot3d import DPOT3D, DPOT3DConfig, lift_from_2d
-from pelagos.models.dpot_layers import FourierMixer
+from pelagos.models.layers.dpot_layers import FourierMixer
 from pelagos.models.objectives import create_objective
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "dpot3d_tiny.safetensors"

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pelagos.models.fourier import fourier_resize
+from pelagos.models.layers.fourier import fourier_resize
 
 
 def band_limited(size: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pelagos.models.fno import FNO, TFNO, FNOConfig, TFNOConfig
-from pelagos.models.spectral_layers import SpectralConvolution, field_of_modes, lowest_modes
+from pelagos.models.layers.spectral_layers import SpectralConvolution, field_of_modes, lowest_modes
 
 SMALL_FNO = {"in_channels": 2, "out_channels": 1, "modes": 4, "width": 8, "num_layers": 2}
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pelagos.models import linear as module
-from pelagos.models.linear import Linear, linear
+from pelagos.models.layers import linear as module
+from pelagos.models.layers.linear import Linear, linear
 
 pytestmark = pytest.mark.skipif(not module._HAS_ONEDNN, reason="torch is built without oneDNN")
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.models.family import FrameOutput
+from pelagos.models.layers.reversible_norm import ReversibleNorm
 from pelagos.models.losses import SMALLEST_LABEL, find_loss
 from pelagos.models.objectives import Autoregressive, Masked, create_objective, ratio_loss
 from pelagos.models.registry import create_model
-from pelagos.models.reversible_norm import ReversibleNorm
 
 FIELDS = ("t", "u-x", "u-y", "mask-t", "mask-u")
 MASKS = {"t": "mask-t", "u-x": "mask-u", "u-y": "mask-u"}

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pelagos.models.layers.mpp_layers import bucket_shares
 from pelagos.models.mpp import MPP, VOCABULARY, MPPConfig
-from pelagos.models.mpp_layers import bucket_shares
 from pelagos.models.objectives import create_objective
 from pelagos.models.registry import create_model, model_info
 

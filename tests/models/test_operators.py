@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pelagos.models.deeponet import DeepONet, DeepONetConfig, grid_points
 from pelagos.models.fno import FNO, TFNO, FNOConfig, TFNOConfig
-from pelagos.models.frame_layers import BoundaryConv2d, Edges, pad_edges
+from pelagos.models.layers.frame_layers import BoundaryConv2d, Edges, pad_edges
 from pelagos.models.mgno import MgNO, MgNOConfig, VCycle, spread
 from pelagos.models.pretrained import Pretrained
 from pelagos.models.registry import create_model, load_pretrained

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pelagos.models.layers.scot_layers import WindowAttention, _log_offsets
+from pelagos.models.layers.tables import _KEPT
 from pelagos.models.poseidon import ScOT, ScOTConfig
-from pelagos.models.scot_layers import WindowAttention, _log_offsets
-from pelagos.models.tables import _KEPT
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "scot_tiny.safetensors"
 # fp32 sums of a few hundred terms in another order differ by about sqrt(300) * 6e-8 = 1e-6 of the

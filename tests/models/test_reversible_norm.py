@@ -7,9 +7,9 @@ import torch
 from tests.models.test_image_objectives import windows
 from torch import Tensor, nn
 
+from pelagos.models.layers.reversible_norm import ReversibleNorm
 from pelagos.models.objectives import create_objective
 from pelagos.models.registry import create_model
-from pelagos.models.reversible_norm import ReversibleNorm
 
 FIELDS = ("a", "b", "absent")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from pelagos.models.tables import _KEPT, kept
+from pelagos.models.layers.tables import _KEPT, kept
 
 
 @pytest.fixture(autouse=True)

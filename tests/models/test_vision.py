@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pelagos.models.layers.vit_layers import patchify, sin_cos_positions, unpatchify
 from pelagos.models.mae import MAE, MAEConfig
 from pelagos.models.mednext import MedNeXt, MedNeXtBlock, MedNeXtConfig
 from pelagos.models.nnunet import NnUNetConfig
 from pelagos.models.registry import FAMILIES, create_model, model_info
 from pelagos.models.simvp import SimVP, SimVPConfig
 from pelagos.models.vit import ViT, ViTConfig
-from pelagos.models.vit_layers import patchify, sin_cos_positions, unpatchify
 
 NANO_MODELS = [
     "vit-nano",

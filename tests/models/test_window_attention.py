@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pelagos.models.blocked_attention import is_worth_blocking
-from pelagos.models.scot_layers import _attend
+from pelagos.models.layers.blocked_attention import is_worth_blocking
+from pelagos.models.layers.scot_layers import _attend
 
 
 def attention_input(num_heads: int, tokens: int) -> list[Tensor]:

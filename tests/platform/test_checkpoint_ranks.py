@@ -18,9 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, SaveReport, pieces, store
-from pelagos.platform.cli.main import app
-from pelagos.platform.shards import local_part, share, with_local_part
+from pelagos.platform.tensor_layout import local_part, share, with_local_part
 
 STATE = {"step": 1, "samples": 4, "seed": 0, "best": None}
 

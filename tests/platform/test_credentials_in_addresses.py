@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pelagos.infra.addresses import reject_credentials, without_credentials
-from pelagos.platform.cli.main import app
+from pelagos.cli.main import app
+from pelagos.infra.storage.addresses import reject_credentials, without_credentials
 from pelagos.platform.config.load import ConfigError, parse_job
 
 SECRET = "hunter2hunter2"

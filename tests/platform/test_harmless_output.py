@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 from typer.testing import CliRunner
 
-from pelagos.platform.cli import common
-from pelagos.platform.cli.main import app
-from pelagos.platform.terminal import HarmlessConsole, harmless
+from pelagos.cli import common
+from pelagos.cli.main import app
+from pelagos.platform.console import HarmlessConsole, harmless
 
 # sets the title, clears the screen, writes to the clipboard, turns text red, rings, C1's own CSI
 ATTACK = "a\x1b]0;title\x07b\x1b[2Jc\x1b]52;c;ZXZpbA==\x07d\x1b[31me\x9b2Jf\rg\x08h"
@@ -72,7 +72,7 @@ def test_no_text_of_the_source_asks_for_markup() -> None:
     found = [
         f"{path.relative_to(root)}:{number}: {line.strip()}"
         for path in root.rglob("*.py")
-        if path.name != "terminal.py"
+        if path.name != "console.py"
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if markup.search(line)
     ]

@@ -18,9 +18,9 @@ import pytest
 from pelagos.data_pipelines.management.exclusive import LOCK_KEY, _hold_file
 from pelagos.data_pipelines.store.node_cache import CacheSettings, NodeCache
 from pelagos.data_pipelines.store.object_store import LocalStore
-from pelagos.infra.files import open_lock_file
-from pelagos.infra.read_policy import ReadCounters
-from pelagos.platform.runs import RunDirectory, RunError
+from pelagos.infra.storage.files import open_lock_file
+from pelagos.infra.storage.read_policy import ReadCounters
+from pelagos.platform.records.runs import RunDirectory, RunError
 
 NOBODY = 65534
 # What the other user tries: to open the file for reading, which is enough for flock, and to lock it.
@@ -133,7 +133,7 @@ def test_a_lock_is_no_link_and_no_pipe(place: Path) -> None:
 HOLD = """\
 import subprocess, sys
 from pathlib import Path
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 with RunDirectory(Path(sys.argv[1])).lock():
     child = subprocess.Popen(["sleep", "60"], close_fds=False)
     print(child.pid, flush=True)
@@ -164,7 +164,7 @@ def test_a_run_of_another_user_is_named_so(place: Path) -> None:
     script = f"""\
 import os
 from pathlib import Path
-from pelagos.platform.runs import RunDirectory, RunError
+from pelagos.platform.records.runs import RunDirectory, RunError
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 try:
     with RunDirectory(Path({str(place)!r})).lock():

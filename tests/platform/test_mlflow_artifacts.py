@@ -11,15 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from pelagos.platform.mlflow_artifacts import (
+from pelagos.platform.mlflow_records.artifacts import (
     StrangeArtifactsError,
     log_own_files,
     reject_strange_host,
     resolved_artifacts,
     tracking_client,
 )
-from pelagos.platform.mlflow_store import TRACKING_RECORD, earlier_runs, recorded_run
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.mlflow_records.store import TRACKING_RECORD, earlier_runs, recorded_run
+from pelagos.platform.records.runs import RunDirectory
 
 RUN = "a" * 32
 TOKEN = "token-of-the-victim"
@@ -186,7 +186,7 @@ def test_the_record_of_a_run_names_no_other_server(
 def test_a_poisoned_line_of_metrics_does_not_end_tracking(
     make_job: Callable[..., object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    from pelagos.platform.tracking import Tracker
+    from pelagos.platform.mlflow_records.tracker import Tracker
 
     job = make_job()
     run = RunDirectory.create(job)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from mlflow.utils.validation import (
 )
 
 from pelagos.platform.config.schema import TrackingConfig
-from pelagos.platform.mlflow_names import MAX_LENGTH, accepted_name
+from pelagos.platform.mlflow_records.names import MAX_LENGTH, accepted_name
 
 AWKWARD = ["nu=0.001,seed=3", "a//b", "../a", "a/../b", ".", "/", "", "a" * 300, "é", "a\nb", "x/"]
 

@@ -12,12 +12,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 
-from pelagos.platform import sweep_tracking, tracking
+from pelagos.jobs.sweeping import mlflow_parent
 from pelagos.platform.config import PretrainJob
 from pelagos.platform.config.sweep import SweepJob
-from pelagos.platform.mlflow_store import part_with_run
-from pelagos.platform.runs import RunDirectory
-from pelagos.platform.tracking import Tracker
+from pelagos.platform.mlflow_records import tracker as module
+from pelagos.platform.mlflow_records.store import part_with_run
+from pelagos.platform.mlflow_records.tracker import Tracker
+from pelagos.platform.records.runs import RunDirectory
 
 MakeJob = Callable[..., PretrainJob]
 
@@ -55,7 +56,7 @@ def faults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
     """Faults to come, by method of the client."""
     found: dict[str, str] = {}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "tracking_client", lambda uri: Unreliable(uri, found))
+    monkeypatch.setattr(module, "tracking_client", lambda uri: Unreliable(uri, found))
     return found
 
 
@@ -143,8 +144,8 @@ def test_a_sweep_has_one_parent(
 ) -> None:
     faults = {"create_run": "answer lost"}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep_tracking, "_client", lambda sweep: Unreliable(store, faults))
-    monkeypatch.setattr(sweep_tracking, "_log_job", lambda *_: None)
+    monkeypatch.setattr(mlflow_parent, "_client", lambda sweep: Unreliable(store, faults))
+    monkeypatch.setattr(mlflow_parent, "_log_job", lambda *_: None)
     sweep = SweepJob.model_validate(
         {
             "job": "sweep",
@@ -153,8 +154,8 @@ def test_a_sweep_has_one_parent(
             "tracking": {"uri": store, "experiment": "pair"},
         }
     )
-    assert sweep_tracking.open_parent(sweep, tmp_path) is None
-    parent = sweep_tracking.open_parent(sweep, tmp_path)
+    assert mlflow_parent.open_parent(sweep, tmp_path) is None
+    parent = mlflow_parent.open_parent(sweep, tmp_path)
     assert [run.info.run_id for run in mlflow_runs(store, "pair")] == [parent]
-    assert sweep_tracking.open_parent(sweep, tmp_path) == parent
+    assert mlflow_parent.open_parent(sweep, tmp_path) == parent
     mlflow.set_tracking_uri(None)

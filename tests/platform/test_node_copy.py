@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from pelagos.infra.object_store import StorageError
-from pelagos.jobs.parts import build_parts
+from pelagos.infra.storage.remote import StorageError
+from pelagos.jobs.training.parts import build_parts
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.checkpoint.group import CheckpointGroup
 from pelagos.platform.checkpoint.node_copy import shared_copy
 from pelagos.platform.config import PretrainJob, resolve_yaml
 from pelagos.platform.config.load import load_job
-from pelagos.platform.runs import RunDirectory
-from pelagos.platform.shards import local_part
+from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.tensor_layout import local_part
 from pelagos.platform.trainer import train
 
 STATE = {"step": 1, "best": None, "fresh": ["head"]}

@@ -8,14 +8,14 @@ from torch import nn
 
 from pelagos.models.registry import create_model, list_models, model_info
 from pelagos.platform.config.schema import OptimizerConfig, ParameterGroupConfig, ScheduleConfig
-from pelagos.platform.optimizer import (
+from pelagos.platform.optimization.optimizer import (
     freeze,
     group_settings,
     optimizer_factory,
     parameter_groups,
     set_learning_rate,
 )
-from pelagos.platform.schedules import lr_factor
+from pelagos.platform.optimization.schedules import lr_factor
 from pelagos.platform.trainer import _step_seed
 from pelagos.platform.weight_average import WeightAverage
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from pelagos.infra.object_store import RemoteStore
-from pelagos.jobs.distributed_files import read_distributed
+from pelagos.infra.storage.remote import RemoteStore
+from pelagos.jobs.weights.distributed_files import read_distributed
 from pelagos.models.pretrained import INDEX_FILE, read_weights
 from pelagos.platform.checkpoint.manifest import (
     FORMAT,

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pelagos.jobs import branching, pretrain
+from pelagos.jobs import pretrain
+from pelagos.jobs.training import branching
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.runs import TAKE_OVERS, RunDirectory, RunError
+from pelagos.platform.records.runs import TAKE_OVERS, RunDirectory, RunError
 
 TRAINING = Path(__file__).parents[2] / "configs/quickstart/pretrain.yaml"
 STRANGE = ("tracking.uri=https://evil.example", "storage.endpoint_url=https://evil.example")

@@ -112,8 +112,8 @@ def test_runs_of_a_submission_keep_their_files_there(
 ) -> None:
     import tempfile
 
-    from pelagos.infra.object_store import RemoteStore
-    from pelagos.jobs.run_submitted import scratch_directory
+    from pelagos.infra.storage.remote import RemoteStore
+    from pelagos.jobs.submission.driver import scratch_directory
 
     monkeypatch.delenv("PELAGOS_SCRATCH", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

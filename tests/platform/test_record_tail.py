@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pelagos.platform import record_tail, run_files
 from pelagos.platform.config.load import load_job
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.goodput import RunTimes
-from pelagos.platform.record_tail import RecordTail
-from pelagos.platform.runs import RunDirectory
-from pelagos.platform.tracking import Tracker
+from pelagos.platform.mlflow_records.tracker import Tracker
+from pelagos.platform.records import record_tail, run_files
+from pelagos.platform.records.goodput import RunTimes
+from pelagos.platform.records.record_tail import RecordTail
+from pelagos.platform.records.runs import RunDirectory
 
 TRAINING = Path(__file__).parents[2] / "configs/quickstart/pretrain.yaml"
 

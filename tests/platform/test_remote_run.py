@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 
 
 def steps(run: RunDirectory) -> list[int]:

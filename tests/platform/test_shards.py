@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from pelagos.platform.shards import flat_range_boxes, share
+from pelagos.platform.tensor_layout import flat_range_boxes, share
 
 
 def test_boxes_cover_the_range_once_and_in_order() -> None:

@@ -9,7 +9,7 @@ from pelagos.jobs import generate
 from pelagos.platform.checkpoint import inspection
 from pelagos.platform.config.load import load_job, parse_job
 from pelagos.platform.config.schema import GenerateJob, TrainingJob
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.storage_choice import options_for
 
 TRAINING = Path(__file__).parents[2] / "configs/quickstart/pretrain.yaml"

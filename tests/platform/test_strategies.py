@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from pelagos.jobs.parts import check_parts
+from pelagos.jobs.training.parts import check_parts
 from pelagos.models.registry import create_model
 from pelagos.platform.config import ConfigError, PretrainJob
 from pelagos.platform.config.schema import OptimizerConfig, ZeroConfig
-from pelagos.platform.optimizer import optimizer_factory
-from pelagos.platform.shards import local_part
+from pelagos.platform.optimization.optimizer import optimizer_factory
 from pelagos.platform.strategies import STRATEGIES, check_strategy, create_strategy
 from pelagos.platform.strategies.base import Precision, Strategy, StrategyOptions
 from pelagos.platform.strategies.gradients import LossScale, clip_factor, global_norm
 from pelagos.platform.strategies.initialize import draw_missing
 from pelagos.platform.strategies.zero_config import zero_config
+from pelagos.platform.tensor_layout import local_part
 
 MakeJob = Callable[..., PretrainJob]
 MIB = 2**20

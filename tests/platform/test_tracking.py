@@ -18,11 +18,11 @@ from mlflow import MlflowClient
 
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs import pretrain
-from pelagos.jobs.forecaster import Forecaster
-from pelagos.platform import tracking
+from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import ConfigError, PretrainJob, resolve_yaml
 from pelagos.platform.config.load import parse_job
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.mlflow_records import tracker as module
+from pelagos.platform.records.runs import RunDirectory
 
 MakeJob = Callable[..., PretrainJob]
 STEPS = 8
@@ -292,7 +292,7 @@ def test_a_store_that_is_away_is_asked_again_after_the_set_pause(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job("away", tracking__uri="http://127.0.0.1:9")
-    tracker = tracking.Tracker(job, RunDirectory.create(job), [])
+    tracker = module.Tracker(job, RunDirectory.create(job), [])
     clock, tries = [1000.0], []
 
     def connect() -> None:
@@ -300,9 +300,9 @@ def test_a_store_that_is_away_is_asked_again_after_the_set_pause(
         raise ConnectionError("away")
 
     monkeypatch.setattr(tracker, "_connect", connect)
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     for _ in range(40):
         tracker.sync()
         clock[0] += 1.0
-    assert tries == [1000.0, 1000.0 + tracking.RETRY_SECONDS, 1000.0 + 2 * tracking.RETRY_SECONDS]
-    assert 5 <= tracking.RETRY_SECONDS <= 60  # seconds: often enough to lose nothing, not more
+    assert tries == [1000.0, 1000.0 + module.RETRY_SECONDS, 1000.0 + 2 * module.RETRY_SECONDS]
+    assert 5 <= module.RETRY_SECONDS <= 60  # seconds: often enough to lose nothing, not more

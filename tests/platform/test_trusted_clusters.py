@@ -10,9 +10,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.infra.clusters import ClusterError, open_cluster
 from pelagos.infra.clusters.schema import RayConfig
-from pelagos.platform.cli.main import app
 from pelagos.platform.config import clusters as module
 from pelagos.platform.config.clusters import find_cluster, load_clusters, user_file
 from pelagos.platform.config.load import ConfigError

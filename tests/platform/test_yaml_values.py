@@ -11,7 +11,7 @@ from pelagos.infra.yaml_text import YamlTextError, parse_yaml_text, parse_yaml_v
 from pelagos.platform.config import ConfigError, load_job, resolve_yaml
 from pelagos.platform.config.clusters import parse_clusters
 from pelagos.platform.config.load import parse_job
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 
 JOB = """\
 job: pretrain

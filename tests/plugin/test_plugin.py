@@ -42,7 +42,7 @@ def pelagos(place: Path, *arguments: str, fails: bool = False) -> str:
     """Run a verb as a user in a directory of their own does; return what it prints."""
     environment = {k: v for k, v in os.environ.items() if k != "PELAGOS_PLUGINS"}
     done = subprocess.run(
-        [sys.executable, "-m", "pelagos.platform.cli.main", *arguments],
+        [sys.executable, "-m", "pelagos.cli.main", *arguments],
         cwd=place,
         env=environment | {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -19,11 +19,12 @@ import yaml
 from tests.conftest import free_ports
 from tests.submission import slurm_server
 
-from pelagos.jobs import pretrain, start_again, submit, submitted_runs
-from pelagos.jobs.submitted_runs import SubmittedRun
+from pelagos.jobs import pretrain, submit
+from pelagos.jobs.submission import following, start_again
+from pelagos.jobs.submission.following import SubmittedRun
+from pelagos.jobs.submission.records.record import RunState
 from pelagos.platform.config import PretrainJob
 from pelagos.platform.config.load import load_job
-from pelagos.platform.submission.record import RunState
 
 STEPS = 12
 # what a quiet machine does in 40 seconds, with room for one that is busy
@@ -59,7 +60,7 @@ def conformance_job(
     assert isinstance(job, PretrainJob)
     result = pretrain.run(job)
     assert result.outcome.kind == "finished"
-    from pelagos.platform.runs import RunDirectory
+    from pelagos.platform.records.runs import RunDirectory
 
     metrics = RunDirectory(Path(job.runs_dir) / job.name).metrics()
     return Job(path, [m["loss"] for m in metrics])
@@ -84,7 +85,7 @@ def send(path: Path, cluster: str, *overrides: str, **options: Any) -> Submitted
     """Submit a job; return the run."""
     planned = submit.plan([str(path)], cluster, overrides, submit.Options(**options))
     (name,) = submit.submit(planned)
-    return submitted_runs.find(name, cluster)
+    return following.find(name, cluster)
 
 
 def wait_for(
@@ -93,15 +94,15 @@ def wait_for(
     """Wait until a run's state is as wanted; fail with its record and log."""
     begin = time.monotonic()
     while time.monotonic() < begin + seconds:
-        state, _ = submitted_runs.current_state(found)
+        state, _ = following.current_state(found)
         if condition(state):
             return state
         if state.has_ended:
             break
         time.sleep(0.5)
-    log = "".join(submitted_runs.follow_logs(found, follow=False))[-3000:]
+    log = "".join(following.follow_logs(found, follow=False))[-3000:]
     events = [f"{e['time']} {e['kind']}" for e in found.record.events()]
-    of_run = submitted_runs.run_directory(found).events()
+    of_run = following.run_directory(found).events()
     events += [f"{e['time']} the run: {e['kind']}" for e in of_run]
     raise AssertionError(
         f"{log}\nafter {time.monotonic() - begin:.0f} s still {state}\n" + "\n".join(sorted(events))
@@ -117,15 +118,15 @@ def conform(job: Job, cluster: str, name: str, *overrides: str) -> SubmittedRun:
     """Submit the test job, stop it in the middle, resume it; its losses must be those expected."""
     found = send(job.path, cluster, f"name={name}", *overrides)
     wait_for(found, lambda s: s.state == "running")
-    submitted_runs.stop(found, now=False)
+    following.stop(found, now=False)
     wait_for(found, lambda s: s.state == "stopped")
-    directory = submitted_runs.run_directory(found)
+    directory = following.run_directory(found)
     stopped_at = directory.last_step()
     assert 0 < stopped_at < STEPS, "it was to stop on the way"
     start_again.resume(found, None, (), submit.Options())
     state = finish(found)
     assert state.attempt == 2
-    metrics = submitted_runs.run_directory(found).metrics()
+    metrics = following.run_directory(found).metrics()
     assert [m["step"] for m in metrics] == list(range(1, STEPS + 1))
     assert [m["loss"] for m in metrics] == job.losses
     return found

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pelagos.infra.clusters.schema import RayConfig
-from pelagos.infra.directory_store import open_store
-from pelagos.infra.render import render
-from pelagos.platform.submission.record import RunRecord
+from pelagos.infra.services.render import render
+from pelagos.infra.storage.directory_store import open_store
+from pelagos.jobs.submission.records.record import RunRecord
 
 STORAGE = "s3://science/teams/pelagos"
 Policy = dict[str, Any]

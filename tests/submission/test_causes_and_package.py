@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pelagos.infra.clusters.base import BOOTSTRAP
-from pelagos.infra.directory_store import DirectoryStore
-from pelagos.platform.submission.causes import classify, decide_retry
-from pelagos.platform.submission.package import FILES, WHEEL, build_archives, upload
+from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.jobs.submission.records.causes import classify, decide_retry
+from pelagos.jobs.submission.shipping.package import FILES, WHEEL, build_archives, upload
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     module = "import os, sys; print('hello', sys.argv[1:], os.environ.get('PLANTED'))"
     arguments = []
     for name, files in (
-        (WHEEL, {"pelagos/__init__.py": "", "pelagos/jobs/run_submitted.py": module}),
+        (WHEEL, {"pelagos/__init__.py": "", "pelagos/jobs/submission/driver.py": module}),
         (FILES, {"a.txt": "a"}),
     ):
         path = tmp_path / name

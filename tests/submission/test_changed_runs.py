@@ -20,22 +20,18 @@ from tests.submission.test_others_events import (
     write,
 )
 
-from pelagos.infra.directory_store import DirectoryStore
 from pelagos.infra.signatures import digest_of
-from pelagos.jobs import (
-    branching,
-    pretrain,
-    run_queue,
-    run_submitted,
-    start_again,
-    submit,
-    submitted_runs,
-)
-from pelagos.jobs.as_submitted import changes_to_submitted
+from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.jobs import pretrain, submit
+from pelagos.jobs.submission import driver, following, start_again
+from pelagos.jobs.submission.as_submitted import changes_to_submitted
+from pelagos.jobs.submission.kinds import training as kind_of_training
+from pelagos.jobs.submission.ray_queue import process as run_queue
+from pelagos.jobs.submission.records import own_runs
+from pelagos.jobs.submission.records.record import RunRecord
+from pelagos.jobs.training import branching
 from pelagos.platform.config.load import load_job, resolve_yaml
-from pelagos.platform.runs import TAKE_OVERS, RunDirectory, RunError
-from pelagos.platform.submission import own_runs
-from pelagos.platform.submission.record import RunRecord
+from pelagos.platform.records.runs import TAKE_OVERS, RunDirectory, RunError
 
 Clusters = Callable[..., None]
 
@@ -76,7 +72,7 @@ def test_a_job_file_that_changes_after_it_was_looked_at_is_not_run(
         run.path.joinpath("job.yaml").write_text(resolve_yaml(job_of(tmp_path, "seed=77")))
         return found
 
-    monkeypatch.setattr(run_submitted, "changes_to_submitted", look_then_change)
+    monkeypatch.setattr(kind_of_training, "changes_to_submitted", look_then_change)
     assert drive(record) == 1
     assert "is not what was submitted (seed: 77" in record.state().cause
 
@@ -135,7 +131,7 @@ def test_a_run_waits_and_is_tried_again_as_its_own_event_says(
         calls.append(1)
         raise ConnectionError("a node is lost")
 
-    monkeypatch.setattr(run_submitted.Driver, "_run_job", lose_node)
+    monkeypatch.setattr(driver.Driver, "_run_job", lose_node)
     assert drive(record, digest) == 1
     assert len(calls) == 1
     assert record.state().reason == "all 0 retries are used up"
@@ -145,7 +141,7 @@ def test_a_log_that_is_a_link_is_not_written_to(tmp_path: Path) -> None:
     precious, log = tmp_path / "precious", tmp_path / "logs/r/output.log"
     log.parent.mkdir(parents=True)
     log.symlink_to(precious)
-    with pytest.raises(OSError, match="symbolic links"), run_submitted._output_kept(log):
+    with pytest.raises(OSError, match="symbolic links"), driver._output_kept(log):
         pass
     assert not precious.exists()
 
@@ -177,7 +173,7 @@ def test_events_that_come_and_go_give_no_job_to_a_clone(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     evil = resolve_yaml(job_of(tmp_path, "tracking.uri=https://evil.example"))
     looks: list[int] = []
-    found = submitted_runs.find("r", "lab")
+    found = following.find("r", "lab")
     of_record = type(found.record).events
 
     def flicker(self: RunRecord) -> list[dict[str, Any]]:
@@ -188,10 +184,10 @@ def test_events_that_come_and_go_give_no_job_to_a_clone(
 
     planned: list[str] = []
     plan = lambda files, *rest: planned.append(Path(files[0]).read_text())  # noqa: E731
-    monkeypatch.setattr(submitted_runs, "plan", plan)
+    monkeypatch.setattr(following, "plan", plan)
     monkeypatch.setattr(RunRecord, "events", flicker)
     with contextlib.suppress(RunError):
-        submitted_runs.clone(found, "new", None, (), submit.Options())
+        following.clone(found, "new", None, (), submit.Options())
     assert "evil" not in "".join(planned)
 
 
@@ -261,7 +257,7 @@ def test_a_resumption_takes_one_event_for_all_of_it(
 
     monkeypatch.setattr(start_again, "require_own", look_then_forge)
     monkeypatch.setattr(start_again, "hand_over", lambda *arguments: None)
-    start_again.resume(submitted_runs.find("fresh", "lab"), None, (), submit.Options())
+    start_again.resume(following.find("fresh", "lab"), None, (), submit.Options())
     sent = RunRecord(store, "fresh").submitting_event()
     assert sent["by"] != "m"
     assert (sent["after"], "seed: 77" in sent["job"]) == ([], False)

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.infra.clusters import ClusterConfig, open_cluster, ray_jobs
 from pelagos.infra.clusters.base import ClusterError
 from pelagos.infra.clusters.schema import KubernetesConfig, RayConfig
-from pelagos.platform.cli.main import app
 
 TOKEN = "token-of-the-victim"
 VERSION = b'{"ray_version": "2.99.0", "version": "4", "ray_commit": "x", "session_name": "x"}'

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pelagos.infra.directory_store import DirectoryStore
-from pelagos.platform.submission.included_files import included_files, looks_secret
-from pelagos.platform.submission.package import build_archives, names_in, upload
+from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.jobs.submission.shipping.included_files import included_files, looks_secret
+from pelagos.jobs.submission.shipping.package import build_archives, names_in, upload
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from tests.submission.test_kubernetes import CONFIG, cluster, submission
 
 from pelagos.infra.clusters import ClusterError
 from pelagos.infra.clusters.schema import KubernetesConfig
-from pelagos.infra.render import render
-from pelagos.jobs import submitted_runs
-from pelagos.jobs.hand_over import submission_of
+from pelagos.infra.services.render import render
+from pelagos.jobs.submission import following
+from pelagos.jobs.submission.handing_over import submission_of
 
 pytestmark = [pytest.mark.targets, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -95,11 +95,11 @@ def test_a_run_is_submitted_followed_and_ended(
         held = json.loads(server.kubectl("get", part, "--namespace=science", "--output=json"))
         (owner,) = held["metadata"]["ownerReferences"]
         assert (owner["kind"], owner["uid"]) == ("RayJob", kept["metadata"]["uid"])
-    state, _ = submitted_runs.current_state(found)
+    state, _ = following.current_state(found)
     assert state.state in ("queued", "starting")
     set_status(server, "on-pods-1", jobDeploymentStatus="Running", jobStatus="RUNNING")
     assert cluster.state(found.handle(state)).state == "running"
-    submitted_runs.stop(found, now=True)
+    following.stop(found, now=True)
     left = server.kubectl("get", "rayjobs.ray.io", "--namespace=science", "--output=name")
     assert "on-pods" not in left
     assert found.record.state().has_ended

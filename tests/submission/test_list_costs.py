@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pelagos.infra.directory_store import DirectoryStore
+from pelagos.cli.main import app
 from pelagos.infra.signatures import digest_of
-from pelagos.jobs import listed_runs, run_queue
-from pelagos.jobs.run_submitted import Driver
-from pelagos.platform.cli.main import app
-from pelagos.platform.submission.record import RunRecord
-from pelagos.platform.submission.summary import Progress, encoded
+from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.jobs.submission import listed_runs
+from pelagos.jobs.submission.driver import Driver
+from pelagos.jobs.submission.ray_queue import process as run_queue
+from pelagos.jobs.submission.records.record import RunRecord
+from pelagos.jobs.submission.records.summary import Progress, encoded
 
 Clusters = Callable[..., None]
 DETAILS: dict[str, Any] = {"cluster": "lab", "priority": 0, "after": [], "retries": 0}

@@ -12,8 +12,9 @@ from tests.conftest import S3Server
 from tests.submission.conftest import Job, conform, finish, send, wait_for
 
 from pelagos.infra.clusters import ClusterError
-from pelagos.jobs import start_again, submit, submitted_runs
-from pelagos.platform.runs import RunError
+from pelagos.jobs import submit
+from pelagos.jobs.submission import following, start_again
+from pelagos.platform.records.runs import RunError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 Clusters = Callable[..., None]
@@ -27,7 +28,7 @@ def test_conformance_on_this_machine(
     found = conform(conformance_job, "here", "conforms")
     with pytest.raises(RunError, match="has finished; `pelagos clone conforms NEW`"):
         start_again.resume(found, None, (), submit.Options())
-    described = submitted_runs.describe(found)
+    described = following.describe(found)
     assert (described["step"], described["state"]) == (12, "finished")
     assert 0 < described["goodput"] <= 1
     with pytest.raises(ValueError, match="run 'conforms' exists already"):
@@ -42,11 +43,11 @@ def test_a_killed_driver_is_lost_until_its_owner_recovers_it(
     found = send(conformance_job.path, "here", "name=killed", "checkpoint.every_steps=3")
     state = wait_for(found, lambda s: s.state == "running")
     os.killpg(state.handle["pid"], signal.SIGKILL)
-    state = submitted_runs.wait(found, 60)
+    state = following.wait(found, 60)
     assert (state.state, state.restarts) == ("lost", 0)
     assert start_again.recover(found).restarts == 1
     finish(found)
-    metrics = submitted_runs.run_directory(found).metrics()
+    metrics = following.run_directory(found).metrics()
     assert [m["loss"] for m in metrics] == conformance_job.losses
 
 
@@ -77,7 +78,7 @@ def test_conformance_with_object_storage_and_no_secret_written(
         }
     )
     found = conform(conformance_job, "here", "remote", f"tracking.uri=sqlite:///{scratch}/ml.db")
-    log = "".join(submitted_runs.follow_logs(found, follow=False))
+    log = "".join(following.follow_logs(found, follow=False))
     assert "checkpoint of step 12" in log
     filesystem = fsspec.filesystem("s3", **s3_server.storage_options)
     objects = filesystem.find(storage.removeprefix("s3://"))
@@ -92,7 +93,7 @@ def test_conformance_with_object_storage_and_no_secret_written(
     longer = ["schedule.total_steps=14", "optimizer.lr=1e-4"]
     start_again.resume(found, None, longer, submit.Options(), from_step="last")
     assert finish(found).attempt == 3
-    directory = submitted_runs.run_directory(found)
+    directory = following.run_directory(found)
     assert [m["step"] for m in directory.metrics()] == list(range(1, 15))
     assert [m["loss"] for m in directory.metrics()][:12] == conformance_job.losses
     assert [e["step"] for e in directory.events() if e["kind"] == "branched"] == [12]
@@ -149,9 +150,9 @@ def test_a_notice_before_the_limit_saves_requeues_and_continues(
     wait_for(found, lambda s: s.state == "finished", 480)
     events = found.record.events()
     assert [e["kind"] for e in events].count("preempted") == 1
-    metrics = submitted_runs.run_directory(found).metrics()
+    metrics = following.run_directory(found).metrics()
     assert [m["loss"] for m in metrics] == conformance_job.losses
-    directory = submitted_runs.run_directory(found)
+    directory = following.run_directory(found)
     assert sum(e["kind"] == "resumed" for e in directory.events()) == 1
 
 
@@ -159,12 +160,12 @@ def test_a_notice_before_the_limit_saves_requeues_and_continues(
 def test_slurm_keeps_the_queue_and_the_verbs_see_it(hpc: Path, conformance_job: Job) -> None:
     first = send(conformance_job.path, "hpc", "name=first")
     second = send(conformance_job.path, "hpc", "name=second", after=("first",))
-    _, seen = submitted_runs.current_state(second)
+    _, seen = following.current_state(second)
     assert "pending" in seen
-    submitted_runs.stop(first, now=True)
+    following.stop(first, now=True)
     wait_for(first, lambda s: s.state in ("stopped", "cancelled"))
     # Slurm drops what depended on a job that did not succeed; looking at it records nothing
-    wait_for(second, lambda s: s.state == submitted_runs.LOST)
+    wait_for(second, lambda s: s.state == following.LOST)
     state = start_again.recover(second)
     reason = f"first, which it comes after, {first.record.state().state}"
     assert (state.state, state.reason) == ("cancelled", reason)
@@ -176,4 +177,4 @@ def test_an_unknown_partition_is_refused_with_those_there_are(
     clusters(hpc={"kind": "slurm", "storage": str(tmp_path / "storage"), "partition": "gpus"})
     with pytest.raises(ClusterError, match="no partition 'gpus'; it has debug, urgent"):
         send(conformance_job.path, "hpc", "name=misplaced")
-    assert submitted_runs.find("misplaced").record.state().state == "failed"
+    assert following.find("misplaced").record.state().state == "failed"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pelagos.infra.directory_store import DirectoryStore
-from pelagos.platform.submission.mirror import PART_BYTES, Mirror
+from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.jobs.submission.shipping.mirror import PART_BYTES, Mirror
 
 
 @contextmanager

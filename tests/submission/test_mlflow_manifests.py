@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.conftest import free_ports
 
 from pelagos.infra.clusters.schema import KubernetesConfig, RayConfig
-from pelagos.infra.render import KINDS, render
+from pelagos.infra.services.render import KINDS, render
 
 CONFIG = KubernetesConfig(
     kind="kubernetes",

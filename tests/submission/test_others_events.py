@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from pelagos.infra.directory_store import DirectoryStore
 from pelagos.infra.signatures import digest_of, is_signed, signature_with, signed_text
-from pelagos.jobs import run_queue, training
-from pelagos.jobs.as_submitted import changes_to_own
+from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.jobs import resume as resume_job
 from pelagos.jobs.pretrain import PretrainResult
-from pelagos.jobs.run_submitted import Driver
+from pelagos.jobs.submission.as_submitted import changes_to_own
+from pelagos.jobs.submission.driver import Driver
+from pelagos.jobs.submission.ray_queue import process as run_queue
+from pelagos.jobs.submission.records.record import RecordError, RunRecord
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.runs import Outcome, RunDirectory, RunError
-from pelagos.platform.submission.record import RecordError, RunRecord
+from pelagos.platform.records.runs import Outcome, RunDirectory, RunError
 
 TRAINING = Path(__file__).parents[2] / "configs/quickstart/pretrain.yaml"
 TOKEN = "0123456789abcdef" * 4
@@ -53,7 +54,7 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.append((job, further["from_step"]))
         return PretrainResult("r", Outcome("finished", 1), {})
 
-    monkeypatch.setattr(training, "resume", resume)
+    monkeypatch.setattr(resume_job, "resume", resume)
     return found
 
 
@@ -137,22 +138,22 @@ def test_micro_batches_that_a_run_has_shrunk_stay_so(record: RunRecord, resumed:
 def test_a_resumption_asks_for_what_neither_submission_nor_user_says(tmp_path: Path) -> None:
     job = job_of(tmp_path)
     run = RunDirectory.create(job)
-    assert changes_to_own(run, [job], str(tmp_path), ()) == []
+    assert changes_to_own(run, [job], ()) == []
     run.replace_job(job_of(tmp_path, "optimizer.lr=1", "parallel.micro_batch_size=1"))
     with pytest.raises(RunError, match=r"optimizer.lr: 1.0, submitted .*KEY=VALUE"):
-        changes_to_own(run, [job], str(tmp_path), ("parallel.strategy=fsdp",))
-    assert changes_to_own(run, [job], str(tmp_path), ("optimizer.lr=0.1",)) == []
+        changes_to_own(run, [job], ("parallel.strategy=fsdp",))
+    assert changes_to_own(run, [job], ("optimizer.lr=0.1",)) == []
 
 
 def test_a_resumption_that_never_began_is_gone_on_with(tmp_path: Path) -> None:
     """Its job is the newest that was submitted; the run's file is still the one before."""
     job, newest = job_of(tmp_path), job_of(tmp_path, "parallel.strategy=fsdp")
     run = RunDirectory.create(job)
-    assert changes_to_own(run, [job, newest], str(tmp_path), ()) == ["parallel.strategy=fsdp"]
-    assert changes_to_own(run, [job, newest], str(tmp_path), ("parallel.strategy=ddp",)) == []
+    assert changes_to_own(run, [job, newest], ()) == ["parallel.strategy=fsdp"]
+    assert changes_to_own(run, [job, newest], ("parallel.strategy=ddp",)) == []
     run.replace_job(job_of(tmp_path, "health.max_failures=9"))
     with pytest.raises(RunError, match=r"health.max_failures: 9, submitted"):
-        changes_to_own(run, [job, newest], str(tmp_path), ())
+        changes_to_own(run, [job, newest], ())
 
 
 class _Ray:

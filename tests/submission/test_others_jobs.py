@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.infra.clusters.local import LocalCluster
-from pelagos.infra.directory_store import DirectoryStore
-from pelagos.platform.cli.main import app
+from pelagos.infra.storage.directory_store import DirectoryStore
 
 Clusters = Callable[..., None]
 TRAINING = (Path(__file__).parents[2] / "configs/quickstart/pretrain.yaml").read_text()

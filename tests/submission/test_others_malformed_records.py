@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.infra.clusters.storage_check import check_store
-from pelagos.infra.directory_store import DirectoryStore
-from pelagos.infra.object_store import StorageError
-from pelagos.jobs import run_queue
-from pelagos.platform.cli.main import app
-from pelagos.platform.submission.record import RunRecord
+from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.infra.storage.remote import StorageError
+from pelagos.jobs.submission.ray_queue import process as run_queue
+from pelagos.jobs.submission.records.record import RunRecord
 
 Clusters = Callable[..., None]
 JOB = """\

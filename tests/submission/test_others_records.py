@@ -18,15 +18,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.infra.clusters import ClusterError, open_cluster
 from pelagos.infra.clusters.schema import LocalConfig, RayConfig, SlurmConfig
-from pelagos.infra.directory_store import DirectoryStore, open_store
 from pelagos.infra.signatures import digest_of
-from pelagos.jobs import start_again, submit, submitted_runs
-from pelagos.platform.cli.main import app
-from pelagos.platform.runs import RunError
-from pelagos.platform.submission import own_runs
-from pelagos.platform.submission.record import RunRecord
+from pelagos.infra.storage.directory_store import DirectoryStore, open_store
+from pelagos.jobs import submit
+from pelagos.jobs.submission import following, start_again
+from pelagos.jobs.submission.records import own_runs
+from pelagos.jobs.submission.records.record import RunRecord
+from pelagos.platform.records.runs import RunError
 
 Clusters = Callable[..., None]
 JOB = """\
@@ -57,7 +58,7 @@ def forge(store: DirectoryStore, run: str = "theirs", **changes: Any) -> RunReco
         archive.writestr("pelagos/jobs/__init__.py", "")
         canary = Path(store.root.parent / "executed")
         archive.writestr(
-            "pelagos/jobs/run_submitted.py", f"open({str(canary)!r}, 'w').write('code ran')"
+            "pelagos/jobs/submission/driver.py", f"open({str(canary)!r}, 'w').write('code ran')"
         )
     store.write("code/x/pelagos.whl", wheel.getvalue())
     event = {
@@ -194,15 +195,15 @@ def test_no_secret_goes_to_an_address_in_a_record(
         cluster="lab",
         cluster_config={"kind": "ray", "storage": storage.uri, "address": address},
     )
-    assert "yours is used" in submitted_runs.find("theirs").remark
-    assert address in submitted_runs.find("theirs").remark
+    assert "yours is used" in following.find("theirs").remark
+    assert address in following.find("theirs").remark
     # a cluster of the same name with another storage is another cluster
     clusters(
         near={"kind": "ray", "storage": storage.uri, "address": "http://127.0.0.1:9"},
         lab={"kind": "ray", "storage": str(tmp_path / "other"), "address": address},
     )
     write(record, 1, kind="started", attempt=1, handle={"submission_id": "pelagos-theirs-1"})
-    assert submitted_runs.find("theirs").cluster is None
+    assert following.find("theirs").cluster is None
     assert "lab" in call("status", "theirs").output
     assert seen == []
 
@@ -239,7 +240,7 @@ def test_a_process_of_ones_own_is_known_before_and_after_it_becomes_the_run(
 
     place = str(tmp_path)
     cluster = open_cluster("here", LocalConfig(kind="local", storage=place))
-    for name in ("bootstrap.py", "pelagos.jobs.run_submitted", "other.py"):
+    for name in ("bootstrap.py", "pelagos.jobs.submission.driver", "other.py"):
         program = tmp_path / name
         program.write_text("input()")
         monkeypatch.setattr(local, "BOOTSTRAP", tmp_path / "bootstrap.py")
@@ -322,7 +323,7 @@ def test_code_that_somebody_put_into_a_record_of_ones_own_is_not_started(
     write(record, 2, **forged, attempt=1, handle={})
     record.append("failed", cause="x")
     assert not own_runs.is_own(record)
-    found = submitted_runs.find("mine")
+    found = following.find("mine")
     with pytest.raises(RunError, match="submitted last by mallory .* not in this user's list"):
         start_again.resume(found, None, (), submit.Options())
     # taken over: with code of one's own

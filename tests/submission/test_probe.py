@@ -9,8 +9,8 @@ import pytest
 from tests.submission.conftest import RayServer
 
 from pelagos.infra.clusters import ClusterConfig
-from pelagos.jobs.probe import NodeReport, checks_of, storage_problem
 from pelagos.jobs.probe_cluster import probe_cluster
+from pelagos.jobs.submission.node_probe import NodeReport, checks_of, storage_problem
 from pelagos.platform.config.clusters import find_cluster
 from pelagos.platform.config.measure import ProbeJob
 

@@ -12,7 +12,8 @@ import yaml
 from tests.submission.conftest import STEPS, Job, RayServer, conform, finish, send, wait_for
 
 from pelagos.infra.clusters import ClusterError, open_cluster
-from pelagos.jobs import submit, submitted_runs
+from pelagos.jobs import submit
+from pelagos.jobs.submission import following
 from pelagos.platform.config.clusters import find_cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -50,14 +51,14 @@ def test_pretrain_finetune_evaluate_by_one_submit(
     files = [str(conformance_job.path), str(second), str(third)]
     names = submit.submit(submit.plan(files, "lab", (), submit.Options()))
     assert names == ["reference", "tuned", "tuned-evaluation"]
-    runs = [submitted_runs.find(name) for name in names]
+    runs = [following.find(name) for name in names]
     wait_for(runs[1], lambda s: s.reason == "after reference")
     for run in runs:
         finish(run)
     for before, after in pairwise(runs):
         end = before.record.events()[-1]["time"]
         assert next(e["time"] for e in after.record.events() if e["kind"] == "started") > end
-    (source,) = [e for e in submitted_runs.run_directory(runs[1]).events() if e["kind"] == "source"]
+    (source,) = [e for e in following.run_directory(runs[1]).events() if e["kind"] == "source"]
     assert (source["run"], source["step"]) == ("reference", STEPS)
     assert (lab / "runs/tuned/evaluation/test/report.html").exists()
 
@@ -75,7 +76,7 @@ def test_a_killed_driver_is_started_again_and_loses_nothing(
     events = found.record.events()
     (retried,) = [e for e in events if e["kind"] == "retried"]
     assert retried["cause_kind"] == "node lost"
-    metrics = submitted_runs.run_directory(found).metrics()
+    metrics = following.run_directory(found).metrics()
     assert [m["loss"] for m in metrics] == conformance_job.losses
 
 
@@ -89,7 +90,7 @@ def test_what_needs_the_whole_cluster_waits_its_turn_by_priority(
     urgent = send(conformance_job.path, "lab", "name=urgent", priority=10)
     state = wait_for(later, lambda s: bool(s.reason))
     assert "needed at once" in state.reason or "behind" in state.reason
-    submitted_runs.stop(later, now=False)
+    following.stop(later, now=False)
     wait_for(later, lambda s: s.state == "cancelled")
     finish(urgent)
     assert first.record.state().state == "finished"
@@ -129,5 +130,5 @@ def test_a_submission_that_cannot_be_handed_over_is_recorded_as_failed(
     clusters(away={**ray_server.config(tmp_path / "storage"), "address": "http://127.0.0.1:9"})
     with pytest.raises(ClusterError, match="cannot be reached"):
         send(conformance_job.path, "away", "name=lost")
-    state = submitted_runs.find("lost").record.state()
+    state = following.find("lost").record.state()
     assert (state.state, state.cause_kind) == ("failed", "infrastructure")

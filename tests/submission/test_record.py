@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pelagos.infra.directory_store import DirectoryStore, ObjectStore, open_store
-from pelagos.infra.object_store import StorageError, StorageMissingError
-from pelagos.jobs.silent_ends import record_silent_end
-from pelagos.platform.submission.record import RecordError, RunRecord, list_records, replay
+from pelagos.infra.storage.directory_store import DirectoryStore, ObjectStore, open_store
+from pelagos.infra.storage.remote import StorageError, StorageMissingError
+from pelagos.jobs.submission.records.record import RecordError, RunRecord, list_records, replay
+from pelagos.jobs.submission.silent_ends import record_silent_end
 
 DETAILS = {"cluster": "lab", "priority": 0, "after": [], "retries": 3}
 

@@ -16,7 +16,7 @@ import ray
 import yaml
 
 from pelagos.infra.clusters.schema import KubernetesConfig, RayConfig
-from pelagos.infra.render import KINDS, PANELS, render, write
+from pelagos.infra.services.render import KINDS, PANELS, render, write
 
 ROOT = Path(__file__).parents[2]
 RAY = RayConfig(
@@ -128,7 +128,7 @@ def test_prometheus_accepts_its_configuration_and_rules(config: Any, tmp_path: P
 
 
 def test_the_dashboard_shows_what_the_rules_record_and_the_code_exports() -> None:
-    from pelagos.platform.ray_metrics import RANK_VALUES, RUN_VALUES
+    from pelagos.platform.records.ray_metrics import RANK_VALUES, RUN_VALUES
 
     files = render("monitoring", "lab", RAY)
     rules = yaml.safe_load(files["pelagos.rules.yml"])["groups"][0]["rules"]

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from pelagos.infra.clusters import Needs
 from pelagos.infra.clusters.schema import RayQuotas
-from pelagos.platform.submission.record import RunState
-from pelagos.platform.submission.run_queue import NodeResources, WaitingRun, decide, place_workers
+from pelagos.jobs.submission.ray_queue.rules import NodeResources, WaitingRun, decide, place_workers
+from pelagos.jobs.submission.records.record import RunState
 
 NODES = [NodeResources(4, 2), NodeResources(4, 2)]
 

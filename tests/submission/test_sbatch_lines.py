@@ -21,7 +21,7 @@ from tests.submission.test_kubernetes import CONFIG
 from pelagos.infra.clusters import Code, Needs, Submission, open_cluster
 from pelagos.infra.clusters.ray_jobs import run_entrypoint
 from pelagos.infra.clusters.slurm import SlurmCluster
-from pelagos.jobs.hand_over import environment_of
+from pelagos.jobs.submission.handing_over import environment_of
 from pelagos.platform.config.clusters import parse_clusters
 from pelagos.platform.config.load import ConfigError
 

@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.infra.clusters import ClusterError, Code, Needs, Submission, open_cluster
 from pelagos.infra.clusters.schema import RayConfig, SlurmConfig
 from pelagos.infra.clusters.slurm import SlurmCluster
 from pelagos.infra.doctor import Check
 from pelagos.jobs import submit
-from pelagos.platform.cli.main import app
 from pelagos.platform.config.clusters import parse_clusters
 from pelagos.platform.config.load import ConfigError
 

@@ -16,16 +16,17 @@ from tests.submission.conftest import finish
 from pelagos.infra.clusters import Submission
 from pelagos.infra.clusters.slurm import SlurmCluster
 from pelagos.infra.signatures import digest_of
-from pelagos.jobs import start_again, submit, submitted_runs
-from pelagos.jobs.run_submitted import Driver
-from pelagos.jobs.sweep_trials import trials_of
+from pelagos.jobs import submit
+from pelagos.jobs.submission import following, start_again
+from pelagos.jobs.submission.driver import Driver
+from pelagos.jobs.submission.records.record import RunRecord
+from pelagos.jobs.submission.shipping.package import upload
+from pelagos.jobs.sweeping.mlflow_parent import open_parent
+from pelagos.jobs.sweeping.trials import trials_of
 from pelagos.platform.config import ConfigError
 from pelagos.platform.config.load import load_job
 from pelagos.platform.config.sweep import SweepJob
-from pelagos.platform.runs import RunError
-from pelagos.platform.submission.package import upload
-from pelagos.platform.submission.record import RunRecord
-from pelagos.platform.sweep_tracking import open_parent
+from pelagos.platform.records.runs import RunError
 
 Clusters = Callable[..., None]
 DPOT = {
@@ -213,10 +214,10 @@ def test_a_resumed_sweep_reports_again_on_trials_that_were_resumed(
     assert driver(first).drive() == 0
     with pytest.raises(RunError, match="takes no overrides"):
         start_again.resume(
-            submitted_runs.find("two"), "here", ["evaluate.split=train"], submit.Options()
+            following.find("two"), "here", ["evaluate.split=train"], submit.Options()
         )
-    start_again.resume(submitted_runs.find("two"), "here", (), submit.Options())
-    assert submitted_runs.wait(submitted_runs.find("two"), 240).state == "finished"
+    start_again.resume(following.find("two"), "here", (), submit.Options())
+    assert following.wait(following.find("two"), 240).state == "finished"
     told = {row["name"]: row for row in json.loads(file.read_text())["trials"]}
     assert (told[first.run]["state"], told[first.run]["cause"]) == ("finished", "")
     assert told[first.run]["errors"]["direct"] > 0
@@ -281,13 +282,11 @@ def test_a_sweep_runs_as_an_array_on_slurm(
     clusters(hpc=entry)
     path = sweep_file(jobs={"scot": {"file": "scot.yaml"}}, tracking={"uri": None})
     names = submit.submit(submit.plan([str(path)], "hpc", (), submit.Options()))
-    handles = [RunRecord(submitted_runs.find(n).store, n).state().handle for n in names[:2]]
+    handles = [RunRecord(following.find(n).store, n).state().handle for n in names[:2]]
     assert {handle["array_id"] for handle in handles} == {handles[0]["job_id"].split("_")[0]}
     assert [handle["job_id"].split("_")[1] for handle in handles] == ["0", "1"]
-    finish(submitted_runs.find("two"))
+    finish(following.find("two"))
     told = json.loads((tmp_path / "storage" / "runs" / "two" / "sweep.json").read_text())
     assert [row["state"] for row in told["trials"]] == ["finished", "finished"]
     assert {row["seed"] for row in told["trials"]} == {1, 2}
-    assert "validation loss" in "".join(
-        submitted_runs.follow_logs(submitted_runs.find("two"), False)
-    )
+    assert "validation loss" in "".join(following.follow_logs(following.find("two"), False))

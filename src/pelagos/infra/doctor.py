@@ -106,7 +106,7 @@ def _shared_memory() -> Check:
 
 
 def _object_store() -> Check:
-    from pelagos.infra.object_store import credential_source
+    from pelagos.infra.storage.remote import credential_source
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return Check(

@@ -8,21 +8,21 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pelagos.infra.files import below
-from pelagos.jobs.evaluate import measure
-from pelagos.jobs.run_plugins import import_plugins_of
-from pelagos.platform.config.measure import EvaluateJob
-from pelagos.platform.evaluation.evaluate import BASELINES, DatasetEvaluation
-from pelagos.platform.evaluation.side_by_side import (
+from pelagos.evaluation.conclusions.verdicts import judge, warnings_of
+from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation
+from pelagos.evaluation.pages.side_by_side import (
     SharedDataset,
     best_sentence,
     numbers,
     shared_datasets,
     write_side_by_side,
 )
-from pelagos.platform.evaluation.verdicts import judge, warnings_of
-from pelagos.platform.runs import RunDirectory
-from pelagos.platform.terminal_tables import Column, print_table
+from pelagos.evaluation.pages.terminal_tables import Column, print_table
+from pelagos.infra.storage.files import below
+from pelagos.jobs.evaluate import measure
+from pelagos.jobs.training.run_plugins import import_plugins_of
+from pelagos.platform.config.measure import EvaluateJob
+from pelagos.platform.records.runs import RunDirectory
 
 COMPARISONS = "comparisons"
 MAX_NAME_LENGTH = 120

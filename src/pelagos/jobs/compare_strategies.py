@@ -9,22 +9,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pelagos.evaluation.pages.plots import figure_png
 from pelagos.infra.yaml_text import parse_yaml_value, yaml_text
-from pelagos.jobs.parts import check_parts
-from pelagos.platform.config.load import parse_job, resolve_yaml
-from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.evaluation.comparison import (
+from pelagos.jobs.measuring.strategy_table import (
     Comparison,
     compare_runs,
     comparison_figure,
     comparison_markdown,
 )
-from pelagos.platform.evaluation.plots import figure_png
-from pelagos.platform.runs import RunDirectory
+from pelagos.jobs.training.parts import check_parts
+from pelagos.platform.config.load import parse_job, resolve_yaml
+from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.strategies import STRATEGIES
 
 SHOWN_ERROR_LINES = 3
-PROGRAM = ("-m", "pelagos.platform.cli.main", "pretrain")
+PROGRAM = ("-m", "pelagos.cli.main", "pretrain")
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from pelagos.data_pipelines.convert import ConvertOptions, Source, open_source
 from pelagos.data_pipelines.convert.missing import settled
+from pelagos.data_pipelines.convert.options import options_from
 from pelagos.data_pipelines.convert.rounding import first_of_each_field
 from pelagos.data_pipelines.convert.tasks import (
     ShardReport,
@@ -29,9 +29,9 @@ from pelagos.data_pipelines.convert.tasks import (
     listed,
 )
 from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
-from pelagos.infra.addresses import reject_empty_parts
-from pelagos.infra.read_policy import split_options
-from pelagos.jobs.shard_work import (
+from pelagos.infra.storage.addresses import reject_empty_parts
+from pelagos.infra.storage.read_policy import split_options
+from pelagos.jobs.making.shard_work import (
     Launch,
     ShardProgress,
     abandoned_if_empty,
@@ -39,8 +39,11 @@ from pelagos.jobs.shard_work import (
     launcher,
     shard_progress,
 )
+from pelagos.platform.config.convert import ConvertJob
+from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import ResourcesConfig
-from pelagos.platform.terminal import HarmlessConsole
+from pelagos.platform.console import HarmlessConsole
+from pelagos.platform.storage_choice import options_for
 
 MAX_DEFAULT_WORKERS = 4
 MAX_DIFFERENCE = 200  # characters shown of one entry in which two specifications differ
@@ -100,14 +103,35 @@ def run(
         DatasetError: the destination's address has an empty part.
         FileExistsError: another dataset is there.
     """
-    console = console or HarmlessConsole(quiet=True)
-    options = options or ConvertOptions()
+    return _run(
+        source,
+        uri,
+        options or ConvertOptions(),
+        _launcher(num_workers, ray_address),
+        overwrite=overwrite,
+        verify=verify,
+        storage_options=storage_options,
+        console=console or HarmlessConsole(quiet=True),
+    )
+
+
+def _run(
+    source: str,
+    uri: str,
+    options: ConvertOptions,
+    launching: AbstractContextManager[Launch[ShardReport]],
+    *,
+    overwrite: bool,
+    verify: bool,
+    storage_options: dict[str, Any] | None,
+    console: Console,
+) -> ConvertResult:
     reject_empty_parts(uri, DatasetError, split_options(storage_options)[0].backend)
     found, spec = plan(source, options)
     for note in found.notes:
         console.print(f"note: {note}", highlight=False)
     started = time.monotonic()
-    with _launcher(num_workers, ray_address) as launch, shard_progress(console) as progress:
+    with launching as launch, shard_progress(console) as progress:
         reports: list[ShardReport] = []
         if not overwrite and _is_there(uri, spec, storage_options):
             console.print(f"{uri} is complete already")
@@ -126,14 +150,42 @@ def run(
     return ConvertResult(uri, spec, notes, metrics, tuple(differences))
 
 
-@contextmanager
-def _launcher(num_workers: int | None, ray_address: str | None) -> Iterator[Launch[ShardReport]]:
+def run_job(job: ConvertJob, console: Console | None = None) -> ConvertResult:
+    """Convert as a job file says; the same job again goes on where one stopped.
+
+    Raises:
+        ValueError: an option of the job that there is not; and what `run` raises.
+    """
+    return _run(
+        job.source,
+        job.uri,
+        options_of(job),
+        launcher(job.resources, num_threads=job.resources.num_workers),
+        overwrite=job.overwrite,
+        verify=job.verify,
+        storage_options=options_for(job.uri, job.storage) or None,
+        console=console or HarmlessConsole(quiet=True),
+    )
+
+
+def options_of(job: ConvertJob) -> ConvertOptions:
+    """Return the options of a job. Raises ConfigError, which names each that is wrong."""
+    try:
+        return options_from(job.options)
+    except ValueError as error:
+        lines = (line.partition(": ") for line in str(error).splitlines())
+        problems = [Problem(tuple(key.split(".")), message) for key, _, message in lines]
+        raise ConfigError(f"job {job.name}", problems) from error
+
+
+def _launcher(
+    num_workers: int | None, ray_address: str | None
+) -> AbstractContextManager[Launch[ShardReport]]:
     workers = num_workers or min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
     resources = ResourcesConfig(
         launcher="ray" if ray_address else "none", num_workers=workers, ray_address=ray_address
     )
-    with launcher(resources, num_threads=workers) as launch:
-        yield launch
+    return launcher(resources, num_threads=workers)
 
 
 def _is_there(uri: str, spec: DatasetSpec, options: dict[str, Any] | None) -> bool:

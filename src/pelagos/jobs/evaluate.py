@@ -12,29 +12,26 @@ from rich.text import Text
 
 from pelagos.data_pipelines.physics import DatasetPhysics, NoPhysics, dataset_physics
 from pelagos.data_pipelines.store.readable import ReadableDataset
-from pelagos.infra.files import below
-from pelagos.jobs.datasets import open_recorded
-from pelagos.jobs.described_parts import recorded_datasets
-from pelagos.jobs.field_checks import given_in
-from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.parts import unique_names
-from pelagos.jobs.run_plugins import import_plugins_of
+from pelagos.evaluation.conclusions.rollout_windows import window_scores
+from pelagos.evaluation.conclusions.verdicts import Verdict, judge, warnings_of
+from pelagos.evaluation.forecasting.climatology import climatology
+from pelagos.evaluation.forecasting.forecasts import evaluate_dataset
+from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation
+from pelagos.evaluation.forecasting.stability import Stability, roll_out
+from pelagos.evaluation.pages.forecast_page import Provenance, numbers, write_report
+from pelagos.evaluation.pages.summary import SummaryRow, shown_methods, summary_rows
+from pelagos.evaluation.pages.terminal_tables import Column, print_table
+from pelagos.infra.storage.files import below
+from pelagos.jobs.training.datasets import open_recorded
+from pelagos.jobs.training.field_checks import given_in
+from pelagos.jobs.training.parts import unique_names
+from pelagos.jobs.training.run_plugins import import_plugins_of
+from pelagos.jobs.weights.described_parts import recorded_datasets
+from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.evaluation.climatology import climatology
-from pelagos.platform.evaluation.evaluate import (
-    BASELINES,
-    DatasetEvaluation,
-    evaluate_dataset,
-)
-from pelagos.platform.evaluation.report import Provenance, numbers, write_report
-from pelagos.platform.evaluation.rollout_windows import window_scores
-from pelagos.platform.evaluation.stability import Stability, roll_out
-from pelagos.platform.evaluation.summary import SummaryRow, shown_methods, summary_rows
-from pelagos.platform.evaluation.verdicts import Verdict, judge, warnings_of
-from pelagos.platform.runs import RunDirectory
-from pelagos.platform.terminal_tables import Column, print_table
-from pelagos.platform.tracking import code_version, log_evaluation
+from pelagos.platform.mlflow_records.tracker import code_version, log_evaluation
+from pelagos.platform.records.runs import RunDirectory
 
 logger = logging.getLogger(__name__)
 AVERAGED = "averaged weights (ema_decay); the weights themselves: weights=model"
@@ -94,13 +91,13 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
 def _run_on_images(
     job: EvaluateJob, trained: _TrainedRun, console: Console | None
 ) -> EvaluateResult:
-    from pelagos.jobs.evaluate_images import measure_images, show_images
-    from pelagos.platform.evaluation import image_evaluation
+    from pelagos.evaluation.pages import image_page
+    from pelagos.jobs.measuring.images import measure_images, show_images
 
     directory, training, step = trained.directory, trained.training, trained.step
     evaluations = measure_images(job, training, trained.forecaster)
     provenance, output = _provenance(job, trained), _output(job, directory)
-    report = image_evaluation.write_image_report(evaluations, provenance, output)
+    report = image_page.write_image_report(evaluations, provenance, output)
     if job.tracking:
         values = [
             (f"evaluation/{e.name}/{name}", step, value)
@@ -114,7 +111,7 @@ def _run_on_images(
             console.print(AVERAGED)
         show_images(evaluations, console)
         console.print(f"report: {report}", soft_wrap=True)
-    return EvaluateResult(job.run, report, image_evaluation.numbers(evaluations, provenance))
+    return EvaluateResult(job.run, report, image_page.numbers(evaluations, provenance))
 
 
 def _provenance(job: EvaluateJob, trained: _TrainedRun) -> Provenance:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from pelagos.jobs.described_parts import described_network
-from pelagos.jobs.forecaster import trained_weights
-from pelagos.jobs.model_directory import ModelDirectory, check_free, write_model_directory
-from pelagos.jobs.run_plugins import import_plugins_of
+from pelagos.jobs.training.run_plugins import import_plugins_of
+from pelagos.jobs.weights.described_parts import described_network
+from pelagos.jobs.weights.forecaster import trained_weights
+from pelagos.jobs.weights.model_directory import ModelDirectory, check_free, write_model_directory
 from pelagos.models.pretrained import check_weights
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 
 
 def run(

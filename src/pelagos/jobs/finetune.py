@@ -10,23 +10,29 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from pelagos.data_pipelines.mixture import Mixture
-from pelagos.data_pipelines.normalization import Normalization
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.jobs import pretrain
-from pelagos.jobs.parts import INITIAL_WEIGHTS, build_model, build_network, check_parts, options_for
 from pelagos.jobs.pretrain import PretrainResult
-from pelagos.jobs.sources import Source, open_source
+from pelagos.jobs.training.parts import (
+    INITIAL_WEIGHTS,
+    build_model,
+    build_network,
+    check_parts,
+    options_for,
+)
+from pelagos.jobs.weights.sources import Source, open_source
 from pelagos.models.adaptation import Adaptation, adapt
 from pelagos.models.low_rank import initial_updates
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config.finetune import SOURCE_MODEL, FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import ConstantsConfig, ModelConfig
+from pelagos.platform.console import HarmlessConsole
 from pelagos.platform.launch import Watcher
-from pelagos.platform.mlflow_store import tracking_uri
-from pelagos.platform.optimizer import freeze
-from pelagos.platform.runs import RunDirectory
-from pelagos.platform.terminal import HarmlessConsole
+from pelagos.platform.mlflow_records.store import tracking_uri
+from pelagos.platform.optimization.optimizer import freeze
+from pelagos.platform.records.runs import RunDirectory
 
 _COLOURS = {
     "matched": "green",

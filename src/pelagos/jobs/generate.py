@@ -22,10 +22,10 @@ from pelagos.data_pipelines.generate.tasks import (
     dataset_spec,
     make_shard,
 )
-from pelagos.data_pipelines.plots import contact_sheet
+from pelagos.data_pipelines.pictures.plots import contact_sheet
 from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
 from pelagos.data_pipelines.store.object_store import open_store
-from pelagos.jobs.shard_work import (
+from pelagos.jobs.making.shard_work import (
     Launch,
     ShardProgress,
     abandoned_if_empty,
@@ -34,8 +34,8 @@ from pelagos.jobs.shard_work import (
     shard_progress,
 )
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob
+from pelagos.platform.console import HarmlessConsole
 from pelagos.platform.storage_choice import options_for
-from pelagos.platform.terminal import HarmlessConsole
 
 CONTACT_SHEET = "contact-sheet.png"
 

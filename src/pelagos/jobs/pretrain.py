@@ -8,23 +8,23 @@ from typing import Any
 
 from rich.console import Console
 
-from pelagos.data_pipelines.mixture import Mixture
-from pelagos.data_pipelines.sampler import Sampler
-from pelagos.jobs.checkpoint_place import check_free, claim
-from pelagos.jobs.forecaster import Forecaster
-from pelagos.jobs.network_checks import check_network
-from pelagos.jobs.parts import build_parts, check_parts, options_for, unique_names
-from pelagos.jobs.register import register_model
-from pelagos.jobs.run_plugins import import_plugins_of
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.sampler import Sampler
+from pelagos.jobs.training.checkpoint_place import check_free, claim
+from pelagos.jobs.training.network_checks import check_network
+from pelagos.jobs.training.parts import build_parts, check_parts, options_for, unique_names
+from pelagos.jobs.training.run_plugins import import_plugins_of
+from pelagos.jobs.weights.forecaster import Forecaster
+from pelagos.jobs.weights.register import register_model
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.checkpoint.trainer_state import streams_of
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.console import HarmlessConsole
 from pelagos.platform.launch import Watcher, join_as_rank, launch
-from pelagos.platform.mlflow_store import RecordedRun, check_tracking, recorded_run
+from pelagos.platform.mlflow_records.store import RecordedRun, check_tracking, recorded_run
+from pelagos.platform.mlflow_records.tracker import Tracker
 from pelagos.platform.progress import TrainingProgress
-from pelagos.platform.runs import Outcome, RunDirectory, RunError
-from pelagos.platform.terminal import HarmlessConsole
-from pelagos.platform.tracking import Tracker
+from pelagos.platform.records.runs import Outcome, RunDirectory, RunError
 from pelagos.platform.trainer import launched_by_torchrun
 
 logger = logging.getLogger(__name__)

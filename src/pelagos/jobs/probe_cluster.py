@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pelagos.infra.clusters import ClusterConfig
 from pelagos.infra.doctor import Check
-from pelagos.jobs import submit, submitted_runs
-from pelagos.jobs.probe import read_checks
+from pelagos.jobs import submit
+from pelagos.jobs.submission import following
+from pelagos.jobs.submission.node_probe import read_checks
 from pelagos.platform.config.load import resolve_yaml
 from pelagos.platform.config.measure import ProbeJob
 
@@ -31,13 +32,13 @@ def probe_cluster(name: str, config: ClusterConfig, num_nodes: int) -> list[Chec
         path = Path(scratch) / "probe.yaml"
         path.write_text(resolve_yaml(job))
         submit.submit(submit.plan([str(path)], name, (), submit.Options(retries=0)))
-    found = submitted_runs.find(job.name, name)
+    found = following.find(job.name, name)
     try:
-        state = submitted_runs.wait(found, WAIT_SECONDS)
+        state = following.wait(found, WAIT_SECONDS)
     except TimeoutError:
-        submitted_runs.stop(found, now=True)
+        following.stop(found, now=True)
         raise
     if state.state != "finished":
         remedy = f"pelagos logs {job.name} shows what it printed"
         return [Check("nodes", False, f"{state.state}: {state.cause or state.reason}", remedy)]
-    return read_checks(submitted_runs.run_directory(found).path)
+    return read_checks(following.run_directory(found).path)

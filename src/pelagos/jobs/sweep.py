@@ -17,13 +17,20 @@ from typing import Any
 from rich.console import Console
 
 from pelagos import plugins
-from pelagos.infra.files import below, replace_durably
+from pelagos.evaluation.pages.sweep_page import (
+    SweepReport,
+    SweepRow,
+    ranked,
+    write_sweep_report,
+)
 from pelagos.infra.ray_cluster import ray_cluster
-from pelagos.jobs.population import populations_of
-from pelagos.jobs.population_tune import tune_population
-from pelagos.jobs.sweep_checks import check_labels
-from pelagos.jobs.sweep_trial import run_trial, validation_losses
-from pelagos.jobs.sweep_trials import (
+from pelagos.infra.storage.files import below, replace_durably
+from pelagos.jobs.sweeping.checks import check_labels
+from pelagos.jobs.sweeping.inputs import check_inputs, inputs_of_run
+from pelagos.jobs.sweeping.mlflow_parent import child_tags, close_parent, open_parent
+from pelagos.jobs.sweeping.one_trial import run_trial, validation_losses
+from pelagos.jobs.sweeping.population import populations_of
+from pelagos.jobs.sweeping.trials import (
     FINAL_STATES,
     Trial,
     TrialResult,
@@ -33,17 +40,10 @@ from pelagos.jobs.sweep_trials import (
     trials_of,
     write_result,
 )
-from pelagos.jobs.trial_inputs import check_inputs, inputs_of_run
+from pelagos.jobs.sweeping.tune_population import tune_population
 from pelagos.platform.config.load import resolve_yaml
 from pelagos.platform.config.sweep import EARLY_STOPPING, POPULATION, SweepJob
-from pelagos.platform.evaluation.sweep_report import (
-    SweepReport,
-    SweepRow,
-    ranked,
-    write_sweep_report,
-)
-from pelagos.platform.runs import RunDirectory
-from pelagos.platform.sweep_tracking import child_tags, close_parent, open_parent
+from pelagos.platform.records.runs import RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from pelagos.models.checks import not_whole_numbers
 from pelagos.models.family import Family, FrameOutput, Options, Size
-from pelagos.models.frame_layers import LeadTimeEmbedding, ScaleShift
-from pelagos.models.linear import Linear
-from pelagos.models.precision import without_autocast
+from pelagos.models.layers.frame_layers import LeadTimeEmbedding, ScaleShift
+from pelagos.models.layers.linear import Linear
+from pelagos.models.layers.precision import without_autocast
 from pelagos.models.pretrained import Pretrained
 
 __all__ = ["FAMILY", "DeepONet", "DeepONetConfig"]

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.models.checks import nearest_multiples, wrong_frames
-from pelagos.models.dpot_layers import (
+from pelagos.models.family import Family, Options, Size
+from pelagos.models.layers.dpot_layers import (
     CONVOLUTIONS,
     NORM_GROUPS,
     TRANSPOSED,
@@ -31,8 +32,7 @@ from pelagos.models.dpot_layers import (
     coordinates,
     resize_linear,
 )
-from pelagos.models.family import Family, Options, Size
-from pelagos.models.frame_layers import GridRule
+from pelagos.models.layers.frame_layers import GridRule
 from pelagos.models.pretrained import BlockList, Pretrained
 
 __all__ = ["DPOT", "FAMILY", "DPOTConfig", "FourierMixer"]

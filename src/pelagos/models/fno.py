@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from pelagos.models.checks import not_one_of, not_whole_numbers
 from pelagos.models.family import Family, FrameOutput, Options, Size
-from pelagos.models.frame_layers import GridRule, LeadTimeEmbedding, ScaleShift, check_frame
+from pelagos.models.layers.frame_layers import GridRule, LeadTimeEmbedding, ScaleShift, check_frame
+from pelagos.models.layers.spectral_layers import SpectralConvolution, TuckerConvolution
 from pelagos.models.pretrained import Pretrained
-from pelagos.models.spectral_layers import SpectralConvolution, TuckerConvolution
 
 __all__ = ["FNO", "FNO_FAMILY", "TFNO", "TFNO_FAMILY", "FNOConfig", "TFNOConfig"]
 

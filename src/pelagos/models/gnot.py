@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from pelagos.models.checks import fail_on, lists_to_tuples, nearest_multiples, not_whole
 from pelagos.models.family import Family, FrameOutput, Options, Size
-from pelagos.models.linear import Linear
-from pelagos.models.precision import without_autocast
+from pelagos.models.layers.linear import Linear
+from pelagos.models.layers.precision import without_autocast
 from pelagos.models.pretrained import Pretrained
 
 __all__ = ["FAMILY", "GNOT", "GNOTConfig", "NormalizedAttention", "grid_points"]

@@ -26,7 +26,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from pelagos.models.precision import without_autocast
+from pelagos.models.layers.precision import without_autocast
 from pelagos.registry import Registry
 
 Groups = Sequence[Sequence[int]]

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from pelagos.models import vit
 from pelagos.models.checks import nearest_multiples
-from pelagos.models.convolutions import AVERAGE_POOL
 from pelagos.models.family import Family, Size
-from pelagos.models.linear import Linear
-from pelagos.models.pretrained import Pretrained
-from pelagos.models.vit_layers import (
+from pelagos.models.layers.convolutions import AVERAGE_POOL
+from pelagos.models.layers.linear import Linear
+from pelagos.models.layers.vit_layers import (
     Block,
     Encoder,
     PatchOptions,
@@ -39,6 +38,7 @@ from pelagos.models.vit_layers import (
     resized_positions,
     unpatchify,
 )
+from pelagos.models.pretrained import Pretrained
 
 __all__ = ["FAMILY", "MAE", "LocalOutput", "MAEConfig", "MaskedOutput"]
 

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pelagos.models.convolutions import CONVOLUTION, INSTANCE_NORM, TRANSPOSED
 from pelagos.models.family import Family, Size
-from pelagos.models.precision import without_autocast
+from pelagos.models.layers.convolutions import CONVOLUTION, INSTANCE_NORM, TRANSPOSED
+from pelagos.models.layers.precision import without_autocast
 from pelagos.models.unet3d import UNet, UNetBlock, UNetConfig, example
 
 __all__ = ["FAMILY", "GlobalResponseNorm", "MedNeXt", "MedNeXtConfig"]

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from pelagos.models.checks import not_one_of, not_whole_numbers
 from pelagos.models.family import Family, Options, Size
-from pelagos.models.frame_layers import GridRule, at_least_float32
-from pelagos.models.mpp_layers import (
+from pelagos.models.layers.frame_layers import GridRule, at_least_float32
+from pelagos.models.layers.mpp_layers import (
     NUM_BRANCHES,
     Boundary,
     FieldProjection,
@@ -31,7 +31,7 @@ from pelagos.models.mpp_layers import (
     SpaceTimeBlock,
     Stem,
 )
-from pelagos.models.precision import without_autocast
+from pelagos.models.layers.precision import without_autocast
 from pelagos.models.pretrained import BlockList, Pretrained
 from pelagos.models.sample_draws import uniform
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from pelagos.models.convolutions import TRANSPOSED
 from pelagos.models.family import Family, Size
+from pelagos.models.layers.convolutions import TRANSPOSED
 from pelagos.models.unet3d import ConvolutionBlock, ResidualBlock, UNet, UNetConfig, example
 
 __all__ = ["FAMILY", "NnUNet", "NnUNetConfig"]

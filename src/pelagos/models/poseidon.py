@@ -22,10 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.models.family import Family, Size
-from pelagos.models.fourier import fourier_resize
-from pelagos.models.pretrained import Pretrained
-from pelagos.models.scot_config import ScOTConfig
-from pelagos.models.scot_layers import (
+from pelagos.models.layers.fourier import fourier_resize
+from pelagos.models.layers.scot_layers import (
     ConditionalLayerNorm,
     ConditionalScale,
     ConvNeXtBlock,
@@ -36,6 +34,8 @@ from pelagos.models.scot_layers import (
     ScOTBlock,
     WindowAttention,
 )
+from pelagos.models.pretrained import Pretrained
+from pelagos.models.scot_config import ScOTConfig
 
 __all__ = ["FAMILY", "ScOT", "ScOTConfig", "ScOTOutput"]
 

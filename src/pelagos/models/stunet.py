@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from pelagos.models.convolutions import CONVOLUTION
 from pelagos.models.family import Family, Size
+from pelagos.models.layers.convolutions import CONVOLUTION
 from pelagos.models.unet3d import ResidualBlock, UNet, UNetConfig, example
 
 __all__ = ["FAMILY", "STUNet", "STUNetConfig"]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pelagos.models.checks import not_one_of, not_whole_numbers
 from pelagos.models.family import Family, FrameOutput, Options, Size
-from pelagos.models.frame_layers import (
+from pelagos.models.layers.frame_layers import (
     BoundaryConv2d,
     GridRule,
     LeadTimeEmbedding,

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelagos.models.checks import fail_on, lists_to_tuples, nearest_multiples, not_whole
-from pelagos.models.convolutions import AVERAGE_POOL, CONVOLUTION, INSTANCE_NORM
 from pelagos.models.family import Options
+from pelagos.models.layers.convolutions import AVERAGE_POOL, CONVOLUTION, INSTANCE_NORM
 from pelagos.models.pretrained import Pretrained
 
 _SLOPE = 0.01  # of the leaky rectifier

@@ -17,10 +17,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from pelagos.models.convolutions import CONVOLUTION, TRANSPOSED
 from pelagos.models.family import Family, Size
-from pelagos.models.pretrained import Pretrained
-from pelagos.models.vit_layers import (
+from pelagos.models.layers.convolutions import CONVOLUTION, TRANSPOSED
+from pelagos.models.layers.vit_layers import (
     Encoder,
     PatchOptions,
     check_image,
@@ -29,6 +28,7 @@ from pelagos.models.vit_layers import (
     resized_positions,
     unpatchify,
 )
+from pelagos.models.pretrained import Pretrained
 
 __all__ = ["FAMILY", "HEADS", "ViT", "ViTConfig"]
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from pelagos.platform.config.schema import CallbackConfig, TrainingJob
-from pelagos.platform.runs import Outcome
+from pelagos.platform.records.runs import Outcome
 from pelagos.registry import Registry
 
 logger = logging.getLogger(__name__)

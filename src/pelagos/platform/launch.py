@@ -22,8 +22,8 @@ from typing import Any
 from pelagos.infra.clusters.bootstrap import read_secrets
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.remote_run import share
-from pelagos.platform.runs import Outcome, RunDirectory, RunRecords
+from pelagos.platform.records.remote_run import share
+from pelagos.platform.records.runs import Outcome, RunDirectory, RunRecords
 from pelagos.platform.trainer import (
     BuildParts,
     StepObserver,
@@ -168,7 +168,7 @@ def _run_in_ray(
             failure.append(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
 
     with ray_cluster(job.resources.ray_address, num_cpus=workers * cpus, num_gpus=gpus):
-        from pelagos.platform.ray_metrics import RankMetrics, RunMetrics
+        from pelagos.platform.records.ray_metrics import RankMetrics, RunMetrics
 
         metrics = RunMetrics(run)
         thread = threading.Thread(target=fit, name="pelagos-ray-train", daemon=True)

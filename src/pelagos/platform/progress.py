@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pelagos.platform.callbacks import FAILED
-from pelagos.platform.runs import RunDirectory
+from pelagos.platform.records.runs import RunDirectory
 
 LINE_EVERY_SECONDS = 10.0
 EVENTS_SHOWN = ("resumed", "validation", "checkpoint", FAILED)

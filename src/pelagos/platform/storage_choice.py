@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pelagos.infra.object_store import storage_options
+from pelagos.infra.storage.remote import storage_options
 from pelagos.platform.config.schema import StorageConfig
 
 

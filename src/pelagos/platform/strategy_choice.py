@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pelagos.platform.config.checks import local_batch_size, micro_batch_size
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.optimizer_kinds import find_optimizer
+from pelagos.platform.optimization.optimizer_kinds import find_optimizer
 from pelagos.platform.strategies import StrategyOptions
 
 
@@ -16,7 +16,7 @@ def check_world(job: TrainingJob, world_size: int) -> None:
         raise ValueError(
             f"resources.num_workers is {job.resources.num_workers}, but {world_size} process(es) "
             "run. With launcher: none start as many with `torchrun --nproc-per-node="
-            f"{job.resources.num_workers} -m pelagos.platform.cli.main pretrain …`, or set "
+            f"{job.resources.num_workers} -m pelagos.cli.main pretrain …`, or set "
             f"resources.num_workers={world_size}."
         )
 

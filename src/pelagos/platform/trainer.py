@@ -24,14 +24,14 @@ from pelagos.platform.config.checks import micro_batch_size
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.loss_sums import dataset_losses, sums_by_dataset
 from pelagos.platform.meters import StepMeter
-from pelagos.platform.optimizer import freeze, optimizer_factory, set_learning_rate
+from pelagos.platform.optimization.optimizer import freeze, optimizer_factory, set_learning_rate
+from pelagos.platform.optimization.schedules import lr_factor
 from pelagos.platform.protocols import TrainingBatch, TrainingParts
-from pelagos.platform.runs import Outcome, RunRecords, check_identity
-from pelagos.platform.schedules import lr_factor
-from pelagos.platform.shards import local_part
+from pelagos.platform.records.runs import Outcome, RunRecords, check_identity
 from pelagos.platform.strategies import Strategy, create_strategy
 from pelagos.platform.strategies.base import TensorState
 from pelagos.platform.strategy_choice import check_world, strategy_options
+from pelagos.platform.tensor_layout import local_part
 from pelagos.platform.weight_average import WeightAverage
 
 GROUP_LOSS = "validation_group_loss/"

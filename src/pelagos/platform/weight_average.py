@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from pelagos.platform.shards import local_part, with_local_part
 from pelagos.platform.strategies import Strategy
+from pelagos.platform.tensor_layout import local_part, with_local_part
 
 
 class WeightAverage:

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
 from pelagos.data_pipelines.convert.reading import BLOCK_BYTES, blocks
-from pelagos.data_pipelines.inspection import verify
+from pelagos.data_pipelines.management.inspection import verify
 from pelagos.data_pipelines.store import create_dataset, open_dataset
 from pelagos.jobs import convert
-from pelagos.platform.cli.main import app
 
 SOURCES = Path(__file__).resolve().parents[3] / "src"
 FIELDS = ("density", "velocity-x", "velocity-y", "pressure")
@@ -106,7 +106,7 @@ def test_killed_and_continued_it_is_the_uninterrupted_dataset(tmp_path: Path) ->
     write_gas(source, 60, 2, 32)
     options = ConvertOptions(trajectories_per_shard=1)
     uninterrupted = tmp_path / "whole.zarr"
-    command = [sys.executable, "-m", "pelagos.platform.cli.main", "convert"]
+    command = [sys.executable, "-m", "pelagos.cli.main", "convert"]
     command += [str(source), str(place), "--workers", "1", "--trajectories-per-shard", "1"]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(SOURCES)})
     while len(list((place / ".pelagos" / "shards").glob("*.json"))) < 2:

@@ -15,11 +15,11 @@ import zarr
 from PIL import Image
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
 from pelagos.data_pipelines.convert.missing_chunks import ChunkCount, count_chunks
 from pelagos.data_pipelines.store import Dataset, open_dataset
 from pelagos.jobs import convert
-from pelagos.platform.cli.main import app
 
 RNG = np.random.default_rng(11)
 

@@ -13,10 +13,10 @@ import pytest
 import xarray
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
 from pelagos.data_pipelines.store import Dataset, open_dataset
 from pelagos.jobs import convert
-from pelagos.platform.cli.main import app
 
 RNG = np.random.default_rng(3)
 Values = npt.NDArray[np.float32]

@@ -14,17 +14,18 @@ import zarr
 from PIL import Image
 from typer.testing import CliRunner
 
-from pelagos.data_pipelines.animation import animate
+from pelagos.cli.main import app
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError
-from pelagos.data_pipelines.inspection import verify
 from pelagos.data_pipelines.management import report
-from pelagos.data_pipelines.mixture import Mixture, MixtureEntry
-from pelagos.data_pipelines.normalization import Normalization
-from pelagos.data_pipelines.plot_parts import colour_limits, shown_frames
-from pelagos.data_pipelines.plots import contact_sheet
+from pelagos.data_pipelines.management.inspection import verify
+from pelagos.data_pipelines.pictures.animation import animate
+from pelagos.data_pipelines.pictures.plot_parts import colour_limits, shown_frames
+from pelagos.data_pipelines.pictures.plots import contact_sheet
 from pelagos.data_pipelines.store import Dataset, DatasetSpec, Field, create_dataset, open_dataset
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.jobs import convert
-from pelagos.platform.cli.main import app
 
 SHAPE = (8, 3, 6, 7)  # member, time, y, x; the first 8 - 2 train
 AXES = ("member", "time", "lat", "lon")

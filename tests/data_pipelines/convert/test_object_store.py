@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
-from pelagos.data_pipelines.inspection import verify
+from pelagos.data_pipelines.management.inspection import verify
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs import convert
 

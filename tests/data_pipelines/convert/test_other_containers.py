@@ -17,8 +17,8 @@ import xarray as xr
 from PIL import Image
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
-from pelagos.platform.cli.main import app
 
 VALUES = np.ones((3, 2, 4, 5), np.float32)
 

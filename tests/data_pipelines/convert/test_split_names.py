@@ -10,9 +10,9 @@ import xarray as xr
 from PIL import Image
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError, open_source
 from pelagos.jobs import convert
-from pelagos.platform.cli.main import app
 
 FIELDS = "fields: [{axes: [n, t, y, x], names: [u]}]\n"
 

@@ -20,8 +20,8 @@ from pelagos.data_pipelines.convert.readers import close_files, stored_array
 from pelagos.data_pipelines.convert.source import StoredArray
 from pelagos.data_pipelines.foreign import open_foreign, open_readable
 from pelagos.data_pipelines.store import DatasetError, open_dataset
-from pelagos.infra.object_store import StorageError
-from pelagos.infra.obstore_store import ObstoreStore
+from pelagos.infra.storage.obstore_remote import ObstoreStore
+from pelagos.infra.storage.remote import StorageError
 from pelagos.jobs import convert
 
 SHAPE = (4, 3, 8, 8)

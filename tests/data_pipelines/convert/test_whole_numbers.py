@@ -15,11 +15,11 @@ import zarr
 from PIL import Image
 from typer.testing import CliRunner
 
+from pelagos.cli.main import app
 from pelagos.data_pipelines.convert import ConvertOptions, SourceError
 from pelagos.data_pipelines.foreign import open_readable
 from pelagos.data_pipelines.store import DatasetError, open_dataset
 from pelagos.jobs import convert
-from pelagos.platform.cli.main import app
 
 DIMS = ("sample", "time", "y", "x")
 SHAPE = (3, 2, 4, 5)

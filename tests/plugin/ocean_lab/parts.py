@@ -11,7 +11,7 @@ from pelagos.data_pipelines.store.readable import SpecReader
 from pelagos.data_pipelines.store.schema import DatasetSpec, Field
 from pelagos.models.losses import RelativeL2
 from pelagos.models.objectives import NextStep
-from pelagos.platform.optimizer_kinds import OptimizerKind
+from pelagos.platform.optimization.optimizer_kinds import OptimizerKind
 
 
 @dataclass(frozen=True)

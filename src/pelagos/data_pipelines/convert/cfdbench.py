@@ -20,7 +20,7 @@ from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field
 from pelagos.infra.json_text import parse_json
-from pelagos.infra.object_store import is_remote
+from pelagos.infra.storage.remote import is_remote
 
 FRAME_INTERVAL = 0.1
 SUBSETS = ("prop", "bc", "geo")

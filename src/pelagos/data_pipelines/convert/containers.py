@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from pelagos.infra.object_store import is_remote
+from pelagos.infra.storage.remote import is_remote
 
 _READ_SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".nc", ".nc4", ".cdf", ".nii", ".nii.gz")
 _LOOKED_AT_BYTES = 1024

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from pelagos.data_pipelines.convert.source import SourceError
-from pelagos.infra.object_store import is_remote
+from pelagos.infra.storage.remote import is_remote
 
 
 def reject_endless(path: str) -> None:

@@ -11,7 +11,7 @@ from pelagos.data_pipelines.foreign.opening import is_foreign
 from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store import DatasetError
 from pelagos.data_pipelines.store.object_store import open_store
-from pelagos.infra.object_store import storage_options
+from pelagos.infra.storage.remote import storage_options
 
 LETTERS = {"trajectory": "n", "time": "t", "channel": "c", "z": "z", "y": "y", "x": "x"}
 

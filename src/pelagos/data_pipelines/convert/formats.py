@@ -26,7 +26,7 @@ from pelagos.data_pipelines.store.splits import (
     is_split_name,
     meant_split,
 )
-from pelagos.infra.object_store import is_remote
+from pelagos.infra.storage.remote import is_remote
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4")
 # Positions read from a file are called evenly spaced up to this part of their spacing.

@@ -12,7 +12,7 @@ import numpy as np
 
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
-from pelagos.infra.object_store import storage_options
+from pelagos.infra.storage.remote import storage_options
 
 _ABSENT = np.uint64(2**64 - 1)  # of the specification of the codec sharding_indexed
 _INDEX_THREADS = 8

@@ -28,7 +28,7 @@ from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field
 from pelagos.data_pipelines.store.schema import LABEL_KIND
-from pelagos.infra.object_store import is_remote
+from pelagos.infra.storage.remote import is_remote
 
 SUFFIXES = (".nii", ".nii.gz")
 LABEL_FIELD = "label"  # as the objective `segmentation` looks for it

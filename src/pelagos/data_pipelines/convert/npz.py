@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.convert.source import SourceError
-from pelagos.infra.files import CappedReader
+from pelagos.infra.storage.files import CappedReader
 
 MOST_BYTES_IN_MEMORY = 64 * 2**20  # of one compressed array
 UNPACKED_ARRAYS_KEPT = 4  # per process: threads and shards share them

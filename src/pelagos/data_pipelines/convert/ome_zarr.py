@@ -21,7 +21,7 @@ from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field
 from pelagos.data_pipelines.store.schema import AXIS_NAMES, LABEL_KIND
-from pelagos.infra.object_store import is_remote, storage_options
+from pelagos.infra.storage.remote import is_remote, storage_options
 
 _AXES_BEFORE_0_4 = ("t", "c", "z", "y", "x")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from pelagos.data_pipelines.store.splits import canonical_splits
+from pelagos.infra.suggestions import nearest
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,38 @@ class ConvertOptions:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     compression: Literal["none", "lz4", "zstd"] = "lz4"
     trajectories_per_shard: int | None = None
+
+
+def options_from(settings: Mapping[str, Any]) -> ConvertOptions:
+    """Return the options of a job file's `options`.
+
+    >>> options_from({"format": "arrays", "splits": {"train": 3, "test": 1}}).splits
+    {'train': 3.0, 'test': 1.0}
+
+    Raises:
+        ValueError: names each option that there is not, or whose value is of another type.
+    """
+    known = [field.name for field in fields(ConvertOptions)]
+    problems = [
+        f"options.{key}: there is no such option{nearest(key, known)}; known: {', '.join(known)}"
+        for key in settings
+        if key not in known
+    ]
+    given = json.dumps({key: value for key, value in settings.items() if key in known})
+    try:
+        options = TypeAdapter(ConvertOptions).validate_json(given, strict=True)
+        if options.splits is not None:
+            options = replace(options, splits=canonical_splits(options.splits))
+    except ValidationError as error:
+        problems += [
+            f"options.{'.'.join(map(str, e['loc']))}: got {e['input']!r}, {e['msg']}"
+            for e in error.errors()
+        ]
+    except ValueError as error:
+        problems.append(f"options.splits: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return options
 
 
 def parse_splits(text: str) -> dict[str, float]:

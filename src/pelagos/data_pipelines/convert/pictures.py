@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pelagos.data_pipelines.convert.source import SourceError
-from pelagos.infra.files import CappedReader
+from pelagos.infra.storage.files import CappedReader
 
 if TYPE_CHECKING:
-    from pelagos.data_pipelines.convert.readers import Sliceable
+    from pelagos.data_pipelines.convert.stored_files import Sliceable
 
 EIGHT_BITS = "8 bits"
 RAW = "raw"  # one channel of more than 8 bits, as it is

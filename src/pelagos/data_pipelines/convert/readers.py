@@ -12,7 +12,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,33 +23,14 @@ from pelagos.data_pipelines.convert.gzip_check import require_intact_gzip
 from pelagos.data_pipelines.convert.hdf5 import ClassicFile, Hdf5File, is_classic
 from pelagos.data_pipelines.convert.npz import NpzFile, mapped_npy
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
+from pelagos.data_pipelines.convert.stored_files import Sliceable, StoredFile
 from pelagos.data_pipelines.store.errors import DatasetError
-from pelagos.data_pipelines.suggestions import listed, nearest
 from pelagos.infra.json_text import parse_json
-from pelagos.infra.object_store import storage_options
+from pelagos.infra.storage.remote import storage_options
+from pelagos.infra.suggestions import listed, nearest
 
 OPEN_FILES_PER_THREAD = 4
 NIFTI_SLACK_BYTES = 2**20  # padding behind the values
-
-
-class Sliceable(Protocol):
-    """An array that is read in pieces."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def __getitem__(self, key: Any, /) -> Any: ...
-
-
-class StoredFile(Protocol):
-    """An open file of arrays."""
-
-    def array(self, key: str) -> Sliceable: ...
-
-    def close(self) -> None: ...
 
 
 def _hdf5(file: str) -> StoredFile:

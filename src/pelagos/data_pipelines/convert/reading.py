@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.conventions import MissingValueError
 from pelagos.data_pipelines.convert.damaged import named_if_damaged
-from pelagos.data_pipelines.convert.readers import Sliceable, stored_array
+from pelagos.data_pipelines.convert.readers import stored_array
 from pelagos.data_pipelines.convert.rounding import Rounding, require_exact, roundings_of
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
+from pelagos.data_pipelines.convert.stored_files import Sliceable
 from pelagos.data_pipelines.store.schema import AXIS_NAMES
 from pelagos.infra.memory_budget import require_affordable
 

@@ -31,10 +31,14 @@ from pelagos.data_pipelines.convert.readers import close_files
 from pelagos.data_pipelines.convert.source import Source, SourceError, finished
 from pelagos.data_pipelines.store import DatasetError, open_dataset
 from pelagos.data_pipelines.store.zarr_view import METADATA_NAMES
-from pelagos.data_pipelines.suggestions import nearest
-from pelagos.infra.addresses import reject_credentials, reject_empty_parts, reject_references
-from pelagos.infra.object_store import is_remote, storage_options
-from pelagos.infra.store_failures import summary
+from pelagos.infra.storage.addresses import (
+    reject_credentials,
+    reject_empty_parts,
+    reject_references,
+)
+from pelagos.infra.storage.failures import summary
+from pelagos.infra.storage.remote import is_remote, storage_options
+from pelagos.infra.suggestions import nearest
 from pelagos.registry import Registry
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z")

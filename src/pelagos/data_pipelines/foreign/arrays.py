@@ -18,7 +18,7 @@ from pelagos.data_pipelines.foreign.description import Description
 from pelagos.data_pipelines.foreign.zarr_numbers import ZarrNumbers
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.readable import Region
-from pelagos.data_pipelines.suggestions import listed, nearest
+from pelagos.infra.suggestions import listed, nearest
 
 DATA_ARRAY = "data"
 _LEAST_AXES = 3  # trajectory, time, x

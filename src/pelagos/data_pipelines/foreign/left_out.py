@@ -9,7 +9,7 @@ import zarr
 
 from pelagos.data_pipelines.foreign.arrays import SourceArray
 from pelagos.data_pipelines.foreign.axes import dimension_names
-from pelagos.data_pipelines.suggestions import listed
+from pelagos.infra.suggestions import listed
 
 
 def note_of_left_out(

@@ -22,8 +22,8 @@ from pelagos.data_pipelines.store import Dataset, DatasetError
 from pelagos.data_pipelines.store.layout import dumps
 from pelagos.data_pipelines.store.manifest import load_manifest
 from pelagos.data_pipelines.store.object_store import LocalStore, ObjectStore
-from pelagos.infra.files import open_lock_file
 from pelagos.infra.json_text import parse_json
+from pelagos.infra.storage.files import open_lock_file
 
 LOCK_KEY = ".revision.lock"
 

@@ -30,9 +30,9 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.shards import crc32c
-from pelagos.infra.files import open_lock_file, open_regular
-from pelagos.infra.object_store import Bytes, Range
-from pelagos.infra.read_policy import ReadCounters
+from pelagos.infra.storage.files import open_lock_file, open_regular
+from pelagos.infra.storage.read_policy import ReadCounters
+from pelagos.infra.storage.remote import Bytes, Range
 
 ROOT = "pelagos-cache-1"
 USERS, USAGE = "users.lock", "usage.lock"

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from pelagos.data_pipelines.store.errors import DatasetError, ObjectMissingError
-from pelagos.infra.files import open_regular, read_opened, sync_directory
-from pelagos.infra.object_store import Bytes, Range, RemoteStore
-from pelagos.infra.obstore_store import open_remote
-from pelagos.infra.read_policy import ReadCounters
+from pelagos.infra.storage.files import open_regular, read_opened, sync_directory
+from pelagos.infra.storage.obstore_remote import open_remote
+from pelagos.infra.storage.read_policy import ReadCounters
+from pelagos.infra.storage.remote import Bytes, Range, RemoteStore
 
 TEMPORARY_MARK = ".pelagos-partial-"
 MAX_OPEN_FILES = 128  # per store; further files are opened for each read

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.schema import DatasetSpec
-from pelagos.infra.read_policy import ReadCounters
+from pelagos.infra.storage.read_policy import ReadCounters
 
 FloatArray = npt.NDArray[Any]
 Region = tuple[tuple[int, int], ...]

@@ -48,7 +48,7 @@ from pelagos.data_pipelines.store.shards import (
     index_bytes_length,
 )
 from pelagos.data_pipelines.store.zarr_view import open_group
-from pelagos.infra.object_store import is_remote
+from pelagos.infra.storage.remote import is_remote
 
 MAX_REQUEST_BYTES = 16 * 2**20
 
@@ -64,7 +64,7 @@ def open_dataset(
 
     Args:
         uri: a path, or `s3://bucket/path/name.zarr`.
-        storage_options: for object stores; see `pelagos.infra.object_store.RemoteStore`.
+        storage_options: for object stores; see `pelagos.infra.storage.remote.RemoteStore`.
         cache: where this node keeps what it fetches from an object store; paths are not cached.
 
     Raises:

@@ -40,8 +40,8 @@ from pelagos.data_pipelines.store.shards import (
     extended_crc32c,
     shard_index,
 )
-from pelagos.infra.files import sync_directory
-from pelagos.infra.object_store import RemoteStore
+from pelagos.infra.storage.files import sync_directory
+from pelagos.infra.storage.remote import RemoteStore
 
 Frames = npt.NDArray[np.floating]  # [frame, channel, y, x]
 

@@ -23,7 +23,7 @@ from pelagos.data_pipelines.store.object_store import (
     open_store,
 )
 from pelagos.data_pipelines.store.schema import FORMAT_NAME
-from pelagos.infra.files import sync_directory
+from pelagos.infra.storage.files import sync_directory
 
 NEW_SUFFIX = ".pelagos-new"
 OLD_SUFFIX = ".pelagos-old"

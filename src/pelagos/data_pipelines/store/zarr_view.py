@@ -20,9 +20,13 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.layout import SHARD_PREFIX
 from pelagos.data_pipelines.store.object_store import require_inside
-from pelagos.infra.addresses import reject_credentials, reject_empty_parts, reject_references
-from pelagos.infra.object_store import S3_SCHEMES, s3_options
-from pelagos.infra.read_policy import split_options
+from pelagos.infra.storage.addresses import (
+    reject_credentials,
+    reject_empty_parts,
+    reject_references,
+)
+from pelagos.infra.storage.read_policy import split_options
+from pelagos.infra.storage.remote import S3_SCHEMES, s3_options
 
 METADATA_NAMES = ("zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata")
 

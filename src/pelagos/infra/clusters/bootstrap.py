@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for option in ("--wheel", "--wheel-sha256", "--files", "--files-sha256"):
         parser.add_argument(option, required=True)
-    parser.add_argument("--module", default="pelagos.jobs.run_submitted")
+    parser.add_argument("--module", default="pelagos.jobs.submission.driver")
     parser.add_argument("run", nargs="+")
     words = sys.argv[1:]
     if words[:1] == ["--arguments"]:  # a file of them, where a command line is read more than once

@@ -18,10 +18,10 @@ from pelagos.infra.clusters.base import (
     local_command,
 )
 from pelagos.infra.doctor import Check, examine
-from pelagos.infra.files import read_regular
 from pelagos.infra.private_directory import cache_directory
+from pelagos.infra.storage.files import read_regular
 
-RUN_MODULE = "pelagos.jobs.run_submitted"
+RUN_MODULE = "pelagos.jobs.submission.driver"
 # A process that has just become another program shows no arguments for a moment.
 LOOKS, LOOK_SECONDS = 50, 0.01
 

@@ -183,7 +183,7 @@ class RayJobsCluster(Cluster):
                 *(self.config.python, BOOTSTRAP.name),
                 *("--wheel", code.wheel_uri, "--wheel-sha256", code.wheel_sha256),
                 *("--files", code.files_uri, "--files-sha256", code.files_sha256),
-                *("--module", "pelagos.jobs.run_queue"),
+                *("--module", "pelagos.jobs.submission.ray_queue.process"),
                 *("--", submission.storage, self.name),
             ]
         )

@@ -19,8 +19,8 @@ from pelagos.infra.clusters.base import (
 )
 from pelagos.infra.clusters.schema import SlurmConfig
 from pelagos.infra.doctor import Check
-from pelagos.infra.files import read_regular
-from pelagos.infra.object_store import is_remote
+from pelagos.infra.storage.files import read_regular
+from pelagos.infra.storage.remote import is_remote
 
 COMMANDS = ("sbatch", "squeue", "sacct", "scancel", "sinfo", "scontrol")
 TIMEOUT_SECONDS = 60

@@ -3,9 +3,9 @@
 import uuid
 
 from pelagos.infra.clusters.schema import ClusterConfig
-from pelagos.infra.directory_store import ObjectStore, open_store
 from pelagos.infra.doctor import Check
-from pelagos.infra.object_store import StorageError
+from pelagos.infra.storage.directory_store import ObjectStore, open_store
+from pelagos.infra.storage.remote import StorageError
 
 
 def check_storage(config: ClusterConfig) -> Check:

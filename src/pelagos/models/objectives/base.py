@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.models.family import Call
+from pelagos.models.layers.reversible_norm import ReversibleNorm
 from pelagos.models.losses import SMALLEST_LABEL, Loss, find_loss, group_mean
 from pelagos.models.objectives.field_masks import FieldMasks
-from pelagos.models.reversible_norm import ReversibleNorm
 
 LossScope = Literal["global", "micro_batch"]
 FrameWindows = tuple[tuple[int, ...], ...]

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelagos.models.family import Call
+from pelagos.models.layers.vit_layers import patchify
 from pelagos.models.objectives.base import FrameWindows, LossScope, OneFrameIn, WindowBatch
 from pelagos.models.objectives.field_masks import FieldMasks
 from pelagos.models.sample_draws import uniform
-from pelagos.models.vit_layers import patchify
 
 _VARIANCE_EPS = 1e-6
 _DICE_EPS = 1e-5

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from pelagos.infra.object_store import is_remote, storage_options
+from pelagos.infra.storage.remote import is_remote, storage_options
 from pelagos.platform.checkpoint.manifest import damaged_files, step_of
 from pelagos.platform.checkpoint.naming import named_step
 from pelagos.platform.checkpoint.pieces import StoredTensors
 from pelagos.platform.checkpoint.store import CheckpointStore
-from pelagos.platform.runs import RunDirectory, RunError
+from pelagos.platform.records.runs import RunDirectory, RunError
 from pelagos.platform.storage_choice import options_for
 
 Progress = Callable[[int, int], None]

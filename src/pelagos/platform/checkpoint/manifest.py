@@ -16,8 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from pelagos.infra.files import open_regular
 from pelagos.infra.json_text import first_problem
+from pelagos.infra.storage.files import open_regular
 
 FORMAT = "pelagos-checkpoint"
 FORMAT_VERSION = 2  # 1 had no checksums of tensors

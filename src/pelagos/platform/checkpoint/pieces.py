@@ -18,10 +18,10 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from pelagos.infra.files import open_regular
+from pelagos.infra.storage.files import open_regular
 from pelagos.platform.checkpoint.manifest import Manifest, PieceRecord, TensorRecord, tensor_crc32c
 from pelagos.platform.checkpoint.safe_metadata import SafeReader
-from pelagos.platform.shards import FlatShard, local_part, with_local_part, written_part
+from pelagos.platform.tensor_layout import FlatShard, local_part, with_local_part, written_part
 
 
 class HostCopy:

@@ -10,8 +10,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
-from pelagos.infra.files import replace_durably, sync_directory
-from pelagos.infra.object_store import S3_SCHEMES, RemoteStore, StorageMissingError
+from pelagos.infra.storage.files import replace_durably, sync_directory
+from pelagos.infra.storage.remote import S3_SCHEMES, RemoteStore, StorageMissingError
 from pelagos.platform.checkpoint.manifest import (
     MANIFEST,
     CheckpointInfo,

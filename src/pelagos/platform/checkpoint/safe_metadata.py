@@ -15,7 +15,7 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-from pelagos.infra.files import CappedReader, open_regular
+from pelagos.infra.storage.files import CappedReader, open_regular
 
 METADATA_FILE = ".metadata"
 # What the unpickler meets in bytes that are none of PyTorch's.

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from pelagos.infra.files import read_regular, replace_durably
 from pelagos.infra.json_text import parse_json
-from pelagos.infra.object_store import is_remote
+from pelagos.infra.storage.files import read_regular, replace_durably
+from pelagos.infra.storage.remote import is_remote
 from pelagos.platform.checkpoint.group import CheckpointGroup
 from pelagos.platform.checkpoint.manifest import (
     MANIFEST,

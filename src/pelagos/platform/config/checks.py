@@ -1,8 +1,10 @@
 """Checks that need several keys of a job at once: pure arithmetic, no file is opened here."""
 
 from collections.abc import Iterator, Sequence
+from functools import singledispatch
 
-from pelagos.infra.addresses import reject_empty_parts
+from pelagos.infra.storage.addresses import reject_empty_parts
+from pelagos.platform.config.convert import ConvertJob
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob, Section, TrainingJob
 from pelagos.platform.config.sweep import (
     CHANGEABLE_WITHIN_A_RUN,
@@ -15,19 +17,34 @@ from pelagos.platform.config.sweep import (
 Finding = tuple[tuple[str | int, ...], str]
 
 
+@singledispatch
 def check_arithmetic(job: Section) -> list[Finding]:
     """Return (key, message) for every rule that spans several keys and is broken."""
-    if isinstance(job, TrainingJob):
-        found = [*_check_batch(job), *_check_parallel(job), *_check_pretrain(job)]
-        uris = [(("data", "mixture", i, "uri"), e.uri) for i, e in enumerate(job.data.mixture)]
-        return [*found, *_check_addresses(uris, job.storage.backend)]
-    if isinstance(job, GenerateJob):
-        found = [f for i, d in enumerate(job.datasets) for f in _check_dataset(i, d)]
-        written = [(("datasets", i, "uri"), d.uri) for i, d in enumerate(job.datasets)]
-        return [*found, *_check_addresses(written, job.storage.backend)]
-    if isinstance(job, SweepJob):
-        return [*_check_search(job), *_check_sweep(job)]
     return []
+
+
+@check_arithmetic.register
+def _check_training(job: TrainingJob) -> list[Finding]:
+    found = [*_check_batch(job), *_check_parallel(job), *_check_pretrain(job)]
+    uris = [(("data", "mixture", i, "uri"), e.uri) for i, e in enumerate(job.data.mixture)]
+    return [*found, *_check_addresses(uris, job.storage.backend)]
+
+
+@check_arithmetic.register
+def _check_generation(job: GenerateJob) -> list[Finding]:
+    found = [f for i, d in enumerate(job.datasets) for f in _check_dataset(i, d)]
+    written = [(("datasets", i, "uri"), d.uri) for i, d in enumerate(job.datasets)]
+    return [*found, *_check_addresses(written, job.storage.backend)]
+
+
+@check_arithmetic.register
+def _check_conversion(job: ConvertJob) -> list[Finding]:
+    return [*_check_addresses([(("uri",), job.uri)], job.storage.backend)]
+
+
+@check_arithmetic.register
+def _check_whole_sweep(job: SweepJob) -> list[Finding]:
+    return [*_check_search(job), *_check_sweep(job)]
 
 
 def local_batch_size(job: TrainingJob) -> int:

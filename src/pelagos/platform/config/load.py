@@ -11,8 +11,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from pelagos.infra.addresses import without_credentials
-from pelagos.infra.files import expanded_path
+from pelagos.infra.storage.addresses import without_credentials
+from pelagos.infra.storage.files import expanded_path
 from pelagos.infra.yaml_text import (
     TRUTH_WORDS_OF_YAML_1_1,
     YamlTextError,
@@ -160,14 +160,14 @@ def _unknown_names(tree: dict[str, Any], lines: dict[KeyPath, int]) -> Iterator[
 
 
 def _schedule(name: str) -> None:
-    from pelagos.platform.schedules import SCHEDULES
+    from pelagos.platform.optimization.schedules import SCHEDULES
 
     SCHEDULES[name]
 
 
 def _optimizer(name: str) -> None:
     if name != OptimizerConfig().name:  # its table needs torch
-        from pelagos.platform.optimizer_kinds import OPTIMIZERS
+        from pelagos.platform.optimization.optimizer_kinds import OPTIMIZERS
 
         OPTIMIZERS[name]
 

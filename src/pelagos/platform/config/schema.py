@@ -27,6 +27,7 @@ from pelagos.platform.config.section import PositiveInt as PositiveInt
 from pelagos.platform.config.section import RegularExpression as RegularExpression
 from pelagos.platform.config.section import RunName as RunName
 from pelagos.platform.config.section import Section as Section
+from pelagos.platform.config.starting import LowRankConfig, SourceConfig
 
 PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 Plugins = tuple[PluginName, ...]
@@ -383,6 +384,16 @@ class TrainingJob(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Decay of an exponential moving average of the weights; default: none."
     )
+
+    @property
+    def starts_from(self) -> SourceConfig | None:
+        """The section that names the weights it starts from; None: it initialises its own."""
+        return None
+
+    @property
+    def adapter(self) -> LowRankConfig | None:
+        """The low-rank updates that are trained instead of the weights, if any."""
+        return None
 
 
 class PretrainJob(TrainingJob):

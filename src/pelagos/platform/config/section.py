@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from pelagos.infra.addresses import reject_credentials
-from pelagos.infra.files import expanded_path
+from pelagos.infra.storage.addresses import reject_credentials
+from pelagos.infra.storage.files import expanded_path
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]

@@ -7,8 +7,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from pelagos.infra.files import replace_durably
 from pelagos.infra.private_directory import state_directory
+from pelagos.infra.storage.files import replace_durably
 
 
 def trust(path: Path) -> None:

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from pelagos.platform.optimizer import OptimizerFactory
+from pelagos.platform.optimization.optimizer import OptimizerFactory
 from pelagos.platform.strategies.base import StrategyOptions
 from pelagos.platform.strategies.initialize import draw_missing
 from pelagos.platform.strategies.torch_optimizer import TorchOptimizerStrategy

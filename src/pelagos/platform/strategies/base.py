@@ -16,8 +16,8 @@ from pelagos.platform.config.schema import (
     MemoryBudgetConfig,
     ZeroConfig,
 )
-from pelagos.platform.optimizer import OptimizerFactory
-from pelagos.platform.optimizer_kinds import OPTIMIZERS, OptimizerKind
+from pelagos.platform.optimization.optimizer import OptimizerFactory
+from pelagos.platform.optimization.optimizer_kinds import OPTIMIZERS, OptimizerKind
 from pelagos.platform.strategies.gradients import LossScale
 
 TensorState = dict[str, Tensor]

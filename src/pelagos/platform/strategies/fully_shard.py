@@ -22,7 +22,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pelagos.platform.optimizer import OptimizerFactory
+from pelagos.platform.optimization.optimizer import OptimizerFactory
 from pelagos.platform.strategies.base import StrategyOptions, TensorState
 from pelagos.platform.strategies.initialize import drawn_copy, is_on_meta, modules_to_draw
 from pelagos.platform.strategies.processes import ensure_process_group, rank_device

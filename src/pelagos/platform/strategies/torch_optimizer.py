@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pelagos.platform.shards import local_part
 from pelagos.platform.strategies.base import Strategy, TensorState
 from pelagos.platform.strategies.gradients import clip_factor, global_norm
+from pelagos.platform.tensor_layout import local_part
 
 
 class TorchOptimizerStrategy(Strategy):

@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pelagos.platform.optimizer import OptimizerFactory
-from pelagos.platform.shards import FlatShard
+from pelagos.platform.optimization.optimizer import OptimizerFactory
 from pelagos.platform.strategies.base import Strategy, StrategyOptions, TensorState
 from pelagos.platform.strategies.gradients import global_norm
 from pelagos.platform.strategies.initialize import draw, draw_missing, is_on_meta, modules_to_draw
 from pelagos.platform.strategies.processes import ensure_process_group, rank_device
 from pelagos.platform.strategies.transforms import apply_transforms
 from pelagos.platform.strategies.zero_config import zero_config
+from pelagos.platform.tensor_layout import FlatShard
 
 
 class ZeroStrategy(Strategy):

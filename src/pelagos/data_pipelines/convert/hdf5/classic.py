@@ -15,8 +15,8 @@ from pelagos.data_pipelines.convert.containers import unreadable_kind
 from pelagos.data_pipelines.convert.hdf5.arrays import NETCDF_FILLS
 from pelagos.data_pipelines.convert.hdf5.opening import CLASSIC_MAGIC
 from pelagos.data_pipelines.convert.source import SourceError
-from pelagos.infra.files import CappedReader
-from pelagos.infra.object_store import is_remote
+from pelagos.infra.storage.files import CappedReader
+from pelagos.infra.storage.remote import is_remote
 
 _VERSIONS = (b"\x01", b"\x02")
 

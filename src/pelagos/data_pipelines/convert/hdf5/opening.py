@@ -10,8 +10,12 @@ from pelagos.data_pipelines.convert.containers import unreadable_kind
 from pelagos.data_pipelines.convert.extras import require
 from pelagos.data_pipelines.convert.hdf5.first_look import require_answering
 from pelagos.data_pipelines.convert.source import SourceError
-from pelagos.infra.addresses import reject_credentials, reject_empty_parts, reject_references
-from pelagos.infra.object_store import is_remote, storage_options
+from pelagos.infra.storage.addresses import (
+    reject_credentials,
+    reject_empty_parts,
+    reject_references,
+)
+from pelagos.infra.storage.remote import is_remote, storage_options
 
 HDF5_CACHE_BYTES = 16 * 2**20  # per array: a compressed chunk is then decoded once, not per slice
 REMOTE_BLOCK_BYTES = 8 * 2**20

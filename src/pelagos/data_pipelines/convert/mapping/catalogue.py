@@ -13,7 +13,7 @@ from pelagos.data_pipelines.convert.hdf5.arrays import is_bare_dimension
 from pelagos.data_pipelines.convert.mapping.files import READER_OF_SUFFIX, SPLIT_PLACE, reader_of
 from pelagos.data_pipelines.convert.npz import NpzFile, mapped_npy
 from pelagos.data_pipelines.convert.source import SourceError
-from pelagos.infra.object_store import is_remote, storage_options
+from pelagos.infra.storage.remote import is_remote, storage_options
 
 MOST_ARRAYS = 500  # per file: one with more has a group per sample, which no mapping describes
 

@@ -13,7 +13,7 @@ from pelagos.data_pipelines.convert.mapping.files import is_pattern
 from pelagos.data_pipelines.convert.mapping.schema import Mapping
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.data_pipelines.foreign.axes import role_of
-from pelagos.data_pipelines.suggestions import listed
+from pelagos.infra.suggestions import listed
 from pelagos.infra.yaml_text import yaml_text
 
 LETTERS = {"trajectory": "n", "time": "t", "channel": "c", "z": "z", "y": "y", "x": "x"}

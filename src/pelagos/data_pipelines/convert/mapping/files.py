@@ -13,9 +13,9 @@ from pelagos.data_pipelines.convert.endless_files import reject_endless
 from pelagos.data_pipelines.convert.formats import misspelt_split, natural
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.data_pipelines.store.splits import meant_split, split_of
-from pelagos.data_pipelines.suggestions import listed, nearest
-from pelagos.infra.addresses import reject_empty_parts
-from pelagos.infra.files import expanded_path
+from pelagos.infra.storage.addresses import reject_empty_parts
+from pelagos.infra.storage.files import expanded_path
+from pelagos.infra.suggestions import listed, nearest
 
 READER_OF_SUFFIX = {
     ".npy": "npy",

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from pelagos.data_pipelines.convert.mapping.schema import ArrayMapping, Mapping, ParameterMapping
 from pelagos.data_pipelines.convert.source import SourceError
-from pelagos.data_pipelines.suggestions import nearest
-from pelagos.infra.files import expanded_path
+from pelagos.infra.storage.files import expanded_path
+from pelagos.infra.suggestions import nearest
 from pelagos.infra.yaml_text import KeyPath, YamlTextError, parse_yaml_text, read_utf8
 
 # What pydantic names in a key's path beside the keys themselves: members of unions, keys of mappings.

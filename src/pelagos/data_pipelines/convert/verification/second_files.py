@@ -27,9 +27,9 @@ from pelagos.data_pipelines.convert.verification.second_decoding import (
     SecondArray,
     decoded,
 )
-from pelagos.infra.files import CappedReader
 from pelagos.infra.json_text import parse_json
-from pelagos.infra.object_store import is_remote, storage_options
+from pelagos.infra.storage.files import CappedReader
+from pelagos.infra.storage.remote import is_remote, storage_options
 
 _CHUNK_CACHE_BYTES = 16 * 2**20
 _CLASSIC_NETCDF = b"CDF"

@@ -1,0 +1,54 @@
+"""The verb `evaluate`, for one run or several side by side."""
+
+from typing import Annotated
+
+import typer
+
+from pelagos.cli.common import console, exit_on_error, print_json
+
+
+def evaluate_command(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            help="The run (with --compare several), then overrides dotted.key=value.",
+            show_default=False,
+        ),
+    ],
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Put several runs side by side in one report.")
+    ] = False,
+    runs_dir: Annotated[
+        str | None, typer.Option("--runs-dir", help="Directory that holds the runs; as runs_dir=.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Measure a run on held-out trajectories: forecasts against persistence and the mean, a report.
+
+    Example: pelagos evaluate quickstart split=test checkpoint=best
+    """
+    from pelagos.cli.job_files import evaluate_job
+
+    names = [a for a in arguments if "=" not in a]
+    overrides = [a for a in arguments if "=" in a]
+    if runs_dir is not None:
+        overrides.append(f"runs_dir={runs_dir}")
+    shown = None if as_json else console
+    with exit_on_error():
+        if compare:
+            from pelagos.jobs import compare_runs
+
+            compared = compare_runs.run([evaluate_job(n, overrides) for n in names], shown)
+            found = {"report": compared.report, **compared.metrics}
+        elif len(names) == 1:
+            from pelagos.jobs import evaluate
+
+            result = evaluate.run(evaluate_job(names[0], overrides), shown)
+            found = {"run_name": result.run_name, "report": result.report, **result.metrics}
+        else:
+            raise ValueError(
+                f"evaluate takes one run, got {len(names)}: pelagos evaluate RUN [key=value …]; "
+                "with --compare it puts several side by side"
+            )
+        if as_json:
+            print_json(found)

@@ -1,0 +1,92 @@
+"""Reading job files for the verbs, and the closing words of a training."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import typer
+from rich.text import Text
+
+from pelagos import plugins
+from pelagos.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, console, print_json
+from pelagos.infra.yaml_text import yaml_text
+from pelagos.platform.config import (
+    ConvertJob,
+    EvaluateJob,
+    FinetuneJob,
+    GenerateJob,
+    PretrainJob,
+    SweepJob,
+    load_job,
+)
+from pelagos.platform.config.load import parse_job
+
+AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, ConvertJob, EvaluateJob, SweepJob)
+
+
+def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> AnyJob:
+    """Return the job of a file, which must be of `kind`. Raises `ValueError`."""
+    job = load_job(path, overrides or ())
+    plugins.load_for(job)  # the user's own file
+    if not isinstance(job, kind):
+        raise ValueError(
+            f"{path} is a {job.job} job; this verb takes {kind.model_fields['job'].default} jobs: "
+            f"run `pelagos {job.job} {path}`"
+        )
+    return job
+
+
+def is_job_file(argument: str) -> bool:
+    """Whether an argument names a file of a job, and not data or a run."""
+    return argument.endswith((".yaml", ".yml")) and Path(argument).exists()
+
+
+def evaluate_job(run: str, overrides: Sequence[str] | None) -> EvaluateJob:
+    """Return the evaluation of a run, named directly or by an `evaluate` job file."""
+    if is_job_file(run):
+        return load_as(EvaluateJob, run, overrides)
+    text = yaml_text({"job": "evaluate", "run": run})
+    job = parse_job(text, "command line", overrides or ())
+    plugins.load_for(job)
+    assert isinstance(job, EvaluateJob)
+    return job
+
+
+def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
+    """Print how a training ended and set the exit status: 0, 1 failed, 130 stopped."""
+    outcome = result.outcome
+    if as_json:
+        print_json(
+            {
+                "run_name": result.run_name,
+                "outcome": asdict(outcome),
+                "metrics": result.metrics,
+                "registered_version": result.registered_version,
+            }
+        )
+    elif outcome.kind == "finished":
+        validation = result.metrics.get("validation_loss")
+        shown = f", validation loss {validation:.4f}" if validation is not None else ""
+        console.print(
+            Text("finished", style="green"), f"{result.run_name} at step {outcome.step}{shown}"
+        )
+        console.print(
+            f"  evaluate it: pelagos evaluate {result.run_name} runs_dir={runs_dir}", soft_wrap=True
+        )
+    elif outcome.kind == "stopped":
+        console.print(
+            Text("stopped", style="yellow"), f"{result.run_name}, saved at step {outcome.step}"
+        )
+        console.print(
+            f"  go on: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
+        )
+    else:
+        console.print(Text("failed", style="red"), f"{result.run_name} after step {outcome.step}:")
+        console.print(f"  {outcome.cause}", soft_wrap=True)
+        console.print(
+            f"  once mended: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
+        )
+    status = {"finished": 0, "stopped": EXIT_INTERRUPTED, "failed": EXIT_FAILED}[outcome.kind]
+    if status:
+        raise typer.Exit(status)

@@ -1,0 +1,238 @@
+"""The verbs. Each imports its job when called, so that `--help` is quick."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from pelagos import plugins
+from pelagos.cli import runs, submission, weights
+from pelagos.cli.checkpoint import app as checkpoint_app
+from pelagos.cli.common import (
+    EXIT_INTERRUPTED,
+    CheckedGroup,
+    RunsDir,
+    console,
+    exit_on_error,
+    finish,
+    print_json,
+    set_up_logging,
+)
+from pelagos.cli.compare import compare_strategies_command
+from pelagos.cli.convert import convert_command
+from pelagos.cli.data import app as data_app
+from pelagos.cli.data_management import app as data_management_app
+from pelagos.cli.evaluation import evaluate_command
+from pelagos.cli.infra import app as infra_app
+from pelagos.cli.sweep import sweep_command
+
+app = typer.Typer(
+    name="pelagos",
+    cls=CheckedGroup,
+    help="Train foundation models for PDEs and images on a cluster, from one YAML file.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+)
+data_app.add_typer(data_management_app)
+app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(infra_app, name="infra")
+
+JobFile = Annotated[str, typer.Argument(help="The job file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Overrides: dotted.key=value, e.g. optimizer.lr=1e-4", show_default=False),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Print the resolved job and what it would take, then stop."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@app.callback()
+def configure(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show debug records.")] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin",
+            metavar="MODULE",
+            help="Import a module of your own first; every verb takes it (docs/extending.md).",
+        ),
+    ] = None,
+) -> None:
+    """Set up logging, and the user's own parts, for every verb."""
+    set_up_logging(verbose)
+    with exit_on_error():
+        plugins.load_installed()
+        plugins.load(plugin or ())
+
+
+@app.command()
+def generate(
+    job_file: JobFile, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Simulate datasets of PDE solutions; continues where an interrupted run stopped.
+
+    Example: pelagos generate configs/quickstart/generate.yaml seed=1
+    """
+    from pelagos.cli.job_files import load_as
+    from pelagos.jobs import generate as job_module
+    from pelagos.platform.config import GenerateJob
+    from pelagos.platform.planner import plan_generate
+
+    with exit_on_error():
+        job = load_as(GenerateJob, job_file, overrides)
+        if dry_run:
+            plan_generate(job).show(console, as_json)
+            return
+        result = job_module.run(job, None if as_json else console)
+        if as_json:
+            print_json({"run_name": result.run_name, "uris": result.uris, **result.metrics})
+
+
+@app.command()
+def pretrain(
+    job_file: JobFile, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Train a model on a mixture of datasets.
+
+    Example: pelagos pretrain configs/quickstart/pretrain.yaml schedule.total_steps=100
+    """
+    from pelagos.cli.job_files import load_as, report_training
+    from pelagos.jobs import pretrain as job_module
+    from pelagos.jobs.training.parts import check_parts, count_flops
+    from pelagos.platform.config import PretrainJob
+    from pelagos.platform.planner import plan_pretrain
+
+    with exit_on_error():
+        job = load_as(PretrainJob, job_file, overrides)
+        if dry_run:
+            mixture = check_parts(job)
+            plan_pretrain(job, mixture, count_flops(job, mixture)).show(console, as_json)
+            return
+        result = job_module.run(job, console)
+        report_training(result, job.runs_dir, as_json)
+
+
+@app.command()
+def finetune(
+    job_file: JobFile, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Train from given weights - a run, files, an official checkpoint - on a downstream task.
+
+    Example: pelagos finetune configs/quickstart/finetune.yaml source.run=quickstart
+    """
+    from pelagos.cli.job_files import load_as, report_training
+    from pelagos.jobs import finetune as job_module
+    from pelagos.jobs.training.parts import count_flops
+    from pelagos.platform.config import FinetuneJob
+    from pelagos.platform.planner import plan_pretrain
+
+    with exit_on_error():
+        job = load_as(FinetuneJob, job_file, overrides)
+        if dry_run:
+            prepared = job_module.prepare(job)
+            if not as_json:
+                job_module.show_adaptation(prepared, console)
+            flops = count_flops(prepared.job, prepared.mixture)
+            plan_pretrain(prepared.job, prepared.mixture, flops).show(console, as_json)
+            return
+        result = job_module.run(job, console)
+        report_training(result, job.runs_dir, as_json)
+
+
+app.command(name="evaluate")(evaluate_command)
+app.command(name="convert")(convert_command)
+app.command(name="sweep")(sweep_command)
+app.command(name="compare-strategies")(compare_strategies_command)
+app.command(name="list")(runs.list_command)
+app.command(name="status")(runs.status_command)
+app.command(name="resume")(runs.resume_command)
+app.command(name="submit")(submission.submit_command)
+app.command(name="logs")(submission.logs_command)
+app.command(name="stop")(submission.stop_command)
+app.command(name="wait")(submission.wait_command)
+app.command(name="recover")(submission.recover_command)
+app.command(name="clone")(submission.clone_command)
+app.command(name="diff")(submission.diff_command)
+app.command(name="clusters")(submission.clusters_command)
+app.command(name="export")(weights.export_command)
+app.command(name="import")(weights.import_command)
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="One model, in detail.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the models: family, size, parameters, inputs, paper, licence of published weights.
+
+    Example: pelagos models poseidon-t
+    """
+    from pelagos.cli.models import show_model, show_models
+
+    with exit_on_error():
+        if name is None:
+            show_models(as_json)
+        else:
+            show_model(name, as_json)
+
+
+@app.command()
+def doctor(
+    as_json: AsJson = False,
+    runs_dir: RunsDir = "runs",
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", help="Also check that this cluster can be reached and used."),
+    ] = None,
+    nodes: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Nodes of the cluster to look at with a short job; 0: ask no node."
+        ),
+    ] = 1,
+) -> None:
+    """Check this machine: packages, devices, compiler, disk, object store; say what to fix.
+
+    With --cluster also that cluster, its storage, and on its nodes versions, storage, clocks,
+    devices and the bandwidth between them.
+
+    Example: pelagos doctor --cluster lab --json
+    """
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from pelagos.cli.submission import check_cluster
+    from pelagos.infra.doctor import examine
+
+    with exit_on_error(), console.status("examining this machine"):
+        checks = examine(runs_dir)
+        if cluster is not None:
+            checks += check_cluster(cluster, nodes)
+    if as_json:
+        print_json([asdict(c) for c in checks])
+    else:
+        table = Table("check", "", "seen", "remedy")
+        for check in checks:
+            mark = Text("ok", style="green") if check.ok else Text("mend", style="red")
+            table.add_row(check.name, mark, check.seen, "" if check.ok else check.remedy)
+        console.print(table)
+    finish(all(c.ok for c in checks))
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""`pelagos list` and `pelagos status`: what runs there are and how they fare."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from pelagos.cli.common import (
+    console,
+    error_console,
+    exit_on_error,
+    expanded_option,
+    print_json,
+)
+from pelagos.cli.submission import ClusterName
+from pelagos.platform.config.clusters import load_clusters
+from pelagos.platform.records.runs import RunDirectory, list_runs
+
+COLOURS = {
+    "finished": "green",
+    "running": "cyan",
+    "failed": "red",
+    "lost": "red",
+    "interrupted": "red",
+    "preempted": "yellow",
+    "queued": "blue",
+}
+DEFAULT_RUNS_DIR = "runs"
+RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
+RunsDir = Annotated[
+    str | None,
+    typer.Option(
+        "--runs-dir",
+        help="Directory that holds the runs; default: runs, then the clusters.",
+        callback=expanded_option,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def list_command(
+    runs_dir: RunsDir = None, cluster: ClusterName = None, as_json: AsJson = False
+) -> None:
+    """List the runs here and on every cluster: state, progress, last loss, age.
+
+    Example: pelagos list --cluster lab
+    """
+    from pelagos.jobs.submission.listed_runs import listed_runs
+
+    with exit_on_error():
+        summaries: list[dict[str, Any]] = []
+        problems: list[str] = []
+        if cluster is None:
+            for directory in list_runs(runs_dir or DEFAULT_RUNS_DIR):
+                try:
+                    summaries.append(summarize(directory))
+                except (ValueError, OSError) as error:
+                    problems.append(f"run {directory.name}: {error}")
+        if runs_dir is None:
+            found, unread = listed_runs(cluster)
+            summaries += found
+            problems += unread
+    for problem in problems:
+        error_console.print(Text("not shown:", style="yellow"), problem, soft_wrap=True)
+    if as_json:
+        print_json(summaries)
+        return
+    if not summaries:
+        console.print(
+            f"no runs in {runs_dir or DEFAULT_RUNS_DIR}; start one with `pelagos pretrain JOB.yaml`"
+        )
+        return
+    table = Table("run", "cluster", "state", "step", "loss", "samples/s", "last sign")
+    for s in summaries:
+        table.add_row(
+            s["run"],
+            s.get("cluster", "-"),
+            coloured(s["state"]),
+            f"{s['step']}/{s['total_steps']}" if s.get("total_steps") else "-",
+            _number(s["metrics"].get("loss"), "{:.4f}"),
+            _number(s["metrics"].get("samples_per_second"), "{:.1f}"),
+            ago(s.get("updated")),
+        )
+    console.print(table)
+
+
+def status_command(
+    run: RunName,
+    runs_dir: RunsDir = None,
+    cluster: ClusterName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one run: state, cause, progress, restarts, checkpoints, goodput, where it is tracked.
+
+    Example: pelagos status quickstart --json
+    """
+    from pelagos.jobs.submission import following
+
+    with exit_on_error():
+        if is_local_run(run, runs_dir, cluster):
+            details = describe(RunDirectory.open(runs_dir or DEFAULT_RUNS_DIR, run))
+        else:
+            details = following.describe(following.find(run, cluster))
+            details["updated"] = ago(details["updated"]) if not as_json else details["updated"]
+    if as_json:
+        print_json(details)
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in details.items():
+        if key != "metrics":
+            table.add_row(key.replace("_", " "), coloured(str(value)))
+    for key, value in details["metrics"].items():
+        table.add_row(key.replace("_", " "), _number(value, "{:.6g}"))
+    console.print(table)
+
+
+def resume_command(
+    run: RunName,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Overrides: dotted.key=value", show_default=False),
+    ] = None,
+    runs_dir: RunsDir = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", help="Submitted runs: go on here; default: where it was."),
+    ] = None,
+    from_step: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Branch off from this checkpoint (last, best, a step): optimizer.* and schedule.* "
+            "may change from there on.",
+        ),
+    ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="Continue a run that somebody else submitted, with your own code."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Continue a run from its newest checkpoint, as if it had never stopped; under another
+    strategy, number of workers or cluster, where these are given.
+
+    With --from it continues from that checkpoint as a branch, e.g. after a divergence with a lower
+    learning rate, or longer than it was to: `--from last schedule.total_steps=20000`.
+
+    A run of this directory goes on here, in the foreground; a submitted one is submitted again. A
+    submitted sweep reports again, also on trials that were resumed since.
+
+    Example: pelagos resume quickstart parallel.strategy=fsdp resources.num_workers=4
+    """
+    from pelagos.cli.job_files import report_training
+    from pelagos.jobs import resume
+    from pelagos.jobs.submission import following, start_again
+    from pelagos.jobs.submission.planning import Options
+
+    with exit_on_error():
+        if is_local_run(run, runs_dir, cluster):
+            place = runs_dir or DEFAULT_RUNS_DIR
+            report_training(
+                resume.resume(place, run, console, overrides or (), from_step=from_step),
+                place,
+                as_json,
+            )
+            return
+        found = following.find(run)
+        state = start_again.resume(found, cluster, overrides or (), Options(), from_step, take_over)
+    if as_json:
+        print_json({"run": run, "state": state.state, "cluster": state.cluster})
+    else:
+        console.print(f"{run} is {state.state} on {state.cluster}; attempt {state.attempt}")
+
+
+def is_local_run(run: str, runs_dir: str | None, cluster: str | None) -> bool:
+    """Return whether a name means a run of a directory here, rather than a submitted one."""
+    if runs_dir is not None:
+        return True
+    if cluster is not None:
+        return False
+    exists = (Path(DEFAULT_RUNS_DIR) / run / "job.yaml").exists()
+    return exists or not load_clusters()
+
+
+def summarize(run: RunDirectory) -> dict[str, Any]:
+    """Return a run's state, progress and last values."""
+    return {
+        "run": run.name,
+        "total_steps": run.job_as_written().schedule.total_steps,
+        **run.status(),
+    }
+
+
+def describe(run: RunDirectory) -> dict[str, Any]:
+    """Return everything `status` shows."""
+    summary = summarize(run)
+    events, times = run.events(), run.followed_times().now()
+    checkpoints = [e for e in events if e["kind"] == "checkpoint"]
+    share = times.goodput()
+    details: dict[str, Any] = {
+        "run": run.name,
+        "state": summary["state"],
+        "step": f"{summary['step']} of {summary['total_steps']}",
+        "cause": summary.get("cause") or "-",
+        "launches": sum(e["kind"] == "launched" for e in events),
+        "resumes": sum(e["kind"] == "resumed" for e in events),
+        "last_checkpoint": f"step {checkpoints[-1]['step']}" if checkpoints else "none",
+        "checkpoints": run.checkpoint_uri,
+        "goodput": f"{share:.1%}" if share is not None else "-",
+        "directory": str(run.path),
+        "tracking": run.job_as_written().tracking.uri,
+    }
+    details["metrics"] = {
+        **{k: v for k, v in summary["metrics"].items() if k not in ("time", "step")},
+        **times.percentiles(),
+    }
+    return details
+
+
+def coloured(state: str) -> Text:
+    """Return the state with its colour."""
+    return Text(state, style=COLOURS.get(state, ""))
+
+
+def ago(moment: float | None) -> str:
+    """Return how long ago a time was, in the largest fitting unit."""
+    if moment is None:
+        return "-"
+    seconds = max(0.0, time.time() - moment)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _number(value: Any, form: str) -> str:
+    return form.format(value) if isinstance(value, int | float) else "-"

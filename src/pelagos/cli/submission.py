@@ -1,0 +1,368 @@
+"""`submit` and what follows a submitted run: logs, stop, wait, clone, diff, clusters."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from pelagos.cli.common import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    console,
+    error_console,
+    exit_on_error,
+    finish,
+    print_json,
+)
+from pelagos.platform.console import harmless
+
+EXIT_TIMED_OUT = 124
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
+ClusterName = Annotated[
+    str | None,
+    typer.Option("--cluster", help="Cluster to look on; default: all of clusters.yaml."),
+]
+
+
+def submit_command(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            help="Job files (several: a chain), or a file that lists `runs`; then overrides "
+            "dotted.key=value.",
+            show_default=False,
+        ),
+    ],
+    cluster: Annotated[str, typer.Option("--cluster", help="Name in clusters.yaml.")],
+    after: Annotated[
+        list[str] | None, typer.Option("--after", help="Run to wait for; may be repeated.")
+    ] = None,
+    priority: Annotated[
+        int, typer.Option("--priority", min=-1000, max=1000, help="Higher starts first.")
+    ] = 0,
+    retries: Annotated[
+        int,
+        typer.Option("--retries", min=0, help="New tries after a lost node, a hang, preemption."),
+    ] = 3,
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", help="Your own file or directory to ship; may be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show exactly what would be sent, then stop.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job, a chain or a graph of jobs to a cluster; returns at once with the run's name.
+
+    Example: pelagos submit pretrain.yaml --cluster lab --priority 10 optimizer.lr=1e-4
+    """
+    from pelagos.jobs import submit as job_module
+
+    files = [a for a in arguments if "=" not in a]
+    overrides = [a for a in arguments if "=" in a]
+    with exit_on_error():
+        if not files:
+            raise ValueError("no job file given: pelagos submit JOB.yaml --cluster NAME")
+        options = job_module.Options(
+            after=tuple(after or ()),
+            priority=priority,
+            retries=retries,
+            include=tuple(include or ()),
+        )
+        planned = job_module.plan(files, cluster, overrides, options)
+        if dry_run:
+            _show_plan(planned.describe(), as_json)
+            return
+        for run in planned.runs:
+            for note in run.notes:
+                console.print(Text("note", style="yellow"), f"{run.name}: {note}", soft_wrap=True)
+        names = job_module.submit(planned, say=_quiet if as_json else _say)
+    if as_json:
+        print_json({"runs": names, "cluster": cluster, "storage": planned.store.uri})
+    else:
+        # of a sweep, the report, which waits for the trials
+        first = next(run.name for run in planned.runs if run.array is None)
+        console.print(f"  follow it: pelagos logs -f {first}   pelagos status {first}")
+
+
+def logs_command(
+    run: RunName,
+    cluster: ClusterName = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")
+    ] = False,
+) -> None:
+    """Print what a submitted run printed; with -f until it ends, reconnecting as needed.
+
+    Example: pelagos logs -f ns-pretrain
+    """
+    from pelagos.jobs.submission import following
+
+    with exit_on_error():
+        for text in following.follow_logs(following.find(run, cluster), follow):
+            is_shown = sys.stdout.isatty()
+            sys.stdout.write(harmless(text) if is_shown else _writable(text))
+            sys.stdout.flush()
+
+
+def stop_command(
+    run: RunName,
+    cluster: ClusterName = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="End it at once; what came after its checkpoint is lost.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a submitted run to save a checkpoint and stop.
+
+    Example: pelagos stop ns-pretrain
+    """
+    from pelagos.jobs.submission import following
+
+    with exit_on_error():
+        state = following.stop(following.find(run, cluster), now)
+    if as_json:
+        print_json({"run": run, "state": state.state, "stop": state.stop})
+    elif state.has_ended:
+        console.print(f"{run} is {state.state}")
+    else:
+        console.print(f"{run} saves and stops; see `pelagos wait {run}`")
+
+
+def recover_command(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names of runs; default: all of yours.", show_default=False),
+    ] = None,
+    cluster: ClusterName = None,
+    as_json: AsJson = False,
+) -> None:
+    """See to your submitted runs whose process ended without a word, such as on a lost node: record
+    how they ended, and start again those that have retries left.
+
+    Other verbs show such a run as lost and start nothing.
+
+    Example: pelagos recover ns-pretrain
+    """
+    from pelagos.jobs.submission import following, start_again
+    from pelagos.jobs.submission.records import own_runs
+
+    with exit_on_error():
+        if runs:
+            found = [following.find(run, cluster) for run in runs]
+        else:
+            everyones, problems = following.find_all(cluster)
+            found = [f for f in everyones if own_runs.is_own(f.record)]
+            for problem in problems:
+                error_console.print(f"not looked at: {problem}", soft_wrap=True)
+        states = [start_again.recover(f) for f in found]
+    if as_json:
+        print_json([{"run": s.run, "state": s.state, "attempt": s.attempt} for s in states])
+        return
+    for state in states:
+        console.print(f"{state.run} is {state.state}; attempt {state.attempt}")
+
+
+def wait_command(
+    run: RunName,
+    cluster: ClusterName = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", min=0, help="Seconds; then exit status 124.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait until a submitted run has ended: exit status 0 finished, 1 failed or lost, 130 stopped.
+
+    Example: pelagos wait ns-pretrain --timeout 3600
+    """
+    from pelagos.jobs.submission import following
+
+    with exit_on_error():
+        try:
+            state = following.wait(following.find(run, cluster), timeout)
+        except TimeoutError as error:
+            console.print(str(error))
+            raise typer.Exit(EXIT_TIMED_OUT) from None
+    if as_json:
+        print_json({"run": run, "state": state.state, "cause": state.cause, "reason": state.reason})
+    else:
+        console.print(f"{run}: {state.state} {state.cause or state.reason}".rstrip())
+    status = {"finished": 0, "failed": EXIT_FAILED, "lost": EXIT_FAILED}.get(
+        state.state, EXIT_INTERRUPTED
+    )
+    if status:
+        raise typer.Exit(status)
+
+
+def clone_command(
+    run: RunName,
+    name: Annotated[str, typer.Argument(help="Name of the new run.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides: dotted.key=value", show_default=False)
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="Cluster of the new run; default: the same.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a new run with the job of another one, changed where asked.
+
+    Example: pelagos clone ns-pretrain ns-pretrain-2 optimizer.lr=5e-4
+    """
+    from pelagos.jobs import submit as job_module
+    from pelagos.jobs.submission import following
+
+    with exit_on_error():
+        found = following.find(run)
+        options = job_module.Options()
+        planned = following.clone(found, name, cluster, overrides or (), options)
+        names = job_module.submit(planned, say=_quiet if as_json else _say)
+    if as_json:
+        print_json({"runs": names, "cluster": planned.cluster.name})
+
+
+def diff_command(first: RunName, second: RunName, as_json: AsJson = False) -> None:
+    """Show the job keys in which two submitted runs differ.
+
+    Example: pelagos diff ns-pretrain ns-pretrain-2
+    """
+    from pelagos.jobs.submission import following
+
+    with exit_on_error():
+        found = following.diff(following.find(first), following.find(second))
+    if as_json:
+        print_json({key: list(values) for key, values in found.items()})
+        return
+    table = Table("key", first, second)
+    for key, values in found.items():
+        table.add_row(key, *(json.dumps(value) for value in values))
+    console.print(table)
+
+
+def clusters_command(
+    name: Annotated[str | None, typer.Argument(help="One cluster only.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Contact them, or only list them.")
+    ] = True,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Let ./clusters.yaml, as it is now, say where tokens go; look at it first.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the clusters of clusters.yaml and check that each can be reached and used.
+
+    Example: pelagos clusters lab
+    """
+    from pelagos.platform.config.clusters import PROJECT_FILE, find_cluster, load_clusters
+    from pelagos.platform.config.trusted_files import trust as trust_file
+
+    with exit_on_error():
+        if trust:
+            trust_file(Path(PROJECT_FILE))
+            console.print(f"{Path(PROJECT_FILE).absolute()} is trusted until it changes")
+        configs = {name: find_cluster(name)} if name else load_clusters()
+        rows: list[dict[str, Any]] = []
+        for key, config in configs.items():
+            checks = check_cluster(key, 0) if check else []
+            rows.append(
+                {
+                    "cluster": key,
+                    "kind": config.kind,
+                    "storage": config.storage,
+                    "ok": all(c.ok for c in checks) if check else None,
+                    "checks": [vars(c) for c in checks],
+                }
+            )
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        console.print("no clusters: write clusters.yaml (docs/clusters/README.md)")
+    else:
+        _show_clusters(rows)
+    finish(all(row["ok"] is not False for row in rows))
+
+
+def check_cluster(name: str, num_nodes: int) -> list[Any]:
+    """Return findings about a cluster, its storage and, where those are fine, `num_nodes` nodes.
+
+    Raises:
+        ConfigError: no such cluster.
+        TimeoutError: the nodes were not free, or did not answer.
+    """
+    from pelagos.infra.clusters import open_cluster
+    from pelagos.infra.clusters.storage_check import check_storage
+    from pelagos.jobs.probe_cluster import probe_cluster
+    from pelagos.platform.config.clusters import find_cluster
+
+    config = find_cluster(name)
+    checks = [*open_cluster(name, config).check(), check_storage(config)]
+    if num_nodes == 0 or not all(check.ok for check in checks):
+        return checks
+    return [*checks, *probe_cluster(name, config, num_nodes)]
+
+
+def _show_clusters(rows: list[dict[str, Any]]) -> None:
+    table = Table("cluster", "kind", "storage", "", "seen")
+    for row in rows:
+        marks = {
+            True: Text("ok", style="green"),
+            False: Text("mend", style="red"),
+            None: Text(""),
+        }
+        bad = [f"{c['name']}: {c['seen']} - {c['remedy']}" for c in row["checks"] if not c["ok"]]
+        good = [c["seen"] for c in row["checks"] if c["ok"]]
+        shown = "\n".join(bad) if bad else "; ".join(good[-2:])
+        table.add_row(row["cluster"], row["kind"], row["storage"], marks[row["ok"]], shown)
+    console.print(table)
+
+
+def _show_plan(described: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(described)
+        return
+    for run in described["runs"]:
+        console.rule(run["run"])
+        for name, text in run["sent"].items():
+            console.print(Text(name, style="bold"))
+            console.print(text, soft_wrap=True)
+        console.print(Text("job", style="bold"))
+        console.print(run["job"], soft_wrap=True)
+        table = Table(title=run["run"], show_header=False)
+        rows = {
+            "cluster": f"{described['cluster']} ({described['kind']})",
+            "storage": described["storage"],
+            **run["resources"],
+            "after": ", ".join(run["after"]) or "-",
+            "priority": run["priority"],
+            "environment": run["environment"] or "-",
+            "cost per hour": run["cost_per_hour"] or "no price in clusters.yaml",
+            "your files": ", ".join(described["files"]) or "-",
+            "notes": "; ".join(run["notes"]) or "-",
+        }
+        for key, value in rows.items():
+            table.add_row(key, str(value))
+        console.print(table)
+    console.print("dry run: nothing was sent or written")
+
+
+def _writable(text: str) -> str:
+    """The text without halves of characters, which no file can hold."""
+    return text.encode(errors="replace").decode()
+
+
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True)
+
+
+def _quiet(_: str) -> None:
+    pass

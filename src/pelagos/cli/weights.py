@@ -1,0 +1,112 @@
+"""`pelagos export` and `pelagos import`: models out of runs, and into model directories."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from pelagos.cli.common import console, exit_on_error, print_json
+
+Directory = Annotated[str, typer.Argument(help="The model directory to write.", show_default=False)]
+ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Largest weights file.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def export_command(
+    run: Annotated[str, typer.Argument(help="Name of the run.", show_default=False)],
+    directory: Directory,
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", help="last, best, or a step.")
+    ] = "last",
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights", help="model, ema (averaged), or auto: ema where the run keeps it."
+        ),
+    ] = "auto",
+    max_shard_size: ShardSize = "5GB",
+    runs_dir: Annotated[
+        str, typer.Option("--runs-dir", help="Directory that holds the runs.")
+    ] = "runs",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's model as a Hugging Face directory: safetensors, config, normalisation.
+
+    Example: pelagos export quickstart models/quickstart --checkpoint best
+    """
+    from pelagos.jobs import export
+
+    with exit_on_error():
+        written = export.run(
+            run,
+            directory,
+            checkpoint=checkpoint,
+            weights=weights,
+            max_shard_size=max_shard_size,
+            runs_dir=runs_dir,
+            overwrite=overwrite,
+        )
+    _report(written, as_json)
+
+
+def import_command(
+    source: Annotated[
+        str, typer.Argument(help="Weights: a file, or a directory of them.", show_default=False)
+    ],
+    directory: Directory,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Options of the model: key=value, e.g. image_size=64", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Name in the registry; default: found from the shapes."),
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option("--prefix", help="What stands before the network's names, e.g. module."),
+    ] = None,
+    max_shard_size: ShardSize = "5GB",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring published or foreign weights into a model directory; runs no code that they carry.
+
+    Example: pelagos import model_Ti.pth models/dpot-ti
+    """
+    from pelagos.jobs import import_weights
+
+    with exit_on_error():
+        written = import_weights.run(
+            source,
+            directory,
+            model=model,
+            options=options or (),
+            prefix=prefix,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+        )
+    _report(written, as_json)
+
+
+def _report(written: Any, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(written))
+        return
+    name = written.model or "a model of no registered size"
+    if written.weights == "ema":
+        console.print("averaged weights (ema_decay); the weights themselves: --weights model")
+    console.print(
+        Text("wrote", style="green"),
+        f"{written.directory}: {name}, {written.parameters:,} parameters, "
+        f"{written.num_bytes / 1e6:,.1f} MB in {len(written.files)} files",
+        soft_wrap=True,
+    )
+    console.print(
+        f'  load it: pelagos.models.registry.load_pretrained("{written.directory}")', soft_wrap=True
+    )

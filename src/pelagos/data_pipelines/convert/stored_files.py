@@ -1,0 +1,27 @@
+"""An open file of arrays, whatever its format: what every reader of files offers."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Sliceable(Protocol):
+    """An array that is read in pieces."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+class StoredFile(Protocol):
+    """An open file of arrays."""
+
+    def array(self, key: str) -> Sliceable: ...
+
+    def close(self) -> None: ...

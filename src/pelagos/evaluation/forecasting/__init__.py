@@ -1,0 +1,1 @@
+"""Forecasts of held-out trajectories by a trained model, and their scores."""

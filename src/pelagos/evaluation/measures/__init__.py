@@ -1,0 +1,1 @@
+"""Errors of forecasts and what follows from them, as functions of arrays."""

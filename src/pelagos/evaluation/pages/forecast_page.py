@@ -1,0 +1,294 @@
+"""The report of an evaluation: one HTML file that needs no other, and a JSON of every number."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from pelagos.evaluation.conclusions.verdicts import judge, rule
+from pelagos.evaluation.forecasting.scores import DatasetEvaluation
+from pelagos.evaluation.forecasting.stability import Stability
+from pelagos.evaluation.measures.metrics import METRICS
+from pelagos.evaluation.pages import line_plots, plots
+from pelagos.evaluation.pages.physics_figure import physics_figure
+from pelagos.evaluation.pages.stability_figure import stability_figure
+from pelagos.evaluation.pages.summary import shown_methods, summary_rows
+from pelagos.infra.storage.files import below, replace_durably
+
+REPORT_NAME = "report.html"
+NUMBERS_NAME = "metrics.json"
+_QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the evaluated model came from.
+
+    ``weights`` are the model's own, or ``ema`` for their moving average; ``config`` is the resolved
+    job as plain JSON values; ``links`` name to address (a tracking
+    server's run page), shown as text when the address is not http(s).
+    """
+
+    run_name: str
+    checkpoint_step: int
+    model: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    code_version: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
+    weights: str = "model"
+
+
+def numbers(
+    evaluations: Sequence[DatasetEvaluation],
+    provenance: Provenance,
+    stabilities: Sequence[Stability] = (),
+) -> dict[str, Any]:
+    """Every number as plain JSON values; a number that is not finite is None."""
+    datasets = []
+    for evaluation in evaluations:
+        verdict = judge(evaluation)
+        datasets.append(
+            {
+                "name": evaluation.data.name,
+                "uri": evaluation.data.uri,
+                "fingerprint": evaluation.data.fingerprint,
+                "trajectories": list(evaluation.trajectories),
+                "start_frame": evaluation.start_frame,
+                "lead_steps": list(evaluation.lead_steps),
+                "lead_times": list(evaluation.lead_times),
+                "rollout_step": evaluation.rollout_step,
+                "groups": list(evaluation.group_names),
+                "weights": evaluation.weights,
+                "notes": evaluation.notes(),
+                "warnings": evaluation.warnings(),
+                "given_fields": [field.to_dict() for field in evaluation.given],
+                "verdict": verdict.to_dict(),
+                "summary": [row.to_dict() for row in summary_rows(evaluation, verdict)],
+                "scores": {
+                    method: {
+                        metric: _score_numbers(evaluation, method, metric) for metric in METRICS
+                    }
+                    for method in evaluation.methods
+                },
+                "rollout_windows": [asdict(window) for window in evaluation.windows],
+                "spectra": {m: v.tolist() for m, v in evaluation.spectra.items()},
+                "physics": (
+                    {"note": evaluation.physics_note}
+                    if evaluation.physics is None
+                    else evaluation.physics.to_dict()
+                ),
+            }
+        )
+    told = {"provenance": asdict(provenance), "datasets": datasets}
+    if stabilities:
+        told["stability"] = [stability.to_dict() for stability in stabilities]
+    plain: dict[str, Any] = strict(told)
+    return plain
+
+
+def write_report(
+    evaluations: Sequence[DatasetEvaluation],
+    provenance: Provenance,
+    directory: Path,
+    stabilities: Sequence[Stability] = (),
+) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``metrics.json`` into ``directory``; returns their paths.
+
+    Each is written under a temporary name and renamed into place. ``stabilities`` are of the same
+    datasets, or none.
+
+    Raises:
+        ValueError: a link in the directory leads elsewhere.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    report, table = directory / REPORT_NAME, directory / NUMBERS_NAME
+    values = numbers(evaluations, provenance, stabilities)
+    pictures = {e.data.name: _figures(e) for e in evaluations}
+    for stability in stabilities:
+        pictures[stability.dataset].append(_stability_picture(stability))
+    for stem, figures in zip(_file_names(list(pictures)), pictures.values(), strict=True):
+        for figure in figures:
+            _write(directory, f"figures/{stem}-{figure.file_name}", figure.content)
+    _write(directory, NUMBERS_NAME, json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
+    _write(directory, REPORT_NAME, render(evaluations, provenance, pictures, stabilities).encode())
+    return report, table
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the report: a PNG, or a GIF if it moves."""
+
+    caption: str
+    file_name: str
+    content: bytes
+
+    @property
+    def data_uri(self) -> str:
+        """The picture as an address that needs no file beside the report."""
+        kind = "gif" if self.file_name.endswith(".gif") else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(self.content).decode('ascii')}"
+
+
+def page_environment() -> jinja2.Environment:
+    """Return what fills the templates of this package's pages."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pelagos.evaluation.pages"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["number"] = _number
+    environment.filters["digits"] = _digits
+    return environment
+
+
+def render(
+    evaluations: Sequence[DatasetEvaluation],
+    provenance: Provenance,
+    pictures: Mapping[str, Sequence[Picture]],
+    stabilities: Sequence[Stability] = (),
+) -> str:
+    """The HTML report; ``pictures`` of each dataset, by its name, are inlined."""
+    environment = page_environment()
+    stable = {stability.dataset: stability for stability in stabilities}
+    sections = []
+    for evaluation in evaluations:
+        verdict = judge(evaluation)
+        sections.append(
+            {
+                "evaluation": evaluation,
+                "methods": shown_methods(evaluation),
+                "rows": summary_rows(evaluation, verdict),
+                "verdict": verdict,
+                "fields": _field_rows(evaluation),
+                "stability": stable.get(evaluation.data.name),
+                "figures": [(p.caption, p.data_uri) for p in pictures[evaluation.data.name]],
+            }
+        )
+    return environment.get_template("report.html.j2").render(
+        provenance=provenance,
+        config=json.dumps(strict(dict(provenance.config)), indent=2, default=str),
+        sections=sections,
+        metrics=list(METRICS),
+        rule=rule(),
+    )
+
+
+def _figures(evaluation: DatasetEvaluation) -> list[Picture]:
+    """Every picture of one dataset."""
+    last = len(evaluation.lead_steps) - 1
+    drawing = line_plots if evaluation.data.num_dimensions == 1 else plots
+    pictures = [
+        Picture(
+            "VRMSE against lead time: median and quartiles over trajectories. At 1 a forecast is no "
+            "better than the truth's spatial mean.",
+            "error-growth.png",
+            plots.figure_png(plots.error_growth(evaluation)),
+        ),
+        Picture(
+            f"Energy spectra at lead time {evaluation.lead_times[last]:g}, mean over trajectories.",
+            "spectra.png",
+            plots.figure_png(plots.spectra(evaluation, last)),
+        ),
+    ]
+    if evaluation.physics is not None:
+        caption = (
+            "What the equation leaves over, as a share of a norm of the data, against lead time: "
+            "median and quartiles over trajectories. Truth is the data itself."
+        )
+        drawn = plots.figure_png(physics_figure(evaluation))
+        pictures.append(Picture(caption, "physics.png", drawn))
+    for example in evaluation.examples:
+        name, stem = f"trajectory {example.trajectory}", f"trajectory-{example.trajectory}"
+        for method in evaluation.forecast_methods:
+            panels = plots.figure_png(drawing.forecast_panels(evaluation, example, last, method))
+            caption = f"All fields at the longest lead time, {method}, {name}."
+            pictures.append(Picture(caption, f"{stem}-{method}.png", panels))
+        channel = next(iter(evaluation.data.groups.values()))[0]
+        strip = drawing.rollout_strip(evaluation, example, channel, "autoregressive")
+        caption = f"Autoregressive rollout, {name}."
+        pictures.append(Picture(caption, f"{stem}-rollout.png", plots.figure_png(strip)))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rollout.gif"
+            drawing.rollout_animation(path, evaluation, example, channel, "autoregressive")
+            caption = f"The same rollout, animated, {name}."
+            pictures.append(Picture(caption, f"{stem}-rollout.gif", path.read_bytes()))
+    return pictures
+
+
+def _stability_picture(stability: Stability) -> Picture:
+    caption = (
+        f"Rollout of {len(stability.times)} steps: mean square and spectral distance to the initial "
+        "frame; median and quartiles over trajectories."
+    )
+    drawn = plots.figure_png(stability_figure(stability))
+    return Picture(caption, "stability.png", drawn)
+
+
+def _file_names(datasets: Sequence[str]) -> list[str]:
+    """Return what files of each dataset begin with; a number keeps two from being the same."""
+    plain = [re.sub(r"[^A-Za-z0-9.-]+", "-", dataset).lower()[:80] for dataset in datasets]
+    return [f"{name}-{i}" if plain.count(name) > 1 else name for i, name in enumerate(plain, 1)]
+
+
+def _field_rows(evaluation: DatasetEvaluation) -> list[dict[str, Any]]:
+    """Per field at the longest lead time: every metric of every method, medians."""
+    return [
+        {
+            "field": group,
+            "method": method,
+            "values": [float(evaluation.quantile(method, metric)[-1, index]) for metric in METRICS],
+        }
+        for index, group in enumerate(evaluation.group_names)
+        for method in evaluation.methods
+    ]
+
+
+def _score_numbers(evaluation: DatasetEvaluation, method: str, metric: str) -> dict[str, Any]:
+    """Quantiles ``[lead][group]`` and each trajectory's score ``[trajectory][lead][group]``."""
+    quantiles = {k: evaluation.quantile(method, metric, q).tolist() for k, q in _QUANTILES.items()}
+    return {**quantiles, "per_trajectory": evaluation.scores[method][metric].tolist()}
+
+
+def strict(value: Any) -> Any:
+    """Return plain JSON values: mappings, lists, and None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): strict(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _number(value: float) -> str:
+    """A score: infinite where a forecast diverged, NaN where there is none."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.3g}" if math.isfinite(value) else "diverged"
+
+
+def _digits(value: float) -> str:
+    """Like `_number`, with the zeros that say how exact it is: 1.00."""
+    return f"{value:#.3g}" if abs(value) < 100 else _number(value)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %" if math.isfinite(value) else _number(value)
+
+
+def _write(directory: Path, name: str, content: bytes) -> None:
+    path = below(directory, name)  # a link there may be somebody else's
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_durably(path, content)

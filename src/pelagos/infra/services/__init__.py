@@ -1,0 +1,1 @@
+"""Files for the services around a cluster."""

@@ -1,0 +1,1 @@
+"""Files and object stores: reading, writing, and what their failures mean."""

@@ -1,0 +1,1 @@
+"""Making datasets: the work that `generate` and `convert` share."""

@@ -1,0 +1,1 @@
+"""Measuring trained networks: what `evaluate` and `compare-strategies` need."""

@@ -1,0 +1,111 @@
+"""A run's job.yaml beside the job that was submitted: what differs, others may have written.
+
+Everyone who can write to the storage can change a run's directory. What a run does when it goes on is
+what its submitter said, who is known by another way than the storage (`RunRecord.submitting_event`).
+"""
+
+from collections.abc import Iterator, Sequence
+
+from pelagos.platform.config.differences import changed_keys, is_among
+from pelagos.platform.config.kinds import Job
+from pelagos.platform.config.overrides import override, value_at
+from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.records.others_runs import ENDPOINT, TRACKING, is_given
+from pelagos.platform.records.runs import CHANGEABLE, CHANGEABLE_IN_A_BRANCH, RunDirectory, RunError
+
+# Where a run happens to be: every machine says it afresh.
+RUNS_DIR, RAY_ADDRESS = "runs_dir", "resources.ray_address"
+# A run that does not fit shrinks them by itself, which changes no result.
+MICRO_BATCH = "parallel.micro_batch_size"
+# A fine-tuning takes these from its source before it begins.
+FROM_THE_SOURCE = ("model", "data.normalization", "lora.also_train")
+
+
+def changes_to_own(run: RunDirectory, own: Sequence[Job], overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that make a run's job.yaml what this user submitted last, but for what they
+    override now.
+
+    Args:
+        own: the jobs that this user submitted as this run, placed, the newest last. The run may not
+            have begun since, so that its job.yaml is an earlier one.
+
+    Raises:
+        RunError: job.yaml is none of them; names each key with both values, and what to say.
+    """
+    given = tuple(text.partition("=")[0].strip() for text in overrides)
+    found = run.job_as_written()
+
+    def differing(job: TrainingJob) -> list[str]:
+        return [key for key in _differing(found, job) if not is_given(key, given)]
+
+    *earlier, job = [_training(job, run) for job in own]
+    keys = differing(job)
+    if not keys or not all(differing(other) for other in earlier):
+        return [override(key, value_at(job, key)) for key in keys]
+    raise RunError(
+        f"{run.path / 'job.yaml'} is not what you submitted ({_told(found, job, keys)}): somebody has "
+        f"changed it, or you have, without submitting it. Say each value that you mean (KEY=VALUE)"
+    )
+
+
+def changes_to_submitted(run: RunDirectory, job: TrainingJob, *, is_branch: bool) -> list[str]:
+    """Return the overrides that make a run's job.yaml the job that was submitted, which is placed.
+
+    Args:
+        is_branch: optimizer and schedule may change, from a checkpoint on.
+
+    Raises:
+        RunError: it differs in what a run that goes on cannot change.
+    """
+    found = run.job_as_written()
+    keys = list(_differing(found, job))
+    changeable = (*CHANGEABLE, *(CHANGEABLE_IN_A_BRANCH if is_branch else ()))
+    _refuse(run.name, found, job, [key for key in keys if not is_among(key, changeable)])
+    # the last two are said even where they are the same: a file of another user is not believed
+    always = (RAY_ADDRESS, MICRO_BATCH, TRACKING, ENDPOINT)
+    return [override(key, value_at(job, key)) for key in dict.fromkeys((*keys, *always))]
+
+
+def require_submitted(found: TrainingJob, submitted: TrainingJob) -> None:
+    """Raise unless the job that a run goes on as is the one that was submitted, which is placed: its
+    directory may have been changed since that was looked at, and holds more than job.yaml.
+
+    Raises:
+        RunError: names each key with both values.
+    """
+    _refuse(submitted.name, found, submitted, list(_differing(found, submitted)))
+
+
+def _refuse(run: str, found: TrainingJob, job: TrainingJob, keys: Sequence[str]) -> None:
+    if keys:
+        raise RunError(
+            f"job.yaml of run {run!r}, or its take-overs.json, is not what was submitted "
+            f"({_told(found, job, keys)}): somebody has changed it since. Put the submitted values back "
+            f"there, or `pelagos clone {run} NEW` runs the submitted job anew"
+        )
+
+
+def _told(found: TrainingJob, job: TrainingJob, keys: Sequence[str]) -> str:
+    return "; ".join(
+        f"{key}: {value_at(found, key)!r}, submitted {value_at(job, key)!r}" for key in keys
+    )
+
+
+def _training(job: Job, run: RunDirectory) -> TrainingJob:
+    if not isinstance(job, TrainingJob):
+        raise RunError(
+            f"run {run.name!r} was submitted as no training, but its directory holds one"
+        )
+    return job
+
+
+def _differing(found: TrainingJob, job: TrainingJob) -> Iterator[str]:
+    if found.job != job.job:
+        yield "job"  # a training of another kind has other keys
+        return
+    ignored = [RUNS_DIR, RAY_ADDRESS, MICRO_BATCH]
+    if found.starts_from is not None:
+        ignored += FROM_THE_SOURCE
+    for key in changed_keys(found.model_dump(mode="json"), job.model_dump(mode="json")):
+        if not is_among(key, ignored):
+            yield key

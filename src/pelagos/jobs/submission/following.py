@@ -1,0 +1,346 @@
+"""Following submitted runs, wherever they run: state, logs, stop, resume, wait, clone, diff.
+
+Records are written by everyone with access to the storage. How a cluster is reached, and with which
+secret, comes from the reader's own clusters.yaml alone; what a record says of it is shown where it
+differs. Looking at runs starts and writes nothing; `start_again` starts.
+"""
+
+import contextlib
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pelagos.infra.clusters import (
+    Cluster,
+    ClusterConfig,
+    ClusterError,
+    open_cluster,
+)
+from pelagos.infra.private_directory import cache_directory
+from pelagos.infra.storage.directory_store import ObjectStore, open_store
+from pelagos.infra.storage.files import read_regular
+from pelagos.infra.storage.remote import StorageError, StorageMissingError, is_remote
+from pelagos.jobs.submission.others_jobs import require_own_places
+from pelagos.jobs.submission.planning import Options, SubmissionPlan, plan
+from pelagos.jobs.submission.records import own_runs
+from pelagos.jobs.submission.records.record import RecordError, RunRecord, RunState, list_records
+from pelagos.jobs.submission.shipping.mirror import PART_BYTES, Mirror
+from pelagos.platform.config.clusters import find_cluster, load_clusters
+from pelagos.platform.config.differences import changed_keys
+from pelagos.platform.config.load import parse_job, resolve_yaml
+from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.records.runs import RunDirectory, RunError
+
+POLL_SECONDS = 1.0
+UNDER_WAY = ("starting", "running")
+SEARCHED_FIRST = "runs"
+
+
+# What of a cluster's configuration says where it is: a record that differs is pointed out.
+PLACE_KEYS = ("kind", "address", "context", "namespace", "storage", "endpoint_url")
+LOST = "lost"
+
+
+@dataclass(frozen=True)
+class SubmittedRun:
+    """A run found by name: its record, and the cluster of one's own that it was last given to.
+
+    Attributes:
+        cluster: None: clusters.yaml has none of that name with this storage.
+        remark: what the record says that clusters.yaml does not.
+    """
+
+    record: RunRecord
+    cluster: Cluster | None
+    remark: str = ""
+
+    @property
+    def store(self) -> ObjectStore:
+        """Where the run's storage is."""
+        return self.record.store
+
+    def own_cluster(self) -> Cluster:
+        """Return the cluster. Raises `ClusterError` where clusters.yaml has none for this run."""
+        if self.cluster is None:
+            raise ClusterError(f"run {self.record.run!r}: {self.remark}")
+        return self.cluster
+
+    def handle(self, state: RunState) -> dict[str, Any]:
+        """Return what finds the run on its cluster. Raises `ClusterError`: it is forged."""
+        cluster = self.own_cluster()
+        return cluster.checked_handle(state.run, self.store.uri, state.handle)
+
+
+def find(run: str, cluster: str | None = None) -> SubmittedRun:
+    """Return a submitted run, looked for on one cluster or on all of clusters.yaml.
+
+    Raises:
+        RecordError, RunError: there is no such run, or several clusters have one.
+    """
+    configs = load_clusters()
+    if cluster is not None:
+        return _open(run, find_cluster(cluster), configs)
+    found: dict[str, SubmittedRun] = {}
+    for config in configs.values():
+        with contextlib.suppress(StorageError):
+            candidate = RunRecord(storage_of(config), run)
+            if candidate.store.uri not in found and candidate.exists():
+                found[candidate.store.uri] = _open(run, config, configs)
+    if not found:
+        searched = ", ".join(f"{name} ({c.storage})" for name, c in configs.items()) or "no cluster"
+        raise RunError(f"no run {run!r} in ./{SEARCHED_FIRST}, nor submitted to {searched}")
+    if len(found) > 1:
+        places = ", ".join(found)
+        raise RunError(
+            f"run {run!r} exists in several storages: {places}; say which: --cluster NAME"
+        )
+    return next(iter(found.values()))
+
+
+def find_all(cluster: str | None = None) -> tuple[list[SubmittedRun], list[str]]:
+    """Return every submitted run, and what could not be reached or read."""
+    configs = load_clusters()
+    searched = {cluster: find_cluster(cluster)} if cluster else configs
+    found: dict[tuple[str, str], SubmittedRun] = {}
+    problems = []
+    for name, config in searched.items():
+        try:
+            store = storage_of(config)
+            for record in list_records(store):
+                try:
+                    found.setdefault((store.uri, record.run), with_cluster(record, configs))
+                except RecordError as error:
+                    problems.append(f"{name}: run {record.run}: {error}")
+        except StorageError as error:
+            problems.append(f"{name}: {error}")
+    return list(found.values()), list(dict.fromkeys(problems))
+
+
+def current_state(found: SubmittedRun) -> tuple[RunState, str]:
+    """Return a run's state, and what the cluster says of it; nothing is written.
+
+    The state of a run whose process ended without a word is `lost`: `recover` sees to it.
+    """
+    state = found.record.state()
+    if state.has_ended or not state.handle:
+        return state, found.remark
+    try:
+        cluster, handle = found.own_cluster(), found.handle(state)
+        seen = cluster.state(handle)
+    except ClusterError as error:
+        return state, str(error)
+    is_silent = seen.state == "ended" and state.state in (*UNDER_WAY, "queued")
+    if is_silent and not cluster.has_queue:
+        # the process writes its end before it leaves: read again before judging
+        state = found.record.state()
+        if not state.has_ended and state.state != "preempted":
+            reason = f"its process ended without a word; `pelagos recover {state.run}`"
+            state = replace(state, state=LOST, reason=reason)
+    return state, "; ".join(filter(None, [seen.detail, found.remark]))
+
+
+def describe(found: SubmittedRun) -> dict[str, Any]:
+    """Return everything `status` shows of a submitted run."""
+    state, scheduler = current_state(found)
+    job = parse_job(found.record.job_yaml(), f"run {state.run}")
+    details: dict[str, Any] = {
+        "run": state.run,
+        "job": job.job,
+        "state": state.state,
+        "reason": state.reason or "-",
+        "cause": f"{state.cause_kind}: {state.cause}" if state.cause else "-",
+        "cluster": f"{state.cluster} ({_kind(found)})",
+        "scheduler": scheduler or "-",
+        "where": state.where or "-",
+        "attempt": state.attempt,
+        "restarts": state.restarts,
+        "after": ", ".join(state.after) or "-",
+        "priority": state.priority,
+        "submitted": f"by {state.submitted_by} at {_clock(state.submitted_at)}",
+        "updated": state.updated_at,
+        "storage": found.store.uri,
+    }
+    metrics: dict[str, Any] = {}
+    if isinstance(job, TrainingJob):
+        directory = run_directory(found)
+        last = next(iter(directory.last_metrics(1)), {})
+        share = directory.followed_times().now().goodput()
+        checkpoints = [e["step"] for e in directory.events() if e["kind"] == "checkpoint"]
+        details["step"] = int(last.get("step", 0))
+        details["total_steps"] = job.schedule.total_steps
+        details["last_checkpoint"] = checkpoints[-1] if checkpoints else None
+        details["goodput"] = None if share is None else round(share, 4)
+        details["tracking"] = job.tracking.uri
+        metrics = {k: v for k, v in last.items() if k not in ("time", "step")}
+    return {**details, "metrics": metrics}
+
+
+def run_directory(found: SubmittedRun) -> RunDirectory:
+    """Return the run's directory: itself on a shared disk, else a copy of what was pushed."""
+    run = found.record.run
+    if not is_remote(found.store.uri):
+        return RunDirectory(Path(found.store.uri) / "runs" / run)
+    place = hashlib.sha256(found.store.uri.encode()).hexdigest()[:12]
+    directory = cache_directory() / "views" / place / run
+    Mirror(found.store, f"runs/{run}", directory).pull()
+    return RunDirectory(directory)
+
+
+def stop(found: SubmittedRun, now: bool) -> RunState:
+    """Ask a run to save and stop; or end it at once, losing what came after its last checkpoint."""
+    state, _ = current_state(found)
+    if state.has_ended:
+        return state
+    if not (state.stop == "save" and not now):
+        found.record.append("stop_requested", now=now)
+    begun = state.state in UNDER_WAY
+    if state.handle and (now or not begun):
+        found.own_cluster().cancel(found.handle(state))
+    if now or not begun:
+        kind = "stopped" if begun else "cancelled"
+        if not found.record.state().has_ended:
+            found.record.append(
+                kind, reason="stopped at once" if begun else "stopped before it began"
+            )
+    return found.record.state()
+
+
+def clone(
+    found: SubmittedRun, name: str, cluster: str | None, overrides: Sequence[str], options: Options
+) -> SubmissionPlan:
+    """Plan a new run with the job of another.
+
+    Raises:
+        RunError: it is somebody else's, and says where this user's secrets would be sent.
+    """
+    run = found.record.run
+    own = own_runs.own_events(found.record)
+    # read once: somebody may add events, and remove them, meanwhile
+    text = (own[-1] if own else found.record.submitting_event())["job"]
+    job = parse_job(text, f"run {run}")
+    target = cluster or found.record.state().cluster
+    if not own:
+        changed = parse_job(text, f"run {run}", overrides)
+        require_own_places(changed, run, overrides, find_cluster(target))
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "job.yaml"
+        path.write_text(resolve_yaml(job))
+        return plan(
+            [str(path)],
+            target,
+            [f"name={name}", *overrides],
+            options,
+        )
+
+
+def diff(first: SubmittedRun, second: SubmittedRun) -> dict[str, tuple[Any, Any]]:
+    """Return the job keys in which two runs differ, with both values."""
+    jobs = [
+        parse_job(f.record.job_yaml(), f.record.run).model_dump(mode="json")
+        for f in (first, second)
+    ]
+    keys = changed_keys(jobs[0], jobs[1])
+    return {key: (_value(jobs[0], key), _value(jobs[1], key)) for key in keys}
+
+
+def wait(found: SubmittedRun, timeout_seconds: float | None = None) -> RunState:
+    """Wait until a run has ended; return how. Raises `TimeoutError`."""
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    while True:
+        state, _ = current_state(found)
+        if state.has_ended or state.state == LOST:
+            return state
+        if deadline is not None and time.monotonic() >= deadline:
+            raise TimeoutError(f"run {state.run!r} is {state.state} after {timeout_seconds:g} s")
+        time.sleep(POLL_SECONDS)
+
+
+def follow_logs(found: SubmittedRun, follow: bool) -> Iterator[str]:
+    """Yield what the run prints, from the first line; with `follow`, until it ends.
+
+    It is read from storage, not over a connection that could be lost: where the storage cannot be
+    reached for a while, reading goes on after that from the same byte.
+    """
+    position = 0
+    while True:
+        state, _ = current_state(found)
+        has_ended = state.has_ended or state.state == LOST
+        text = b""
+        with contextlib.suppress(StorageError):
+            text = _log_from(found, position)
+        position += len(text)
+        if text:
+            yield text.decode(errors="replace")
+        if has_ended or not follow:
+            break
+        time.sleep(POLL_SECONDS)
+    if position == 0 and state.handle:
+        with contextlib.suppress(ClusterError):
+            yield found.own_cluster().logs(found.handle(state))
+
+
+def _log_from(found: SubmittedRun, position: int) -> bytes:
+    run = found.record.run
+    if not is_remote(found.store.uri):
+        with contextlib.suppress(FileNotFoundError):
+            return read_regular(Path(found.store.uri) / "logs" / run / "output.log", position)
+        return b""
+    text = b""
+    number, start = divmod(position, PART_BYTES)
+    while True:
+        try:
+            part = found.store.read(f"logs/{run}/parts/output.log/{number:05d}")
+        except StorageMissingError:
+            return text
+        text += part[start:]
+        if len(part) < PART_BYTES:
+            return text
+        number, start = number + 1, 0
+
+
+def _open(run: str, config: ClusterConfig, configs: dict[str, ClusterConfig]) -> SubmittedRun:
+    record = RunRecord(storage_of(config), run)
+    record.state()  # raises, with the runs there are
+    return with_cluster(record, configs)
+
+
+def with_cluster(record: RunRecord, configs: dict[str, ClusterConfig]) -> SubmittedRun:
+    """Return a record with the cluster of one's own that it was last given to."""
+    event = record.submitting_event()
+    name, recorded = event["cluster"], event.get("cluster_config", {})
+    own = configs.get(name)
+    if own is None:
+        remark = f"your clusters.yaml has no cluster {name!r}, so only the record tells of it"
+        return SubmittedRun(record, None, remark)
+    if storage_of(own).uri != record.store.uri:
+        remark = (
+            f"the record names cluster {name!r}, whose storage is {own.storage} in clusters.yaml"
+        )
+        return SubmittedRun(record, None, remark)
+    mine = own.model_dump(mode="json")
+    differing = [k for k in PLACE_KEYS if k != "storage" and recorded.get(k) != mine.get(k)]
+    told = ", ".join(f"{k} {recorded.get(k)!r} (yours: {mine.get(k)!r})" for k in differing)
+    remark = f"the record has another cluster {name!r}: {told}; yours is used" if differing else ""
+    return SubmittedRun(record, open_cluster(name, own), remark)
+
+
+def _kind(found: SubmittedRun) -> str:
+    return found.cluster.config.kind if found.cluster is not None else "not in your clusters.yaml"
+
+
+def storage_of(config: ClusterConfig) -> ObjectStore:
+    return open_store(config.storage, config.endpoint_url, config.region)
+
+
+def _value(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

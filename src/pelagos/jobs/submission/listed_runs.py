@@ -1,0 +1,83 @@
+"""What `pelagos list` shows of submitted runs: one listing of a storage, one small object of each run.
+
+Runs that have not ended are looked at more closely: their events, and what the cluster says of them.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pelagos.infra.clusters import ClusterConfig
+from pelagos.infra.storage.directory_store import ObjectStore
+from pelagos.infra.storage.remote import StorageError
+from pelagos.jobs.submission.following import current_state, storage_of, with_cluster
+from pelagos.jobs.submission.records.record import (
+    ENDED,
+    RECORDS,
+    RunRecord,
+    num_events_by_run,
+)
+from pelagos.jobs.submission.records.summary import Progress, Summary, row_of
+from pelagos.platform.config.clusters import find_cluster, load_clusters
+
+READERS = 16
+
+
+def listed_runs(cluster: str | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return a row for each submitted run, and what could not be reached or read."""
+    configs = load_clusters()
+    searched = {cluster: find_cluster(cluster)} if cluster else configs
+    rows: list[dict[str, Any]] = []
+    problems, seen = [], set()
+    for name, config in searched.items():
+        try:
+            store = storage_of(config)
+            if store.uri in seen:
+                continue
+            seen.add(store.uri)
+            counts = num_events_by_run(store.sizes(RECORDS))
+        except StorageError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        for row in _rows(store, counts, configs):
+            if isinstance(row, str):
+                problems.append(f"{name}: {row}")
+            else:
+                rows.append(row)
+    return rows, list(dict.fromkeys(problems))
+
+
+def _rows(
+    store: ObjectStore, counts: Mapping[str, int], configs: Mapping[str, ClusterConfig]
+) -> list[dict[str, Any] | str]:
+    with ThreadPoolExecutor(READERS) as readers:
+        waiting = [
+            readers.submit(_row, store, run, num_events, configs)
+            for run, num_events in sorted(counts.items())
+        ]
+        return [row.result() for row in waiting]
+
+
+def _row(
+    store: ObjectStore, run: str, num_events: int, configs: Mapping[str, ClusterConfig]
+) -> dict[str, Any] | str:
+    """Return a run's row, or why there is none."""
+    try:
+        record = RunRecord(store, run)
+        summary = record.summary()
+        if summary is not None and summary.num_events == num_events and summary.state in ENDED:
+            return row_of(run, store.uri, summary)
+        progress = summary.progress if summary is not None else Progress()
+        return _looked_at(record, progress, dict(configs))
+    except (ValueError, OSError) as error:
+        return f"run {run}: {error}"
+
+
+def _looked_at(
+    record: RunRecord, progress: Progress, configs: dict[str, ClusterConfig]
+) -> dict[str, Any]:
+    state, _ = current_state(with_cluster(record, configs))
+    keys = ("state", "cluster", "submitted_by", "submitted_at", "updated_at", "reason", "cause")
+    values = {key: getattr(state, key) for key in keys}
+    summary = Summary(num_events=len(record.seen()), **values, progress=progress)
+    return row_of(record.run, record.store.uri, summary)

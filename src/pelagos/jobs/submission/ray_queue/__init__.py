@@ -1,0 +1,1 @@
+"""The queue of runs on a Ray cluster: its process, and its rules."""

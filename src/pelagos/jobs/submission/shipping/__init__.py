@@ -1,0 +1,1 @@
+"""The code and files that travel with a submitted run."""

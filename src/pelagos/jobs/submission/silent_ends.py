@@ -1,0 +1,41 @@
+"""What becomes of a run whose process ended without a word: a killed node tells nobody."""
+
+from pelagos.jobs.submission.records.causes import classify, decide_retry
+from pelagos.jobs.submission.records.record import RunRecord
+
+STOPPED_AT_ONCE = "stopped at once"
+
+
+def record_silent_end(record: RunRecord, detail: str, output: str, num_events: int) -> bool:
+    """Record how such a run ended; return whether it is to be started again, by the caller.
+
+    Args:
+        record: the run's.
+        detail: what the cluster says of the process.
+        output: the end of what it printed.
+        num_events: events that the record had when the process was seen to be gone. Only the first
+            of several watchers gets to act on that.
+    """
+    state = record.state()
+    if state.stop:
+        record.append_if(num_events, "stopped", reason=STOPPED_AT_ONCE)
+        return False
+    lines = output.strip().splitlines()
+    last_line = f"; its last line: {lines[-1]}" if lines else ""
+    told = f"{detail} {lines[-1]}" if lines else detail
+    # a process that was killed leaves whatever it printed last: only words for a failure count
+    kind = classify(told) if _speaks_of_failure(told) else "node lost"
+    retry = decide_retry(kind, state.restarts, state.retries, may_shrink=False, has_shrunk=False)
+    details = {
+        "cause": f"the run's process ended without a word: {detail}{last_line}",
+        "cause_kind": kind,
+        "reason": retry.why,
+    }
+    if not retry.again:
+        record.append_if(num_events, "failed", **details)
+        return False
+    return record.append_if(num_events, "retried", **details)
+
+
+def _speaks_of_failure(text: str) -> bool:
+    return any(word in text for word in ("Error", "error:", "Exception", "exit code 3"))

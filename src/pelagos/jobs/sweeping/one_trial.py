@@ -1,0 +1,149 @@
+"""What a Ray worker does with one trial: train or go on, measure, keep the result.
+
+A trial's own failure is a result with its cause; it never ends the sweep.
+"""
+
+import io
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from pelagos import plugins
+from pelagos.evaluation.conclusions.verdicts import combined_label, judge
+from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation
+from pelagos.jobs import evaluate, resume
+from pelagos.jobs.pretrain import PretrainResult
+from pelagos.jobs.sweeping.inputs import inputs_of_run
+from pelagos.jobs.sweeping.trials import (
+    FINAL_STATES,
+    Measurement,
+    Trial,
+    TrialResult,
+    clear_unbegun,
+    measurement_of,
+    write_result,
+)
+from pelagos.platform.config.measure import EvaluateJob
+from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.console import HarmlessConsole
+from pelagos.platform.records.runs import RunDirectory
+
+logger = logging.getLogger(__name__)
+Report = Callable[[int, float], bool]
+"""Takes the number of a validation and its loss; returns whether the trial shall go on."""
+
+
+def run_trial(sweep: SweepJob, trial: Trial, report: Report) -> TrialResult:
+    """Run a trial to its end and keep its result; never raises for what the trial does."""
+    watcher = _ValidationWatcher(trial, report)
+    try:
+        plugins.load_for(trial.job)
+        ended = train(trial, watcher)
+        result = _result(sweep, trial, ended, watcher.is_stopped)
+    except Exception as error:  # whatever breaks one trial, the others go on
+        logger.debug("trial %s failed", trial.name, exc_info=True)
+        result = TrialResult("failed", cause=f"{type(error).__name__}: {error}")
+    if result.state in FINAL_STATES:
+        result = replace(result, inputs=inputs_of_run(trial))
+    if result.state in FINAL_STATES or result.state == "failed":
+        write_result(trial, result)
+    return result
+
+
+def train(
+    trial: Trial, watcher: Callable[[], None], until_step: int | None = None
+) -> PretrainResult:
+    """Start a trial's run, or go on with it, to its end or until so many steps are done."""
+    console = HarmlessConsole(file=io.StringIO())
+    if (trial.path / "job.yaml").exists():
+        return resume.resume(trial.job.runs_dir, trial.name, console, (), watcher, until_step)
+    clear_unbegun(trial.path)  # a trial that could not be built left its cause
+    return resume.start(trial.job, console, watcher, until_step)
+
+
+def _result(sweep: SweepJob, trial: Trial, ended: PretrainResult, is_stopped: bool) -> TrialResult:
+    outcome = ended.outcome
+    loss = ended.metrics.get("validation_loss")
+    if outcome.kind == "failed":
+        return TrialResult("failed", outcome.step, loss, cause=outcome.cause)
+    if outcome.kind == "stopped":
+        state = "stopped early" if is_stopped else "interrupted"
+        return TrialResult(state, outcome.step, loss)  # type: ignore[arg-type]
+    found = asdict(measured(sweep, trial))
+    return TrialResult("finished", outcome.step, loss, measured_on=measurement_of(sweep), **found)
+
+
+def measured(sweep: SweepJob, trial: Trial) -> Measurement:
+    """Return errors on the sweep's held-out split, the mean over datasets, and what they beat."""
+    if sweep.evaluate is None:
+        return Measurement()
+    lead = sweep.evaluate.lead_steps
+    job = EvaluateJob(
+        run=trial.name,
+        runs_dir=trial.job.runs_dir,
+        split=sweep.evaluate.split,
+        max_trajectories=sweep.evaluate.max_trajectories,
+        lead_steps=None if lead is None else (lead,),
+        batch_size=sweep.evaluate.batch_size,
+    )
+    evaluations, _ = evaluate.measure(job)
+    methods = evaluations[0].forecast_methods
+    leads = [judge(evaluation).leads[-1] for evaluation in evaluations]
+    vrmse = {method: _mean_error(evaluations, method, "vrmse") for method in methods}
+    return Measurement(
+        errors={method: _mean_error(evaluations, method, "relative_l1") for method in methods},
+        vrmse={method: value for method, value in vrmse.items() if not math.isnan(value)},
+        baselines={
+            baseline: {
+                metric: value
+                for metric in ("relative_l1", "vrmse")
+                if not math.isnan(value := _mean_error(evaluations, baseline, metric))
+            }
+            for baseline in BASELINES
+        },
+        beats=combined_label(leads),
+        is_worse_than_constant=any(lead.is_worse_than_constant for lead in leads),
+        weights=evaluations[0].weights,
+        unscored=[f"{e.data.name}: {told}" for e in evaluations for told in e.warnings()],
+    )
+
+
+def _mean_error(evaluations: list[DatasetEvaluation], method: str, metric: str) -> float:
+    """Return the mean over datasets of the error at the last lead; NaN where none of them has one.
+
+    Of each dataset as Poseidon's own evaluation takes it: the mean over field groups of the median
+    over samples, so the median of each group may be another sample's.
+    """
+    errors = [float(e.mean_over_groups(method, metric)[-1]) for e in evaluations]
+    known = [error for error in errors if not math.isnan(error)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+class _ValidationWatcher:
+    """Reports each validation of a run once; asks the run to stop when told to."""
+
+    def __init__(self, trial: Trial, report: Report) -> None:
+        self.run = RunDirectory(trial.path)
+        self.report = report
+        self.num_reported = 0
+        self.is_stopped = False
+
+    def __call__(self) -> None:
+        if self.is_stopped:
+            return
+        losses = validation_losses(self.run)
+        for number in range(self.num_reported, len(losses)):
+            self.num_reported = number + 1
+            if not self.report(number + 1, losses[number]):
+                self.is_stopped = True
+                self.run.request_stop()
+                return
+
+
+def validation_losses(run: RunDirectory) -> list[float]:
+    """Return the loss of each validation, by step; one redone after a restart counts once."""
+    events: list[dict[str, Any]] = [e for e in run.events() if e["kind"] == "validation"]
+    by_step = {e["step"]: float(e["validation_loss"]) for e in events}
+    return [by_step[step] for step in sorted(by_step)]

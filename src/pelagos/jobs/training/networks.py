@@ -1,0 +1,135 @@
+"""The network and the objective of a training job, from its configuration."""
+
+from typing import Any
+
+from torch import nn
+
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.models.low_rank import add_low_rank
+from pelagos.models.objectives import (
+    OBJECTIVES,
+    FieldObjective,
+    Masked,
+    Objective,
+    Segmentation,
+    create_objective,
+    without_fields,
+)
+from pelagos.models.pretrained import Pretrained
+from pelagos.models.registry import FAMILIES, create_model, model_info
+from pelagos.platform.config.schema import TrainingJob
+
+CALLS = {
+    "frame": "one frame and a lead time",
+    "window": "several frames",
+    "image": "one image",
+    "masked": "an image and what is hidden of it",
+}
+
+
+def build_objective(job: TrainingJob, mixture: Mixture | None = None) -> Objective:
+    """Return the job's objective over its fields. Raises `ValueError`.
+
+    With the mixture, fields that are given in it are in none of the default field groups.
+    """
+    options = objective_options(job, mixture)
+    return create_objective(job.objective.name, job.data.fields, **options)
+
+
+def objective_options(job: TrainingJob, mixture: Mixture | None = None) -> dict[str, Any]:
+    """Return the options of the job's objective that differ from the usual ones."""
+    options = job.objective.model_dump(
+        exclude={"name", "config"}, exclude_defaults=True, exclude_none=True
+    )
+    options |= job.objective.config
+    if mixture is not None and "field_groups" not in options:
+        groups = _groups_without_given(job, mixture)
+        options |= {"field_groups": groups} if groups else {}
+    if job.data.normalization == "none" and issubclass(
+        OBJECTIVES[job.objective.name], FieldObjective
+    ):
+        options["smallest_label"] = 0.0  # of raw fields no size is known
+    if mixture is not None and (masks := _masks(job, mixture)):
+        options["masks"] = masks
+    return options
+
+
+def _masks(job: TrainingJob, mixture: Mixture) -> dict[str, str]:
+    """Return the masks of the job's fields, as far as its objective leaves masked points out.
+
+    Raises:
+        ValueError: the objective cannot know where there are no values.
+    """
+    kind, masks = OBJECTIVES[job.objective.name], mixture.masks
+    label = job.objective.label_field or "label"
+    if issubclass(kind, Segmentation) and label in masks:
+        raise ValueError(
+            f"{label} has points without a class ({masks[label]} is 0 there), which segmentation "
+            f"cannot learn from: convert with `missing: fill` and a fill_value that is a class"
+        )
+    if not issubclass(kind, FieldObjective | Masked):
+        return {}
+    absent = sorted(set(masks.values()) - set(mixture.fields))
+    if absent:
+        raise ValueError(
+            f"{', '.join(n for n in masks if masks[n] in absent)} has points without a value; "
+            f"{', '.join(absent)} says where: add {', '.join(absent)} to data.fields, and the model "
+            f"and its loss know them (or convert with `missing: fill`)"
+        )
+    return masks
+
+
+def _groups_without_given(job: TrainingJob, mixture: Mixture) -> dict[str, tuple[str, ...]]:
+    """Return the default field groups if fields have to be left out of them, else nothing."""
+    if not issubclass(OBJECTIVES[job.objective.name], FieldObjective) or not mixture.given_fields:
+        return {}
+    usual: Any = create_objective(job.objective.name, job.data.fields)
+    groups = {name: tuple(map(str, group)) for name, group in (usual.field_groups or {}).items()}
+    return without_fields(groups, mixture.given_fields)
+
+
+def build_model(job: TrainingJob) -> nn.Module:
+    """Return the job's network, freshly drawn from torch's generator. Raises `ValueError`."""
+    model = build_network(job)
+    if (lora := job.adapter) is not None:
+        add_low_rank(model, lora.targets, lora.rank, lora.alpha, lora.also_train)
+    return model
+
+
+def build_network(job: TrainingJob) -> Pretrained:
+    """Return the registry's network for the job's fields, as it is. Raises `ValueError`."""
+    objective = build_objective(job)
+    call = model_info(job.model.name).call
+    if call != objective.call:
+        fitting = [name for name, kind in OBJECTIVES.items() if kind.call == call]
+        raise ValueError(
+            f"{job.model.name} is called with {CALLS[call]}, the objective {job.objective.name} "
+            f"calls with {CALLS[objective.call]}: use objective.name {' or '.join(fitting)}, or "
+            f"another model"
+        )
+    _check_no_channels(job)
+    inputs, outputs = objective.model_channels
+    return create_model(
+        job.model.name, in_channels=inputs, out_channels=outputs, **job.model.config
+    )
+
+
+def _check_no_channels(job: TrainingJob) -> None:
+    """Raise ValueError if the model's options say what follows from the fields."""
+    info = model_info(job.model.name)
+    own = FAMILIES[info.family].channels if info.family in FAMILIES else ()
+    given = [name for name in job.model.config if name in {"in_channels", "out_channels", *own}]
+    if given:
+        raise ValueError(
+            f"config gives {', '.join(given)}, but the numbers of channels follow from data.fields "
+            f"({len(job.data.fields)}: {', '.join(job.data.fields)}) and the objective: leave it out"
+        )
+
+
+def any_network(job: TrainingJob) -> nn.Module:
+    """Return the job's network with as many channels as fields, whatever the objective."""
+    _check_no_channels(job)
+    channels = len(job.data.fields)
+    return create_model(
+        job.model.name, in_channels=channels, out_channels=channels, **job.model.config
+    )

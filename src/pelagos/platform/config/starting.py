@@ -1,0 +1,57 @@
+"""What a training starts from: other weights, and low-rank updates of them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pelagos.platform.config.section import (
+    WEIGHTS_DESCRIPTION,
+    CheckpointName,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    RegularExpression,
+    RunName,
+    Section,
+    WeightsChoice,
+)
+
+
+class SourceConfig(Section):
+    """Where the weights come from: one of `run` and `uri`."""
+
+    run: RunName | None = Field(None, description="Name of a run.")
+    runs_dir: PathText | None = Field(
+        None, description="Directory of that run; default: `runs_dir`."
+    )
+    checkpoint: CheckpointName = Field(
+        "last", description="Of a run: last, best, or a step number."
+    )
+    weights: WeightsChoice = Field(
+        "auto", description=f"Of a run: which weights. {WEIGHTS_DESCRIPTION}"
+    )
+    uri: PathText | None = Field(
+        None,
+        description="Exported or imported model directory, file of weights (safetensors, .pth), "
+        "directory of checkpoints, models:/NAME/VERSION or models:/NAME@ALIAS of MLflow; local or "
+        "s3://.",
+    )
+    prefix: str | None = Field(
+        None, description="What stands before the network's own names in a foreign file."
+    )
+
+
+class LowRankConfig(Section):
+    """Low-rank updates of frozen weights (LoRA, arXiv:2106.09685)."""
+
+    rank: PositiveInt = Field(8, description="Rank of each update.")
+    alpha: PositiveFloat = Field(16.0, description="The update is scaled by alpha / rank.")
+    targets: Annotated[tuple[RegularExpression, ...], Field(min_length=1)] = Field(
+        description="Regular expressions of the parameters that are updated: matrices, kernels of "
+        "convolutions, spectral weights."
+    )
+    also_train: tuple[RegularExpression, ...] = Field(
+        (),
+        description="Regular expressions of parameters that are trained themselves, e.g. heads; "
+        "everything else is frozen. Re-initialised parameters are trained always.",
+    )

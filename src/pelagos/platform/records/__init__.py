@@ -1,0 +1,1 @@
+"""The directory of a run: what happened, in files that any text tool reads."""

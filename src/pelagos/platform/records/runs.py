@@ -1,0 +1,418 @@
+"""The directory of a run: the one place that holds what happened, readable with any text tool.
+
+runs/NAME/job.yaml        the resolved job
+          job-1.yaml      … as it was before the first `resume` that changed it
+          status.json     state of the last launch
+          metrics.jsonl   one line per step (rewritten up to the checkpoint on resume)
+          metrics-redone.jsonl  lines that resumes took out of it, before the steps were redone
+          events.jsonl    launches, resumes, checkpoints, validations, the end
+          identity.json   what its checkpoints carry, so that another run's are never taken for its own
+          take-overs.json other runs' checkpoints that this one went on from (members of a population)
+          checkpoints/    unless the job names another place; after a take-over those in take-over-N/
+          evaluation/     reports
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from pelagos.infra.storage.files import open_lock_file, replace_durably
+from pelagos.platform.config.differences import changed_keys, is_among
+from pelagos.platform.config.load import load_job, resolve_yaml
+from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.records.goodput import FollowedTimes
+from pelagos.platform.records.others_runs import believed, is_given, unbelieved
+from pelagos.platform.records.record_tail import RecordTail
+from pelagos.platform.records.run_files import (
+    append_line,
+    is_continuation,
+    is_event,
+    is_step,
+    read_events,
+    read_json,
+    read_last_metrics,
+    read_mapping,
+    read_metrics,
+)
+from pelagos.platform.records.run_records import Outcome as Outcome
+from pelagos.platform.records.run_records import RunRecords as RunRecords
+
+# What a resume may change: how the steps are computed, not which steps they are.
+CHANGEABLE = (
+    "parallel",
+    "resources",
+    "tracking",
+    "health",
+    "checkpoint.every_steps",
+    "checkpoint.keep_last",
+    "checkpoint.keep_best",
+    "checkpoint.asynchronous",
+    "checkpoint.new_parameters",
+    "validation.every_steps",
+    "data.num_threads",
+    "data.prefetch_steps",
+    "data.cache",
+    "data.order_version",  # a checkpoint of the other version is refused when it is loaded
+    "data.mixture.*.uri",  # as are data of another fingerprint: what moved is the same data
+    "model.config",  # a checkpoint of a network with other options is refused
+    "optimizer.frozen",
+    "storage",
+    "plugins",
+    "callbacks",
+)
+# What a branch may change besides, from its step on: how weights move, and for how long.
+CHANGEABLE_IN_A_BRANCH = ("optimizer", "schedule")
+
+BRANCHED = "branched"
+TAKE_OVERS = "take-overs.json"
+IDENTITY = "identity.json"
+State = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
+
+
+class RunError(ValueError):
+    """A run that does not exist, exists already, or is busy; says what to do."""
+
+
+class RunDirectory:
+    """Reads and writes one run's directory. Whole files are replaced by renaming."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self.name = self.path.name
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.events_path = self.path / "events.jsonl"
+        self.redone_path = self.path / "metrics-redone.jsonl"
+
+    @classmethod
+    def create(cls, job: TrainingJob, identity: str | None = None) -> "RunDirectory":
+        """Make the directory of a new run; its identity is drawn unless it is given.
+
+        Raises:
+            RunError: the name is taken, or the directory cannot be written.
+        """
+        run = cls(Path(job.runs_dir) / job.name)
+        try:
+            run.path.parent.mkdir(parents=True, exist_ok=True)
+            if run.path.exists():
+                raise RunError(
+                    f"run {job.name!r} exists already in {run.path.parent}: `pelagos resume "
+                    f"{job.name}` continues it; a new run needs another name (name=OTHER)"
+                )
+            run.path.mkdir()
+        except OSError as error:
+            raise RunError(
+                f"runs_dir {job.runs_dir}: {error.strerror}: {error.filename}. Make it writable or "
+                "choose another (runs_dir=DIR)"
+            ) from error
+        run.replace(IDENTITY, json.dumps({"run": identity or uuid.uuid4().hex}))
+        run.replace("job.yaml", resolve_yaml(job))
+        run.set_status("created")
+        return run
+
+    @classmethod
+    def open(cls, runs_dir: str, name: str) -> "RunDirectory":
+        """Return an existing run. Raises `RunError`, listing the runs there are."""
+        run = cls(Path(runs_dir) / name)
+        if not (run.path / "job.yaml").exists():
+            known = ", ".join(r.name for r in list_runs(runs_dir)) or "none"
+            raise RunError(f"no run {name!r} in {run.path.parent}; there are: {known}")
+        return run
+
+    def job(self) -> TrainingJob:
+        """Return the run's resolved job; of another user's, without addresses that only it names.
+
+        Raises:
+            ConfigError, RunError: it is no training job, or no regular file.
+        """
+        return believed(self.job_as_written(), self.path / "job.yaml")
+
+    def job_as_written(self) -> TrainingJob:
+        """Return the run's resolved job, to be shown. Raises as `job`."""
+        self._require_regular_job()
+        job = load_job(self.path / "job.yaml")
+        if not isinstance(job, TrainingJob):
+            raise RunError(f"{self.path / 'job.yaml'} is no training job; only those make runs")
+        return job
+
+    def _require_regular_job(self) -> None:
+        path = self.path / "job.yaml"
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise RunError(f"{path} is a link or no regular file; it is not read")
+
+    def revised_job(
+        self, overrides: Sequence[str], also_changeable: Sequence[str] = ()
+    ) -> TrainingJob:
+        """Return the run's job with changes to how the steps to come are computed.
+
+        Raises:
+            RunError: an override changes what the run is.
+            ConfigError: the changed job is not valid.
+        """
+        before = self.job()
+        after = load_job(self.path / "job.yaml", overrides)  # regular, or `job` had raised
+        assert isinstance(after, TrainingJob), "as before"
+        given = tuple(text.partition("=")[0].strip() for text in overrides)
+        after = believed(after, self.path / "job.yaml", given)
+        changeable = (*CHANGEABLE, *also_changeable)
+        refused = [k for k in _changed_keys(before, after) if not is_among(k, changeable)]
+        if not refused:
+            return after
+        if all(is_among(key, CHANGEABLE_IN_A_BRANCH) for key in refused):
+            raise RunError(
+                f"run {self.name!r}: {', '.join(refused)} can change from a checkpoint on, as a "
+                f"branch of the run: add --from STEP (or --from last)"
+            )
+        raise RunError(
+            f"run {self.name!r}: a resume cannot change {', '.join(refused)}: the steps to come "
+            f"would not continue those done. It can change {', '.join(CHANGEABLE)}, and with "
+            f"--from STEP {' and '.join(CHANGEABLE_IN_A_BRANCH)}; for anything else start a new run"
+        )
+
+    def require_believed(
+        self, job: TrainingJob, overrides: Sequence[str] = (), written: TrainingJob | None = None
+    ) -> None:
+        """Raise unless a run that goes on as `job` keeps its addresses, or the user drops them.
+
+        Args:
+            written: what its files say; default: job.yaml alone.
+
+        Raises:
+            RunError: they are of another user's file alone; names each, and what to say.
+        """
+        given = [text.partition("=")[0].strip() for text in overrides]
+        told = unbelieved(self.job_as_written() if written is None else written, job)
+        dropped = [text for text in told if not is_given(text.partition("=")[0], given)]
+        if dropped:
+            raise RunError(
+                f"run {self.name!r} is another user's, and its files in {self.path} say "
+                f"{' and '.join(dropped)}, where your credentials would be sent. Say it yourself if you "
+                f"know it, or KEY=null to go on without"
+            )
+
+    def replace_job(self, job: TrainingJob) -> None:
+        """Keep `job` as the run's; the job as it was stays beside, as job-1.yaml, job-2.yaml, …."""
+        before = self.job()
+        changed = _changed_keys(before, job)
+        if changed:
+            number = 1 + len(list(self.path.glob("job-*.yaml")))
+            self.replace(f"job-{number}.yaml", resolve_yaml(before))
+            self.replace("job.yaml", resolve_yaml(job))
+            self.append_event("job_changed", keys=changed, before=f"job-{number}.yaml")
+
+    @property
+    def checkpoint_uri(self) -> str:
+        """Where the run's checkpoints stand: since its last take-over, if it has had one."""
+        return self.checkpoint_uri_after(len(self.take_overs()))
+
+    def checkpoint_uri_after(self, num_take_overs: int) -> str:
+        """Where the checkpoints between this take-over and the next stand; 0: before the first."""
+        uri = self.checkpoint_uri_of(self.job())
+        return f"{uri}/take-over-{num_take_overs}" if num_take_overs else uri
+
+    def take_overs(self) -> list[dict[str, Any]]:
+        """Return the take-overs of other runs' checkpoints: step, source, changed settings.
+
+        Raises:
+            RunError: the file holds something else.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            told = read_json(self.path / TAKE_OVERS)
+            if not (isinstance(told, list) and all(map(is_continuation, told))):
+                raise RunError(
+                    f"{self.path / TAKE_OVERS} is no list of take-overs: expected is [{{step: NUMBER, "
+                    f"source: RUN, checkpoint: PLACE, settings: {{KEY: [BEFORE, AFTER]}}}}, …]"
+                )
+            return told
+        return []
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """The run's own identity, empty for runs made before there were any, then those of runs
+        whose checkpoints it took over."""
+        own = ""
+        with contextlib.suppress(FileNotFoundError):
+            told = read_json(self.path / IDENTITY)
+            if not (isinstance(told, dict) and isinstance(told.get("run"), str)):
+                raise RunError(f"{self.path / IDENTITY} names no run")
+            own = told["run"]
+        others = (i for record in self.take_overs() for i in record.get("identities", [""]))
+        return (own, *map(str, others))
+
+    def checkpoint_uri_of(self, job: TrainingJob) -> str:
+        """Where a run of this job keeps its checkpoints, whether or not it was made yet."""
+        uri = job.checkpoint.uri
+        return f"{uri.rstrip('/')}/{self.name}" if uri else str(self.path / "checkpoints")
+
+    def replace(self, name: str, text: str) -> None:
+        """Write a small file whole: temporary name, flush, rename."""
+        replace_durably(self.path / name, text.encode())
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def set_status(self, state: State, **details: Any) -> None:
+        """Record the state of the launch, keeping details recorded before."""
+        status = {**self._status_file(), **details, "state": state, "updated": time.time()}
+        self.replace("status.json", json.dumps(status, indent=1))
+
+    def status(self) -> dict[str, Any]:
+        """Return the run's state; a launch that died without saying so is `interrupted`."""
+        status = self._status_file()
+        if status.get("state") == "running" and not self.is_locked():
+            status["state"] = "interrupted"
+        last = next(iter(self.last_metrics(1)), None)
+        if not isinstance(status.get("updated"), int | float):
+            status.pop("updated", None)
+        status["state"] = str(status.get("state", "unknown"))
+        status["step"] = last["step"] if last else 0
+        status["metrics"] = last or {}
+        return status
+
+    def _status_file(self) -> dict[str, Any]:
+        return read_mapping(self.path / "status.json")
+
+    def write_outcome(self, outcome: Outcome, launch: str) -> None:
+        """Record how a launch ended (written by rank 0 of the workers, or the one that failed)."""
+        self.replace("outcome.json", json.dumps({"launch": launch, **asdict(outcome)}))
+
+    def outcome(self, launch: str) -> Outcome | None:
+        """Return how this launch ended, or None if it did not say."""
+        content = read_mapping(self.path / "outcome.json")
+        if content.pop("launch", None) == launch:
+            with contextlib.suppress(TypeError):
+                return Outcome(**content)
+        return None
+
+    @contextlib.contextmanager
+    def lock(self, purpose: str = "driver", wait_seconds: float = 0.0) -> Iterator[None]:
+        """Hold the run exclusively. The kernel frees it when the process dies, however it dies.
+
+        Raises:
+            RunError: another process holds it, or the run is another user's.
+        """
+        path = self.path / f".{purpose}.lock"
+        try:
+            descriptor = open_lock_file(path)
+        except PermissionError as error:
+            raise RunError(
+                f"run {self.name!r} is another user's: {path} cannot be opened for writing"
+            ) from error
+        with os.fdopen(descriptor, "r+b") as file:
+            deadline = time.monotonic() + wait_seconds
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise RunError(
+                            f"run {self.name!r} is in use by another process; wait for it, or "
+                            f"stop it (see `pelagos status {self.name}`)"
+                        ) from None
+                    time.sleep(0.1)
+            yield
+
+    def is_locked(self) -> bool:
+        """Return whether a live process drives the run."""
+        try:
+            with self.lock():
+                return False
+        except (RunError, OSError):
+            return True
+
+    def request_stop(self) -> None:
+        """Ask the workers to save and return after their current step."""
+        (self.path / "stop").touch()
+
+    def stop_requested(self) -> bool:
+        """Return whether a stop was asked for."""
+        return (self.path / "stop").exists()
+
+    def clear_stop(self) -> None:
+        """Forget an earlier stop request."""
+        (self.path / "stop").unlink(missing_ok=True)
+
+    # -- records ----------------------------------------------------------------------------------
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Append one step's values, unless that step is there already.
+
+        A group of workers that was given up may still be running for a moment next to the one that
+        replaced it: what it says of such a step comes late.
+        """
+        if record["step"] > self.last_step():
+            append_line(self.metrics_path, record)
+
+    def append_event(self, kind: str, **details: Any) -> None:
+        """Append one event."""
+        append_line(self.events_path, {"time": time.time(), "kind": kind, **details})
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return every step's values, in order."""
+        return read_metrics(self.metrics_path)
+
+    def redone_metrics(self) -> list[dict[str, Any]]:
+        """Return the values that steps had before they were redone, in the order of dropping."""
+        return read_metrics(self.redone_path)
+
+    def tail_of_metrics(self) -> RecordTail:
+        """Return a follower of the steps' values."""
+        return RecordTail(self.metrics_path, is_step)
+
+    def tail_of_redone(self) -> RecordTail:
+        """Return a follower of the values that steps had before they were redone."""
+        return RecordTail(self.redone_path, is_step)
+
+    def tail_of_events(self) -> RecordTail:
+        """Return a follower of the events."""
+        return RecordTail(self.events_path, is_event)
+
+    def followed_times(self) -> FollowedTimes:
+        """Return the sums of time as the records grow."""
+        return FollowedTimes(self.tail_of_events(), self.tail_of_metrics())
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return every event, in order."""
+        return read_events(self.events_path)
+
+    def last_metrics(self, count: int) -> list[dict[str, Any]]:
+        """Return the last steps' values, reading only the end of the file."""
+        return read_last_metrics(self.metrics_path, count)
+
+    def last_step(self) -> int:
+        """Return the number of steps that have been logged."""
+        return int(next((r["step"] for r in self.last_metrics(1)), 0))
+
+    def keep_metrics_until(self, step: int) -> int:
+        """Drop the values of steps after `step` (they are about to be redone); return how many."""
+        records = self.metrics()
+        kept = [r for r in records if r["step"] <= step]
+        for record in records[len(kept) :]:
+            append_line(self.redone_path, record)
+        self.replace("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
+        return len(records) - len(kept)
+
+
+def check_identity(run: RunRecords, uri: str, step: int, trainer_state: Mapping[str, Any]) -> None:
+    """Raise `RunError` if a checkpoint's state is of another run."""
+    if trainer_state.get("run", "") not in run.identities:
+        raise RunError(
+            f"{uri}: the checkpoint of step {step} is of another run with the same name and "
+            f"checkpoint.uri; nothing was loaded. Give this run another name or checkpoint.uri, or "
+            f"start from those weights by `pelagos finetune` with source.uri: {uri}"
+        )
+
+
+def list_runs(runs_dir: str) -> list[RunDirectory]:
+    """Return the runs of a directory, by name."""
+    return [RunDirectory(p.parent) for p in sorted(Path(runs_dir).glob("*/job.yaml"))]
+
+
+def _changed_keys(before: TrainingJob, after: TrainingJob) -> list[str]:
+    return changed_keys(before.model_dump(mode="json"), after.model_dump(mode="json"))
