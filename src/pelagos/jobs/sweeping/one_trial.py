@@ -25,7 +25,7 @@ from pelagos.jobs.sweeping.trials import (
     measurement_of,
     write_result,
 )
-from pelagos.platform.config.measure import EvaluateJob
+from pelagos.platform.config.measure import EvaluateJob, EvaluateResources
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.console import HarmlessConsole
 from pelagos.platform.records.runs import RunDirectory
@@ -71,12 +71,16 @@ def _result(sweep: SweepJob, trial: Trial, ended: PretrainResult, is_stopped: bo
     if outcome.kind == "stopped":
         state = "stopped early" if is_stopped else "interrupted"
         return TrialResult(state, outcome.step, loss)  # type: ignore[arg-type]
-    found = asdict(measured(sweep, trial))
+    found = asdict(measured(sweep, trial, trial.job.resources.gpus_per_worker))
     return TrialResult("finished", outcome.step, loss, measured_on=measurement_of(sweep), **found)
 
 
-def measured(sweep: SweepJob, trial: Trial) -> Measurement:
-    """Return errors on the sweep's held-out split, the mean over datasets, and what they beat."""
+def measured(sweep: SweepJob, trial: Trial, num_gpus: int) -> Measurement:
+    """Return errors on the sweep's held-out split, the mean over datasets, and what they beat.
+
+    Args:
+        num_gpus: of this process: a trial measures on the device that it was trained on.
+    """
     if sweep.evaluate is None:
         return Measurement()
     lead = sweep.evaluate.lead_steps
@@ -87,6 +91,7 @@ def measured(sweep: SweepJob, trial: Trial) -> Measurement:
         max_trajectories=sweep.evaluate.max_trajectories,
         lead_steps=None if lead is None else (lead,),
         batch_size=sweep.evaluate.batch_size,
+        resources=EvaluateResources(launcher="none", gpus_per_worker=num_gpus),
     )
     evaluations, _ = evaluate.measure(job)
     methods = evaluations[0].forecast_methods
