@@ -8,11 +8,13 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -25,9 +27,11 @@ from pelagos.jobs.measuring import spreading
 from pelagos.jobs.measuring.trained import load_run
 from pelagos.jobs.measuring.workers import Workers, repeatable, workers_of
 from pelagos.jobs.submission.kinds import kind_of
+from pelagos.jobs.sweeping import one_trial
+from pelagos.jobs.sweeping.trials import trials_of
 from pelagos.jobs.training.parts import build_parts
 from pelagos.jobs.weights.forecaster import Forecaster
-from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
+from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob, SweepJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.measure import EvaluateResources
 from pelagos.platform.config.schema import ResourcesConfig
@@ -192,7 +196,7 @@ def test_the_device_is_the_one_that_is_there_or_asked_for() -> None:
     usual = workers_of(EvaluateResources(), TRAINED_ON)
     assert (usual.in_ray, usual.gpus_per_worker, usual.cpus_per_worker) == (False, 0, 3)
     assert usual.device == torch.device("cpu")
-    with pytest.raises(ValueError, match="2 workers x 1 GPU = 2, but PyTorch finds 0"):
+    with pytest.raises(ValueError, match=r"num_workers\(2\) x 1 = 2, but PyTorch finds 0"):
         workers_of(EvaluateResources(num_workers=2, gpus_per_worker=1), TRAINED_ON)
     there = {"ray_address": "auto", "gpus_per_worker": 1}
     assert workers_of(EvaluateResources(**there), TRAINED_ON).in_ray
@@ -206,6 +210,34 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_read(
     with pytest.raises(ValueError, match=r"resources\.gpus_per_worker"):
         numbers(runs, tmp_path / "gpu", gpus_per_worker=1)
     assert not (tmp_path / "gpu").exists()
+
+
+@needs_no_gpu
+def test_a_trial_of_a_sweep_measures_on_the_device_that_it_trained_on(
+    datasets: tuple[str, str], tiny_job_text: JobText, tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(tiny_job_text(datasets, tmp_path, "tiny"))
+    tree = {
+        "job": "sweep",
+        "name": "tiny",
+        "runs_dir": str(tmp_path / "runs"),
+        "jobs": {"a": {"file": str(file)}},
+        "tracking": {"uri": None},
+        "evaluate": {"max_trajectories": 2},
+    }
+    sweep = parse_job(yaml.safe_dump(tree), "sweep.yaml")
+    assert isinstance(sweep, SweepJob)
+    (trial,) = trials_of(sweep)
+    ended = one_trial.train(trial, lambda: None)
+    assert one_trial._result(sweep, trial, ended, False).errors.keys() == {
+        "direct",
+        "autoregressive",
+    }
+    on_gpu = trial.job.resources.model_copy(update={"gpus_per_worker": 1})
+    moved = replace(trial, job=trial.job.model_copy(update={"resources": on_gpu}))
+    with pytest.raises(ValueError, match=r"num_workers\(1\) x 1 = 1, but PyTorch finds 0"):
+        one_trial._result(sweep, moved, ended, False)
 
 
 @pytest.mark.gpu

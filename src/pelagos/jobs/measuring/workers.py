@@ -54,7 +54,7 @@ def workers_of(wanted: EvaluateResources, trained_on: ResourcesConfig) -> Worker
         gpus = 1 if count <= here and not elsewhere else 0
     if gpus * count > here and not elsewhere:
         raise ValueError(
-            f"resources.gpus_per_worker: {count} workers x {gpus} GPU = {gpus * count}, but PyTorch "
+            f"resources.gpus_per_worker: num_workers({count}) x {gpus} = {gpus * count}, but PyTorch "
             f"finds {here} on this machine. Use gpus_per_worker=0, fewer workers, or the "
             f"ray_address of a cluster that has them"
         )
