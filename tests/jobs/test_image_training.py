@@ -1,6 +1,7 @@
 """Images through the whole platform: masked pretraining, then classification and segmentation."""
 
 import io
+import itertools
 import runpy
 import shutil
 from collections.abc import Callable
@@ -9,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs import evaluate, finetune, pretrain
 from pelagos.jobs.training.parts import MixtureStreams, check_parts
+from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import ConfigError, EvaluateJob, TrainingJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.measure import EvaluateResources
@@ -339,3 +342,45 @@ def test_a_class_that_only_validation_images_hold_is_refused(tmp_path: Path) -> 
     job = parse_job(yaml.safe_dump(tree), "organs", ["objective.num_classes=3"])
     assert isinstance(job, TrainingJob)
     check_parts(job)
+
+
+def test_large_images_are_segmented_in_patches_of_the_crops_size(
+    make: Callable[..., TrainingJob], digits: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained on crops of 4 x 4, the network never sees an 8 x 8 image whole, and every point's
+    answer is the average of the patches that hold it."""
+    job = make(
+        "patches",
+        "pretrain",
+        data={
+            "mixture": [{"uri": digits}],
+            "fields": ["grey", "ink"],
+            "global_batch_size": 16,
+            "crop": [4, 4],
+        },
+        model={
+            "name": "vit-nano",
+            "config": {**SMALL, "image_size": [4, 4], "head": "segmentation"},
+        },
+        objective={"name": "segmentation", "label_field": "ink", "num_classes": 2},
+        steps=12,
+    )
+    pretrain.run(job, quiet())  # type: ignore[arg-type]
+    forecaster, _ = Forecaster.from_run(RunDirectory.open(job.runs_dir, "patches"))
+    seen: list[tuple[int, ...]] = []
+    forecaster.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    image = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    answer = forecaster.logits(image).numpy()
+    assert {shape[2:] for shape in seen} == {(4, 4)}
+    # the definition, point by point: overlapping corners 0, 2, 4, weights of a Gaussian of side / 8
+    offset = np.exp(-0.5 * ((np.arange(4) - 1.5) / 0.5) ** 2)
+    weight = np.maximum(np.outer(offset, offset) / np.outer(offset, offset).max(), 1e-3)
+    total, summed = np.zeros((8, 8)), np.zeros((2, 2, 8, 8))
+    for y, x in itertools.product((0, 2, 4), repeat=2):
+        with torch.no_grad():
+            own = forecaster.model(image[:, :, y : y + 4, x : x + 4]).numpy()
+        summed[:, :, y : y + 4, x : x + 4] += weight * own
+        total[y : y + 4, x : x + 4] += weight
+    np.testing.assert_allclose(answer, summed / total, rtol=2e-5, atol=1e-6)
+    told = measured(job)
+    assert sum(map(sum, told["confusion"])) == 50 * 8 * 8

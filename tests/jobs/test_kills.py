@@ -136,7 +136,7 @@ def test_killing_everything_at_any_moment_changes_nothing(
             wait_until(moment, process, log, pause=0.0005)
             kill_everything(process)
         command = ["resume", "killed", "--runs-dir", str(run.path.parent)]
-        assert run.status()["state"] in ("interrupted", "created")
+        assert run.status()["state"] in ("lost", "created")
     finish(command, log)
     assert sum(e["kind"] == "launched" for e in run.events()) >= 3
     assert_same_run(run, whole)
@@ -224,7 +224,7 @@ def test_three_ranks_resume_to_the_bit(make_job: MakeJob, tmp_path: Path) -> Non
     job, run = write_job(make_job, tmp_path, "killed", **three)
     with running(["pretrain", job], log, torchrun(3)) as process:
         wait_until(lambda: steps_done(run) >= 10, process, log)
-    assert run.status()["state"] == "interrupted"
+    assert run.status()["state"] == "lost"
     finish(["resume", "killed", "--runs-dir", str(run.path.parent)], log, torchrun(3))
     assert_same_run(run, whole)
 
@@ -261,7 +261,7 @@ def test_ray_workers_and_driver_may_die(make_job: MakeJob, tmp_path: Path) -> No
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-    assert run.status()["state"] == "interrupted"
+    assert run.status()["state"] == "lost"
     finish(["resume", "ray", "--runs-dir", str(run.path.parent)], log)
     assert run.status()["state"] == "finished"
     assert_same_run(run, reference)

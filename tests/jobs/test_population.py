@@ -152,7 +152,7 @@ def test_a_leg_ends_at_its_step_and_is_not_done_twice(make_sweep: MakeSweep) -> 
     events = run.events()
     assert run_leg(sweep, population, trials[0], 1) == first == events[-3]["validation_loss"]
     assert run.events() == events
-    assert read_result(trials[0]).state == "interrupted"
+    assert read_result(trials[0]).state == "stopped"
     assert settings_of(sweep, trials[0]) == {LR: trials[0].overrides[LR]}
 
     # one that fails compares as the worst, with its cause, and may be brought back
@@ -162,7 +162,7 @@ def test_a_leg_ends_at_its_step_and_is_not_done_twice(make_sweep: MakeSweep) -> 
     assert "num_head" in read_result(trials[0]).cause
     run.replace("job.yaml", (run.path / "job.yaml").read_text().replace("num_head", "num_heads"))
     assert math.isfinite(run_leg(sweep, population, trials[0], 2))
-    assert read_result(trials[0]).state == "interrupted"
+    assert read_result(trials[0]).state == "stopped"
     population.record(1, {"a": math.inf, "b": 1.0}, [{"member": "a"}])
     population.record(2, {"a": 0.5, "b": 1.0}, [])
     told = [(d["leg"], d["step"], d["losses"]["a"]) for d in population.decisions()]

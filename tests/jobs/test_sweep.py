@@ -147,7 +147,7 @@ def test_numbers_of_trajectories_give_gains_and_an_interrupted_trial_is_resumed(
     killed = trials[0]
     run = RunDirectory.create(killed.job)  # as if killed before its first step
     run.set_status("running")
-    assert read_result(killed).state == "interrupted"
+    assert read_result(killed).state == "lost"
     result = sweep_job.run(sweep)
     assert result.ok, result.report.failures
 
@@ -206,7 +206,7 @@ def test_another_measurement_is_made_of_the_same_runs(make_sweep: MakeSweep) -> 
     assert trial.path == same.path
     run_trial(plain, trial, lambda *_: True)
     assert [row.state for row in sweep_job.report_of(plain, [trial]).rows] == ["finished"]
-    assert [row.state for row in sweep_job.report_of(measured, [trial]).rows] == ["interrupted"]
+    assert [row.state for row in sweep_job.report_of(measured, [trial]).rows] == ["stopped"]
     run_trial(measured, same, lambda *_: True)
     (row,) = sweep_job.report_of(measured, [same]).rows
     assert (row.state, row.errors.keys()) == ("finished", {"direct", "autoregressive"})
@@ -224,7 +224,7 @@ def test_errors_are_of_the_lead_that_is_asked_for(make_sweep: MakeSweep) -> None
     run_trial(last, trial, lambda *_: True)
     at_last = read_result(trial)
     assert at_last.measured_on == {"split": "test", "max_trajectories": 2}
-    assert result_of(third, trial).state == "interrupted"  # of other leads: measured anew
+    assert result_of(third, trial).state == "stopped"  # of other leads: measured anew
     run_trial(third, trial, lambda *_: True)
     at_third = read_result(trial)
     assert (at_third.measured_on or {})["lead_steps"] == 3

@@ -15,6 +15,7 @@ from pelagos.models.registry import create_model
 from pelagos.platform.config import ConfigError, PretrainJob
 from pelagos.platform.config.schema import OptimizerConfig, ZeroConfig
 from pelagos.platform.optimization.optimizer import optimizer_factory
+from pelagos.platform.optimization.optimizer_kinds import OPTIMIZERS, OptimizerKind
 from pelagos.platform.strategies import STRATEGIES, check_strategy, create_strategy
 from pelagos.platform.strategies.base import Precision, Strategy, StrategyOptions
 from pelagos.platform.strategies.gradients import LossScale, clip_factor, global_norm
@@ -334,5 +335,46 @@ def test_a_precision_that_the_device_lacks_is_refused_by_the_worker(precision: P
     try:
         with pytest.raises(ValueError, match="format of NVIDIA GPUs"):
             prepared(strategy, nn.Linear(2, 2))
+    finally:
+        strategy.close()
+
+
+MUON = OptimizerKind(
+    lambda groups, config: torch.optim.Muon(groups, momentum=0.9),
+    moments=("momentum_buffer",),
+    needs_whole_matrices=True,
+)
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"single", "ddp"}))
+def test_optimizers_of_whole_matrices_run_where_matrices_are_whole(name: str) -> None:
+    options = StrategyOptions(optimizer=MUON)
+    with pytest.raises(ValueError, match=f"{name} gives each rank a part .* use single or ddp"):
+        check_strategy(name, options, 2)
+    check_strategy("ddp", options, 2)
+
+
+def test_an_optimizer_of_whole_matrices_steps_as_torchs_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(OPTIMIZERS._parts, "muon", MUON)
+    model = nn.Linear(5, 3, bias=False)
+    twin = nn.Linear(5, 3, bias=False)
+    twin.load_state_dict(model.state_dict())
+    plain = torch.optim.Muon(twin.parameters(), lr=0.02, weight_decay=0.1, momentum=0.9)
+    strategy = create_strategy("single", StrategyOptions(optimizer=MUON))
+    try:
+        wrapped = prepared(strategy, model, name="muon", lr=0.02)
+        for step in range(3):
+            inputs = torch.randn(7, 5, generator=torch.Generator().manual_seed(step))
+            with strategy.micro_step(is_last=True):
+                strategy.backward(wrapped(inputs).square().mean())
+            strategy.step()
+            twin(inputs).square().mean().backward()
+            plain.step()
+            plain.zero_grad()
+        assert torch.equal(model.weight, twin.weight)
+        moment = plain.state[twin.weight]["momentum_buffer"]
+        assert torch.equal(strategy.state()["optimizer.weight.momentum_buffer"], moment)
     finally:
         strategy.close()

@@ -97,8 +97,8 @@ def test_where_a_summary_does_not_fit_the_events_tell(store: Counting, spoilt: s
     else:
         change = {"num_events": summary.num_events - 1, "state": "finished"}
         store.write(key, encoded(summary.model_copy(update=change)))
-    row = next(r for r in listed_runs.listed_runs()[0] if r["run"] == "run-03")
-    assert (row["state"], row["cause"]) == ("failed", "ValueError: no")
+    row = next(r for r in listed_runs.listed_runs()[0] if r.run == "run-03")
+    assert (row.state, row.cause) == ("failed", "ValueError: no")
 
 
 def _again(record: RunRecord) -> dict[str, Any]:

@@ -29,8 +29,8 @@ def test_conformance_on_this_machine(
     with pytest.raises(RunError, match="has finished; `pelagos clone conforms NEW`"):
         start_again.resume(found, None, (), submit.Options())
     described = following.describe(found)
-    assert (described["step"], described["state"]) == (12, "finished")
-    assert 0 < described["goodput"] <= 1
+    assert (described.step, described.state) == (12, "finished")
+    assert 0 < (described.goodput or 0) <= 1
     with pytest.raises(ValueError, match="run 'conforms' exists already"):
         send(conformance_job.path, "here", "name=conforms")
 

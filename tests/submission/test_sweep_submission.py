@@ -190,7 +190,7 @@ def test_the_report_tells_of_trials_that_failed_or_never_began(
     told = json.loads((tmp_path / "storage" / "runs" / "two" / "sweep.json").read_text())
     causes = {row["name"]: (row["state"], row["cause"]) for row in told["trials"]}
     assert causes[first.run] == ("failed", "ValueError: no such thing")
-    assert causes[second.run] == ("interrupted", "a person ended it")
+    assert causes[second.run] == ("stopped", "a person ended it")
 
 
 @pytest.mark.usefixtures("slurm_entry")
@@ -207,7 +207,7 @@ def test_a_resumed_sweep_reports_again_on_trials_that_were_resumed(
     assert driver(report).drive() == 0
     file = tmp_path / "storage" / "runs" / "two" / "sweep.json"
     before = {row["name"]: row["state"] for row in json.loads(file.read_text())["trials"]}
-    assert before == {first.run: "failed", second.run: "interrupted"}
+    assert before == {first.run: "failed", second.run: "stopped"}
 
     again = first.submitting_event()
     first.submit_again(again["job"], **{key: again[key] for key in DETAILS}, attempt=2, handle={})
@@ -221,7 +221,7 @@ def test_a_resumed_sweep_reports_again_on_trials_that_were_resumed(
     told = {row["name"]: row for row in json.loads(file.read_text())["trials"]}
     assert (told[first.run]["state"], told[first.run]["cause"]) == ("finished", "")
     assert told[first.run]["errors"]["direct"] > 0
-    assert told[second.run]["state"] == "interrupted"
+    assert told[second.run]["state"] == "stopped"
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")

@@ -21,6 +21,7 @@ from pelagos.platform.config import (
     load_job,
 )
 from pelagos.platform.config.load import parse_job
+from pelagos.platform.records.states import State
 
 AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, ConvertJob, EvaluateJob, SweepJob)
 
@@ -65,7 +66,7 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
                 "registered_version": result.registered_version,
             }
         )
-    elif outcome.kind == "finished":
+    elif outcome.kind == State.FINISHED:
         validation = result.metrics.get("validation_loss")
         shown = f", validation loss {validation:.4f}" if validation is not None else ""
         console.print(
@@ -74,7 +75,7 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
         console.print(
             f"  evaluate it: pelagos evaluate {result.run_name} runs_dir={runs_dir}", soft_wrap=True
         )
-    elif outcome.kind == "stopped":
+    elif outcome.kind == State.STOPPED:
         console.print(
             Text("stopped", style="yellow"), f"{result.run_name}, saved at step {outcome.step}"
         )
@@ -87,6 +88,10 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
         console.print(
             f"  once mended: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
         )
-    status = {"finished": 0, "stopped": EXIT_INTERRUPTED, "failed": EXIT_FAILED}[outcome.kind]
+    status = {
+        State.FINISHED: 0,
+        State.STOPPED: EXIT_INTERRUPTED,
+        State.FAILED: EXIT_FAILED,
+    }[outcome.kind]
     if status:
         raise typer.Exit(status)

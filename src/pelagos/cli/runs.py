@@ -1,5 +1,6 @@
 """`pelagos list` and `pelagos status`: what runs there are and how they fare."""
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,16 +18,22 @@ from pelagos.cli.common import (
 )
 from pelagos.cli.submission import ClusterName
 from pelagos.platform.config.clusters import load_clusters
+from pelagos.platform.records.description import (
+    RunDescription,
+    RunSummary,
+    description_of,
+    summary_of,
+)
 from pelagos.platform.records.runs import RunDirectory, list_runs
+from pelagos.platform.records.states import State
 
-COLOURS = {
-    "finished": "green",
-    "running": "cyan",
-    "failed": "red",
-    "lost": "red",
-    "interrupted": "red",
-    "preempted": "yellow",
-    "queued": "blue",
+COLOURS: dict[str, str] = {
+    State.FINISHED: "green",
+    State.RUNNING: "cyan",
+    State.FAILED: "red",
+    State.LOST: "red",
+    State.PREEMPTED: "yellow",
+    State.QUEUED: "blue",
 }
 DEFAULT_RUNS_DIR = "runs"
 RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
@@ -51,12 +58,12 @@ def list_command(
     from pelagos.jobs.submission.listed_runs import listed_runs
 
     with exit_on_error():
-        summaries: list[dict[str, Any]] = []
+        summaries: list[RunSummary] = []
         problems: list[str] = []
         if cluster is None:
             for directory in list_runs(runs_dir or DEFAULT_RUNS_DIR):
                 try:
-                    summaries.append(summarize(directory))
+                    summaries.append(summary_of(directory))
                 except (ValueError, OSError) as error:
                     problems.append(f"run {directory.name}: {error}")
         if runs_dir is None:
@@ -66,7 +73,7 @@ def list_command(
     for problem in problems:
         error_console.print(Text("not shown:", style="yellow"), problem, soft_wrap=True)
     if as_json:
-        print_json(summaries)
+        print_json([plain(summary) for summary in summaries])
         return
     if not summaries:
         console.print(
@@ -76,13 +83,13 @@ def list_command(
     table = Table("run", "cluster", "state", "step", "loss", "samples/s", "last sign")
     for s in summaries:
         table.add_row(
-            s["run"],
-            s.get("cluster", "-"),
-            coloured(s["state"]),
-            f"{s['step']}/{s['total_steps']}" if s.get("total_steps") else "-",
-            _number(s["metrics"].get("loss"), "{:.4f}"),
-            _number(s["metrics"].get("samples_per_second"), "{:.1f}"),
-            ago(s.get("updated")),
+            s.run,
+            s.cluster or "-",
+            coloured(s.state),
+            f"{s.step}/{s.total_steps}" if s.total_steps else "-",
+            _number(s.metrics.get("loss"), "{:.4f}"),
+            _number(s.metrics.get("samples_per_second"), "{:.1f}"),
+            ago(s.updated),
         )
     console.print(table)
 
@@ -101,20 +108,48 @@ def status_command(
 
     with exit_on_error():
         if is_local_run(run, runs_dir, cluster):
-            details = describe(RunDirectory.open(runs_dir or DEFAULT_RUNS_DIR, run))
+            told = description_of(RunDirectory.open(runs_dir or DEFAULT_RUNS_DIR, run))
         else:
-            details = following.describe(following.find(run, cluster))
-            details["updated"] = ago(details["updated"]) if not as_json else details["updated"]
+            told = following.describe(following.find(run, cluster))
     if as_json:
-        print_json(details)
+        print_json(plain(told))
         return
     table = Table(show_header=False, box=None)
-    for key, value in details.items():
-        if key != "metrics":
-            table.add_row(key.replace("_", " "), coloured(str(value)))
-    for key, value in details["metrics"].items():
-        table.add_row(key.replace("_", " "), _number(value, "{:.6g}"))
+    for key, value in _shown(told).items():
+        table.add_row(key, coloured(value))
+    for key, number in told.metrics.items():
+        table.add_row(key.replace("_", " "), _number(number, "{:.6g}"))
     console.print(table)
+
+
+def _shown(told: RunDescription) -> dict[str, str]:
+    """Return what a person is shown, as sentences of one or two words."""
+    steps = None if told.total_steps is None else f"{told.step} of {told.total_steps}"
+    submitted = None if told.submitted_at is None else ago(told.submitted_at)
+    rows = {
+        "run": told.run,
+        "job": told.job,
+        "state": told.state,
+        "reason": told.reason,
+        "cause": told.cause,
+        "step": steps,
+        "last checkpoint": None if told.last_checkpoint is None else f"step {told.last_checkpoint}",
+        "goodput": None if told.goodput is None else f"{told.goodput:.1%}",
+        "cluster": told.cluster,
+        "scheduler": told.scheduler,
+        "where": told.where,
+        "attempt": str(told.attempt),
+        "restarts": str(told.restarts),
+        "after": ", ".join(told.after),
+        "priority": None if told.priority is None else str(told.priority),
+        "submitted": submitted and f"by {told.submitted_by}, {submitted}",
+        "last sign": None if told.updated is None else ago(told.updated),
+        "directory": told.directory,
+        "storage": told.storage,
+        "checkpoints": told.checkpoints,
+        "tracking": told.tracking,
+    }
+    return {key: value for key, value in rows.items() if value}
 
 
 def resume_command(
@@ -187,39 +222,10 @@ def is_local_run(run: str, runs_dir: str | None, cluster: str | None) -> bool:
     return exists or not load_clusters()
 
 
-def summarize(run: RunDirectory) -> dict[str, Any]:
-    """Return a run's state, progress and last values."""
-    return {
-        "run": run.name,
-        "total_steps": run.job_as_written().schedule.total_steps,
-        **run.status(),
-    }
-
-
-def describe(run: RunDirectory) -> dict[str, Any]:
-    """Return everything `status` shows."""
-    summary = summarize(run)
-    events, times = run.events(), run.followed_times().now()
-    checkpoints = [e for e in events if e["kind"] == "checkpoint"]
-    share = times.goodput()
-    details: dict[str, Any] = {
-        "run": run.name,
-        "state": summary["state"],
-        "step": f"{summary['step']} of {summary['total_steps']}",
-        "cause": summary.get("cause") or "-",
-        "launches": sum(e["kind"] == "launched" for e in events),
-        "resumes": sum(e["kind"] == "resumed" for e in events),
-        "last_checkpoint": f"step {checkpoints[-1]['step']}" if checkpoints else "none",
-        "checkpoints": run.checkpoint_uri,
-        "goodput": f"{share:.1%}" if share is not None else "-",
-        "directory": str(run.path),
-        "tracking": run.job_as_written().tracking.uri,
-    }
-    details["metrics"] = {
-        **{k: v for k, v in summary["metrics"].items() if k not in ("time", "step")},
-        **times.percentiles(),
-    }
-    return details
+def plain(told: RunSummary) -> dict[str, Any]:
+    """Return what is told of a run as values of JSON: a number that is none is null."""
+    values: dict[str, Any] = json.loads(told.model_dump_json())
+    return values
 
 
 def coloured(state: str) -> Text:

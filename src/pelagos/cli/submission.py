@@ -19,6 +19,7 @@ from pelagos.cli.common import (
     print_json,
 )
 from pelagos.platform.console import harmless
+from pelagos.platform.records.states import State
 
 EXIT_TIMED_OUT = 124
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -193,7 +194,7 @@ def wait_command(
         print_json({"run": run, "state": state.state, "cause": state.cause, "reason": state.reason})
     else:
         console.print(f"{run}: {state.state} {state.cause or state.reason}".rstrip())
-    status = {"finished": 0, "failed": EXIT_FAILED, "lost": EXIT_FAILED}.get(
+    status = {State.FINISHED: 0, State.FAILED: EXIT_FAILED, State.LOST: EXIT_FAILED}.get(
         state.state, EXIT_INTERRUPTED
     )
     if status:

@@ -21,6 +21,7 @@ from pelagos.jobs.training.parts import check_parts
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.records.states import State
 from pelagos.platform.strategies import STRATEGIES
 
 SHOWN_ERROR_LINES = 3
@@ -60,7 +61,7 @@ def run(
         raise ValueError("no layout to compare: name at least one strategy and one --num-workers")
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists already: choose another --output, or pass --overwrite")
-    jobs = [_job_of(job, layout, output, steps) for layout in layouts]
+    jobs = [_job_of(job, layout, steps) for layout in layouts]
     for checked in jobs:
         check_parts(checked)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ def layouts_of(strategies: Sequence[str], num_workers: Sequence[int]) -> list[La
     return layouts
 
 
-def _job_of(job: TrainingJob, layout: Layout, output: Path, steps: int) -> TrainingJob:
+def _job_of(job: TrainingJob, layout: Layout, steps: int) -> TrainingJob:
     """Return the job of one layout: the same steps, and nothing that is not compared."""
     overrides = [
         f"name={layout.name}",
@@ -140,7 +141,7 @@ def _train(job: TrainingJob, layout: Layout, directory: Path) -> str:
         subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
     # the run's own word counts: gloo may abort a process that exits after all is done
     status = RunDirectory(directory / "runs" / layout.name).status()
-    if status.get("state") == "finished":
+    if status.get("state") == State.FINISHED:
         return ""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return str(status.get("cause") or "; ".join(lines[-SHOWN_ERROR_LINES:]))

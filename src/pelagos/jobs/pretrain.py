@@ -25,6 +25,7 @@ from pelagos.platform.mlflow_records.store import RecordedRun, check_tracking, r
 from pelagos.platform.mlflow_records.tracker import Tracker
 from pelagos.platform.progress import TrainingProgress
 from pelagos.platform.records.runs import Outcome, RunDirectory, RunError
+from pelagos.platform.records.states import State
 from pelagos.platform.trainer import launched_by_torchrun
 
 logger = logging.getLogger(__name__)
@@ -129,8 +130,8 @@ def resume(
     if require is not None:
         require(job)
     status = directory.status()
-    outcome = Outcome("finished", status["step"])
-    is_finished = status.get("state") == "finished"
+    outcome = Outcome(State.FINISHED, status["step"])
+    is_finished = status.get("state") == State.FINISHED
     is_sent = status.get("is_tracked") and recorded_run(job, directory) is not None
     if is_finished and (is_sent or job.tracking.uri is None):
         version = status.get("registered_version")
@@ -212,7 +213,7 @@ def _close_records(
     """Send what MLflow lacks, register the model of a finished run; return its version."""
     version = None
     is_sent = tracker.sync(force=True)
-    if outcome.kind == "finished" and tracker.recorded is not None:
+    if outcome.kind == State.FINISHED and tracker.recorded is not None:
         version = _register(job, directory, tracker.recorded, mixture)
     tracker.finish(outcome.kind)
     if is_sent:
@@ -261,4 +262,4 @@ def _join(job: TrainingJob) -> PretrainResult:
     directory = RunDirectory(os.path.join(job.runs_dir, job.name))
     options = options_for(job.checkpoint.uri or "", job.storage)
     join_as_rank(job, directory, build_parts, options)
-    return PretrainResult(job.name, Outcome("finished", job.schedule.total_steps), {})
+    return PretrainResult(job.name, Outcome(State.FINISHED, job.schedule.total_steps), {})

@@ -11,6 +11,7 @@ from pelagos.jobs.submission import following
 from pelagos.jobs.submission.node_probe import read_checks
 from pelagos.platform.config.load import resolve_yaml
 from pelagos.platform.config.measure import ProbeJob
+from pelagos.platform.records.states import State
 
 WAIT_SECONDS = 600.0
 
@@ -38,7 +39,7 @@ def probe_cluster(name: str, config: ClusterConfig, num_nodes: int) -> list[Chec
     except TimeoutError:
         following.stop(found, now=True)
         raise
-    if state.state != "finished":
+    if state.state != State.FINISHED:
         remedy = f"pelagos logs {job.name} shows what it printed"
         return [Check("nodes", False, f"{state.state}: {state.cause or state.reason}", remedy)]
     return read_checks(following.run_directory(found).path)

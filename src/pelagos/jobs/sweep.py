@@ -31,6 +31,7 @@ from pelagos.jobs.sweeping.mlflow_parent import child_tags, close_parent, open_p
 from pelagos.jobs.sweeping.one_trial import run_trial, validation_losses
 from pelagos.jobs.sweeping.population import populations_of
 from pelagos.jobs.sweeping.trials import (
+    CUT_OFF,
     FINAL_STATES,
     Trial,
     TrialResult,
@@ -44,6 +45,7 @@ from pelagos.jobs.sweeping.tune_population import tune_population
 from pelagos.platform.config.load import resolve_yaml
 from pelagos.platform.config.sweep import EARLY_STOPPING, POPULATION, SweepJob
 from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.records.states import State
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +263,7 @@ def _progress(sweep: SweepJob, trials: dict[str, Trial], console: Console | None
             self.ended.add(name)
             result = read_result(by_name[name])
             # Tune tells of a lagging trial before that has saved and kept its own result
-            lags = result.state == "interrupted" and sweep.search.name == EARLY_STOPPING
+            lags = result.state in CUT_OFF and sweep.search.name == EARLY_STOPPING
             loss = result.validation_loss
             shown = result.cause or (f"validation loss {loss:.4g}" if loss is not None else "")
             state = "stopped early" if lags else result.state
@@ -276,26 +278,26 @@ def _settle(
 ) -> None:
     """Record trials that Ray ended before they could do so themselves.
 
-    What a signal to this process cut off stays interrupted, and goes on next time.
+    What a signal to this process cut off continues next time.
     """
     for trial in trials:
         state = read_result(trial).state
-        if state not in ("interrupted", "waiting"):
+        if state not in (*CUT_OFF, State.WAITING):
             continue
         run_directory = RunDirectory(trial.path)
         step, losses = run_directory.last_step(), validation_losses(run_directory)
         loss = losses[-1] if losses else None
         if trial.name in causes:
-            write_result(trial, TrialResult("failed", step, loss, cause=causes[trial.name]))
-        elif trial.name in ended and state == "interrupted" and sweep.search.name != POPULATION:
-            run_directory.set_status("stopped", cause="")
+            write_result(trial, TrialResult(State.FAILED, step, loss, cause=causes[trial.name]))
+        elif trial.name in ended and state in CUT_OFF and sweep.search.name != POPULATION:
+            run_directory.set_status(State.STOPPED, cause="")
             inputs = inputs_of_run(trial)
-            write_result(trial, TrialResult("stopped early", step, loss, inputs=inputs))
+            write_result(trial, TrialResult(State.STOPPED_EARLY, step, loss, inputs=inputs))
 
 
 def _best_values(report: SweepReport) -> dict[str, float]:
     """Return the numbers of the best trial, for tracking."""
-    best = next((row for row in report.rows if row.state == "finished"), None)
+    best = next((row for row in report.rows if row.state == State.FINISHED), None)
     if best is None or best.validation_loss is None:
         return {}
     errors = {f"best_{method}_error": value for method, value in best.errors.items()}

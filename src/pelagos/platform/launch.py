@@ -24,6 +24,7 @@ from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.remote_run import share
 from pelagos.platform.records.runs import Outcome, RunDirectory, RunRecords
+from pelagos.platform.records.states import State
 from pelagos.platform.trainer import (
     BuildParts,
     StepObserver,
@@ -64,7 +65,7 @@ def launch(
     with run.lock(), _stop_on_signals(run):
         run.clear_stop()
         run.set_status(
-            "running",
+            State.RUNNING,
             launch=identity,
             launcher=job.resources.launcher,
             cause="",
@@ -79,12 +80,12 @@ def launch(
         except Exception as error:  # nothing was launched: the run is not running
             cause = f"{type(error).__name__}: {error}"
             run.append_event("failed", step=run.last_step(), cause=cause)
-            run.set_status("failed", cause=cause)
+            run.set_status(State.FAILED, cause=cause)
             raise
         outcome = run.outcome(identity)
         if outcome is None:
             outcome = Outcome(
-                "failed", run.last_step(), failure or "the workers ended without a word"
+                State.FAILED, run.last_step(), failure or "the workers ended without a word"
             )
         run.append_event(outcome.kind, step=outcome.step, cause=outcome.cause)
         run.set_status(outcome.kind, cause=outcome.cause)
@@ -119,7 +120,7 @@ def _work(
         if isinstance(error, ConnectionError | TimeoutError):
             raise
         cause = f"{type(error).__name__}: {error}"
-        run.write_outcome(Outcome("failed", run.last_step(), cause), identity)
+        run.write_outcome(Outcome(State.FAILED, run.last_step(), cause), identity)
         raise
     finally:
         if launched_by_torchrun():

@@ -71,12 +71,14 @@ class StreamFactory(Protocol):
     dataset_names: tuple[str, ...]
     epoch_samples: int
 
-    def open(self, start_step: int, rank: int, world_size: int) -> Stream:
-        """Return the stream from `start_step` on, for one rank."""
+    def open(self, start_step: int, data_rank: int, data_world_size: int) -> Stream:
+        """Return the stream of one share of each batch, from `start_step` on."""
 
-    def validation(self, rank: int, world_size: int) -> Iterator[tuple[TrainingBatch, int]]:
-        """Return this rank's share of the fixed validation samples, in as many batches on every
-        rank: each with the number of its first samples that count."""
+    def validation(
+        self, data_rank: int, data_world_size: int
+    ) -> Iterator[tuple[TrainingBatch, int]]:
+        """Return one share of the fixed validation samples, in as many batches on every rank: each
+        with the number of its first samples that count."""
 
     def state(self) -> dict[str, Any]:
         """Return what identifies the sample order (small, JSON)."""

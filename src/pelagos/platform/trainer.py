@@ -28,6 +28,7 @@ from pelagos.platform.optimization.optimizer import freeze, optimizer_factory, s
 from pelagos.platform.optimization.schedules import lr_factor
 from pelagos.platform.protocols import TrainingBatch, TrainingParts
 from pelagos.platform.records.runs import Outcome, RunRecords, check_identity
+from pelagos.platform.records.states import State
 from pelagos.platform.strategies import Strategy, create_strategy
 from pelagos.platform.strategies.base import TensorState
 from pelagos.platform.strategy_choice import check_world, strategy_options
@@ -77,7 +78,7 @@ def train(
         # 3. the steps, and the end of a save that goes on beside them, also if they fail
         try:
             parts.callbacks.start(loop.view(), start)
-            with parts.streams.open(start, strategy.rank, strategy.world_size) as stream:
+            with parts.streams.open(start, strategy.data_rank, strategy.data_world_size) as stream:
                 outcome = loop.run_steps(start, stream, until_step)
         except BaseException:
             with contextlib.suppress(Exception):  # the first error is the one to report
@@ -150,10 +151,10 @@ class TrainingLoop:
             if completed % self.job.checkpoint.every_steps == 0 or completed == last or stop:
                 self.save(completed)
             if stop and completed < total:
-                return Outcome("stopped", completed, "stop requested")
+                return Outcome(State.STOPPED, completed, "stop requested")
         if completed < total:
-            return Outcome("stopped", completed, f"was to pause after step {last}")
-        return Outcome("finished", completed)
+            return Outcome(State.STOPPED, completed, f"was to pause after step {last}")
+        return Outcome(State.FINISHED, completed)
 
     def train_step(self, step: int, batch: TrainingBatch) -> tuple[dict[str, float], bool]:
         """Take optimizer step `step` (counted from 0); return its values and whether to stop.
@@ -165,12 +166,12 @@ class TrainingLoop:
         With scope `micro_batch` each micro-batch forms its own ratio (the papers' behaviour).
         """
         job, strategy, objective = self.job, self.strategy, self.parts.objective
-        torch.manual_seed(_step_seed(job.seed, step, strategy.rank))
+        torch.manual_seed(_step_seed(job.seed, step, strategy.data_rank))
         lr = set_learning_rate(strategy.optimizer, lr_factor(step, job.schedule), step)
         micro = micro_batch_size(job)
         num_micro = batch.frames.shape[0] // micro
         magnitudes = objective.magnitudes(batch)
-        denominator = strategy.all_reduce_sum(magnitudes.sum(dim=0))
+        denominator = strategy.sum_over_data(magnitudes.sum(dim=0))
         errors = torch.empty_like(magnitudes)
         local_loss = torch.zeros((), device=strategy.device)
         for index in range(num_micro):
@@ -179,9 +180,9 @@ class TrainingLoop:
             with strategy.micro_step(is_last):
                 micro_errors = objective.errors(self.model, batch.slice(part.start, part.stop))
                 if objective.loss_scope == "global":
-                    # gradients are averaged over ranks, so each rank's share is scaled back up
+                    # gradients are averaged over the shares of the batch: each is scaled back up
                     share = objective.mean_over_groups(micro_errors.sum(dim=0), denominator)
-                    loss = share * strategy.world_size
+                    loss = share * strategy.data_world_size
                 else:
                     own = magnitudes[part].sum(dim=0)
                     loss = objective.mean_over_groups(micro_errors.sum(dim=0), own) / num_micro
@@ -222,9 +223,12 @@ class TrainingLoop:
         )
         sums = sums_by_dataset(batch.dataset, errors, magnitudes, len(names))
         flat = torch.cat([sums.flatten(), local_loss.double()[None], stop])
-        flat = self.strategy.all_reduce_sum(flat).cpu()
+        flat = self.strategy.sum_over_data(flat)
+        if self.strategy.data_group is not None:  # every rank stops, whichever was asked
+            flat[-1:] = self.strategy.all_reduce_sum(flat[-1:])
+        flat = flat.cpu()
         sums = flat[:-2].reshape(sums.shape)
-        loss = float(flat[-2]) / self.strategy.world_size
+        loss = float(flat[-2]) / self.strategy.data_world_size
         losses = dataset_losses(self.parts.objective, sums, names)
         return {"loss": loss, **losses}, bool(flat[-1] > 0)
 
@@ -270,15 +274,15 @@ class TrainingLoop:
         names = self.parts.streams.dataset_names
         sums = torch.zeros(2, len(names), len(self.parts.objective.group_names), dtype=torch.double)
         self.module.eval()
-        rank, world_size = self.strategy.rank, self.strategy.world_size
-        for unplaced, counted in self.parts.streams.validation(rank, world_size):
+        share, shares = self.strategy.data_rank, self.strategy.data_world_size
+        for unplaced, counted in self.parts.streams.validation(share, shares):
             batch = unplaced.to(self.strategy.device)
             errors = self.parts.objective.errors(self.module, batch)[:counted]
             magnitudes = self.parts.objective.magnitudes(batch)[:counted]
             dataset = batch.dataset[:counted]
             sums += sums_by_dataset(dataset, errors, magnitudes, len(names)).cpu()
         self.module.train()
-        return self.strategy.all_reduce_sum(sums.to(self.strategy.device)).cpu()
+        return self.strategy.sum_over_data(sums.to(self.strategy.device)).cpu()
 
     def save(self, completed: int) -> None:
         """Write the checkpoint of `completed` steps, then delete those no longer kept."""
@@ -423,9 +427,9 @@ def _fresh_parameters(state: dict[str, Any]) -> list[str]:
     return [f"^{re.escape(parameter)}$" for parameter in state.get("fresh", [])]
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
+def _step_seed(seed: int, step: int, data_rank: int) -> int:
     """Return the seed of what a model draws inside a step (dropout): nothing to save or restore."""
-    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**64  # torch takes 64 bits
+    return ((seed * 1_000_003 + step) * 65_537 + data_rank) % 2**64  # torch takes 64 bits
 
 
 def destroy_process_group() -> None:

@@ -42,7 +42,3 @@ class Batch:
     def slice(self, start: int, stop: int) -> Batch:
         """Samples `start .. stop - 1`, as views."""
         return Batch(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from where a GPU copies asynchronously."""
-        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})

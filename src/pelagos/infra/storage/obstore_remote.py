@@ -1,4 +1,4 @@
-"""Objects read through obstore (the Rust crate object_store): a third of s3fs's CPU per range.
+"""Objects read through obstore (the Rust crate object_store): a quarter of s3fs's CPU per range.
 
 `ObstoreStore` is a `RemoteStore` whose reads go through obstore: ranges and whole objects of `s3`,
 `gs`, `az` and `http(s)`. Writing, and listing where fsspec does it as well, stay with fsspec. Retries,
@@ -6,7 +6,7 @@ deadlines and error words are `RemoteStore`'s; obstore's own retries are off, so
 is counted and none takes longer than the policy says.
 
 obstore's threads do not survive a fork, and a client made anew in the child hangs like the
-inherited one. `is_usable` says so, and `open_remote` then takes fsspec instead.
+inherited one. `open_remote` takes fsspec there instead.
 """
 
 from __future__ import annotations
@@ -61,11 +61,6 @@ class _Process:
 
 
 os.register_at_fork(after_in_child=_Process.forked)
-
-
-def is_usable(scheme: str) -> bool:
-    """Whether obstore knows the scheme and can run in this process."""
-    return scheme in SCHEMES and not _Process.is_broken
 
 
 def open_remote(

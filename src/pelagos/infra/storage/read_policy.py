@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 OPTION = "pelagos"  # the key of `storage_options` that is Pelagos's own, not the file system's
@@ -100,8 +100,3 @@ class ReadCounters:
             return {
                 f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")
             }
-
-
-def policy_options(policy: ReadPolicy) -> dict[str, Any]:
-    """The entry of `storage_options` that says the same."""
-    return {OPTION: asdict(policy)}

@@ -81,7 +81,7 @@ def _measurement(
         raise ValueError(f"split {job.split!r} of {dataset.uri} holds no images to evaluate")
     extents = zip(dataset.spec.domain_extent, dataset.grid_shape, strict=True)
     return ImageMeasurement(
-        lambda inputs: _finest(forecaster.model(inputs)),
+        forecaster.logits,
         read,
         images,
         num_classes=objective.num_classes,
@@ -102,10 +102,6 @@ def _labels(dataset: ReadableDataset) -> Any:
             f"dataset {dataset.uri} has no parameter {LABEL_PARAMETER!r}, the class of each image"
         )
     return dataset.parameters[LABEL_PARAMETER]
-
-
-def _finest(answer: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return answer[0] if isinstance(answer, tuple) else answer
 
 
 def show_images(evaluations: Sequence[ImageEvaluation], console: Console) -> None:

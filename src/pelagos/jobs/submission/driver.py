@@ -39,6 +39,7 @@ from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.console import HarmlessConsole
 from pelagos.platform.records.runs import Outcome, RunDirectory
+from pelagos.platform.records.states import State
 
 logger = logging.getLogger("pelagos")
 EXIT_FAILED, EXIT_PREEMPTED = 1, 75
@@ -79,14 +80,14 @@ class Driver:
         if not self._dependencies_met():
             return EXIT_FAILED
         where = f"{socket.gethostname()} (process {os.getpid()})"
-        self.record.append("running", where=where, attempt=self.attempt)
+        self.record.append(State.RUNNING, where=where, attempt=self.attempt)
         while True:
             outcome = self._execute()
             self.push()
-            if outcome.kind == "finished":
-                self.record.append("finished", step=outcome.step)
+            if outcome.kind == State.FINISHED:
+                self.record.append(State.FINISHED, step=outcome.step)
                 return 0
-            if outcome.kind == "stopped":
+            if outcome.kind == State.STOPPED:
                 return self._stopped(outcome)
             if not self._tries_again(outcome):
                 return EXIT_FAILED
@@ -141,10 +142,10 @@ class Driver:
         try:
             return self._run_job(place_job(self.job(), self.store.uri, self.runs_dir))
         except KeyboardInterrupt:
-            return Outcome("stopped", 0, "interrupted")
+            return Outcome(State.STOPPED, 0, "interrupted")
         except Exception as error:
             logger.debug("the job failed", exc_info=True)
-            return Outcome("failed", 0, f"{type(error).__name__}: {error}")
+            return Outcome(State.FAILED, 0, f"{type(error).__name__}: {error}")
 
     def job(self) -> Job:
         """Return the job that was submitted, with the micro-batches that fit."""
@@ -167,7 +168,7 @@ class Driver:
 
     def _stopped(self, outcome: Outcome) -> int:
         if self.record.state().stop:
-            self.record.append("stopped", step=outcome.step)
+            self.record.append(State.STOPPED, step=outcome.step)
             return 0
         reason = "time limit or preemption" if self.was_noticed else "the cluster ended the job"
         self.record.append(
@@ -188,12 +189,12 @@ class Driver:
         )
         details = {"cause_kind": kind, "cause": outcome.cause, "step": outcome.step}
         if not retry.again:
-            self.record.append("failed", **details, reason=retry.why)
+            self.record.append(State.FAILED, **details, reason=retry.why)
             return False
         if retry.smaller_micro_batch:
             details["micro_batch_size"] = _half_micro_batch(job)
         self.record.append("retried", **details, reason=retry.why)
-        self.record.append("running", attempt=self.attempt)
+        self.record.append(State.RUNNING, attempt=self.attempt)
         return True
 
     def _dependencies_met(self) -> bool:
@@ -203,10 +204,10 @@ class Driver:
             other = RunRecord(self.store, name)
             while not (state := other.state()).has_ended:
                 if self.record.state().stop:
-                    self.record.append("stopped", step=0)
+                    self.record.append(State.STOPPED, step=0)
                     return False
                 time.sleep(DEPENDENCY_SECONDS)
-            if state.state != "finished" and name in after:
+            if state.state != State.FINISHED and name in after:
                 self.record.append(
                     "cancelled", reason=f"{name}, which it comes after, {state.state}"
                 )
@@ -293,7 +294,7 @@ def main(arguments: list[str]) -> int:
     except BaseException as error:
         with contextlib.suppress(Exception):
             cause = f"{type(error).__name__}: {error}"
-            driver.record.append("failed", cause=cause, cause_kind=classify(cause))
+            driver.record.append(State.FAILED, cause=cause, cause_kind=classify(cause))
         raise
 
 

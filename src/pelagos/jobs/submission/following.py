@@ -33,16 +33,16 @@ from pelagos.platform.config.clusters import find_cluster, load_clusters
 from pelagos.platform.config.differences import changed_keys
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.records.description import RunDescription, training_values
 from pelagos.platform.records.runs import RunDirectory, RunError
+from pelagos.platform.records.states import UNDER_WAY, State
 
 POLL_SECONDS = 1.0
-UNDER_WAY = ("starting", "running")
 SEARCHED_FIRST = "runs"
 
 
 # What of a cluster's configuration says where it is: a record that differs is pointed out.
 PLACE_KEYS = ("kind", "address", "context", "namespace", "storage", "endpoint_url")
-LOST = "lost"
 
 
 @dataclass(frozen=True)
@@ -133,50 +133,42 @@ def current_state(found: SubmittedRun) -> tuple[RunState, str]:
         seen = cluster.state(handle)
     except ClusterError as error:
         return state, str(error)
-    is_silent = seen.state == "ended" and state.state in (*UNDER_WAY, "queued")
+    is_silent = seen.state == "ended" and state.state in (*UNDER_WAY, State.QUEUED)
     if is_silent and not cluster.has_queue:
         # the process writes its end before it leaves: read again before judging
         state = found.record.state()
-        if not state.has_ended and state.state != "preempted":
+        if not state.has_ended and state.state != State.PREEMPTED:
             reason = f"its process ended without a word; `pelagos recover {state.run}`"
-            state = replace(state, state=LOST, reason=reason)
+            state = replace(state, state=State.LOST, reason=reason)
     return state, "; ".join(filter(None, [seen.detail, found.remark]))
 
 
-def describe(found: SubmittedRun) -> dict[str, Any]:
+def describe(found: SubmittedRun) -> RunDescription:
     """Return everything `status` shows of a submitted run."""
     state, scheduler = current_state(found)
     job = parse_job(found.record.job_yaml(), f"run {state.run}")
-    details: dict[str, Any] = {
-        "run": state.run,
-        "job": job.job,
-        "state": state.state,
-        "reason": state.reason or "-",
-        "cause": f"{state.cause_kind}: {state.cause}" if state.cause else "-",
-        "cluster": f"{state.cluster} ({_kind(found)})",
-        "scheduler": scheduler or "-",
-        "where": state.where or "-",
-        "attempt": state.attempt,
-        "restarts": state.restarts,
-        "after": ", ".join(state.after) or "-",
-        "priority": state.priority,
-        "submitted": f"by {state.submitted_by} at {_clock(state.submitted_at)}",
-        "updated": state.updated_at,
-        "storage": found.store.uri,
-    }
-    metrics: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if isinstance(job, TrainingJob):
-        directory = run_directory(found)
-        last = next(iter(directory.last_metrics(1)), {})
-        share = directory.followed_times().now().goodput()
-        checkpoints = [e["step"] for e in directory.events() if e["kind"] == "checkpoint"]
-        details["step"] = int(last.get("step", 0))
-        details["total_steps"] = job.schedule.total_steps
-        details["last_checkpoint"] = checkpoints[-1] if checkpoints else None
-        details["goodput"] = None if share is None else round(share, 4)
-        details["tracking"] = job.tracking.uri
-        metrics = {k: v for k, v in last.items() if k not in ("time", "step")}
-    return {**details, "metrics": metrics}
+        values = training_values(run_directory(found), job)
+    return RunDescription(
+        run=state.run,
+        job=job.job,
+        state=state.state,
+        reason=state.reason or None,
+        cause=f"{state.cause_kind}: {state.cause}" if state.cause else None,
+        cluster=f"{state.cluster} ({_kind(found)})",
+        scheduler=scheduler or None,
+        where=state.where or None,
+        attempt=state.attempt,
+        restarts=state.restarts,
+        after=state.after,
+        priority=state.priority,
+        submitted_by=state.submitted_by,
+        submitted_at=state.submitted_at,
+        updated=state.updated_at,
+        storage=found.store.uri,
+        **values,
+    )
 
 
 def run_directory(found: SubmittedRun) -> RunDirectory:
@@ -201,7 +193,7 @@ def stop(found: SubmittedRun, now: bool) -> RunState:
     if state.handle and (now or not begun):
         found.own_cluster().cancel(found.handle(state))
     if now or not begun:
-        kind = "stopped" if begun else "cancelled"
+        kind = State.STOPPED if begun else State.CANCELLED
         if not found.record.state().has_ended:
             found.record.append(
                 kind, reason="stopped at once" if begun else "stopped before it began"
@@ -252,7 +244,7 @@ def wait(found: SubmittedRun, timeout_seconds: float | None = None) -> RunState:
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     while True:
         state, _ = current_state(found)
-        if state.has_ended or state.state == LOST:
+        if state.has_ended or state.state == State.LOST:
             return state
         if deadline is not None and time.monotonic() >= deadline:
             raise TimeoutError(f"run {state.run!r} is {state.state} after {timeout_seconds:g} s")
@@ -268,7 +260,7 @@ def follow_logs(found: SubmittedRun, follow: bool) -> Iterator[str]:
     position = 0
     while True:
         state, _ = current_state(found)
-        has_ended = state.has_ended or state.state == LOST
+        has_ended = state.has_ended or state.state == State.LOST
         text = b""
         with contextlib.suppress(StorageError):
             text = _log_from(found, position)
@@ -340,7 +332,3 @@ def _value(tree: Any, key: str) -> Any:
     for part in key.split("."):
         tree = tree[part]
     return tree
-
-
-def _clock(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

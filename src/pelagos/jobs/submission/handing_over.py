@@ -16,6 +16,7 @@ from pelagos.infra.clusters import (
 from pelagos.infra.signatures import digest_of
 from pelagos.infra.storage.directory_store import ObjectStore
 from pelagos.jobs.submission.records.record import RecordError, RunRecord
+from pelagos.platform.records.states import State
 
 
 def hand_over(cluster: Cluster, record: RunRecord, submission: Submission) -> None:
@@ -46,12 +47,12 @@ def _failure_recorded(records: Sequence[RunRecord]) -> Iterator[None]:
         yield
     except ClusterError as error:
         for record in records:
-            record.append("failed", cause=str(error), cause_kind="infrastructure")
+            record.append(State.FAILED, cause=str(error), cause_kind="infrastructure")
         raise
 
 
 def _record_start(record: RunRecord, handle: dict[str, Any], attempt: int) -> None:
-    kind = "queued" if handle.get("is_queued") else "started"
+    kind = State.QUEUED if handle.get("is_queued") else "started"
     record.append(kind, handle=handle, attempt=attempt)
 
 

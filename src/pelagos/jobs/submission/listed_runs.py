@@ -5,29 +5,29 @@ Runs that have not ended are looked at more closely: their events, and what the 
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from pelagos.infra.clusters import ClusterConfig
 from pelagos.infra.storage.directory_store import ObjectStore
 from pelagos.infra.storage.remote import StorageError
 from pelagos.jobs.submission.following import current_state, storage_of, with_cluster
 from pelagos.jobs.submission.records.record import (
-    ENDED,
     RECORDS,
     RunRecord,
     num_events_by_run,
 )
 from pelagos.jobs.submission.records.summary import Progress, Summary, row_of
 from pelagos.platform.config.clusters import find_cluster, load_clusters
+from pelagos.platform.records.description import RunSummary
+from pelagos.platform.records.states import state_of
 
 READERS = 16
 
 
-def listed_runs(cluster: str | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+def listed_runs(cluster: str | None = None) -> tuple[list[RunSummary], list[str]]:
     """Return a row for each submitted run, and what could not be reached or read."""
     configs = load_clusters()
     searched = {cluster: find_cluster(cluster)} if cluster else configs
-    rows: list[dict[str, Any]] = []
+    rows: list[RunSummary] = []
     problems, seen = [], set()
     for name, config in searched.items():
         try:
@@ -49,7 +49,7 @@ def listed_runs(cluster: str | None = None) -> tuple[list[dict[str, Any]], list[
 
 def _rows(
     store: ObjectStore, counts: Mapping[str, int], configs: Mapping[str, ClusterConfig]
-) -> list[dict[str, Any] | str]:
+) -> list[RunSummary | str]:
     with ThreadPoolExecutor(READERS) as readers:
         waiting = [
             readers.submit(_row, store, run, num_events, configs)
@@ -60,12 +60,16 @@ def _rows(
 
 def _row(
     store: ObjectStore, run: str, num_events: int, configs: Mapping[str, ClusterConfig]
-) -> dict[str, Any] | str:
+) -> RunSummary | str:
     """Return a run's row, or why there is none."""
     try:
         record = RunRecord(store, run)
         summary = record.summary()
-        if summary is not None and summary.num_events == num_events and summary.state in ENDED:
+        if (
+            summary is not None
+            and summary.num_events == num_events
+            and state_of(summary.state).has_ended
+        ):
             return row_of(run, store.uri, summary)
         progress = summary.progress if summary is not None else Progress()
         return _looked_at(record, progress, dict(configs))
@@ -75,7 +79,7 @@ def _row(
 
 def _looked_at(
     record: RunRecord, progress: Progress, configs: dict[str, ClusterConfig]
-) -> dict[str, Any]:
+) -> RunSummary:
     state, _ = current_state(with_cluster(record, configs))
     keys = ("state", "cluster", "submitted_by", "submitted_at", "updated_at", "reason", "cause")
     values = {key: getattr(state, key) for key in keys}

@@ -2,6 +2,7 @@
 
 from pelagos.jobs.submission.records.causes import classify, decide_retry
 from pelagos.jobs.submission.records.record import RunRecord
+from pelagos.platform.records.states import State
 
 STOPPED_AT_ONCE = "stopped at once"
 
@@ -18,7 +19,7 @@ def record_silent_end(record: RunRecord, detail: str, output: str, num_events: i
     """
     state = record.state()
     if state.stop:
-        record.append_if(num_events, "stopped", reason=STOPPED_AT_ONCE)
+        record.append_if(num_events, State.STOPPED, reason=STOPPED_AT_ONCE)
         return False
     lines = output.strip().splitlines()
     last_line = f"; its last line: {lines[-1]}" if lines else ""
@@ -32,7 +33,7 @@ def record_silent_end(record: RunRecord, detail: str, output: str, num_events: i
         "reason": retry.why,
     }
     if not retry.again:
-        record.append_if(num_events, "failed", **details)
+        record.append_if(num_events, State.FAILED, **details)
         return False
     return record.append_if(num_events, "retried", **details)
 

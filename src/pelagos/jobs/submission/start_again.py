@@ -14,7 +14,6 @@ from pelagos.infra.clusters import ClusterError, Code, open_cluster
 from pelagos.infra.signatures import digest_of
 from pelagos.jobs.submission.as_submitted import changes_to_own
 from pelagos.jobs.submission.following import (
-    LOST,
     SubmittedRun,
     current_state,
     run_directory,
@@ -32,6 +31,7 @@ from pelagos.jobs.submission.silent_ends import record_silent_end
 from pelagos.platform.config.clusters import find_cluster
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.records.runs import CHANGEABLE_IN_A_BRANCH, RunError
+from pelagos.platform.records.states import State
 
 
 def recover(found: SubmittedRun) -> RunState:
@@ -41,13 +41,13 @@ def recover(found: SubmittedRun) -> RunState:
         RunError: it is somebody else's.
     """
     state, detail = current_state(found)
-    if state.state != LOST:
+    if state.state != State.LOST:
         return state
     event = require_own(found)[-1]
     cluster, record = found.own_cluster(), found.record
     if blocking := _blocking(found, state):
         # the scheduler has dropped it: it would never have begun
-        record.append("cancelled", reason=blocking)
+        record.append(State.CANCELLED, reason=blocking)
         return record.state()
     output = ""
     with contextlib.suppress(ClusterError):
@@ -62,7 +62,7 @@ def _blocking(found: SubmittedRun, state: RunState) -> str:
     """Say which run, that it comes after, has ended otherwise than finished; empty if none has."""
     for name in state.after:
         other = RunRecord(found.store, name)
-        if other.exists() and (ended := other.state()).has_ended and ended.state != "finished":
+        if other.exists() and (ended := other.state()).has_ended and ended.state != State.FINISHED:
             return f"{name}, which it comes after, {ended.state}"
     return ""
 
@@ -117,7 +117,7 @@ def resume(
     _require_resumable(state, last, overrides, from_step)
     own = [] if take_over else require_own(found)
     last = own[-1] if own else last
-    if not state.has_ended and state.state not in ("preempted", LOST):
+    if not state.has_ended and state.state not in (State.PREEMPTED, State.LOST):
         raise RunError(
             f"run {state.run!r} is {state.state}; stop it first: pelagos stop {state.run}"
         )
@@ -163,7 +163,7 @@ def _require_resumable(
         )
     if is_sweep and from_step is not None:
         raise RunError(f"run {state.run!r} reports on a sweep and has no checkpoint to branch from")
-    if state.state == "finished" and not is_sweep and from_step is None:
+    if state.state == State.FINISHED and not is_sweep and from_step is None:
         raise RunError(
             f"run {state.run!r} has finished; `pelagos clone {state.run} NEW` runs it again"
         )

@@ -22,6 +22,7 @@ from pelagos.jobs.sweeping.trials import (
 )
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.records.states import State
 
 
 def run(sweep: SweepJob, ends: Mapping[str, RunState]) -> SweepResult:
@@ -39,13 +40,13 @@ def _result(sweep: SweepJob, trial: Trial, end: RunState) -> TrialResult:
     directory = RunDirectory(trial.path)
     losses = validation_losses(directory)
     step, loss = directory.last_step(), losses[-1] if losses else None
-    if end.state == "failed":
-        return TrialResult("failed", step, loss, cause=end.cause)
-    if end.state != "finished":
-        return TrialResult("interrupted", step, loss, cause=end.reason or end.state)
+    if end.state == State.FAILED:
+        return TrialResult(State.FAILED, step, loss, cause=end.cause)
+    if end.state != State.FINISHED:
+        return TrialResult(State.STOPPED, step, loss, cause=end.reason or end.state)
     try:
         return TrialResult(
-            "finished",
+            State.FINISHED,
             step,
             loss,
             measured_on=measurement_of(sweep),
@@ -53,4 +54,4 @@ def _result(sweep: SweepJob, trial: Trial, end: RunState) -> TrialResult:
             **asdict(measured(sweep, trial, num_gpus=0)),  # a report asks for none
         )
     except Exception as error:  # whatever keeps one trial from being measured, the others are
-        return TrialResult("failed", step, loss, cause=f"{type(error).__name__}: {error}")
+        return TrialResult(State.FAILED, step, loss, cause=f"{type(error).__name__}: {error}")

@@ -29,6 +29,7 @@ from pelagos.platform.config.measure import EvaluateJob, EvaluateResources
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.console import HarmlessConsole
 from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.records.states import State
 
 logger = logging.getLogger(__name__)
 Report = Callable[[int, float], bool]
@@ -44,10 +45,10 @@ def run_trial(sweep: SweepJob, trial: Trial, report: Report) -> TrialResult:
         result = _result(sweep, trial, ended, watcher.is_stopped)
     except Exception as error:  # whatever breaks one trial, the others go on
         logger.debug("trial %s failed", trial.name, exc_info=True)
-        result = TrialResult("failed", cause=f"{type(error).__name__}: {error}")
+        result = TrialResult(State.FAILED, cause=f"{type(error).__name__}: {error}")
     if result.state in FINAL_STATES:
         result = replace(result, inputs=inputs_of_run(trial))
-    if result.state in FINAL_STATES or result.state == "failed":
+    if result.state in FINAL_STATES or result.state == State.FAILED:
         write_result(trial, result)
     return result
 
@@ -66,13 +67,15 @@ def train(
 def _result(sweep: SweepJob, trial: Trial, ended: PretrainResult, is_stopped: bool) -> TrialResult:
     outcome = ended.outcome
     loss = ended.metrics.get("validation_loss")
-    if outcome.kind == "failed":
-        return TrialResult("failed", outcome.step, loss, cause=outcome.cause)
-    if outcome.kind == "stopped":
-        state = "stopped early" if is_stopped else "interrupted"
+    if outcome.kind == State.FAILED:
+        return TrialResult(State.FAILED, outcome.step, loss, cause=outcome.cause)
+    if outcome.kind == State.STOPPED:
+        state = State.STOPPED_EARLY if is_stopped else State.STOPPED
         return TrialResult(state, outcome.step, loss)  # type: ignore[arg-type]
     found = asdict(measured(sweep, trial, trial.job.resources.gpus_per_worker))
-    return TrialResult("finished", outcome.step, loss, measured_on=measurement_of(sweep), **found)
+    return TrialResult(
+        State.FINISHED, outcome.step, loss, measured_on=measurement_of(sweep), **found
+    )
 
 
 def measured(sweep: SweepJob, trial: Trial, num_gpus: int) -> Measurement:

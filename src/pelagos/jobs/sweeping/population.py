@@ -35,6 +35,7 @@ from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import RandomRangeConfig, SweepJob
 from pelagos.platform.records.run_files import read_json
 from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.records.states import State
 from pelagos.platform.trainer import GROUP_LOSS
 
 logger = logging.getLogger(__name__)
@@ -161,10 +162,10 @@ def run_leg(sweep: SweepJob, population: Population, trial: Trial, leg: int) -> 
             outcome = train(trial, lambda: None, until).outcome
         except Exception as error:  # whatever breaks one member, the others go on
             logger.debug("member %s failed", trial.name, exc_info=True)
-            write_result(trial, TrialResult("failed", cause=f"{type(error).__name__}: {error}"))
+            write_result(trial, TrialResult(State.FAILED, cause=f"{type(error).__name__}: {error}"))
             return math.inf
-        if outcome.kind == "failed":
-            write_result(trial, TrialResult("failed", outcome.step, cause=outcome.cause))
+        if outcome.kind == State.FAILED:
+            write_result(trial, TrialResult(State.FAILED, outcome.step, cause=outcome.cause))
             return math.inf
     (trial.path / RECORD_NAME).unlink(missing_ok=True)  # of a failure before a take-over
     loss = comparable_loss(sweep, run, until)
@@ -174,7 +175,7 @@ def run_leg(sweep: SweepJob, population: Population, trial: Trial, leg: int) -> 
 def run_last_leg(sweep: SweepJob, trial: Trial) -> None:
     """Bring a member to the end of its training, measure it and keep its result."""
     result = run_trial(sweep, trial, lambda *_: True)
-    if result.state == "finished":
+    if result.state == State.FINISHED:
         loss = comparable_loss(sweep, RunDirectory(trial.path), result.steps)
         write_result(trial, dataclasses.replace(result, validation_loss=loss))
 

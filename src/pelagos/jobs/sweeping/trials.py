@@ -27,6 +27,8 @@ from pelagos.platform.config.overrides import override, override_text
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import POPULATION, RandomRangeConfig, SweepJob
 from pelagos.platform.records.run_files import read_json
+from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.records.states import State
 
 RECORD_NAME = "trial.json"
 MAX_NAME_LENGTH = 100
@@ -40,8 +42,12 @@ NOT_IN_DIGEST = {
 
 Inputs = dict[str, str]
 """`source` and the uris of datasets: their digests."""
-TrialState = Literal["waiting", "finished", "stopped early", "failed", "interrupted"]
-FINAL_STATES = ("finished", "stopped early")
+TrialState = Literal[
+    State.WAITING, State.FINISHED, State.STOPPED_EARLY, State.FAILED, State.STOPPED, State.LOST
+]
+FINAL_STATES = (State.FINISHED, State.STOPPED_EARLY)
+# Their runs continue with the next `pelagos sweep`.
+CUT_OFF = (State.STOPPED, State.LOST)
 
 
 @dataclass(frozen=True)
@@ -115,14 +121,19 @@ def write_result(trial: Trial, result: TrialResult) -> None:
 
 
 def read_result(trial: Trial) -> TrialResult:
-    """Return what is known of a trial; one that has no record waits, or was interrupted."""
+    """Return what is known of a trial; one that has no record waits, or was cut off."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         told = read_json(trial.path / RECORD_NAME)
         known = {f.name: told[f.name] for f in fields(TrialResult) if f.name in told}
+        if known.get("state") == "interrupted":  # what sweeps of earlier versions wrote
+            known["state"] = State.STOPPED
         for key in ("errors", "vrmse", "baselines"):
             known[key] = _with_endless(known.get(key, {}))
         return _RESULT.validate_python(known)
-    return TrialResult("interrupted" if (trial.path / "job.yaml").exists() else "waiting")
+    if not (trial.path / "job.yaml").exists():
+        return TrialResult(State.WAITING)
+    was_stopped = RunDirectory(trial.path).status()["state"] == State.STOPPED
+    return TrialResult(State.STOPPED if was_stopped else State.LOST)
 
 
 def result_of(sweep: SweepJob, trial: Trial) -> TrialResult:
@@ -130,8 +141,8 @@ def result_of(sweep: SweepJob, trial: Trial) -> TrialResult:
     for is not over: its run is, its measurement is made anew.
     """
     result = read_result(trial)
-    if result.state == "finished" and result.measured_on != measurement_of(sweep):
-        return replace(result, state="interrupted", **asdict(Measurement()))
+    if result.state == State.FINISHED and result.measured_on != measurement_of(sweep):
+        return replace(result, state=State.STOPPED, **asdict(Measurement()))
     return result
 
 

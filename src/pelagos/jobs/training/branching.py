@@ -40,6 +40,7 @@ from pelagos.platform.records.runs import (
     RunError,
     check_identity,
 )
+from pelagos.platform.records.states import State
 
 logger = logging.getLogger(__name__)
 LOCK_SECONDS = 60.0
@@ -131,7 +132,7 @@ def _make_effective(run: RunDirectory, record: dict[str, Any], overrides: Sequen
     part_with_run(run)
     run.replace_job(job)
     run.append_event(BRANCHED, **record)
-    run.set_status("stopped", is_tracked=False)
+    run.set_status(State.STOPPED, is_tracked=False)
 
 
 def _checkpoint(run: RunDirectory, which: str) -> tuple[CheckpointStore, int]:

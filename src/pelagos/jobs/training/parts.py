@@ -1,6 +1,7 @@
 """Building the parts of a training job from its configuration, and refusing early what cannot fit."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count
 from typing import Any
@@ -148,21 +149,21 @@ class MixtureStreams:
         self.epoch_samples = self.mixture.num_samples
         self._validation: Sampler | None = None
 
-    def open(self, start_step: int, rank: int, world_size: int) -> Stream:
+    def open(self, start_step: int, data_rank: int, data_world_size: int) -> Stream:
         return StreamLoader(
             self.mixture,
             self.sampler,
             global_batch_size=self.job.data.global_batch_size,
-            rank=rank,
-            world_size=world_size,
+            rank=data_rank,
+            world_size=data_world_size,
             start_step=start_step,
             num_threads=self.job.data.num_threads,
             prefetch_steps=self.job.data.prefetch_steps,
             stop_step=self.job.schedule.total_steps,
         )
 
-    def validation(self, rank: int, world_size: int) -> Iterator[tuple[Batch, int]]:
-        """Return this rank's share: every world-size-th sample of one fixed list.
+    def validation(self, data_rank: int, data_world_size: int) -> Iterator[tuple[Batch, int]]:
+        """Return one of so many shares: every so many-th sample of one fixed list.
 
         Where the list does not divide, a rank repeats its last sample, which then does not count.
         Samples of grids of other shapes come in batches of their own, as many on every rank.
@@ -176,8 +177,8 @@ class MixtureStreams:
         mixture, size = self._validation.mixture, micro_batch_size(self.job)
         for shape in mixture.distinct_shapes:
             whole = [s for s in drawn if mixture.grid_shapes[s.dataset] == shape]
-            own = whole[rank::world_size]
-            missing = -(-len(whole) // world_size) - len(own)
+            own = whole[data_rank::data_world_size]
+            missing = -(-len(whole) // data_world_size) - len(own)
             samples = [*own, *(own or whole)[-1:] * missing]
             for start in range(0, len(samples), size):
                 batch = load_batch(mixture, samples[start : start + size])
@@ -241,6 +242,7 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
         **({"plugins": wanted} if (wanted := plugins.wanted_by_model(job)) else {}),
         "absent_value": mixture.absent_value,
         **({"masks": mixture.masks} if mixture.masks else {}),
+        **({"patch": patch} if (patch := _patch_of(mixture)) else {}),
         "normalization": mixture.normalization.to_dict(),
         "datasets": [
             {
@@ -252,6 +254,13 @@ def describe_forecaster(job: TrainingJob, mixture: Mixture) -> dict[str, Any]:
             for entry in mixture.entries
         ],
     }
+
+
+def _patch_of(mixture: Mixture) -> list[int]:
+    """Return the grid of the largest crops that a network was trained on; nothing without crops."""
+    if all(entry.crop is None for entry in mixture.entries):
+        return []
+    return list(max(mixture.distinct_shapes, key=math.prod))
 
 
 def count_flops(job: TrainingJob, mixture: Mixture) -> float:

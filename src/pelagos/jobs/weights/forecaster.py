@@ -23,10 +23,12 @@ from pelagos.models.objectives import (
     NO_MASKS,
     FieldMasks,
     FieldObjective,
+    Segmentation,
     default_field_groups,
     without_fields,
 )
 from pelagos.models.pretrained import WEIGHTS_FILE, read_weights, write_weights
+from pelagos.models.sliding_window import predict_by_patches
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, named_step
 from pelagos.platform.records.runs import RunDirectory, check_identity
 
@@ -128,6 +130,22 @@ class Forecaster:
         """
         several = frames if self._channel_axis == 2 else frames[:, None]
         return self.objective.predict(self.model, several, lead_time)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the answer of a classifier `[batch, class]`, or of a segmentation network
+        `[batch, class, *grid]`, to normalised images `[batch, channel, *grid]`.
+
+        A segmentation network that was trained on crops sees images larger than they are in
+        overlapping patches of the crops' size (`models.sliding_window`).
+        """
+        patch = tuple(self.description.get("patch", ()))
+        sizes = zip(images.shape[2:], patch, strict=False)
+        if isinstance(self.objective, Segmentation) and any(n > side for n, side in sizes):
+            return predict_by_patches(self.model, images, patch)
+        answer = self.model(images)
+        finest: Tensor = answer[0] if isinstance(answer, tuple) else answer
+        return finest
 
     def predict(self, fields: Tensor, lead_time: Tensor, absent: Collection[str] = ()) -> Tensor:
         """Return fields in physical units `[batch, channel, y, x]`, `lead_time` after `fields`.

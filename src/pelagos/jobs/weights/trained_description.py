@@ -52,6 +52,7 @@ class _Description(_Part):
     datasets: list[_Dataset] = []
     absent_value: float = 0.0
     masks: dict[Name, Name] = {}
+    patch: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=3)] = []
     weights: Name = "model"
     lora: _LowRank | None = None
     plugins: list[str] = []

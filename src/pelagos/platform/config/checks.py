@@ -57,9 +57,14 @@ def _check_whole_sweep(job: SweepJob) -> list[Finding]:
     return [*_check_search(job), *_check_sweep(job)]
 
 
+def data_world_size(job: TrainingJob) -> int:
+    """Number of shares that a batch is cut into: of every strategy there is, one per worker."""
+    return job.resources.num_workers
+
+
 def local_batch_size(job: TrainingJob) -> int:
     """Samples per worker and step."""
-    return job.data.global_batch_size // job.resources.num_workers
+    return job.data.global_batch_size // data_world_size(job)
 
 
 def micro_batch_size(job: TrainingJob) -> int:
@@ -78,7 +83,7 @@ def _check_addresses(
 
 
 def _check_batch(job: TrainingJob) -> Iterator[Finding]:
-    batch, workers = job.data.global_batch_size, job.resources.num_workers
+    batch, workers = job.data.global_batch_size, data_world_size(job)
     if batch % workers:
         lower, upper = batch - batch % workers, batch - batch % workers + workers
         near = f"{lower} or {upper}" if lower else str(upper)

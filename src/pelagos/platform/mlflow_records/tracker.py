@@ -43,6 +43,7 @@ from pelagos.platform.mlflow_records.store import (
 )
 from pelagos.platform.records.record_tail import Mark
 from pelagos.platform.records.runs import BRANCHED, RunDirectory
+from pelagos.platform.records.states import MLFLOW_STATUS, State
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 15.0
@@ -128,8 +129,7 @@ class Tracker:
                 self._client.log_metric(self.run_id, name, value)
             names = ("job.yaml", "metrics.jsonl", "events.jsonl")
             log_own_files(self._client, str(self.run_id), self.run.path, "run", names)
-            status = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[kind]
-            self._client.set_terminated(self.run_id, status)
+            self._client.set_terminated(self.run_id, MLFLOW_STATUS[State(kind)])
         except Exception as error:
             logger.warning("MLflow: the end of the run could not be recorded: %s", error)
 

@@ -17,9 +17,9 @@ BuildOptimizer = Callable[[list[dict[str, Any]], OptimizerSettings], torch.optim
 class OptimizerKind:
     """What the platform needs to know of an optimizer.
 
-    A rate of 0 must leave a parameter as it is: so do frozen groups stay. What an optimizer does to
-    one value may depend on that value, its gradient and its state alone, because strategies cut
-    parameters up and lay them end to end.
+    A rate of 0 must leave a parameter as it is: so do frozen groups stay. Unless it needs whole
+    matrices, what an optimizer does to one value may depend on that value, its gradient and its
+    state alone, because strategies cut parameters up and lay them end to end.
 
     Attributes:
         build: makes it from parameter groups, which have `lr` and `weight_decay`, and the job's
@@ -27,12 +27,15 @@ class OptimizerKind:
         moments: names of its state's tensors of a parameter's shape, zero before the first step.
         scalars: names of its state's single numbers, zero before the first step.
         option_names: what `optimizer.config` may hold.
+        needs_whole_matrices: it mixes the values of a parameter (Muon, Shampoo), so that it runs only
+            under strategies that leave parameters whole.
     """
 
     build: BuildOptimizer
     moments: tuple[str, ...] = ()
     scalars: tuple[str, ...] = ()
     option_names: tuple[str, ...] = ()
+    needs_whole_matrices: bool = False
 
     @property
     def bytes_per_parameter(self) -> int:

@@ -3,12 +3,16 @@
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from pelagos.platform.records.states import State
+
+End = Literal[State.FINISHED, State.STOPPED, State.FAILED]
+
 
 @dataclass(frozen=True)
 class Outcome:
     """How a launch ended, as a value: finished, stopped on request, or failed with its cause."""
 
-    kind: Literal["finished", "stopped", "failed"]
+    kind: End
     step: int
     cause: str = ""
 

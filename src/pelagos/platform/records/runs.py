@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pelagos.infra.storage.files import open_lock_file, replace_durably
 from pelagos.platform.config.differences import changed_keys, is_among
@@ -43,6 +43,7 @@ from pelagos.platform.records.run_files import (
 )
 from pelagos.platform.records.run_records import Outcome as Outcome
 from pelagos.platform.records.run_records import RunRecords as RunRecords
+from pelagos.platform.records.states import State, state_of
 
 # What a resume may change: how the steps are computed, not which steps they are.
 CHANGEABLE = (
@@ -73,7 +74,6 @@ CHANGEABLE_IN_A_BRANCH = ("optimizer", "schedule")
 BRANCHED = "branched"
 TAKE_OVERS = "take-overs.json"
 IDENTITY = "identity.json"
-State = Literal["created", "running", "finished", "stopped", "failed", "interrupted"]
 
 
 class RunError(ValueError):
@@ -113,7 +113,7 @@ class RunDirectory:
             ) from error
         run.replace(IDENTITY, json.dumps({"run": identity or uuid.uuid4().hex}))
         run.replace("job.yaml", resolve_yaml(job))
-        run.set_status("created")
+        run.set_status(State.CREATED)
         return run
 
     @classmethod
@@ -262,14 +262,14 @@ class RunDirectory:
         self.replace("status.json", json.dumps(status, indent=1))
 
     def status(self) -> dict[str, Any]:
-        """Return the run's state; a launch that died without saying so is `interrupted`."""
+        """Return the run's state; a launch that died without saying so is `lost`."""
         status = self._status_file()
-        if status.get("state") == "running" and not self.is_locked():
-            status["state"] = "interrupted"
+        if status.get("state") == State.RUNNING and not self.is_locked():
+            status["state"] = State.LOST
         last = next(iter(self.last_metrics(1)), None)
         if not isinstance(status.get("updated"), int | float):
             status.pop("updated", None)
-        status["state"] = str(status.get("state", "unknown"))
+        status["state"] = state_of(status.get("state"))
         status["step"] = last["step"] if last else 0
         status["metrics"] = last or {}
         return status
@@ -286,7 +286,7 @@ class RunDirectory:
         content = read_mapping(self.path / "outcome.json")
         if content.pop("launch", None) == launch:
             with contextlib.suppress(TypeError):
-                return Outcome(**content)
+                return Outcome(**{**content, "kind": state_of(content.get("kind"))})
         return None
 
     @contextlib.contextmanager

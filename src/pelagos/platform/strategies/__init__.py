@@ -45,12 +45,21 @@ STRATEGIES: dict[str, Callable[[StrategyOptions], Strategy]] = {
 }
 
 
+LEAVE_PARAMETERS_WHOLE = ("single", "ddp")
+
+
 def check_strategy(name: str, options: StrategyOptions, world_size: int) -> None:
     """Refuse what a strategy cannot do, in the driver, before a worker is started.
 
     Raises:
-        ValueError: its library is missing, its options contradict each other or this machine.
+        ValueError: its library is missing, its options contradict each other or this machine, or it
+            cuts up the matrices that the optimizer needs whole.
     """
+    if options.optimizer.needs_whole_matrices and name not in LEAVE_PARAMETERS_WHOLE:
+        raise ValueError(
+            f"parallel.strategy: {name} gives each rank a part of every parameter, and the optimizer "
+            f"needs whole matrices: use {' or '.join(LEAVE_PARAMETERS_WHOLE)}, or another optimizer"
+        )
     if not name.startswith("zero"):
         return
     if importlib.util.find_spec("deepspeed") is None:

@@ -61,10 +61,22 @@ class Strategy(ABC):
     rank: int
     world_size: int
     device: torch.device
+    data_group: dist.ProcessGroup | None = None
+    """The ranks that together hold each sample of a batch once; None: all of them."""
 
     def __init__(self, options: StrategyOptions) -> None:
         self.options = options
         self.loss_scale = LossScale() if options.precision == "fp16" else None
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of each batch this rank computes; ranks that share their samples have the same."""
+        return self.rank
+
+    @property
+    def data_world_size(self) -> int:
+        """Number of shares that a batch is cut into: the world size unless ranks share samples."""
+        return self.world_size
 
     @abstractmethod
     def static_bytes_per_parameter(self) -> float:
@@ -89,7 +101,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients of `loss`; over ranks the gradients are averaged."""
+        """Accumulate gradients of `loss`; over the shares of the batch they are averaged."""
 
     @abstractmethod
     def step(self) -> float:
@@ -119,6 +131,14 @@ class Strategy(ABC):
         if self.world_size > 1:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
+        return tensor
+
+    def sum_over_data(self, tensor: Tensor) -> Tensor:
+        """Return the sum of `tensor` over the shares of a batch, each counted once."""
+        if self.data_group is None:
+            return self.all_reduce_sum(tensor)
+        tensor = tensor.clone()
+        dist.all_reduce(tensor, group=self.data_group)
         return tensor
 
     def barrier(self) -> None:

@@ -12,6 +12,7 @@ from pelagos.platform.config.convert import ConvertJob
 from pelagos.platform.config.schema import GenerateJob
 from pelagos.platform.console import HarmlessConsole
 from pelagos.platform.records.runs import Outcome
+from pelagos.platform.records.states import State
 
 FILES = ("mapping", "labels")  # options of a conversion that name a file or folder
 
@@ -37,7 +38,7 @@ class GenerateKind(JobKind[GenerateJob]):
         from pelagos.jobs import generate
 
         generate.run(job, console)
-        return Outcome("finished", 0)
+        return Outcome(State.FINISHED, 0)
 
 
 class ConvertKind(JobKind[ConvertJob]):
@@ -76,5 +77,7 @@ class ConvertKind(JobKind[ConvertJob]):
         result = convert.run_job(job, console)
         if result.differences:
             differences = convert.listed(list(result.differences))
-            return Outcome("failed", 0, f"{job.uri} is not the same as {job.source}: {differences}")
-        return Outcome("finished", 0)
+            return Outcome(
+                State.FAILED, 0, f"{job.uri} is not the same as {job.source}: {differences}"
+            )
+        return Outcome(State.FINISHED, 0)

@@ -15,6 +15,7 @@ from pelagos.platform.config.measure import EvaluateJob, ProbeJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.console import HarmlessConsole
 from pelagos.platform.records.runs import Outcome
+from pelagos.platform.records.states import State
 
 
 class EvaluateKind(JobKind[EvaluateJob]):
@@ -42,7 +43,7 @@ class EvaluateKind(JobKind[EvaluateJob]):
         evaluate.run(job, console)
         if attempt.mirrors:
             evaluated.push()
-        return Outcome("finished", 0)
+        return Outcome(State.FINISHED, 0)
 
 
 class SweepKind(JobKind[SweepJob]):
@@ -78,7 +79,7 @@ class SweepKind(JobKind[SweepJob]):
         show_report(result.report, result.path)
         for mirror in attempt.mirrors and [attempt.mirror_of(name) for name in ends]:
             mirror.push()
-        return Outcome("finished", 0)
+        return Outcome(State.FINISHED, 0)
 
 
 class ProbeKind(JobKind[ProbeJob]):
@@ -89,4 +90,4 @@ class ProbeKind(JobKind[ProbeJob]):
 
     def run(self, job: ProbeJob, attempt: Attempt, console: HarmlessConsole) -> Outcome:
         node_probe.run(job, attempt.store.uri, attempt.runs_dir)
-        return Outcome("finished", 0)
+        return Outcome(State.FINISHED, 0)

@@ -40,12 +40,12 @@ from pelagos.jobs.submission.ray_queue.rules import (
 )
 from pelagos.jobs.submission.records.record import RecordError, RunRecord, RunState, list_records
 from pelagos.jobs.submission.silent_ends import record_silent_end
+from pelagos.platform.records.states import UNDER_WAY, State
 
 logger = logging.getLogger("pelagos.queue")
 POLL_SECONDS = 2.0
 # a submit that comes just as the queue leaves still finds it for this long
 IDLE_SECONDS = 30.0
-STARTED = ("starting", "running")
 
 
 class Queue:
@@ -72,11 +72,11 @@ class Queue:
         states = self._states()
         own = {name: s for name, s in states.items() if s.cluster == self.cluster}
         for name, state in own.items():
-            if state.state in STARTED:
+            if state.state in UNDER_WAY:
                 with self._left_out_where_it_fails(name):
                     self._reconcile(self.records[name])
         waiting = [self._with_needs(s) for s in own.values() if _is_waiting(s.state)]
-        running = [self._with_needs(s) for s in own.values() if s.state in STARTED]
+        running = [self._with_needs(s) for s in own.values() if s.state in UNDER_WAY]
         decisions = decide(
             waiting,
             running,
@@ -120,7 +120,7 @@ class Queue:
             f"resume {record.run}`"
         )
         if record.seen_state().reason != reason:
-            record.append("queued", reason=reason)
+            record.append(State.QUEUED, reason=reason)
         raise RecordError(reason)
 
     @contextlib.contextmanager
@@ -136,13 +136,13 @@ class Queue:
     def _act(self, decision: Decision) -> None:
         record = self.records[decision.run]
         if record.seen_state().stop:
-            record.append("cancelled", reason="stopped before it began")
+            record.append(State.CANCELLED, reason="stopped before it began")
         elif decision.action == "start":
             self._start(record)
         elif decision.action == "cancel":
-            record.append("cancelled", reason=decision.reason)
+            record.append(State.CANCELLED, reason=decision.reason)
         elif record.seen_state().reason != decision.reason:
-            record.append("queued", reason=decision.reason)
+            record.append(State.QUEUED, reason=decision.reason)
 
     def _start(self, record: RunRecord) -> None:
         """Start a run as a Ray job, unless another queue did meanwhile."""
@@ -164,7 +164,7 @@ class Queue:
             )
         except Exception as error:
             cause = f"{type(error).__name__}: {error}"
-            record.append("failed", cause=cause, cause_kind="infrastructure")
+            record.append(State.FAILED, cause=cause, cause_kind="infrastructure")
 
     def _reconcile(self, record: RunRecord) -> None:
         """See to a run whose process ended without a word."""
@@ -178,7 +178,7 @@ class Queue:
             return  # just submitted, or the head was restarted: the next look tells
         seen = scheduler_state(str(info.status), info.message or "")
         num_events = len(record.events())
-        if seen.state != "ended" or record.state().state not in STARTED:
+        if seen.state != "ended" or record.state().state not in UNDER_WAY:
             return
         output = str(self.client.get_job_logs(submission_id))[-2000:]
         record_silent_end(record, seen.detail, output, num_events)
@@ -215,7 +215,7 @@ class Queue:
 
 
 def _is_waiting(state: str) -> bool:
-    return state in ("submitted", "queued", "preempted")
+    return state in (State.SUBMITTED, State.QUEUED, State.PREEMPTED)
 
 
 def main(arguments: list[str]) -> None:

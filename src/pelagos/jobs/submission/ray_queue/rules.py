@@ -15,7 +15,8 @@ from typing import Literal
 
 from pelagos.infra.clusters.base import Needs, workers_per_node
 from pelagos.infra.clusters.schema import RayQuotas
-from pelagos.jobs.submission.records.record import ENDED, RunState
+from pelagos.jobs.submission.records.record import RunState
+from pelagos.platform.records.states import ENDED, State
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,11 @@ def _by_dependencies(candidate: WaitingRun, states: dict[str, str]) -> Decision 
     unfinished = [n for n in candidate.state.after_ended if states.get(n) not in ENDED]
     for name in candidate.state.after:
         state = states.get(name, "missing")
-        if state in ("failed", "stopped", "cancelled", "missing"):
+        if state in ("missing", State.FAILED, State.STOPPED, State.CANCELLED):
             return Decision(
                 candidate.state.run, "cancel", f"{name}, which it comes after, is {state}"
             )
-        if state != "finished":
+        if state != State.FINISHED:
             unfinished.append(name)
     if unfinished:
         return Decision(candidate.state.run, "wait", f"after {', '.join(unfinished)}")

@@ -23,24 +23,23 @@ from pelagos.infra.storage.directory_store import ObjectStore
 from pelagos.infra.storage.remote import StorageError
 from pelagos.jobs.submission.records.events import MOST_BYTES, MOST_TEXT, SUBMITTING, parse_event
 from pelagos.jobs.submission.records.summary import Progress, Summary, encoded, parse_summary
+from pelagos.platform.records.states import State
 
 RECORDS = "records"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-# A run in one of these goes no further by itself.
-ENDED = ("finished", "failed", "stopped", "cancelled")
 # What each kind of event makes of the state; other kinds leave it as it was.
 STATE_AFTER = {
-    "submitted": "submitted",
-    "queued": "queued",
-    "started": "starting",
-    "running": "running",
-    "preempted": "preempted",
-    "retried": "queued",
-    "resubmitted": "submitted",
-    "failed": "failed",
-    "stopped": "stopped",
-    "cancelled": "cancelled",
-    "finished": "finished",
+    "submitted": State.SUBMITTED,
+    "queued": State.QUEUED,
+    "started": State.STARTING,
+    "running": State.RUNNING,
+    "preempted": State.PREEMPTED,
+    "retried": State.QUEUED,
+    "resubmitted": State.SUBMITTED,
+    "failed": State.FAILED,
+    "stopped": State.STOPPED,
+    "cancelled": State.CANCELLED,
+    "finished": State.FINISHED,
 }
 
 
@@ -57,7 +56,7 @@ class RunState:
     """
 
     run: str
-    state: str
+    state: State
     cluster: str
     attempt: int
     restarts: int
@@ -80,7 +79,7 @@ class RunState:
     @property
     def has_ended(self) -> bool:
         """Whether the run goes no further by itself."""
-        return self.state in ENDED
+        return self.state.has_ended
 
 
 class RunRecord:

@@ -7,12 +7,14 @@ long as it speaks of as many events as there are; like them it is data that anyb
 """
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pelagos.infra.json_text import parse_json
 from pelagos.jobs.submission.records.events import Count, Name, Text, printable
+from pelagos.platform.records.description import LISTED_METRICS, RunSummary
+from pelagos.platform.records.states import state_of
 
 MOST_BYTES = 2**16
 Number = Annotated[float, Field(allow_inf_nan=True)]
@@ -60,20 +62,20 @@ def encoded(summary: Summary) -> bytes:
     return json.dumps(summary.model_dump(mode="json")).encode()
 
 
-def row_of(run: str, storage: str, summary: Summary) -> dict[str, Any]:
+def row_of(run: str, storage: str, summary: Summary) -> RunSummary:
     """Return a summary as a row of a list."""
     progress = summary.progress
-    metrics = {"loss": progress.loss, "samples_per_second": progress.samples_per_second}
-    return {
-        "run": run,
-        "state": summary.state,
-        "reason": summary.reason or "-",
-        "cause": summary.cause or "-",
-        "cluster": summary.cluster,
-        "step": progress.step,
-        "total_steps": progress.total_steps,
-        "submitted": summary.submitted_by,
-        "updated": summary.updated_at,
-        "storage": storage,
-        "metrics": {name: value for name, value in metrics.items() if value is not None},
-    }
+    metrics = {name: getattr(progress, name) for name in LISTED_METRICS}
+    return RunSummary(
+        run=run,
+        state=state_of(summary.state),
+        reason=summary.reason or None,
+        cause=summary.cause or None,
+        cluster=summary.cluster,
+        step=progress.step,
+        total_steps=progress.total_steps,
+        submitted_by=summary.submitted_by,
+        updated=summary.updated_at,
+        storage=storage,
+        metrics={name: value for name, value in metrics.items() if value is not None},
+    )
