@@ -16,9 +16,11 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from torch import Tensor
 from typer.testing import CliRunner
 
 from pelagos.cli.main import app
+from pelagos.evaluation.measures.metrics import METRICS
 from pelagos.infra.clusters import Needs
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.infra.ray_workers import spread
@@ -61,6 +63,10 @@ def two_workers() -> Iterator[None]:
         yield
 
 
+def sharpness(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
+    return (forecast - truth).double().square().amax(tuple(range(-num_dimensions - 1, 0)))
+
+
 def numbers(runs: str, output: Path, **resources: Any) -> dict[str, Any]:
     """Evaluate 11 trajectories of two datasets, in batches of 2 and one of 1: 6 of each."""
     job = EvaluateJob(
@@ -82,13 +88,20 @@ def numbers(runs: str, output: Path, **resources: Any) -> dict[str, Any]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("two_workers")
-def test_any_number_of_workers_gives_the_same_bits(runs: str, tmp_path: Path) -> None:
+def test_any_number_of_workers_gives_the_same_bits(
+    runs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # an error that this program registers, and no plugin that a worker would import
+    monkeypatch.setattr(METRICS, "_parts", dict(METRICS._parts))
+    monkeypatch.setattr(METRICS, "_origins", dict(METRICS._origins))
+    METRICS.register("sharpness", sharpness)
     expected = numbers(runs, tmp_path / "here")
     assert len(expected["datasets"]) == 2
     assert expected["datasets"][0]["trajectories"] == list(range(11))
     for count in (1, 2):
         found = numbers(runs, tmp_path / str(count), num_workers=count, launcher="ray")
         assert found == expected  # every number of every trajectory, by value
+    assert "sharpness" in json.dumps(expected)
     pages = [(tmp_path / name / "report.html").read_bytes() for name in ("here", "2")]
     assert pages[0] == pages[1]  # the pictures too
 

@@ -21,6 +21,7 @@ from pelagos.evaluation.forecasting.batches import (
     measure_here,
     units_of,
 )
+from pelagos.evaluation.measures.metrics import METRICS, Metric
 from pelagos.infra.ray_workers import spread
 from pelagos.jobs.measuring.workers import Workers, repeatable
 from pelagos.jobs.weights.forecaster import Forecaster
@@ -60,6 +61,7 @@ def measure_all(
         forecaster.description,
         forecaster.model.state_dict(),
         plugins.named_in_environment(),
+        dict(METRICS),
         workers,
     )
     with workers.cluster():
@@ -83,6 +85,8 @@ class _Work:
     description: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     plugins: Sequence[str]
+    metrics: Mapping[str, Metric]
+    """All that are measured: some may be registered by a program that is no plugin."""
     workers: Workers
     worker: BatchWorker | None = field(default=None, init=False)
 
@@ -91,6 +95,8 @@ class _Work:
         with repeatable(self.workers.cpus_per_worker, device):
             if self.worker is None:
                 plugins.load(self.plugins)
+                for name in self.metrics.keys() - METRICS.keys():
+                    METRICS.register(name, self.metrics[name])
                 forecaster = Forecaster(self.description, self.weights).to(device)
                 self.worker = BatchWorker(self.make(forecaster, device, self.known))
             return self.worker(unit, following)
