@@ -13,11 +13,13 @@ import signal
 import sys
 import traceback
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import torch
 import torch.distributed as dist
 
+sys.path.append(str(Path(__file__).with_name("servers")))  # as pytest has it
 GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
 

@@ -18,6 +18,7 @@ from pelagos.jobs.training.parts import MixtureStreams, build_model, build_objec
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.jobs.weights.sources import open_source
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
+from pelagos.platform.checkpoint import store as store_module
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.config.finetune import SourceConfig
 from pelagos.platform.config.schema import ModelConfig, StorageConfig
@@ -60,9 +61,11 @@ def test_one_choice_of_weights_everywhere(
     assert events[8]["weights"] == "ema"
     # what forecasts, evaluates, is exported, and is fine-tuned
     verified: list[str] = []
-    verify = CheckpointStore._verify
+    verify = store_module.damaged_files
     with monkeypatch.context() as patch:
-        patch.setattr(CheckpointStore, "_verify", lambda *a: (verified.append(a[3]), verify(*a))[1])
+        patch.setattr(
+            store_module, "damaged_files", lambda *a: (verified.append(str(a[0])), verify(*a))[1]
+        )
         usual, _ = Forecaster.from_run(run)
     assert len(verified) == 1  # the whole checkpoint is fetched and read for each
     raw, _ = Forecaster.from_run(run, weights="model")

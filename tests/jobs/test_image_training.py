@@ -20,6 +20,7 @@ from pelagos.jobs.training.parts import MixtureStreams, check_parts
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import ConfigError, EvaluateJob, TrainingJob
 from pelagos.platform.config.load import parse_job
+from pelagos.platform.config.measure import EvaluateResources
 from pelagos.platform.records.runs import RunDirectory
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits.py"
@@ -179,6 +180,46 @@ def test_segmentation_learns_and_its_labels_stay_whole_numbers(
     # a point is an eighth of the picture wide: surfaces are off by less than that
     assert told["summary"]["mean_surface_distance"] < 1 / 8
     assert len(told["per_image"]["dice"]) == 50
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("model", "objective"),
+    [
+        (
+            {"name": "nnunet-nano", "config": {"num_dimensions": 2}},
+            {"name": "segmentation", "label_field": "ink", "num_classes": 2},
+        ),
+        (
+            {"name": "vit-nano", "config": SMALL},
+            {"name": "classification", "num_classes": 10},
+        ),
+    ],
+)
+def test_two_workers_measure_images_as_one_process_does(
+    make: Callable[..., TrainingJob],
+    tmp_path: Path,
+    model: dict[str, Any],
+    objective: dict[str, Any],
+) -> None:
+    fields = {"fields": ["grey", "ink"]} if objective["name"] == "segmentation" else {}
+    job = make("two", "pretrain", model=model, objective=objective, steps=12, **fields)
+    pretrain.run(job, quiet())  # type: ignore[arg-type]
+    wanted = {"run": "two", "runs_dir": job.runs_dir, "split": "validation", "batch_size": 7}
+    found = [
+        evaluate.run(
+            EvaluateJob(
+                **wanted,
+                max_trajectories=30,
+                tracking=False,
+                output_dir=str(tmp_path / str(count)),
+                resources=EvaluateResources(num_workers=count),
+            )
+        ).metrics
+        for count in (1, 2)
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]["datasets"][0]["images"]) == 30
 
 
 @pytest.mark.parametrize(

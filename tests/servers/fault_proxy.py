@@ -53,6 +53,7 @@ class FaultProxy:
     Attributes:
         faults: still to happen; the first that fits a request is used.
         num_requests, num_faults: GET requests seen, and spoilt.
+        num_bytes: of the bodies that answered GET requests.
     """
 
     upstream: str
@@ -60,6 +61,7 @@ class FaultProxy:
     faults: list[Fault] = field(default_factory=list)
     num_requests: int = 0
     num_faults: int = 0
+    num_bytes: int = 0
     port: int = 0
 
     def __post_init__(self) -> None:
@@ -101,6 +103,10 @@ class FaultProxy:
     def close(self) -> None:
         self._released.set()
         self.stop()
+
+    def count(self, num_bytes: int) -> None:
+        with self._lock:
+            self.num_bytes += num_bytes
 
     def take(self, path: str, asked: int) -> Fault | None:
         """The fault that this request meets."""
@@ -159,6 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.upstream.endheaders(content)
         answer = self.upstream.getresponse()
         body = answer.read()
+        if self.command == "GET":
+            self.owner.count(len(body))
         if kind == "wrong":
             body = (
                 body[: len(body) // 2]

@@ -21,11 +21,21 @@ def evaluate_command(
     runs_dir: Annotated[
         str | None, typer.Option("--runs-dir", help="Directory that holds the runs; as runs_dir=.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", help="Ray workers that share the trajectories; as resources.num_workers=."
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        int | None,
+        typer.Option("--gpus-per-worker", help="0 or 1; as resources.gpus_per_worker=."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Measure a run on held-out trajectories: forecasts against persistence and the mean, a report.
 
-    Example: pelagos evaluate quickstart split=test checkpoint=best
+    Example: pelagos evaluate quickstart split=test checkpoint=best --workers 4
     """
     from pelagos.cli.job_files import evaluate_job
 
@@ -33,6 +43,10 @@ def evaluate_command(
     overrides = [a for a in arguments if "=" in a]
     if runs_dir is not None:
         overrides.append(f"runs_dir={runs_dir}")
+    if workers is not None:
+        overrides.append(f"resources.num_workers={workers}")
+    if gpus_per_worker is not None:
+        overrides.append(f"resources.gpus_per_worker={gpus_per_worker}")
     shown = None if as_json else console
     with exit_on_error():
         if compare:

@@ -1,6 +1,7 @@
 """`pelagos evaluate RUN RUN … --compare`: several runs on the same held-out trajectories."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pelagos.evaluation.pages.side_by_side import (
 from pelagos.evaluation.pages.terminal_tables import Column, print_table
 from pelagos.infra.storage.files import below
 from pelagos.jobs.evaluate import measure
+from pelagos.jobs.measuring.workers import workers_of
 from pelagos.jobs.training.run_plugins import import_plugins_of
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.records.runs import RunDirectory
@@ -45,6 +47,34 @@ def run(jobs: Sequence[EvaluateJob], console: Console | None = None) -> CompareR
     names = [job.run for job in jobs]
     if len(set(names)) != len(names) or len(names) < 2:
         raise ValueError(f"--compare takes two or more different runs, got {', '.join(names)}")
+    with _cluster_of(jobs):
+        evaluations, told = _measured(jobs)
+    shared = shared_datasets(evaluations)
+    first = jobs[0]
+    name = f"{COMPARISONS}/{'-vs-'.join(names)[:MAX_NAME_LENGTH]}/{first.split}"
+    directory = Path(first.output_dir) if first.output_dir else below(Path(first.runs_dir), name)
+    report = write_side_by_side(shared, told, directory)
+    if console is not None:
+        for data in shared:
+            _show(data, console)
+        console.print(f"report: {report}", soft_wrap=True)
+    return CompareResult(report, {"runs": told, **numbers(shared)})
+
+
+def _cluster_of(jobs: Sequence[EvaluateJob]) -> AbstractContextManager[None]:
+    """Return the cluster that the workers of all evaluations fit in, one after the other."""
+    workers = []
+    for job in jobs:
+        run = RunDirectory.open(job.runs_dir, job.run)
+        import_plugins_of(run)
+        workers.append(workers_of(job.resources, run.job().resources))
+    return max(workers, key=lambda w: w.cpus_per_worker).cluster()
+
+
+def _measured(
+    jobs: Sequence[EvaluateJob],
+) -> tuple[dict[str, list[DatasetEvaluation]], dict[str, dict[str, Any]]]:
+    """Return the scores of each run on each dataset, from one frame on, and what each run is."""
     evaluations: dict[str, list[DatasetEvaluation]] = {}
     told: dict[str, dict[str, Any]] = {}
     for job in jobs:
@@ -59,16 +89,7 @@ def run(jobs: Sequence[EvaluateJob], console: Console | None = None) -> CompareR
     for job in jobs:
         if evaluations[job.run][0].initial_frame != initial:
             evaluations[job.run], _ = measure(job, initial)
-    shared = shared_datasets(evaluations)
-    first = jobs[0]
-    name = f"{COMPARISONS}/{'-vs-'.join(names)[:MAX_NAME_LENGTH]}/{first.split}"
-    directory = Path(first.output_dir) if first.output_dir else below(Path(first.runs_dir), name)
-    report = write_side_by_side(shared, told, directory)
-    if console is not None:
-        for data in shared:
-            _show(data, console)
-        console.print(f"report: {report}", soft_wrap=True)
-    return CompareResult(report, {"runs": told, **numbers(shared)})
+    return evaluations, told
 
 
 def _show(data: SharedDataset, console: Console) -> None:

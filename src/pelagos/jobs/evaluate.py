@@ -1,5 +1,6 @@
 """`pelagos evaluate`: forecast held-out trajectories with a trained run, score, draw, report."""
 
+import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -10,27 +11,20 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pelagos.data_pipelines.physics import DatasetPhysics, NoPhysics, dataset_physics
-from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.evaluation.conclusions.rollout_windows import window_scores
 from pelagos.evaluation.conclusions.verdicts import Verdict, judge, warnings_of
-from pelagos.evaluation.forecasting.climatology import climatology
-from pelagos.evaluation.forecasting.forecasts import evaluate_dataset
 from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation
-from pelagos.evaluation.forecasting.stability import Stability, roll_out
+from pelagos.evaluation.forecasting.stability import Stability
 from pelagos.evaluation.pages.forecast_page import Provenance, numbers, write_report
 from pelagos.evaluation.pages.summary import SummaryRow, shown_methods, summary_rows
 from pelagos.evaluation.pages.terminal_tables import Column, print_table
 from pelagos.infra.storage.files import below
-from pelagos.jobs.training.datasets import open_recorded
-from pelagos.jobs.training.field_checks import given_in
-from pelagos.jobs.training.objective_options import option_of
+from pelagos.jobs.measuring.forecasts import check_forecasts, forecast_measurements, known_of
+from pelagos.jobs.measuring.spreading import measure_all
+from pelagos.jobs.measuring.trained import TrainedRun, load_run
+from pelagos.jobs.measuring.workers import workers_of
 from pelagos.jobs.training.parts import unique_names
-from pelagos.jobs.training.run_plugins import import_plugins_of
-from pelagos.jobs.weights.described_parts import recorded_datasets
-from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config.measure import EvaluateJob
-from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.mlflow_records.tracker import code_version, log_evaluation
 from pelagos.platform.records.runs import RunDirectory
 
@@ -47,36 +41,18 @@ class EvaluateResult:
     metrics: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _TrainedRun:
-    """A run as it was trained, loaded once for all that is measured of it."""
-
-    directory: RunDirectory
-    training: TrainingJob
-    forecaster: Forecaster
-    step: int
-
-
-def _load(job: EvaluateJob) -> _TrainedRun:
-    directory = RunDirectory.open(job.runs_dir, job.run)
-    import_plugins_of(directory)
-    forecaster, step = Forecaster.from_run(directory, job.checkpoint, job.weights)
-    return _TrainedRun(directory, directory.job(), forecaster, step)
-
-
 def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     """Evaluate a run on a split of each of its datasets.
 
     Raises:
         ValueError: no such run, checkpoint, split or lead; nothing was written.
     """
-    trained = _load(job)
+    trained = load_run(job)
     directory, training = trained.directory, trained.training
     output = _output(job, directory)
     if trained.forecaster.objective.call == "image":
         return _run_on_images(job, trained, console)
-    evaluations = _evaluations(job, trained, with_physics=job.physics)
-    stabilities = _stabilities(job, trained) if job.stability_steps else []
+    evaluations, stabilities = _forecasts(job, trained, with_physics=job.physics)
     provenance = _provenance(job, trained)
     report, _ = write_report(evaluations, provenance, output, stabilities)
     values = numbers(evaluations, provenance, stabilities)
@@ -90,13 +66,13 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
 
 
 def _run_on_images(
-    job: EvaluateJob, trained: _TrainedRun, console: Console | None
+    job: EvaluateJob, trained: TrainedRun, console: Console | None
 ) -> EvaluateResult:
     from pelagos.evaluation.pages import image_page
     from pelagos.jobs.measuring.images import measure_images, show_images
 
     directory, training, step = trained.directory, trained.training, trained.step
-    evaluations = measure_images(job, training, trained.forecaster)
+    evaluations = measure_images(job, trained)
     provenance, output = _provenance(job, trained), _output(job, directory)
     report = image_page.write_image_report(evaluations, provenance, output)
     if job.tracking:
@@ -115,7 +91,7 @@ def _run_on_images(
     return EvaluateResult(job.run, report, image_page.numbers(evaluations, provenance))
 
 
-def _provenance(job: EvaluateJob, trained: _TrainedRun) -> Provenance:
+def _provenance(job: EvaluateJob, trained: TrainedRun) -> Provenance:
     training = trained.training
     return Provenance(
         run_name=job.run,
@@ -143,131 +119,31 @@ def measure(job: EvaluateJob, initial_frame: int = 0) -> tuple[list[DatasetEvalu
     Raises:
         ValueError: no such run, checkpoint, split or lead.
     """
-    trained = _load(job)
-    return _evaluations(job, trained, initial_frame, with_physics=False), trained.step
+    trained = load_run(job)
+    alone = job.model_copy(update={"stability_steps": 0})
+    return _forecasts(alone, trained, initial_frame, with_physics=False)[0], trained.step
 
 
-def _evaluations(
-    job: EvaluateJob, trained: _TrainedRun, initial_frame: int = 0, *, with_physics: bool
-) -> list[DatasetEvaluation]:
-    _check_forecasts(trained.forecaster, job.run)
-    leads = _lead_steps(job, trained.training)
-    evaluations = [
-        _evaluate(job, trained, record, leads, initial_frame, with_physics)
-        for record in recorded_datasets(trained.forecaster.description)
-    ]
+def _forecasts(
+    job: EvaluateJob, trained: TrainedRun, initial_frame: int = 0, *, with_physics: bool
+) -> tuple[list[DatasetEvaluation], list[Stability]]:
+    """Return the scores on each of the run's datasets, and how long rollouts fare, if asked for."""
+    check_forecasts(trained.forecaster, job.run)
+    workers = workers_of(job.resources, trained.training.resources)
+    make = functools.partial(
+        forecast_measurements, job, trained.training, initial_frame, with_physics
+    )
+    found = measure_all(make, known_of, trained.forecaster, workers)
+    evaluations = [result for result in found if isinstance(result, DatasetEvaluation)]
+    stabilities = [result for result in found if isinstance(result, Stability)]
     # verdicts and records are by name: datasets of one name are told apart as in training
     names = unique_names([evaluation.data.name for evaluation in evaluations])
     for evaluation, name in zip(evaluations, names, strict=True):
         evaluation.data = replace(evaluation.data, name=name)
-    return evaluations
-
-
-def _stabilities(job: EvaluateJob, trained: _TrainedRun) -> list[Stability]:
-    """Return how rollouts of `stability_steps` steps fare, on each of the run's datasets."""
-    training, forecaster = trained.training, trained.forecaster
-    found = []
-    for record in recorded_datasets(forecaster.description):
-        dataset = open_recorded(record["uri"], training)
-        data = forecaster.view(dataset, record["offset"], option_of(training, "field_groups"))
-        found.append(
-            roll_out(
-                forecaster.predict_on(data),
-                data,
-                dataset.split(job.split)[: job.max_trajectories],
-                job.stability_steps,
-                rollout_step=option_of(training, "frame_stride", 1),
-                input_frames=forecaster.objective.input_frames,
-                batch_size=job.batch_size,
-            )
-        )
-    names = unique_names([stability.dataset for stability in found])
-    return [replace(s, dataset=name) for s, name in zip(found, names, strict=True)]
-
-
-def _check_forecasts(forecaster: Forecaster, run: str) -> None:
-    if forecaster.objective.call not in ("frame", "window"):
-        name = forecaster.description["objective"]["name"]
-        raise ValueError(
-            f"run {run} was trained for {name}, which forecasts nothing; evaluate measures "
-            f"forecasts. The validation losses of its training are in its events.jsonl and in MLflow"
-        )
-
-
-def _lead_steps(job: EvaluateJob, training: TrainingJob) -> tuple[int, ...] | None:
-    """Return the leads in stored frames, or None for every used frame of the dataset."""
-    stride = option_of(training, "frame_stride", 1)
-    if job.lead_steps is not None:
-        return tuple(sorted({lead * stride for lead in job.lead_steps}))
-    if (longest := option_of(training, "max_lead_steps")) is not None:
-        return tuple(lead * stride for lead in range(1, longest + 1))
-    return None
-
-
-def _evaluate(
-    job: EvaluateJob,
-    trained: _TrainedRun,
-    record: dict[str, Any],
-    leads: Sequence[int] | None,
-    initial_frame: int,
-    with_physics: bool,
-) -> DatasetEvaluation:
-    training, forecaster = trained.training, trained.forecaster
-    dataset = open_recorded(record["uri"], training)
-    _check_masks(dataset, forecaster)
-    stride, frames = option_of(training, "frame_stride", 1), forecaster.objective.input_frames
-    history = (frames - 1) * stride
-    initial = max(initial_frame, history)
-    physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
-    data = forecaster.view(dataset, record["offset"], option_of(training, "field_groups"))
-    data = replace(
-        data,
-        mean_frame=climatology(data, _trained_on(dataset)),
-        given=given_in(dataset, data),
-    )
-    evaluation = evaluate_dataset(
-        forecaster.predict_on(data),
-        data,
-        dataset.split(job.split)[: job.max_trajectories],
-        leads or range(stride, dataset.num_frames - initial, stride),
-        rollout_step=stride,
-        start_frame=initial - history,
-        input_frames=frames,
-        batch_size=job.batch_size,
-        ensemble_size=job.ensemble_size,
-        physics=physics,
-        physics_note=note,
-    )
-    evaluation.windows = window_scores(evaluation, job.rollout_windows)
-    evaluation.weights = forecaster.weights
-    return evaluation
-
-
-def _trained_on(dataset: ReadableDataset) -> range:
-    """Return the trajectories of the training split, or all where the dataset has no splits."""
-    try:
-        return dataset.split("train")
-    except ValueError:
-        return dataset.split("all")
-
-
-def _check_masks(dataset: ReadableDataset, forecaster: Forecaster) -> None:
-    masks = dataset.spec.masks
-    absent = [f for f in forecaster.fields if f in masks and masks[f] not in forecaster.fields]
-    if absent:
-        raise ValueError(
-            f"{dataset.uri}: {', '.join(absent)} has points without a value, but the run was trained "
-            f"without {', '.join(sorted({masks[f] for f in absent}))}, which says where: train with it "
-            f"in data.fields"
-        )
-
-
-def _physics(dataset: ReadableDataset, forecaster: Forecaster) -> tuple[DatasetPhysics | None, str]:
-    """Return the dataset's equation on the model's channels, or None and the reason."""
-    try:
-        return dataset_physics(dataset, forecaster.fields), ""
-    except NoPhysics as reason:
-        return None, str(reason)
+        evaluation.windows = window_scores(evaluation, job.rollout_windows)
+        evaluation.weights = trained.forecaster.weights
+    names = unique_names([stability.dataset for stability in stabilities])
+    return evaluations, [replace(s, dataset=n) for s, n in zip(stabilities, names, strict=True)]
 
 
 def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[str, int, float]]:

@@ -360,8 +360,7 @@ class TrainingLoop:
         )
         tensors = self.strategy.state()
         weights = {key: t for key, t in tensors.items() if key.startswith("model.")}
-        fresh = store.trainer_state(0).get("fresh", [])
-        store.load(0, weights, may_lack=[f"^{re.escape(parameter)}$" for parameter in fresh])
+        store.load(0, weights, may_lack=_fresh_parameters)
         self.strategy.load_state(tensors)
         self.average = self._new_average()
 
@@ -421,6 +420,11 @@ class TrainingLoop:
             f"optimizer.lr={self.job.optimizer.lr / 10:g}` (or schedule.warmup_steps, "
             "optimizer.clip_norm, parallel.precision=fp32)."
         )
+
+
+def _fresh_parameters(state: dict[str, Any]) -> list[str]:
+    """Return expressions of the parameters that weights made ready do not have: their heads are new."""
+    return [f"^{re.escape(parameter)}$" for parameter in state.get("fresh", [])]
 
 
 def _step_seed(seed: int, step: int, data_rank: int) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pelagos.evaluation.forecasting import rollout
+from pelagos.evaluation.forecasting.batches import measure_here
 from pelagos.evaluation.forecasting.given_fields import GivenField
 from pelagos.evaluation.forecasting.physics import Physics, PhysicsMeasure
 from pelagos.evaluation.forecasting.rollout import Predict
@@ -53,82 +54,183 @@ def evaluate_dataset(
     ``predict(frames [B, C, *grid] normalised, lead_time [B] physical)`` gives the normalised frame
     that much later. With ``input_frames`` F > 1 it is given ``[B, F, C, *grid]``, the frames from
     ``start_frame`` on, ``rollout_step`` apart, and leads count from the last of them. Errors are
-    those of physical values. Memory is bounded by ``batch_size`` trajectories of the frames from
-    the first input to the longest lead, and the ``num_examples`` kept for pictures. With
-    ``ensemble_size`` > 1, models of one frame also forecast by so many ways to each lead. With
-    ``physics``, forecasts are also held against the data's equation, which takes forecasts at the
-    steps before the leads; ``physics_note`` says why there is none.
+    those of physical values. Memory is bounded by twice ``batch_size`` trajectories of the frames
+    from the first input to the longest lead (the next batch is read meanwhile), and the
+    ``num_examples`` kept for pictures. With ``ensemble_size`` > 1, models of one frame also forecast
+    by so many ways to each lead. With ``physics``, forecasts are also held against the data's
+    equation, which takes forecasts at the steps before the leads; ``physics_note`` says why there
+    is none.
 
     Raises ValueError for lead steps beyond the trajectory's end or not on the rollout's steps.
     """
-    leads = tuple(sorted(set(lead_steps)))
-    rollout.check_rollout_step(leads, rollout_step)
-    if not trajectories or batch_size < 1:
-        raise ValueError(
-            f"evaluation of {data.name} needs trajectories and a positive batch size, got "
-            f"{len(trajectories)} trajectories and batch_size={batch_size}"
-        )
-    history = (input_frames - 1) * rollout_step
-    last = start_frame + history + leads[-1]
-    if start_frame < 0 or last >= data.num_frames:
-        before = f" + {input_frames - 1} earlier frames({history})" if history else ""
-        raise ValueError(
-            f"start_frame({start_frame}){before} + longest lead({leads[-1]}) = {last} "
-            f"must be below the {data.num_frames} frames of {data.name}"
-        )
-    total = _Totals(given=data.given)
-    measure = None if physics is None else PhysicsMeasure(physics, leads, rollout_step)
-    made = leads if measure is None else measure.leads_needed()
-    scored = [made.index(lead) for lead in leads]
-    with torch.no_grad():
-        for start in range(0, len(trajectories), batch_size):
-            chosen = trajectories[start : start + batch_size]
-            frames = range(start_frame, last + 1)
-            read = torch.stack([data.read(index, frames) for index in chosen])
-            truth = data.filled(read).to(device)
-            _look_at_given(total, data, truth)
-            forecasts = _forecasts(
-                predict, data, truth, made, rollout_step, input_frames, ensemble_size
-            )
-            if measure is not None:
-                judged = {k: v for k, v in forecasts.items() if k not in _WITHOUT_PHYSICS}
-                measure.add(data, truth, judged, made, history, chosen)
-            forecasts = {method: values[:, scored] for method, values in forecasts.items()}
-            targets = [history + lead for lead in leads]
-            _score(total, data, truth[:, targets], forecasts)
-            for row in range(max(0, min(len(chosen), num_examples - start))):
-                total.examples.append(
-                    _example(data, chosen[row], truth[row, history:], leads, forecasts, row)
-                )
-    count = len(trajectories)
-    return DatasetEvaluation(
-        data=data,
-        trajectories=tuple(int(index) for index in trajectories),
-        start_frame=start_frame,
-        initial_frame=start_frame + history,
-        lead_steps=leads,
+    measurement = ForecastMeasurement(
+        predict,
+        data,
+        trajectories,
+        lead_steps,
         rollout_step=rollout_step,
-        scores={
-            method: {metric: np.concatenate(parts) for metric, parts in by_metric.items()}
-            for method, by_metric in total.scores.items()
-        },
-        spectra={method: value / count for method, value in total.spectra.items()},
-        examples=total.examples,
-        undefined={metric: np.concatenate(parts) for metric, parts in total.undefined.items()},
-        physics=None if measure is None else measure.finish(),
+        start_frame=start_frame,
+        input_frames=input_frames,
+        batch_size=batch_size,
+        num_examples=num_examples,
+        ensemble_size=ensemble_size,
+        physics=physics,
         physics_note=physics_note,
-        given=total.given,
+        device=device,
     )
+    (evaluation,) = measure_here([measurement])
+    found: DatasetEvaluation = evaluation
+    return found
+
+
+class ForecastMeasurement:
+    """The forecasts of one dataset, batch by batch: arguments and errors as ``evaluate_dataset``."""
+
+    def __init__(
+        self,
+        predict: Predict,
+        data: EvaluationData,
+        trajectories: Sequence[int],
+        lead_steps: Sequence[int],
+        *,
+        rollout_step: int = 1,
+        start_frame: int = 0,
+        input_frames: int = 1,
+        batch_size: int = 8,
+        num_examples: int = 1,
+        ensemble_size: int = 0,
+        physics: Physics | None = None,
+        physics_note: str = "",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.predict, self.data, self.trajectories = predict, data, trajectories
+        self.leads = tuple(sorted(set(lead_steps)))
+        self.rollout_step, self.input_frames = rollout_step, input_frames
+        self.start_frame, self.batch_size = start_frame, batch_size
+        self.num_examples, self.ensemble_size = num_examples, ensemble_size
+        self.physics, self.physics_note, self.device = physics, physics_note, device
+        self._check()
+
+    def _check(self) -> None:
+        data, trajectories, leads = self.data, self.trajectories, self.leads
+        rollout.check_rollout_step(leads, self.rollout_step)
+        if not trajectories or self.batch_size < 1:
+            raise ValueError(
+                f"evaluation of {data.name} needs trajectories and a positive batch size, got "
+                f"{len(trajectories)} trajectories and batch_size={self.batch_size}"
+            )
+        history, start = self.history, self.start_frame
+        last = start + history + leads[-1]
+        if start < 0 or last >= data.num_frames:
+            before = f" + {self.input_frames - 1} earlier frames({history})" if history else ""
+            raise ValueError(
+                f"start_frame({start}){before} + longest lead({leads[-1]}) = {last} "
+                f"must be below the {data.num_frames} frames of {data.name}"
+            )
+
+    @property
+    def history(self) -> int:
+        """Frames from the first input to the last, from which leads count."""
+        return (self.input_frames - 1) * self.rollout_step
+
+    @property
+    def num_batches(self) -> int:
+        return -(-len(self.trajectories) // self.batch_size)
+
+    def read(self, batch: int) -> Tensor:
+        """Return normalised frames ``[B, T, C, *grid]``, 0 where they have no value."""
+        last = self.start_frame + self.history + self.leads[-1]
+        frames = range(self.start_frame, last + 1)
+        chosen = self._chosen(batch)
+        return self.data.filled(torch.stack([self.data.read(index, frames) for index in chosen]))
+
+    @torch.no_grad()
+    def measure(self, batch: int, read: Tensor) -> ForecastPart:
+        """Return the scores of a batch."""
+        data, chosen, leads = self.data, self._chosen(batch), self.leads
+        truth = read.to(self.device)
+        part = ForecastPart(given=_look_at_given(data, truth))
+        measure = self._physics_measure()
+        made = leads if measure is None else measure.leads_needed()
+        forecasts = _forecasts(
+            self.predict,
+            data,
+            truth,
+            made,
+            self.rollout_step,
+            self.input_frames,
+            self.ensemble_size,
+        )
+        if measure is not None:
+            judged = {k: v for k, v in forecasts.items() if k not in _WITHOUT_PHYSICS}
+            measure.add(data, truth, judged, made, self.history, chosen)
+            part.physics = measure.parts
+        scored = [made.index(lead) for lead in leads]
+        forecasts = {method: values[:, scored] for method, values in forecasts.items()}
+        targets = [self.history + lead for lead in leads]
+        _score(part, data, truth[:, targets], forecasts)
+        start = batch * self.batch_size
+        for row in range(max(0, min(len(chosen), self.num_examples - start))):
+            part.examples.append(
+                _example(data, chosen[row], truth[row, self.history :], leads, forecasts, row)
+            )
+        return part
+
+    def combine(self, parts: Sequence[ForecastPart]) -> DatasetEvaluation:
+        """Return the evaluation, of the parts of all batches in order."""
+        given = self.data.given
+        spectra: dict[str, FloatArray] = {}
+        measure = self._physics_measure()
+        for part in parts:
+            given = tuple(g.and_of(seen) for g, seen in zip(given, part.given, strict=True))
+            for method, summed in part.spectra.items():
+                spectra[method] = spectra.get(method, np.zeros_like(summed)) + summed
+            if measure is not None:
+                measure.take(part.physics)
+        return DatasetEvaluation(
+            data=self.data,
+            trajectories=tuple(int(index) for index in self.trajectories),
+            start_frame=self.start_frame,
+            initial_frame=self.start_frame + self.history,
+            lead_steps=self.leads,
+            rollout_step=self.rollout_step,
+            scores={
+                method: {
+                    metric: np.concatenate([part.scores[method][metric] for part in parts])
+                    for metric in by_metric
+                }
+                for method, by_metric in parts[0].scores.items()
+            },
+            spectra={method: value / len(self.trajectories) for method, value in spectra.items()},
+            examples=[example for part in parts for example in part.examples],
+            undefined={
+                metric: np.concatenate([part.undefined[metric] for part in parts])
+                for metric in parts[0].undefined
+            },
+            physics=None if measure is None else measure.finish(),
+            physics_note=self.physics_note,
+            given=given,
+        )
+
+    def _chosen(self, batch: int) -> Sequence[int]:
+        start = batch * self.batch_size
+        return self.trajectories[start : start + self.batch_size]
+
+    def _physics_measure(self) -> PhysicsMeasure | None:
+        if self.physics is None:
+            return None
+        return PhysicsMeasure(self.physics, self.leads, self.rollout_step)
 
 
 @dataclass
-class _Totals:
-    """What accumulates over batches."""
+class ForecastPart:
+    """What one batch gives; arrays as in ``DatasetEvaluation``, spectra summed over the batch."""
 
     given: tuple[GivenField, ...] = ()
-    scores: dict[str, dict[str, list[FloatArray]]] = field(default_factory=dict)
-    undefined: dict[str, list[BoolArray]] = field(default_factory=dict)
+    scores: dict[str, dict[str, FloatArray]] = field(default_factory=dict)
+    undefined: dict[str, BoolArray] = field(default_factory=dict)
     spectra: dict[str, FloatArray] = field(default_factory=dict)
+    physics: dict[str, dict[str, list[FloatArray]]] = field(default_factory=dict)
     examples: list[ExampleForecast] = field(default_factory=list)
 
 
@@ -178,20 +280,21 @@ def _forecasts(
     }
 
 
-def _look_at_given(total: _Totals, data: EvaluationData, truth: Tensor) -> None:
+def _look_at_given(data: EvaluationData, truth: Tensor) -> tuple[GivenField, ...]:
     """Note what trajectories, normalised ``[B, T, C, *grid]``, do with fields that are in no error."""
-    if total.given:
-        physical = data.to_physical(truth)
-        total.given = tuple(g.seen(physical[:, :, data.fields.index(g.name)]) for g in total.given)
+    if not data.given:
+        return ()
+    physical = data.to_physical(truth)
+    return tuple(g.seen(physical[:, :, data.fields.index(g.name)]) for g in data.given)
 
 
 def _score(
-    total: _Totals,
+    part: ForecastPart,
     data: EvaluationData,
     target: Tensor,
     forecasts: Mapping[str, Tensor],
 ) -> None:
-    """Add errors and spectra of a batch, all ``[B, L, C, *grid]``."""
+    """Fill in errors and spectra of a batch, all ``[B, L, C, *grid]``."""
     valid = data.valid(target)
     frames = {"truth": target, **forecasts}
     if valid is not None:  # so that spectra compare the same points
@@ -209,23 +312,22 @@ def _score(
             masked_scores.undefined(metric, true, points, dimensions, size)
             for true, points, size in zip(truth, there, sizes, strict=True)
         ]
-        total.undefined.setdefault(metric, []).append(torch.stack(marks, dim=-1).cpu().numpy())
+        part.undefined[metric] = torch.stack([m.cpu() for m in marks], dim=-1).numpy()
     for method, values in physical.items():
-        parts = [values[:, :, channels] for channels in groups]
+        fields = [values[:, :, channels] for channels in groups]
         if method not in _WITHOUT_SPECTRA:
             # A vector's spectrum is the sum of its components'.
-            spectra = [energy_spectrum(part, dimensions).sum(2).sum(0) for part in parts]
-            summed = torch.stack(spectra, dim=1).cpu().numpy()
-            total.spectra[method] = total.spectra.get(method, np.zeros_like(summed)) + summed
+            spectra = [energy_spectrum(f, dimensions).sum(2).sum(0) for f in fields]
+            part.spectra[method] = torch.stack(spectra, dim=1).cpu().numpy()
         if method == "truth":
             continue
-        by_metric = total.scores.setdefault(method, {})
+        by_metric = part.scores[method] = {}
         for metric in METRICS:
             scores = [
-                masked_scores.score(metric, part, true, points, dimensions)
-                for part, true, points in zip(parts, truth, there, strict=True)
+                masked_scores.score(metric, forecast, true, points, dimensions)
+                for forecast, true, points in zip(fields, truth, there, strict=True)
             ]
-            by_metric.setdefault(metric, []).append(torch.stack(scores, dim=-1).cpu().numpy())
+            by_metric[metric] = torch.stack(scores, dim=-1).cpu().numpy()
 
 
 def _example(

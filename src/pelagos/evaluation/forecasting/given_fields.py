@@ -75,6 +75,15 @@ class GivenField:
             num_trajectories=self.num_trajectories + len(frames),
         )
 
+    def and_of(self, other: GivenField) -> GivenField:
+        """Add what was seen of this field in other trajectories."""
+        return replace(
+            self,
+            num_changing=self.num_changing + other.num_changing,
+            num_different=self.num_different + other.num_different,
+            num_trajectories=self.num_trajectories + other.num_trajectories,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pelagos.evaluation.forecasting.batches import measure_here
 from pelagos.evaluation.measures import image_metrics
 from pelagos.evaluation.measures.image_metrics import FloatArray, IntArray
 
@@ -121,7 +122,6 @@ class ImageEvaluation:
         return notes
 
 
-@torch.no_grad()
 def evaluate_images(
     logits: Logits,
     read: Read,
@@ -131,39 +131,89 @@ def evaluate_images(
     spacing: Sequence[float],
     identity: Mapping[str, str],
     batch_size: int = 16,
+    device: torch.device | str = "cpu",
 ) -> ImageEvaluation:
     """Score every image; `identity` holds the dataset's name, uri and fingerprint.
 
     ``logits`` gives ``[B, K]`` or ``[B, K, *grid]``; ``spacing`` is the distance of points per axis.
-    Memory is that of ``batch_size`` images.
+    Memory is that of twice ``batch_size`` images: the next are read meanwhile.
     """
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    rows: list[list[list[float]]] = []
-    examples: list[ImageExample] = []
-    for start in range(0, len(images), batch_size):
-        chosen = images[start : start + batch_size]
-        inputs, truth_tensor = read(chosen)
-        predicted = logits(inputs).argmax(dim=1).cpu().numpy()
-        truth = truth_tensor.cpu().numpy()
-        counts += image_metrics.confusion(predicted, truth, num_classes)
-        for row, number in enumerate(chosen):
-            if truth.ndim > 1:
-                rows.append(_shape_scores(predicted[row], truth[row], num_classes, spacing))
-            if len(examples) < NUM_EXAMPLES:
-                image = inputs[row, 0].double().cpu().numpy()
-                examples.append(ImageExample(number, image, truth[row], predicted[row]))
-    scores = np.array(rows, dtype=np.float64).reshape(len(rows), num_classes - 1, 3)
-    return ImageEvaluation(
-        name=identity["name"],
-        uri=identity["uri"],
-        fingerprint=identity["fingerprint"],
-        images=tuple(int(n) for n in images),
-        counts=counts,
-        dice=scores[:, :, 0],
-        mean_distance=scores[:, :, 1],
-        hausdorff_95=scores[:, :, 2],
-        examples=tuple(examples),
+    measurement = ImageMeasurement(
+        logits, read, images, num_classes, spacing, identity, batch_size, device
     )
+    (evaluation,) = measure_here([measurement])
+    found: ImageEvaluation = evaluation
+    return found
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """What one batch gives: ``rows`` are ``[image][class][score]``, of segmentations."""
+
+    counts: IntArray
+    rows: list[list[list[float]]]
+    examples: list[ImageExample]
+
+
+@dataclass(frozen=True)
+class ImageMeasurement:
+    """The images of one dataset, batch by batch: arguments as ``evaluate_images``."""
+
+    logits: Logits
+    read_images: Read
+    images: Sequence[int]
+    num_classes: int
+    spacing: Sequence[float]
+    identity: Mapping[str, str]
+    batch_size: int = 16
+    device: torch.device | str = "cpu"
+
+    @property
+    def num_batches(self) -> int:
+        return -(-len(self.images) // self.batch_size)
+
+    def read(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Return what goes into the network, and the truth."""
+        return self.read_images(self._chosen(batch))
+
+    @torch.no_grad()
+    def measure(self, batch: int, read: tuple[Tensor, Tensor]) -> ImagePart:
+        """Return the scores of a batch."""
+        inputs, truth = read[0], read[1].numpy()
+        predicted = self.logits(inputs.to(self.device)).argmax(dim=1).cpu().numpy()
+        rows, examples = [], []
+        for row, number in enumerate(self._chosen(batch)):
+            if truth.ndim > 1:
+                scores = _shape_scores(predicted[row], truth[row], self.num_classes, self.spacing)
+                rows.append(scores)
+            if batch * self.batch_size + row < NUM_EXAMPLES:
+                image = inputs[row, 0].double().numpy()
+                examples.append(ImageExample(number, image, truth[row], predicted[row]))
+        counts = image_metrics.confusion(predicted, truth, self.num_classes)
+        return ImagePart(counts, rows, examples)
+
+    def combine(self, parts: Sequence[ImagePart]) -> ImageEvaluation:
+        """Return the evaluation, of the parts of all batches in order."""
+        counts = np.zeros((self.num_classes, self.num_classes), np.int64)
+        for part in parts:
+            counts += part.counts
+        rows = [row for part in parts for row in part.rows]
+        scores = np.array(rows, dtype=np.float64).reshape(len(rows), self.num_classes - 1, 3)
+        return ImageEvaluation(
+            name=self.identity["name"],
+            uri=self.identity["uri"],
+            fingerprint=self.identity["fingerprint"],
+            images=tuple(int(n) for n in self.images),
+            counts=counts,
+            dice=scores[:, :, 0],
+            mean_distance=scores[:, :, 1],
+            hausdorff_95=scores[:, :, 2],
+            examples=tuple(example for part in parts for example in part.examples),
+        )
+
+    def _chosen(self, batch: int) -> Sequence[int]:
+        start = batch * self.batch_size
+        return self.images[start : start + self.batch_size]
 
 
 def _shape_scores(

@@ -157,6 +157,13 @@ class PhysicsMeasure:
         for quantity, values in scores.items():
             by_quantity.setdefault(quantity, []).append(values.cpu().numpy())
 
+    def take(self, parts: Mapping[str, Mapping[str, Sequence[FloatArray]]]) -> None:
+        """Add the scores of further batches, as `parts` of another holds them."""
+        for method, scores in parts.items():
+            by_quantity = self.parts.setdefault(method, {})
+            for quantity, values in scores.items():
+                by_quantity.setdefault(quantity, []).extend(values)
+
     def finish(self) -> PhysicsScores:
         return PhysicsScores(
             name=self.physics.name,

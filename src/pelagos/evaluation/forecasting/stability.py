@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pelagos.evaluation.forecasting import rollout
+from pelagos.evaluation.forecasting.batches import measure_here
 from pelagos.evaluation.forecasting.rollout import Predict
 from pelagos.evaluation.forecasting.view import EvaluationData
 from pelagos.evaluation.measures.metrics import energy_spectrum
@@ -94,7 +95,6 @@ def quartiles(values: FloatArray) -> list[list[list[float]]]:
     return found
 
 
-@torch.no_grad()
 def roll_out(
     predict: Predict,
     data: EvaluationData,
@@ -108,40 +108,84 @@ def roll_out(
 ) -> Stability:
     """Roll a model out for ``num_steps`` steps of ``rollout_step`` frames and keep its measures.
 
-    Memory is that of ``batch_size`` trajectories of the data, and of one state.
+    Memory is that of twice ``batch_size`` trajectories of the data, and of one state.
 
     Raises:
         ValueError: trajectories too short to start from.
     """
-    steps = range(1, num_steps + 1)
-    frames = range(0, data.num_frames, rollout_step)
-    if len(frames) < input_frames:
-        raise ValueError(
-            f"a rollout on {data.name} starts from {input_frames} frames, {rollout_step} apart; "
-            f"its trajectories have {data.num_frames} frames"
-        )
-    lead_time = rollout_step * data.frame_interval
-    found = []
-    for start in range(0, len(trajectories), batch_size):
-        chosen = trajectories[start : start + batch_size]
-        read = torch.stack([data.read(index, frames) for index in chosen])
-        truth = data.filled(read).to(device)
-        found.append(_roll_out_batch(predict, data, truth, steps, lead_time, input_frames))
-    ends = torch.cat([batch.first_non_finite for batch in found])
-    return Stability(
-        dataset=data.name,
-        times=tuple(lead_time * step for step in steps),
-        groups=tuple(data.groups),
-        energy=_array([batch.model[0] for batch in found]),
-        true_energy=_array([batch.truth[0] for batch in found]),
-        spectral_distance=_array([batch.model[1] for batch in found]),
-        true_distance=_array([batch.truth[1] for batch in found]),
-        first_non_finite=tuple(int(step) if step > 0 else None for step in ends),
+    measurement = StabilityMeasurement(
+        predict, data, trajectories, num_steps, rollout_step, input_frames, batch_size, device
     )
+    (stability,) = measure_here([measurement])
+    found: Stability = stability
+    return found
 
 
 @dataclass(frozen=True)
-class _Batch:
+class StabilityMeasurement:
+    """Rollouts of one dataset, batch by batch: arguments and errors as ``roll_out``."""
+
+    predict: Predict
+    data: EvaluationData
+    trajectories: Sequence[int]
+    num_steps: int
+    rollout_step: int = 1
+    input_frames: int = 1
+    batch_size: int = 8
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        if len(self._frames) < self.input_frames:
+            raise ValueError(
+                f"a rollout on {self.data.name} starts from {self.input_frames} frames, "
+                f"{self.rollout_step} apart; its trajectories have {self.data.num_frames} frames"
+            )
+
+    @property
+    def num_batches(self) -> int:
+        return -(-len(self.trajectories) // self.batch_size)
+
+    def read(self, batch: int) -> Tensor:
+        """Return normalised frames ``[B, T, C, *grid]``, 0 where they have no value."""
+        start = batch * self.batch_size
+        chosen = self.trajectories[start : start + self.batch_size]
+        read = torch.stack([self.data.read(index, self._frames) for index in chosen])
+        return self.data.filled(read)
+
+    @torch.no_grad()
+    def measure(self, batch: int, read: Tensor) -> StabilityPart:
+        """Return the measures of a batch."""
+        steps = range(1, self.num_steps + 1)
+        truth = read.to(self.device)
+        return _roll_out_batch(
+            self.predict, self.data, truth, steps, self._lead_time, self.input_frames
+        )
+
+    def combine(self, parts: Sequence[StabilityPart]) -> Stability:
+        """Return the measures, of the parts of all batches in order."""
+        ends = torch.cat([part.first_non_finite for part in parts])
+        return Stability(
+            dataset=self.data.name,
+            times=tuple(self._lead_time * step for step in range(1, self.num_steps + 1)),
+            groups=tuple(self.data.groups),
+            energy=_array([part.model[0] for part in parts]),
+            true_energy=_array([part.truth[0] for part in parts]),
+            spectral_distance=_array([part.model[1] for part in parts]),
+            true_distance=_array([part.truth[1] for part in parts]),
+            first_non_finite=tuple(int(step) if step > 0 else None for step in ends),
+        )
+
+    @property
+    def _frames(self) -> range:
+        return range(0, self.data.num_frames, self.rollout_step)
+
+    @property
+    def _lead_time(self) -> float:
+        return self.rollout_step * self.data.frame_interval
+
+
+@dataclass(frozen=True)
+class StabilityPart:
     """Energy and spectral distance ``[B, step, group]``; 0 where all values are finite."""
 
     model: tuple[Tensor, Tensor]
@@ -156,7 +200,7 @@ def _roll_out_batch(
     steps: range,
     lead_time: float,
     input_frames: int,
-) -> _Batch:
+) -> StabilityPart:
     present = data.channel_mask.to(truth.device)
     last = input_frames - 1
     initial = _spectra(data, truth[:, last])[0]
@@ -169,14 +213,15 @@ def _roll_out_batch(
         first = torch.where(is_bad & (first == 0), step, first)
         spectra.append(_spectra(data, frame))
     true_spectra = [_spectra(data, truth[:, i]) for i in range(last, truth.shape[1])]
-    return _Batch(_measures(spectra, initial), _measures(true_spectra, initial), first)
+    return StabilityPart(_measures(spectra, initial), _measures(true_spectra, initial), first)
 
 
 def _measures(
     found: list[tuple[list[Tensor], Tensor]], initial: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     energies = torch.stack([energy for _, energy in found], 1)
-    return energies, torch.stack([_distance(spectra, initial) for spectra, _ in found], 1)
+    distances = torch.stack([_distance(spectra, initial) for spectra, _ in found], 1)
+    return energies.cpu(), distances.cpu()
 
 
 def _spectra(data: EvaluationData, frame: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -1,6 +1,6 @@
 """Making a dataset shard by shard, in parallel, killable at any moment: generate and convert.
 
-Work on a shard is a function of its number that returns a report. It is done in Ray tasks, in
+Work on a shard is a function of its number that returns a report. It is done in Ray workers, in
 threads or in this process; what was begun is gone on with, as the shards that are there tell.
 """
 
@@ -14,7 +14,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,10 +31,10 @@ from pelagos.data_pipelines.store import (
     resume_dataset,
 )
 from pelagos.infra.ray_cluster import ray_cluster
+from pelagos.infra.ray_workers import spread
 from pelagos.platform.config.schema import ResourcesConfig
 
 LINE_EVERY_SECONDS = 10.0
-MAX_TASK_RETRIES = 3  # of a shard whose worker process or node died
 
 Report = TypeVar("Report")
 Work = Callable[[int], Report]
@@ -103,28 +102,18 @@ def _in_threads(num_threads: int, work: Work[Report], shards: list[int]) -> Iter
 
 
 def _in_ray(resources: ResourcesConfig, work: Work[Report], shards: list[int]) -> Iterator[Report]:
-    """Shards in Ray tasks, as many at a time as there are workers."""
-    import ray
-    from ray.exceptions import RayTaskError
-
-    cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
-    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=MAX_TASK_RETRIES)(_work_in_ray)
-    sent = ray.put(work)  # once for all shards: it may hold a long description of a source
-    waiting = list(reversed(shards))
-    running: list[Any] = []
-    while waiting or running:
-        while waiting and len(running) < resources.num_workers:
-            running.append(task.remote(sent, waiting.pop(), cpus))
-        ready, running = ray.wait(running, num_returns=1)
-        try:
-            report: Report = ray.get(ready[0])
-        except RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, Exception) else error) from None
-        yield report
+    """Shards in Ray workers, as many at a time as there are workers."""
+    return spread(
+        functools.partial(_alone, work),
+        shards,
+        num_workers=resources.num_workers,
+        cpus_per_worker=resources.cpus_per_worker,
+        gpus_per_worker=resources.gpus_per_worker,
+    )
 
 
-def _work_in_ray(work: Work[Report], shard: int, num_threads: int) -> Report:
-    torch.set_num_threads(num_threads)
+def _alone(work: Work[Report], shard: int, following: int | None) -> Report:
+    """Work on a shard; nothing is made ready for the one that follows."""
     return work(shard)
 
 

@@ -1,5 +1,6 @@
 """`pelagos evaluate` of classifiers and segmentation networks: scores on images they have not seen."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,11 @@ from torch import Tensor
 
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.data_pipelines.streaming.mixtures.mixture import LABEL_PARAMETER
-from pelagos.evaluation.forecasting.images import ImageEvaluation, evaluate_images
+from pelagos.evaluation.forecasting.batches import Measurement
+from pelagos.evaluation.forecasting.images import ImageEvaluation, ImageMeasurement
+from pelagos.jobs.measuring.spreading import measure_all
+from pelagos.jobs.measuring.trained import TrainedRun
+from pelagos.jobs.measuring.workers import workers_of
 from pelagos.jobs.training.datasets import open_recorded
 from pelagos.jobs.training.parts import unique_names
 from pelagos.jobs.weights.described_parts import recorded_datasets
@@ -23,26 +28,43 @@ from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import TrainingJob
 
 
-def measure_images(
-    job: EvaluateJob, training: TrainingJob, forecaster: Forecaster
-) -> list[ImageEvaluation]:
+def measure_images(job: EvaluateJob, trained: TrainedRun) -> list[ImageEvaluation]:
     """Return the scores on the split of each of the run's datasets.
 
     Raises:
         ValueError: no such split, or a dataset without labels.
     """
-    evaluations = []
-    for record in recorded_datasets(forecaster.description):
-        dataset = open_recorded(record["uri"], training)
-        evaluations.append(_measure(job, forecaster, dataset, record["offset"]))
+    workers = workers_of(job.resources, trained.training.resources)
+    make = functools.partial(image_measurements, job, trained.training)
+    found: list[ImageEvaluation] = measure_all(make, lambda _: None, trained.forecaster, workers)
     # records are by name: datasets of one name are told apart as in training
-    names = unique_names([evaluation.name for evaluation in evaluations])
-    return [replace(e, name=name) for e, name in zip(evaluations, names, strict=True)]
+    names = unique_names([evaluation.name for evaluation in found])
+    return [replace(e, name=name) for e, name in zip(found, names, strict=True)]
 
 
-def _measure(
-    job: EvaluateJob, forecaster: Forecaster, dataset: ReadableDataset, offset: dict[str, float]
-) -> ImageEvaluation:
+def image_measurements(
+    job: EvaluateJob,
+    training: TrainingJob,
+    forecaster: Forecaster,
+    device: torch.device,
+    known: Sequence[None] | None,
+) -> list[Measurement]:
+    """Return the scores of each dataset that the run was trained on."""
+    return [
+        _measurement(
+            job, forecaster, open_recorded(record["uri"], training), record["offset"], device
+        )
+        for record in recorded_datasets(forecaster.description)
+    ]
+
+
+def _measurement(
+    job: EvaluateJob,
+    forecaster: Forecaster,
+    dataset: ReadableDataset,
+    offset: dict[str, float],
+    device: torch.device,
+) -> ImageMeasurement:
     objective = forecaster.objective
     assert isinstance(objective, Classification | Segmentation)
     data = forecaster.view(dataset, offset, {f: (f,) for f in forecaster.fields})
@@ -58,7 +80,7 @@ def _measure(
     if not images:
         raise ValueError(f"split {job.split!r} of {dataset.uri} holds no images to evaluate")
     extents = zip(dataset.spec.domain_extent, dataset.grid_shape, strict=True)
-    return evaluate_images(
+    return ImageMeasurement(
         forecaster.logits,
         read,
         images,
@@ -70,6 +92,7 @@ def _measure(
             "fingerprint": dataset.fingerprint,
         },
         batch_size=job.batch_size,
+        device=device,
     )
 
 

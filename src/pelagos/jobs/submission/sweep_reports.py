@@ -51,7 +51,7 @@ def _result(sweep: SweepJob, trial: Trial, end: RunState) -> TrialResult:
             loss,
             measured_on=measurement_of(sweep),
             inputs=inputs_of_run(trial),
-            **asdict(measured(sweep, trial)),
+            **asdict(measured(sweep, trial, num_gpus=0)),  # a report asks for none
         )
     except Exception as error:  # whatever keeps one trial from being measured, the others are
         return TrialResult(State.FAILED, step, loss, cause=f"{type(error).__name__}: {error}")

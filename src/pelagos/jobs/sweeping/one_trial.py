@@ -28,7 +28,7 @@ from pelagos.jobs.sweeping.trials import (
 from pelagos.platform.config.differences import changed_keys, is_among
 from pelagos.platform.config.marks import Meaning
 from pelagos.platform.config.meanings import may_resume, names_of, tells_trials_apart
-from pelagos.platform.config.measure import EvaluateJob
+from pelagos.platform.config.measure import EvaluateJob, EvaluateResources
 from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.console import HarmlessConsole
@@ -93,14 +93,18 @@ def _result(sweep: SweepJob, trial: Trial, ended: PretrainResult, is_stopped: bo
     if outcome.kind == State.STOPPED:
         state = State.STOPPED_EARLY if is_stopped else State.STOPPED
         return TrialResult(state, outcome.step, loss)  # type: ignore[arg-type]
-    found = asdict(measured(sweep, trial))
+    found = asdict(measured(sweep, trial, trial.job.resources.gpus_per_worker))
     return TrialResult(
         State.FINISHED, outcome.step, loss, measured_on=measurement_of(sweep), **found
     )
 
 
-def measured(sweep: SweepJob, trial: Trial) -> Measurement:
-    """Return errors on the sweep's held-out split, the mean over datasets, and what they beat."""
+def measured(sweep: SweepJob, trial: Trial, num_gpus: int) -> Measurement:
+    """Return errors on the sweep's held-out split, the mean over datasets, and what they beat.
+
+    Args:
+        num_gpus: of this process: a trial measures on the device that it was trained on.
+    """
     if sweep.evaluate is None:
         return Measurement()
     lead = sweep.evaluate.lead_steps
@@ -111,6 +115,7 @@ def measured(sweep: SweepJob, trial: Trial) -> Measurement:
         max_trajectories=sweep.evaluate.max_trajectories,
         lead_steps=None if lead is None else (lead,),
         batch_size=sweep.evaluate.batch_size,
+        resources=EvaluateResources(launcher="none", gpus_per_worker=num_gpus),
     )
     evaluations, _ = evaluate.measure(job)
     methods = evaluations[0].forecast_methods

@@ -82,6 +82,11 @@ class Forecaster:
         description, state, step = trained_weights(run, checkpoint, weights)
         return cls(description, state), step
 
+    def to(self, device: torch.device) -> "Forecaster":
+        """Move the network to a device, where fields are then taken; return the forecaster."""
+        self.model.to(device)
+        return self
+
     def view(
         self,
         dataset: ReadableDataset,

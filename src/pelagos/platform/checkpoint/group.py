@@ -16,6 +16,7 @@ class CheckpointGroup:
     """All ranks, on a gloo group that nothing else uses; made by all of them together."""
 
     def __init__(self, timeout_seconds: int) -> None:
+        self.timeout_seconds = timeout_seconds
         self.is_distributed = dist.is_available() and dist.is_initialized()
         self.process_group: dist.ProcessGroup | None = None
         if self.is_distributed:

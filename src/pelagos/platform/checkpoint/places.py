@@ -135,21 +135,27 @@ class RemotePlace:
 
     def fetch(self, step: int, names: Collection[str] | None = None) -> tuple[Path, bool]:
         local = Path(tempfile.mkdtemp(prefix="pelagos-checkpoint-"))
-        # what is missing is reported by the reader, who knows what there is instead
         try:
-            with contextlib.suppress(StorageMissingError):
-                manifest = self.store.read(f"{directory_name(step)}/{MANIFEST}").decode()
-                (local / MANIFEST).write_text(manifest)
-                # names of the manifest become paths here: only after it was checked
-                address = self.store.address(directory_name(step))
-                for name in [record.name for record in parse_manifest(manifest, address).files]:
-                    if names is None or name in names:
-                        with contextlib.suppress(StorageMissingError):
-                            self.store.download(f"{directory_name(step)}/{name}", local / name)
+            self.download(step, local, names)
         except BaseException:
             shutil.rmtree(local, ignore_errors=True)
             raise
         return local, True
+
+    def download(self, step: int, local: Path, names: Collection[str] | None = None) -> None:
+        """Bring the manifest and the files that it lists, or those of `names`, into a directory.
+
+        What is missing is reported by the reader, who knows what there is instead.
+        """
+        with contextlib.suppress(StorageMissingError):
+            manifest = self.store.read(f"{directory_name(step)}/{MANIFEST}").decode()
+            (local / MANIFEST).write_text(manifest)
+            # names of the manifest become paths here: only after it was checked
+            address = self.store.address(directory_name(step))
+            for name in [record.name for record in parse_manifest(manifest, address).files]:
+                if names is None or name in names:
+                    with contextlib.suppress(StorageMissingError):
+                        self.store.download(f"{directory_name(step)}/{name}", local / name)
 
     def sizes(self, step: int) -> dict[str, int]:
         found = self.store.sizes(directory_name(step))

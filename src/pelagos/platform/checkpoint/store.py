@@ -7,8 +7,8 @@ checkpoint appear. A crash before that leaves only an unfinished directory that 
 """
 
 import contextlib
+import functools
 import json
-import re
 import shutil
 import threading
 import time
@@ -38,6 +38,8 @@ from pelagos.platform.checkpoint.manifest import (
     parse_manifest,
     record_file,
 )
+from pelagos.platform.checkpoint.matching import match_tensors
+from pelagos.platform.checkpoint.node_copy import SharedCopy, shared_copy
 from pelagos.platform.checkpoint.pieces import (
     HostCopy,
     StoredTensors,
@@ -50,7 +52,6 @@ from pelagos.platform.checkpoint.pieces import (
 from pelagos.platform.checkpoint.places import LocalPlace, Place, RemotePlace
 from pelagos.platform.checkpoint.trainer_state import checked_state
 
-SHOWN_DIFFERENCES = 10
 COLLECTIVE_TIMEOUT_SECONDS = 600
 
 
@@ -119,6 +120,12 @@ class CheckpointStore:
         complete = self.complete()
         return complete[-1].step if complete else None
 
+    def _all_ranks(self) -> CheckpointGroup:
+        """Return the group of all ranks; the first call makes it, on all of them together."""
+        if self._group is None:
+            self._group = CheckpointGroup(self.timeout_seconds)
+        return self._group
+
     # -- saving -----------------------------------------------------------------------------------
 
     def save(
@@ -142,19 +149,18 @@ class CheckpointStore:
         """
         begin = time.monotonic()
         self.wait()
-        if self._group is None:
-            self._group = CheckpointGroup(self.timeout_seconds)
-        copy = self._copy.take(tensors, self._group.rank, self._group.world_size)
+        group = self._all_ranks()
+        copy = self._copy.take(tensors, group.rank, group.world_size)
         save = _Save(on_complete=on_complete)
         stall = time.monotonic() - begin
         self._save = save
         if not asynchronous:
-            self._run(save, self._group, step, copy, trainer_state, stall)
+            self._run(save, group, step, copy, trainer_state, stall)
             self.wait()
             return
         save.thread = threading.Thread(
             target=self._run,
-            args=(save, self._group, step, copy, trainer_state, stall),
+            args=(save, group, step, copy, trainer_state, stall),
             name=f"pelagos-checkpoint-{step}",
             daemon=True,
         )
@@ -273,34 +279,44 @@ class CheckpointStore:
         return checked_state(state, f"{self.uri} step {step}")
 
     def load(
-        self, step: int, tensors: dict[str, Tensor], may_lack: Sequence[str] = ()
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        may_lack: Sequence[str] | Callable[[dict[str, Any]], Sequence[str]] = (),
     ) -> LoadReport:
         """Fill `tensors`, of any layout, in place from a checkpoint.
+
+        From an object store each node fetches it once, into a temporary directory that is removed
+        at the end. On a disk it is read where it is.
 
         Args:
             step: which one.
             tensors: the state to fill; every rank gives its part.
-            may_lack: regular expressions of parameters that the checkpoint may lack.
+            may_lack: regular expressions of parameters that the checkpoint may lack, or a function
+                of the trainer's JSON that returns them.
 
         Raises:
             CheckpointError: damaged files, or names and shapes of another architecture; nothing
                 is loaded then.
+            StorageError: the object store cannot be read; on every rank, whichever met it.
         """
-        with self.opened(step) as (directory, manifest):
+        group = self._all_ranks()
+        with self._opened_by_all(step, group) as copy:
             uri = f"{self.uri} step {step}"
-            group = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
-            self._verify(directory, manifest, uri, group)
-            stored = StoredTensors(directory, manifest)
-            wanted, report = _match(stored.shapes(), tensors, may_lack, uri)
-            read_pieces(wanted, stored.reader, group)
-            state = self._state_in(directory, step)
+            manifest = self._manifest_in(copy.directory, step)
+            self._verify(copy, manifest, uri, group)
+            state = self._state_in(copy.directory, step)
+            lacking = may_lack(state) if callable(may_lack) else may_lack
+            stored = StoredTensors(copy.directory, manifest)
+            wanted, report = match_tensors(stored.shapes(), tensors, lacking, uri)
+            read_pieces(wanted, stored.reader, dist.group.WORLD if group.is_distributed else None)
             return LoadReport(state, *report)
 
     def load_named(self, step: int, prefix: str | tuple[str, ...]) -> dict[str, Tensor]:
         """Return the tensors whose names start with `prefix`, or one of them, in one process,
         verified."""
         with self.opened(step) as (directory, manifest):
-            self._verify(directory, manifest, f"{self.uri} step {step}", None)
+            _reject_damage(damaged_files(directory, manifest.files), f"{self.uri} step {step}")
             stored = StoredTensors(directory, manifest)
             return {n: stored.read(n) for n in stored.names() if n.startswith(prefix)}
 
@@ -337,39 +353,50 @@ class CheckpointStore:
         """
         directory, temporary = self.place.fetch(step, names)
         try:
-            uri = f"{self.uri} step {step}"
-            path = directory / MANIFEST
-            if not path.exists():
-                steps = ", ".join(str(info.step) for info in self.complete()) or "none"
-                raise CheckpointError(f"{uri}: no complete checkpoint; there are: {steps}")
-            text = read_regular(path, follow_links=True).decode(errors="replace")
-            yield directory, parse_manifest(text, uri)
+            yield directory, self._manifest_in(directory, step)
         finally:
             if temporary:
                 shutil.rmtree(directory, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def _opened_by_all(self, step: int, group: CheckpointGroup) -> Iterator[SharedCopy]:
+        """Yield the directory with a checkpoint that this rank reads, and who reads it too."""
+        if isinstance(self.place, RemotePlace):
+            fetch = functools.partial(self.place.download, step)
+            with shared_copy(fetch, group) as copy:
+                yield copy
+        else:
+            directory, _ = self.place.fetch(step)
+            yield SharedCopy(directory, group.rank, group.world_size)
+
+    def _manifest_in(self, directory: Path, step: int) -> Manifest:
+        uri = f"{self.uri} step {step}"
+        path = directory / MANIFEST
+        if not path.exists():
+            steps = ", ".join(str(info.step) for info in self.complete()) or "none"
+            raise CheckpointError(f"{uri}: no complete checkpoint; there are: {steps}")
+        text = read_regular(path, follow_links=True).decode(errors="replace")
+        return parse_manifest(text, uri)
+
     def _verify(
-        self, directory: Path, manifest: Manifest, uri: str, group: dist.ProcessGroup | None
+        self, copy: SharedCopy, manifest: Manifest, uri: str, group: CheckpointGroup
     ) -> None:
-        """Re-read every file; on a shared disk the ranks share that work.
+        """Re-read every file; the ranks that read one directory share that work.
 
         Raises:
             CheckpointError: names each file that is missing, short or changed; on every rank.
         """
-        files = manifest.files
-        if group is None or is_remote(self.uri):
-            damage = damaged_files(directory, files)
-        else:
-            damage = damaged_files(directory, files[dist.get_rank() :: dist.get_world_size()])
-        if group is not None:
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, damage)
-            damage = sorted({sentence for part in gathered for sentence in part})
-        if damage:
-            raise CheckpointError(
-                f"{uri} is damaged: {'; '.join(damage)}. Nothing was loaded; move this directory "
-                "away to go on from the checkpoint before it."
-            )
+        own = manifest.files[copy.reader :: copy.num_readers]
+        found = group.gather(damaged_files(copy.directory, own))
+        _reject_damage(sorted({sentence for part in found for sentence in part}), uri)
+
+
+def _reject_damage(damage: Sequence[str], uri: str) -> None:
+    if damage:
+        raise CheckpointError(
+            f"{uri} is damaged: {'; '.join(damage)}. Nothing was loaded; move this directory "
+            "away to go on from the checkpoint before it."
+        )
 
 
 def _root_cause(error: BaseException) -> str:
@@ -377,55 +404,3 @@ def _root_cause(error: BaseException) -> str:
         inner = [failure[0] for failure in error.failures.values()]
         error = inner[0] if inner else error
     return f"{type(error).__name__}: {error}"
-
-
-def _match(
-    stored: dict[str, tuple[int, ...]],
-    tensors: dict[str, Tensor],
-    may_lack: Sequence[str],
-    uri: str,
-) -> tuple[dict[str, Tensor], tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Return what to read, and what was kept or left.
-
-    Raises:
-        CheckpointError: names or shapes differ otherwise; the first ten are listed.
-    """
-    wanted = {name: tuple(t.shape) for name, t in tensors.items()}
-    missing = [n for n in wanted if n not in stored]
-    kept = [n for n in missing if any(re.search(p, _parameter(n)) for p in may_lack)]
-    surplus = [n for n in stored if n not in wanted]
-    frozen = [
-        n for n in surplus if not n.startswith("model.") and f"model.{_parameter(n)}" in wanted
-    ]
-    newly_trained = [n for n in missing if n not in kept and f"model.{_parameter(n)}" in stored]
-    differences = [f"{n}: not in the checkpoint" for n in missing if n not in kept]
-    differences += [f"{n}: not in the model" for n in surplus if n not in frozen]
-    differences += [
-        f"{n}: {list(stored[n])} in the checkpoint, {list(wanted[n])} in the model"
-        for n in wanted
-        if n in stored and stored[n] != wanted[n]
-    ]
-    if differences:
-        shown = "; ".join(differences[:SHOWN_DIFFERENCES])
-        advice = "Use the model configuration that the checkpoint was made with."
-        if newly_trained:
-            advice = (
-                "Parameters that were frozen, or averaged weights that were not kept, have no such "
-                "state: name them in checkpoint.new_parameters to start it afresh."
-            )
-        raise CheckpointError(
-            f"{uri} is of another architecture: {len(differences)} differences, e.g. {shown}. "
-            f"{advice}"
-        )
-    read = {n: t for n, t in tensors.items() if n in stored}
-    return read, (tuple(kept), tuple(frozen))
-
-
-def _parameter(name: str) -> str:
-    """Return the parameter that a tensor of the state belongs to.
-
-    >>> _parameter("optimizer.head.weight.exp_avg"), _parameter("model.head.weight")
-    ('head.weight', 'head.weight')
-    """
-    section, _, rest = name.partition(".")
-    return rest.rpartition(".")[0] if section == "optimizer" else rest

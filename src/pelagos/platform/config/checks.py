@@ -6,6 +6,7 @@ from functools import singledispatch
 from pelagos.infra.storage.addresses import reject_empty_parts
 from pelagos.platform.config.convert import ConvertJob
 from pelagos.platform.config.differences import is_among
+from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob, Section, TrainingJob
 from pelagos.platform.config.sweep import (
     CHANGEABLE_WITHIN_A_RUN,
@@ -41,6 +42,15 @@ def _check_generation(job: GenerateJob) -> list[Finding]:
 @check_arithmetic.register
 def _check_conversion(job: ConvertJob) -> list[Finding]:
     return [*_check_addresses([(("uri",), job.uri)], job.storage.backend)]
+
+
+@check_arithmetic.register
+def _check_evaluation(job: EvaluateJob) -> list[Finding]:
+    workers = job.resources.num_workers
+    if job.resources.launcher != "none" or workers == 1:
+        return []
+    message = f"got none, which is one process, for {workers} workers: use ray, or num_workers=1"
+    return [(("resources", "launcher"), message)]
 
 
 @check_arithmetic.register

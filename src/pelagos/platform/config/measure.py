@@ -1,8 +1,8 @@
 """The job files of what measures and trains nothing: `pelagos evaluate`, and a look at a cluster."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from pelagos.platform.config.schema import (
     PLUGINS,
@@ -11,10 +11,41 @@ from pelagos.platform.config.schema import (
     PathText,
     Plugins,
     PositiveInt,
+    ResourcesConfig,
     RunName,
     Section,
 )
 from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, WeightsChoice
+
+
+class EvaluateResources(Section):
+    """What an evaluation runs on. Its numbers are the same for any number of workers."""
+
+    launcher: Literal["ray", "none"] | None = Field(
+        None,
+        description="ray: Ray workers; none: this process; default: ray for several workers.",
+    )
+    num_workers: PositiveInt = Field(
+        1, description="Workers that the trajectories are spread over, batch by batch."
+    )
+    cpus_per_worker: PositiveInt | None = Field(
+        None,
+        description="CPU cores (and torch threads) per worker; default: those of the run's training. "
+        "With another number, sums on a CPU may round differently.",
+    )
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="GPUs per worker: 0 or 1; default: 1 where this machine has one for each.",
+    )
+    ray_address: str | None = Field(
+        None, description="Address of a running Ray cluster; default: start one for the job."
+    )
+
+
+def _given_of_training(value: Any) -> Any:
+    """Return what is set in a training's resources, as a mapping; anything else as it is."""
+    is_other = isinstance(value, ResourcesConfig)
+    return value.model_dump(exclude_unset=True) if is_other else value
 
 
 class EvaluateJob(Section):
@@ -45,6 +76,9 @@ class EvaluateJob(Section):
     )
     physics: bool = Field(
         True, description="Also hold forecasts against the equation that a dataset records."
+    )
+    resources: Annotated[EvaluateResources, BeforeValidator(_given_of_training)] = (
+        EvaluateResources()
     )
     output_dir: PathText | None = Field(
         None, description="Default: the run's evaluation directory."

@@ -52,7 +52,8 @@ class JobKind(Generic[AnyJob]):
     def needs(self, job: AnyJob) -> Needs:
         """Return the workers that the job needs at once."""
         resources = job.resources  # type: ignore[union-attr]
-        return Needs(resources.num_workers, resources.cpus_per_worker, resources.gpus_per_worker)
+        cpus, gpus = resources.cpus_per_worker or 1, resources.gpus_per_worker or 0
+        return Needs(resources.num_workers, cpus, gpus)
 
     def place(self, tree: dict[str, Any], place: Place) -> None:
         """Make the job's own paths absolute, in its plain values `tree`."""

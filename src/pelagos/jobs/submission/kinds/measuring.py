@@ -7,7 +7,7 @@ from typing import Any
 from pelagos.infra.clusters import Needs
 from pelagos.jobs.submission import node_probe, sweep_reports
 from pelagos.jobs.submission.kinds.base import Attempt, JobKind, Key, Place
-from pelagos.jobs.submission.kinds.places import place_tracking
+from pelagos.jobs.submission.kinds.places import on_this_ray, place_tracking
 from pelagos.jobs.submission.records.record import RunRecord
 from pelagos.jobs.sweeping.trials import trials_of
 from pelagos.platform.config.kinds import Job
@@ -24,14 +24,15 @@ class EvaluateKind(JobKind[EvaluateJob]):
     def run_name(self, job: EvaluateJob) -> str:
         return f"{job.run}-evaluation"
 
-    def needs(self, job: EvaluateJob) -> Needs:
-        return Needs()
-
     def runs_needed(self, job: EvaluateJob) -> dict[Key, str]:
         return {("run",): job.run}
 
     def on_cluster(self, job: EvaluateJob, storage: str, runs_dir: Path) -> EvaluateJob:
-        return job.model_copy(update={"runs_dir": str(runs_dir)})
+        resources = on_this_ray(job.resources)
+        # a GPU that was not asked for is another job's
+        given = {"gpus_per_worker": resources.gpus_per_worker or 0}
+        resources = resources.model_copy(update=given)
+        return job.model_copy(update={"runs_dir": str(runs_dir), "resources": resources})
 
     def run(self, job: EvaluateJob, attempt: Attempt, console: HarmlessConsole) -> Outcome:
         from pelagos.jobs import evaluate

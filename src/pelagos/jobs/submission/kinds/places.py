@@ -1,10 +1,13 @@
 """Where paths of a job are, here and on a cluster."""
 
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 from pelagos.jobs.submission.kinds.base import Place
+from pelagos.platform.config.measure import EvaluateResources
 from pelagos.platform.config.schema import ResourcesConfig
+
+Resources = TypeVar("Resources", ResourcesConfig, EvaluateResources)
 
 
 def place_tracking(tracking: dict[str, Any], place: Place) -> None:
@@ -15,7 +18,7 @@ def place_tracking(tracking: dict[str, Any], place: Place) -> None:
         tracking["uri"] = f"sqlite:///{place(('tracking', 'uri'), path)}"
 
 
-def on_this_ray(resources: ResourcesConfig) -> ResourcesConfig:
+def on_this_ray(resources: Resources) -> Resources:
     """Return resources on the Ray cluster that this process was started for."""
     address = os.environ.get("PELAGOS_RAY_ADDRESS") or None
     return resources.model_copy(update={"ray_address": address})

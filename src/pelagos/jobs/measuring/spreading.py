@@ -1,0 +1,102 @@
+"""The measurements of an evaluation, made in this process or spread over Ray workers, batch by batch.
+
+A worker makes the measurements anew, from what is sent once: the description and weights of the
+network, the job, and what this process learnt of each dataset (its mean frame). It reads the data
+itself. The batches are the same wherever they are measured, so the numbers are too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pelagos import plugins
+from pelagos.evaluation.forecasting.batches import (
+    BatchWorker,
+    Measurement,
+    Unit,
+    combined,
+    measure_here,
+    units_of,
+)
+from pelagos.evaluation.measures.metrics import METRICS, Metric
+from pelagos.infra.ray_workers import spread
+from pelagos.jobs.measuring.workers import Workers, repeatable
+from pelagos.jobs.weights.forecaster import Forecaster
+
+Known = Any
+"""What a measurement learnt of a dataset, which need not be learnt again."""
+Make = Callable[[Forecaster, torch.device, Sequence[Known] | None], list[Measurement]]
+"""(network, device, what is known of each measurement) -> the measurements."""
+
+
+def measure_all(
+    make: Make,
+    known_of: Callable[[Measurement], Known],
+    forecaster: Forecaster,
+    workers: Workers,
+) -> list[Any]:
+    """Return the result of every measurement.
+
+    Args:
+        make: makes the measurements; can be pickled.
+        known_of: what `make` is given of a measurement that was made before, to make it again.
+
+    Raises:
+        ValueError: what a measurement refuses; no worker was started.
+    """
+    if not workers.in_ray:
+        device = workers.device
+        with repeatable(workers.cpus_per_worker, device):
+            return measure_here(make(forecaster.to(device), device, None))
+    cpu = torch.device("cpu")
+    with repeatable(workers.cpus_per_worker, cpu):  # it averages frames
+        measurements = make(forecaster, cpu, None)
+    known = [known_of(measurement) for measurement in measurements]
+    work = _Work(
+        make,
+        known,
+        forecaster.description,
+        forecaster.model.state_dict(),
+        plugins.named_in_environment(),
+        dict(METRICS),
+        workers,
+    )
+    with workers.cluster():
+        parts = spread(
+            work,
+            units_of(measurements),
+            num_workers=workers.num_workers,
+            cpus_per_worker=workers.cpus_per_worker,
+            gpus_per_worker=workers.gpus_per_worker,
+            reads_ahead=True,
+        )
+        return combined(measurements, parts)
+
+
+@dataclass
+class _Work:
+    """What a Ray worker does with a batch; the network is built with the first."""
+
+    make: Make
+    known: Sequence[Known]
+    description: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    plugins: Sequence[str]
+    metrics: Mapping[str, Metric]
+    """All that are measured: some may be registered by a program that is no plugin."""
+    workers: Workers
+    worker: BatchWorker | None = field(default=None, init=False)
+
+    def __call__(self, unit: Unit, following: Unit | None) -> tuple[Unit, Any]:
+        device = self.workers.device
+        with repeatable(self.workers.cpus_per_worker, device):
+            if self.worker is None:
+                plugins.load(self.plugins)
+                for name in self.metrics.keys() - METRICS.keys():
+                    METRICS.register(name, self.metrics[name])
+                forecaster = Forecaster(self.description, self.weights).to(device)
+                self.worker = BatchWorker(self.make(forecaster, device, self.known))
+            return self.worker(unit, following)
