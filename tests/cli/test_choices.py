@@ -87,3 +87,19 @@ def test_checkpoints_that_there_are_not(
     result = call("export", run, tmp_path / "no", *more, "--runs-dir", finished)
     assert result.exit_code == 2
     assert told in result.output
+
+
+def test_an_evaluation_names_its_checkpoint_place_and_output(
+    finished: Path, tmp_path: Path
+) -> None:
+    common = ("max_trajectories=1", "tracking=false", "--runs-dir", finished, "--json")
+    new = call("evaluate", "done@8", "--output", tmp_path / "new", *common)
+    assert new.exit_code == 0, new.output
+    assert new.stderr == ""
+    old = call("evaluate", "done", "checkpoint=8", f"output_dir={tmp_path / 'old'}", *common)
+    assert old.exit_code == 0, old.output
+    assert "note: checkpoint=8 is now written RUN@8" in old.stderr
+    assert f"output_dir={tmp_path / 'old'} is now written --output" in old.stderr
+    told = [json.loads(shown.stdout) for shown in (new, old)]
+    assert told[0]["provenance"]["step"] == told[1]["provenance"]["step"] == 8
+    assert (tmp_path / "new" / "report.html").exists()

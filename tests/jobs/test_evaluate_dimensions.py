@@ -91,7 +91,7 @@ def trained(kind: str, root: Path) -> tuple[RunDirectory, str]:
 @pytest.mark.parametrize("kind", ["line", "window"])
 def test_a_run_is_measured_at_all_points_and_drawn(kind: str, tmp_path: Path) -> None:
     run, uri = trained(kind, tmp_path)
-    arguments = ["evaluate", kind, f"runs_dir={tmp_path}/runs", "stability_steps=4"]
+    arguments = ["evaluate", kind, f"--runs-dir={tmp_path}/runs", "stability_steps=4"]
     done = CliRunner().invoke(app, [*arguments, "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)

@@ -89,4 +89,5 @@ def run_and_checkpoint(target: str, old_option: str | None = None) -> tuple[str,
 
 def note_old_spelling(old: str, new: str) -> None:
     """Tell a user of a spelling that the next release drops."""
-    error_console.print(f"note: {old} is now written {new}; the next release drops it")
+    text = f"note: {old} is now written {new}; the next release drops it"
+    error_console.print(text, soft_wrap=True)

@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from pelagos import plugins
+from pelagos.cli.choices import run_and_checkpoint
 from pelagos.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, console, print_json
 from pelagos.infra.yaml_text import yaml_text
 from pelagos.platform.config import (
@@ -56,10 +57,11 @@ def is_job_file(argument: str) -> bool:
 
 
 def evaluate_job(run: str, overrides: Sequence[str] | None) -> EvaluateJob:
-    """Return the evaluation of a run, named directly or by an `evaluate` job file."""
+    """Return the evaluation of a run, RUN@WHICH, or of an `evaluate` job file."""
     if is_job_file(run):
         return load_as(EvaluateJob, run, overrides)
-    text = yaml_text({"job": "evaluate", "run": run})
+    name, which = run_and_checkpoint(run)
+    text = yaml_text({"job": "evaluate", "run": name, "checkpoint": which})
     job = parse_job(text, "command line", overrides or ())
     plugins.load_for(job)
     assert isinstance(job, EvaluateJob)
