@@ -17,7 +17,9 @@ NORMALIZATION = Normalization(("a", "b"), (2.0, -1.0), (4.0, 0.5))
 
 def test_values_are_shifted_and_scaled_and_come_back() -> None:
     values = np.random.default_rng(0).normal(size=(3, 2, 4, 5))
-    expected = (values - np.array([2.0, -1.0]).reshape(2, 1, 1)) / np.array([4.0, 0.5]).reshape(2, 1, 1)
+    expected = (values - np.array([2.0, -1.0]).reshape(2, 1, 1)) / np.array([4.0, 0.5]).reshape(
+        2, 1, 1
+    )
     given = torch.from_numpy(values)
     found = NORMALIZATION.apply(given)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-15)
@@ -32,7 +34,9 @@ def test_values_are_shifted_and_scaled_and_come_back() -> None:
     assert NORMALIZATION.apply(given.float()).dtype == torch.float32
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((3, 4, 5), -3), ((2, 2, 4, 4), 4), ((2,), -3), ((2, 2), -3)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((3, 4, 5), -3), ((2, 2, 4, 4), 4), ((2,), -3), ((2, 2), -3)]
+)
 def test_values_of_another_shape_are_refused(shape: tuple[int, ...], axis: int) -> None:
     with pytest.raises(ValueError, match="values have shape"):
         NORMALIZATION.apply(torch.zeros(shape), axis)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from pelagos.data_pipelines.streaming.mixtures.curriculum import (
     weight_problem,
     weights_by_step,
 )
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
 from pelagos.data_pipelines.streaming.mixtures.mixture_order import BLOCK_SIZE, MixtureOrder
 from pelagos.data_pipelines.streaming.permutation import (
     KeyedPermutation,
@@ -25,6 +28,7 @@ from pelagos.data_pipelines.streaming.permutation import (
     keyed_hash,
     mix,
 )
+from pelagos.data_pipelines.streaming.sampler import Sampler
 
 GOLDEN = 0x9E3779B97F4A7C15
 WORD = 2**64
@@ -133,7 +137,11 @@ class Order:
                 is_last = number + 1 == len(self.rows)
                 size = BLOCK_SIZE if is_last else min(BLOCK_SIZE, end - first)
                 before, after = self.counts(first), self.counts(first + size)
-                deck = [d for d, (a, b) in enumerate(zip(before, after, strict=True)) for _ in "x" * (b - a)]
+                deck = [
+                    d
+                    for d, (a, b) in enumerate(zip(before, after, strict=True))
+                    for _ in "x" * (b - a)
+                ]
                 purpose = (1, block, number) if number else (1, block)
                 key = key_of(self.seed, *purpose)
                 for place in range(size):
@@ -175,6 +183,72 @@ def test_weights_that_are_none_are_refused(weights: list[float]) -> None:
     if weights != [1.0, 0.0, 1.0]:  # some may be 0 where weights change
         with pytest.raises(ValueError, match="weights must be positive, one per dataset"):
             MixtureOrder(0, [2, 3, 4], [1.0, 1.0, 1.0], later=[(10, weights)])
+
+
+@pytest.mark.parametrize(
+    "grids", [[(12, 16)], [(12, 16), (24, 8), (12, 16)], [(12, 16), (24, 8), (8, 8), (8, 8)]]
+)
+def test_the_samplers_order_is_its_definition(
+    grids: list[tuple[int, int]], make_dataset: Any
+) -> None:
+    """Steps are dealt to shapes, and the samples of a shape's steps to its datasets."""
+    datasets = [make_dataset(n, grid_shape=grid)[0] for n, grid in enumerate(grids)]
+    entries = [MixtureEntry(d, weight=1.0 + n) for n, d in enumerate(datasets)]
+    mixture = Mixture(entries, ("density", "pressure"), lambda n: tuple((t,) for t in range(n)))
+    seed, batch, steps = 5, 4, 30
+    (_, weights), *_ = mixture.weights_by_step
+    shapes = list(dict.fromkeys(grids))
+    members = [[d for d, grid in enumerate(grids) if grid == shape] for shape in shapes]
+    shares = [sum(weights[d] for d in own) for own in members]
+    of_steps = Order(key_of(seed, 4), [1] * len(shapes), shares, []).draw(steps)
+    drawn = []
+    for number, own in enumerate(members):
+        key = seed if len(shapes) == 1 else key_of(seed, 4, 1 + number)
+        sizes, parts = ([values[d] for d in own] for values in (mixture.num_windows, weights))
+        drawn.append(iter(Order(key, sizes, parts, []).draw(steps * batch)))
+    expected = []
+    for shape, _ in of_steps:
+        for _ in range(batch):
+            among, item = next(drawn[shape])
+            expected.append((members[shape][among], item))
+    sampler = Sampler(mixture, seed, batch)
+    found = zip(*sampler.draw(np.arange(steps * batch)), strict=True)
+    assert [(int(d), int(item)) for d, item in found] == expected
+    samples = sampler.samples(10, 30)
+    for sample, index in zip(samples, range(10, 30), strict=True):
+        dataset, item = expected[index]
+        assert (
+            sample.sample_seed == splitmix(splitmix((index * GOLDEN + key_of(seed, 3)) % WORD)) >> 1
+        )
+        assert (sample.dataset, (sample.trajectory, sample.window)) == (
+            dataset,
+            mixture.window_of(dataset, item),
+        )
+
+
+def test_a_sampler_goes_on_only_with_its_own_order(make_dataset: Any) -> None:
+    mixture = Mixture([MixtureEntry(make_dataset()[0])], ("density",), lambda n: ((0,),))
+    for run_length, batch in ((2, 5), (4, 6), (3, 1)):
+        with pytest.raises(ValueError, match=f"run_length {run_length} must divide the {batch}"):
+            Sampler(mixture, 3, batch, run_length)
+    sampler = Sampler(mixture, 3, 6, 2)
+    state = sampler.state_dict()
+    assert (state["seed"], state["order"], state["run_length"]) == (3, 2, 2)
+    assert "run_length" not in Sampler(mixture, 3, 6).state_dict()
+    sampler.check_state(state)
+    Sampler(mixture, 3, 6).check_state(Sampler(mixture, 3, 6).state_dict())
+    for change, message in (
+        ({"seed": 4}, "data seed 4, this run has 3"),
+        ({"order": 1}, "version 1 of the order of samples, this run has 2"),
+        ({"run_length": 3}, "runs of 3 samples from one dataset, this run has 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampler.check_state({**state, **change})
+    old = {key: value for key, value in state.items() if key not in ("order", "run_length")}
+    with pytest.raises(ValueError, match="version 1 of the order"):  # before it had a number
+        sampler.check_state(old)
+    with pytest.raises(ValueError, match="runs of 1 samples"):
+        sampler.check_state({**old, "order": 2})
 
 
 def test_few_blocks_are_kept() -> None:
@@ -229,7 +303,14 @@ def test_what_is_wrong_with_a_weight(weight: float | dict[int, float], problem: 
 
 def test_a_weight_holds_until_the_next_begins() -> None:
     weight = {0: 1.0, 10: 0.25, 30: 0.5}
-    assert [weight_at(weight, step) for step in (0, 9, 10, 29, 30, 99)] == [1, 1, 0.25, 0.25, 0.5, 0.5]
+    assert [weight_at(weight, step) for step in (0, 9, 10, 29, 30, 99)] == [
+        1,
+        1,
+        0.25,
+        0.25,
+        0.5,
+        0.5,
+    ]
     assert (weight_at(3.0, 5), largest_weight(3.0), largest_weight(weight)) == (3.0, 3.0, 1.0)
     assert weights_by_step([weight, 2.0]) == [(0, [1.0, 2.0]), (10, [0.25, 2.0]), (30, [0.5, 2.0])]
     with pytest.raises(ValueError, match="every weight is 0 from step 10 on"):

@@ -121,7 +121,9 @@ def test_bfloat16_is_torchs() -> None:
     values = np.concatenate([bits, ties]).view(np.float32)
     values = values[~np.isnan(values)]
     there = torch.from_numpy(values.copy()).to(torch.bfloat16)
-    np.testing.assert_array_equal(to_bfloat16(values), there.view(torch.int16).numpy().view(np.uint16))
+    np.testing.assert_array_equal(
+        to_bfloat16(values), there.view(torch.int16).numpy().view(np.uint16)
+    )
     stored = to_bfloat16(values)
     np.testing.assert_array_equal(from_bfloat16(stored), there.float().numpy())
     out = np.empty(stored.shape, np.float32)
@@ -211,7 +213,12 @@ def test_a_longer_shard_begins_with_the_old_one() -> None:
 def test_keys_and_metadata_are_as_zarr_wants_them() -> None:
     spec = spec_of(chunk_shape=(3, 4), compression="zstd", dtype="float32")
     assert shard_key(spec, 12) == "data/c/12/0/0/0/0"
-    assert shard_key(spec_of(grid_shape=(8,), domain_extent=(1.0,), boundary_conditions={"x": "periodic"}), 3) == "data/c/3/0/0/0"
+    assert (
+        shard_key(
+            spec_of(grid_shape=(8,), domain_extent=(1.0,), boundary_conditions={"x": "periodic"}), 3
+        )
+        == "data/c/3/0/0/0"
+    )
     assert sidecar_key(7) == ".pelagos/shards/7.json"
     data = data_metadata(spec)
     (sharding,) = data["codecs"]
@@ -341,7 +348,9 @@ def test_frames_of_several_trajectories_have_no_change_between_them() -> None:
             if deltas:
                 change = wide[number, channel] - wide[number - 1, channel]
                 expected = [change.size, change.sum(), change.var() * change.size]
-                assert [deltas[0].count, deltas[0].sum, deltas[0].deviation] == pytest.approx(expected)
+                assert [deltas[0].count, deltas[0].sum, deltas[0].deviation] == pytest.approx(
+                    expected
+                )
                 assert (deltas[0].min, deltas[0].max) == (change.min(), change.max())
     # the same in pieces, each told the frame before it
     later = frame_moments(frames[1:3], frames[0], 3)
@@ -378,10 +387,14 @@ def test_statistics_of_others_must_be_whole(tmp_path: Path) -> None:
     require_statistics(good, spec)
     row = good["train"]["u"]
     required = ("count", "mean", "std", "min", "max")
-    require_statistics({**good, "train": {**good["train"], "u": {k: row[k] for k in required}}}, spec)
+    require_statistics(
+        {**good, "train": {**good["train"], "u": {k: row[k] for k in required}}}, spec
+    )
     for key in required:
         short = {k: v for k, v in row.items() if k != key}
-        with pytest.raises(ValueError, match=r"statistics\.train\.u: has .*, required is count, mean"):
+        with pytest.raises(
+            ValueError, match=r"statistics\.train\.u: has .*, required is count, mean"
+        ):
             require_statistics({**good, "train": {**good["train"], "u": short}}, spec)
     with pytest.raises(ValueError, match=r"statistics\.train\.u: has"):
         require_statistics({**good, "train": {**good["train"], "u": {**row, "median": 0.0}}}, spec)

@@ -21,7 +21,12 @@ from pelagos.evaluation.conclusions.verdicts import (
     warnings_of,
 )
 
-INTERVALS = {"better": (0.5, 0.7), "worse": (1.5, 1.7), "unclear": (0.9, 1.1), "too few": (0.5, 0.7)}
+INTERVALS = {
+    "better": (0.5, 0.7),
+    "worse": (1.5, 1.7),
+    "unclear": (0.9, 1.1),
+    "too few": (0.5, 0.7),
+}
 
 
 def comparison(outcome: Outcome, ratio: float | None = None) -> Comparison:
@@ -69,7 +74,9 @@ def test_an_interval_must_be_on_one_side_of_one() -> None:
 )
 def test_lead_times_in_a_row_are_told_as_a_span(outcomes: tuple[Outcome, ...], where: str) -> None:
     expected = f"(direct) beats persistence at lead time {where}"
-    assert sentence(*outcomes) == f"{expected} and does not beat the dataset's mean at any lead time"
+    assert (
+        sentence(*outcomes) == f"{expected} and does not beat the dataset's mean at any lead time"
+    )
 
 
 def test_every_lead_time_and_none() -> None:

@@ -242,4 +242,6 @@ def test_powers_of_the_ratio():
             found = loss.magnitudes(label, PRESENT, GROUPS)[:, g]
             np.testing.assert_allclose(found.numpy(), size, rtol=1e-6)
             found = loss.errors(difference, label, PRESENT, GROUPS)[:, g]
-            np.testing.assert_allclose(found.numpy(), e[:, list(channels)].sum((1, 2, 3)), rtol=1e-5)
+            np.testing.assert_allclose(
+                found.numpy(), e[:, list(channels)].sum((1, 2, 3)), rtol=1e-5
+            )
