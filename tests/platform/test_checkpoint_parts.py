@@ -280,6 +280,9 @@ def test_a_part_keeps_its_place() -> None:
     assert torch.equal(local_part(other), whole[5:] * 2)
     assert local_part(whole) is whole
     assert with_local_part(whole, part.local) is part.local
+    assert part.detach() is part  # what torch.distributed.checkpoint does to every tensor
+    with pytest.raises(TypeError, match=r"aten\.add.*a FlatShard holds one rank's elements"):
+        torch.add(part, 1)
 
 
 def test_a_copy_in_host_memory_uses_its_buffers_again() -> None:
