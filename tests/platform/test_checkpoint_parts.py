@@ -161,6 +161,15 @@ def test_an_abandoned_save_leaves_nothing_and_takes_nothing(
     assert [info.step for info in place.complete()] == [3]
 
 
+def test_a_temporary_copy_that_is_gone_already_stops_nothing(tmp_path: Path) -> None:
+    """As where something cleans the directory of temporary files."""
+    place = RemotePlace(f"memory://{tmp_path.name}-gone", {})
+    staging = place.staging(5)
+    shutil.rmtree(staging)
+    place.commit(5, staging, manifest_text(Manifest(5, (), {})))
+    assert [info.step for info in place.complete()] == [5]
+
+
 def test_what_is_no_checkpoint_is_not_listed(tmp_path: Path) -> None:
     for name in ("step-00000001", "step-x", "step-00000002.old", "other-00000004"):
         (tmp_path / name).mkdir()
