@@ -109,7 +109,9 @@ class Order:
         sizes: list[int],
         weights: list[float],
         later: list[tuple[int, list[float]]],
+        version: int = 2,
     ) -> None:
+        self.version = version
         self.seed, self.sizes, self.rows = seed, sizes, [(0, weights), *later]
 
     def counts(self, num_samples: int) -> list[int]:
@@ -145,8 +147,12 @@ class Order:
                 purpose = (1, block, number) if number else (1, block)
                 key = key_of(self.seed, *purpose)
                 for place in range(size):
-                    dataset = deck[permuted(size, key, place)]
-                    epoch, position = divmod(drawn[dataset], self.sizes[dataset])
+                    rank = permuted(size, key, place)
+                    dataset = deck[rank]
+                    draw = drawn[dataset]
+                    if self.version == 1:  # the draws of a block in the order of its deck
+                        draw = before[dataset] + rank - deck.index(dataset)
+                    epoch, position = divmod(draw, self.sizes[dataset])
                     epoch_key = key_of(self.seed, 2, dataset, epoch)
                     found.append((dataset, permuted(self.sizes[dataset], epoch_key, position)))
                     drawn[dataset] += 1
@@ -161,12 +167,13 @@ class Order:
         ([0.25, 0.25, 1.0], [(256, [1.0, 1.0, 0.0])]),
     ],
 )
+@pytest.mark.parametrize("version", [1, 2])
 def test_the_order_of_draws_is_its_definition(
-    weights: list[float], later: list[tuple[int, list[float]]]
+    weights: list[float], later: list[tuple[int, list[float]]], version: int
 ) -> None:
     sizes, stop = [5, 120, 17], 520
-    order = MixtureOrder(9, sizes, weights, later=later)
-    definition = Order(9, sizes, weights, later)
+    order = MixtureOrder(9, sizes, weights, later=later, version=version)
+    definition = Order(9, sizes, weights, later, version)
     for count in (0, 1, 99, 100, 101, 256, 369, 500, 10**6):
         assert order.counts_before(count).tolist() == definition.counts(count)
     datasets, items = order.draw(np.arange(stop))

@@ -287,6 +287,20 @@ def test_two_thirds_of_the_modes_are_kept() -> None:
     np.testing.assert_allclose(modes.square.numpy(), kx**2 + ky**2)
 
 
+def test_a_velocity_has_its_vorticity_and_no_divergence() -> None:
+    """Of several fields at once, by numpy's derivatives; the mean and Nyquist's modes are left out."""
+    vorticity = np.random.default_rng(13).normal(size=(3, 8, 12))
+    ky = np.fft.fftfreq(8, 1 / 8)[:, None]
+    kx = np.fft.fftfreq(12, 1 / 12)[None, :]
+    found = spectral.velocity_from_vorticity(torch.from_numpy(vorticity)).numpy()
+    assert found.shape == (3, 2, 8, 12)
+    u, v = np.fft.fft2(found[:, 0]), np.fft.fft2(found[:, 1])
+    kept = (np.abs(ky) < 4) & (np.abs(kx) < 6) & ((ky != 0) | (kx != 0))
+    curl = 2j * np.pi * (kx * v - ky * u)
+    np.testing.assert_allclose(curl, np.fft.fft2(vorticity) * kept, atol=1e-11)
+    np.testing.assert_allclose(kx * u + ky * v, 0.0, atol=1e-12)
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 
