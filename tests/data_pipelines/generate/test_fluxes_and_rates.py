@@ -21,7 +21,7 @@ from pelagos.data_pipelines.generate import (
     wave_equation,
 )
 from pelagos.data_pipelines.generate.riemann import hllc_flux
-from pelagos.data_pipelines.generate.semilinear import AllenCahn, Burgers
+from pelagos.data_pipelines.generate.semilinear import AllenCahn, Burgers, solve_semilinear
 from pelagos.data_pipelines.generate.stepping import march
 
 GAMMA = 1.4
@@ -299,6 +299,15 @@ def test_a_velocity_has_its_vorticity_and_no_divergence() -> None:
     curl = 2j * np.pi * (kx * v - ky * u)
     np.testing.assert_allclose(curl, np.fft.fft2(vorticity) * kept, atol=1e-11)
     np.testing.assert_allclose(kx * u + ky * v, 0.0, atol=1e-12)
+
+
+def test_grids_need_not_be_square() -> None:
+    """One mode of the heat equation on 8 x 12 points: its own rate of decay, to rounding."""
+    y, x = np.meshgrid(np.arange(8) / 8, np.arange(12) / 12, indexing="ij")
+    start = torch.from_numpy(np.sin(2 * np.pi * (3 * x + y)))[None, None]
+    frames = solve_semilinear(start, [0.0, 0.5], AllenCahn(0.0), diffusivity=0.01, cfl=1.0)
+    decay = math.exp(-0.01 * (2 * np.pi) ** 2 * (9 + 1) * 0.5)
+    torch.testing.assert_close(frames[:, 1], start * decay, rtol=0.0, atol=1e-14)
 
 
 # -- what is refused -------------------------------------------------------------------------------
