@@ -21,6 +21,7 @@ from pelagos.data_pipelines.generate import (
     wave_equation,
 )
 from pelagos.data_pipelines.generate.riemann import hllc_flux
+from pelagos.data_pipelines.generate.runge_kutta import runge_kutta_step
 from pelagos.data_pipelines.generate.semilinear import AllenCahn, Burgers, solve_semilinear
 from pelagos.data_pipelines.generate.stepping import march
 
@@ -308,6 +309,15 @@ def test_grids_need_not_be_square() -> None:
     frames = solve_semilinear(start, [0.0, 0.5], AllenCahn(0.0), diffusivity=0.01, cfl=1.0)
     decay = math.exp(-0.01 * (2 * np.pi) ** 2 * (9 + 1) * 0.5)
     torch.testing.assert_close(frames[:, 1], start * decay, rtol=0.0, atol=1e-14)
+
+
+def test_every_trajectory_has_its_own_step() -> None:
+    """u' = -u: a step is 1 - h + h^2/2 - h^3/6 + h^4/24, of the h of each."""
+    state = torch.from_numpy(np.random.default_rng(14).normal(size=(3, 2, 3, 3)))
+    dt = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+    found = runge_kutta_step(state, -state, dt, torch.neg)
+    factors = torch.stack([sum((-h) ** k / math.factorial(k) for k in range(5)) for h in dt])
+    torch.testing.assert_close(found, state * factors.view(3, 1, 1, 1), rtol=1e-14, atol=0.0)
 
 
 # -- what is refused -------------------------------------------------------------------------------
