@@ -23,7 +23,7 @@ from pelagos.jobs.sweeping.population import (
     settings_of,
 )
 from pelagos.jobs.sweeping.trials import read_result, trials_of
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config import ConfigError, SweepJob
 from pelagos.platform.config.load import load_job, parse_job

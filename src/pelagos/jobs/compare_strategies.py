@@ -17,7 +17,7 @@ from pelagos.jobs.measuring.strategy_table import (
     comparison_figure,
     comparison_markdown,
 )
-from pelagos.jobs.training.parts import check_parts
+from pelagos.jobs.training.checking import checked
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.marks import Meaning, Trait
 from pelagos.platform.config.meanings import Key, names_of, without
@@ -66,8 +66,8 @@ def run(
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists already: choose another --output, or pass --overwrite")
     jobs = [_job_of(job, layout, steps) for layout in layouts]
-    for checked in jobs:
-        check_parts(checked)
+    for of_layout in jobs:
+        checked(of_layout)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as staging:
         runs = list(_train_all(jobs, layouts, Path(staging), progress))

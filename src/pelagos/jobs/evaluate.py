@@ -23,7 +23,7 @@ from pelagos.jobs.measuring.forecasts import check_forecasts, forecast_measureme
 from pelagos.jobs.measuring.spreading import measure_all
 from pelagos.jobs.measuring.trained import TrainedRun, load_run
 from pelagos.jobs.measuring.workers import workers_of
-from pelagos.jobs.training.parts import unique_names
+from pelagos.jobs.training.mixtures import unique_names
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.mlflow_records.tracker import code_version, log_evaluation
 from pelagos.platform.records.runs import RunDirectory

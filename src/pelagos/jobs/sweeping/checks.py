@@ -9,8 +9,10 @@ from pelagos.evaluation.forecasting.view import scored_groups
 from pelagos.jobs import finetune
 from pelagos.jobs.sweeping.population import check_population
 from pelagos.jobs.sweeping.trials import Trial, trials_of
+from pelagos.jobs.training.checking import checked
+from pelagos.jobs.training.mixtures import open_datasets
+from pelagos.jobs.training.networks import build_objective
 from pelagos.jobs.training.objective_options import option_of
-from pelagos.jobs.training.parts import build_objective, check_parts, open_datasets
 from pelagos.jobs.weights.forecaster import usual_groups
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.load import ConfigError, Problem
@@ -99,7 +101,7 @@ def _check(sweep: SweepJob, trial: Trial) -> None:
     if isinstance(trial.job, FinetuneJob):
         finetune.prepare(trial.job)
     else:
-        check_parts(trial.job)
+        checked(trial.job)
     if sweep.search.name == POPULATION:
         check_population(sweep, trial)
 

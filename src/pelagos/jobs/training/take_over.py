@@ -14,13 +14,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pelagos.jobs.training.parts import options_for
 from pelagos.platform.checkpoint import CheckpointStore, copy_checkpoint, empty_place
 from pelagos.platform.config.load import load_job
 from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.others_runs import believed
 from pelagos.platform.records.runs import BRANCHED, TAKE_OVERS, RunDirectory, RunError
+from pelagos.platform.storage_choice import options_for
 
 EVENT = "taken_over"
 

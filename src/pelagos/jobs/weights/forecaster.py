@@ -14,7 +14,6 @@ from pelagos.data_pipelines.streaming.given_fields import given_fields
 from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.evaluation.forecasting.rollout import Predict
 from pelagos.evaluation.forecasting.view import EvaluationData
-from pelagos.jobs.training.parts import options_for
 from pelagos.jobs.weights.described_parts import described_objective, loaded_network
 from pelagos.jobs.weights.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.weights.trained_description import checked_description, read_trained_description
@@ -31,6 +30,7 @@ from pelagos.models.pretrained import WEIGHTS_FILE, read_weights, write_weights
 from pelagos.models.sliding_window import predict_by_patches
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, named_step
 from pelagos.platform.records.runs import RunDirectory, check_identity
+from pelagos.platform.storage_choice import options_for
 
 
 def usual_groups(fields: Sequence[str], dataset: ReadableDataset) -> dict[str, tuple[str, ...]]:
