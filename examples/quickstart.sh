@@ -17,5 +17,5 @@ else
   pelagos pretrain configs/quickstart/pretrain.yaml
 fi
 
-say "3/3  evaluate: pelagos evaluate quickstart runs_dir=quickstart/runs"
-pelagos evaluate quickstart runs_dir=quickstart/runs
+say "3/3  evaluate: pelagos evaluate quickstart --runs-dir quickstart/runs"
+pelagos evaluate quickstart --runs-dir quickstart/runs

@@ -369,7 +369,7 @@ def job_text(datasets: tuple[str, str], directory: Path, name: str) -> str:
                     "skip_connections": [1, 0],
                 },
             },
-            "objective": {"name": "all2all", "time_scale": 0.2},
+            "objective": {"name": "all2all", "config": {"time_scale": 0.2}},
             "optimizer": {"lr": 0.003},
             "schedule": {"total_steps": 8, "warmup_steps": 2},
             "checkpoint": {"every_steps": 3},

@@ -199,7 +199,7 @@ def test_poseidon_recipe(size: str, lr: float, batch: int, epochs: int, warmup_e
     assert job.schedule.total_steps * batch == epochs * epoch
     assert job.schedule.warmup_steps == math.ceil(warmup_epochs * epoch / batch)
     # the ratio of the loss is formed over what one of the 8 GPUs sees
-    assert job.objective.loss_scope == "micro_batch"
+    assert job.objective.config["loss_scope"] == "micro_batch"
     assert (job.parallel.micro_batch_size or 0) * PAPER_GPUS == batch
     assert job.validation.every_steps == math.ceil(epoch / batch)
     stated = (CONFIGS / f"poseidon/{size}.yaml").read_text(encoding="utf-8")
@@ -219,7 +219,7 @@ def test_poseidon_normalisation_is_the_published_one(size: str) -> None:
         assert entry.offset == published["offset"]
         interval = dataset.final_time / (dataset.num_frames - 1)
         # the model sees lead time / time_scale, as the paper's lead in frames / 20
-        assert interval / job.objective.time_scale == pytest.approx(
+        assert interval / job.objective.config["time_scale"] == pytest.approx(
             1 / published["lead_steps_per_unit"], rel=1e-12
         )
 

@@ -142,7 +142,7 @@ def test_a_recipe_is_arithmetically_right(family: str) -> None:
     assert f"= {job.schedule.total_steps:,} steps" in (CONFIGS / f"{family}.yaml").read_text()
     # the longest lead is 1 to the network, as in its pretraining; or that to a frame shortly before
     longest = max(b - a for a, b in windows) * data.final_time / (data.num_frames - 1)
-    assert 0.9 < longest / job.objective.time_scale <= 1 + 1e-12
+    assert 0.9 < longest / job.objective.config.get("time_scale", 1.0) <= 1 + 1e-12
 
 
 @pytest.mark.parametrize("family", TASKS)
@@ -260,7 +260,7 @@ def test_given_fields_are_no_difference_between_labels(
     file = str(tmp_path / "tuned.yaml")
 
     def sweep(*velocity: str) -> SweepJob:
-        groups = {"objective.field_groups": {"velocity": list(velocity)}}
+        groups = {"objective.config.field_groups": {"velocity": list(velocity)}}
         tree = {
             "job": "sweep",
             "name": "given",

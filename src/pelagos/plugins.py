@@ -66,7 +66,7 @@ def register_objective(name: str, objective: type[Any]) -> None:
 
 
 def register_loss(name: str, loss: Loss) -> None:
-    """Add a loss that `objective.loss` can name."""
+    """Add a loss that `objective.config.loss` can name."""
     from pelagos.models.losses import LOSSES
 
     LOSSES.register(name, loss)

@@ -37,18 +37,6 @@ def job_file(make_job: MakeJob, tmp_path: Path) -> Path:
     return tmp_path / "run.yaml"
 
 
-@pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, datasets: tuple[str, str], tiny_job_text: Any
-) -> Path:
-    """The directory of runs with one finished run, `done`. Tests must leave it as it is."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "done.yaml").write_text(tiny_job_text(datasets, folder, "done"))
-    result = pelagos("pretrain", folder / "done.yaml", "tracking.uri=null")
-    assert result.exit_code == 0, result.output
-    return folder / "runs"
-
-
 def refuse(*arguments: object, intact: Path) -> str:
     """Run a command that must be refused; returns what it said."""
     before = contents(intact)

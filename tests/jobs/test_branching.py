@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs import pretrain
 from pelagos.jobs import resume as resume_job
 from pelagos.jobs.training.branching import branch
@@ -241,3 +242,15 @@ def test_data_that_moved_resume_and_other_data_do_not(
     assert resume(job, f"data.mixture.0.uri={moved}").outcome.kind == "finished"
     with pytest.raises(RunError, match=r"cannot change data\.mixture\.0\.weight"):
         resume(job, "data.mixture.0.weight=3")
+
+
+def test_other_data_are_named_with_both_fingerprints_however_many_there_are(
+    make_job: MakeJob, datasets: tuple[str, str]
+) -> None:
+    entries = [{"uri": datasets[1]}] * 8  # more than a checkpoint lists for the order of samples
+    job = make_job(data__mixture=json.dumps(entries), tracking__uri="null")
+    pretrain.run(job, QUIET, until_step=3)
+    old, new = (open_dataset(uri).fingerprint[:16] for uri in reversed(datasets))
+    told = f"data.mixture.5.uri: {datasets[0]} has fingerprint {new}, .*{datasets[1]}. had {old}"
+    with pytest.raises(RunError, match=told):
+        resume(job, f"data.mixture.5.uri={datasets[0]}")

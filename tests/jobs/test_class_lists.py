@@ -47,7 +47,7 @@ def job(*uris: str) -> TrainingJob:
             "name": "vit-nano",
             "config": {"image_size": [8, 8], "patch_size": [2, 2], "positions": "learned"},
         },
-        "objective": {"name": "classification", "num_classes": 3},
+        "objective": {"name": "classification", "config": {"num_classes": 3}},
         "optimizer": {"lr": 0.001},
         "schedule": {"total_steps": 1},
         "validation": {"every_steps": 1, "num_samples": 2},

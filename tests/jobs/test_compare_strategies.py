@@ -27,7 +27,7 @@ def test_strategies_are_compared_by_what_their_runs_recorded(
 ) -> None:
     make_job("job", optimizer__lr=0.0003)
     output = tmp_path / "comparison"
-    options = ("--strategies", "ddp,fsdp,single", "--num-workers", "2", "--steps", "5")
+    options = ("--strategies", "ddp,fsdp,single", "--workers", "2", "--steps", "5")
     status, text = compare(tmp_path / "job.yaml", output, "--json", *options, "optimizer.lr=0.0003")
     assert status == 0, text
     result = json.loads((output / "comparison.json").read_text())
@@ -51,11 +51,11 @@ def test_strategies_are_compared_by_what_their_runs_recorded(
 @pytest.mark.slow
 def test_a_difference_beyond_the_tolerance_fails_by_name(make_job: MakeJob, tmp_path: Path) -> None:
     # the papers' scope forms the loss over each rank's own samples: two ranks learn another thing
-    make_job("job", objective__loss_scope="micro_batch")
+    make_job("job", objective__config__loss_scope="micro_batch")
     output = tmp_path / "comparison"
-    options = ("--strategies", "single,ddp", "--num-workers", "2", "--steps", "3")
+    options = ("--strategies", "single,ddp", "--workers", "2", "--steps", "3")
     status, text = compare(
-        tmp_path / "job.yaml", output, *options, "objective.loss_scope=micro_batch"
+        tmp_path / "job.yaml", output, *options, "objective.config.loss_scope=micro_batch"
     )
     assert status == DISAGREE
     assert "ddp-2: the loss of step" in text
@@ -69,8 +69,8 @@ def test_what_cannot_run_is_refused_before_anything_starts(
     output = tmp_path / "comparison"
     for options, complaint in (
         (("--strategies", "dpp"), "unknown strategy dpp"),
-        (("--num-workers", "two"), "expected numbers"),
-        (("--strategies", "ddp", "--num-workers", "3"), "3 workers do not divide"),
+        (("--workers", "two"), "expected numbers"),
+        (("--strategies", "ddp", "--workers", "3"), "3 workers do not divide"),
     ):
         status, text = compare(tmp_path / "job.yaml", output, *options)
         assert status == BAD_INPUT, text

@@ -17,7 +17,7 @@ from pelagos.platform.trainer import train
 MakeJob = Callable[..., PretrainJob]
 DPOT = {
     "model": "{name: dpot-nano, config: {img_size: 16, embed_dim: 16, in_timesteps: 3}}",
-    "objective": "{name: autoregressive, num_input_frames: 3}",
+    "objective": "{name: autoregressive, config: {num_input_frames: 3}}",
     "validation__every_steps": 10,
 }
 
@@ -63,17 +63,19 @@ def test_micro_batches_and_recomputation_do_not_change_the_curve(make_job: MakeJ
 def test_frames_that_do_not_fit_the_model_are_refused_before_a_worker_starts(
     make_job: MakeJob,
 ) -> None:
-    job = make_job(**{**DPOT, "objective": "{name: autoregressive, num_input_frames: 2}"})
+    job = make_job(**{**DPOT, "objective": "{name: autoregressive, config: {num_input_frames: 2}}"})
     with pytest.raises(ConfigError, match="in_timesteps=3") as refused:
         check_parts(job)
-    advice = "set objective.num_input_frames to 3, or the model's in_timesteps to 2"
+    advice = "set objective.config.num_input_frames to 3, or the model's in_timesteps to 2"
     assert advice in str(refused.value)
 
 
 def test_more_frames_than_the_data_hold_are_refused_with_the_most(make_job: MakeJob) -> None:
-    job = make_job(**{**DPOT, "objective": "{name: autoregressive, num_input_frames: 99}"})
+    job = make_job(
+        **{**DPOT, "objective": "{name: autoregressive, config: {num_input_frames: 99}}"}
+    )
     with pytest.raises(
-        ConfigError, match=r"set objective.num_input_frames to \d+ or less"
+        ConfigError, match=r"set objective.config.num_input_frames to \d+ or less"
     ) as refused:
         check_parts(job)
     most = re.search(r"num_input_frames to (\d+)", str(refused.value))
@@ -134,7 +136,10 @@ def test_absent_fields_may_be_ones_that_are_learnt(make_job: MakeJob, tmp_path: 
     [
         ({"data__fields": "[velocity-x, velocity-y]"}, r"no dataset lacks any of .*: leave it out"),
         (
-            {"objective": "{name: autoregressive, num_input_frames: 3, normalize_samples: true}"},
+            {
+                "objective": "{name: autoregressive, "
+                "config: {num_input_frames: 3, normalize_samples: true}}"
+            },
             "normalize_samples would make zeros again",
         ),
     ],

@@ -27,7 +27,7 @@ from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
 FNO: dict[str, Any] = {"modes": 3, "width": 6, "num_layers": 2}
-WINDOW = {"name": "autoregressive", "num_input_frames": 2}
+WINDOW = {"name": "autoregressive", "config": {"num_input_frames": 2}}
 # model, its options, its objective, and the data's grid
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any], tuple[int, ...]]] = {
     "line": ("fno-nano", {**FNO, "num_dimensions": 1}, {"name": "next_step"}, (24,)),
@@ -91,7 +91,7 @@ def trained(kind: str, root: Path) -> tuple[RunDirectory, str]:
 @pytest.mark.parametrize("kind", ["line", "window"])
 def test_a_run_is_measured_at_all_points_and_drawn(kind: str, tmp_path: Path) -> None:
     run, uri = trained(kind, tmp_path)
-    arguments = ["evaluate", kind, f"runs_dir={tmp_path}/runs", "stability_steps=4"]
+    arguments = ["evaluate", kind, f"--runs-dir={tmp_path}/runs", "stability_steps=4"]
     done = CliRunner().invoke(app, [*arguments, "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)

@@ -51,7 +51,7 @@ def evaluate(*arguments: str) -> dict[str, object]:
 
 
 def test_two_runs_side_by_side(two_runs: str) -> None:
-    told = evaluate("short", "long", "--compare", f"runs_dir={two_runs}", "max_trajectories=3")
+    told = evaluate("short", "long", "--compare", f"--runs-dir={two_runs}", "max_trajectories=3")
     datasets = told["datasets"]
     assert isinstance(datasets, list)
     assert len(datasets) == 2
@@ -65,7 +65,7 @@ def test_two_runs_side_by_side(two_runs: str) -> None:
     assert Path(str(told["report"])).read_text().count("averaged (ema)") == 1
     done = CliRunner().invoke(
         app,
-        ["evaluate", "short", "long", "--compare", f"runs_dir={two_runs}", "split=validation"],
+        ["evaluate", "short", "long", "--compare", f"--runs-dir={two_runs}", "split=validation"],
         env={"COLUMNS": "200"},
     )
     assert done.exit_code == 0, done.output
@@ -135,7 +135,7 @@ def test_datasets_of_one_name_keep_their_own_verdicts(
     train(job, RunDirectory.create(job), build_parts, {})
     told = evaluate(
         "twins",
-        f"runs_dir={tmp_path}/runs",
+        f"--runs-dir={tmp_path}/runs",
         "max_trajectories=2",
         "physics=false",
         "stability_steps=2",
@@ -159,7 +159,10 @@ def test_models_of_one_and_of_several_frames_forecast_the_same_frames(
 ) -> None:
     directory = Path(two_runs).parent
     changes = ["schedule.total_steps=1", "schedule.warmup_steps=0", "tracking.uri=null"]
-    changes += ["model.name=dpot-nano", "objective={name: autoregressive, num_input_frames: 2}"]
+    changes += [
+        "model.name=dpot-nano",
+        "objective={name: autoregressive, config: {num_input_frames: 2}}",
+    ]
     changes += ["model.config={img_size: 16, patch_size: 4, embed_dim: 8, depth: 1, n_blocks: 2, "]
     changes[-1] += "in_timesteps: 2}"
     job = parse_job(tiny_job_text(datasets, directory, "several"), "several", changes)
@@ -171,7 +174,7 @@ def test_models_of_one_and_of_several_frames_forecast_the_same_frames(
         np.testing.assert_allclose(
             one.scores[baseline]["vrmse"], several.scores[baseline]["vrmse"], rtol=1e-5
         )
-    told = evaluate("short", "several", "--compare", f"runs_dir={two_runs}")
+    told = evaluate("short", "several", "--compare", f"--runs-dir={two_runs}")
     found = told["datasets"]
     assert isinstance(found, list)
     # frames 2, 3 and 4 from frame 1, the second that the model of two frames takes
@@ -215,7 +218,7 @@ def test_what_is_tracked_has_both_errors_of_the_model_and_the_baselines(two_runs
 
 def test_a_long_rollout_and_an_ensemble_are_told_of(two_runs: str) -> None:
     told = evaluate(
-        *("long", f"runs_dir={two_runs}", "max_trajectories=2", "stability_steps=9"),
+        *("long", f"--runs-dir={two_runs}", "max_trajectories=2", "stability_steps=9"),
         *("ensemble_size=3", "rollout_windows=[[2, 3]]"),
     )
     stability, datasets = told["stability"], told["datasets"]
@@ -243,6 +246,6 @@ def test_a_long_rollout_and_an_ensemble_are_told_of(two_runs: str) -> None:
 def test_what_cannot_be_compared_is_refused(
     two_runs: str, arguments: list[str], message: str
 ) -> None:
-    done = CliRunner().invoke(app, ["evaluate", *arguments, f"runs_dir={two_runs}"])
+    done = CliRunner().invoke(app, ["evaluate", *arguments, f"--runs-dir={two_runs}"])
     assert done.exit_code == 2
     assert message in done.output.replace("\n", " ")

@@ -118,7 +118,7 @@ def test_workers_are_asked_for_on_the_command_line(
         return spread(*arguments, **options)
 
     monkeypatch.setattr(spreading, "spread", counted)
-    common = ["evaluate", "trained", f"runs_dir={runs}", "tracking=false", "--json"]
+    common = ["evaluate", "trained", f"--runs-dir={runs}", "tracking=false", "--json"]
     alone = CliRunner().invoke(app, [*common, f"output_dir={tmp_path}/1"])
     two = CliRunner().invoke(
         app, [*common, f"output_dir={tmp_path}/2", "--workers", "2", "--gpus-per-worker", "0"]

@@ -46,9 +46,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 OBJECTIVE: dict[str, dict[str, Any]] = {
     "frame": {"name": "next_step"},
-    "window": {"name": "autoregressive", "num_input_frames": 2},
-    "masked": {"name": "masked", "patch_size": 4},
-    "image": {"name": "segmentation", "label_field": "b", "num_classes": 2},
+    "window": {"name": "autoregressive", "config": {"num_input_frames": 2}},
+    "masked": {"name": "masked", "config": {"patch_size": 4}},
+    "image": {"name": "segmentation", "config": {"label_field": "b", "num_classes": 2}},
 }
 
 
@@ -115,7 +115,7 @@ def write_job(family: str, datasets: dict[tuple[int, ...], str], directory: Path
     call = FAMILIES[family].call
     objective = OBJECTIVE[call]
     if family == "vit":
-        objective = {"name": "classification", "num_classes": 2}
+        objective = {"name": "classification", "config": {"num_classes": 2}}
     assert OBJECTIVES[objective["name"]].call == call
     tree = {
         "job": "pretrain",

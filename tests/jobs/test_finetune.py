@@ -64,7 +64,7 @@ def make_finetune(downstream: str, parent: RunDirectory, tmp_path: Path) -> Make
             "runs_dir": str(tmp_path / "runs"),
             "source": {"run": "parent", "runs_dir": str(parent.path.parent)},
             "data": {"mixture": [{"uri": downstream}], "global_batch_size": 4},
-            "objective": {"name": "all2all", "time_scale": 0.2},
+            "objective": {"name": "all2all", "config": {"time_scale": 0.2}},
             "optimizer": {"lr": 0.001, "weight_decay": 0.0},
             "schedule": {"total_steps": 2},
             "checkpoint": {"every_steps": 1},

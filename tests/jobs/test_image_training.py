@@ -87,7 +87,7 @@ def test_masked_pretraining_hands_its_encoder_over_to_classification(
         "mae",
         "pretrain",
         model={"name": "mae-nano", "config": SMALL},
-        objective={"name": "masked", "patch_size": 2, "mask_ratio": 0.5},
+        objective={"name": "masked", "config": {"patch_size": 2, "mask_ratio": 0.5}},
     )
     result = pretrain.run(first, quiet())  # type: ignore[arg-type]
     losses = validation_losses(result, first.runs_dir)
@@ -98,7 +98,7 @@ def test_masked_pretraining_hands_its_encoder_over_to_classification(
         "finetune",
         source={"run": "mae"},
         model={"name": "vit-nano", "config": SMALL},
-        objective={"name": "classification", "num_classes": 10},
+        objective={"name": "classification", "config": {"num_classes": 10}},
         steps=90,
     )
     prepared = finetune.prepare(second)  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def test_datasets_of_one_name_keep_their_own_scores(
             "global_batch_size": 8,
         },
         model={"name": "vit-nano", "config": SMALL},
-        objective={"name": "classification", "num_classes": 10},
+        objective={"name": "classification", "config": {"num_classes": 10}},
         schedule={"total_steps": 1},
         validation={"every_steps": 1, "num_samples": 8},
     )
@@ -164,7 +164,7 @@ def test_segmentation_learns_and_its_labels_stay_whole_numbers(
         "pretrain",
         fields=["grey", "ink"],
         model={"name": "nnunet-nano", "config": {"num_dimensions": 2}},
-        objective={"name": "segmentation", "label_field": "ink", "num_classes": 2},
+        objective={"name": "segmentation", "config": {"label_field": "ink", "num_classes": 2}},
         steps=90,
     )
     validation = [batch for batch, _ in MixtureStreams(job).validation(0, 1)]
@@ -255,21 +255,25 @@ MAE = {"name": "mae-nano", "config": SMALL}
     ("sections", "message"),
     [
         (
-            {"model": VIT, "objective": {"name": "classification", "num_classes": 4}},
-            r"'label' has classes up to 9, but objective.num_classes\(4\) allows 0 to 3; set it to 10",
+            {"model": VIT, "objective": {"name": "classification", "config": {"num_classes": 4}}},
+            r"'label' has classes up to 9, but objective.config.num_classes\(4\) allows 0 to 3; set it "
+            "to 10",
         ),
         (
             {
                 "fields": ["grey", "ink"],
                 "model": {"name": "nnunet-nano", "config": {"num_dimensions": 2}},
-                "objective": {"name": "segmentation", "label_field": "grey", "num_classes": 2},
+                "objective": {
+                    "name": "segmentation",
+                    "config": {"label_field": "grey", "num_classes": 2},
+                },
             },
-            r"field 'grey' has classes up to 16, but objective.num_classes\(2\)",
+            r"field 'grey' has classes up to 16, but objective.config.num_classes\(2\)",
         ),
         (
             {
                 "model": {"name": "vit-nano", "config": {**SMALL, "head": "segmentation"}},
-                "objective": {"name": "classification", "num_classes": 10},
+                "objective": {"name": "classification", "config": {"num_classes": 10}},
             },
             r"answers with shape \(1, 10, 8, 8\), needed are logits \[batch, 10\]: .* head: classif",
         ),
@@ -277,16 +281,22 @@ MAE = {"name": "mae-nano", "config": SMALL}
             {
                 "fields": ["grey", "ink"],
                 "model": VIT,
-                "objective": {"name": "segmentation", "label_field": "ink", "num_classes": 2},
+                "objective": {
+                    "name": "segmentation",
+                    "config": {"label_field": "ink", "num_classes": 2},
+                },
             },
             r"answers with shape \(1, 2\), needed are maps .* head: segmentation",
         ),
         (
-            {"model": MAE, "objective": {"name": "masked", "patch_size": [2, 2, 2]}},
+            {"model": MAE, "objective": {"name": "masked", "config": {"patch_size": [2, 2, 2]}}},
             "has 3 sides, the grid has 2 axes",
         ),
         (
-            {"model": MAE, "objective": {"name": "masked", "patch_size": 2, "mask_ratio": 0.01}},
+            {
+                "model": MAE,
+                "objective": {"name": "masked", "config": {"patch_size": 2, "mask_ratio": 0.01}},
+            },
             "hides none of 16 patches",
         ),
     ],
@@ -319,7 +329,7 @@ def test_a_class_that_only_validation_images_hold_is_refused(tmp_path: Path) -> 
         rows = writer.shard_trajectories(shard)
         writer.write_shard(shard, maps[rows.start : rows.stop], {})
     writer.finalize()
-    objective = {"name": "segmentation", "label_field": "organ", "num_classes": 2}
+    objective = {"name": "segmentation", "config": {"label_field": "organ", "num_classes": 2}}
     tree = {
         "job": "pretrain",
         "name": "organs",
@@ -339,7 +349,7 @@ def test_a_class_that_only_validation_images_hold_is_refused(tmp_path: Path) -> 
     wrong = r"split 'validation': field 'organ' has classes up to 2, but .* 0 to 1; set it to 3"
     with pytest.raises(ConfigError, match=wrong):
         check_parts(job)
-    job = parse_job(yaml.safe_dump(tree), "organs", ["objective.num_classes=3"])
+    job = parse_job(yaml.safe_dump(tree), "organs", ["objective.config.num_classes=3"])
     assert isinstance(job, TrainingJob)
     check_parts(job)
 

@@ -83,7 +83,7 @@ def test_the_loss_is_that_of_the_sea_alone(tmp_path: Path, make: MakeJob, loss: 
     """Forecasts of the trained network, scored by numpy on values that never were in a dataset."""
     values = sea()
     uri = converted(tmp_path / "a", values, missing="mask")
-    job = make([uri], ["t", "mask"], f"objective.loss={loss}")
+    job = make([uri], ["t", "mask"], f"objective.config.loss={loss}")
     result = pretrain.run(job)
     forecaster, _ = Forecaster.from_run(RunDirectory.open(job.runs_dir, "run"))
     train = values[slice(*open_dataset(uri).spec.splits["train"])].astype(float)
@@ -114,7 +114,7 @@ def test_training_does_not_depend_on_what_fills_the_gaps(tmp_path: Path, make: M
     found = []
     for name, options in (("mean", {}), ("number", {"fill_value": -50.0})):
         uri = converted(tmp_path / name, sea(), missing="mask", **options)
-        job = make([uri], ["t", "mask"], f"name={name}", "objective.normalize_samples=true")
+        job = make([uri], ["t", "mask"], f"name={name}", "objective.config.normalize_samples=true")
         pretrain.run(job)
         run = RunDirectory.open(job.runs_dir, name)
         forecaster, _ = Forecaster.from_run(run)
@@ -185,8 +185,8 @@ def test_jobs_that_cannot_know_the_gaps_are_rejected(tmp_path: Path, make: MakeJ
     with pytest.raises(ConfigError, match="t has points without a value; mask says .* data.fields"):
         check_parts(make([uri], ["t"]))
     with pytest.raises(ConfigError, match="'spectral' takes modes of whole grids, but t has"):
-        check_parts(make([uri], ["t", "mask"], "objective.loss=spectral"))
-    groups = {"name": "next_step", "field_groups": {"all": ["t", "mask"]}}
+        check_parts(make([uri], ["t", "mask"], "objective.config.loss=spectral"))
+    groups = {"name": "next_step", "config": {"field_groups": {"all": ["t", "mask"]}}}
     with pytest.raises(ConfigError, match="field group 'all' forecasts mask"):
         check_parts(make([uri], ["t", "mask"], objective=groups))
     raw = make([uri], ["t", "mask"], "data.normalization=none")

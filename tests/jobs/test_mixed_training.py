@@ -58,7 +58,7 @@ def job_path(mixed: list[str], tmp_path: Path) -> Path:
             "run_length": 2,
         },
         "model": {"name": "fno-nano", "config": {"modes": 4, "width": 8, "num_layers": 2}},
-        "objective": {"name": "next_step", "loss": "vrmse"},
+        "objective": {"name": "next_step", "config": {"loss": "vrmse"}},
         "optimizer": {"lr": 0.0003},
         "schedule": {"total_steps": 10},
         "validation": {"every_steps": 10, "num_samples": 7},

@@ -118,7 +118,7 @@ def test_what_a_checkpoint_says_of_its_network_is_checked(
     trained: RunDirectory, checkpoint: Path, key: str, value: object, told: str
 ) -> None:
     change_state(checkpoint, key, value)
-    done = pelagos("evaluate", "other", f"runs_dir={trained.path.parent}", "physics=false")
+    done = pelagos("evaluate", "other", f"--runs-dir={trained.path.parent}", "physics=false")
     assert done.exit_code == 2
     text = " ".join(done.output.split())
     assert any(part in text for part in told.split("|")) or pytest.fail(text)
@@ -140,7 +140,7 @@ def test_the_best_checkpoint_is_a_step_or_none(
     trained: RunDirectory, checkpoint: Path, best: object
 ) -> None:
     change_state(checkpoint, "best", best)
-    done = pelagos("evaluate", "other", f"runs_dir={trained.path.parent}", "checkpoint=best")
+    done = pelagos("evaluate", "other@best", f"--runs-dir={trained.path.parent}")
     assert done.exit_code == 2
     assert "trainer.json is none of a training: best" in " ".join(done.output.split())
 
@@ -185,7 +185,7 @@ def test_a_pipe_in_a_checkpoint_is_named(
     os.mkfifo(checkpoint / name)
     runs = str(trained.path.parent)
     for verb in (
-        ["evaluate", "other", f"runs_dir={runs}"],
+        ["evaluate", "other", f"--runs-dir={runs}"],
         ["export", "other", str(tmp_path / "exported"), "--runs-dir", runs],
         ["checkpoint", "verify", "other", "--runs-dir", runs],
         ["checkpoint", "inspect", "other", "--runs-dir", runs],
@@ -201,7 +201,7 @@ def test_names_of_fields_and_datasets_are_text_in_pages_and_figures(
 ) -> None:
     """Matplotlib took what stood between two `$` for a formula, and failed where it was none."""
     output = tmp_path / "report"
-    done = pelagos("evaluate", "other", f"runs_dir={trained.path.parent}", f"output_dir={output}")
+    done = pelagos("evaluate", "other", f"--runs-dir={trained.path.parent}", f"output_dir={output}")
     assert done.exit_code == 0, done.output
     page = (output / "report.html").read_text()
     assert "alert(1)" in page
@@ -221,7 +221,7 @@ def test_a_report_is_written_into_the_run_alone(
     (victim / "metrics.json").write_text("mine")
     place.symlink_to(victim)
     try:
-        done = pelagos("evaluate", "other", f"runs_dir={trained.path.parent}")
+        done = pelagos("evaluate", "other", f"--runs-dir={trained.path.parent}")
     finally:
         place.unlink()
     assert done.exit_code == 2

@@ -31,7 +31,11 @@ from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
 
-LR, TOTAL, WEIGHTS = "optimizer.lr", "schedule.total_steps", "objective.field_weights.density"
+LR, TOTAL, WEIGHTS = (
+    "optimizer.lr",
+    "schedule.total_steps",
+    "objective.config.field_weights.density",
+)
 LR_RANGE = {"low": 1e-9, "high": 0.1, "log": True}
 SEARCH = {"name": "population", "num_samples": 3, "quantile": 0.34, "seed": 1}
 MakeSweep = Callable[..., SweepJob]

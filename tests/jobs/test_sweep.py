@@ -318,9 +318,9 @@ def test_gains_of_errors_of_other_fields_are_refused(
     same["tuned"] = {"file": file, "set": with_constant}
     check_labels(make_sweep(jobs=same, trajectories=[1], evaluate={}), {"fno", "tuned"})
     named = {"flow": ["velocity-y", "velocity-x"], "rho": ["density"], "p": ["pressure"]}
-    check_labels(sweep(**{"objective.field_groups": named}), {"fno", "tuned"})
+    check_labels(sweep(**{"objective.config.field_groups": named}), {"fno", "tuned"})
     split = {f: [f] for f in VELOCITY_AND_MORE}
-    for set_ in ({"data.fields": VELOCITY}, {"objective.field_groups": split}):
+    for set_ in ({"data.fields": VELOCITY}, {"objective.config.field_groups": split}):
         other = sweep(**set_)
         for left in ({"fno", "tuned"}, {"fno"}):  # the other label's trials may be over already
             with pytest.raises(ConfigError, match="jobs.tuned: is scored on .*baseline fno on"):

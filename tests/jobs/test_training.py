@@ -91,9 +91,9 @@ def test_micro_batches_do_not_change_the_curve(make_job: MakeJob) -> None:
 
 
 def test_the_papers_scope_does_depend_on_micro_batches(make_job: MakeJob) -> None:
-    whole, _ = run_training(make_job("whole", objective__loss_scope="micro_batch"))
+    whole, _ = run_training(make_job("whole", objective__config__loss_scope="micro_batch"))
     run, _ = run_training(
-        make_job("micro", objective__loss_scope="micro_batch", parallel__micro_batch_size=1)
+        make_job("micro", objective__config__loss_scope="micro_batch", parallel__micro_batch_size=1)
     )
     difference = [abs(a / b - 1) for a, b in zip(losses(run), losses(whole), strict=True)]
     assert max(difference) > 1e-4

@@ -280,8 +280,8 @@ def test_a_field_that_is_asked_for_is_not_said_to_be_left_out(
     make: MakeJob, caplog: pytest.LogCaptureFixture
 ) -> None:
     fields = {"u": noise(0), "p": np.ones(SHAPE, np.float32)}
-    job = make({"data": fields}, ["u", "p"], "objective.field_groups={u: [u], p: [p]}")
+    job = make({"data": fields}, ["u", "p"], "objective.config.field_groups={u: [u], p: [p]}")
     with caplog.at_level(logging.WARNING):
         check_parts(job)
     assert "in no loss" not in caplog.text
-    assert "p is 1 everywhere: objective.field_groups names it" in caplog.text
+    assert "p is 1 everywhere: objective.config.field_groups names it" in caplog.text

@@ -26,7 +26,7 @@ JOB = {
         "global_batch_size": 4,
     },
     "model": {"name": "ocean_lab.networks:WaveNet", "config": {"width": 6}},
-    "objective": {"name": "smooth_step", "loss": "lab_l2", "config": {"sharpness": 0.5}},
+    "objective": {"name": "smooth_step", "config": {"loss": "lab_l2", "sharpness": 0.5}},
     "optimizer": {"name": "momentum", "lr": 0.01, "config": {"momentum": 0.8}},
     "schedule": {"name": "halving", "total_steps": 8},
     "callbacks": [{"name": "ocean_lab.watch:WeightNorms", "config": {"file": "notes.jsonl"}}],

@@ -34,7 +34,7 @@ DPOT = {
         "name": "dpot-nano",
         "config": {"img_size": 16, "embed_dim": 16, "in_timesteps": 3},
     },
-    "objective": {"name": "autoregressive", "num_input_frames": 3},
+    "objective": {"name": "autoregressive", "config": {"num_input_frames": 3}},
 }
 
 

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from pelagos.cli.choices import note_old_spelling
 from pelagos.cli.common import console, exit_on_error, expanded_option, finish, print_json
 
 
@@ -18,7 +19,10 @@ def compare_strategies_command(
     strategies: Annotated[
         str, typer.Option(help="Comma-separated; the first is the reference.")
     ] = "ddp,fsdp,zero1,zero2,zero3",
-    num_workers: Annotated[str, typer.Option(help="World sizes, comma-separated.")] = "2",
+    workers: Annotated[
+        str, typer.Option("--workers", help="Numbers of workers, comma-separated.")
+    ] = "2",
+    num_workers: Annotated[str | None, typer.Option("--num-workers", hidden=True)] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 30,
     tolerance: Annotated[
         float, typer.Option(min=0.0, help="Largest relative difference of a step's loss.")
@@ -31,15 +35,18 @@ def compare_strategies_command(
 ) -> None:
     """Run one job under several strategies; show that they agree, and what each costs.
 
-    Example: pelagos compare-strategies job.yaml --strategies ddp,fsdp,zero3 --num-workers 2,4
+    Example: pelagos compare-strategies job.yaml --strategies ddp,fsdp,zero3 --workers 2,4
     """
-    from pelagos.cli.job_files import load_as
+    from pelagos.cli.job_files import errors_of, load_as
     from pelagos.jobs import compare_strategies as job_module
     from pelagos.platform.config import PretrainJob
 
-    with exit_on_error():
+    with exit_on_error(), errors_of(job_file, overrides):
         job = load_as(PretrainJob, job_file, overrides)
-        counts = [_count(text) for text in num_workers.split(",")]
+        if num_workers is not None:
+            note_old_spelling(f"--num-workers {num_workers}", f"--workers {num_workers}")
+            workers = num_workers
+        counts = [_count(text) for text in workers.split(",")]
         layouts = job_module.layouts_of([s.strip() for s in strategies.split(",")], counts)
         with console.status("comparing") as status:
             comparison = job_module.run(
@@ -60,7 +67,7 @@ def compare_strategies_command(
 
 def _count(text: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
-        raise ValueError(f"--num-workers: got {text!r}, expected numbers such as 2 or 2,4")
+        raise ValueError(f"--workers: got {text!r}, expected numbers such as 2 or 2,4")
     return int(text)
 
 

@@ -4,29 +4,33 @@ from typing import Annotated
 
 import typer
 
-from pelagos.cli.common import console, exit_on_error, print_json
+from pelagos.cli.choices import JobRunsDir, Workers, with_choices
+from pelagos.cli.common import console, exit_on_error, expanded_option, print_json
 
 
 def evaluate_command(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            help="The run (with --compare several), then overrides dotted.key=value.",
+            help="A run, RUN@best or RUN@STEP, or a job file; with --compare several runs; then "
+            "overrides dotted.key=value.",
             show_default=False,
         ),
     ],
     compare: Annotated[
         bool, typer.Option("--compare", help="Put several runs side by side in one report.")
     ] = False,
-    runs_dir: Annotated[
-        str | None, typer.Option("--runs-dir", help="Directory that holds the runs; as runs_dir=.")
-    ] = None,
-    workers: Annotated[
-        int | None,
+    runs_dir: JobRunsDir = None,
+    output: Annotated[
+        str | None,
         typer.Option(
-            "--workers", help="Ray workers that share the trajectories; as resources.num_workers=."
+            "--output",
+            help="Directory of the report; default: the run's own.",
+            callback=expanded_option,
+            show_default=False,
         ),
     ] = None,
+    workers: Workers = None,
     gpus_per_worker: Annotated[
         int | None,
         typer.Option("--gpus-per-worker", help="0 or 1; as resources.gpus_per_worker=."),
@@ -35,16 +39,13 @@ def evaluate_command(
 ) -> None:
     """Measure a run on held-out trajectories: forecasts against persistence and the mean, a report.
 
-    Example: pelagos evaluate quickstart split=test checkpoint=best --workers 4
+    Example: pelagos evaluate quickstart@best split=test --workers 4
     """
     from pelagos.cli.job_files import evaluate_job
 
     names = [a for a in arguments if "=" not in a]
-    overrides = [a for a in arguments if "=" in a]
-    if runs_dir is not None:
-        overrides.append(f"runs_dir={runs_dir}")
-    if workers is not None:
-        overrides.append(f"resources.num_workers={workers}")
+    given = [a for a in arguments if "=" in a]
+    overrides = with_choices(given, runs_dir=runs_dir, workers=workers, output=output)
     if gpus_per_worker is not None:
         overrides.append(f"resources.gpus_per_worker={gpus_per_worker}")
     shown = None if as_json else console

@@ -1,6 +1,7 @@
 """Reading job files for the verbs, and the closing words of a training."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ import typer
 from rich.text import Text
 
 from pelagos import plugins
+from pelagos.cli.choices import run_and_checkpoint
 from pelagos.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, console, print_json
 from pelagos.infra.yaml_text import yaml_text
 from pelagos.platform.config import (
@@ -20,7 +22,7 @@ from pelagos.platform.config import (
     SweepJob,
     load_job,
 )
-from pelagos.platform.config.load import parse_job
+from pelagos.platform.config.load import ConfigError, located, parse_job
 from pelagos.platform.records.states import State
 
 AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, ConvertJob, EvaluateJob, SweepJob)
@@ -38,16 +40,28 @@ def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> A
     return job
 
 
+@contextlib.contextmanager
+def errors_of(path: str, overrides: Sequence[str] | None) -> Iterator[None]:
+    """Let what is wrong with the parts of a file's job be told with the file and its lines."""
+    try:
+        yield
+    except ConfigError as error:
+        if not error.source.startswith("job "):
+            raise  # the file's own, which has them
+        raise located(error, path, overrides or ()) from error
+
+
 def is_job_file(argument: str) -> bool:
     """Whether an argument names a file of a job, and not data or a run."""
     return argument.endswith((".yaml", ".yml")) and Path(argument).exists()
 
 
 def evaluate_job(run: str, overrides: Sequence[str] | None) -> EvaluateJob:
-    """Return the evaluation of a run, named directly or by an `evaluate` job file."""
+    """Return the evaluation of a run, RUN@WHICH, or of an `evaluate` job file."""
     if is_job_file(run):
         return load_as(EvaluateJob, run, overrides)
-    text = yaml_text({"job": "evaluate", "run": run})
+    name, which = run_and_checkpoint(run)
+    text = yaml_text({"job": "evaluate", "run": name, "checkpoint": which})
     job = parse_job(text, "command line", overrides or ())
     plugins.load_for(job)
     assert isinstance(job, EvaluateJob)
@@ -73,20 +87,22 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
             Text("finished", style="green"), f"{result.run_name} at step {outcome.step}{shown}"
         )
         console.print(
-            f"  evaluate it: pelagos evaluate {result.run_name} runs_dir={runs_dir}", soft_wrap=True
+            f"  evaluate it: pelagos evaluate {result.run_name} --runs-dir {runs_dir}",
+            soft_wrap=True,
         )
     elif outcome.kind == State.STOPPED:
         console.print(
             Text("stopped", style="yellow"), f"{result.run_name}, saved at step {outcome.step}"
         )
         console.print(
-            f"  go on: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
+            f"  continue: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
         )
     else:
         console.print(Text("failed", style="red"), f"{result.run_name} after step {outcome.step}:")
         console.print(f"  {outcome.cause}", soft_wrap=True)
         console.print(
-            f"  once mended: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
+            f"  once it is fixed: pelagos resume {result.run_name} --runs-dir {runs_dir}",
+            soft_wrap=True,
         )
     status = {
         State.FINISHED: 0,

@@ -9,6 +9,7 @@ from rich.text import Text
 from pelagos import plugins
 from pelagos.cli import runs, submission, weights
 from pelagos.cli.checkpoint import app as checkpoint_app
+from pelagos.cli.choices import JobRunsDir, Workers, with_choices
 from pelagos.cli.common import (
     EXIT_INTERRUPTED,
     CheckedGroup,
@@ -73,7 +74,11 @@ def configure(
 
 @app.command()
 def generate(
-    job_file: JobFile, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+    job_file: JobFile,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate datasets of PDE solutions; continues where an interrupted run stopped.
 
@@ -85,7 +90,7 @@ def generate(
     from pelagos.platform.planner import plan_generate
 
     with exit_on_error():
-        job = load_as(GenerateJob, job_file, overrides)
+        job = load_as(GenerateJob, job_file, with_choices(overrides, workers=workers))
         if dry_run:
             plan_generate(job).show(console, as_json)
             return
@@ -96,20 +101,26 @@ def generate(
 
 @app.command()
 def pretrain(
-    job_file: JobFile, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+    job_file: JobFile,
+    overrides: Overrides = None,
+    runs_dir: JobRunsDir = None,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a model on a mixture of datasets.
 
     Example: pelagos pretrain configs/quickstart/pretrain.yaml schedule.total_steps=100
     """
-    from pelagos.cli.job_files import load_as, report_training
+    from pelagos.cli.job_files import errors_of, load_as, report_training
     from pelagos.jobs import pretrain as job_module
     from pelagos.jobs.training.parts import check_parts, count_flops
     from pelagos.platform.config import PretrainJob
     from pelagos.platform.planner import plan_pretrain
 
-    with exit_on_error():
-        job = load_as(PretrainJob, job_file, overrides)
+    with exit_on_error(), errors_of(job_file, overrides):
+        chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
+        job = load_as(PretrainJob, job_file, chosen)
         if dry_run:
             mixture = check_parts(job)
             plan_pretrain(job, mixture, count_flops(job, mixture)).show(console, as_json)
@@ -120,20 +131,26 @@ def pretrain(
 
 @app.command()
 def finetune(
-    job_file: JobFile, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False
+    job_file: JobFile,
+    overrides: Overrides = None,
+    runs_dir: JobRunsDir = None,
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train from given weights - a run, files, an official checkpoint - on a downstream task.
 
     Example: pelagos finetune configs/quickstart/finetune.yaml source.run=quickstart
     """
-    from pelagos.cli.job_files import load_as, report_training
+    from pelagos.cli.job_files import errors_of, load_as, report_training
     from pelagos.jobs import finetune as job_module
     from pelagos.jobs.training.parts import count_flops
     from pelagos.platform.config import FinetuneJob
     from pelagos.platform.planner import plan_pretrain
 
-    with exit_on_error():
-        job = load_as(FinetuneJob, job_file, overrides)
+    with exit_on_error(), errors_of(job_file, overrides):
+        chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
+        job = load_as(FinetuneJob, job_file, chosen)
         if dry_run:
             prepared = job_module.prepare(job)
             if not as_json:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from pelagos.cli.choices import Workers, with_choices
 from pelagos.cli.common import (
     console,
     error_console,
@@ -159,9 +160,10 @@ def resume_command(
         typer.Argument(help="Overrides: dotted.key=value", show_default=False),
     ] = None,
     runs_dir: RunsDir = None,
+    workers: Workers = None,
     cluster: Annotated[
         str | None,
-        typer.Option("--cluster", help="Submitted runs: go on here; default: where it was."),
+        typer.Option("--cluster", help="Submitted runs: continue here; default: where it was."),
     ] = None,
     from_step: Annotated[
         str | None,
@@ -188,24 +190,25 @@ def resume_command(
     A run of this directory goes on here, in the foreground; a submitted one is submitted again. A
     submitted sweep reports again, also on trials that were resumed since.
 
-    Example: pelagos resume quickstart parallel.strategy=fsdp resources.num_workers=4
+    Example: pelagos resume quickstart parallel.strategy=fsdp --workers 4
     """
     from pelagos.cli.job_files import report_training
     from pelagos.jobs import resume
     from pelagos.jobs.submission import following, start_again
     from pelagos.jobs.submission.planning import Options
 
+    given = with_choices(overrides, workers=workers)
     with exit_on_error():
         if is_local_run(run, runs_dir, cluster):
             place = runs_dir or DEFAULT_RUNS_DIR
             report_training(
-                resume.resume(place, run, console, overrides or (), from_step=from_step),
+                resume.resume(place, run, console, given, from_step=from_step),
                 place,
                 as_json,
             )
             return
         found = following.find(run)
-        state = start_again.resume(found, cluster, overrides or (), Options(), from_step, take_over)
+        state = start_again.resume(found, cluster, given, Options(), from_step, take_over)
     if as_json:
         print_json({"run": run, "state": state.state, "cluster": state.cluster})
     else:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from pelagos.cli.choices import Workers, with_choices
 from pelagos.cli.common import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -54,6 +55,7 @@ def submit_command(
         list[str] | None,
         typer.Option("--include", help="Your own file or directory to ship; may be repeated."),
     ] = None,
+    workers: Workers = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show exactly what would be sent, then stop.")
     ] = False,
@@ -66,7 +68,7 @@ def submit_command(
     from pelagos.jobs import submit as job_module
 
     files = [a for a in arguments if "=" not in a]
-    overrides = [a for a in arguments if "=" in a]
+    overrides = with_choices([a for a in arguments if "=" in a], workers=workers)
     with exit_on_error():
         if not files:
             raise ValueError("no job file given: pelagos submit JOB.yaml --cluster NAME")

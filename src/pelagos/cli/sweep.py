@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from pelagos.cli.choices import JobRunsDir, with_choices
 from pelagos.cli.common import console, exit_on_error, finish, print_json
 
 
@@ -12,6 +13,7 @@ def sweep_command(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Overrides: dotted.key=value", show_default=False)
     ] = None,
+    runs_dir: JobRunsDir = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the trials and which are over, then stop.")
     ] = False,
@@ -30,7 +32,7 @@ def sweep_command(
     from pelagos.platform.config import SweepJob
 
     with exit_on_error():
-        job = load_as(SweepJob, job_file, overrides)
+        job = load_as(SweepJob, job_file, with_choices(overrides, runs_dir=runs_dir))
         if dry_run:
             trials = trials_of(job)
             check_labels(job, set(job.jobs))

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from pelagos.cli.common import console, exit_on_error, print_json
+from pelagos.cli.choices import RunAtCheckpoint, run_and_checkpoint
+from pelagos.cli.common import RunsDir, console, exit_on_error, print_json
 
 Directory = Annotated[str, typer.Argument(help="The model directory to write.", show_default=False)]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Largest weights file.")]
@@ -15,11 +16,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 
 
 def export_command(
-    run: Annotated[str, typer.Argument(help="Name of the run.", show_default=False)],
+    run: RunAtCheckpoint,
     directory: Directory,
-    checkpoint: Annotated[
-        str, typer.Option("--checkpoint", help="last, best, or a step.")
-    ] = "last",
+    checkpoint: Annotated[str | None, typer.Option("--checkpoint", hidden=True)] = None,
     weights: Annotated[
         str,
         typer.Option(
@@ -27,23 +26,22 @@ def export_command(
         ),
     ] = "auto",
     max_shard_size: ShardSize = "5GB",
-    runs_dir: Annotated[
-        str, typer.Option("--runs-dir", help="Directory that holds the runs.")
-    ] = "runs",
+    runs_dir: RunsDir = "runs",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's model as a Hugging Face directory: safetensors, config, normalisation.
 
-    Example: pelagos export quickstart models/quickstart --checkpoint best
+    Example: pelagos export quickstart@best models/quickstart
     """
     from pelagos.jobs import export
 
     with exit_on_error():
+        name, which = run_and_checkpoint(run, checkpoint)
         written = export.run(
-            run,
+            name,
             directory,
-            checkpoint=checkpoint,
+            checkpoint=which,
             weights=weights,
             max_shard_size=max_shard_size,
             runs_dir=runs_dir,

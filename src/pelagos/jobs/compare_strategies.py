@@ -19,6 +19,8 @@ from pelagos.jobs.measuring.strategy_table import (
 )
 from pelagos.jobs.training.parts import check_parts
 from pelagos.platform.config.load import parse_job, resolve_yaml
+from pelagos.platform.config.marks import Meaning, Trait
+from pelagos.platform.config.meanings import Key, names_of, without
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.records.states import State
@@ -58,7 +60,9 @@ def run(
         ValueError: the output directory exists, or no layout is given.
     """
     if not layouts:
-        raise ValueError("no layout to compare: name at least one strategy and one --num-workers")
+        raise ValueError(
+            "no layout to compare: name at least one strategy and one number of --workers"
+        )
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists already: choose another --output, or pass --overwrite")
     jobs = [_job_of(job, layout, steps) for layout in layouts]
@@ -106,13 +110,19 @@ def _job_of(job: TrainingJob, layout: Layout, steps: int) -> TrainingJob:
         f"schedule.total_steps={steps}",
         f"schedule.warmup_steps={min(job.schedule.warmup_steps, steps - 1)}",
         f"checkpoint.every_steps={steps}",
-        "checkpoint.uri=null",
         f"validation.every_steps={steps}",
         "tracking.uri=null",
     ]
-    changed = parse_job(resolve_yaml(job), f"{layout.name}", overrides)
+    computed = without(job.model_dump(mode="json"), names_of(_is_of_the_run_alone))
+    text = yaml_text(computed, sort_keys=False)
+    changed = parse_job(text, layout.name, overrides)
     assert isinstance(changed, TrainingJob)
     return changed
+
+
+def _is_of_the_run_alone(key: Key) -> bool:
+    """Whether a key says where the run is, or what is recorded of it and who watches it."""
+    return key.meaning is Meaning.RECORD or Trait.HOME in key.traits
 
 
 def _train_all(

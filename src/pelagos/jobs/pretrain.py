@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 MakeReady = Callable[[RunDirectory], None]
 JobCheck = Callable[[TrainingJob], None]
+_SHOWN = 16  # characters of a fingerprint
 
 
 def ready_already(_: RunDirectory) -> None:
@@ -174,10 +175,33 @@ def _check_continues(job: TrainingJob, mixture: Mixture, directory: RunDirectory
         mixture, job.seed, data.global_batch_size, data.run_length, data.order_version
     )
     try:
+        _check_same_data(mixture, state)
         sampler.check_state(streams_of(state, f"{store.uri} step {step}"))
         check_network(job, state)
     except ValueError as error:
         raise RunError(f"run {directory.name!r} is as it was: {error}") from error
+
+
+def _check_same_data(mixture: Mixture, state: dict[str, Any]) -> None:
+    """Raise ValueError if a dataset is another than the one that a checkpoint's `state` describes.
+
+    The order of many datasets is kept as digests, which tell that there was a change, not which.
+    """
+    described = (state.get("forecaster") or {}).get("datasets", [])
+    if len(described) != len(mixture.entries):
+        return  # the check of the order says so
+    now = [entry.dataset for entry in mixture.entries]
+    changes = [
+        f"data.mixture.{i}.uri: {new.uri} has fingerprint {new.fingerprint[:_SHOWN]}, the data trained "
+        f"on so far ({old.get('uri')}) had {str(old.get('fingerprint'))[:_SHOWN]}"
+        for i, (old, new) in enumerate(zip(described, now, strict=True))
+        if old.get("fingerprint") != new.fingerprint
+    ]
+    if changes:
+        raise ValueError(
+            f"the data changed since the checkpoint was written: {'; '.join(changes)}. Name a place of "
+            f"the same data, or start a new run"
+        )
 
 
 def _train(

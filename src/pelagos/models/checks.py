@@ -49,8 +49,8 @@ def wrong_frames(got: int, taken: int) -> str:
     if got == taken:
         return ""
     return (
-        f"; of {got} frames: set objective.num_input_frames to {taken}, or the model's in_timesteps "
-        f"to {got}"
+        f"; of {got} frames: set objective.config.num_input_frames to {taken}, or the model's "
+        f"in_timesteps to {got}"
     )
 
 

@@ -14,6 +14,7 @@ from pelagos.evaluation.forecasting.forecasts import ForecastMeasurement
 from pelagos.evaluation.forecasting.stability import StabilityMeasurement
 from pelagos.jobs.training.datasets import open_recorded
 from pelagos.jobs.training.field_checks import given_in
+from pelagos.jobs.training.objective_options import option_of
 from pelagos.jobs.weights.described_parts import recorded_datasets
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config.measure import EvaluateJob
@@ -46,13 +47,13 @@ def forecast_measurements(
     for number, record in enumerate(records):
         dataset = open_recorded(record["uri"], training)
         _check_masks(dataset, forecaster)
-        data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
+        data = forecaster.view(dataset, record["offset"], option_of(training, "field_groups"))
         if known is None:
             mean = climatology(data, _trained_on(dataset))
             data = replace(data, mean_frame=mean, given=given_in(dataset, data))
         else:
             data = replace(data, **known[number])
-        stride, frames = training.objective.frame_stride, forecaster.objective.input_frames
+        stride, frames = option_of(training, "frame_stride", 1), forecaster.objective.input_frames
         history = (frames - 1) * stride
         initial = max(initial_frame, history)
         physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
@@ -74,14 +75,14 @@ def forecast_measurements(
         )
     for record in records if job.stability_steps else ():
         dataset = open_recorded(record["uri"], training)
-        data = forecaster.view(dataset, record["offset"], training.objective.field_groups)
+        data = forecaster.view(dataset, record["offset"], option_of(training, "field_groups"))
         found.append(
             StabilityMeasurement(
                 forecaster.predict_on(data),
                 data,
                 dataset.split(job.split)[: job.max_trajectories],
                 job.stability_steps,
-                rollout_step=training.objective.frame_stride,
+                rollout_step=option_of(training, "frame_stride", 1),
                 input_frames=forecaster.objective.input_frames,
                 batch_size=job.batch_size,
                 device=device,
@@ -109,11 +110,11 @@ def check_forecasts(forecaster: Forecaster, run: str) -> None:
 
 def _lead_steps(job: EvaluateJob, training: TrainingJob) -> tuple[int, ...] | None:
     """Return the leads in stored frames, or None for every used frame of the dataset."""
-    stride = training.objective.frame_stride
+    stride = option_of(training, "frame_stride", 1)
     if job.lead_steps is not None:
         return tuple(sorted({lead * stride for lead in job.lead_steps}))
-    if training.objective.max_lead_steps is not None:
-        return tuple(lead * stride for lead in range(1, training.objective.max_lead_steps + 1))
+    if (longest := option_of(training, "max_lead_steps")) is not None:
+        return tuple(lead * stride for lead in range(1, longest + 1))
     return None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from pelagos.platform.config.differences import changed_keys, is_among
 from pelagos.platform.config.kinds import Job
+from pelagos.platform.config.old_options import new_key
 from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.others_runs import ENDPOINT, TRACKING, is_given
@@ -32,7 +33,7 @@ def changes_to_own(run: RunDirectory, own: Sequence[Job], overrides: Sequence[st
     Raises:
         RunError: job.yaml is none of them; names each key with both values, and what to say.
     """
-    given = tuple(text.partition("=")[0].strip() for text in overrides)
+    given = tuple(new_key(text.partition("=")[0].strip()) for text in overrides)
     found = run.job_as_written()
 
     def differing(job: TrainingJob) -> list[str]:

@@ -13,6 +13,7 @@ from pelagos.infra.storage.remote import is_remote
 from pelagos.jobs.submission.kinds import kind_of
 from pelagos.platform.config.kinds import JOB_KINDS, Job
 from pelagos.platform.config.load import ConfigError, Problem, parse_yaml, read_yaml_text
+from pelagos.platform.config.old_options import new_key, new_path
 
 
 def default_overrides(path: str, config: ClusterConfig) -> list[str]:
@@ -26,7 +27,7 @@ def default_overrides(path: str, config: ClusterConfig) -> list[str]:
 def cluster_defaults(path: str, config: ClusterConfig) -> dict[str, Any]:
     """Return the cluster's values of dotted keys that the job file does not set."""
     tree, lines = parse_yaml(read_yaml_text(path), path)
-    given = {".".join(str(part) for part in key) for key in lines}
+    given = {".".join(str(part) for part in new_path(key)) for key in lines}
     sections = JOB_KINDS[tree["job"]].model_fields if tree.get("job") in JOB_KINDS else {}
     # a sweep's jobs take them, not the sweep
     defaults = dict(config.defaults) if "jobs" not in sections else {}
@@ -37,7 +38,7 @@ def cluster_defaults(path: str, config: ClusterConfig) -> dict[str, Any]:
     if config.endpoint_url:
         defaults.setdefault("storage.endpoint_url", config.endpoint_url)
     defaults = {k: v for k, v in defaults.items() if k.partition(".")[0] in sections}
-    return {key: value for key, value in defaults.items() if key not in given}
+    return {key: value for key, value in defaults.items() if new_key(key) not in given}
 
 
 def prepare(job: Job, config: ClusterConfig) -> Job:

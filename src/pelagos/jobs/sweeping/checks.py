@@ -9,6 +9,7 @@ from pelagos.evaluation.forecasting.view import scored_groups
 from pelagos.jobs import finetune
 from pelagos.jobs.sweeping.population import check_population
 from pelagos.jobs.sweeping.trials import Trial, trials_of
+from pelagos.jobs.training.objective_options import option_of
 from pelagos.jobs.training.parts import build_objective, check_parts, open_datasets
 from pelagos.jobs.weights.forecaster import usual_groups
 from pelagos.platform.config.finetune import FinetuneJob
@@ -110,7 +111,7 @@ def _lead_problems(
     lead = sweep.evaluate.lead_steps if sweep.evaluate else None
     if lead is None:
         return
-    stride = job.objective.frame_stride
+    stride = option_of(job, "frame_stride", 1)
     for dataset in datasets:
         num_used = (dataset.num_frames - 1) // stride + 1
         longest = num_used - input_frames
@@ -126,7 +127,7 @@ def _lead_problems(
 def _scored(job: TrainingJob, datasets: Sequence[ReadableDataset]) -> Groups:
     found = []
     for dataset in datasets:
-        groups = job.objective.field_groups or usual_groups(job.data.fields, dataset)
+        groups = option_of(job, "field_groups") or usual_groups(job.data.fields, dataset)
         found.append(frozenset(map(frozenset, scored_groups(groups, dataset.field_names).values())))
     return frozenset(found)
 
@@ -142,7 +143,7 @@ def _gain_problems(sweep: SweepJob, scored: Mapping[str, Groups]) -> Iterator[Pr
                 ("jobs", label),
                 f"is scored on {_told(groups)}, but the baseline {baseline} on "
                 f"{_told(scored[baseline])}: a gain would compare errors of different fields. Use "
-                "the same data.fields and objective.field_groups, or a sweep for each",
+                "the same data.fields and objective.config.field_groups, or a sweep for each",
             )
 
 

@@ -14,6 +14,8 @@ from pelagos.jobs.training.parts import open_datasets, options_for
 from pelagos.jobs.weights.sources import open_source
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.config.load import ConfigError, Problem
+from pelagos.platform.config.marks import Trait
+from pelagos.platform.config.meanings import has, values_of
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.mlflow_records.store import tracking_uri
@@ -114,9 +116,7 @@ def _remembering(compute: Callable[[TrainingJob], Inputs]) -> Callable[[Training
     known: dict[str, Inputs] = {}
 
     def remembered(job: TrainingJob) -> Inputs:
-        told = job.model_dump(mode="json", include={"source", "model", "runs_dir", "storage"})
-        told["mixture"] = job.model_dump(mode="json", include={"data"})["data"]["mixture"]
-        key = json.dumps(told, sort_keys=True)
+        key = json.dumps(values_of(job, has(Trait.INPUTS)), sort_keys=True)
         if key not in known:
             known[key] = compute(job)
         return known[key]

@@ -25,13 +25,25 @@ from pelagos.jobs.sweeping.trials import (
     measurement_of,
     write_result,
 )
+from pelagos.platform.config.differences import changed_keys, is_among
+from pelagos.platform.config.marks import Meaning
+from pelagos.platform.config.meanings import may_resume, names_of, tells_trials_apart
 from pelagos.platform.config.measure import EvaluateJob, EvaluateResources
+from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.console import HarmlessConsole
 from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.records.states import State
 
 logger = logging.getLogger(__name__)
+# What a trial that goes on takes from the sweep's job as it is now.
+_AS_NOW = names_of(
+    lambda key: (
+        key.meaning in (Meaning.HOW, Meaning.PLACE)
+        and may_resume(key)
+        and not tells_trials_apart(key)
+    )
+)
 Report = Callable[[int, float], bool]
 """Takes the number of a validation and its loss; returns whether the trial shall go on."""
 
@@ -59,9 +71,18 @@ def train(
     """Start a trial's run, or go on with it, to its end or until so many steps are done."""
     console = HarmlessConsole(file=io.StringIO())
     if (trial.path / "job.yaml").exists():
-        return resume.resume(trial.job.runs_dir, trial.name, console, (), watcher, until_step)
+        changes = _changes(trial)
+        return resume.resume(trial.job.runs_dir, trial.name, console, changes, watcher, until_step)
     clear_unbegun(trial.path)  # a trial that could not be built left its cause
     return resume.start(trial.job, console, watcher, until_step)
+
+
+def _changes(trial: Trial) -> list[str]:
+    """Return, as overrides, how and where the sweep's job has the steps computed by now, where a run
+    that it began says otherwise."""
+    begun = RunDirectory(trial.path).job()
+    keys = changed_keys(begun.model_dump(mode="json"), trial.job.model_dump(mode="json"))
+    return [override(key, value_at(trial.job, key)) for key in keys if is_among(key, _AS_NOW)]
 
 
 def _result(sweep: SweepJob, trial: Trial, ended: PretrainResult, is_stopped: bool) -> TrialResult:

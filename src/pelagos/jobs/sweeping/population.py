@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from pelagos.jobs.sweeping.trials import (
     trial_job,
     write_result,
 )
+from pelagos.jobs.training.objective_options import option_of
 from pelagos.jobs.training.parts import options_for
+from pelagos.models.objectives import WITHIN_A_RUN, options_of
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.overrides import value_at
@@ -39,7 +41,8 @@ from pelagos.platform.records.states import State
 from pelagos.platform.trainer import GROUP_LOSS
 
 logger = logging.getLogger(__name__)
-WEIGHTS_KEY = "objective.field_weights"
+CONFIG_PREFIX = "objective.config."
+WEIGHTS_KEY = f"{CONFIG_PREFIX}field_weights"
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def check_population(sweep: SweepJob, trial: Trial) -> None:
             f"{population.total_steps}: compare or validate more often"
         )
         problems.append(Problem(("search", "perturb_validations"), message))
+    problems += _unchangeable_options(sweep, trial.job)
     for key, span in sweep.random.items():
         ends = (span.low, span.high) if isinstance(span, RandomRangeConfig) else span
         for value in ends:
@@ -127,6 +131,30 @@ def check_population(sweep: SweepJob, trial: Trial) -> None:
                 ]
     if problems:
         raise ConfigError(f"sweep {sweep.name}", problems)
+
+
+def _unchangeable_options(sweep: SweepJob, job: TrainingJob) -> Iterator[Problem]:
+    """Yield the options of the objective that the members of a population cannot exchange."""
+    options = options_of(job.objective.name)
+    free = [name for name, option in options.items() if option.metadata.get(WITHIN_A_RUN)]
+    for key, span in sweep.random.items():
+        if not key.startswith(CONFIG_PREFIX):
+            continue
+        if key.removeprefix(CONFIG_PREFIX).partition(".")[0] not in free:
+            listed = ", ".join(free) or "nothing"
+            yield Problem(
+                ("random", key),
+                "cannot be changed within a run, which a population does: its members exchange "
+                f"weights and continue one loss. Of the options of {job.objective.name} it can change "
+                f"{listed}; for others use `grid`, which makes a population for each value",
+            )
+        elif key.startswith(WEIGHTS_KEY) and not (
+            isinstance(span, RandomRangeConfig) and span.low > 0
+        ):
+            yield Problem(
+                ("random", key),
+                "must be a range above 0: members are compared with these weights divided out",
+            )
 
 
 def settings_of(sweep: SweepJob, trial: Trial) -> dict[str, Any]:
@@ -199,7 +227,7 @@ def _unweighted_loss(event: Mapping[str, Any], job: TrainingJob, weighted: float
     losses = {k.removeprefix(GROUP_LOSS): v for k, v in event.items() if k.startswith(GROUP_LOSS)}
     if not losses:  # of one group, whose weight is 1
         return weighted
-    given = job.objective.field_weights or {}
+    given = option_of(job, "field_weights") or {}
     weights = {name: given.get(name, 1.0) for name in losses}
     mean = math.fsum(weights.values()) / len(weights)
     return math.fsum(losses[n] * mean / weights[n] for n in losses) / len(losses)

@@ -23,6 +23,7 @@ from pydantic import TypeAdapter
 from pelagos.infra.storage.files import below, replace_durably
 from pelagos.infra.yaml_text import yaml_text
 from pelagos.platform.config.load import ConfigError, Problem, parse_job, read_yaml_text
+from pelagos.platform.config.meanings import names_of, tells_trials_apart, without
 from pelagos.platform.config.overrides import override, override_text
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import POPULATION, RandomRangeConfig, SweepJob
@@ -35,10 +36,7 @@ MAX_NAME_LENGTH = 100
 DIGEST_LENGTH = 6
 LONG_DIGEST_LENGTH = 16
 # How and where steps are computed and recorded, not which steps they are.
-NOT_IN_DIGEST = {
-    *("name", "runs_dir", "resources", "tracking", "health", "storage", "checkpoint"),
-    "callbacks",
-}
+NOT_IN_DIGEST = names_of(lambda key: not tells_trials_apart(key))
 
 Inputs = dict[str, str]
 """`source` and the uris of datasets: their digests."""
@@ -345,10 +343,12 @@ def _name(
     parts += [f"n{trajectories}"] if trajectories is not None else []
     parts += [f"m{member}"] if member is not None else []
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join([sweep.name, label, *parts, f"s{seed}"]))
-    decisive = job.model_dump(mode="json", exclude=NOT_IN_DIGEST)
+    decisive = without(job.model_dump(mode="json"), NOT_IN_DIGEST)
     if sweep.search.name == POPULATION:  # which steps a member takes depends on the others too
         population = sweep.model_dump(mode="json", include={"search", "random"})
-        decisive["population"] = {**population, "member": member}
+        # … and they are compared, and take over from each other, when they validate
+        when = job.validation.every_steps
+        decisive["population"] = {**population, "member": member, "validated_every": when}
     return f"{readable[: MAX_NAME_LENGTH - DIGEST_LENGTH - 1]}-{name_digest(decisive)}"
 
 

@@ -93,6 +93,6 @@ def _misfit(where: str, found: set[int], num_classes: int) -> Iterator[str]:
         yield f"{where} has class {min(found)}; classes are whole numbers from 0 on"
     elif max(found) >= num_classes:
         yield (
-            f"{where} has classes up to {max(found)}, but objective.num_classes({num_classes}) "
+            f"{where} has classes up to {max(found)}, but objective.config.num_classes({num_classes}) "
             f"allows 0 to {num_classes - 1}; set it to {max(found) + 1}"
         )

@@ -94,7 +94,7 @@ def _tell_of_given(objective: FieldObjective, mixture: Mixture) -> None:
     scored = {mixture.fields[c] for channels in objective.group_channels for c in channels}
     for dataset, name, why in _unmarked(mixture):
         what = (
-            "objective.field_groups names it, so that it counts in losses and errors all the same"
+            "objective.config.field_groups names it, so that it counts in losses and errors all the same"
             if name in scored
             else "it is given to the model, not forecast, and is in no loss or error"
         )

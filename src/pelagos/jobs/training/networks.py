@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.jobs.training.objective_options import given_options, option_of
 from pelagos.models.low_rank import add_low_rank
 from pelagos.models.objectives import (
     OBJECTIVES,
@@ -37,11 +38,8 @@ def build_objective(job: TrainingJob, mixture: Mixture | None = None) -> Objecti
 
 
 def objective_options(job: TrainingJob, mixture: Mixture | None = None) -> dict[str, Any]:
-    """Return the options of the job's objective that differ from the usual ones."""
-    options = job.objective.model_dump(
-        exclude={"name", "config"}, exclude_defaults=True, exclude_none=True
-    )
-    options |= job.objective.config
+    """Return the options of the job's objective: those that it gives, and what follows from the data."""
+    options = given_options(job)
     if mixture is not None and "field_groups" not in options:
         groups = _groups_without_given(job, mixture)
         options |= {"field_groups": groups} if groups else {}
@@ -61,7 +59,7 @@ def _masks(job: TrainingJob, mixture: Mixture) -> dict[str, str]:
         ValueError: the objective cannot know where there are no values.
     """
     kind, masks = OBJECTIVES[job.objective.name], mixture.masks
-    label = job.objective.label_field or "label"
+    label = option_of(job, "label_field")
     if issubclass(kind, Segmentation) and label in masks:
         raise ValueError(
             f"{label} has points without a class ({masks[label]} is 0 there), which segmentation "

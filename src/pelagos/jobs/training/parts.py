@@ -28,16 +28,17 @@ from pelagos.jobs.training.networks import any_network, objective_options
 from pelagos.jobs.training.networks import build_model as build_model
 from pelagos.jobs.training.networks import build_network as build_network
 from pelagos.jobs.training.networks import build_objective as build_objective
+from pelagos.jobs.training.objective_options import option_problems
 from pelagos.models.flops import flop_counter
-from pelagos.models.objectives import (
-    Segmentation,
-)
+from pelagos.models.objectives import OBJECTIVES, Segmentation
 from pelagos.models.registry import (
     explicit_config,
 )
 from pelagos.platform.callbacks import Callbacks, create_callback
 from pelagos.platform.config.checks import micro_batch_size
 from pelagos.platform.config.load import ConfigError, Problem
+from pelagos.platform.config.marks import Trait
+from pelagos.platform.config.meanings import has, values_of
 from pelagos.platform.config.schema import DataConfig, TrainingJob
 from pelagos.platform.optimization.optimizer import freeze, group_settings
 from pelagos.platform.optimization.optimizer_kinds import find_optimizer
@@ -292,9 +293,7 @@ def _count_on(job: TrainingJob, mixture: Mixture, shape: tuple[int, ...]) -> int
 
 def _counted_as(job: TrainingJob, sample_shape: tuple[int, ...]) -> str:
     """All that the operations of one sample depend on."""
-    lora = job.adapter.model_dump() if job.adapter else None
-    network = (job.model.model_dump(), job.objective.model_dump(), job.data.fields, lora)
-    return repr((network, sample_shape))
+    return repr((values_of(job, has(Trait.NETWORK)), sample_shape))
 
 
 def example_loss(
@@ -335,10 +334,15 @@ def check_parts(job: TrainingJob) -> Mixture:
     problems: list[Problem] = []
     mixture: Mixture | None = None
     problems += _unknown_parts(job)
+    options = option_problems(job)
+    problems += options
     try:
         build_objective(job)
-    except ValueError as error:
-        problems.append(Problem(("objective",), str(error)))
+    except (ValueError, TypeError) as error:
+        if not options:
+            is_known = job.objective.name in OBJECTIVES
+            key = ("objective", "config" if is_known and job.objective.config else "name")
+            problems.append(Problem(key, str(error)))
     make = any_network if problems else build_model
     try:
         with torch.device("meta"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 from pelagos.models.objectives.base import (
+    FROM_THE_DATA,
+    WITHIN_A_RUN,
     FieldObjective,
     FrameWindows,
     LossScope,
@@ -25,6 +27,7 @@ from pelagos.registry import Registry
 __all__ = [
     "NO_MASKS",
     "OBJECTIVES",
+    "WITHIN_A_RUN",
     "AllToAll",
     "Autoregressive",
     "Classification",
@@ -40,6 +43,7 @@ __all__ = [
     "WindowBatch",
     "create_objective",
     "default_field_groups",
+    "options_of",
     "ratio_loss",
     "without_fields",
 ]
@@ -56,6 +60,16 @@ OBJECTIVES: Registry[type[Any]] = Registry(
         "segmentation": Segmentation,
     },
 )
+
+
+def options_of(name: str) -> dict[str, Field[Any]]:
+    """The options that a job may give the named objective: the fields of its dataclass, but for the
+    model's ``fields`` and what follows from the data.
+
+    Raises ValueError for an unknown name (with the closest).
+    """
+    own = [f for f in fields(OBJECTIVES[name]) if f.init and f.name != "fields"]
+    return {f.name: f for f in own if not f.metadata.get(FROM_THE_DATA)}
 
 
 def create_objective(name: str, field_names: Sequence[str], **options: Any) -> Objective:

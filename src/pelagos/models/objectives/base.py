@@ -23,6 +23,9 @@ from pelagos.models.losses import SMALLEST_LABEL, Loss, find_loss, group_mean
 from pelagos.models.objectives.field_masks import FieldMasks
 
 LossScope = Literal["global", "micro_batch"]
+# Marks of a dataclass's field, in its metadata. What follows from the data is no option of a job; what
+# changes neither what the network sees nor what the validation loss measures may change within a run.
+FROM_THE_DATA, WITHIN_A_RUN = "from_the_data", "within_a_run"
 FrameWindows = tuple[tuple[int, ...], ...]
 
 
@@ -162,10 +165,11 @@ class FieldObjective(OneFrameIn):
     loss_scope: LossScope = "global"
     p: int = 1
     loss: str = "ratio"
-    field_weights: Mapping[str, float] | None = None
+    # of members of a population, weights are divided out of the loss before they are compared
+    field_weights: Mapping[str, float] | None = field(default=None, metadata={WITHIN_A_RUN: True})
     normalize_samples: bool = False
-    smallest_label: float = SMALLEST_LABEL
-    masks: Mapping[str, str] | None = None
+    smallest_label: float = field(default=SMALLEST_LABEL, metadata={FROM_THE_DATA: True})
+    masks: Mapping[str, str] | None = field(default=None, metadata={FROM_THE_DATA: True})
     group_channels: tuple[tuple[int, ...], ...] = field(init=False, repr=False)
     error: Loss = field(init=False, repr=False)
     field_masks: FieldMasks = field(init=False, repr=False)

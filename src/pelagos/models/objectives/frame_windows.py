@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pelagos.models.family import Call
-from pelagos.models.objectives.base import FieldObjective, FrameWindows, WindowBatch
+from pelagos.models.objectives.base import (
+    WITHIN_A_RUN,
+    FieldObjective,
+    FrameWindows,
+    WindowBatch,
+)
 from pelagos.models.sample_draws import draws_per_sample, normal_like
 
 Backpropagation = Literal["all", "last"]
@@ -42,7 +47,7 @@ class Autoregressive(FieldObjective):
     p: int = 2
     loss: str = "relative_l2"
     num_input_frames: int = 10
-    noise_scale: float = 0.0
+    noise_scale: float = field(default=0.0, metadata={WITHIN_A_RUN: True})
     num_unrolled_steps: int = 1
     backpropagate: Backpropagation = "all"
     name: ClassVar[str] = "autoregressive"
@@ -92,8 +97,8 @@ class Autoregressive(FieldObjective):
         """The largest number of input frames that such trajectories hold, in words."""
         most = (num_frames - 1) // self.frame_stride - self.num_unrolled_steps + 1
         if most >= 1:
-            return f": set objective.num_input_frames to {most} or less"
-        return ": set objective.num_unrolled_steps or objective.frame_stride lower"
+            return f": set objective.config.num_input_frames to {most} or less"
+        return ": set objective.config.num_unrolled_steps or objective.config.frame_stride lower"
 
     def magnitudes(self, batch: WindowBatch) -> Tensor:
         """``[B, G]``: the denominators of all steps whose error is taken."""

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from pelagos.models.family import Call
 from pelagos.models.layers.vit_layers import patchify
-from pelagos.models.objectives.base import FrameWindows, LossScope, OneFrameIn, WindowBatch
+from pelagos.models.objectives.base import (
+    FROM_THE_DATA,
+    FrameWindows,
+    LossScope,
+    OneFrameIn,
+    WindowBatch,
+)
 from pelagos.models.objectives.field_masks import FieldMasks
 from pelagos.models.sample_draws import uniform
 
@@ -67,7 +73,7 @@ class Masked(_SingleFrame):
     mask_ratio: float = 0.75
     patch_size: int | Sequence[int] = 16
     normalize_patches: bool = True
-    masks: Mapping[str, str] | None = None
+    masks: Mapping[str, str] | None = field(default=None, metadata={FROM_THE_DATA: True})
     field_masks: FieldMasks = field(init=False, repr=False)
     name: ClassVar[str] = "masked"
     call: ClassVar[Call] = "masked"
@@ -76,6 +82,9 @@ class Masked(_SingleFrame):
         super().__post_init__()
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} must be between 0 and 1")
+        sides = (self.patch_size,) if isinstance(self.patch_size, int) else self.patch_size
+        if not sides or min(sides) < 1:
+            raise ValueError(f"patch_size={self.patch_size} must be at least 1")
         object.__setattr__(self, "field_masks", FieldMasks.of(self.fields, self.masks or {}))
 
     def magnitudes(self, batch: WindowBatch) -> Tensor:
@@ -165,6 +174,13 @@ class Classification(_SingleFrame):
     label_smoothing: float = 0.0
     name: ClassVar[str] = "classification"
     call: ClassVar[Call] = "image"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes < 2:
+            raise ValueError(f"classification: num_classes={self.num_classes} must be at least 2")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be from 0 to 1")
 
     @property
     def model_channels(self) -> tuple[int, int]:

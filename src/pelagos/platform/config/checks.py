@@ -5,6 +5,7 @@ from functools import singledispatch
 
 from pelagos.infra.storage.addresses import reject_empty_parts
 from pelagos.platform.config.convert import ConvertJob
+from pelagos.platform.config.differences import is_among
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob, Section, TrainingJob
 from pelagos.platform.config.sweep import (
@@ -206,25 +207,11 @@ def _check_pretrain(job: TrainingJob) -> Iterator[Finding]:
             ("data", "normalization"),
             f"source is for finetune jobs, which have one; this is a {job.job} job: use statistics",
         )
-    if job.data.absent_fields == "ones" and job.objective.normalize_samples:
-        yield (
-            ("data", "absent_fields"),
-            "got ones, which objective.normalize_samples would make zeros again; use masked, or set "
-            "normalize_samples to false",
-        )
     if not isinstance(constants, str):
         for name, table in (("mean", constants.mean), ("std", constants.std)):
             missing = [f for f in job.data.fields if f not in table]
             if missing:
                 yield (("data", "normalization", name), f"lacks {', '.join(missing)}")
-    known = set(job.data.fields)
-    grouped = [f for group in (job.objective.field_groups or {}).values() for f in group]
-    strangers = [f for f in grouped if f not in known]
-    if strangers:
-        yield (
-            ("objective", "field_groups"),
-            f"names {', '.join(strangers)}, not in data.fields ({', '.join(job.data.fields)})",
-        )
 
 
 def _check_dataset(index: int, dataset: GenerateDataset) -> Iterator[Finding]:
@@ -242,17 +229,6 @@ def _check_dataset(index: int, dataset: GenerateDataset) -> Iterator[Finding]:
             (*key, "solver_resolution"),
             f"got {solver}, must be a multiple of resolution {dataset.resolution}",
         )
-
-
-# Keys that a sweep sets itself, and the key of the sweep that says how.
-_SWEEP_SETS = {
-    "seed": "seeds",
-    "data.max_trajectories": "trajectories",
-    "name": "name",
-    "runs_dir": "runs_dir",
-    "resources.launcher": "max_concurrent",
-    "resources.ray_address": "ray_address",
-}
 
 
 def _check_search(job: SweepJob) -> Iterator[Finding]:
@@ -285,20 +261,16 @@ def _check_population(job: SweepJob) -> Iterator[Finding]:
     if search.num_samples < 2:
         message = f"got {search.num_samples}, but a population has 2 members at least"
         yield ("search", "num_samples"), message
+    listed = ", ".join(CHANGEABLE_WITHIN_A_RUN)
     for key in job.random:
-        if not any(key == k or key.startswith(f"{k}.") for k in CHANGEABLE_WITHIN_A_RUN):
+        # which options of an objective, that says itself (jobs/sweeping/population.py)
+        if not is_among(key, (*CHANGEABLE_WITHIN_A_RUN, "objective.config.*")):
             yield (
                 ("random", key),
                 "cannot be changed within a run, which a population does: its members exchange "
-                f"weights and continue one loss. It can change {', '.join(CHANGEABLE_WITHIN_A_RUN)}; "
-                "for other keys use `grid`, which makes a population for each value",
-            )
-    for key, span in job.random.items():
-        is_weight = key.startswith("objective.field_weights")
-        if is_weight and (not isinstance(span, RandomRangeConfig) or span.low <= 0):
-            yield (
-                ("random", key),
-                "must be a range above 0: members are compared with these weights divided out",
+                f"weights and continue one loss. It can change {listed}, and options of the objective "
+                "that only move weights; for other keys use `grid`, which makes a population for each "
+                "value",
             )
     if job.ray_address is not None and job.max_concurrent < search.num_samples:
         yield (
@@ -327,8 +299,8 @@ def _check_sweep(job: SweepJob) -> Iterator[Finding]:
     swept = {("grid", k) for k in job.grid} | {("random", k) for k in job.random}
     places: list[tuple[str, ...]] = [*swept]
     places += [("jobs", label, "set", k) for label, entry in job.jobs.items() for k in entry.set]
+    sets = SweepJob.keys_set()
     for path in sorted(places):
-        if path[-1] in _SWEEP_SETS:
-            yield path, f"is set by the sweep itself: use its key `{_SWEEP_SETS[path[-1]]}`"
-        elif path[-1].startswith("tracking."):
-            yield path, "is set by the sweep itself: use its key `tracking`"
+        own = next((own for key, own in sets.items() if is_among(path[-1], [key])), None)
+        if own is not None:
+            yield path, f"is set by the sweep itself: use its key `{own}`"

@@ -1,9 +1,10 @@
 """The job file of `pelagos finetune`: a training that starts from other weights."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pelagos.platform.config.marks import Trait
 from pelagos.platform.config.schema import (
     ModelConfig,
     RegularExpression,
@@ -20,8 +21,8 @@ class FinetuneJob(TrainingJob):
     """Train from given weights on a downstream task: `pelagos finetune JOB.yaml`."""
 
     job: Literal["finetune"] = "finetune"
-    source: SourceConfig = Field(description="The weights to start from.")
-    model: ModelConfig = Field(
+    source: Annotated[SourceConfig, Trait.INPUTS] = Field(description="The weights to start from.")
+    model: Annotated[ModelConfig, Trait.NETWORK, Trait.INPUTS] = Field(
         ModelConfig(name=SOURCE_MODEL),
         description="Which network; default: the source's, with its options.",
     )
@@ -30,7 +31,7 @@ class FinetuneJob(TrainingJob):
         description="Regular expressions of parameters that start afresh although they fit, e.g. a "
         "head.",
     )
-    lora: LowRankConfig | None = Field(
+    lora: Annotated[LowRankConfig | None, Trait.NETWORK] = Field(
         None, description="Train low-rank updates instead of the weights; default: all weights."
     )
 

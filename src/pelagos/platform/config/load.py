@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -27,7 +27,16 @@ from pelagos.infra.yaml_text import (
 from pelagos.platform.config.checks import check_arithmetic
 from pelagos.platform.config.description import DescriptionConfig
 from pelagos.platform.config.kinds import JOB_KINDS, Job
+from pelagos.platform.config.old_options import (
+    SECTION,
+    is_default,
+    move_keys,
+    move_options,
+    new_path,
+)
+from pelagos.platform.config.old_options import warn as warn_of_old_options
 from pelagos.platform.config.schema import OptimizerConfig, TrainingJob
+from pelagos.platform.config.sweep import SweepJob
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -74,6 +83,15 @@ def load_job(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Job
     """
     job = parse_job(read_yaml_text(path), str(path), overrides)
     return _with_descriptions(job, str(path)) if isinstance(job, TrainingJob) else job
+
+
+def located(error: ConfigError, path: str, overrides: Sequence[str] = ()) -> ConfigError:
+    """Return an error that was found in the parts of a job with its file and the lines of its keys."""
+    tree, lines = parse_yaml(read_yaml_text(path), path)
+    move_options(tree, lines)
+    _apply_overrides(tree, lines, _job_kind(tree, lines, path), overrides, [])
+    problems = [replace(p, line=p.line or _line_of(p.key, lines)) for p in error.problems]
+    return ConfigError(path, sorted(problems, key=lambda p: p.line or 0))
 
 
 def _with_descriptions(job: TrainingJob, source: str) -> Job:
@@ -127,7 +145,9 @@ def parse_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
     """Return the job that `text` describes; `source` names it in errors. Raises `ConfigError`."""
     tree, lines = parse_yaml(text, source)
     kind = _job_kind(tree, lines, source)
-    problems = _apply_overrides(tree, lines, kind, overrides)
+    old = move_keys(tree, lines) if kind is SweepJob else move_options(tree, lines)
+    problems = _apply_overrides(tree, lines, kind, overrides, old)
+    warn_of_old_options(source, old)
     problems += _unknown_names(tree, lines)
     job: Job | None = None
     try:
@@ -230,8 +250,13 @@ def _job_kind(tree: dict[str, Any], lines: dict[KeyPath, int], source: str) -> t
 
 
 def _apply_overrides(
-    tree: dict[str, Any], lines: dict[KeyPath, int], kind: Any, overrides: Sequence[str]
+    tree: dict[str, Any],
+    lines: dict[KeyPath, int],
+    kind: Any,
+    overrides: Sequence[str],
+    old: list[str],
 ) -> list[Problem]:
+    """Set what overrides say; add to `old` the options of the objective in their old spelling."""
     problems = []
     for override in overrides:
         dotted, separator, raw = override.partition("=")
@@ -240,9 +265,17 @@ def _apply_overrides(
                 Problem((override,), "expected dotted.key=value, e.g. optimizer.lr=1e-4")
             )
             continue
-        path: KeyPath = tuple(int(p) if p.isdecimal() else p for p in dotted.split("."))
+        given: KeyPath = tuple(int(p) if p.isdecimal() else p for p in dotted.split("."))
+        path = new_path(given) if kind is not SweepJob else given
         try:
-            _set(tree, path, _parse_value(raw, _annotation_at(kind, path)))
+            value = _parse_value(raw, _annotation_at(kind, path))
+            _set(tree, path, value)
+            if path == (SECTION,):
+                old += move_options(tree, {})
+            elif path != given:
+                old.append(".".join(map(str, given[1:])))
+                if is_default(given, value):
+                    del tree[SECTION]["config"][path[-1]]
         except YamlTextError as error:
             problems += [Problem(path, message) for _, message, _ in error.problems]
         except (KeyError, IndexError, TypeError):

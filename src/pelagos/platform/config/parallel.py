@@ -1,9 +1,10 @@
 """The section `parallel` of a training job: the strategy, and the options of each."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pelagos.platform.config.marks import Meaning, Trait
 from pelagos.platform.config.section import PathText, PositiveInt, Section
 
 
@@ -33,11 +34,11 @@ class FullyShardConfig(Section):
     cpu_offload: bool = Field(
         False, description="Keep parameters, gradients and moments in host memory between uses."
     )
-    param_dtype: Literal["fp32", "bf16", "fp16"] = Field(
+    param_dtype: Annotated[Literal["fp32", "bf16", "fp16"], Trait.ACCURACY] = Field(
         "fp32",
         description="Gather parameters in this type: half the traffic, other rounding than ddp.",
     )
-    reduce_dtype: Literal["fp32", "bf16", "fp16"] = Field(
+    reduce_dtype: Annotated[Literal["fp32", "bf16", "fp16"], Trait.ACCURACY] = Field(
         "fp32", description="Reduce gradients in this type."
     )
 
@@ -51,13 +52,19 @@ class ZeroConfig(Section):
     offload_parameters: Literal["none", "cpu", "nvme"] = Field(
         "none", description="zero3: where parameters live between uses."
     )
-    nvme_path: PathText | None = Field(None, description="Directory on an NVMe disk, for nvme.")
+    nvme_path: Annotated[PathText | None, Meaning.PLACE] = Field(
+        None, description="Directory on an NVMe disk, for nvme."
+    )
     hpz_partition_size: PositiveInt = Field(
         1, description="ZeRO++, zero3: ranks of a secondary partition within a node."
     )
-    quantized_weights: bool = Field(False, description="ZeRO++, zero3: gather int8 weights.")
-    quantized_gradients: bool = Field(False, description="ZeRO++, zero3: reduce int4 gradients.")
-    config: dict[str, Any] | PathText | None = Field(
+    quantized_weights: Annotated[bool, Trait.ACCURACY] = Field(
+        False, description="ZeRO++, zero3: gather int8 weights."
+    )
+    quantized_gradients: Annotated[bool, Trait.ACCURACY] = Field(
+        False, description="ZeRO++, zero3: reduce int4 gradients."
+    )
+    config: Annotated[dict[str, Any] | PathText | None, Trait.ACCURACY] = Field(
         None,
         description="Your own DeepSpeed configuration, or the path of its JSON; merged, and refused "
         "where it contradicts the job.",
@@ -70,12 +77,12 @@ class ParallelConfig(Section):
     strategy: Literal["single", "ddp", "fsdp", "hsdp", "zero1", "zero2", "zero3"] = Field(
         "ddp", description="Parallel strategy (docs/strategies.md)."
     )
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+    precision: Annotated[Literal["fp32", "tf32", "bf16", "fp16"], Trait.ACCURACY] = Field(
         "fp32",
         description="tf32: TensorFloat-32 products; bf16, fp16: autocast (weights, moments and "
         "reductions stay fp32; fp16 scales the loss).",
     )
-    micro_batch_size: PositiveInt | None = Field(
+    micro_batch_size: Annotated[PositiveInt | None, Trait.ACCURACY] = Field(
         None, description="Samples per forward pass and worker; default: no accumulation."
     )
     activation_checkpointing: (

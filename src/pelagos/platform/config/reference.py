@@ -12,7 +12,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from pelagos.platform.config.differences import is_among
 from pelagos.platform.config.kinds import JOB_KINDS
+from pelagos.platform.config.marks import Meaning, Trait
+from pelagos.platform.config.meanings import TRAINING_KINDS, Key, may_resume, training_keys
 
 INTRODUCTION = """\
 # Job files
@@ -26,6 +29,22 @@ Any key can be given on the command line too, after the file, with the path to i
 YAML; numbers address the items of a list:
 
     pelagos pretrain job.yaml optimizer.lr=1e-4 data.mixture.0.weight=2 tracking.uri=null
+
+The column *on resume* says what a key of a training means, and whether `pelagos resume RUN KEY=VALUE`
+may change it:
+
+| word | the key says | another value |
+|---|---|---|
+| `steps` | which steps are taken, or what is measured of them | is another training: a new run |
+| `how` | how the same steps are computed | gives the same losses, up to rounding |
+| `place` | where something is | gives the same losses |
+| `record` | what is written down, how often, and who watches | gives the same losses |
+
+For `steps`, *with `--from`* means that a branch may change the key from a checkpoint on, and *yes* that
+the checkpoint is asked whether the value fits: a dataset that has moved is the same data.
+
+A sweep names its trials by what decides their steps (and by precision): a finished trial is not trained
+again because a key of another kind has changed.
 
 `--dry-run` prints the whole resolved job, with what it would take, and starts nothing. A run keeps
 its resolved job in `job.yaml`, which is again a job file.
@@ -53,7 +72,9 @@ def _section(
     kind: str, path: str, schema: JsonSchema, definitions: JsonSchema, seen: dict[str, str]
 ) -> list[str]:
     """Return the table of a section's keys, then the sections below it that are new."""
-    lines = ["| key | type | default | description |", "|---|---|---|---|"]
+    is_training = JOB_KINDS[kind] in TRAINING_KINDS
+    columns = ("key", "type", "default", *(["on resume"] if is_training else []), "description")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     below: list[tuple[str, str]] = []
     for key, field in schema["properties"].items():
         for name, place in _sections_in(field):
@@ -65,6 +86,7 @@ def _section(
             f"`{key}`",
             _type(field, seen),
             _default(key, field, schema),
+            *([_on_resume(f"{path}{key}")] if is_training else []),
             _description(key, field, definitions),
         )
         lines.append("| " + " | ".join(cells) + " |")
@@ -148,6 +170,21 @@ def _default(key: str, field: JsonSchema, schema: JsonSchema) -> str:
         return "`{}`"
     shown = yaml.safe_dump(field["default"], default_flow_style=True, width=1000)
     return f"`{shown.removesuffix('...' + chr(10)).strip()}`"
+
+
+def _on_resume(path: str) -> str:
+    """Return what a key of a training means and whether a resume may change it, if one word can."""
+    name = path.replace("[]", ".*").replace(".KEY", ".*")
+    words = {_word(key) for key in training_keys().values() if is_among(key.name, [name])}
+    return words.pop() if len(words) == 1 else "see its keys"
+
+
+def _word(key: Key) -> str:
+    if may_resume(key):
+        return f"`{key.meaning.value}`: yes"
+    if key.meaning is Meaning.STEPS and Trait.UPDATES in key.traits:
+        return "`steps`: with `--from`"
+    return f"`{key.meaning.value}`: no"
 
 
 def _description(key: str, field: JsonSchema, definitions: JsonSchema) -> str:

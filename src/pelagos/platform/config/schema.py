@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from pelagos.platform.config.description import DescriptionConfig
+from pelagos.platform.config.marks import Meaning, Trait
 from pelagos.platform.config.objective import ObjectiveConfig as ObjectiveConfig
 from pelagos.platform.config.parallel import EveryNConfig as EveryNConfig
 from pelagos.platform.config.parallel import FullyShardConfig as FullyShardConfig
@@ -52,13 +53,13 @@ class StorageConfig(Section):
 class ResourcesConfig(Section):
     """What a job runs on."""
 
-    launcher: Literal["ray", "none"] = Field(
+    launcher: Annotated[Literal["ray", "none"], Meaning.HOW] = Field(
         "ray", description="ray: Ray workers; none: this process (alone, or as a torchrun rank)."
     )
     num_workers: PositiveInt = Field(1, description="Number of worker processes (world size).")
     cpus_per_worker: PositiveInt = Field(1, description="CPU cores (and torch threads) per worker.")
     gpus_per_worker: NonNegativeInt = Field(0, description="GPUs per worker: 0 or 1.")
-    ray_address: str | None = Field(
+    ray_address: Annotated[str | None, Meaning.PLACE] = Field(
         None, description="Address of a running Ray cluster; default: start one for the job."
     )
 
@@ -113,7 +114,8 @@ class GenerateJob(Section):
 class MixtureEntryConfig(Section):
     """One dataset of the training mixture."""
 
-    uri: PathText = Field(
+    # a resume compares fingerprints: what moved is the same data
+    uri: Annotated[PathText, Trait.RESUMABLE] = Field(
         description="Directory or s3:// prefix: a Pelagos dataset, or any Zarr array or group."
     )
     weight: PositiveFloat | dict[NonNegativeInt, NonNegativeFloat] | None = Field(
@@ -147,7 +149,7 @@ class ConstantsConfig(Section):
 class CacheConfig(Section):
     """Where each node keeps what it has fetched from object stores (docs/data.md)."""
 
-    directory: PathText = Field(
+    directory: Annotated[PathText, Meaning.PLACE] = Field(
         description="Directory on a disk of the node; made if it is missing."
     )
     max_bytes: PositiveInt = Field(description="Bytes it may take, all datasets together.")
@@ -156,10 +158,10 @@ class CacheConfig(Section):
 class DataConfig(Section):
     """What is streamed into the model."""
 
-    mixture: Annotated[tuple[MixtureEntryConfig, ...], Field(min_length=1)] = Field(
+    mixture: Annotated[tuple[MixtureEntryConfig, ...], Field(min_length=1), Trait.INPUTS] = Field(
         description="The datasets and their weights."
     )
-    fields: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+    fields: Annotated[tuple[str, ...], Field(min_length=1), Trait.NETWORK] = Field(
         ("density", "velocity-x", "velocity-y", "pressure"),
         description="Channels of the model, by field name; fields a dataset lacks are masked.",
     )
@@ -185,7 +187,8 @@ class DataConfig(Section):
         "global_batch_size takes each batch from one dataset, its share per shard group gives each "
         "group one.",
     )
-    order_version: Literal[1, 2] = Field(
+    # a checkpoint says which it was written under, and goes on under no other
+    order_version: Annotated[Literal[1, 2], Trait.RESUMABLE] = Field(
         2,
         description="Version of the order of samples: 2; 1 continues a run that began under it.",
     )
@@ -194,11 +197,15 @@ class DataConfig(Section):
         description="Train and validate on random crops of so many grid points, [y, x]; default: "
         "whole frames, which `evaluate` always takes.",
     )
-    cache: CacheConfig | None = Field(
+    cache: Annotated[CacheConfig | None, Meaning.HOW] = Field(
         None, description="Cache of remote datasets on each node; default: none."
     )
-    num_threads: PositiveInt = Field(4, description="Reader threads per worker.")
-    prefetch_steps: PositiveInt = Field(2, description="Batches prepared ahead.")
+    num_threads: Annotated[PositiveInt, Meaning.HOW] = Field(
+        4, description="Reader threads per worker."
+    )
+    prefetch_steps: Annotated[PositiveInt, Meaning.HOW] = Field(
+        2, description="Batches prepared ahead."
+    )
 
 
 class ModelConfig(Section):
@@ -207,7 +214,10 @@ class ModelConfig(Section):
     name: str = Field(
         description="Name in the registry (`pelagos models`), or a class: my_lab.networks:MyNet."
     )
-    config: dict[str, Any] = Field({}, description="Overrides of the model's own configuration.")
+    # a checkpoint keeps all options, and is continued by no other network
+    config: Annotated[dict[str, Any], Trait.RESUMABLE] = Field(
+        {}, description="Overrides of the model's own configuration."
+    )
 
 
 class ParameterGroupConfig(Section):
@@ -231,23 +241,30 @@ class OptimizerConfig(Section):
 
     name: str = Field("adamw", description="Name of the optimizer: adamw, or a plugin's.")
     config: dict[str, Any] = Field({}, description="Options of a plugin's optimizer.")
-    lr: PositiveFloat = Field(1e-3, description="Peak learning rate.")
-    weight_decay: NonNegativeFloat = Field(
+    lr: Annotated[PositiveFloat, Trait.POPULATION] = Field(1e-3, description="Peak learning rate.")
+    weight_decay: Annotated[NonNegativeFloat, Trait.POPULATION] = Field(
         0.1,
         description="Decoupled decay; none for what the model exempts (biases, norms, …).",
     )
-    betas: tuple[MomentDecay, MomentDecay] = Field(
+    betas: Annotated[tuple[MomentDecay, MomentDecay], Trait.POPULATION] = Field(
         (0.9, 0.999), description="Moment decay rates, below 1."
     )
-    eps: PositiveFloat = Field(1e-8, description="Added to the denominator.")
-    clip_norm: PositiveFloat | None = Field(5.0, description="Largest global gradient norm.")
-    groups: tuple[ParameterGroupConfig, ...] = Field((), description="Settings by name pattern.")
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+    eps: Annotated[PositiveFloat, Trait.POPULATION] = Field(
+        1e-8, description="Added to the denominator."
+    )
+    clip_norm: Annotated[PositiveFloat | None, Trait.POPULATION] = Field(
+        5.0, description="Largest global gradient norm."
+    )
+    groups: Annotated[tuple[ParameterGroupConfig, ...], Trait.POPULATION] = Field(
+        (), description="Settings by name pattern."
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1), Trait.POPULATION] = Field(
         1.0,
         description="Each block's rate is so much of that of the block after it; what comes before "
         "the blocks gets the lowest, what comes after them the whole.",
     )
-    frozen: tuple[RegularExpression, ...] = Field(
+    # parameters may come to rest as a run goes on
+    frozen: Annotated[tuple[RegularExpression, ...], Trait.RESUMABLE] = Field(
         (), description="Regular expressions of parameters that are not trained."
     )
 
@@ -255,12 +272,16 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """Learning rate over steps: linear warm-up, then the named curve."""
 
-    name: str = Field("cosine", description="Curve after warm-up: cosine, constant, or a plugin's.")
+    name: Annotated[str, Trait.POPULATION] = Field(
+        "cosine", description="Curve after warm-up: cosine, constant, or a plugin's."
+    )
     total_steps: PositiveInt = Field(description="Optimizer steps of the whole run.")
-    warmup_steps: NonNegativeInt = Field(
+    warmup_steps: Annotated[NonNegativeInt, Trait.POPULATION] = Field(
         0, description="Steps of linear warm-up; step k (from 1) of W takes k / W of the rate."
     )
-    final_lr_fraction: Fraction = Field(0.0, description="Rate at the end, as share of the peak.")
+    final_lr_fraction: Annotated[Fraction, Trait.POPULATION] = Field(
+        0.0, description="Rate at the end, as share of the peak."
+    )
 
 
 class CheckpointConfig(Section):
@@ -269,13 +290,13 @@ class CheckpointConfig(Section):
     every_steps: PositiveInt = Field(500, description="Steps between checkpoints.")
     keep_last: PositiveInt = Field(3, description="Newest checkpoints kept.")
     keep_best: bool = Field(True, description="Also keep the one with the best validation loss.")
-    uri: PathText | None = Field(
+    uri: Annotated[PathText | None, Meaning.PLACE, Trait.HOME] = Field(
         None, description="Directory or s3:// prefix; default: the run's own."
     )
-    asynchronous: bool = Field(
+    asynchronous: Annotated[bool, Meaning.HOW] = Field(
         True, description="Training waits for the copy to host memory only; writing goes on beside."
     )
-    new_parameters: tuple[str, ...] = Field(
+    new_parameters: Annotated[tuple[str, ...], Meaning.HOW] = Field(
         (),
         description="Regular expressions of parameters that a checkpoint may lack on resume; they "
         "start from their initial values.",
@@ -285,7 +306,9 @@ class CheckpointConfig(Section):
 class ValidationConfig(Section):
     """Loss on held-out trajectories during training."""
 
-    every_steps: PositiveInt = Field(500, description="Steps between validations.")
+    every_steps: Annotated[PositiveInt, Meaning.RECORD] = Field(
+        500, description="Steps between validations."
+    )
     num_samples: PositiveInt = Field(256, description="Samples drawn, the same ones every time.")
     split: str = Field("validation", description="Split of every dataset in the mixture.")
 
@@ -362,23 +385,28 @@ class TrainingJob(Section):
     """What every kind of training has: data, model, objective, and how the steps are computed."""
 
     job: str
-    name: RunName = Field(description="Name of the run; names its directory.")
+    name: Annotated[RunName, Meaning.PLACE, Trait.HOME] = Field(
+        description="Name of the run; names its directory."
+    )
     seed: NonNegativeInt = Field(0, description="Seed of weights and sample order.")
-    runs_dir: PathText = Field("runs", description="Directory that holds one directory per run.")
+    runs_dir: Annotated[PathText, Meaning.PLACE, Trait.HOME, Trait.INPUTS] = Field(
+        "runs", description="Directory that holds one directory per run."
+    )
     data: DataConfig
-    model: ModelConfig
-    objective: ObjectiveConfig = ObjectiveConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig
-    parallel: ParallelConfig = ParallelConfig()
-    resources: ResourcesConfig = ResourcesConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    model: Annotated[ModelConfig, Trait.NETWORK, Trait.INPUTS]
+    objective: Annotated[ObjectiveConfig, Trait.NETWORK] = ObjectiveConfig()
+    optimizer: Annotated[OptimizerConfig, Trait.UPDATES] = OptimizerConfig()
+    schedule: Annotated[ScheduleConfig, Trait.UPDATES]
+    parallel: Annotated[ParallelConfig, Meaning.HOW] = ParallelConfig()
+    resources: Annotated[ResourcesConfig, Meaning.HOW] = ResourcesConfig()
+    checkpoint: Annotated[CheckpointConfig, Meaning.RECORD] = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    health: HealthConfig = HealthConfig()
-    storage: StorageConfig = StorageConfig()
-    plugins: Plugins = PLUGINS
-    callbacks: tuple[CallbackConfig, ...] = Field(
+    tracking: Annotated[TrackingConfig, Meaning.RECORD] = TrackingConfig()
+    health: Annotated[HealthConfig, Meaning.HOW] = HealthConfig()
+    storage: Annotated[StorageConfig, Meaning.PLACE, Trait.INPUTS] = StorageConfig()
+    # where the code of parts is; which parts, other keys say
+    plugins: Annotated[Plugins, Meaning.PLACE] = PLUGINS
+    callbacks: Annotated[tuple[CallbackConfig, ...], Meaning.RECORD] = Field(
         (), description="What watches the training, in this order (docs/extending.md)."
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pelagos.platform.config.marks import Sets, Trait
+from pelagos.platform.config.meanings import has, names_of
 from pelagos.platform.config.schema import (
     Fraction,
     NonNegativeInt,
@@ -21,22 +23,7 @@ EARLY_STOPPING = "asha"
 POPULATION = "population"
 # What compares trials while they run, and so needs one Ray for all of them.
 COMPARES_RUNNING_TRIALS = (EARLY_STOPPING, POPULATION)
-# What a population may change within a run: how weights move, not which there are nor what they see,
-# and nothing that changes what the validation loss measures (weights of fields are divided out).
-CHANGEABLE_WITHIN_A_RUN = (
-    "optimizer.lr",
-    "optimizer.weight_decay",
-    "optimizer.betas",
-    "optimizer.eps",
-    "optimizer.clip_norm",
-    "optimizer.layer_decay",
-    "optimizer.groups",
-    "schedule.name",
-    "schedule.warmup_steps",
-    "schedule.final_lr_fraction",
-    "objective.field_weights",
-    "objective.noise_scale",
-)
+CHANGEABLE_WITHIN_A_RUN = names_of(has(Trait.POPULATION))
 
 
 class SweptJobConfig(Section):
@@ -117,8 +104,10 @@ class SweepJob(Section):
     """Train many variants and compare them: `pelagos sweep JOB.yaml`."""
 
     job: Literal["sweep"] = "sweep"
-    name: RunName = Field(description="Name of the sweep; names its directory and its runs.")
-    runs_dir: PathText = Field(
+    name: Annotated[RunName, Sets("name")] = Field(
+        description="Name of the sweep; names its directory and its runs."
+    )
+    runs_dir: Annotated[PathText, Sets("runs_dir")] = Field(
         "runs", description="Directory of the sweep's records and of its runs."
     )
     jobs: Annotated[dict[Label, SweptJobConfig], Field(min_length=1)] = Field(
@@ -133,10 +122,10 @@ class SweepJob(Section):
         "drawn from.",
     )
     search: SearchConfig = SearchConfig()
-    trajectories: tuple[PositiveInt, ...] = Field(
+    trajectories: Annotated[tuple[PositiveInt, ...], Sets("data.max_trajectories")] = Field(
         (), description="Numbers of training trajectories (data.max_trajectories); default: all."
     )
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = Field(
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), Sets("seed")] = Field(
         (0,), description="Seeds; every variant is run with each."
     )
     baseline: str | None = Field(
@@ -145,13 +134,21 @@ class SweepJob(Section):
     evaluate: TrialEvaluationConfig | None = Field(
         TrialEvaluationConfig(), description="Measurement of finished trials; null: none."
     )
-    max_concurrent: PositiveInt = Field(2, description="Trials at the same time, at most.")
-    ray_address: str | None = Field(
+    max_concurrent: Annotated[PositiveInt, Sets("resources.launcher")] = Field(
+        2, description="Trials at the same time, at most."
+    )
+    ray_address: Annotated[str | None, Sets("resources.ray_address")] = Field(
         None,
         description="Address of a running Ray cluster whose nodes see `runs_dir`; default: start "
         "one on this machine.",
     )
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: Annotated[TrackingConfig, Sets("tracking")] = TrackingConfig()
+
+    @classmethod
+    def keys_set(cls) -> dict[str, str]:
+        """Return the keys of its jobs that a sweep sets itself: by which key of its own."""
+        marks = ((mark, own) for own, field in cls.model_fields.items() for mark in field.metadata)
+        return {mark.key: own for mark, own in marks if isinstance(mark, Sets)}
 
     @property
     def gain_baseline(self) -> str | None:

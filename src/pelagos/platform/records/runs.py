@@ -26,6 +26,8 @@ from typing import Any
 from pelagos.infra.storage.files import open_lock_file, replace_durably
 from pelagos.platform.config.differences import changed_keys, is_among
 from pelagos.platform.config.load import load_job, resolve_yaml
+from pelagos.platform.config.marks import Trait
+from pelagos.platform.config.meanings import has, may_resume, names_of
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.goodput import FollowedTimes
 from pelagos.platform.records.others_runs import believed, is_given, unbelieved
@@ -45,31 +47,10 @@ from pelagos.platform.records.run_records import Outcome as Outcome
 from pelagos.platform.records.run_records import RunRecords as RunRecords
 from pelagos.platform.records.states import State, state_of
 
-# What a resume may change: how the steps are computed, not which steps they are.
-CHANGEABLE = (
-    "parallel",
-    "resources",
-    "tracking",
-    "health",
-    "checkpoint.every_steps",
-    "checkpoint.keep_last",
-    "checkpoint.keep_best",
-    "checkpoint.asynchronous",
-    "checkpoint.new_parameters",
-    "validation.every_steps",
-    "data.num_threads",
-    "data.prefetch_steps",
-    "data.cache",
-    "data.order_version",  # a checkpoint of the other version is refused when it is loaded
-    "data.mixture.*.uri",  # as are data of another fingerprint: what moved is the same data
-    "model.config",  # a checkpoint of a network with other options is refused
-    "optimizer.frozen",
-    "storage",
-    "plugins",
-    "callbacks",
-)
+# What a resume may change: how and where the steps to come are computed, not which they are.
+CHANGEABLE = names_of(may_resume)
 # What a branch may change besides, from its step on: how weights move, and for how long.
-CHANGEABLE_IN_A_BRANCH = ("optimizer", "schedule")
+CHANGEABLE_IN_A_BRANCH = names_of(has(Trait.UPDATES))
 
 BRANCHED = "branched"
 TAKE_OVERS = "take-overs.json"
@@ -109,7 +90,7 @@ class RunDirectory:
         except OSError as error:
             raise RunError(
                 f"runs_dir {job.runs_dir}: {error.strerror}: {error.filename}. Make it writable or "
-                "choose another (runs_dir=DIR)"
+                "choose another (--runs-dir DIR)"
             ) from error
         run.replace(IDENTITY, json.dumps({"run": identity or uuid.uuid4().hex}))
         run.replace("job.yaml", resolve_yaml(job))

@@ -1,0 +1,93 @@
+"""Choices that several verbs offer, each with one spelling: runs directory, checkpoint, output, workers.
+
+A run's checkpoint is named RUN@WHICH: `quickstart@best`, `quickstart@500`, or `quickstart` for the
+last one. Spellings of earlier versions work for one release, with a note.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from pelagos.cli.common import error_console, expanded_option
+from pelagos.platform.config.overrides import override
+
+JobRunsDir = Annotated[
+    str | None,
+    typer.Option(
+        "--runs-dir",
+        help="Directory that holds the runs; default: the job's, else runs.",
+        callback=expanded_option,
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, help="Worker processes; default: the job's.", show_default=False
+    ),
+]
+RunAtCheckpoint = Annotated[
+    str,
+    typer.Argument(help="A run, RUN@best or RUN@STEP; default: @last.", show_default=False),
+]
+# key of a job file: its spelling on the command line
+_SPELLINGS = {
+    "runs_dir": "--runs-dir",
+    "output_dir": "--output",
+    "resources.num_workers": "--workers",
+    "checkpoint": "RUN@",
+}
+
+
+def with_choices(
+    overrides: Sequence[str] | None,
+    *,
+    runs_dir: str | None = None,
+    workers: int | None = None,
+    output: str | None = None,
+    checkpoint: str | None = None,
+) -> list[str]:
+    """Return the overrides with these choices behind them; old spellings among them are noted."""
+    given = list(overrides or ())
+    for text in given:
+        key, _, value = text.partition("=")
+        if key in _SPELLINGS:
+            space = "" if _SPELLINGS[key].endswith("@") else " "
+            note_old_spelling(text, f"{_SPELLINGS[key]}{space}{value}")
+    choices = {
+        "runs_dir": runs_dir,
+        "resources.num_workers": workers,
+        "output_dir": output,
+        "checkpoint": checkpoint,
+    }
+    return given + [override(key, value) for key, value in choices.items() if value is not None]
+
+
+def run_and_checkpoint(target: str, old_option: str | None = None) -> tuple[str, str]:
+    """Return the run and the checkpoint that RUN@WHICH names.
+
+    Args:
+        old_option: what `--checkpoint`, the earlier spelling, says.
+
+    >>> run_and_checkpoint("quickstart@best"), run_and_checkpoint("quickstart")
+    (('quickstart', 'best'), ('quickstart', 'last'))
+
+    Raises:
+        ValueError: both are given, or nothing stands behind the @.
+    """
+    run, at, which = target.partition("@")
+    if old_option is not None:
+        if at:
+            raise ValueError(f"{target} and --checkpoint {old_option} both name a checkpoint")
+        note_old_spelling(f"--checkpoint {old_option}", f"{run}@{old_option}")
+        return run, old_option
+    if at and not which:
+        raise ValueError(f"{target!r}: expected a checkpoint behind the @: last, best or a step")
+    return run, which or "last"
+
+
+def note_old_spelling(old: str, new: str) -> None:
+    """Tell a user of a spelling that the next release drops."""
+    text = f"note: {old} is now written {new}; the next release drops it"
+    error_console.print(text, soft_wrap=True)
