@@ -101,5 +101,5 @@ def test_an_evaluation_names_its_checkpoint_place_and_output(
     assert "note: checkpoint=8 is now written RUN@8" in old.stderr
     assert f"output_dir={tmp_path / 'old'} is now written --output" in old.stderr
     told = [json.loads(shown.stdout) for shown in (new, old)]
-    assert told[0]["provenance"]["step"] == told[1]["provenance"]["step"] == 8
+    assert told[0]["provenance"]["checkpoint_step"] == told[1]["provenance"]["checkpoint_step"] == 8
     assert (tmp_path / "new" / "report.html").exists()
