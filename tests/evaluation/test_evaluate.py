@@ -17,6 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pelagos.data_pipelines.streaming.channels import Channels
+from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.evaluation import (
     DatasetEvaluation,
     EvaluationData,
@@ -65,9 +67,14 @@ class DecayingWaves:
 
 
 def view(dataset: Any = None, **options: Any) -> EvaluationData:
-    return EvaluationData.from_dataset(
-        dataset or DecayingWaves(), MODEL_FIELDS, MEAN, STD, **options
+    dataset = dataset or DecayingWaves()
+    channels = Channels.of(
+        dataset,
+        Normalization(MODEL_FIELDS, MEAN, STD),
+        offset=options.pop("offset", {}),
+        masks=set(options.get("masks", {}).values()),
     )
+    return EvaluationData.from_dataset(dataset, channels, **options)
 
 
 def exact(frames: Tensor, lead_time: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.data_pipelines.streaming.channels import Channels
 from pelagos.data_pipelines.streaming.given_fields import given_fields
 from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.evaluation.forecasting.rollout import Predict
@@ -98,15 +99,16 @@ class Forecaster:
         `groups` names the fields that are scored together; None: the components of a vector, of
         the fields that are not given in the dataset.
         """
+        masks = {**self.description.get("masks", {}), **dataset.spec.masks}
+        channels = Channels.of(
+            dataset, self.normalization, offset=offset, masks=set(masks.values())
+        )
         return EvaluationData.from_dataset(
             dataset,
-            self.fields,
-            self.normalization.mean,
-            self.normalization.std,
-            offset=offset,
+            channels,
             groups=groups or usual_groups(self.fields, dataset),
             statistics=dataset.statistics,
-            masks={**self.description.get("masks", {}), **dataset.spec.masks},
+            masks=masks,
         )
 
     def predict_on(self, data: EvaluationData) -> Predict:
