@@ -18,6 +18,7 @@ from pelagos.jobs.measuring.strategy_table import (
     comparison_markdown,
 )
 from pelagos.jobs.training.checking import checked
+from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.marks import Meaning, Trait
 from pelagos.platform.config.meanings import Key, names_of, without
@@ -116,8 +117,7 @@ def _job_of(job: TrainingJob, layout: Layout, steps: int) -> TrainingJob:
     computed = without(job.model_dump(mode="json"), names_of(_is_of_the_run_alone))
     text = yaml_text(computed, sort_keys=False)
     changed = parse_job(text, layout.name, overrides)
-    assert isinstance(changed, TrainingJob)
-    return changed
+    return as_kind(TrainingJob, changed)
 
 
 def _is_of_the_run_alone(key: Key) -> bool:

@@ -22,6 +22,7 @@ from pelagos.models.adaptation import Adaptation, adapt
 from pelagos.models.low_rank import initial_updates
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config.finetune import SOURCE_MODEL, FinetuneJob
+from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import ConstantsConfig, ModelConfig
 from pelagos.platform.console import HarmlessConsole
@@ -90,8 +91,7 @@ def make_ready_again(directory: RunDirectory) -> None:
     Raises:
         ConfigError: the source is no longer there.
     """
-    job = directory.job()
-    assert isinstance(job, FinetuneJob)
+    job = as_kind(FinetuneJob, directory.job())
     uris = (
         directory.checkpoint_uri_of(job),
         f"{directory.checkpoint_uri_of(job)}/{INITIAL_WEIGHTS}",

@@ -15,6 +15,7 @@ from pelagos.jobs.training.networks import build_objective
 from pelagos.jobs.training.objective_options import option_of
 from pelagos.jobs.weights.forecaster import usual_groups
 from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import POPULATION, SweepJob
@@ -98,8 +99,8 @@ def _under(label: str, error: Exception) -> Iterator[Problem]:
 
 
 def _check(sweep: SweepJob, trial: Trial) -> None:
-    if isinstance(trial.job, FinetuneJob):
-        finetune.prepare(trial.job)
+    if trial.job.starts_from is not None:
+        finetune.prepare(as_kind(FinetuneJob, trial.job))
     else:
         checked(trial.job)
     if sweep.search.name == POPULATION:
