@@ -54,6 +54,15 @@ def test_distances_of_shifted_lines_are_the_shift_in_the_units_of_the_spacing() 
     assert found.mean == pytest.approx(21.0)
 
 
+def test_one_point_in_twenty_may_be_far_away() -> None:
+    """Distances 0, 1, … 39 from each point of a line to another's only point, by numpy."""
+    line, point = np.zeros((1, 40), bool), np.zeros((1, 40), bool)
+    line[0], point[0, 0] = True, True
+    found = image_metrics.surface_distances(line, point, (1.0, 1.0))
+    assert found.hausdorff_95 == pytest.approx(float(np.percentile(np.arange(40), 95)))
+    assert found.mean == pytest.approx(np.arange(40).sum() / 41)
+
+
 def test_only_surfaces_count() -> None:
     hollow = square(2, side=8)
     hollow[5:7, 5:7] = False
