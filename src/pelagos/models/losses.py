@@ -114,8 +114,10 @@ class Ratio:
     def magnitudes(
         self, label: Tensor, present: Tensor, groups: Groups, valid: Tensor | None = None
     ) -> Tensor:
-        """``[B, G]``: Σ|label|^p + 1e-10·count over each group's channels and grid points; 0 where
-        the label vanishes."""
+        """``[B, G]``: Σ|label|^p + 1e-10·count over each group's channels and grid points.
+
+        0 where the label vanishes.
+        """
         label = without_masked(label, valid)
         sizes = self._sums(label, groups)
         floor = MAGNITUDE_EPS * self._counts(label, groups, valid)
@@ -153,8 +155,10 @@ class Ratio:
 
 @dataclass(frozen=True)
 class RelativePerSample:
-    """‖error‖ / (‖label‖ + 1e-8) in each sample and group; a group whose label vanishes, or that the
-    sample's dataset lacks, does not count. Subclasses say which powers are summed, and the root.
+    """‖error‖ / (‖label‖ + 1e-8) in each sample and group.
+
+    A group whose label vanishes, or that the sample's dataset lacks, does not count. Subclasses say
+    which powers are summed, and the root.
     """
 
     smallest_label: float = SMALLEST_LABEL
@@ -208,8 +212,10 @@ class RelativePerSample:
 
 
 class RelativeL2(RelativePerSample):
-    """‖error‖₂ / ‖label‖₂ per sample: DPOT's (arXiv:2403.03542), and PDEBench's nRMSE
-    (arXiv:2210.07182, appendix B)."""
+    """‖error‖₂ / ‖label‖₂ per sample.
+
+    DPOT's (arXiv:2403.03542), and PDEBench's nRMSE (arXiv:2210.07182, appendix B).
+    """
 
 
 class RelativeL1(RelativePerSample):
@@ -273,8 +279,10 @@ LOSSES: Registry[Loss] = Registry(
 
 
 def find_loss(name: str, p: int = 1, smallest_label: float = SMALLEST_LABEL) -> Loss:
-    """The named loss; `p` is the power of `ratio`, and `smallest_label` the mean size up to which a
-    label vanishes. Raises ValueError, with the closest name, for an unknown one.
+    """The named loss.
+
+    `p` is the power of `ratio`, and `smallest_label` the mean size up to which a label vanishes.
+    Raises ValueError, with the closest name, for an unknown one.
     """
     known = LOSSES[name]
     if name == "ratio":

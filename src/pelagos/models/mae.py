@@ -107,8 +107,10 @@ class MAEConfig(PatchOptions):
 
 @dataclass
 class LocalOutput:
-    """What an intermediate depth says of its regions: values ``[B, R, V]``, masked ``[B, R]``, and
-    the image's own values ``[B, R, V]``."""
+    """What an intermediate depth says of its regions.
+
+    Values ``[B, R, V]``, masked ``[B, R]``, and the image's own values ``[B, R, V]``.
+    """
 
     prediction: Tensor
     masked: Tensor

@@ -132,8 +132,10 @@ class OwnNetwork(Pretrained):
         return answer
 
     def blocks(self) -> list[nn.Module]:
-        """The repeated modules to wrap, compile or checkpoint: what the class's ``blocks`` says, or
-        the longest list of modules that it has."""
+        """The repeated modules to wrap, compile or checkpoint.
+
+        What the class's ``blocks`` says, or the longest list of modules that it has.
+        """
         says = getattr(self.network, "blocks", None)
         if callable(says) and not isinstance(says, nn.Module):
             return list(says())

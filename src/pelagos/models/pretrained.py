@@ -27,8 +27,10 @@ LONGEST_JSON_BYTES = 2**28  # indexes of the largest models have some megabytes
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file that may be read by whom a new file of this process may be; as
-    safetensors writes it, it would be its owner's alone."""
+    """Write a safetensors file that may be read by whom a new file of this process may be.
+
+    As safetensors writes it, it would be its owner's alone.
+    """
     path.touch()
     mode = path.stat().st_mode
     save_file(dict(tensors), path, metadata={"format": "pt"})
@@ -88,8 +90,11 @@ class Pretrained(nn.Module):
             cast(Any, module).reset_parameters()
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay; here vectors, and all parameters of norms,
-        whatever their shape. What a model says here is its whole rule."""
+        """Names of parameters without weight decay.
+
+        Here vectors, and all parameters of norms, whatever their shape. What a model says here is
+        its whole rule.
+        """
         norms = tuple(f"{name}." for name, module in self.named_modules() if is_norm(module))
         return {
             name

@@ -82,8 +82,10 @@ class LeadVerdict:
 
     @property
     def is_worse_than_constant(self) -> bool:
-        """Whether the median trajectory is worse than the dataset's mean or its own, significant
-        or not."""
+        """Whether the median trajectory is worse than the dataset's mean or its own.
+
+        Significant or not.
+        """
         return self.against["mean"].ratio > 1 or self.vrmse > 1
 
     @property
@@ -180,8 +182,10 @@ class Verdict:
 
 
 def judge(evaluation: DatasetEvaluation, groups: Sequence[str] | None = None) -> Verdict:
-    """Compare the model's best way of forecasting with every baseline at every lead, on all scored
-    fields or on `groups`."""
+    """Compare the model's best way of forecasting with every baseline at every lead.
+
+    On all scored fields, or on `groups`.
+    """
     groups = groups or evaluation.group_names
     method = best_method(evaluation, groups)
     own = trajectory_scores(evaluation, method, groups)
@@ -225,8 +229,10 @@ def mean_ranks(errors: FloatArray) -> FloatArray:
 def trajectory_scores(
     evaluation: DatasetEvaluation, method: str, groups: Sequence[str] | None = None
 ) -> FloatArray:
-    """Return VRMSE, the mean over fields, ``[trajectory, lead]``: infinite where a forecast is not
-    finite, NaN where no field varies."""
+    """Return VRMSE, the mean over fields, ``[trajectory, lead]``.
+
+    Infinite where a forecast is not finite, NaN where no field varies.
+    """
     columns = [evaluation.group_names.index(g) for g in groups or evaluation.group_names]
     return mean_of_known(evaluation.defined_scores(method, JUDGED_BY)[:, :, columns])
 

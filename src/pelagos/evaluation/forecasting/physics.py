@@ -87,8 +87,11 @@ class PhysicsScores:
         return np.array([np.quantile(c, q, method="higher") if c.size else np.nan for c in columns])
 
     def rows(self) -> list[tuple[str, int, dict[str, float], bool]]:
-        """Return quantity, lead step, the median of every method there, and whether the data's own
-        is small enough to judge by; each quantity at the longest lead."""
+        """Return each quantity at the longest lead, with the median of every method there.
+
+        A row is the quantity, the lead step, the medians, and whether the data's own is small
+        enough to judge by.
+        """
         last = self.lead_steps[-1]
         found = []
         for quantity in self.quantities:
@@ -187,8 +190,10 @@ class _Batch:
     def scores(
         self, frames: Mapping[int, Tensor], *, is_one_step: bool = False
     ) -> dict[str, Tensor]:
-        """``[B, lead]`` of every quantity, of frames by lead; ``is_one_step``: each frame follows
-        the true ones, not the forecasts, before it."""
+        """``[B, lead]`` of every quantity, of frames by lead.
+
+        ``is_one_step``: each frame follows the true ones, not the forecasts, before it.
+        """
         columns = [dict(self._at(lead, frames, is_one_step)) for lead in self.measure.leads]
         names = {name: None for column in columns for name in column}
         nothing = self.truth.new_full((len(self.truth),), torch.nan, dtype=torch.float64)

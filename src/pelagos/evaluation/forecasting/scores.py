@@ -22,8 +22,10 @@ METHODS = (*MODEL_METHODS, *BASELINES, "previous_frame")
 
 @dataclass
 class ExampleForecast:
-    """One trajectory kept for pictures, physical units, ``[L, C, *grid]`` at the lead steps; NaN
-    where the data has no value."""
+    """One trajectory kept for pictures, physical units, ``[L, C, *grid]`` at the lead steps.
+
+    NaN where the data has no value.
+    """
 
     trajectory: int
     initial: npt.NDArray[np.float32]
@@ -104,8 +106,11 @@ class DatasetEvaluation:
         return tuple(step * self.data.frame_interval for step in self.lead_steps)
 
     def defined_scores(self, method: str, metric: str) -> FloatArray:
-        """Scores ``[trajectory, lead, group]``: infinite where a forecast is not finite, NaN where
-        the truth leaves the metric without a value."""
+        """Scores ``[trajectory, lead, group]``.
+
+        Infinite where a forecast is not finite, NaN where the truth leaves the metric without a
+        value.
+        """
         scores = self.scores[method][metric]
         scores = np.where(np.isfinite(scores), scores, np.inf)
         if metric in self.undefined:
@@ -129,13 +134,17 @@ class DatasetEvaluation:
         return np.asarray(np.where(np.isnan(between), above, between))
 
     def mean_over_groups(self, method: str, metric: str, q: float = 0.5) -> FloatArray:
-        """Mean over field groups of the quantile over trajectories, ``[lead]``; without fields that
-        have none, NaN where no field has one."""
+        """Mean over field groups of the quantile over trajectories, ``[lead]``.
+
+        Without fields that have none, NaN where no field has one.
+        """
         return mean_of_known(self.quantile(method, metric, q))
 
     def notes(self) -> list[str]:
-        """Sentences that say what is left out of errors: masked points, truths that vanish, given
-        fields."""
+        """Sentences that say what is left out of errors.
+
+        Masked points, truths that vanish, given fields.
+        """
         reasons = {"vrmse": "VRMSE", "relative_l1": "relative errors"}
         found = [
             f"{group}: points without a value are left out of all errors"

@@ -75,9 +75,11 @@ class Stability:
         }
 
     def rows(self) -> list[tuple[str, float, float, float]]:
-        """Return, of each field, the energy at the end over that at the start (NaN for a field that
-        starts at rest), the spectral distance at the end and, for comparison, that of the data's
-        last frame; medians."""
+        """Return, of each field, medians of the energy ratio and of the spectral distances.
+
+        The energy at the end is over that at the start (NaN for a field that starts at rest); the
+        distances are the forecast's at the end and, for comparison, that of the data's last frame.
+        """
         last, first = _median(self.energy[:, -1]), _median(self.true_energy[:, 0])
         distance, true = _median(self.spectral_distance[:, -1]), _median(self.true_distance[:, -1])
         return [
@@ -225,8 +227,11 @@ def _measures(
 
 
 def _spectra(data: EvaluationData, frame: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Energy spectra of each group of a frame ``[B, C, *grid]``, ``[B, k]``, and mean squares
-    ``[B, group]``, of physical values; the latter over the points with values."""
+    """Energy spectra and mean squares of each group of a frame ``[B, C, *grid]``.
+
+    Spectra are ``[B, k]`` for each group, mean squares ``[B, group]``, of physical values; the
+    latter over the points with values.
+    """
     physical, valid = data.to_physical(data.filled(frame)), data.valid(frame)
     parts = [physical[:, list(channels)] for channels in data.groups.values()]
     spectra = [energy_spectrum(part, data.num_dimensions).sum(1) for part in parts]

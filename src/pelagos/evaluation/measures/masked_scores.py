@@ -42,8 +42,10 @@ def score(
 def undefined(
     metric: str, truth: Tensor, valid: Tensor | None, num_dimensions: int, scale: float
 ) -> Tensor:
-    """Where a score has no value because of the truth or its mask, ``[...]`` bool
-    (``metrics.is_undefined``)."""
+    """Where a score has no value because of the truth or its mask, ``[...]`` bool.
+
+    The rule is ``metrics.is_undefined``.
+    """
     if valid is None:
         return is_undefined(metric, truth, num_dimensions, scale)
     truth = truth.flatten(-num_dimensions)

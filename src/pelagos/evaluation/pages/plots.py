@@ -349,8 +349,10 @@ def stored_channels(evaluation: DatasetEvaluation) -> list[int]:
 
 
 def error_label(forecast: Image, truth: Image) -> str:
-    """Return relative L1 error and VRMSE of all points with a value in words; "-" where the truth
-    vanishes."""
+    """Return relative L1 error and VRMSE of all points with a value in words.
+
+    "-" where the truth vanishes.
+    """
     there = ~np.isnan(truth)
     fields = torch.from_numpy(np.stack([forecast[there], truth[there]])[:, None])
     share, deviation = (float(metric(fields[0], fields[1], 1)) for metric in (relative_l1, vrmse))

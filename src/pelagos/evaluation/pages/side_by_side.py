@@ -375,8 +375,10 @@ def animation(data: SharedDataset) -> bytes:
 
 
 def best_sentence(data: SharedDataset) -> str:
-    """One sentence: which run ranks first, and at how many leads trajectories can tell that it is
-    better than each of the others."""
+    """One sentence: which run ranks first, and at how many leads.
+
+    It counts the leads at which trajectories show that it is better than each of the others.
+    """
     best, *others = data.contenders
     num_cells = len(data.first.lead_steps) * len(data.groups)
     cells = f"over {num_cells} pairs of lead and field"

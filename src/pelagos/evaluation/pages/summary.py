@@ -14,8 +14,11 @@ WAYS = ("direct", "autoregressive", "ensemble")
 
 
 class Error(NamedTuple):
-    """One error as two shares: relative L1, which a field's offset makes small, and VRMSE, which it
-    leaves alone. Infinite where the forecast diverged, NaN where there is none."""
+    """One error as two shares: relative L1 and VRMSE.
+
+    A field's offset makes relative L1 small and leaves VRMSE alone. Infinite where the forecast
+    diverged, NaN where there is none.
+    """
 
     relative_l1: float
     vrmse: float

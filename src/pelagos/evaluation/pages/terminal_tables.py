@@ -25,8 +25,10 @@ _BORDER = 3  # characters that a column takes beside its text
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and a cell for each row, as text or with a colour; ``is_text``: words, which may be
-    put on several lines."""
+    """A heading and a cell for each row, as text or with a colour.
+
+    ``is_text``: words, which may be put on several lines.
+    """
 
     heading: str
     cells: Sequence[str | Text]

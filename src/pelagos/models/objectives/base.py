@@ -90,8 +90,10 @@ class Objective(Protocol):
 
 
 def ratio_loss(errors: Tensor, magnitudes: Tensor) -> Tensor:
-    """Mean over groups of summed errors over summed magnitudes, both ``[B, G]``; groups whose
-    magnitudes are all 0 are left out."""
+    """Mean over groups of summed errors over summed magnitudes, both ``[B, G]``.
+
+    Groups whose magnitudes are all 0 are left out.
+    """
     return group_mean(errors.sum(dim=0), magnitudes.sum(dim=0))
 
 
@@ -210,8 +212,10 @@ class FieldObjective(OneFrameIn):
             return self._magnitudes(batch.frames[:, -1], batch)
 
     def mean_over_groups(self, errors: Tensor, magnitudes: Tensor) -> Tensor:
-        """The weighted mean over groups of ``errors [G]`` over ``magnitudes [G]``, of those that
-        count."""
+        """The weighted mean over groups of ``errors [G]`` over ``magnitudes [G]``.
+
+        Of the groups that count.
+        """
         weights = None if self.field_weights is None else self._weights(errors)
         return group_mean(errors, magnitudes, weights)
 

@@ -96,8 +96,10 @@ class Masked(_SingleFrame):
         return (valid & hidden[..., None]).flatten(1).any(dim=1, keepdim=True).float()
 
     def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
-        """``[B, 1]``: mean square error over the hidden patches. Raises ValueError for fields with
-        masks where the model also predicts locally."""
+        """``[B, 1]``: mean square error over the hidden patches.
+
+        Raises ValueError for fields with masks where the model also predicts locally.
+        """
         image = self.field_masks.filled(batch.frames[:, 0])
         patch, valid = self._patch(image.ndim - 2), self._valid_patches(image)
         output = model(image, self.draw_kept(batch))
