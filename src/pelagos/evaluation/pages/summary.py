@@ -40,7 +40,7 @@ class Error(NamedTuple):
 class SummaryRow:
     """One line: errors at one lead, the median over trajectories and the mean over fields.
 
-    ``errors`` has the model's ways to the lead time and the baselines.
+    `errors` has the model's ways to the lead time and the baselines.
     """
 
     dataset: str

@@ -101,7 +101,7 @@ class SweepRow:
 class GainTable:
     """Gains against the baseline with the same overrides, by one way of measuring.
 
-    ``vrmse``: the model's and the baseline's in each row, means over seeds; NaN where there is none.
+    `vrmse`: the model's and the baseline's in each row, means over seeds; NaN where there is none.
     """
 
     method: str
