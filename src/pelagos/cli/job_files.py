@@ -43,7 +43,7 @@ def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> A
 
 @contextlib.contextmanager
 def errors_of(path: str, overrides: Sequence[str] | None) -> Iterator[None]:
-    """Let what is wrong with the parts of a file's job be told with the file and its lines."""
+    """Report errors in the parts of a file's job with the file and its lines."""
     try:
         yield
     except ConfigError as error:

@@ -48,7 +48,7 @@ Overrides = Annotated[
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print the resolved job and what it would take, then stop."),
+    typer.Option("--dry-run", help="Print the resolved job and its cost, then stop."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -61,7 +61,7 @@ def configure(
         typer.Option(
             "--plugin",
             metavar="MODULE",
-            help="Import a module of your own first; every verb takes it (docs/extending.md).",
+            help="Import a module of your own first; works with every verb (docs/extending.md).",
         ),
     ] = None,
 ) -> None:
@@ -80,7 +80,7 @@ def generate(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Simulate datasets of PDE solutions; continues where an interrupted run stopped.
+    """Simulate datasets of PDE solutions; run it again to continue an interrupted one.
 
     Example: pelagos generate configs/quickstart/generate.yaml seed=1
     """
@@ -139,7 +139,7 @@ def finetune(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train from given weights - a run, files, an official checkpoint - on a downstream task.
+    """Train from existing weights (a run, files, an official checkpoint) on a downstream task.
 
     Example: pelagos finetune configs/quickstart/finetune.yaml source.run=quickstart
     """
@@ -210,15 +210,13 @@ def doctor(
     ] = None,
     nodes: Annotated[
         int,
-        typer.Option(
-            min=0, help="Nodes of the cluster to look at with a short job; 0: ask no node."
-        ),
+        typer.Option(min=0, help="Nodes of the cluster to check with a short job; 0: none."),
     ] = 1,
 ) -> None:
     """Check this machine: packages, devices, compiler, disk, object store; say what to fix.
 
-    With --cluster also that cluster, its storage, and on its nodes versions, storage, clocks,
-    devices and the bandwidth between them.
+    With --cluster it also checks that cluster, its storage, and on its nodes versions, storage,
+    clocks, devices and the bandwidth between them.
 
     Example: pelagos doctor --cluster lab --json
     """
@@ -238,7 +236,7 @@ def doctor(
     else:
         table = Table("check", "", "seen", "remedy")
         for check in checks:
-            mark = Text("ok", style="green") if check.ok else Text("mend", style="red")
+            mark = Text("ok", style="green") if check.ok else Text("fix", style="red")
             table.add_row(check.name, mark, check.seen, "" if check.ok else check.remedy)
         console.print(table)
     finish(all(c.ok for c in checks))

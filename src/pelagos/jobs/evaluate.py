@@ -145,9 +145,11 @@ def _forecasts(
 
 
 def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[str, int, float]]:
-    """Return (name, lead step, value) for tracking: median relative L1 error and VRMSE of each method
-    and baseline, the model's over the baselines', VRMSE over windows, and what the data's equation
-    leaves over, as far as these are finite."""
+    """Return (name, lead step, value) for tracking.
+
+    Median relative L1 error and VRMSE of each method and baseline, the model's over the baselines',
+    VRMSE over windows, and what the data's equation leaves over, as far as these are finite.
+    """
     errors = [
         (f"evaluation/{e.data.name}/{method}/{metric}", lead, float(value))
         for e in evaluations

@@ -28,11 +28,12 @@ def add_low_rank(
     alpha: float,
     also_train: Sequence[str] = (),
 ) -> list[str]:
-    """Give the parameters whose names match ``targets`` an update, freeze all others but
-    ``also_train``; return the names of the updated.
+    """Give the parameters whose names match `targets` an update, freeze all others but `also_train`.
+
+    Return the names of the updated.
 
     A parameter that matches both is trained itself. The updates' values are those of
-    ``initial_updates``, or whatever is loaded. Raises ValueError for a pattern that matches nothing,
+    `initial_updates`, or whatever is loaded. Raises ValueError for a pattern that matches nothing,
     for targets without two axes, and for a rank above the smaller side of every target.
     """
     names = [name for name, _ in model.named_parameters()]

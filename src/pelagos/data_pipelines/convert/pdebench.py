@@ -66,8 +66,11 @@ SAMPLE_FIELDS = {
 
 @dataclass(frozen=True)
 class _Look:
-    """What one file says. `lengths`: places of the file with their numbers of frames; `times`:
-    of the frames `[t]`, None where there are none."""
+    """What one file says.
+
+    `lengths`: places of the file with their numbers of frames; `times`: of the frames `[t]`, None
+    where there are none.
+    """
 
     source: Source
     lengths: tuple[tuple[str, int], ...]
@@ -360,8 +363,10 @@ def _source(
 def _physics(
     name: str, fields: tuple[str, ...], axes: tuple[str, ...]
 ) -> tuple[dict[str, Any], str | None]:
-    """The equation of a file in two dimensions, if its published name and fields tell all of it,
-    and its boundary condition (arXiv 2210.07182, appendix D)."""
+    """The equation of a file in two dimensions, and its boundary condition.
+
+    None unless its published name and fields determine all of it (arXiv 2210.07182, appendix D).
+    """
     boundary = "periodic" if "periodic" in name.lower() else None
     if axes != ("y", "x"):
         return {}, boundary

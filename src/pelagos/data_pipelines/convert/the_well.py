@@ -275,8 +275,10 @@ def _arrays(
 
 
 def _parameters(opened: Any, count: int, notes: list[str]) -> dict[str, float | tuple[float, ...]]:
-    """Scalars that do not change in time, per trajectory where they differ, and the file's own
-    `simulation_parameters` that are not among the scalars."""
+    """Scalars that do not change in time, per trajectory if they differ.
+
+    Also the file's own `simulation_parameters` that are not among the scalars.
+    """
     found: dict[str, float | tuple[float, ...]] = {}
     scalars = opened.get("scalars", {})
     names = texts(scalars.attrs.get("field_names", list(scalars))) if len(scalars) else []

@@ -349,6 +349,7 @@ class _Usage:
 
 
 def num_pages(length: int) -> int:
+    """Return the number of pages of a block of `length` bytes."""
     return -(-length // PAGE_BYTES)
 
 
@@ -358,6 +359,7 @@ def file_bytes(length: int) -> int:
 
 
 def page_checksums(content: Bytes) -> npt.NDArray[np.uint32]:
+    """Return the CRC-32C of each page."""
     pages = range(0, len(content), PAGE_BYTES)
     values = [crc32c(content[p : p + PAGE_BYTES].data) for p in pages]
     return np.array(values, "<u4")

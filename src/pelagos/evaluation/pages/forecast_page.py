@@ -33,8 +33,8 @@ _QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
 class Provenance:
     """Where the evaluated model came from.
 
-    ``weights`` are the model's own, or ``ema`` for their moving average; ``config`` is the resolved
-    job as plain JSON values; ``links`` name to address (a tracking
+    `weights` are the model's own, or `ema` for their moving average; `config` is the resolved
+    job as plain JSON values; `links` name to address (a tracking
     server's run page), shown as text when the address is not http(s).
     """
 
@@ -101,10 +101,10 @@ def write_report(
     directory: Path,
     stabilities: Sequence[Stability] = (),
 ) -> tuple[Path, dict[str, Any]]:
-    """Write ``report.html`` and ``metrics.json`` into ``directory``; return the page's path, and the
+    """Write `report.html` and `metrics.json` into `directory`; return the page's path, and the
     numbers.
 
-    Each is written under a temporary name and renamed into place. ``stabilities`` are of the same
+    Each is written under a temporary name and renamed into place. `stabilities` are of the same
     datasets, or none.
 
     Raises:
@@ -159,7 +159,7 @@ def render(
     pictures: Mapping[str, Sequence[Picture]],
     stabilities: Sequence[Stability] = (),
 ) -> str:
-    """The HTML report; ``pictures`` of each dataset, by its name, are inlined."""
+    """The HTML report; `pictures` of each dataset, by its name, are inlined."""
     environment = page_environment()
     stable = {stability.dataset: stability for stability in stabilities}
     sections = []
@@ -256,7 +256,7 @@ def _field_rows(evaluation: DatasetEvaluation) -> list[dict[str, Any]]:
 
 
 def _score_numbers(evaluation: DatasetEvaluation, method: str, metric: str) -> dict[str, Any]:
-    """Quantiles ``[lead][group]`` and each trajectory's score ``[trajectory][lead][group]``."""
+    """Quantiles `[lead][group]` and each trajectory's score `[trajectory][lead][group]`."""
     quantiles = {k: evaluation.quantile(method, metric, q).tolist() for k, q in _QUANTILES.items()}
     return {**quantiles, "per_trajectory": evaluation.scores[method][metric].tolist()}
 

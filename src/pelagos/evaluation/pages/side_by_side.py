@@ -56,7 +56,7 @@ FloatArray = npt.NDArray[np.float64]
 class Contender:
     """One run's way of forecasting one dataset: the best of its methods by mean rank.
 
-    ``rank`` is the run's mean rank among all, over leads and fields.
+    `rank` is the run's mean rank among all, over leads and fields.
     """
 
     run: str
@@ -69,7 +69,7 @@ class Contender:
 class SharedDataset:
     """A dataset that several runs forecast, at the same leads from the same frames.
 
-    ``groups`` are the scored fields that all of them know. The contenders are ordered by their mean
+    `groups` are the scored fields that all of them know. The contenders are ordered by their mean
     rank: at each lead and in each field runs are ranked by median VRMSE, equal ones share a rank.
     """
 
@@ -83,7 +83,7 @@ class SharedDataset:
         return self.contenders[0].evaluation
 
     def error(self, contender: Contender, metric: str = "relative_l1") -> FloatArray:
-        """Mean over the shared fields of the median over trajectories, ``[lead]``."""
+        """Mean over the shared fields of the median over trajectories, `[lead]`."""
         return _error(contender.evaluation, contender.method, metric, self.groups)
 
     def baseline(self, name: str, metric: str = "relative_l1") -> FloatArray:
@@ -113,7 +113,7 @@ class SharedDataset:
     def best(self) -> list[str | None]:
         """Return, by lead, the run that is better than every other; None where none is.
 
-        Better by the paired bootstrap over trajectories, as against a baseline (``verdicts``).
+        Better by the paired bootstrap over trajectories, as against a baseline (`verdicts`).
         """
         found: list[str | None] = [None] * len(self.first.lead_steps)
         for contender in self.contenders:
@@ -142,7 +142,7 @@ class SharedDataset:
 
 @dataclass(frozen=True)
 class Row:
-    """One lead: errors by run and by baseline; ``best`` is the run better than all, if one is."""
+    """One lead: errors by run and by baseline; `best` is the run better than all, if one is."""
 
     lead_time: float
     errors: dict[str, Error]
@@ -215,7 +215,7 @@ def _told(group: str, fields: Sequence[str]) -> str:
 
 
 def _medians(evaluation: DatasetEvaluation, method: str, groups: Sequence[str]) -> FloatArray:
-    """Median VRMSE in every cell, ``[lead * field]``."""
+    """Median VRMSE in every cell, `[lead * field]`."""
     return evaluation.quantile(method, JUDGED_BY)[:, _columns(evaluation, groups)].ravel()
 
 
@@ -283,7 +283,7 @@ def write_side_by_side(
     """Write report.html, which needs no other file, and metrics.json; return the former's path, and
     the numbers.
 
-    ``runs`` says of each run what the page tells of it: its model and the checkpoint's step.
+    `runs` says of each run what the page tells of it: its model and the checkpoint's step.
     """
     directory.mkdir(parents=True, exist_ok=True)
     values = numbers(shared)
@@ -377,8 +377,10 @@ def animation(data: SharedDataset) -> bytes:
 
 
 def best_sentence(data: SharedDataset) -> str:
-    """One sentence: which run ranks first, and at how many leads trajectories can tell that it is
-    better than each of the others."""
+    """One sentence: which run ranks first, and at how many leads.
+
+    It counts the leads at which trajectories show that it is better than each of the others.
+    """
     best, *others = data.contenders
     num_cells = len(data.first.lead_steps) * len(data.groups)
     cells = f"over {num_cells} pairs of lead and field"

@@ -110,8 +110,10 @@ class Driver:
             self.push()
 
     def push(self) -> None:
-        """Send records and log to storage, where the storage is not a directory anyway; and how far
-        the run is, for lists."""
+        """Send records and log to storage, where the storage is not a directory anyway.
+
+        And how far the run is, for lists.
+        """
         if (progress := self._progress()) is not None:
             self.record.note_progress(progress)
         for mirror in self.mirrors:
@@ -157,8 +159,11 @@ class Driver:
         return kind_of(job).run(job, self, HarmlessConsole(width=160))
 
     def identity(self) -> str:
-        """Return the run's identity: the same on every node that ever drives this submission, also
-        where the first one's records never reached the storage."""
+        """Return the run's identity.
+
+        The same on every node that ever drives this submission, also where the first one's records
+        never reached the storage.
+        """
         submitted = f"{self.store.uri}/{self.run}/{self.record.state().submitted_at}"
         return hashlib.sha256(submitted.encode()).hexdigest()[:32]
 

@@ -235,6 +235,11 @@ def _plan_sweep(
 
 
 def read_entries(files: Sequence[str], overrides: Sequence[str]) -> list[Entry]:
+    """Return the runs of job files (a chain if several) or of one file that lists `runs`.
+
+    Raises:
+        ValueError: overrides were given with a graph or with several files.
+    """
     if len(files) == 1 and _is_graph(files[0]):
         if overrides:
             raise ValueError("overrides belong to single jobs; use the `set` of a run in the file")

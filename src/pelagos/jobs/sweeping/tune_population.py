@@ -43,8 +43,10 @@ def tune_population(
     progress: Any,
     console: Console | None,
 ) -> Any:
-    """Run what is left of a population; return Tune's results, an error among them where Ray lost a
-    worker too often. `trials` are the members that have not finished.
+    """Run what is left of a population.
+
+    Return Tune's results, an error among them where Ray lost a worker too often. `trials` are the
+    members that have not finished.
     """
     from ray import tune
 

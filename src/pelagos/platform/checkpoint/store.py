@@ -313,8 +313,10 @@ class CheckpointStore:
             return LoadReport(state, *report)
 
     def load_named(self, step: int, prefix: str | tuple[str, ...]) -> dict[str, Tensor]:
-        """Return the tensors whose names start with `prefix`, or one of them, in one process,
-        verified."""
+        """Return the tensors whose names start with `prefix`, or one of them, verified.
+
+        Works in one process.
+        """
         with self.opened(step) as (directory, manifest):
             _reject_damage(damaged_files(directory, manifest.files), f"{self.uri} step {step}")
             stored = StoredTensors(directory, manifest)

@@ -214,8 +214,10 @@ class RunDirectory:
 
     @property
     def identities(self) -> tuple[str, ...]:
-        """The run's own identity, empty for runs made before there were any, then those of runs
-        whose checkpoints it took over."""
+        """The run's own identity, then those of runs whose checkpoints it took over.
+
+        Empty for runs made before there were identities.
+        """
         own = ""
         with contextlib.suppress(FileNotFoundError):
             told = read_json(self.path / IDENTITY)
