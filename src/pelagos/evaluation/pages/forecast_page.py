@@ -101,8 +101,7 @@ def write_report(
     directory: Path,
     stabilities: Sequence[Stability] = (),
 ) -> tuple[Path, dict[str, Any]]:
-    """Write `report.html` and `metrics.json` into `directory`; return the page's path, and the
-    numbers.
+    """Write `report.html` and `metrics.json`; return the page's path, and the numbers.
 
     Each is written under a temporary name and renamed into place. `stabilities` are of the same
     datasets, or none.

@@ -55,8 +55,7 @@ def numbers(evaluations: Sequence[ImageEvaluation], provenance: Provenance) -> d
 def write_image_report(
     evaluations: Sequence[ImageEvaluation], provenance: Provenance, directory: Path
 ) -> tuple[Path, dict[str, Any]]:
-    """Write report.html, which needs no other file, and metrics.json; return the former's path, and
-    the numbers."""
+    """Write report.html, which needs no other file, and metrics.json; return path and numbers."""
     directory.mkdir(parents=True, exist_ok=True)
     values = numbers(evaluations, provenance)
     text = json.dumps(values, indent=1, allow_nan=False)

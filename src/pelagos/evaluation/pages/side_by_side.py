@@ -280,8 +280,7 @@ def numbers(shared: Sequence[SharedDataset]) -> dict[str, Any]:
 def write_side_by_side(
     shared: Sequence[SharedDataset], runs: Mapping[str, Mapping[str, Any]], directory: Path
 ) -> tuple[Path, dict[str, Any]]:
-    """Write report.html, which needs no other file, and metrics.json; return the former's path, and
-    the numbers.
+    """Write report.html, which needs no other file, and metrics.json; return path and numbers.
 
     `runs` says of each run what the page tells of it: its model and the checkpoint's step.
     """
