@@ -30,6 +30,7 @@ from pelagos.platform.trainer import train
 MakeJob = Callable[..., PretrainJob]
 MakeFinetune = Callable[..., FinetuneJob]
 TRACER_FIELDS = "[density, velocity-x, velocity-y, pressure, tracer]"
+KERNEL = "patch_embeddings.projection.weight"
 ATTENTION = ["query.weight", "value.weight", "dwconv.weight"]
 
 
@@ -244,7 +245,7 @@ def test_low_rank_fine_tuning_is_the_same_under_every_strategy(
 ) -> None:
     options: dict[str, Any] = {
         "data__fields": TRACER_FIELDS,
-        "lora__targets": f"[{', '.join(ATTENTION)}]",
+        "lora__targets": f"[{', '.join([*ATTENTION, KERNEL])}]",  # a convolution too
         "schedule__total_steps": 4,
         "checkpoint__every_steps": 4,
         "optimizer__lr": 0.0003,
