@@ -65,14 +65,15 @@ class EvaluateJob(Section):
     batch_size: PositiveInt = Field(16, description="Trajectories forecast at once.")
     ensemble_size: NonNegativeInt = Field(
         0,
-        description="Also forecast by the mean of so many ways to partition each lead into steps.",
+        description="Also forecast by the mean over this many partitions of each lead into steps.",
     )
     rollout_windows: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
         ((6, 12), (13, 30)),
         description="First and last steps of rollouts that VRMSE is averaged over (The Well's).",
     )
     stability_steps: NonNegativeInt = Field(
-        0, description="Also roll out so many steps, beyond the data's end too: does it stay sane?"
+        0,
+        description="Also roll out this many steps, beyond the data's end too, to check stability.",
     )
     physics: bool = Field(
         True, description="Also hold forecasts against the equation that a dataset records."

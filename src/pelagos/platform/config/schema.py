@@ -168,8 +168,8 @@ class DataConfig(Section):
     global_batch_size: PositiveInt = Field(description="Samples per optimizer step, all workers.")
     normalization: Literal["statistics", "none", "source"] | ConstantsConfig = Field(
         "statistics",
-        description="statistics: pooled over the mixture; none; source: what the weights were "
-        "trained with (finetune); or {mean: {...}, std: {...}}.",
+        description="statistics: pooled over the mixture; none; source: those of the "
+        "weights (finetune); or {mean: {...}, std: {...}}.",
     )
     absent_fields: Literal["masked", "ones"] = Field(
         "masked",
@@ -178,7 +178,7 @@ class DataConfig(Section):
     )
     max_trajectories: PositiveInt | None = Field(
         None,
-        description="Train on the first so many trajectories of each dataset's split; default: all "
+        description="Train on the first N trajectories of each dataset's split; default: all "
         "(validation and constants of normalisation are not affected).",
     )
     run_length: PositiveInt = Field(
@@ -194,7 +194,7 @@ class DataConfig(Section):
     )
     crop: tuple[PositiveInt, ...] | None = Field(
         None,
-        description="Train and validate on random crops of so many grid points, [y, x]; default: "
+        description="Train and validate on random crops of this many grid points, [y, x]; default: "
         "whole frames, which `evaluate` always takes.",
     )
     cache: Annotated[CacheConfig | None, Meaning.HOW] = Field(
@@ -229,7 +229,7 @@ class ParameterGroupConfig(Section):
     lr: PositiveFloat | None = Field(None, description="Learning rate; default: optimizer.lr.")
     weight_decay: NonNegativeFloat | None = Field(None, description="Default: optimizer's.")
     frozen_until_step: NonNegativeInt = Field(
-        0, description="These stay as they are until so many steps are done (gradual unfreezing)."
+        0, description="These do not change until this step (gradual unfreezing)."
     )
 
 
@@ -244,7 +244,7 @@ class OptimizerConfig(Section):
     lr: Annotated[PositiveFloat, Trait.POPULATION] = Field(1e-3, description="Peak learning rate.")
     weight_decay: Annotated[NonNegativeFloat, Trait.POPULATION] = Field(
         0.1,
-        description="Decoupled decay; none for what the model exempts (biases, norms, …).",
+        description="Decoupled decay; none for parameters that the model exempts (biases, norms, …).",
     )
     betas: Annotated[tuple[MomentDecay, MomentDecay], Trait.POPULATION] = Field(
         (0.9, 0.999), description="Moment decay rates, below 1."
@@ -260,8 +260,8 @@ class OptimizerConfig(Section):
     )
     layer_decay: Annotated[float, Field(gt=0, le=1), Trait.POPULATION] = Field(
         1.0,
-        description="Each block's rate is so much of that of the block after it; what comes before "
-        "the blocks gets the lowest, what comes after them the whole.",
+        description="Ratio of each block's rate to that of the block after it. Parameters before "
+        "the blocks get the lowest rate, those after them the full one.",
     )
     # parameters may come to rest as a run goes on
     frozen: Annotated[tuple[RegularExpression, ...], Trait.RESUMABLE] = Field(
@@ -294,7 +294,8 @@ class CheckpointConfig(Section):
         None, description="Directory or s3:// prefix; default: the run's own."
     )
     asynchronous: Annotated[bool, Meaning.HOW] = Field(
-        True, description="Training waits for the copy to host memory only; writing goes on beside."
+        True,
+        description="Training waits for the copy to host memory only, not for writing.",
     )
     new_parameters: Annotated[tuple[str, ...], Meaning.HOW] = Field(
         (),

@@ -48,7 +48,7 @@ class SearchConfig(Section):
     name: Literal["grid", "random", "asha", "population"] = Field(
         "grid",
         description="grid: every combination; random: draws on top of it; asha: either, and trials "
-        "that lag are stopped (arXiv:1810.05934); population: trials that lag go on from the "
+        "that lag are stopped (arXiv:1810.05934); population: trials that lag continue from the "
         "checkpoints of the best, with other values of `random` (arXiv:1711.09846).",
     )
     metric: Literal["validation_loss"] = Field(
@@ -64,10 +64,10 @@ class SearchConfig(Section):
         1, description="asha: validations before a trial may be stopped."
     )
     max_validations: PositiveInt = Field(
-        100, description="asha: no trial is compared after so many validations."
+        100, description="asha: no trial is compared after this many validations."
     )
     reduction_factor: Annotated[int, Field(ge=2)] = Field(
-        3, description="asha: one in so many trials goes on at each comparison."
+        3, description="asha: one in this many trials continues at each comparison."
     )
     perturb_validations: PositiveInt = Field(
         1, description="population: validations between two comparisons of its members."
