@@ -6,9 +6,11 @@
 #   make venv         only the environment
 #   make format       let ruff fix what it can
 #   make docs         write the reference pages, and build docs/ as a site in site/
+#   make mutants      change the code in one place at a time and count what the tests notice: hours
 #   make lock         write the hashes of what is installed (requirements/*.lock), from PyPI
 #
 # Another interpreter: make venv PYTHON=/path/to/python3.12
+# One module's mutants: make mutants MUTANTS_OF=models/losses   (benchmarks/mutants.toml has the table)
 # Some tests only:     make test PYTEST_ARGS="tests/models -k poseidon"
 
 SHELL := /bin/bash
@@ -29,7 +31,7 @@ USUAL := not matrix and not targets
 # As much as makes both end at about the same time.
 AFTER_RAY := tests/models tests/platform tests/cli tests/evaluation tests/submission
 
-.PHONY: help quickstart test lint venv format docs lock
+.PHONY: help quickstart test lint venv format docs mutants lock
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -95,6 +97,13 @@ docs: $(STAMP)
 	$(BIN)/python -m pelagos.cli.reference > docs/cli.md
 	$(BIN)/python -m mkdocs build --strict
 	@echo "open site/index.html"
+
+MUTANTS_OF ?=
+mutants: export OMP_NUM_THREADS ?= 1
+mutants: export OPENBLAS_NUM_THREADS ?= 1
+mutants: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[mutants]"
+	nice -n 10 $(BIN)/python benchmarks/mutants.py "$(MUTANTS_OF)"
 
 lock: $(STAMP)
 	uv pip compile --quiet pyproject.toml --extra dev --constraint constraints.txt --universal \

@@ -54,6 +54,15 @@ def test_distances_of_shifted_lines_are_the_shift_in_the_units_of_the_spacing() 
     assert found.mean == pytest.approx(21.0)
 
 
+def test_one_point_in_twenty_may_be_far_away() -> None:
+    """Distances 0, 1, … 39 from each point of a line to another's only point, by numpy."""
+    line, point = np.zeros((1, 40), bool), np.zeros((1, 40), bool)
+    line[0], point[0, 0] = True, True
+    found = image_metrics.surface_distances(line, point, (1.0, 1.0))
+    assert found.hausdorff_95 == pytest.approx(float(np.percentile(np.arange(40), 95)))
+    assert found.mean == pytest.approx(np.arange(40).sum() / 41)
+
+
 def test_only_surfaces_count() -> None:
     hollow = square(2, side=8)
     hollow[5:7, 5:7] = False
@@ -113,7 +122,7 @@ def test_absent_classes_are_left_out_with_a_note_and_missed_ones_named(tmp_path:
         "distances infinite",
         "class 2 is absent from truth and answer in 3 of 3 images, which are left out of its means",
     ]
-    page = write_image_report([evaluation], Provenance("r", 1, "m"), tmp_path).read_text()
+    page = write_image_report([evaluation], Provenance("r", 1, "m"), tmp_path)[0].read_text()
     assert "diverged" not in page
     assert '<td class="n">infinite</td>' in page
     console = Console(record=True, width=120)
@@ -130,5 +139,5 @@ def test_answers_no_better_than_one_class_are_warned_of(tmp_path: Path) -> None:
     assert "no better than always naming the most frequent class" in idle.warning
     assert f"{1 - 18 / 192:.4g}" in idle.warning
     assert good.warning == ""
-    page = write_image_report([idle, good], Provenance("r", 1, "m"), tmp_path).read_text()
+    page = write_image_report([idle, good], Provenance("r", 1, "m"), tmp_path)[0].read_text()
     assert page.count('class="warning"') == 1

@@ -76,6 +76,25 @@ def test_a_score_is_that_of_the_points_with_values(metric: str) -> None:
         torch.testing.assert_close(score(metric, forecast, truth, everywhere, 2), plain)
 
 
+@pytest.mark.parametrize("sides", [(16,), (8, 8), (4, 5, 6)])
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
+def test_lines_and_volumes_are_scored_like_planes(
+    sides: tuple[int, ...], leading: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(5)
+    forecast, truth = rng.normal(2, 1, (2, *leading, 2, *sides))
+    valid = rng.random((*leading, *sides)) > 0.4
+    given = [torch.tensor(values) for values in (forecast, truth, valid)]
+    found = score("rmse", *given, len(sides))
+    marks = undefined("vrmse", given[1], given[2], len(sides), 1.0)
+    assert found.shape == marks.shape == leading
+    squares = (forecast - truth) ** 2 * np.expand_dims(valid, len(leading))
+    axes = tuple(range(len(leading), len(leading) + 1 + len(sides)))
+    wanted = np.sqrt(squares.sum(axis=axes) / (2 * valid.sum(axis=axes[:-1])))
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12)
+    assert not bool(marks.any())
+
+
 def sea(fill: float) -> EvaluationData:
     """Temperature that cools by 1 % of its anomaly a frame, below clouds that move."""
     rng = np.random.default_rng(7)

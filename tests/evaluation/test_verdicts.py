@@ -14,6 +14,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from pelagos.data_pipelines.streaming.channels import Channels
+from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.evaluation import (
     DatasetEvaluation,
     EvaluationData,
@@ -70,9 +72,8 @@ def scored(
 ) -> DatasetEvaluation:
     """Forecasts of the temperature; `field_mean` is what the training split's statistics say."""
     statistics = {"temperature": {"mean": field_mean, "std": STD}}
-    data = EvaluationData.from_dataset(
-        Kelvin(), ("temperature",), (OFFSET,), (STD,), statistics=statistics
-    )
+    channels = Channels.of(Kelvin(), Normalization(("temperature",), (OFFSET,), (STD,)))
+    data = EvaluationData.from_dataset(Kelvin(), channels, statistics=statistics)
     return evaluate_dataset(predict, data, range(count), LEADS, batch_size=count, num_examples=0)
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from pelagos.cli.main import app
 from pelagos.jobs import compare_runs
 from pelagos.jobs import evaluate as evaluate_job
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.platform.config import EvaluateJob, PretrainJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.records.runs import RunDirectory

@@ -208,3 +208,40 @@ def test_weights_are_of_the_groups_that_count():
     weighted = group_mean(errors * weights, magnitudes, weights)
     assert float(weighted) == (3 * 0.5 + 1 * 2.0) / 4
     assert float(group_mean(errors, torch.zeros(3))) == 0.0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_perfect_forecast_of_one_group_has_a_gradient_of_zero(name: str):
+    """A norm has an infinite slope at 0, which must reach no weight."""
+    label = fields(0)
+    prediction = fields(1)
+    prediction[0, 0] = label[0, 0]
+    prediction.requires_grad_()
+    loss = find_loss(name)
+    errors = loss.errors(prediction - label, label, PRESENT, GROUPS)
+    assert float(errors.detach()[0, 0]) == 0.0
+    ratio_loss(errors, loss.magnitudes(label, PRESENT, GROUPS)).backward()
+    assert prediction.grad is not None
+    assert torch.equal(prediction.grad[0, 0], torch.zeros(8, 6))
+    assert prediction.grad[1, 0].abs().min() > 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_only_spectral_errors_need_a_whole_grid(name: str):
+    assert find_loss(name).needs_whole_grid == (name == "spectral")
+
+
+def test_powers_of_the_ratio():
+    """Σ|e|^p / (Σ|u|^p + 1e-10 count), by numpy."""
+    label, difference = fields(0), 0.1 * fields(1)
+    for p in (1, 2):
+        loss = find_loss("ratio", p)
+        e, u = (np.abs(v.double().numpy()) ** p for v in (difference, label))
+        for g, channels in enumerate(GROUPS):
+            size = u[:, list(channels)].sum((1, 2, 3)) + 1e-10 * len(channels) * 48
+            found = loss.magnitudes(label, PRESENT, GROUPS)[:, g]
+            np.testing.assert_allclose(found.numpy(), size, rtol=1e-6)
+            found = loss.errors(difference, label, PRESENT, GROUPS)[:, g]
+            np.testing.assert_allclose(
+                found.numpy(), e[:, list(channels)].sum((1, 2, 3)), rtol=1e-5
+            )

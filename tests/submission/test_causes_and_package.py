@@ -11,7 +11,7 @@ import pytest
 
 from pelagos.infra.clusters.base import BOOTSTRAP
 from pelagos.infra.storage.directory_store import DirectoryStore
-from pelagos.jobs.submission.records.causes import classify, decide_retry
+from pelagos.jobs.submission.records.causes import Retry, classify, decide_retry
 from pelagos.jobs.submission.shipping.package import FILES, WHEEL, build_archives, upload
 
 
@@ -56,6 +56,25 @@ def test_only_what_another_try_can_help_is_tried_again() -> None:
     assert again("out of memory", may=True)
     assert not again("out of memory", may=True, has=True)
     assert decide_retry("out of memory", 5, 2, True, False).smaller_micro_batch
+
+
+@pytest.mark.parametrize("restarts", [0, 1, 2, 3])
+def test_a_retry_says_why_and_how_often(restarts: int) -> None:
+    for kind in ("node lost", "hang", "preempted", "infrastructure"):
+        left = restarts < 2
+        why = f"retry {restarts + 1} of 2" if left else "all 2 retries are used up"
+        assert decide_retry(kind, restarts, 2, True, True) == Retry(left, why, False)
+    for kind in ("user error", "data"):
+        only = Retry(False, f"a failure of kind {kind!r} would only repeat itself", False)
+        assert decide_retry(kind, restarts, 2, True, False) == only
+    # memory has a try of its own, at half the micro-batch, however often other causes struck
+    for shrunk in (False, True):
+        off = decide_retry("out of memory", restarts, 2, False, shrunk)
+        assert off == Retry(False, "out of memory; health.shrink_micro_batch is off", False)
+    once = decide_retry("out of memory", restarts, 2, True, False)
+    assert once == Retry(True, "once more at half the micro-batch", True)
+    twice = decide_retry("out of memory", restarts, 2, True, True)
+    assert twice == Retry(False, "out of memory again at half the micro-batch", False)
 
 
 def test_the_same_code_has_the_same_digest_and_is_sent_once(

@@ -22,6 +22,7 @@ from pelagos.platform.config import (
     SweepJob,
     load_job,
 )
+from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import ConfigError, located, parse_job
 from pelagos.platform.records.states import State
 
@@ -64,8 +65,7 @@ def evaluate_job(run: str, overrides: Sequence[str] | None) -> EvaluateJob:
     text = yaml_text({"job": "evaluate", "run": name, "checkpoint": which})
     job = parse_job(text, "command line", overrides or ())
     plugins.load_for(job)
-    assert isinstance(job, EvaluateJob)
-    return job
+    return as_kind(EvaluateJob, job)
 
 
 def report_training(result: Any, runs_dir: str, as_json: bool) -> None:

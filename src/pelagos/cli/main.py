@@ -114,7 +114,7 @@ def pretrain(
     """
     from pelagos.cli.job_files import errors_of, load_as, report_training
     from pelagos.jobs import pretrain as job_module
-    from pelagos.jobs.training.parts import check_parts, count_flops
+    from pelagos.jobs.training.checking import checked
     from pelagos.platform.config import PretrainJob
     from pelagos.platform.planner import plan_pretrain
 
@@ -122,8 +122,9 @@ def pretrain(
         chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
         job = load_as(PretrainJob, job_file, chosen)
         if dry_run:
-            mixture = check_parts(job)
-            plan_pretrain(job, mixture, count_flops(job, mixture)).show(console, as_json)
+            blueprint = checked(job)
+            plan = plan_pretrain(job, blueprint.mixture, blueprint.flops_per_sample)
+            plan.show(console, as_json)
             return
         result = job_module.run(job, console)
         report_training(result, job.runs_dir, as_json)
@@ -144,7 +145,6 @@ def finetune(
     """
     from pelagos.cli.job_files import errors_of, load_as, report_training
     from pelagos.jobs import finetune as job_module
-    from pelagos.jobs.training.parts import count_flops
     from pelagos.platform.config import FinetuneJob
     from pelagos.platform.planner import plan_pretrain
 
@@ -155,8 +155,9 @@ def finetune(
             prepared = job_module.prepare(job)
             if not as_json:
                 job_module.show_adaptation(prepared, console)
-            flops = count_flops(prepared.job, prepared.mixture)
-            plan_pretrain(prepared.job, prepared.mixture, flops).show(console, as_json)
+            blueprint = prepared.blueprint
+            plan = plan_pretrain(prepared.job, blueprint.mixture, blueprint.flops_per_sample)
+            plan.show(console, as_json)
             return
         result = job_module.run(job, console)
         report_training(result, job.runs_dir, as_json)

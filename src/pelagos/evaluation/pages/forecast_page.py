@@ -100,8 +100,8 @@ def write_report(
     provenance: Provenance,
     directory: Path,
     stabilities: Sequence[Stability] = (),
-) -> tuple[Path, Path]:
-    """Write `report.html` and `metrics.json` into `directory`; returns their paths.
+) -> tuple[Path, dict[str, Any]]:
+    """Write `report.html` and `metrics.json`; return the page's path, and the numbers.
 
     Each is written under a temporary name and renamed into place. `stabilities` are of the same
     datasets, or none.
@@ -110,7 +110,6 @@ def write_report(
         ValueError: a link in the directory leads elsewhere.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    report, table = directory / REPORT_NAME, directory / NUMBERS_NAME
     values = numbers(evaluations, provenance, stabilities)
     pictures = {e.data.name: _figures(e) for e in evaluations}
     for stability in stabilities:
@@ -120,7 +119,7 @@ def write_report(
             _write(directory, f"figures/{stem}-{figure.file_name}", figure.content)
     _write(directory, NUMBERS_NAME, json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
     _write(directory, REPORT_NAME, render(evaluations, provenance, pictures, stabilities).encode())
-    return report, table
+    return directory / REPORT_NAME, values
 
 
 @dataclass(frozen=True)

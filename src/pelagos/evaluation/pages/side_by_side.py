@@ -279,13 +279,14 @@ def numbers(shared: Sequence[SharedDataset]) -> dict[str, Any]:
 
 def write_side_by_side(
     shared: Sequence[SharedDataset], runs: Mapping[str, Mapping[str, Any]], directory: Path
-) -> Path:
-    """Write report.html, which needs no other file, and metrics.json; return the former's path.
+) -> tuple[Path, dict[str, Any]]:
+    """Write report.html, which needs no other file, and metrics.json; return path and numbers.
 
     `runs` says of each run what the page tells of it: its model and the checkpoint's step.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(numbers(shared), indent=1, allow_nan=False)
+    values = numbers(shared)
+    text = json.dumps(values, indent=1, allow_nan=False)
     replace_durably(directory / NUMBERS_NAME, text.encode() + b"\n")
     page = (
         page_environment()
@@ -308,7 +309,7 @@ def write_side_by_side(
         )
     )
     replace_durably(directory / REPORT_NAME, page.encode())
-    return directory / REPORT_NAME
+    return directory / REPORT_NAME, values
 
 
 def _figures(data: SharedDataset) -> list[Picture]:

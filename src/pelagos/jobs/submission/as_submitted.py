@@ -7,7 +7,7 @@ what its submitter said, who is known by another way than the storage (`RunRecor
 from collections.abc import Iterator, Sequence
 
 from pelagos.platform.config.differences import changed_keys, is_among
-from pelagos.platform.config.kinds import Job
+from pelagos.platform.config.kinds import Job, as_kind
 from pelagos.platform.config.old_options import new_key
 from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.schema import TrainingJob
@@ -95,11 +95,8 @@ def _told(found: TrainingJob, job: TrainingJob, keys: Sequence[str]) -> str:
 
 
 def _training(job: Job, run: RunDirectory) -> TrainingJob:
-    if not isinstance(job, TrainingJob):
-        raise RunError(
-            f"run {run.name!r} was submitted as no training, but its directory holds one"
-        )
-    return job
+    other = RunError(f"run {run.name!r} was submitted as no training, but its directory holds one")
+    return as_kind(TrainingJob, job, other)
 
 
 def _differing(found: TrainingJob, job: TrainingJob) -> Iterator[str]:

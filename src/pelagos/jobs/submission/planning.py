@@ -25,7 +25,7 @@ from pelagos.jobs.submission.shipping.package import FILES, WHEEL, build_archive
 from pelagos.jobs.submission.shipping.shipped_plugins import require_shipped
 from pelagos.jobs.submission.sweeps import expand, needs_of_all
 from pelagos.platform.config.clusters import find_cluster
-from pelagos.platform.config.kinds import Job
+from pelagos.platform.config.kinds import Job, as_kind
 from pelagos.platform.config.load import (
     ConfigError,
     Problem,
@@ -176,8 +176,8 @@ def plan(
         earlier = {run.name: run.job for run in runs}
         common = replace(common, after=after)
         kind = kind_of(job)
-        if isinstance(job, SweepJob):
-            runs += _plan_sweep(job, cluster, common, earlier, store)
+        if kind.reports_on_trials:
+            runs += _plan_sweep(as_kind(SweepJob, job), cluster, common, earlier, store)
         else:
             job = prepare(job, config)
             notes = _check_job(job, earlier, after, store)

@@ -140,7 +140,10 @@ def record_file(path: Path) -> FileRecord:
 
 def tensor_crc32c(tensor: Tensor) -> str:
     """Return the checksum of a CPU tensor's elements."""
-    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    flat = tensor.detach().contiguous().reshape(-1)
+    if flat.stride(0) != 1:  # torch calls a single element contiguous, whatever its stride
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    data = flat.view(torch.uint8).numpy()
     data.flags.writeable = False  # what the checksum asks for
     checksum = google_crc32c.Checksum()
     for start in range(0, data.size, READ_BYTES):

@@ -1,0 +1,411 @@
+"""The parts of the store one by one, against numpy, torch and the specification of Zarr."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+import torch
+
+from pelagos.data_pipelines.store import DatasetSpec, Field
+from pelagos.data_pipelines.store.chunk_grid import frame_chunks, parts_by_number, touched_chunks
+from pelagos.data_pipelines.store.field_statistics import (
+    dataset_statistics,
+    default_split,
+    frame_moments,
+    merge,
+    pool,
+    pooled_sums,
+    require_statistics,
+    shard_sums,
+    trajectory_sums,
+)
+from pelagos.data_pipelines.store.half_precision import from_bfloat16, to_bfloat16
+from pelagos.data_pipelines.store.layout import (
+    array_documents,
+    data_metadata,
+    decoded_attributes,
+    dumps,
+    frame_codecs,
+    is_earlier,
+    root_document,
+    shard_key,
+    sidecar_key,
+)
+from pelagos.data_pipelines.store.shards import (
+    ChecksumError,
+    FrameCodec,
+    check,
+    crc32c,
+    decode_index,
+    extend_shard,
+    extended_crc32c,
+    index_bytes_length,
+    shard_index,
+)
+from pelagos.data_pipelines.store.splits import (
+    canonical_splits,
+    checked_split_name,
+    default_splits,
+    meant_split,
+    split_ranges,
+)
+
+
+def spec_of(**changes: Any) -> DatasetSpec:
+    values: dict[str, Any] = {
+        "name": "parts",
+        "equation": "none",
+        "fields": (Field("u", "velocity-x", "m/s"), Field("p", "pressure", "Pa")),
+        "num_trajectories": 5,
+        "num_frames": 3,
+        "grid_shape": (7, 10),
+        "frame_interval": 0.5,
+        "domain_extent": (1.0, 2.0),
+        "boundary_conditions": {"x": "periodic", "y": "periodic"},
+        "splits": {"train": (0, 4), "test": (4, 5)},
+        "trajectories_per_shard": 2,
+    }
+    return DatasetSpec(**{**values, **changes})
+
+
+# -- chunks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", [(3, 4), (7, 10), (2, 5), (7, 3), (1, 10)])
+@pytest.mark.parametrize("region", [None, ((0, 7), (0, 10)), ((2, 5), (3, 9)), ((6, 7), (0, 1))])
+def test_chunks_of_a_frame_put_together_are_the_region(
+    chunks: tuple[int, int], region: Any
+) -> None:
+    spec = spec_of(chunk_shape=chunks)
+    frames = np.random.default_rng(0).normal(size=(2, 2, 7, 10)).astype(np.float32)
+    found = list(frame_chunks(spec, frames))
+    padded = np.zeros((2, 2, -(-7 // chunks[0]) * chunks[0], -(-10 // chunks[1]) * chunks[1]))
+    padded[:, :, :7, :10] = frames
+    expected = [
+        frame[:, y : y + chunks[0], x : x + chunks[1]]
+        for frame in padded
+        for y in range(0, 7, chunks[0])
+        for x in range(0, 10, chunks[1])
+    ]
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    (top, bottom), (left, right) = region or ((0, 7), (0, 10))
+    wanted = frames[0, :, top:bottom, left:right]
+    put = np.full(wanted.shape, np.nan, np.float32)
+    parts = touched_chunks(spec, region)
+    for part in parts:
+        put[part.target] = found[part.number][part.source]
+    np.testing.assert_array_equal(put, wanted)
+    # and no chunk is read that holds nothing of it
+    rows = range(top // chunks[0], (bottom - 1) // chunks[0] + 1)
+    columns = range(left // chunks[1], (right - 1) // chunks[1] + 1)
+    per_row = -(-10 // chunks[1])
+    assert [p.number for p in parts] == [y * per_row + x for y in rows for x in columns]
+    assert list(parts_by_number(spec, region)) == [p.number for p in parts]
+
+
+# -- bfloat16 ----------------------------------------------------------------------------------------
+
+
+def test_bfloat16_is_torchs() -> None:
+    rng = np.random.default_rng(1)
+    bits = rng.integers(0, 2**32, 20000, dtype=np.uint64).astype(np.uint32)
+    ties = (rng.integers(0, 2**16, 2000).astype(np.uint32) << 16) | 0x8000
+    values = np.concatenate([bits, ties]).view(np.float32)
+    values = values[~np.isnan(values)]
+    there = torch.from_numpy(values.copy()).to(torch.bfloat16)
+    np.testing.assert_array_equal(
+        to_bfloat16(values), there.view(torch.int16).numpy().view(np.uint16)
+    )
+    stored = to_bfloat16(values)
+    np.testing.assert_array_equal(from_bfloat16(stored), there.float().numpy())
+    out = np.empty(stored.shape, np.float32)
+    assert from_bfloat16(stored, out) is out
+    np.testing.assert_array_equal(out, there.float().numpy())
+
+
+# -- shards ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+def test_a_frame_is_its_bytes_and_their_checksum(compression: Any) -> None:
+    spec = spec_of(compression=compression, chunk_shape=(7, 10))
+    codec = FrameCodec(spec)
+    frame = np.random.default_rng(2).normal(size=(2, 7, 10)).astype(np.float32)
+    payload, checksum = codec.encode(frame[:, ::-1])  # not contiguous
+    whole = bytes(payload) + checksum
+    assert checksum == struct.pack("<I", google_crc32c.value(bytes(payload)))
+    if compression == "none":
+        assert bytes(payload) == frame[:, ::-1].tobytes()
+    out = np.empty((2, 7, 10), np.float32)
+    codec.decode(whole, out)
+    np.testing.assert_array_equal(out, frame[:, ::-1])
+    for place in (0, len(whole) - 1):
+        broken = bytearray(whole)
+        broken[place] ^= 1
+        with pytest.raises(ChecksumError, match="crc32c is"):
+            codec.decode(broken, out)
+    for lines in (6, 8):  # whole, but of another size
+        other = FrameCodec(spec_of(compression=compression, grid_shape=(lines, 10)))
+        content, end = other.encode(np.zeros((2, lines, 10), np.float32))
+        with pytest.raises(ChecksumError, match="bytes where 560 were expected"):
+            codec.decode(bytes(content) + end, out)
+
+
+def test_checksums_go_on() -> None:
+    first, second = b"some bytes", b"and others"
+    assert crc32c(first) == google_crc32c.value(first)
+    assert extended_crc32c(crc32c(first), second) == crc32c(first + second)
+    check(first, struct.pack("<I", crc32c(first)))
+    with pytest.raises(ChecksumError, match=f"{crc32c(first):08x}, but 00000001 was stored"):
+        check(first, struct.pack("<I", 1))
+
+
+def test_an_index_is_that_of_the_specification() -> None:
+    """Offset and length as little-endian uint64, 2^64 - 1 for what is absent, then crc32c."""
+    spec = spec_of(chunk_shape=(7, 5))  # two chunks a frame, six a trajectory
+    lengths = [10, 20, 30, 40, 50, 60, 70]
+    ends = np.cumsum(lengths)
+    rows = [(int(end) - n, n) for end, n in zip(ends, lengths, strict=True)]
+    rows += [(2**64 - 1, 2**64 - 1)] * 5
+    expected = b"".join(struct.pack("<QQ", *row) for row in rows)
+    index = shard_index(spec, lengths)
+    assert index == expected
+    assert index_bytes_length(spec) == 2 * 6 * 16 + 4
+    tail = index + struct.pack("<I", google_crc32c.value(index))
+    found, checksum = decode_index(spec, tail)
+    assert found.shape == (2, 6, 2)
+    assert found.reshape(-1, 2).tolist() == [list(row) for row in rows]
+    assert checksum == google_crc32c.value(index)
+    with pytest.raises(ChecksumError, match="index of 195 bytes, expected 196"):
+        decode_index(spec, tail[1:])
+    with pytest.raises(ChecksumError, match="crc32c is"):
+        decode_index(spec, tail[:-1] + bytes([tail[-1] ^ 1]))
+
+
+def test_a_longer_shard_begins_with_the_old_one() -> None:
+    spec = spec_of()
+    chunks = [bytes([n]) * (n + 1) for n in range(6)]
+
+    def shard(parts: list[bytes]) -> bytes:
+        index = shard_index(spec, [len(part) for part in parts])
+        return b"".join(parts) + index + struct.pack("<I", google_crc32c.value(index))
+
+    old, added = shard(chunks[:3]), shard(chunks[3:])
+    found = extend_shard(spec, old, 1, added, 1)
+    assert found.content.startswith(old)
+    index, checksum = decode_index(spec, found.content[-index_bytes_length(spec) :])
+    parts = [found.content[int(at) : int(at + n)] for at, n in index.reshape(-1, 2)]
+    assert parts == chunks
+    assert (found.crc32c, found.index_crc32c) == (google_crc32c.value(found.content), checksum)
+
+
+# -- layout ------------------------------------------------------------------------------------------
+
+
+def test_keys_and_metadata_are_as_zarr_wants_them() -> None:
+    spec = spec_of(chunk_shape=(3, 4), compression="zstd", dtype="float32")
+    assert shard_key(spec, 12) == "data/c/12/0/0/0/0"
+    assert (
+        shard_key(
+            spec_of(grid_shape=(8,), domain_extent=(1.0,), boundary_conditions={"x": "periodic"}), 3
+        )
+        == "data/c/3/0/0/0"
+    )
+    assert sidecar_key(7) == ".pelagos/shards/7.json"
+    data = data_metadata(spec)
+    (sharding,) = data["codecs"]
+    inner = sharding["configuration"]
+    assert inner["chunk_shape"] == [1, 1, 2, 3, 4]
+    assert [codec["name"] for codec in inner["codecs"]] == ["bytes", "blosc", "crc32c"]
+    assert inner["codecs"][1]["configuration"] == {
+        **{"typesize": 4, "cname": "zstd", "clevel": 3, "shuffle": "shuffle", "blocksize": 0}
+    }
+    assert [codec["name"] for codec in inner["index_codecs"]] == ["bytes", "crc32c"]
+    assert inner["index_location"] == "end"
+    # whole chunks: 3 x 3 lines cover 7, 3 x 4 columns cover 10
+    assert data["chunk_grid"]["configuration"]["chunk_shape"] == [2, 3, 2, 9, 12]
+    assert data["shape"] == [5, 3, 2, 7, 10]
+    assert data["dimension_names"] == ["trajectory", "time", "channel", "y", "x"]
+    assert data["attributes"]["channel_units"] == ["m/s", "Pa"]
+    assert "bfloat16" not in data["attributes"]
+    assert data["fill_value"] == "NaN"
+    assert [c["name"] for c in frame_codecs(spec_of(compression="none"))] == ["bytes", "crc32c"]
+    assert frame_codecs(spec_of(compression="lz4"))[1]["configuration"]["clevel"] == 5
+
+
+def test_half_precision_says_what_its_numbers_are() -> None:
+    spec = spec_of(dtype="bfloat16")
+    data = data_metadata(spec)
+    assert (data["data_type"], data["fill_value"]) == ("uint16", 0x7FC0)  # bfloat16's NaN
+    assert data["attributes"]["bfloat16"] == 1
+    assert data["attributes"]["bfloat16"] is not True
+    assert data_metadata(spec, earlier=True)["attributes"]["bfloat16"] is True
+
+
+def test_parameters_are_arrays_and_nested_attributes_are_text() -> None:
+    plain, spec = spec_of(), spec_of(parameter_names=("viscosity", "speed"))
+    added = array_documents(spec).keys() - array_documents(plain).keys()
+    assert added == {"parameters", "parameters/viscosity", "parameters/speed"}
+    assert array_documents(spec)["parameters/speed"]["shape"] == [5]
+    root = root_document(spec, {"statistics": {"all": {}}})
+    attributes = root["attributes"]
+    assert json.loads(attributes["splits"]) == {"train": [0, 4], "test": [4, 5]}
+    assert json.loads(attributes["statistics"]) == {"all": {}}
+    assert (attributes["num_frames"], attributes["name"]) == (3, "parts")
+    decoded = decoded_attributes({**attributes, "note": '["text"]', "physics": {"a": 1}})
+    assert decoded["splits"] == {"train": [0, 4], "test": [4, 5]}
+    assert decoded["note"] == '["text"]'  # somebody's own text stays text
+    assert decoded["physics"] == {"a": 1}  # and what is no text is left
+    consolidated = root["consolidated_metadata"]
+    assert (consolidated["kind"], consolidated["must_understand"]) == ("inline", False)
+    assert consolidated["metadata"] == array_documents(spec)
+    assert not is_earlier(root)
+    assert is_earlier({"consolidated_metadata": {"metadata": array_documents(spec, earlier=True)}})
+    assert not is_earlier({})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_number_is_stored_that_json_lacks(value: float) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        dumps({"a": value})
+    with pytest.raises(ValueError, match="Out of range float"):
+        root_document(spec_of(), {"statistics": {"a": value}})
+    assert json.loads(dumps({"a": 1.5})) == {"a": 1.5}
+
+
+# -- splits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 9, 10, 19, 20, 29, 30, 1000])
+def test_a_tenth_is_held_out_twice(total: int) -> None:
+    held_out = 0 if total < 3 else max(1, total // 10)
+    expected = {"train": total - 2 * held_out, "validation": held_out, "test": held_out}
+    assert default_splits(total) == {name: count for name, count in expected.items() if count}
+    ranges = split_ranges(default_splits(total))
+    covered = [n for start, stop in ranges.values() for n in range(start, stop)]
+    assert covered == list(range(total))
+
+
+def test_names_of_splits_are_known_meant_or_refused() -> None:
+    assert split_ranges({"a": 2, "b": 0, "c": 3}) == {"a": (0, 2), "c": (2, 5)}
+    assert canonical_splits({"Training": 1, "dev": 2, "test-ood": 3}) == {
+        **{"train": 1, "validation": 2, "test-ood": 3}
+    }
+    with pytest.raises(ValueError, match="'val' and 'valid' both name the split 'validation'"):
+        canonical_splits({"train": 1, "val": 2, "valid": 3})
+    with pytest.raises(ValueError, match="unknown split 'tarin', known are .*did you mean 'train'"):
+        canonical_splits({"tarin": 1})
+    with pytest.raises(ValueError, match="such as test-ood$"):  # like nothing known: no hint
+        checked_split_name("brains")
+    assert checked_split_name("Val") == "Val"
+    assert (meant_split("tset"), meant_split("vlaid"), meant_split("x")) == ("test", "valid", None)
+    assert meant_split("train") is None
+    assert meant_split("tset", {"test"}) is None
+
+
+# -- statistics --------------------------------------------------------------------------------------
+
+
+def described(values: np.ndarray) -> dict[str, float]:
+    return {
+        **{"count": float(values.size), "mean": values.mean(), "std": values.std()},
+        **{"rms": np.sqrt((values**2).mean()), "min": values.min(), "max": values.max()},
+    }
+
+
+@pytest.mark.parametrize("grid", [(7, 10), (300, 257)])  # one block of 2^15 values, and several
+def test_statistics_are_numpys(grid: tuple[int, int]) -> None:
+    data = np.random.default_rng(3).normal(50.0, 2.0, (3, 4, 2, *grid)).astype(np.float32)
+    found = dataset_statistics(shard_sums(data, ["u", "p"]), {"train": (0, 2), "none": (2, 2)})
+    assert list(found) == ["all", "train", "none"]
+    assert found["none"] == {"u": {}, "p": {}}
+    for split, rows in (("all", slice(0, 3)), ("train", slice(0, 2))):
+        for channel, name in enumerate(("u", "p")):
+            values = data[rows, :, channel].astype(np.float64)
+            expected = described(values)
+            expected |= {f"delta_{k}": v for k, v in described(np.diff(values, axis=1)).items()}
+            assert found[split][name] == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert (default_split(found), default_split({"all": {}})) == ("train", "all")
+
+
+def test_frames_of_several_trajectories_have_no_change_between_them() -> None:
+    frames = np.random.default_rng(4).normal(size=(6, 2, 7, 10)).astype(np.float32)
+    found = frame_moments(frames, None, 3)
+    wide = frames.astype(np.float64)
+    for number in range(6):
+        for channel in range(2):
+            plain, deltas = found[number][channel]
+            assert merge(plain).sum == pytest.approx(wide[number, channel].sum())
+            assert len(deltas) == (1 if number % 3 else 0)
+            if deltas:
+                change = wide[number, channel] - wide[number - 1, channel]
+                expected = [change.size, change.sum(), change.var() * change.size]
+                assert [deltas[0].count, deltas[0].sum, deltas[0].deviation] == pytest.approx(
+                    expected
+                )
+                assert (deltas[0].min, deltas[0].max) == (change.min(), change.max())
+    # the same in pieces, each told the frame before it
+    later = frame_moments(frames[1:3], frames[0], 3)
+    assert [[m[1] for m in row] for row in later] == [[m[1] for m in row] for row in found[1:3]]
+
+
+def test_masked_points_are_left_out_of_values_and_of_changes() -> None:
+    rng = np.random.default_rng(5)
+    values = rng.normal(3.0, 1.0, (2, 4, 7, 10)).astype(np.float32)
+    mask = (rng.random((2, 4, 7, 10)) > 0.4).astype(np.float32)
+    data = np.stack([np.where(mask, values, -99.0).astype(np.float32), mask], axis=2)
+    found = pool(shard_sums(data, ["u", "mask"], {0: 1})["u"])
+    wide, there = values.astype(np.float64), mask > 0
+    expected = described(wide[there])
+    both = there[:, 1:] & there[:, :-1]
+    expected |= {f"delta_{k}": v for k, v in described(np.diff(wide, axis=1)[both]).items()}
+    assert found == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    nothing = trajectory_sums(values[0], np.zeros_like(mask[0]))
+    assert nothing == pooled_sums([], [])
+    assert set(nothing.values()) == {0.0}
+    broken = values[0].copy()
+    broken[1, 2, 3] = np.nan  # is found, though the mask hides it
+    assert np.isnan(trajectory_sums(broken, np.zeros_like(mask[0]))["sum"])
+
+
+def statistics_of(spec: DatasetSpec) -> dict[str, Any]:
+    data = np.random.default_rng(6).normal(size=spec.shape).astype(np.float32)
+    return dict(dataset_statistics(shard_sums(data, spec.field_names), spec.splits))
+
+
+def test_statistics_of_others_must_be_whole(tmp_path: Path) -> None:
+    spec = spec_of(masks={"u": "p"})  # of a masked field a split may have no value
+    good = statistics_of(spec)
+    require_statistics(good, spec)
+    row = good["train"]["u"]
+    required = ("count", "mean", "std", "min", "max")
+    require_statistics(
+        {**good, "train": {**good["train"], "u": {k: row[k] for k in required}}}, spec
+    )
+    for key in required:
+        short = {k: v for k, v in row.items() if k != key}
+        with pytest.raises(
+            ValueError, match=r"statistics\.train\.u: has .*, required is count, mean"
+        ):
+            require_statistics({**good, "train": {**good["train"], "u": short}}, spec)
+    with pytest.raises(ValueError, match=r"statistics\.train\.u: has"):
+        require_statistics({**good, "train": {**good["train"], "u": {**row, "median": 0.0}}}, spec)
+    require_statistics({**good, "train": {**good["train"], "u": {}}}, spec)
+    with pytest.raises(ValueError, match=r"statistics\.train\.p: has nothing, required"):
+        require_statistics({**good, "train": {"u": row, "p": {}}}, spec)
+    with pytest.raises(ValueError, match=r"statistics\.test\.p: has count, required"):
+        require_statistics({**good, "test": {"u": {}, "p": {"count": 1.0}}}, spec)
+    with pytest.raises(ValueError, match=r"statistics\.train: of other fields"):
+        require_statistics({**good, "train": {"u": row}}, spec)
+    with pytest.raises(ValueError, match="statistics: of all, train, required is all, train, test"):
+        require_statistics({k: good[k] for k in ("all", "train")}, spec)
+    with pytest.raises(ValueError, match="statistics: of nothing, required"):
+        require_statistics({}, spec)
