@@ -19,7 +19,7 @@ from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, WeightsChoice
 
 
 class EvaluateResources(Section):
-    """What an evaluation runs on. Its numbers are the same for any number of workers."""
+    """Workers of an evaluation. Its numbers are the same for any number of workers."""
 
     launcher: Literal["ray", "none"] | None = Field(
         None,
@@ -76,7 +76,7 @@ class EvaluateJob(Section):
         description="Also roll out this many steps, beyond the data's end too, to check stability.",
     )
     physics: bool = Field(
-        True, description="Also hold forecasts against the equation that a dataset records."
+        True, description="Also check forecasts against the equation that a dataset records."
     )
     resources: Annotated[EvaluateResources, BeforeValidator(_given_of_training)] = (
         EvaluateResources()
@@ -97,7 +97,7 @@ class EvaluateJob(Section):
 
 
 class ProbeJob(Section):
-    """Look at the nodes of a cluster: what `pelagos doctor --cluster NAME` submits."""
+    """Check the nodes of a cluster; `pelagos doctor --cluster NAME` submits it."""
 
     job: Literal["probe"] = "probe"
     name: RunName = Field(description="Name of the run.")

@@ -19,7 +19,7 @@ class EveryNConfig(Section):
 
 
 class MemoryBudgetConfig(Section):
-    """Recompute what an integer program chooses (torch's, solved by PuLP)."""
+    """Recompute the parts that an integer program chooses (torch's, solved by PuLP)."""
 
     memory_budget_bytes: PositiveInt = Field(
         description="Peak memory of one rank: weights, gradients, moments and activations."

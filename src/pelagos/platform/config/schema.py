@@ -38,7 +38,7 @@ PLUGINS = Field(
 
 
 class StorageConfig(Section):
-    """How to reach `s3://` data. Credentials never stand here: they come from the environment."""
+    """Access to `s3://` data. Credentials are never here: they come from the environment."""
 
     endpoint_url: AddressText | None = Field(
         None, description="S3 endpoint; default: AWS_ENDPOINT_URL, else Amazon's own."
@@ -51,7 +51,7 @@ class StorageConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What a job runs on."""
+    """Workers, cores and GPUs of a job."""
 
     launcher: Annotated[Literal["ray", "none"], Meaning.HOW] = Field(
         "ray", description="ray: Ray workers; none: this process (alone, or as a torchrun rank)."
@@ -68,7 +68,7 @@ class GenerateDataset(Section):
     """One dataset to simulate."""
 
     family: str = Field(
-        description="Family of initial states; an unknown one is answered with all names."
+        description="Family of initial states; an error about an unknown one lists all."
     )
     uri: PathText = Field(description="Where the dataset goes: a directory or s3:// prefix.")
     num_trajectories: PositiveInt = Field(description="Number of trajectories to simulate.")
@@ -131,7 +131,7 @@ class MixtureEntryConfig(Section):
     )
     description: DescriptionConfig | PathText | None = Field(
         None,
-        description="What a Zarr array of another writer does not say: a mapping, or the path of a "
+        description="Information that a Zarr array from another tool lacks: a mapping, or the path of a "
         "YAML file of one (docs/data-recipes.md).",
     )
     crop: tuple[PositiveInt, ...] | None = Field(
@@ -147,16 +147,16 @@ class ConstantsConfig(Section):
 
 
 class CacheConfig(Section):
-    """Where each node keeps what it has fetched from object stores (docs/data.md)."""
+    """Cache of each node for data from object stores (docs/data.md)."""
 
     directory: Annotated[PathText, Meaning.PLACE] = Field(
-        description="Directory on a disk of the node; made if it is missing."
+        description="Directory on a disk of the node; created if absent."
     )
-    max_bytes: PositiveInt = Field(description="Bytes it may take, all datasets together.")
+    max_bytes: PositiveInt = Field(description="Largest size in bytes, all datasets together.")
 
 
 class DataConfig(Section):
-    """What is streamed into the model."""
+    """The data that is streamed into the model."""
 
     mixture: Annotated[tuple[MixtureEntryConfig, ...], Field(min_length=1), Trait.INPUTS] = Field(
         description="The datasets and their weights."
@@ -173,7 +173,7 @@ class DataConfig(Section):
     )
     absent_fields: Literal["masked", "ones"] = Field(
         "masked",
-        description="What a field is where a dataset lacks it. masked: 0 after normalisation, and no "
+        description="Value of a field that a dataset lacks. masked: 0 after normalisation, and no "
         "part of the loss; ones: 1, and learnt like any other (official DPOT).",
     )
     max_trajectories: PositiveInt | None = Field(
@@ -209,7 +209,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which network."""
+    """The network."""
 
     name: str = Field(
         description="Name in the registry (`pelagos models`), or a class: my_lab.networks:MyNet."
@@ -285,7 +285,7 @@ class ScheduleConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When and where state is saved."""
+    """Times and places of checkpoints."""
 
     every_steps: PositiveInt = Field(500, description="Steps between checkpoints.")
     keep_last: PositiveInt = Field(3, description="Newest checkpoints kept.")
@@ -336,7 +336,7 @@ TagName = Annotated[str, AfterValidator(_that_no_record_has)]
 
 
 class TrackingConfig(Section):
-    """Where MLflow records go."""
+    """Records in MLflow."""
 
     uri: PathText | None = Field(
         "sqlite:///mlflow.db", description="MLflow tracking store or server; null: no tracking."
@@ -359,7 +359,7 @@ class TrackingConfig(Section):
 
 
 class HealthConfig(Section):
-    """What happens when something breaks."""
+    """Responses to failures."""
 
     max_failures: NonNegativeInt = Field(3, description="Worker-group restarts before giving up.")
     collective_timeout_seconds: PositiveInt = Field(
@@ -373,10 +373,10 @@ class HealthConfig(Section):
 
 
 class CallbackConfig(Section):
-    """Something that is called as the training goes on, and sees its values."""
+    """A callback: it is called during the training and sees its values."""
 
     name: str = Field(description="A plugin's name, or a class: my_lab.watch:GradientNorms.")
-    config: dict[str, Any] = Field({}, description="Keywords that it is made with.")
+    config: dict[str, Any] = Field({}, description="Keywords of its constructor.")
     on_error: Literal["stop", "log"] = Field(
         "stop", description="Whether an exception in it stops the run, or is logged."
     )
@@ -408,7 +408,7 @@ class TrainingJob(Section):
     # where the code of parts is; which parts, other keys say
     plugins: Annotated[Plugins, Meaning.PLACE] = PLUGINS
     callbacks: Annotated[tuple[CallbackConfig, ...], Meaning.RECORD] = Field(
-        (), description="What watches the training, in this order (docs/extending.md)."
+        (), description="Callbacks of the training, called in this order (docs/extending.md)."
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Decay of an exponential moving average of the weights; default: none."

@@ -18,7 +18,7 @@ from pelagos.platform.config.section import (
 
 
 class SourceConfig(Section):
-    """Where the weights come from: one of `run` and `uri`."""
+    """Source of the weights: either `run` or `uri`."""
 
     run: RunName | None = Field(None, description="Name of a run.")
     runs_dir: PathText | None = Field(
