@@ -190,8 +190,8 @@ def _check_pretrain(job: TrainingJob) -> Iterator[Finding]:
         if start >= job.schedule.total_steps:
             yield (
                 ("optimizer", "groups", index, "frozen_until_step"),
-                f"got {start}, must be below total_steps {job.schedule.total_steps}; for what is never "
-                "trained use optimizer.frozen",
+                f"got {start}, must be below total_steps {job.schedule.total_steps}; for parameters "
+                "that are never trained use optimizer.frozen",
             )
     if job.resources.gpus_per_worker > 1:
         yield (
