@@ -31,7 +31,7 @@ AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, ConvertJob, Ev
 
 def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> AnyJob:
     """Return the job of a file, which must be of `kind`. Raises `ValueError`."""
-    job = load_job(path, overrides or ())
+    job = plugins.with_named(load_job(path, overrides or ()))
     plugins.load_for(job)  # the user's own file
     if not isinstance(job, kind):
         raise ValueError(

@@ -76,6 +76,11 @@ def _check_rank(model: nn.Module, updated: Sequence[str], rank: int) -> None:
         )
 
 
+def is_update(name: str) -> bool:
+    """Return whether a parameter of that name is a factor of a low-rank update."""
+    return name.endswith((_A, _B))
+
+
 def initial_updates(model: nn.Module, seed: int) -> dict[str, Tensor]:
     """A uniform in ±1 / sqrt(columns), from the seed and its name alone; B zero."""
     values = {}

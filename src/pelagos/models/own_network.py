@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.models.family import Call, FrameOutput, Options
+from pelagos.models.low_rank import is_update
 from pelagos.models.pretrained import Pretrained, check_weights, read_weights
 
 MODEL_TYPE = "own"
@@ -151,12 +152,15 @@ class OwnNetwork(Pretrained):
             {f"network.{name}" for name in says()} if callable(says) else super().no_weight_decay()
         )
 
-    def draw_whole(self, seed: int, module: str, key: str) -> Tensor:
+    def draw_whole(self, seed: int, module: str, key: str) -> Tensor | None:
         """Return one initial parameter or buffer of a submodule, as the constructor draws it.
 
-        All are drawn together from `seed`; each is kept until it is asked for.
+        All are drawn together from `seed`; each is kept until it is asked for. Low-rank updates, which
+        no constructor makes, are None.
         """
         name = f"{module}.{key}" if module else key
+        if is_update(name):
+            return None
         if name not in self._drawn:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(seed)

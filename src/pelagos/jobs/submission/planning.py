@@ -169,7 +169,7 @@ def plan(
     runs: list[PlannedRun] = []
     for entry in read_entries(files, overrides):
         given = (*default_overrides(entry.path, config), *entry.overrides)
-        job = load_job(entry.path, given)
+        job = plugins.with_named(load_job(entry.path, given))
         plugins.load_for(job)
         require_shipped(plugins.wanted_by(job), names_in(contents))
         after = (*options.after, *(entry.after if entry.after != ("",) else (runs[-1].name,)))
