@@ -95,7 +95,7 @@ def test_no_run_is_marked_where_trajectories_cannot_tell(tmp_path: Path) -> None
     few = {"off": [scored(off, count=4)], "exact": [scored(exact, count=4)]}
     (data,) = shared_datasets(few)
     assert data.best() == [None] * 3
-    assert "not to be told from off with 4 trajectories" in best_sentence(data)
+    assert "not distinguishable from off with 4 trajectories" in best_sentence(data)
     # another run's forecasts are better of half of the trajectories, worse of the others
     one, other = scored(off), scored(off)
     draw = np.random.default_rng(0)

@@ -160,8 +160,9 @@ def test_few_trajectories_tell_nothing(count: int) -> None:
     verdict = judge(scored(best_linear, count))
     assert all(lead.label == "too few" for lead in verdict.leads)
     noun = "trajectory" if count == 1 else "trajectories"
-    assert f"cannot be told from persistence or the dataset's mean with {count} {noun}" in (
-        verdict.sentence
+    assert (
+        f"cannot be distinguished from persistence or the dataset's mean with {count} {noun}"
+        in (verdict.sentence)
     )
     assert 2.0 * 0.5 ** (LEAST_TRAJECTORIES - 1) > 0.05  # all alike by chance, often enough
     assert 2.0 * 0.5**LEAST_TRAJECTORIES <= 0.05

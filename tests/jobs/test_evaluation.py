@@ -72,7 +72,7 @@ def test_two_runs_side_by_side(two_runs: str) -> None:
     assert done.output.count(", averaged") == 2  # a column of each dataset's table
     assert "mean rank" in done.output
     assert "relative L1 / VRMSE" in done.output
-    assert "cannot be told from persistence" in done.output
+    assert "cannot be distinguished from persistence" in done.output
 
 
 def numbers_in(text: str) -> Counter[str]:

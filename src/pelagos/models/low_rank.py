@@ -70,7 +70,7 @@ def _check_rank(model: nn.Module, updated: Sequence[str], rank: int) -> None:
     if sides and rank > max(sides.values()):
         widest = max(sides, key=lambda name: sides[name])
         raise ValueError(
-            f"lora.rank: got {rank}, but no target is a matrix of such a rank; the widest, {widest}, "
+            f"lora.rank: got {rank}, but no target is a matrix of that rank; the widest, {widest}, "
             f"has a smaller side of {sides[widest]}. Use a rank below that, or train these weights "
             "themselves (lora.also_train)"
         )

@@ -60,8 +60,8 @@ def find(name: str) -> type[nn.Module]:
         raise ValueError(f"{name}: {module} holds no networks of a user's own")
     if module not in sys.modules:
         raise ValueError(
-            f"{name}: the module {module} was not imported. Jobs import what their own model.name and "
-            f"plugins say; what a file names is not imported by itself: say --plugin {module}"
+            f"{name}: the module {module} was not imported. Jobs import the modules of their own "
+            f"model.name and plugins, but none that only a file names: give --plugin {module}"
         )
     found = getattr(sys.modules[module], attribute, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):

@@ -98,8 +98,8 @@ def split_folders(path: str) -> dict[str, Path]:
             continue
         if name in found:
             raise SourceError(
-                f"{found[name]} and {folder} are both the split {name}: put all of it into one of "
-                f"them, or remove the one that is not wanted"
+                f"{found[name]} and {folder} are both the split {name}: put everything into one "
+                f"folder, or remove the other"
             )
         found[name] = folder
     _require_no_misspelt_split(place, found)

@@ -302,7 +302,7 @@ def _arrays(file: str, opened: Any, layout: str) -> _Look:
         if len(opened[key].shape) != len(axes) or differs:
             raise SourceError(
                 f"{file}: {key} has shape {opened[key].shape}, expected are the axes {axes} "
-                f"beside {main.name.lstrip('/')} of {main.shape}"
+                f"next to {main.name.lstrip('/')} of {main.shape}"
             )
         arrays.append(
             StoredArray("hdf5", file, key, axes, len(names), len(fields), start_frame=start_frame)

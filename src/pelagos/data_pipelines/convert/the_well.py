@@ -84,7 +84,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
     by_split = {name: files for name, files in _files(path).items() if files}
     if not by_split:
         raise SourceError(
-            f"{path} holds no HDF5 files: expected is a file of The Well, a folder of them, or "
+            f"{path} holds no HDF5 files: expected a file of The Well, a folder of them, or "
             f"the folder with train, valid and test"
         )
     looks = {name: [_look(file) for file in files] for name, files in by_split.items()}

@@ -189,7 +189,7 @@ class NodeCache:
                 if not self._reserve(file_bytes(length)):
                     self.is_filling = False
                     logger.info(
-                        "the cache %s holds its %d bytes; what is not in it is read past it",
+                        "the cache %s holds its %d bytes; other data is read from the store",
                         self.settings.directory,
                         self.settings.max_bytes,
                     )
@@ -272,7 +272,7 @@ class NodeCache:
         if self.is_filling:
             self.is_filling = False
             logger.warning(
-                "the cache %s takes no more (%s); what is not in it is read past it",
+                "the cache %s takes no more (%s); other data is read from the store",
                 self.settings.directory,
                 error,
             )

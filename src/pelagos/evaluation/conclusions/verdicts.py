@@ -117,7 +117,7 @@ class Verdict:
         if not self.is_possible:
             count = self.num_trajectories
             return (
-                f"({self.method}) cannot be told from persistence or the dataset's mean with "
+                f"({self.method}) cannot be distinguished from persistence or the dataset's mean with "
                 f"{count} {'trajectory' if count == 1 else 'trajectories'}: at least "
                 f"{LEAST_TRAJECTORIES} are needed"
             )

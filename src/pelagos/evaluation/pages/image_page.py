@@ -80,7 +80,7 @@ def _figures(evaluation: ImageEvaluation) -> list[Picture]:
     drawn = plots.figure_png(confusion_figure(evaluation))
     pictures = [Picture("Confusion matrix, each row's share.", "confusion.png", drawn)]
     if evaluation.examples:
-        caption = "The first images: what went in, and what came out beside the truth."
+        caption = "The first images: input, truth and prediction."
         shown = plots.figure_png(examples_figure(evaluation))
         pictures.append(Picture(caption, "examples.png", shown))
     return pictures

@@ -397,7 +397,7 @@ def best_sentence(data: SharedDataset) -> str:
             number = found[0].num_trajectories
             counted = f"{number} {'trajectory' if number == 1 else 'trajectories'}"
             told = (
-                f"not to be told from {other.run} with {counted} "
+                f"not distinguishable from {other.run} with {counted} "
                 f"(at least {LEAST_TRAJECTORIES} are needed)"
             )
         parts.append(told)

@@ -171,7 +171,7 @@ def _scheduler(
             try:
                 record = take_over(member, best, population.end_of(self.leg), settings)
             except (ValueError, OSError, StorageError) as error:
-                logger.warning("%s goes on as it was: %s", name, error)
+                logger.warning("%s continues unchanged: %s", name, error)
                 trial.set_config(before)
                 return
             trial.set_config({**trial.config, "trial": name})

@@ -59,7 +59,7 @@ def _infer(found: ForeignWeights, options: Mapping[str, Any]) -> tuple[Pretraine
         names = ", ".join(sorted(found.tensors)[:_LISTED])
         raise ValueError(
             f"{found.source}: the names fit no model of the registry (its first names: {names}); "
-            f"give --model, and --prefix if something stands before the network's names"
+            f"give --model, and --prefix if the parameter names have a prefix"
         )
     reasons = []
     for name in (n for n in list_models() if n.startswith(f"{family}-")):

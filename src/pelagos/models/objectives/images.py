@@ -129,7 +129,7 @@ class Masked(_SingleFrame):
             raise ValueError(
                 f"masked: mask_ratio={self.mask_ratio} hides none of {num_patches} patches of "
                 f"{patch} points on a grid of {tuple(image.shape[2:])}; take smaller patches, or hide "
-                f"more of them"
+                f"more patches"
             )
         return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :num_kept], True)
 
@@ -231,8 +231,8 @@ class Segmentation(_SingleFrame):
         super().__post_init__()
         if self.label_field not in self.fields or len(self.fields) < 2:
             raise ValueError(
-                f"segmentation: label_field={self.label_field!r} must be one of the fields, beside "
-                f"what goes into the model; the fields are {', '.join(self.fields)}"
+                f"segmentation: label_field={self.label_field!r} must be one of the fields, next to "
+                f"the inputs of the model; the fields are {', '.join(self.fields)}"
             )
         if self.num_classes < 2:
             raise ValueError(f"segmentation: num_classes={self.num_classes} must be at least 2")

@@ -250,7 +250,7 @@ class CheckpointStore:
         written = write_pieces(copy, staging, group.process_group)
         damage = damaged_pieces(staging, written, pieces)
         if damage:
-            raise CheckpointError(f"what was written is not what was in memory: {damage[0]}")
+            raise CheckpointError(f"the written bytes differ from those in memory: {damage[0]}")
         paths = sorted(staging.glob(f"__{group.rank}_*"))
         if group.rank == 0:
             replace_durably(staging / TRAINER_STATE, json.dumps(trainer_state, indent=1).encode())
@@ -397,7 +397,7 @@ def _reject_damage(damage: Sequence[str], uri: str) -> None:
     if damage:
         raise CheckpointError(
             f"{uri} is damaged: {'; '.join(damage)}. Nothing was loaded; move this directory "
-            "away to go on from the checkpoint before it."
+            "away to continue from the checkpoint before it."
         )
 
 

@@ -173,7 +173,7 @@ class RunDirectory:
             raise RunError(
                 f"run {self.name!r} is another user's, and its files in {self.path} say "
                 f"{' and '.join(dropped)}, where your credentials would be sent. Say it yourself if you "
-                f"know it, or KEY=null to go on without"
+                f"know it, or KEY=null to continue without"
             )
 
     def replace_job(self, job: TrainingJob) -> None:
