@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -159,6 +161,15 @@ def test_an_abandoned_save_leaves_nothing_and_takes_nothing(
     assert [info.step for info in place.complete()] == [3]
 
 
+def test_a_temporary_copy_that_is_gone_already_stops_nothing(tmp_path: Path) -> None:
+    """As where something cleans the directory of temporary files."""
+    place = RemotePlace(f"memory://{tmp_path.name}-gone", {})
+    staging = place.staging(5)
+    shutil.rmtree(staging)
+    place.commit(5, staging, manifest_text(Manifest(5, (), {})))
+    assert [info.step for info in place.complete()] == [5]
+
+
 def test_what_is_no_checkpoint_is_not_listed(tmp_path: Path) -> None:
     for name in ("step-00000001", "step-x", "step-00000002.old", "other-00000004"):
         (tmp_path / name).mkdir()
@@ -280,6 +291,9 @@ def test_a_part_keeps_its_place() -> None:
     assert torch.equal(local_part(other), whole[5:] * 2)
     assert local_part(whole) is whole
     assert with_local_part(whole, part.local) is part.local
+    assert part.detach() is part  # what torch.distributed.checkpoint does to every tensor
+    with pytest.raises(TypeError, match=r"aten\.add.*a FlatShard holds one rank's elements"):
+        torch.add(part, 1)
 
 
 def test_a_copy_in_host_memory_uses_its_buffers_again() -> None:
@@ -345,3 +359,38 @@ def test_pieces_of_a_tensor_stand_in_order() -> None:
     pieces = [PieceRecord("w", (n,), (1,), "00000000") for n in (10, 2, 0)]
     found = tensor_records({"w": torch.zeros(11)}, pieces)["w"].pieces
     assert [p.offsets for p in found] == [(0,), (2,), (10,)]
+
+
+def test_a_rank_writes_one_file_and_over_an_earlier_one(tmp_path: Path) -> None:
+    """However many tensors there are; what an attempt before left there is in nobody's way."""
+    for seed in (1, 2):
+        parts: dict[str, Tensor] = {name: share(t, 0, 1) for name, t in tensors(seed).items()}
+        written = write_pieces(parts, tmp_path, None)
+        assert {result.storage_data.relative_path for result in written} == {"__0_0.distcp"}
+        assert [path.name for path in tmp_path.glob("*.distcp")] == ["__0_0.distcp"]
+        assert damaged_pieces(tmp_path, written, piece_records(parts)) == []
+
+
+class Touch:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return (os.mkdir, (str(self.path),))
+
+
+def test_a_piece_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    """Whoever wrote it may have written the checksums too."""
+    parts: dict[str, Tensor] = {"w": share(torch.zeros(3), 0, 1)}
+    (result,) = write_pieces(parts, tmp_path, None)
+    stored = StoredTensors(tmp_path, Manifest(0, (), {}))
+    file = tmp_path / result.storage_data.relative_path
+    torch.save(Touch(tmp_path / "ran"), file)
+    # as long as the piece was, whatever stands behind the end of an archive
+    ((_, info),) = stored._pieces["w"]
+    info.offset, info.length = 0, file.stat().st_size
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        stored.read("w")
+    assert not (tmp_path / "ran").exists()

@@ -182,6 +182,23 @@ def test_gravity_pulls_down_the_slope_of_its_potential() -> None:
     np.testing.assert_allclose(found[2].numpy(), along_y / 2, rtol=1e-3, atol=1e-3)
 
 
+def test_a_compiled_step_is_given_one_trajectory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its results do not depend on the batch; here with the step as it was before compiling."""
+    sizes = []
+
+    def step(scheme: Any, state: Tensor, primitive: Tensor, dt: Tensor) -> Tensor:
+        sizes.append((len(state), len(primitive), len(dt)))
+        return scheme._runge_kutta(state, primitive, dt, second_order=True)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(euler, "_fused_step", lambda: step)
+    gas = torch.from_numpy(random_gas(12, 192).reshape(4, 3, 8, 8)).movedim(1, 0).contiguous()
+    gas[:, 1:3] *= 0.1
+    compiled = euler.solve_euler(gas, [0.0, 1e-3], compiled=True)
+    assert torch.equal(compiled, euler.solve_euler(gas, [0.0, 1e-3]))
+    assert set(sizes) == {(1, 1, 1)}
+    assert len(sizes) >= 3
+
+
 # -- rates -----------------------------------------------------------------------------------------
 
 
