@@ -113,8 +113,9 @@ def resume(
     until_step: int | None = None,
     require: JobCheck | None = None,
 ) -> PretrainResult:
-    """Continue a run from its newest complete checkpoint; a finished one only gets its records
-    to MLflow, where that had not worked or the store is another.
+    """Continue a run from its newest complete checkpoint.
+
+    A finished run only sends its records to MLflow, if that had failed or the store is another.
 
     `overrides` (`parallel.strategy=fsdp`, `resources.num_workers=4`) change how the steps to come
     are computed, and stay with the run. `require` raises if the job that it goes on as, which is read
@@ -157,8 +158,9 @@ def resume(
 
 
 def _check_continues(blueprint: Blueprint, directory: RunDirectory) -> None:
-    """Reject changes after which the newest checkpoint could not be continued, before they stay with
-    the run: other data, another order of samples, another network.
+    """Reject changes after which the newest checkpoint could not be continued.
+
+    These are other data, another order of samples, another network. The run keeps none of them.
 
     Raises:
         RunError: with the reason; nothing was changed.

@@ -73,14 +73,14 @@ def scored_groups(
 class EvaluationData:
     """A dataset as the model sees it.
 
-    ``fields`` are the model's channels; ``present [C]`` those that the dataset stores or knows to
-    be constant; ``groups`` the scored fields, name to channels: stored ones only, since a constant
-    field is forecast by persistence without error. ``read(trajectory, frames)`` gives normalised
-    ``[F, C, *grid]`` (0 where absent) and ``to_physical`` undoes the normalisation; ``grid_shape``
-    is ``(y, x)``, or ``(x,)`` or ``(z, y, x)``. Of the dataset's training split: ``mean_frame`` is
-    the mean of each channel, normalised, ``[C, 1, ...]`` or at each point ``[C, *grid]``; ``size``
-    its root mean square, in physical units. ``masks``: of each channel with points without a value
-    the channel that is 1 where there is one. ``given``: stored fields that are in no group because
+    `fields` are the model's channels; `present [C]` those that the dataset stores or knows to
+    be constant; `groups` the scored fields, name to channels: stored ones only, since a constant
+    field is forecast by persistence without error. `read(trajectory, frames)` gives normalised
+    `[F, C, *grid]` (0 where absent) and `to_physical` undoes the normalisation; `grid_shape`
+    is `(y, x)`, or `(x,)` or `(z, y, x)`. Of the dataset's training split: `mean_frame` is
+    the mean of each channel, normalised, `[C, 1, ...]` or at each point `[C, *grid]`; `size`
+    its root mean square, in physical units. `masks`: of each channel with points without a value
+    the channel that is 1 where there is one. `given`: stored fields that are in no group because
     nothing of them has to be forecast.
     """
 
@@ -107,11 +107,11 @@ class EvaluationData:
 
     @property
     def channel_mask(self) -> Tensor:
-        """``present`` beside the channels of ``[..., C, *grid]``: ``[C, 1, ...]`` bool."""
+        """`present` beside the channels of `[..., C, *grid]`: `[C, 1, ...]` bool."""
         return torch.tensor(self.present).view(-1, *(1,) * self.num_dimensions)
 
     def valid(self, frames: Tensor) -> Tensor | None:
-        """Where ``[..., C, *grid]`` have values, bool of that shape; None without masks."""
+        """Where `[..., C, *grid]` have values, bool of that shape; None without masks."""
         if not self.masks:
             return None
         axis = -self.num_dimensions - 1
@@ -135,12 +135,12 @@ class EvaluationData:
         statistics: Mapping[str, Mapping[str, float]] | None = None,
         masks: Mapping[str, str] | None = None,
     ) -> EvaluationData:
-        """View a dataset through the model's ``channels``.
+        """View a dataset through the model's `channels`.
 
-        ``groups`` names the fields scored together (``{"velocity": ("velocity-x",
-        "velocity-y")}``), None scores each by itself; fields which the dataset does not store are
-        left out of them. ``statistics`` hold ``mean`` and ``std`` of the fields in the training
-        split; where they are absent, the normalisation's. ``masks``: field to mask, of the dataset
+        `groups` names the fields scored together (`{"velocity": ("velocity-x",
+        "velocity-y")}`), None scores each by itself; fields which the dataset does not store are
+        left out of them. `statistics` hold `mean` and `std` of the fields in the training
+        split; where they are absent, the normalisation's. `masks`: field to mask, of the dataset
         and of the model's training. Raises ValueError if the dataset stores none of the model's
         fields.
         """

@@ -90,8 +90,10 @@ def _continue_from(
 def bring_checkpoint(
     run: RunDirectory, source: str, store: CheckpointStore, step: int
 ) -> dict[str, Any]:
-    """Copy a checkpoint of `source`, and the best one until then, to a new place of `run`'s own;
-    return what a record says of it."""
+    """Copy a checkpoint of `source`, and the best one until then, to a new place of `run`'s own.
+
+    Return the record of it.
+    """
     uri = run.checkpoint_uri_after(len(run.take_overs()) + 1)
     target = CheckpointStore(uri, options_for(uri, run.job().storage))
     empty_place(target)  # one that was cut off before it was recorded

@@ -35,8 +35,10 @@ from pelagos.platform.storage_choice import options_for
 
 
 def usual_groups(fields: Sequence[str], dataset: ReadableDataset) -> dict[str, tuple[str, ...]]:
-    """Return the fields that are scored together in a dataset where a job does not say: the
-    components of a vector, of the fields that are not given there."""
+    """Return the fields that are scored together in a dataset where a job does not say.
+
+    These are the components of a vector, of the fields that are not given there.
+    """
     usual = default_field_groups(fields)
     return without_fields(usual, given_fields(dataset)) or usual
 
@@ -135,8 +137,9 @@ class Forecaster:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Return the answer of a classifier `[batch, class]`, or of a segmentation network
-        `[batch, class, *grid]`, to normalised images `[batch, channel, *grid]`.
+        """Return the answer to normalised images `[batch, channel, *grid]`.
+
+        That of a classifier is `[batch, class]`, of a segmentation network `[batch, class, *grid]`.
 
         A segmentation network that was trained on crops sees images larger than they are in
         overlapping patches of the crops' size (`models.sliding_window`).

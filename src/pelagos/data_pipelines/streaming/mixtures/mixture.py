@@ -183,16 +183,21 @@ class Mixture:
 
     @property
     def masks(self) -> dict[str, str]:
-        """The channels that have points without a value, each with the field that says where: 1 with
-        a value, 0 without. That field need not be a channel."""
+        """The channels that have points without a value, each with its mask.
+
+        A mask is 1 where there is a value and 0 elsewhere. It need not be a channel.
+        """
         specs = [entry.dataset.spec for entry in self.entries]
         found = {name: mask for spec in specs for name, mask in spec.masks.items()}
         return {name: found[name] for name in self.fields if name in found}
 
     @property
     def given_fields(self) -> frozenset[str]:
-        """Channels of which nothing has to be forecast: constant, given (`DatasetSpec`), or found to
-        never change (`unchanging_fields`), in every dataset that has them, and in one at least."""
+        """Channels of which nothing has to be forecast.
+
+        They are constant, given (`DatasetSpec`), or found never to change (`unchanging_fields`), in
+        every dataset that has them, and in at least one.
+        """
         datasets = [entry.dataset for entry in self.entries]
         specs = [dataset.spec for dataset in datasets]
         given = [given_fields(dataset) for dataset in datasets]
@@ -227,8 +232,7 @@ class Mixture:
         out: npt.NDArray[np.float32],
         region: Region | None = None,
     ) -> None:
-        """Read one sample, or a region of it, and write it normalised into `out`, `[F, C, y, x]`
-        float32.
+        """Read one sample, or a region of it, normalised into `out`, `[F, C, y, x]` float32.
 
         Raises:
             DatasetError: naming the dataset, the trajectory and the frames.
