@@ -86,6 +86,8 @@ def main() -> int:
                     (m["line"], m["becomes"]) for m in found.get(row["path"], {}).get("missed", [])
                 }
                 mutants = [m for m in mutants if (m.line, m.becomes) in before]
+                if not mutants:
+                    continue
             result = _try(row, mutants, source, config)
             if options.again and row["path"] in found:
                 result = _together(found[row["path"]], result)

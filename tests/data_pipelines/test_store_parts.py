@@ -25,7 +25,7 @@ from pelagos.data_pipelines.store.field_statistics import (
     shard_sums,
     trajectory_sums,
 )
-from pelagos.data_pipelines.store.half_precision import from_bfloat16, to_bfloat16
+from pelagos.data_pipelines.store.half_precision import as_read, from_bfloat16, to_bfloat16
 from pelagos.data_pipelines.store.layout import (
     array_documents,
     data_metadata,
@@ -111,6 +111,18 @@ def test_chunks_of_a_frame_put_together_are_the_region(
     assert list(parts_by_number(spec, region)) == [p.number for p in parts]
 
 
+def test_a_whole_frame_is_handed_on_without_a_copy() -> None:
+    frames = np.zeros((2, 2, 7, 10), np.float32)
+    for chunks in (None, (7, 10)):
+        found = list(frame_chunks(spec_of(chunk_shape=chunks), frames))
+        assert len(found) == 2
+        assert all(np.shares_memory(chunk, frames) for chunk in found)
+    # one chunk that reaches beyond the grid is no whole frame
+    (wide, _) = frame_chunks(spec_of(chunk_shape=(8, 10)), frames + 1)
+    assert wide.shape == (2, 8, 10)
+    assert (wide[:, 7].max(), wide[:, :7].min()) == (0, 1)
+
+
 # -- bfloat16 ----------------------------------------------------------------------------------------
 
 
@@ -129,6 +141,14 @@ def test_bfloat16_is_torchs() -> None:
     out = np.empty(stored.shape, np.float32)
     assert from_bfloat16(stored, out) is out
     np.testing.assert_array_equal(out, there.float().numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_only_bfloat16_is_read_as_another_type(dtype: Any) -> None:
+    stored = np.arange(3).astype(dtype)
+    assert as_read(spec_of(dtype=dtype), stored) is stored
+    halves = np.array([0x3F80, 0xC000], np.uint16)
+    assert as_read(spec_of(dtype="bfloat16"), halves).tolist() == [1.0, -2.0]
 
 
 # -- shards ------------------------------------------------------------------------------------------
