@@ -4,8 +4,8 @@
 #   make test         the whole test suite
 #   make lint         ruff, ruff format, mypy --strict
 #   make venv         only the environment
-#   make format       let ruff mend what it can
-#   make docs         write docs/job-file.md from the schema of job files
+#   make format       let ruff fix what it can
+#   make docs         write the reference pages, and build docs/ as a site in site/
 #   make mutants      change the code in one place at a time and count what the tests notice: hours
 #   make lock         write the hashes of what is installed (requirements/*.lock), from PyPI
 #
@@ -23,7 +23,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 PYTHON_IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-CODE := src tests benchmarks examples requirements
+CODE := src tests benchmarks examples requirements docs/hooks.py
 PYTEST_ARGS ?=
 # Tests of Ray and Slurm wait most of the time, and must not meet each other: Slurm's runs end every
 # Ray of the machine. The others fill that time.
@@ -90,9 +90,13 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-# The pages that are written from the code.
+# Two pages are written from the code. Then broken links and unresolved references are errors.
+docs: export NO_MKDOCS_2_WARNING ?= 1
 docs: $(STAMP)
 	$(BIN)/python -m pelagos.platform.config.reference > docs/job-file.md
+	$(BIN)/python -m pelagos.cli.reference > docs/cli.md
+	$(BIN)/python -m mkdocs build --strict
+	@echo "open site/index.html"
 
 MUTANTS_OF ?=
 mutants: export OMP_NUM_THREADS ?= 1

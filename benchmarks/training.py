@@ -24,7 +24,7 @@ from torch import nn
 from pelagos.data_pipelines.generate import generate_trajectories
 from pelagos.data_pipelines.generate.tasks import GenerationRequest, dataset_spec
 from pelagos.data_pipelines.store import create_dataset
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.platform.config.schema import PretrainJob
 from pelagos.platform.optimization.optimizer import optimizer_factory
 from pelagos.platform.records.runs import RunDirectory

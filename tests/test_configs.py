@@ -16,7 +16,9 @@ from pelagos.cli.main import app
 from pelagos.data_pipelines.generate.families import find_family
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs.sweeping.trials import trials_of
-from pelagos.jobs.training.parts import build_model, build_objective, check_parts
+from pelagos.jobs.training.blueprint import Blueprint
+from pelagos.jobs.training.checking import checked
+from pelagos.jobs.training.networks import build_objective
 from pelagos.models.adaptation import adapt
 from pelagos.models.registry import create_model
 from pelagos.platform.config import (
@@ -228,7 +230,7 @@ def test_poseidon_fits_its_data(tmp_path: Path) -> None:
     path = CONFIGS / "poseidon/t.yaml"
     job = load_job(path, stand_in_overrides(path, tmp_path))
     assert isinstance(job, PretrainJob)
-    mixture = check_parts(job)
+    mixture = checked(job).mixture
     assert mixture.sample_shape == (2, 4, 128, 128)
     assert mixture.num_samples == 6 * 66  # one training trajectory of each family
 
@@ -240,4 +242,4 @@ def test_the_larger_poseidons_differ_in_size_alone(size: str) -> None:
     assert large.objective == small.objective
     assert large.data.model_copy(update={"global_batch_size": 640}) == small.data
     with torch.device("meta"):
-        assert sum(1 for _ in build_model(large).parameters()) > 0
+        assert sum(1 for _ in Blueprint(large).model.parameters()) > 0

@@ -20,7 +20,8 @@ from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.jobs import evaluate, finetune
 from pelagos.jobs.sweeping.checks import check_labels
 from pelagos.jobs.sweeping.trials import trials_of
-from pelagos.jobs.training.parts import build_model, build_objective, check_parts
+from pelagos.jobs.training.checking import checked
+from pelagos.jobs.training.networks import build_objective
 from pelagos.jobs.weights.described_parts import described_network
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import (
@@ -165,7 +166,7 @@ def test_a_job_fits_its_data(
     known = {*spec.field_names, *spec.constant_fields}
     assert known - {"density"} <= set(job.data.fields) <= known | {"pressure"}
     # the network forecasts what changes, and that alone
-    scored = build_objective(job, prepared.mixture)
+    scored = prepared.blueprint.objective
     names = [f for group in getattr(scored, "field_groups").values() for f in group]  # noqa: B009
     still = {*spec.given_fields, *spec.constant_fields}
     assert names == [f for f in job.data.fields if f not in still]
@@ -173,7 +174,7 @@ def test_a_job_fits_its_data(
     assert (job.objective.name == "steady") == is_steady
     # embedding and recovery have a rate of their own, and start afresh where the fields are others
     with torch.device("meta"):
-        rates = group_settings(build_model(prepared.job), job.optimizer)
+        rates = group_settings(prepared.blueprint.model, job.optimizer)
     assert rates["embeddings.patch_embeddings.projection.weight"][:2] == (5e-4, 1e-6)
     fresh = prepared.adaptation.names("re-initialised")
     assert bool(fresh) == (len(job.data.fields) != len(FLUID))
@@ -237,7 +238,7 @@ def test_the_sweep_draws_the_whole_curve(
         job = jobs[label]
         assert all(getattr(job, key) == getattr(jobs["finetuned"], key) for key in same)
         small = "fno-nano" if label == "fno" else NETWORK["name"]
-        checked = parse_job(
+        resolved = parse_job(
             resolve_yaml(job),
             label,
             [
@@ -248,8 +249,8 @@ def test_the_sweep_draws_the_whole_curve(
                 "resources.gpus_per_worker=0",
             ],
         )
-        assert isinstance(checked, PretrainJob)
-        assert check_parts(checked).given_fields == {"density"}
+        assert isinstance(resolved, PretrainJob)
+        assert checked(resolved).mixture.given_fields == {"density"}
 
 
 def test_given_fields_are_no_difference_between_labels(

@@ -23,7 +23,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pelagos.registry import registering
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pelagos.platform.optimization.optimizer_kinds import OptimizerKind
     from pelagos.platform.optimization.schedules import Curve
 
+AnyJob = TypeVar("AnyJob")
 ENTRY_POINTS = "pelagos.plugins"
 VARIABLE = "PELAGOS_PLUGINS"
 _sealed = False
@@ -140,6 +141,20 @@ def load(modules: Iterable[str]) -> None:
 def load_for(job: Any) -> None:
     """Import what a job of the user's own names: its plugins, and modules of classes."""
     load([*wanted_by(job), *named_in_environment()])
+
+
+def with_named(job: AnyJob) -> AnyJob:
+    """Return a job of the user's own whose `plugins` also list those of `--plugin` and the environment.
+
+    So a run that was started with them resumes, is evaluated and exported without naming them again.
+    """
+    named = named_in_environment()
+    own = getattr(job, "plugins", None)
+    if own is None or not set(named) - set(own):
+        return job
+    both = tuple(dict.fromkeys([*own, *named]))
+    changed: AnyJob = job.model_copy(update={"plugins": both})  # type: ignore[attr-defined]
+    return changed
 
 
 def load_installed() -> None:

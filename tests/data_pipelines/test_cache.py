@@ -333,7 +333,7 @@ def test_rows_that_do_not_lie_together_are_not_blocks() -> None:
 def test_the_job_file_opens_datasets_with_its_cache(
     make_job: Any, s3_server: Any, write_waves: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    from pelagos.jobs.training.parts import MixtureStreams
+    from pelagos.jobs.training.blueprint import Blueprint
 
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
@@ -342,7 +342,7 @@ def test_the_job_file_opens_datasets_with_its_cache(
     frames = []
     for cache in (None, {"directory": str(tmp_path / "cache"), "max_bytes": MEGABYTE}):
         job = make_job(data__mixture=json.dumps([{"uri": uri}]), data__cache=json.dumps(cache))
-        with MixtureStreams(job).open(0, 0, 1) as stream:
+        with Blueprint(job).streams.open(0, 0, 1) as stream:
             frames.append([next(stream).frames.clone() for _ in range(6)])
             counts = stream.read_counts
     assert all(np.array_equal(a, b) for a, b in zip(*frames, strict=True))

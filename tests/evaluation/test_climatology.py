@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pelagos.data_pipelines.streaming.channels import Channels
+from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.evaluation import EvaluationData, evaluate_dataset
 from pelagos.evaluation.conclusions.verdicts import judge
 from pelagos.evaluation.forecasting.climatology import MOST_TRAJECTORIES, climatology
@@ -49,9 +51,8 @@ class Earth:
 
 def view(dataset: Earth) -> EvaluationData:
     statistics = {"temperature": {"mean": 280.0, "std": 10.0}}
-    return EvaluationData.from_dataset(
-        dataset, ("temperature",), (270.0,), (20.0,), statistics=statistics
-    )
+    channels = Channels.of(dataset, Normalization(("temperature",), (270.0,), (20.0,)))
+    return EvaluationData.from_dataset(dataset, channels, statistics=statistics)
 
 
 def in_kelvin(data: EvaluationData, trajectories: Sequence[int]) -> npt.NDArray[np.float64]:

@@ -17,6 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from pelagos.data_pipelines.streaming.channels import Channels
+from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.evaluation import (
     DatasetEvaluation,
     EvaluationData,
@@ -65,9 +67,14 @@ class DecayingWaves:
 
 
 def view(dataset: Any = None, **options: Any) -> EvaluationData:
-    return EvaluationData.from_dataset(
-        dataset or DecayingWaves(), MODEL_FIELDS, MEAN, STD, **options
+    dataset = dataset or DecayingWaves()
+    channels = Channels.of(
+        dataset,
+        Normalization(MODEL_FIELDS, MEAN, STD),
+        offset=options.pop("offset", {}),
+        masks=set(options.get("masks", {}).values()),
     )
+    return EvaluationData.from_dataset(dataset, channels, **options)
 
 
 def exact(frames: Tensor, lead_time: Tensor) -> Tensor:
@@ -226,7 +233,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, An
         {"seed": 0, "lr": math.nan},
         links={"run": "http://t/1"},
     )
-    report, table = write_report([evaluation], provenance, folder)
+    report, told = write_report([evaluation], provenance, folder)
     assert sorted(p.name for p in folder.iterdir()) == ["figures", "metrics.json", "report.html"]
     kinds = {p.suffix for p in (folder / "figures").iterdir()}
     assert kinds == {".png", ".gif"}
@@ -234,7 +241,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, An
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not strict JSON")
 
-    values = json.loads(table.read_text(), parse_constant=refuse)
+    values = json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
+    assert values == json.loads(json.dumps(told))
     return report.read_text(), values, evaluation
 
 

@@ -122,7 +122,7 @@ def test_absent_classes_are_left_out_with_a_note_and_missed_ones_named(tmp_path:
         "distances infinite",
         "class 2 is absent from truth and answer in 3 of 3 images, which are left out of its means",
     ]
-    page = write_image_report([evaluation], Provenance("r", 1, "m"), tmp_path).read_text()
+    page = write_image_report([evaluation], Provenance("r", 1, "m"), tmp_path)[0].read_text()
     assert "diverged" not in page
     assert '<td class="n">infinite</td>' in page
     console = Console(record=True, width=120)
@@ -139,5 +139,5 @@ def test_answers_no_better_than_one_class_are_warned_of(tmp_path: Path) -> None:
     assert "no better than always naming the most frequent class" in idle.warning
     assert f"{1 - 18 / 192:.4g}" in idle.warning
     assert good.warning == ""
-    page = write_image_report([idle, good], Provenance("r", 1, "m"), tmp_path).read_text()
+    page = write_image_report([idle, good], Provenance("r", 1, "m"), tmp_path)[0].read_text()
     assert page.count('class="warning"') == 1

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pelagos.data_pipelines.streaming.channels import Channels
+from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.evaluation import EvaluationData, evaluate_dataset
 from pelagos.evaluation.measures.metrics import METRICS
 
@@ -48,11 +50,10 @@ class Ocean:
 
 
 def scores(land: float) -> dict[str, npt.NDArray[np.float64]]:
+    normalization = Normalization(("temperature", "mask"), (10.0, 0.0), (1.0, 1.0))
     data = EvaluationData.from_dataset(
         Ocean(land),
-        ("temperature", "mask"),
-        (10.0, 0.0),
-        (1.0, 1.0),
+        Channels.of(Ocean(land), normalization),
         groups={"temperature": ("temperature",)},
         masks={"temperature": "mask"},
     )

@@ -49,7 +49,7 @@ def test_the_better_run_comes_first_and_wins_everywhere(tmp_path: Path) -> None:
         "has the best mean rank, 1 over 6 pairs of lead and field; it is better than off at 3 of 3 leads"
     )
     told = {name: {"model": "m", "step": 3, "weights": "ema"} for name in ("off", "exact")}
-    page = write_side_by_side([data], told, tmp_path).read_text()
+    page = write_side_by_side([data], told, tmp_path)[0].read_text()
     assert page.count("<img src=") == 2
     assert 'src="data:image/gif' in page
     assert "http" not in page
@@ -84,7 +84,7 @@ def test_the_best_of_each_row_is_marked_and_ranks_are_over_all_leads(tmp_path: P
     assert [c.rank for c in data.contenders] == pytest.approx([4 / 3, 5 / 3])
     assert data.best() == ["early", "early", "late"]
     told = {name: {"model": "m", "step": 3, "weights": "model"} for name in runs}
-    page = write_side_by_side([data], told, tmp_path).read_text()
+    page = write_side_by_side([data], told, tmp_path)[0].read_text()
     rows = re.findall(r"<tr>(<td class=\"n\">0\..*?)</tr>", page)
     marks = [["good" in cell for cell in row.split("<td")[2:6]] for row in rows[:3]]
     assert marks == [[True, True, False, False]] * 2 + [[False, False, True, True]]
@@ -95,7 +95,7 @@ def test_no_run_is_marked_where_trajectories_cannot_tell(tmp_path: Path) -> None
     few = {"off": [scored(off, count=4)], "exact": [scored(exact, count=4)]}
     (data,) = shared_datasets(few)
     assert data.best() == [None] * 3
-    assert "not to be told from off with 4 trajectories" in best_sentence(data)
+    assert "not distinguishable from off with 4 trajectories" in best_sentence(data)
     # another run's forecasts are better of half of the trajectories, worse of the others
     one, other = scored(off), scored(off)
     draw = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def test_no_run_is_marked_where_trajectories_cannot_tell(tmp_path: Path) -> None
     (data,) = shared_datasets({"one": [one], "other": [other]})
     assert data.best() == [None] * 3
     told = {name: {"model": "m", "step": 3, "weights": "model"} for name in ("one", "other")}
-    assert 'class="n good"' not in write_side_by_side([data], told, tmp_path).read_text()
+    assert 'class="n good"' not in write_side_by_side([data], told, tmp_path)[0].read_text()
 
 
 def test_trajectories_in_which_nothing_varies_are_lost_by_nobody(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_trajectories_in_which_nothing_varies_are_lost_by_nobody(tmp_path: Path)
         "0 of 5 (3 left out)",
     ]
     told = {name: {"model": "m", "step": 3, "weights": "model"} for name in runs}
-    page = write_side_by_side([data], told, tmp_path).read_text()
+    page = write_side_by_side([data], told, tmp_path)[0].read_text()
     assert "5 of 5 (3 left out)" in page
     numbers = json.loads((tmp_path / "metrics.json").read_text())["datasets"][0]
     assert [row["share_won"] for row in numbers["runs"]] == [1.0, 0.0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def test_the_first_step_that_is_not_finite_is_told_of_each_trajectory(tmp_path: 
     evaluation = evaluate_dataset(exact, data, range(3), (1, 2))
     report, numbers = write_report([evaluation], Provenance("run", 1, "m"), tmp_path, [found])
     assert "0 of 3 trajectories are finite to the end" in report.read_text()
-    assert json.loads(numbers.read_text())["stability"][0]["first_non_finite_step"] == expected
+    assert numbers["stability"][0]["first_non_finite_step"] == expected
     assert (tmp_path / "figures" / "decaying-waves-stability.png").stat().st_size > 0
 
 

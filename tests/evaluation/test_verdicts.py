@@ -14,6 +14,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from pelagos.data_pipelines.streaming.channels import Channels
+from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.evaluation import (
     DatasetEvaluation,
     EvaluationData,
@@ -70,9 +72,8 @@ def scored(
 ) -> DatasetEvaluation:
     """Forecasts of the temperature; `field_mean` is what the training split's statistics say."""
     statistics = {"temperature": {"mean": field_mean, "std": STD}}
-    data = EvaluationData.from_dataset(
-        Kelvin(), ("temperature",), (OFFSET,), (STD,), statistics=statistics
-    )
+    channels = Channels.of(Kelvin(), Normalization(("temperature",), (OFFSET,), (STD,)))
+    data = EvaluationData.from_dataset(Kelvin(), channels, statistics=statistics)
     return evaluate_dataset(predict, data, range(count), LEADS, batch_size=count, num_examples=0)
 
 
@@ -159,8 +160,9 @@ def test_few_trajectories_tell_nothing(count: int) -> None:
     verdict = judge(scored(best_linear, count))
     assert all(lead.label == "too few" for lead in verdict.leads)
     noun = "trajectory" if count == 1 else "trajectories"
-    assert f"cannot be told from persistence or the dataset's mean with {count} {noun}" in (
-        verdict.sentence
+    assert (
+        f"cannot be distinguished from persistence or the dataset's mean with {count} {noun}"
+        in (verdict.sentence)
     )
     assert 2.0 * 0.5 ** (LEAST_TRAJECTORIES - 1) > 0.05  # all alike by chance, often enough
     assert 2.0 * 0.5**LEAST_TRAJECTORIES <= 0.05

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from pelagos.cli.main import app
 from pelagos.jobs import evaluate, export, pretrain
-from pelagos.jobs.training.parts import MixtureStreams, build_model, build_objective
+from pelagos.jobs.training.blueprint import Blueprint
+from pelagos.jobs.training.networks import build_model
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.jobs.weights.sources import open_source
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
@@ -30,8 +31,10 @@ QUIET = Console(quiet=True)
 
 def validated_by_hand(job: PretrainJob, weights: dict[str, torch.Tensor]) -> float:
     """The validation loss of given weights: sums in numpy, one ratio per group, their mean."""
-    streams = MixtureStreams(job)
-    model, objective = build_model(job), build_objective(job, streams.mixture)
+    streams = Blueprint(job).streams
+    blueprint = Blueprint(job)
+    model = build_model(job, blueprint.bare_objective)
+    objective = blueprint.objective
     model.load_state_dict(weights)
     model.eval()
     errors, magnitudes = [], []

@@ -15,7 +15,7 @@ from pelagos.data_pipelines.management.appending import append
 from pelagos.data_pipelines.management.merging import merge
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset, open_dataset
 from pelagos.jobs import convert
-from pelagos.jobs.training.parts import check_parts
+from pelagos.jobs.training.checking import checked
 from pelagos.platform.config import ConfigError, TrainingJob
 from pelagos.platform.config.load import parse_job
 
@@ -61,13 +61,13 @@ def test_datasets_of_other_classes_are_not_mixed(tmp_path: Path) -> None:
     first, same = (pets(tmp_path / name, "cat", "dog") for name in "ab")
     other = pets(tmp_path / "c", "dog", "owl")
     more = pets(tmp_path / "d", "cat", "dog", "owl")
-    check_parts(job(first, same))
+    checked(job(first, same))
     with pytest.raises(
         ConfigError, match=r"c\.zarr has 2 .* label 0 is 'dog' there and 'cat' here"
     ):
-        check_parts(job(first, other))
+        checked(job(first, other))
     with pytest.raises(ConfigError, match=r"label 2 is 'owl' there and no class here"):
-        check_parts(job(first, more))
+        checked(job(first, more))
     with pytest.raises(ValueError, match=r"generator\.classes is \['dog', 'owl'\], required is"):
         append(open_dataset(first), open_dataset(other))
     with pytest.raises(ValueError, match=r"generator\.classes is \['dog', 'owl'\], required is"):
@@ -105,4 +105,4 @@ def test_a_label_that_is_no_whole_number_is_named(tmp_path: Path) -> None:
     writer.write_shard(0, values, {"label": np.array([0, 1.5, 2, 1])})
     writer.finalize()
     with pytest.raises(ConfigError, match=r"parameter 'label' holds 1\.5; classes are whole"):
-        check_parts(job(writer.uri))
+        checked(job(writer.uri))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pelagos.jobs import evaluate, export
-from pelagos.jobs.training.parts import build_parts, check_parts, count_flops
+from pelagos.jobs.training.blueprint import Blueprint, build_parts
+from pelagos.jobs.training.checking import checked
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.records.runs import Outcome, RunDirectory
@@ -65,7 +66,7 @@ def test_frames_that_do_not_fit_the_model_are_refused_before_a_worker_starts(
 ) -> None:
     job = make_job(**{**DPOT, "objective": "{name: autoregressive, config: {num_input_frames: 2}}"})
     with pytest.raises(ConfigError, match="in_timesteps=3") as refused:
-        check_parts(job)
+        checked(job)
     advice = "set objective.config.num_input_frames to 3, or the model's in_timesteps to 2"
     assert advice in str(refused.value)
 
@@ -77,13 +78,13 @@ def test_more_frames_than_the_data_hold_are_refused_with_the_most(make_job: Make
     with pytest.raises(
         ConfigError, match=r"set objective.config.num_input_frames to \d+ or less"
     ) as refused:
-        check_parts(job)
+        checked(job)
     most = re.search(r"num_input_frames to (\d+)", str(refused.value))
     assert most is not None
     fitting = {
         name: str(text).replace("3", most[1]) for name, text in DPOT.items() if "3" in str(text)
     }
-    check_parts(make_job(**{**DPOT, **fitting}))
+    checked(make_job(**{**DPOT, **fitting}))
 
 
 ONES = {
@@ -109,7 +110,7 @@ def test_absent_fields_may_be_ones_that_are_learnt(make_job: MakeJob, tmp_path: 
     assert (held_out.frames[:, :, 4] == 1).all()
 
     forecaster, _ = Forecaster.from_run(run)
-    data = forecaster.view(streams.datasets[0], {})
+    data = forecaster.view(streams.mixture.entries[0].dataset, {})
     states = data.read(0, range(3))[None]
     assert not states[:, :, 3:].any()  # neither pressure nor tracer
     ones, time = states.clone(), torch.zeros(1)
@@ -148,7 +149,7 @@ def test_ones_are_refused_where_they_fill_nothing(
     overrides: dict[str, str], message: str, make_job: MakeJob
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_parts(make_job(**{**DPOT, **ONES, **overrides}))
+        checked(make_job(**{**DPOT, **ONES, **overrides}))
 
 
 @pytest.mark.parametrize(
@@ -168,15 +169,14 @@ def test_channels_and_fields_that_no_data_have_are_refused(
     overrides: dict[str, str], message: str, make_job: MakeJob
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_parts(make_job(**{**DPOT, **overrides}))
+        checked(make_job(**{**DPOT, **overrides}))
 
 
 def test_operations_are_counted_anew_for_another_network(make_job: MakeJob) -> None:
     job = make_job(**DPOT)
-    mixture = check_parts(job)
-    once = count_flops(job, mixture)
-    assert count_flops(job, mixture) == once
+    once = Blueprint(job).flops_per_sample
+    assert checked(job).flops_per_sample == once
     wider = make_job(
         **{**DPOT, "model": str(DPOT["model"]).replace("embed_dim: 16", "embed_dim: 32")}
     )
-    assert count_flops(wider, mixture) > once
+    assert Blueprint(wider).flops_per_sample > once

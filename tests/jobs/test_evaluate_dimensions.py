@@ -20,7 +20,7 @@ from pelagos.cli.main import app
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset, open_dataset
 from pelagos.evaluation.pages import line_plots, plots
 from pelagos.jobs import evaluate
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import EvaluateJob, PretrainJob, load_job
 from pelagos.platform.records.runs import RunDirectory

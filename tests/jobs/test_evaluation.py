@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from pelagos.cli.main import app
 from pelagos.jobs import compare_runs
 from pelagos.jobs import evaluate as evaluate_job
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.platform.config import EvaluateJob, PretrainJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.records.runs import RunDirectory
@@ -72,7 +72,7 @@ def test_two_runs_side_by_side(two_runs: str) -> None:
     assert done.output.count(", averaged") == 2  # a column of each dataset's table
     assert "mean rank" in done.output
     assert "relative L1 / VRMSE" in done.output
-    assert "cannot be told from persistence" in done.output
+    assert "cannot be distinguished from persistence" in done.output
 
 
 def numbers_in(text: str) -> Counter[str]:

@@ -31,7 +31,7 @@ from pelagos.jobs.measuring.workers import Workers, repeatable, workers_of
 from pelagos.jobs.submission.kinds import kind_of
 from pelagos.jobs.sweeping import one_trial
 from pelagos.jobs.sweeping.trials import trials_of
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob, SweepJob
 from pelagos.platform.config.load import parse_job

@@ -12,7 +12,8 @@ from torch import nn
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs import export
-from pelagos.jobs.training.parts import build_parts, check_parts
+from pelagos.jobs.training.blueprint import build_parts
+from pelagos.jobs.training.checking import checked
 from pelagos.jobs.weights.forecaster import Forecaster, trained_weights
 from pelagos.models.layers import linear
 from pelagos.models.objectives import OBJECTIVES
@@ -164,7 +165,7 @@ def test_a_family_trains_alike_everywhere_and_leaves_as_it_was(
         job = load_job(path, [f"name={name}", *overrides])
         assert isinstance(job, PretrainJob)
         if name == "alone":
-            check_parts(job)
+            checked(job)
         runs[name] = RunDirectory.create(job)
     here = [[f"name={n}", *variants[n]] for n in ("alone", "recomputed", "half")]
     assert train_here(str(path), here) == ["finished"] * 3

@@ -12,7 +12,7 @@ import pytest
 
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs import resume
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.platform.config import PretrainJob, TrainingJob, load_job
 from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from pelagos.cli.main import app
 from pelagos.jobs import export, import_weights
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.jobs.weights.foreign_files import read_source
 from pelagos.jobs.weights.recognising import MARKERS, find_network

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pelagos.jobs import export, finetune, pretrain, resume
-from pelagos.jobs.training.parts import INITIAL_WEIGHTS, build_model, build_parts
+from pelagos.jobs.training.blueprint import INITIAL_WEIGHTS, build_parts
+from pelagos.jobs.training.networks import build_model, build_objective
 from pelagos.jobs.weights.forecaster import Forecaster, trained_weights
 from pelagos.models.low_rank import add_low_rank, initial_updates, merged
 from pelagos.models.registry import create_model
@@ -29,6 +30,7 @@ from pelagos.platform.trainer import train
 MakeJob = Callable[..., PretrainJob]
 MakeFinetune = Callable[..., FinetuneJob]
 TRACER_FIELDS = "[density, velocity-x, velocity-y, pressure, tracer]"
+KERNEL = "patch_embeddings.projection.weight"
 ATTENTION = ["query.weight", "value.weight", "dwconv.weight"]
 
 
@@ -138,7 +140,7 @@ def test_every_trainable_parameter_is_in_one_group_and_moves_in_the_first_step(
     run = fine_tune(job)
     resolved = run.job()
     with torch.device("meta"):
-        model = build_model(resolved)
+        model = build_model(resolved, build_objective(resolved))
     groups = parameter_groups(model, group_settings(model, resolved.optimizer))
     names = [name for group in groups for name in group["names"]]
     assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
@@ -178,7 +180,7 @@ def test_low_rank_updates_start_at_the_source_and_leave_it_untouched(
     forecaster, _ = Forecaster.from_run(run)
     fields, lead = torch.rand(2, 4, 16, 16), torch.full((2,), 0.1)
     job = run.job()
-    unmerged = build_model(job)
+    unmerged = build_model(job, build_objective(job))
     unmerged.load_state_dict(trained)
     with torch.no_grad():
         expected = unmerged(fields, lead / 0.2).output
@@ -243,7 +245,7 @@ def test_low_rank_fine_tuning_is_the_same_under_every_strategy(
 ) -> None:
     options: dict[str, Any] = {
         "data__fields": TRACER_FIELDS,
-        "lora__targets": f"[{', '.join(ATTENTION)}]",
+        "lora__targets": f"[{', '.join([*ATTENTION, KERNEL])}]",  # a convolution too
         "schedule__total_steps": 4,
         "checkpoint__every_steps": 4,
         "optimizer__lr": 0.0003,
@@ -428,7 +430,7 @@ def test_the_table_says_what_becomes_of_each_parameter(make_finetune: MakeFinetu
 
 def test_what_is_trained_decides_the_memory(make_finetune: MakeFinetune) -> None:
     def memory(**overrides: Any) -> tuple[int, int, float]:
-        text = finetune.training_memory(finetune.prepare(make_finetune(**overrides)).job)
+        text = finetune.training_memory(finetune.prepare(make_finetune(**overrides)).blueprint)
         found = re.match(r"([\d,]+) of ([\d,]+) values are trained: ([\d.,]+) MB", text)
         assert found
         trained, total = (int(found[i].replace(",", "")) for i in (1, 2))

@@ -17,7 +17,7 @@ from pelagos.data_pipelines.streaming.loader import load_batch
 from pelagos.data_pipelines.streaming.sampler import Sampler
 from pelagos.jobs import pretrain
 from pelagos.jobs.evaluate import measure
-from pelagos.jobs.training.parts import check_parts
+from pelagos.jobs.training.checking import checked
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.config.load import load_job, parse_job, resolve_yaml
 from pelagos.platform.records.runs import RunDirectory
@@ -63,7 +63,7 @@ def test_it_trains_and_evaluates_as_the_converted_dataset_does(
     assert "array: u" in resolve_yaml(described)
     batches = []
     for job in (usual, described):
-        mixture = check_parts(job)
+        mixture = checked(job).mixture
         batches.append(load_batch(mixture, Sampler(mixture, 0).samples(0, 32)))
     for name, values in vars(batches[0]).items():  # the same samples in the same order, to the bit
         assert torch.equal(values, getattr(batches[1], name)), name
@@ -85,12 +85,12 @@ def test_what_does_not_fit_is_refused_before_the_start(
         "wrong", data__mixture=f"[{{uri: {foreign}, description: {{fields: [{{name: u}}]}}}}]"
     )
     with pytest.raises(ConfigError, match="none of the model's channels"):
-        check_parts(job)
+        checked(job)
     job = make_job("absent", data__mixture=f"[{{uri: {foreign}, description: nowhere.yaml}}]")
     with pytest.raises(
         ConfigError, match=r"data.mixture.0.uri: nowhere.yaml: 1 problem\n.*cannot be read"
     ):
-        check_parts(job)
+        checked(job)
     path = tmp_path / "job.yaml"
     path.write_text(resolve_yaml(job))
     with pytest.raises(ConfigError, match=r"mixture.0.description: nowhere.yaml: 1 problem"):

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs import evaluate, finetune, pretrain
-from pelagos.jobs.training.parts import MixtureStreams, check_parts
+from pelagos.jobs.training.blueprint import Blueprint
+from pelagos.jobs.training.checking import checked
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import ConfigError, EvaluateJob, TrainingJob
 from pelagos.platform.config.load import parse_job
@@ -167,7 +168,7 @@ def test_segmentation_learns_and_its_labels_stay_whole_numbers(
         objective={"name": "segmentation", "config": {"label_field": "ink", "num_classes": 2}},
         steps=90,
     )
-    validation = [batch for batch, _ in MixtureStreams(job).validation(0, 1)]
+    validation = [batch for batch, _ in Blueprint(job).streams.validation(0, 1)]
     batch = validation[0]
     assert set(batch.frames[:, 0, 1].unique().tolist()) == {0.0, 1.0}
     assert batch.frames[:, 0, 0].std() == pytest.approx(1.0, abs=0.1)
@@ -305,7 +306,7 @@ def test_what_would_fail_in_a_step_is_refused_before(
     sections: dict[str, Any], message: str, make: Callable[..., TrainingJob]
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_parts(make("refused", "pretrain", **sections))
+        checked(make("refused", "pretrain", **sections))
 
 
 def test_a_class_that_only_validation_images_hold_is_refused(tmp_path: Path) -> None:
@@ -348,10 +349,10 @@ def test_a_class_that_only_validation_images_hold_is_refused(tmp_path: Path) -> 
     assert isinstance(job, TrainingJob)
     wrong = r"split 'validation': field 'organ' has classes up to 2, but .* 0 to 1; set it to 3"
     with pytest.raises(ConfigError, match=wrong):
-        check_parts(job)
+        checked(job)
     job = parse_job(yaml.safe_dump(tree), "organs", ["objective.config.num_classes=3"])
     assert isinstance(job, TrainingJob)
-    check_parts(job)
+    checked(job)
 
 
 def test_large_images_are_segmented_in_patches_of_the_crops_size(

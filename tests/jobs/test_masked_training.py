@@ -16,8 +16,8 @@ import yaml
 from pelagos.data_pipelines.convert import ConvertOptions
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs import convert, evaluate, pretrain
-from pelagos.jobs.training.networks import build_objective, objective_options
-from pelagos.jobs.training.parts import build_mixture, check_parts, open_datasets
+from pelagos.jobs.training.blueprint import Blueprint
+from pelagos.jobs.training.checking import checked
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.config.load import parse_job
@@ -166,9 +166,9 @@ def test_a_dataset_without_gaps_trains_next_to_one_with_them(tmp_path: Path, mak
         converted(tmp_path / "b", whole, missing="mask"),
     ]
     job = make(uris, ["t", "mask"])
-    mixture = check_parts(job)
+    mixture = checked(job).mixture
     assert mixture.masks == {"t": "mask"}
-    assert build_objective(job, mixture).group_names == ("t",)
+    assert Blueprint(job).objective.group_names == ("t",)
     frames = np.empty(mixture.sample_shape, np.float32)
     mixture.read(1, 0, (0, 1), frames)
     assert bool((frames[:, 1] == 1).all())
@@ -183,24 +183,24 @@ def test_a_dataset_without_gaps_trains_next_to_one_with_them(tmp_path: Path, mak
 def test_jobs_that_cannot_know_the_gaps_are_rejected(tmp_path: Path, make: MakeJob) -> None:
     uri = converted(tmp_path / "a", sea(), missing="mask")
     with pytest.raises(ConfigError, match="t has points without a value; mask says .* data.fields"):
-        check_parts(make([uri], ["t"]))
+        checked(make([uri], ["t"]))
     with pytest.raises(ConfigError, match="'spectral' takes modes of whole grids, but t has"):
-        check_parts(make([uri], ["t", "mask"], "objective.config.loss=spectral"))
+        checked(make([uri], ["t", "mask"], "objective.config.loss=spectral"))
     groups = {"name": "next_step", "config": {"field_groups": {"all": ["t", "mask"]}}}
     with pytest.raises(ConfigError, match="field group 'all' forecasts mask"):
-        check_parts(make([uri], ["t", "mask"], objective=groups))
+        checked(make([uri], ["t", "mask"], objective=groups))
     raw = make([uri], ["t", "mask"], "data.normalization=none")
-    options = objective_options(raw, build_mixture(raw, open_datasets(raw)))
+    options = Blueprint(raw).objective_options
     assert options["masks"] == {"t": "mask"}
     constants = {"mean": {"t": 280.0, "mask": 0.5}, "std": {"t": 3.0, "mask": 0.5}}
     job = make([uri], ["t", "mask"])
     data = job.data.model_dump(mode="json") | {"normalization": constants}
     with pytest.raises(ConfigError, match="normalisation of 'mask' has mean 0.5 and std 0.5"):
-        check_parts(make([uri], [], data=data))
+        checked(make([uri], [], data=data))
     data = job.data.model_dump(mode="json")
     data["mixture"][0]["offset"] = {"mask": 1.0}
     with pytest.raises(ConfigError, match="offset for mask, which says where other fields"):
-        check_parts(make([uri], [], data=data))
+        checked(make([uri], [], data=data))
 
 
 def test_datasets_that_disagree_on_masks_are_rejected(tmp_path: Path, make: MakeJob) -> None:
@@ -222,7 +222,7 @@ def test_datasets_that_disagree_on_masks_are_rejected(tmp_path: Path, make: Make
 
     uris = [two("first", "t", "s"), two("second", "s", "t")]
     with pytest.raises(ConfigError, match="field 't' is masked by 'mask' in .*first.*, but not in"):
-        check_parts(make(uris, ["t", "s", "mask"]))
+        checked(make(uris, ["t", "s", "mask"]))
 
 
 def test_evaluation_scores_the_sea_alone(tmp_path: Path, make: MakeJob) -> None:

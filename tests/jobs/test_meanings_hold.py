@@ -16,7 +16,7 @@ from pelagos import plugins
 from pelagos.jobs import pretrain
 from pelagos.jobs.sweeping import one_trial
 from pelagos.jobs.sweeping.trials import Trial, trials_of
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.platform.config import PretrainJob, SweepJob, TrainingJob, resolve_yaml
 from pelagos.platform.config.differences import is_among
 from pelagos.platform.config.load import parse_job

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
-from pelagos.jobs.training.parts import build_parts, check_parts
+from pelagos.jobs.training.blueprint import build_parts
+from pelagos.jobs.training.checking import checked
 from pelagos.platform.config import PretrainJob, load_job
 from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.trainer import train
@@ -97,7 +98,7 @@ def test_grids_mix_and_every_rank_agrees(job_path: Path, rank_pool: Any, strateg
         dotted = [f"name={name}", *overrides]
         job = load_job(job_path, dotted)
         assert isinstance(job, PretrainJob)
-        check_parts(job)
+        checked(job)
         runs[name] = RunDirectory.create(job)
         answers = rank_pool.call(
             size, __file__, "train_here", timeout=60.0, path=str(job_path), overrides=dotted

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from pelagos.cli.main import app
 from pelagos.evaluation.pages.sweep_page import SweepReport, SweepRow, write_sweep_report
 from pelagos.jobs.sweeping.trials import RECORD_NAME, Trial, read_result, write_result
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.jobs.training.take_over import as_recorded
 from pelagos.jobs.weights.forecaster import Forecaster, as_arrays
 from pelagos.platform.checkpoint.manifest import (

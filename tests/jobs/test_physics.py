@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from pelagos.data_pipelines.generate.tasks import GenerationRequest, dataset_spec, make_shard
 from pelagos.data_pipelines.store import create_dataset
 from pelagos.jobs import evaluate
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.platform.config import PretrainJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.measure import EvaluateJob

@@ -23,12 +23,12 @@ from pelagos.jobs.sweeping.population import (
     settings_of,
 )
 from pelagos.jobs.sweeping.trials import read_result, trials_of
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config import ConfigError, SweepJob
 from pelagos.platform.config.load import load_job, parse_job
 from pelagos.platform.config.schema import TrainingJob
-from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.records.runs import IDENTITY, RunDirectory
 from pelagos.platform.trainer import train
 
 LR, TOTAL, WEIGHTS = (
@@ -279,4 +279,5 @@ def parse_reference(member: RunDirectory, source: RunDirectory, path: Path) -> R
     job = load_job(member.path / "job.yaml", [f"name={path.name}", f"runs_dir={path.parent}"])
     assert isinstance(job, TrainingJob)
     reference.replace("job.yaml", yaml.safe_dump(job.model_dump(mode="json")))
+    reference.replace(IDENTITY, (source.path / IDENTITY).read_text())  # that of the checkpoint
     return reference

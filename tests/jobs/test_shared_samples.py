@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.platform import trainer
 from pelagos.platform.config import PretrainJob, resolve_yaml
 from pelagos.platform.config.load import load_job

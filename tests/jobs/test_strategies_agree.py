@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config import PretrainJob, resolve_yaml
 from pelagos.platform.config.load import load_job

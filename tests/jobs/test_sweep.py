@@ -31,7 +31,7 @@ from pelagos.jobs.sweeping.trials import (
     trials_of,
     write_result,
 )
-from pelagos.jobs.training.parts import MixtureStreams
+from pelagos.jobs.training.blueprint import Blueprint
 from pelagos.models.registry import create_model
 from pelagos.platform.config import ConfigError, SweepJob
 from pelagos.platform.config.load import parse_job
@@ -152,7 +152,7 @@ def test_numbers_of_trajectories_give_gains_and_an_interrupted_trial_is_resumed(
     assert result.ok, result.report.failures
 
     for trial in trials:
-        streams = MixtureStreams(RunDirectory(trial.path).job())
+        streams = Blueprint(RunDirectory(trial.path).job()).streams
         drawn = {s.trajectory for s in streams.sampler.samples(0, 500)}
         assert drawn == set(range(trial.trajectories or 0))
         state = streams.state()["mixture"]["datasets"][0]
@@ -360,12 +360,12 @@ def test_what_cannot_run_is_refused_before_anything_starts(
 def test_a_changed_number_of_trajectories_is_refused_on_resume(
     make_job: Callable[..., Any],
 ) -> None:
-    state = MixtureStreams(make_job(data__max_trajectories=3)).state()
-    MixtureStreams(make_job(data__max_trajectories=3)).check_state(state)
+    state = Blueprint(make_job(data__max_trajectories=3)).streams.state()
+    Blueprint(make_job(data__max_trajectories=3)).streams.check_state(state)
     for other in (2, "null"):
         with pytest.raises(ValueError, match="max_trajectories was 3"):
-            MixtureStreams(make_job(data__max_trajectories=other)).check_state(state)
-    streams = MixtureStreams(make_job(data__max_trajectories=1))
+            Blueprint(make_job(data__max_trajectories=other)).streams.check_state(state)
+    streams = Blueprint(make_job(data__max_trajectories=1)).streams
     held_out = {int(t) for batch, _ in streams.validation(0, 1) for t in batch.trajectory}
     assert held_out == {8, 9}  # the validation split stays whole
 

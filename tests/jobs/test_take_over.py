@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pelagos.jobs import resume
 from pelagos.jobs.training import take_over as take_over_module
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.jobs.training.take_over import take_over
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, copy_checkpoint
 from pelagos.platform.config import ConfigError, PretrainJob

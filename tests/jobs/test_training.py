@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pelagos.jobs import pretrain
-from pelagos.jobs.training.parts import build_parts, check_parts
+from pelagos.jobs.training.blueprint import build_parts
+from pelagos.jobs.training.checking import checked
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.config import ConfigError, PretrainJob
 from pelagos.platform.records.runs import Outcome, RunDirectory, RunError
@@ -194,7 +195,7 @@ def test_everything_wrong_with_data_and_model_is_listed_at_once(make_job: MakeJo
         data__mixture="[{uri: /nowhere/a.zarr}]",
     )
     with pytest.raises(ConfigError) as caught:
-        check_parts(job)
+        checked(job)
     text = str(caught.value)
     assert "3 problems" in text
     assert "poseidon-nano" in text
@@ -205,13 +206,13 @@ def test_everything_wrong_with_data_and_model_is_listed_at_once(make_job: MakeJo
 def test_fields_that_no_dataset_has_are_refused(make_job: MakeJob) -> None:
     job = make_job(data__fields="[temperature]")
     with pytest.raises(ConfigError, match="temperature"):
-        check_parts(job)
+        checked(job)
 
 
 def test_a_grid_that_does_not_fit_the_model_is_refused_before_training(make_job: MakeJob) -> None:
     job = make_job(model__config__image_size=20, model__config__patch_size=8)
     with pytest.raises(ConfigError, match="patch"):
-        check_parts(job)
+        checked(job)
 
 
 def test_fewer_processes_than_workers_are_refused(make_job: MakeJob) -> None:

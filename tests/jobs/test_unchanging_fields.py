@@ -15,8 +15,10 @@ from rich.console import Console
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs import evaluate, pretrain
-from pelagos.jobs.training import field_checks
-from pelagos.jobs.training.parts import build_mixture, build_objective, check_parts, open_datasets
+from pelagos.jobs.training.blueprint import Blueprint
+from pelagos.jobs.training.checking import checked
+from pelagos.jobs.training.checks import fields as field_checks
+from pelagos.jobs.training.mixtures import open_datasets
 from pelagos.jobs.weights.forecaster import usual_groups
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.config.load import parse_job
@@ -106,10 +108,10 @@ def test_a_field_that_never_changes_is_given_and_said_so(
 ) -> None:
     job = make({"data": {"u": noise(0), name: values}}, ["u", name])
     with caplog.at_level(logging.WARNING):
-        mixture = check_parts(job)
+        mixture = checked(job).mixture
     assert f"{name} {why}" in caplog.text
     assert "not forecast" in caplog.text
-    objective = build_objective(job, mixture)
+    objective = Blueprint(job).objective
     assert objective.group_names == ("u",)
     assert usual_groups(["u", name], open_datasets(job)[0]) == {"u": ("u",)}
     assert all(std > 0.1 for std in mixture.normalization.std)
@@ -125,13 +127,13 @@ def test_a_field_that_changes_somewhere_is_forecast(make: MakeJob) -> None:
     job = make(
         {"still": {"u": noise(0), "p": ones}, "moving": {"u": noise(1), "p": noise(2)}}, ["u", "p"]
     )
-    assert build_objective(job, check_parts(job)).group_names == ("u", "p")
+    assert Blueprint(job).objective.group_names == ("u", "p")
 
 
 def test_a_job_with_nothing_to_forecast_is_refused(make: MakeJob) -> None:
     job = make({"data": {"density": np.ones(SHAPE, np.float32)}}, ["density"])
     with pytest.raises(ConfigError, match=r"none of density ever changes"):
-        check_parts(job)
+        checked(job)
 
 
 def test_groups_without_samples_are_in_no_loss_and_no_validation(
@@ -174,8 +176,7 @@ def test_a_group_that_one_micro_batch_lacks_has_the_same_gradient(make: MakeJob)
 
 def test_raw_fields_have_no_smallest_size(make: MakeJob) -> None:
     job = make({"data": {"u": 1e-9 * noise(0)}}, ["u"], "data.normalization=none")
-    mixture = build_mixture(job, open_datasets(job))
-    assert build_objective(job, mixture).smallest_label == 0.0  # type: ignore[attr-defined]
+    assert Blueprint(job).objective.smallest_label == 0.0  # type: ignore[attr-defined]
 
 
 def test_a_field_that_no_dataset_has_is_no_reason_to_validate_more(
@@ -188,7 +189,7 @@ def test_a_field_that_no_dataset_has_is_no_reason_to_validate_more(
         update={"data": wider.data.model_copy(update={"normalization": "none"})}
     )
     with caplog.at_level(logging.WARNING):
-        check_parts(wider)
+        checked(wider)
     assert "validation samples" not in caplog.text
 
 
@@ -246,7 +247,7 @@ def test_a_given_field_that_changes_where_it_is_validated_is_said_once(
     fields = {"u": noise(0), "still": rounded_constant(), "moves": moving_from(6, 1)}
     job = make({"data": fields}, list(fields))
     with caplog.at_level(logging.WARNING):
-        check_parts(job)
+        checked(job)
     told = [
         r.getMessage() for r in caplog.records if "changes in split validation" in r.getMessage()
     ]
@@ -254,7 +255,7 @@ def test_a_given_field_that_changes_where_it_is_validated_is_said_once(
     assert "moves never changes in the training split" in told[0]
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        check_parts(make({"other": {"u": noise(0), "p": moving_from(8, 1)}}, ["u", "p"]))
+        checked(make({"other": {"u": noise(0), "p": moving_from(8, 1)}}, ["u", "p"]))
     assert "changes in split" not in caplog.text  # only in the test split
 
 
@@ -269,10 +270,10 @@ def test_a_check_reads_one_validation_sample_of_a_trajectory_and_none_without_ne
         return read(mixture, samples)
 
     monkeypatch.setattr(field_checks, "load_batch", counted)
-    check_parts(make({"plain": {"u": noise(0), "p": noise(1)}}, ["u", "p"]))
+    checked(make({"plain": {"u": noise(0), "p": noise(1)}}, ["u", "p"]))
     assert reads == []
     still = {"u": noise(0), "p": np.ones(SHAPE, np.float32)}
-    check_parts(make({"still": still}, ["u", "p"], "validation.num_samples=40"))
+    checked(make({"still": still}, ["u", "p"], "validation.num_samples=40"))
     assert sorted(reads) == [6, 7]
 
 
@@ -282,6 +283,6 @@ def test_a_field_that_is_asked_for_is_not_said_to_be_left_out(
     fields = {"u": noise(0), "p": np.ones(SHAPE, np.float32)}
     job = make({"data": fields}, ["u", "p"], "objective.config.field_groups={u: [u], p: [p]}")
     with caplog.at_level(logging.WARNING):
-        check_parts(job)
+        checked(job)
     assert "in no loss" not in caplog.text
     assert "p is 1 everywhere: objective.config.field_groups names it" in caplog.text

@@ -190,7 +190,7 @@ def test_bytes_that_the_disk_changed_are_noticed_before_the_manifest(
 
     monkeypatch.setattr(store, "write_pieces", write_and_flip)
     target = CheckpointStore(str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"not what was in memory: model\.w at \[0\]"):
+    with pytest.raises(CheckpointError, match=r"differ from those in memory: model\.w at \[0\]"):
         target.save(1, {"model.w": torch.full((64,), 7.0)}, {"step": 1})
     assert target.complete() == []
 

@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from pelagos.infra.storage.remote import StorageError
-from pelagos.jobs.training.parts import build_parts
+from pelagos.jobs.training.blueprint import build_parts
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.checkpoint.group import CheckpointGroup
 from pelagos.platform.checkpoint.node_copy import shared_copy

@@ -15,7 +15,8 @@ from pelagos.jobs import pretrain
 from pelagos.jobs import resume as resume_job
 from pelagos.jobs.submission.placing import cluster_defaults
 from pelagos.jobs.sweeping.trials import trials_of
-from pelagos.jobs.training.parts import build_objective, check_parts
+from pelagos.jobs.training.checking import checked
+from pelagos.jobs.training.networks import build_objective
 from pelagos.models.objectives import OBJECTIVES, options_of
 from pelagos.platform.config import ConfigError, PretrainJob, SweepJob
 from pelagos.platform.config.clusters import parse_clusters
@@ -150,7 +151,7 @@ def test_trials_of_a_sweep_are_the_same_in_both_spellings(
 )
 def test_what_is_no_option_is_refused(make_job: MakeJob, objective: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_parts(make_job(objective=objective))
+        checked(make_job(objective=objective))
 
 
 def test_null_is_the_objectives_own_default(make_job: MakeJob) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pelagos.jobs.training.parts import check_parts
+from pelagos.jobs.training.checking import checked
 from pelagos.models.registry import create_model
 from pelagos.platform.config import ConfigError, PretrainJob
 from pelagos.platform.config.schema import OptimizerConfig, ZeroConfig
@@ -234,7 +234,7 @@ def test_no_rank_ever_holds_the_whole_model(rank_pool: Any, strategy: str) -> No
 
 def complaints(make_job: MakeJob, **overrides: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        check_parts(make_job(**overrides))
+        checked(make_job(**overrides))
     return " ".join(str(caught.value).split())
 
 

@@ -155,6 +155,17 @@ def test_it_is_evaluated_fine_tuned_exported_and_loaded(place: Path) -> None:
     assert shown.stdout.strip() == "WaveNet"
 
 
+def test_a_plugin_of_the_command_line_stays_with_the_run(place: Path) -> None:
+    alone = ("resources.num_workers=1", "resources.launcher=none")
+    file = write(place, plugins=[])
+    pelagos(place, "pretrain", file, *alone, "--plugin", "ocean_lab.parts")
+    assert yaml.safe_load((place / "runs/own/job.yaml").read_text())["plugins"] == [
+        "ocean_lab.parts"
+    ]
+    assert "finished" in pelagos(place, "resume", "own")  # names it no more
+    pelagos(place, "export", "own", "exported")
+
+
 def test_a_file_of_others_imports_nothing(place: Path) -> None:
     alone = ("resources.num_workers=1", "resources.launcher=none")
     pelagos(place, "pretrain", write(place), *alone)

@@ -48,7 +48,7 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
     def train(job: Any) -> None:
         raise AssertionError(f"trains with {job.optimizer.lr}")
 
-    monkeypatch.setattr(pretrain, "check_parts", train)
+    monkeypatch.setattr(pretrain, "checked", train)
     return found
 
 

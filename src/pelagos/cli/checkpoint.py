@@ -31,7 +31,7 @@ def _locate(target: str, runs_dir: str) -> Any:
 
 @app.command()
 def verify(target: Target, runs_dir: RunsDir = "runs", as_json: AsJson = False) -> None:
-    """Re-read every byte of a checkpoint and check it; list what is damaged.
+    """Read every byte of a checkpoint again and check it; list the damaged parts.
 
     Example: pelagos checkpoint verify quickstart@best
     """
@@ -64,7 +64,7 @@ def inspect(
     runs_dir: RunsDir = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Show what a checkpoint holds: step, model, sizes, tensors with shapes and checksums.
+    """Show the contents of a checkpoint: step, model, sizes, tensors with shapes and checksums.
 
     Example: pelagos checkpoint inspect quickstart --pattern 'model.*logit_scale'
     """
@@ -100,12 +100,13 @@ def diff(
     a: Target,
     b: Target,
     tolerance: Annotated[
-        float, typer.Option(min=0.0, help="Relative difference of a tensor that is no difference.")
+        float,
+        typer.Option(min=0.0, help="Largest relative difference at which tensors count as equal."),
     ] = 0.0,
     runs_dir: RunsDir = "runs",
     as_json: AsJson = False,
 ) -> None:
-    """Compare two checkpoints tensor by tensor; exit status 1 where they differ.
+    """Compare two checkpoints tensor by tensor; exit status 1 if they differ.
 
     Example: pelagos checkpoint diff run-a@500 run-b@500 --tolerance 1e-6
     """

@@ -48,7 +48,7 @@ def with_choices(
     output: str | None = None,
     checkpoint: str | None = None,
 ) -> list[str]:
-    """Return the overrides with these choices behind them; old spellings among them are noted."""
+    """Return the overrides followed by these choices; print a note on old spellings."""
     given = list(overrides or ())
     for text in given:
         key, _, value = text.partition("=")
@@ -68,13 +68,13 @@ def run_and_checkpoint(target: str, old_option: str | None = None) -> tuple[str,
     """Return the run and the checkpoint that RUN@WHICH names.
 
     Args:
-        old_option: what `--checkpoint`, the earlier spelling, says.
+        old_option: the value of `--checkpoint`, the earlier spelling.
 
     >>> run_and_checkpoint("quickstart@best"), run_and_checkpoint("quickstart")
     (('quickstart', 'best'), ('quickstart', 'last'))
 
     Raises:
-        ValueError: both are given, or nothing stands behind the @.
+        ValueError: both are given, or nothing follows the @.
     """
     run, at, which = target.partition("@")
     if old_option is not None:
@@ -88,6 +88,6 @@ def run_and_checkpoint(target: str, old_option: str | None = None) -> tuple[str,
 
 
 def note_old_spelling(old: str, new: str) -> None:
-    """Tell a user of a spelling that the next release drops."""
+    """Print a note on a spelling that the next release drops."""
     text = f"note: {old} is now written {new}; the next release drops it"
     error_console.print(text, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What every verb shares: consoles, exit statuses, JSON, and errors a person can act on."""
+"""Parts that every verb shares: consoles, exit statuses, JSON, and errors a person can act on."""
 
 import contextlib
 import itertools
@@ -31,8 +31,10 @@ def expanded_option(path: str | None) -> str | None:
 
 
 class CheckedGroup(TyperGroup):
-    """The verbs together: none is given an address with a password or token, which other users of
-    the machine could read in its list of processes, and which would be repeated in messages."""
+    """The verbs together. Addresses with a password or token are rejected.
+
+    Other users of the machine could read them in its list of processes, and messages repeat them.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for argument in args:
@@ -71,7 +73,7 @@ RunsDir = Annotated[
 
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Print what a user can mend and leave with status 2; anything else is our bug and shows."""
+    """Print errors that a user can fix and exit with status 2; any other is our bug and shows."""
     try:
         yield
     except KeyboardInterrupt:
@@ -79,7 +81,7 @@ def exit_on_error() -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (ValueError, OSError) as error:
         # one long line: addresses and keys can be searched for and copied
-        error_console.print(Text("error:", style="red"), _told(error), soft_wrap=True)
+        error_console.print(Text("error:", style="red"), _message(error), soft_wrap=True)
         raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
@@ -94,7 +96,7 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.filename}: {error.strerror}"

@@ -33,7 +33,7 @@ def compare_strategies_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that directory.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Run one job under several strategies; show that they agree, and what each costs.
+    """Run one job under several strategies; show that they agree, and the cost of each.
 
     Example: pelagos compare-strategies job.yaml --strategies ddp,fsdp,zero3 --workers 2,4
     """

@@ -29,11 +29,11 @@ def convert_command(
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Of a job: overrides, dotted.key=value", show_default=False),
+        typer.Argument(help="Overrides of a job: dotted.key=value", show_default=False),
     ] = None,
     list_formats: Annotated[bool, typer.Option("--list", help="List the formats.")] = False,
     format_name: Annotated[
-        str | None, typer.Option("--format", help="The format; default: what SOURCE looks like.")
+        str | None, typer.Option("--format", help="The format; default: recognised from SOURCE.")
     ] = None,
     mapping: Annotated[
         str | None, typer.Option(help="YAML that describes plain arrays (docs/converting.md).")
@@ -50,12 +50,14 @@ def convert_command(
     level: Annotated[int, typer.Option(min=0, help="ome-zarr: level of the pyramid.")] = 0,
     allow_missing_chunks: Annotated[
         bool,
-        typer.Option("--allow-missing-chunks", help="ome-zarr: what is missing is the fill value."),
+        typer.Option(
+            "--allow-missing-chunks", help="ome-zarr: read missing chunks as the fill value."
+        ),
     ] = False,
     name: Annotated[str | None, typer.Option(help="The dataset's name; default: SOURCE's.")] = None,
     grid: Annotated[
         str | None,
-        typer.Option(help="arrays, netcdf: of files with several grids, those of this: 64x128."),
+        typer.Option(help="arrays, netcdf: convert the files with this grid only, e.g. 64x128."),
     ] = None,
     num_frames: Annotated[
         int | None, typer.Option(min=1, help="Frames to keep of every trajectory.")
@@ -64,41 +66,45 @@ def convert_command(
         str | None, typer.Option(help="train=0.8,validation=0.1,test=0.1, or numbers.")
     ] = None,
     max_trajectories: Annotated[
-        int | None, typer.Option(min=1, help="Convert only so many, from every split.")
+        int | None,
+        typer.Option(min=1, help="At most this many, in proportion from every split."),
     ] = None,
     swap_axes: Annotated[
         bool, typer.Option("--swap-axes", help="Exchange x and y of the source.")
     ] = False,
     missing: Annotated[
         str | None,
-        typer.Option(help="Missing values: reject (an error), fill, or mask by a field of theirs."),
+        typer.Option(help="Missing values: reject (an error), fill, or mask (stored as a field)."),
     ] = None,
     fill_value: Annotated[
-        float | None, typer.Option(help="What takes their place; default: the field's mean.")
+        float | None, typer.Option(help="Replaces missing values; default: the field's mean.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     compression: Annotated[str, typer.Option(help="none, lz4 or zstd; all lossless.")] = "lz4",
     trajectories_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Per object; default: about 128 MiB.")
+        int | None,
+        typer.Option(min=1, help="Trajectories per stored object; default: about 128 MiB."),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Shards in work at a time; default: the cores, at most 4."),
+        typer.Option(min=1, help="Shards written at the same time; default: the cores, at most 4."),
     ] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="Spread shards over this Ray cluster.")
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read all back and compare it with the source.")
+        bool, typer.Option("--verify", help="Read everything back and compare it with the source.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing dataset.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would come out, then stop.")
+        bool, typer.Option("--dry-run", help="Show the dataset that would result, then stop.")
     ] = False,
     endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint of DESTINATION.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Turn data in a published file format into a dataset; run it again and it goes on.
+    """Turn data in a published file format into a dataset; run it again to continue.
 
     Exit status 0: converted (and the same, with --verify); 1: not the same; 2: cannot be converted.
 
@@ -205,14 +211,14 @@ def _show_formats(as_json: bool) -> None:
         ]
         print_json(rows)
         return
-    table = Table("format", "what it is", "SOURCE")
+    table = Table("format", "description", "SOURCE")
     for found in FORMATS.values():
         table.add_row(found.name, found.description, found.source)
     console.print(table)
 
 
 def _show_plan(source: Source, spec: DatasetSpec, as_json: bool) -> None:
-    """What would come out: shape, fields, splits, size."""
+    """Show the dataset that would result: shape, fields, splits, size."""
     raw_bytes = spec.num_trajectories * spec.num_frames * spec.frame_bytes
     if as_json:
         print_json(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pelagos.data_pipelines.store.readable import ReadableDataset
 
 SHOWN_DAMAGE = 20
-QUIET_SECONDS = 2.0  # what takes no longer than this shows no progress bar
+QUIET_SECONDS = 2.0  # shorter work shows no progress bar
 
 _ENDINGS = (".png", ".gif")
 
@@ -55,9 +55,9 @@ def inspect(
     endpoint_url: EndpointUrl = None,
     anonymous: Anonymous = False,
 ) -> None:
-    """Show what a dataset holds: fields, shape, splits, statistics, how it is stored.
+    """Show the contents of a dataset: fields, shape, splits, statistics, storage layout.
 
-    Of a Zarr array of another writer also what is assumed about it, and how to convert it.
+    For Zarr arrays from other tools it also shows the assumptions, and the command that converts.
 
     Example: pelagos data inspect quickstart/data/ns-sines.zarr
     """
@@ -81,7 +81,7 @@ def verify(
     endpoint_url: EndpointUrl = None,
     anonymous: Anonymous = False,
 ) -> None:
-    """Read a whole dataset and list everything that is not as it was written.
+    """Read a whole dataset and list everything that differs from what was written.
 
     Exit status 0: whole; 1: damaged; 2: there is no dataset to check.
 

@@ -20,10 +20,12 @@ def bench_command(
     uri: Annotated[
         str, typer.Argument(help="A dataset: a directory or an s3:// prefix.", show_default=False)
     ],
-    step_time: Annotated[float, typer.Option(help="Seconds that a training step computes.")] = 0.25,
+    step_time: Annotated[
+        float, typer.Option(help="Seconds of computation in a training step.")
+    ] = 0.25,
     batch: Annotated[int, typer.Option(help="Samples per step of one worker.")] = 16,
     frames: Annotated[int, typer.Option(help="Frames of a sample.")] = 2,
-    seconds: Annotated[float, typer.Option(help="How long each measurement lasts.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement.")] = 1.0,
     description: DescriptionFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     endpoint_url: Annotated[
@@ -31,7 +33,7 @@ def bench_command(
     ] = None,
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Send unsigned requests.")] = False,
     backend: Annotated[
-        Literal["auto", "obstore", "fsspec"], typer.Option(help="Client that reads.")
+        Literal["auto", "obstore", "fsspec"], typer.Option(help="Client for reading.")
     ] = "auto",
 ) -> None:
     """Measure how fast a dataset can be read, and recommend threads, prefetch and cache.

@@ -1,4 +1,4 @@
-"""The option `--description` of verbs that read Zarr arrays of other writers."""
+"""The option `--description` of verbs that read Zarr arrays from other tools."""
 
 from __future__ import annotations
 

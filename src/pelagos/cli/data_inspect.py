@@ -1,4 +1,4 @@
-"""What `pelagos data inspect` shows."""
+"""The text of `pelagos data inspect`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def show_summary(found: DatasetDescription | ForeignOverview) -> None:
-    """Print what a dataset is and how it is stored, a line each."""
+    """Print the contents and the storage layout of a dataset, a line each."""
     from pelagos.data_pipelines.foreign.overview import ForeignOverview
 
     stored = _foreign_storage(found) if isinstance(found, ForeignOverview) else _storage(found)

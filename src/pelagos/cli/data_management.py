@@ -1,4 +1,4 @@
-"""`pelagos data stats|split|merge|append|copy`: what is done with whole datasets."""
+"""`pelagos data stats|split|merge|append|copy`: verbs for whole datasets."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def stats(
     as_json: AsJson = False,
     endpoint_url: EndpointUrl = None,
 ) -> None:
-    """Read a whole dataset: statistics against its manifest's, histograms, energy spectra.
+    """Read a whole dataset: compare statistics with its manifest, plot histograms and energy spectra.
 
-    Of a foreign Zarr array with a description, the statistics are kept where that says.
+    For a foreign Zarr array with a description, the statistics are kept in the file that it names.
 
-    Exit status 0: the statistics are right; 1: they are not.
+    Exit status 0: the statistics agree; 1: they differ.
 
     Example: pelagos data stats quickstart/data/ns-sines.zarr --output ns-sines
     """
@@ -52,7 +52,7 @@ def stats(
         dataset = _open(uri, endpoint_url, description_at(description))
         stored = dataset.manifest.statistics if isinstance(dataset, Dataset) else None
         if isinstance(dataset, ForeignDataset) and description is not None:
-            stored = dataset.all_statistics  # computes and keeps them, if they are not there
+            stored = dataset.all_statistics  # computes and keeps them, if they are absent
         found = statistics_report.report(dataset, stored, progress)
         if output is not None:
             _write(_named(output, ".json"), json.dumps(found.to_json(), indent=1).encode())
@@ -83,15 +83,15 @@ def stats(
 @app.command()
 def append(
     uri: Uri,
-    source: Annotated[str, typer.Argument(help="What is appended: a dataset of equal schema.")],
+    source: Annotated[str, typer.Argument(help="The dataset to append, of equal schema.")],
     split: Annotated[
         str | None,
-        typer.Option(help="Split that the new ones join: the last one; default: none."),
+        typer.Option(help="Add the new trajectories to this split, the last one; default: none."),
     ] = None,
     description: DescriptionFile = None,
     endpoint_url: EndpointUrl = None,
 ) -> None:
-    """Append the trajectories of a dataset to another, without rewriting what that has.
+    """Append the trajectories of a dataset to another without rewriting its own.
 
     Example: pelagos data append all.zarr new.zarr --split train
     """
@@ -118,7 +118,7 @@ def copy(
         str | None, typer.Option(help="S3 endpoint of the destination; default: the same.")
     ] = None,
 ) -> None:
-    """Copy a dataset, every checksum compared; the same command goes on where it was stopped.
+    """Copy a dataset and compare every checksum; run it again to continue an interrupted copy.
 
     Example: pelagos data copy s3://bucket/ns.zarr data/ns.zarr
     """
@@ -142,7 +142,7 @@ def split(
     ],
     endpoint_url: EndpointUrl = None,
 ) -> None:
-    """Give a dataset other splits; no data is touched, the statistics follow.
+    """Change the splits of a dataset; no data is rewritten, the statistics follow.
 
     Example: pelagos data split all.zarr train=0:80 validation=80:90 test=90:100
     """

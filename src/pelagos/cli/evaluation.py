@@ -33,11 +33,11 @@ def evaluate_command(
     workers: Workers = None,
     gpus_per_worker: Annotated[
         int | None,
-        typer.Option("--gpus-per-worker", help="0 or 1; as resources.gpus_per_worker=."),
+        typer.Option("--gpus-per-worker", help="0 or 1; the same as resources.gpus_per_worker=."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Measure a run on held-out trajectories: forecasts against persistence and the mean, a report.
+    """Measure a run on held-out trajectories, next to persistence and the mean; write a report.
 
     Example: pelagos evaluate quickstart@best split=test --workers 4
     """

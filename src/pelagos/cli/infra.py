@@ -14,7 +14,7 @@ app = typer.Typer(
 
 @app.callback()
 def _group() -> None:
-    """Keep `render` a verb of its own, also while it is the only one."""
+    """Keep `render` a verb of its own, even while it is the only one."""
 
 
 @app.command()
@@ -28,7 +28,7 @@ def render(
     ] = "infra-files",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files there.")] = False,
 ) -> None:
-    """Write the files of a kind for a cluster: container image, MLflow, monitoring, policies.
+    """Write files of one kind for a cluster: container image, MLflow, monitoring, policies.
 
     Example: pelagos infra render monitoring --cluster lab --output deploy
     """

@@ -22,6 +22,7 @@ from pelagos.platform.config import (
     SweepJob,
     load_job,
 )
+from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import ConfigError, located, parse_job
 from pelagos.platform.records.states import State
 
@@ -30,7 +31,7 @@ AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, ConvertJob, Ev
 
 def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> AnyJob:
     """Return the job of a file, which must be of `kind`. Raises `ValueError`."""
-    job = load_job(path, overrides or ())
+    job = plugins.with_named(load_job(path, overrides or ()))
     plugins.load_for(job)  # the user's own file
     if not isinstance(job, kind):
         raise ValueError(
@@ -42,7 +43,7 @@ def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> A
 
 @contextlib.contextmanager
 def errors_of(path: str, overrides: Sequence[str] | None) -> Iterator[None]:
-    """Let what is wrong with the parts of a file's job be told with the file and its lines."""
+    """Report errors in the parts of a file's job with the file and its lines."""
     try:
         yield
     except ConfigError as error:
@@ -64,8 +65,7 @@ def evaluate_job(run: str, overrides: Sequence[str] | None) -> EvaluateJob:
     text = yaml_text({"job": "evaluate", "run": name, "checkpoint": which})
     job = parse_job(text, "command line", overrides or ())
     plugins.load_for(job)
-    assert isinstance(job, EvaluateJob)
-    return job
+    return as_kind(EvaluateJob, job)
 
 
 def report_training(result: Any, runs_dir: str, as_json: bool) -> None:

@@ -48,7 +48,7 @@ Overrides = Annotated[
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Print the resolved job and what it would take, then stop."),
+    typer.Option("--dry-run", help="Print the resolved job and its cost, then stop."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -61,7 +61,7 @@ def configure(
         typer.Option(
             "--plugin",
             metavar="MODULE",
-            help="Import a module of your own first; every verb takes it (docs/extending.md).",
+            help="Import a module of your own first; works with every verb (docs/extending.md).",
         ),
     ] = None,
 ) -> None:
@@ -80,7 +80,7 @@ def generate(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Simulate datasets of PDE solutions; continues where an interrupted run stopped.
+    """Simulate datasets of PDE solutions; run it again to continue an interrupted one.
 
     Example: pelagos generate configs/quickstart/generate.yaml seed=1
     """
@@ -114,7 +114,7 @@ def pretrain(
     """
     from pelagos.cli.job_files import errors_of, load_as, report_training
     from pelagos.jobs import pretrain as job_module
-    from pelagos.jobs.training.parts import check_parts, count_flops
+    from pelagos.jobs.training.checking import checked
     from pelagos.platform.config import PretrainJob
     from pelagos.platform.planner import plan_pretrain
 
@@ -122,8 +122,9 @@ def pretrain(
         chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
         job = load_as(PretrainJob, job_file, chosen)
         if dry_run:
-            mixture = check_parts(job)
-            plan_pretrain(job, mixture, count_flops(job, mixture)).show(console, as_json)
+            blueprint = checked(job)
+            plan = plan_pretrain(job, blueprint.mixture, blueprint.flops_per_sample)
+            plan.show(console, as_json)
             return
         result = job_module.run(job, console)
         report_training(result, job.runs_dir, as_json)
@@ -138,13 +139,12 @@ def finetune(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train from given weights - a run, files, an official checkpoint - on a downstream task.
+    """Train from existing weights (a run, files, an official checkpoint) on a downstream task.
 
     Example: pelagos finetune configs/quickstart/finetune.yaml source.run=quickstart
     """
     from pelagos.cli.job_files import errors_of, load_as, report_training
     from pelagos.jobs import finetune as job_module
-    from pelagos.jobs.training.parts import count_flops
     from pelagos.platform.config import FinetuneJob
     from pelagos.platform.planner import plan_pretrain
 
@@ -155,8 +155,9 @@ def finetune(
             prepared = job_module.prepare(job)
             if not as_json:
                 job_module.show_adaptation(prepared, console)
-            flops = count_flops(prepared.job, prepared.mixture)
-            plan_pretrain(prepared.job, prepared.mixture, flops).show(console, as_json)
+            blueprint = prepared.blueprint
+            plan = plan_pretrain(prepared.job, blueprint.mixture, blueprint.flops_per_sample)
+            plan.show(console, as_json)
             return
         result = job_module.run(job, console)
         report_training(result, job.runs_dir, as_json)
@@ -209,15 +210,13 @@ def doctor(
     ] = None,
     nodes: Annotated[
         int,
-        typer.Option(
-            min=0, help="Nodes of the cluster to look at with a short job; 0: ask no node."
-        ),
+        typer.Option(min=0, help="Nodes of the cluster to check with a short job; 0: none."),
     ] = 1,
 ) -> None:
     """Check this machine: packages, devices, compiler, disk, object store; say what to fix.
 
-    With --cluster also that cluster, its storage, and on its nodes versions, storage, clocks,
-    devices and the bandwidth between them.
+    With --cluster it also checks that cluster, its storage, and on its nodes versions, storage,
+    clocks, devices and the bandwidth between them.
 
     Example: pelagos doctor --cluster lab --json
     """
@@ -237,7 +236,7 @@ def doctor(
     else:
         table = Table("check", "", "seen", "remedy")
         for check in checks:
-            mark = Text("ok", style="green") if check.ok else Text("mend", style="red")
+            mark = Text("ok", style="green") if check.ok else Text("fix", style="red")
             table.add_row(check.name, mark, check.seen, "" if check.ok else check.remedy)
         console.print(table)
     finish(all(c.ok for c in checks))

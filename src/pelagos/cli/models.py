@@ -16,7 +16,7 @@ DEPTH = 2
 
 @dataclass(frozen=True)
 class Part:
-    """A module by its dotted name: its class, the shapes that it gives, its parameters."""
+    """A module by its dotted name: its class, the shapes of its outputs, its parameters."""
 
     name: str
     kind: str
@@ -85,7 +85,7 @@ def show_model(name: str, as_json: bool) -> None:
 
 
 def parts_of(model: nn.Module, given: tuple[Tensor, ...]) -> list[Part]:
-    """Return the parts of a network, two levels deep, with the shapes that they give for an input."""
+    """Return the parts of a network, two levels deep, with the shapes of their outputs for an input."""
     names = {
         module: name for name, module in model.named_modules() if name and name.count(".") < DEPTH
     }

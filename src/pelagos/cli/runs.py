@@ -1,4 +1,4 @@
-"""`pelagos list` and `pelagos status`: what runs there are and how they fare."""
+"""`pelagos list`, `status` and `resume`: list runs and their progress, continue one."""
 
 import json
 import time
@@ -109,46 +109,48 @@ def status_command(
 
     with exit_on_error():
         if is_local_run(run, runs_dir, cluster):
-            told = description_of(RunDirectory.open(runs_dir or DEFAULT_RUNS_DIR, run))
+            found = description_of(RunDirectory.open(runs_dir or DEFAULT_RUNS_DIR, run))
         else:
-            told = following.describe(following.find(run, cluster))
+            found = following.describe(following.find(run, cluster))
     if as_json:
-        print_json(plain(told))
+        print_json(plain(found))
         return
     table = Table(show_header=False, box=None)
-    for key, value in _shown(told).items():
+    for key, value in _shown(found).items():
         table.add_row(key, coloured(value))
-    for key, number in told.metrics.items():
+    for key, number in found.metrics.items():
         table.add_row(key.replace("_", " "), _number(number, "{:.6g}"))
     console.print(table)
 
 
-def _shown(told: RunDescription) -> dict[str, str]:
-    """Return what a person is shown, as sentences of one or two words."""
-    steps = None if told.total_steps is None else f"{told.step} of {told.total_steps}"
-    submitted = None if told.submitted_at is None else ago(told.submitted_at)
+def _shown(found: RunDescription) -> dict[str, str]:
+    """Return the lines of `status`, each a name and a few words."""
+    steps = None if found.total_steps is None else f"{found.step} of {found.total_steps}"
+    submitted = None if found.submitted_at is None else ago(found.submitted_at)
     rows = {
-        "run": told.run,
-        "job": told.job,
-        "state": told.state,
-        "reason": told.reason,
-        "cause": told.cause,
+        "run": found.run,
+        "job": found.job,
+        "state": found.state,
+        "reason": found.reason,
+        "cause": found.cause,
         "step": steps,
-        "last checkpoint": None if told.last_checkpoint is None else f"step {told.last_checkpoint}",
-        "goodput": None if told.goodput is None else f"{told.goodput:.1%}",
-        "cluster": told.cluster,
-        "scheduler": told.scheduler,
-        "where": told.where,
-        "attempt": str(told.attempt),
-        "restarts": str(told.restarts),
-        "after": ", ".join(told.after),
-        "priority": None if told.priority is None else str(told.priority),
-        "submitted": submitted and f"by {told.submitted_by}, {submitted}",
-        "last sign": None if told.updated is None else ago(told.updated),
-        "directory": told.directory,
-        "storage": told.storage,
-        "checkpoints": told.checkpoints,
-        "tracking": told.tracking,
+        "last checkpoint": None
+        if found.last_checkpoint is None
+        else f"step {found.last_checkpoint}",
+        "goodput": None if found.goodput is None else f"{found.goodput:.1%}",
+        "cluster": found.cluster,
+        "scheduler": found.scheduler,
+        "where": found.where,
+        "attempt": str(found.attempt),
+        "restarts": str(found.restarts),
+        "after": ", ".join(found.after),
+        "priority": None if found.priority is None else str(found.priority),
+        "submitted": submitted and f"by {found.submitted_by}, {submitted}",
+        "last sign": None if found.updated is None else ago(found.updated),
+        "directory": found.directory,
+        "storage": found.storage,
+        "checkpoints": found.checkpoints,
+        "tracking": found.tracking,
     }
     return {key: value for key, value in rows.items() if value}
 
@@ -163,7 +165,9 @@ def resume_command(
     workers: Workers = None,
     cluster: Annotated[
         str | None,
-        typer.Option("--cluster", help="Submitted runs: continue here; default: where it was."),
+        typer.Option(
+            "--cluster", help="Submitted runs: continue on this cluster; default: the same."
+        ),
     ] = None,
     from_step: Annotated[
         str | None,
@@ -181,14 +185,15 @@ def resume_command(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Continue a run from its newest checkpoint, as if it had never stopped; under another
-    strategy, number of workers or cluster, where these are given.
+    """Continue a run from its newest checkpoint, as if it had never stopped.
 
-    With --from it continues from that checkpoint as a branch, e.g. after a divergence with a lower
-    learning rate, or longer than it was to: `--from last schedule.total_steps=20000`.
+    The strategy, the number of workers and the cluster may change.
 
-    A run of this directory goes on here, in the foreground; a submitted one is submitted again. A
-    submitted sweep reports again, also on trials that were resumed since.
+    With --from it continues from that checkpoint as a branch: after a divergence with a lower
+    learning rate, or to train longer (`--from last schedule.total_steps=20000`).
+
+    A run of this directory continues here, in the foreground. A submitted run is submitted again. A
+    submitted sweep writes its report again, which includes trials that were resumed since.
 
     Example: pelagos resume quickstart parallel.strategy=fsdp --workers 4
     """
@@ -225,9 +230,9 @@ def is_local_run(run: str, runs_dir: str | None, cluster: str | None) -> bool:
     return exists or not load_clusters()
 
 
-def plain(told: RunSummary) -> dict[str, Any]:
-    """Return what is told of a run as values of JSON: a number that is none is null."""
-    values: dict[str, Any] = json.loads(told.model_dump_json())
+def plain(found: RunSummary) -> dict[str, Any]:
+    """Return the description of a run as values of JSON: a number that is not finite is null."""
+    values: dict[str, Any] = json.loads(found.model_dump_json())
     return values
 
 

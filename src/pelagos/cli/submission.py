@@ -1,4 +1,4 @@
-"""`submit` and what follows a submitted run: logs, stop, wait, clone, diff, clusters."""
+"""`submit`, and the verbs for submitted runs: logs, stop, wait, clone, diff, clusters."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
 ClusterName = Annotated[
     str | None,
-    typer.Option("--cluster", help="Cluster to look on; default: all of clusters.yaml."),
+    typer.Option("--cluster", help="Look on this cluster only; default: all of clusters.yaml."),
 ]
 
 
@@ -49,11 +49,13 @@ def submit_command(
     ] = 0,
     retries: Annotated[
         int,
-        typer.Option("--retries", min=0, help="New tries after a lost node, a hang, preemption."),
+        typer.Option("--retries", min=0, help="Retries after a lost node, a hang or a preemption."),
     ] = 3,
     include: Annotated[
         list[str] | None,
-        typer.Option("--include", help="Your own file or directory to ship; may be repeated."),
+        typer.Option(
+            "--include", help="A file or directory of yours to send along; may be repeated."
+        ),
     ] = None,
     workers: Workers = None,
     dry_run: Annotated[
@@ -98,10 +100,10 @@ def logs_command(
     run: RunName,
     cluster: ClusterName = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")
+        bool, typer.Option("--follow", "-f", help="Continue until the run has ended.")
     ] = False,
 ) -> None:
-    """Print what a submitted run printed; with -f until it ends, reconnecting as needed.
+    """Print the output of a submitted run; with -f until it ends, reconnecting as needed.
 
     Example: pelagos logs -f ns-pretrain
     """
@@ -118,7 +120,8 @@ def stop_command(
     run: RunName,
     cluster: ClusterName = None,
     now: Annotated[
-        bool, typer.Option("--now", help="End it at once; what came after its checkpoint is lost.")
+        bool,
+        typer.Option("--now", help="End it at once; steps after its last checkpoint are lost."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -146,10 +149,10 @@ def recover_command(
     cluster: ClusterName = None,
     as_json: AsJson = False,
 ) -> None:
-    """See to your submitted runs whose process ended without a word, such as on a lost node: record
-    how they ended, and start again those that have retries left.
+    """Recover submitted runs of yours whose process ended silently, e.g. on a lost node.
 
-    Other verbs show such a run as lost and start nothing.
+    Records how they ended, and restarts those that have retries left. Other verbs show these runs as
+    lost and start nothing.
 
     Example: pelagos recover ns-pretrain
     """
@@ -214,7 +217,7 @@ def clone_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a new run with the job of another one, changed where asked.
+    """Submit a new run with the job of another one and your changes.
 
     Example: pelagos clone ns-pretrain ns-pretrain-2 optimizer.lr=5e-4
     """
@@ -251,13 +254,13 @@ def diff_command(first: RunName, second: RunName, as_json: AsJson = False) -> No
 def clusters_command(
     name: Annotated[str | None, typer.Argument(help="One cluster only.")] = None,
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Contact them, or only list them.")
+        bool, typer.Option("--check/--no-check", help="Contact the clusters, or only list them.")
     ] = True,
     trust: Annotated[
         bool,
         typer.Option(
             "--trust",
-            help="Let ./clusters.yaml, as it is now, say where tokens go; look at it first.",
+            help="Trust the present ./clusters.yaml to say where tokens go; read it first.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -319,7 +322,7 @@ def _show_clusters(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         marks = {
             True: Text("ok", style="green"),
-            False: Text("mend", style="red"),
+            False: Text("fix", style="red"),
             None: Text(""),
         }
         bad = [f"{c['name']}: {c['seen']} - {c['remedy']}" for c in row["checks"] if not c["ok"]]

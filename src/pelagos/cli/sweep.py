@@ -15,11 +15,11 @@ def sweep_command(
     ] = None,
     runs_dir: JobRunsDir = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the trials and which are over, then stop.")
+        bool, typer.Option("--dry-run", help="List the trials, and which have ended, then stop.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Train many variants of jobs and compare them; run it again and it goes on.
+    """Train many variants of jobs and compare them; run it again to continue.
 
     Example: pelagos sweep configs/quickstart/sweep.yaml seeds=[0] --dry-run
     """

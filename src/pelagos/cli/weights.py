@@ -1,4 +1,4 @@
-"""`pelagos export` and `pelagos import`: models out of runs, and into model directories."""
+"""`pelagos export` and `pelagos import`: from runs or other weights to model directories."""
 
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -21,9 +21,7 @@ def export_command(
     checkpoint: Annotated[str | None, typer.Option("--checkpoint", hidden=True)] = None,
     weights: Annotated[
         str,
-        typer.Option(
-            "--weights", help="model, ema (averaged), or auto: ema where the run keeps it."
-        ),
+        typer.Option("--weights", help="model, ema (averaged), or auto: ema if the run keeps it."),
     ] = "auto",
     max_shard_size: ShardSize = "5GB",
     runs_dir: RunsDir = "runs",
@@ -67,13 +65,13 @@ def import_command(
     ] = None,
     prefix: Annotated[
         str | None,
-        typer.Option("--prefix", help="What stands before the network's names, e.g. module."),
+        typer.Option("--prefix", help="Prefix of the parameter names to remove, e.g. module."),
     ] = None,
     max_shard_size: ShardSize = "5GB",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring published or foreign weights into a model directory; runs no code that they carry.
+    """Import published or foreign weights into a model directory; runs no code from them.
 
     Example: pelagos import model_Ti.pth models/dpot-ti
     """

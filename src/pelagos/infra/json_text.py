@@ -36,8 +36,10 @@ def _may_have_halves(content: str | bytes) -> bool:
 
 
 def first_problem(error: ValidationError, whole: str) -> str:
-    """Return the first thing that pydantic says, `key: what is wrong`, without the value that was
-    found; `whole` is what the document is called where no key is wrong but all of it."""
+    """Return the first thing that pydantic says, `key: what is wrong`, without the value that was found.
+
+    `whole` is what the document is called where no key is wrong but all of it.
+    """
     first = error.errors(include_url=False, include_input=False)[0]
     key = ".".join(map(str, first["loc"])) or whole
     return f"{key}: {first['msg']}"

@@ -14,7 +14,6 @@ from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation
 from pelagos.evaluation.pages.side_by_side import (
     SharedDataset,
     best_sentence,
-    numbers,
     shared_datasets,
     write_side_by_side,
 )
@@ -53,12 +52,12 @@ def run(jobs: Sequence[EvaluateJob], console: Console | None = None) -> CompareR
     first = jobs[0]
     name = f"{COMPARISONS}/{'-vs-'.join(names)[:MAX_NAME_LENGTH]}/{first.split}"
     directory = Path(first.output_dir) if first.output_dir else below(Path(first.runs_dir), name)
-    report = write_side_by_side(shared, told, directory)
+    report, found = write_side_by_side(shared, told, directory)
     if console is not None:
         for data in shared:
             _show(data, console)
         console.print(f"report: {report}", soft_wrap=True)
-    return CompareResult(report, {"runs": told, **numbers(shared)})
+    return CompareResult(report, {"runs": told, **found})
 
 
 def _cluster_of(jobs: Sequence[EvaluateJob]) -> AbstractContextManager[None]:

@@ -17,7 +17,8 @@ from pelagos.jobs.measuring.strategy_table import (
     comparison_figure,
     comparison_markdown,
 )
-from pelagos.jobs.training.parts import check_parts
+from pelagos.jobs.training.checking import checked
+from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.marks import Meaning, Trait
 from pelagos.platform.config.meanings import Key, names_of, without
@@ -66,8 +67,8 @@ def run(
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists already: choose another --output, or pass --overwrite")
     jobs = [_job_of(job, layout, steps) for layout in layouts]
-    for checked in jobs:
-        check_parts(checked)
+    for of_layout in jobs:
+        checked(of_layout)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as staging:
         runs = list(_train_all(jobs, layouts, Path(staging), progress))
@@ -116,8 +117,7 @@ def _job_of(job: TrainingJob, layout: Layout, steps: int) -> TrainingJob:
     computed = without(job.model_dump(mode="json"), names_of(_is_of_the_run_alone))
     text = yaml_text(computed, sort_keys=False)
     changed = parse_job(text, layout.name, overrides)
-    assert isinstance(changed, TrainingJob)
-    return changed
+    return as_kind(TrainingJob, changed)
 
 
 def _is_of_the_run_alone(key: Key) -> bool:

@@ -15,7 +15,7 @@ from pelagos.evaluation.conclusions.rollout_windows import window_scores
 from pelagos.evaluation.conclusions.verdicts import Verdict, judge, warnings_of
 from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation
 from pelagos.evaluation.forecasting.stability import Stability
-from pelagos.evaluation.pages.forecast_page import Provenance, numbers, write_report
+from pelagos.evaluation.pages.forecast_page import Provenance, write_report
 from pelagos.evaluation.pages.summary import SummaryRow, shown_methods, summary_rows
 from pelagos.evaluation.pages.terminal_tables import Column, print_table
 from pelagos.infra.storage.files import below
@@ -23,7 +23,7 @@ from pelagos.jobs.measuring.forecasts import check_forecasts, forecast_measureme
 from pelagos.jobs.measuring.spreading import measure_all
 from pelagos.jobs.measuring.trained import TrainedRun, load_run
 from pelagos.jobs.measuring.workers import workers_of
-from pelagos.jobs.training.parts import unique_names
+from pelagos.jobs.training.mixtures import unique_names
 from pelagos.platform.config.measure import EvaluateJob
 from pelagos.platform.mlflow_records.tracker import code_version, log_evaluation
 from pelagos.platform.records.runs import RunDirectory
@@ -53,16 +53,14 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     if trained.forecaster.objective.call == "image":
         return _run_on_images(job, trained, console)
     evaluations, stabilities = _forecasts(job, trained, with_physics=job.physics)
-    provenance = _provenance(job, trained)
-    report, _ = write_report(evaluations, provenance, output, stabilities)
-    values = numbers(evaluations, provenance, stabilities)
+    report, found = write_report(evaluations, _provenance(job, trained), output, stabilities)
     if job.tracking:
         log_evaluation(training, directory, output, evaluation_metrics(evaluations))
     if console is not None:
         if trained.forecaster.weights == "ema":
             console.print(AVERAGED)
         _show(evaluations, stabilities, report, training.tracking.uri, console)
-    return EvaluateResult(job.run, report, values)
+    return EvaluateResult(job.run, report, found)
 
 
 def _run_on_images(
@@ -74,7 +72,7 @@ def _run_on_images(
     directory, training, step = trained.directory, trained.training, trained.step
     evaluations = measure_images(job, trained)
     provenance, output = _provenance(job, trained), _output(job, directory)
-    report = image_page.write_image_report(evaluations, provenance, output)
+    report, found = image_page.write_image_report(evaluations, provenance, output)
     if job.tracking:
         values = [
             (f"evaluation/{e.name}/{name}", step, value)
@@ -88,7 +86,7 @@ def _run_on_images(
             console.print(AVERAGED)
         show_images(evaluations, console)
         console.print(f"report: {report}", soft_wrap=True)
-    return EvaluateResult(job.run, report, image_page.numbers(evaluations, provenance))
+    return EvaluateResult(job.run, report, found)
 
 
 def _provenance(job: EvaluateJob, trained: TrainedRun) -> Provenance:
@@ -147,9 +145,11 @@ def _forecasts(
 
 
 def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[str, int, float]]:
-    """Return (name, lead step, value) for tracking: median relative L1 error and VRMSE of each method
-    and baseline, the model's over the baselines', VRMSE over windows, and what the data's equation
-    leaves over, as far as these are finite."""
+    """Return (name, lead step, value) for tracking.
+
+    Median relative L1 error and VRMSE of each method and baseline, the model's over the baselines',
+    VRMSE over windows, and what the data's equation leaves over, as far as these are finite.
+    """
     errors = [
         (f"evaluation/{e.data.name}/{method}/{metric}", lead, float(value))
         for e in evaluations

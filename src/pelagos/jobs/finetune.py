@@ -14,18 +14,15 @@ from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
 from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.jobs import pretrain
 from pelagos.jobs.pretrain import PretrainResult
-from pelagos.jobs.training.parts import (
-    INITIAL_WEIGHTS,
-    build_model,
-    build_network,
-    check_parts,
-    options_for,
-)
+from pelagos.jobs.training.blueprint import INITIAL_WEIGHTS, Blueprint, left_trainable
+from pelagos.jobs.training.checking import checked
+from pelagos.jobs.training.networks import build_network, build_objective
 from pelagos.jobs.weights.sources import Source, open_source
 from pelagos.models.adaptation import Adaptation, adapt
 from pelagos.models.low_rank import initial_updates
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config.finetune import SOURCE_MODEL, FinetuneJob
+from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import ConstantsConfig, ModelConfig
 from pelagos.platform.console import HarmlessConsole
@@ -33,6 +30,7 @@ from pelagos.platform.launch import Watcher
 from pelagos.platform.mlflow_records.store import tracking_uri
 from pelagos.platform.optimization.optimizer import freeze
 from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.storage_choice import options_for
 
 _COLOURS = {
     "matched": "green",
@@ -48,10 +46,15 @@ class PreparedFinetune:
     """A fine-tuning that can start: the job with all that the source decides filled in."""
 
     job: FinetuneJob
+    blueprint: Blueprint
     source: Source
     adaptation: Adaptation
-    mixture: Mixture
     notes: tuple[str, ...]
+
+    @property
+    def mixture(self) -> Mixture:
+        """What is trained on."""
+        return self.blueprint.mixture
 
 
 def run(
@@ -73,8 +76,7 @@ def run(
     prepared = prepare(job)
     show_adaptation(prepared, console)
     return pretrain.start(
-        prepared.job,
-        prepared.mixture,
+        prepared.blueprint,
         console,
         watcher,
         lambda directory: write_initial_weights(prepared, directory),
@@ -89,8 +91,7 @@ def make_ready_again(directory: RunDirectory) -> None:
     Raises:
         ConfigError: the source is no longer there.
     """
-    job = directory.job()
-    assert isinstance(job, FinetuneJob)
+    job = as_kind(FinetuneJob, directory.job())
     uris = (
         directory.checkpoint_uri_of(job),
         f"{directory.checkpoint_uri_of(job)}/{INITIAL_WEIGHTS}",
@@ -114,13 +115,14 @@ def prepare(job: FinetuneJob) -> PreparedFinetune:
     job = _with_normalization(job, source)
     try:
         with torch.device("meta"):
-            network = build_network(job)
+            network = build_network(job, build_objective(job))
         adaptation = adapt(network, source.tensors, source.name, job.reinitialize)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"job {job.name}", [Problem(("source",), str(error))]) from error
     job = _training_fresh_parameters(job, adaptation)
-    mixture = check_parts(job)
-    return PreparedFinetune(job, source, adaptation, mixture, tuple(_notes(job, source, mixture)))
+    blueprint = checked(job)
+    notes = tuple(_notes(job, source, blueprint.mixture))
+    return PreparedFinetune(job, blueprint, source, adaptation, notes)
 
 
 def write_initial_weights(prepared: PreparedFinetune, directory: RunDirectory) -> None:
@@ -132,8 +134,7 @@ def write_initial_weights(prepared: PreparedFinetune, directory: RunDirectory) -
     directory.append_event("source", **lineage)
     if store.latest_step() is not None:
         return
-    with torch.device("meta"):
-        model = build_model(job)
+    model = prepared.blueprint.model
     tensors: dict[str, Tensor] = {n: t.float() for n, t in prepared.adaptation.tensors.items()}
     tensors |= initial_updates(model, job.seed)
     state = {
@@ -160,20 +161,20 @@ def show_adaptation(prepared: PreparedFinetune, console: Console) -> None:
             console.print(f"  and {len(others) - _LISTED} more")
     counts = ", ".join(f"{n} {action}" for action, n in prepared.adaptation.counts().items())
     console.print(f"{prepared.job.name} from {prepared.source.name}: {counts} parameters")
-    console.print(f"  {training_memory(prepared.job)}", soft_wrap=True)
+    console.print(f"  {training_memory(prepared.blueprint)}", soft_wrap=True)
     for note in prepared.notes:
         console.print(Text("note", style="yellow"), note, soft_wrap=True)
 
 
-def training_memory(job: FinetuneJob) -> str:
+def training_memory(blueprint: Blueprint) -> str:
     """Return how much is trained, and what that takes before sharding, in fp32.
 
     A weight takes 4 bytes; a trained one 4 more for its gradient and 8 for AdamW's moments.
     """
-    with torch.device("meta"):
-        model = build_model(job)
-    freeze(model, job.optimizer.frozen)
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    model = blueprint.model
+    with left_trainable(model):
+        freeze(model, blueprint.job.optimizer.frozen)
+        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     total, trained = sum(n for n, _ in sizes), sum(n for n, is_trained in sizes if is_trained)
     megabytes = (4 * total + 12 * trained) / 1e6
     return (

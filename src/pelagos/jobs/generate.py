@@ -128,7 +128,7 @@ def _plans(job: GenerateJob) -> list[_Plan]:
         raise ValueError(f"job {job.name} cannot run:\n  " + "\n  ".join(problems))
     if occupied and not job.overwrite:
         raise FileExistsError(
-            "\n".join(occupied) + "\nUse another uri, or overwrite=true to replace what is there."
+            "\n".join(occupied) + "\nUse another uri, or overwrite=true to replace it."
         )
     return plans
 

@@ -9,10 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
-from pelagos.data_pipelines.streaming.sampler import Sampler
+from pelagos.jobs.training.blueprint import Blueprint, build_parts
+from pelagos.jobs.training.checking import checked
 from pelagos.jobs.training.checkpoint_place import check_free, claim
-from pelagos.jobs.training.network_checks import check_network
-from pelagos.jobs.training.parts import build_parts, check_parts, options_for, unique_names
+from pelagos.jobs.training.checks.network import check_network
+from pelagos.jobs.training.mixtures import unique_names
 from pelagos.jobs.training.run_plugins import import_plugins_of
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.jobs.weights.register import register_model
@@ -26,7 +27,8 @@ from pelagos.platform.mlflow_records.tracker import Tracker
 from pelagos.platform.progress import TrainingProgress
 from pelagos.platform.records.runs import Outcome, RunDirectory, RunError
 from pelagos.platform.records.states import State
-from pelagos.platform.trainer import launched_by_torchrun
+from pelagos.platform.storage_choice import options_for
+from pelagos.platform.trainer import BuildParts, launched_by_torchrun
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +67,8 @@ def run(
         ConfigError: the job cannot run as written; nothing was made.
         RunError: the run's name is taken.
     """
-    mixture = check_parts(job)
     return start(
-        job,
-        mixture,
+        checked(job),
         console or HarmlessConsole(),
         watcher,
         until_step=until_step,
@@ -77,8 +77,7 @@ def run(
 
 
 def start(
-    job: TrainingJob,
-    mixture: Mixture,
+    blueprint: Blueprint,
     console: Console,
     watcher: Watcher | None = None,
     make_ready: MakeReady = ready_already,
@@ -93,6 +92,7 @@ def start(
         ConfigError: the place of its checkpoints cannot be used; nothing was made.
         RunError: the run's name is taken.
     """
+    job = blueprint.job
     if _other_rank():
         return _join(job)
     check_free(job, identity)
@@ -100,7 +100,7 @@ def start(
     directory = RunDirectory.create(job, identity)
     claim(job, directory)
     make_ready(directory)
-    return _train(job, directory, mixture, console, watcher, until_step)
+    return _train(blueprint, directory, console, watcher, until_step)
 
 
 def resume(
@@ -113,8 +113,9 @@ def resume(
     until_step: int | None = None,
     require: JobCheck | None = None,
 ) -> PretrainResult:
-    """Continue a run from its newest complete checkpoint; a finished one only gets its records
-    to MLflow, where that had not worked or the store is another.
+    """Continue a run from its newest complete checkpoint.
+
+    A finished run only sends its records to MLflow, if that had failed or the store is another.
 
     `overrides` (`parallel.strategy=fsdp`, `resources.num_workers=4`) change how the steps to come
     are computed, and stay with the run. `require` raises if the job that it goes on as, which is read
@@ -137,46 +138,43 @@ def resume(
     if is_finished and (is_sent or job.tracking.uri is None):
         version = status.get("registered_version")
         return PretrainResult(name, outcome, _last_values(directory), version)
-    mixture = check_parts(job)
-    if (
-        is_finished
-    ):  # the store was away at the end, is another, or the driver was killed just before
+    blueprint = checked(job)
+    if is_finished:
+        # the store was away at the end, is another, or the driver was killed just before
         check_tracking(job)
         directory.replace_job(job)
-        tracker = Tracker(job, directory, _dataset_records(mixture))
-        version = _close_records(job, directory, mixture, tracker, outcome)
+        tracker = Tracker(job, directory, _dataset_records(blueprint.mixture))
+        version = _close_records(blueprint, directory, tracker, outcome)
         return PretrainResult(name, outcome, _last_values(directory), version)
     if _other_rank():
         return _join(job)
     check_tracking(job)
     if overrides:
-        _check_continues(job, mixture, directory)
+        _check_continues(blueprint, directory)
         directory.replace_job(job)
     claim(job, directory)
     make_ready(directory)
-    return _train(job, directory, mixture, console or HarmlessConsole(), watcher, until_step)
+    return _train(blueprint, directory, console or HarmlessConsole(), watcher, until_step)
 
 
-def _check_continues(job: TrainingJob, mixture: Mixture, directory: RunDirectory) -> None:
-    """Reject changes after which the newest checkpoint could not be continued, before they stay with
-    the run: other data, another order of samples, another network.
+def _check_continues(blueprint: Blueprint, directory: RunDirectory) -> None:
+    """Reject changes after which the newest checkpoint could not be continued.
+
+    These are other data, another order of samples, another network. The run keeps none of them.
 
     Raises:
         RunError: with the reason; nothing was changed.
     """
+    job = blueprint.job
     uri = directory.checkpoint_uri
     store = CheckpointStore(uri, options_for(uri, job.storage))
     step = store.latest_step()
     if not step:
         return
     state = store.trainer_state(step)
-    data = job.data
-    sampler = Sampler(
-        mixture, job.seed, data.global_batch_size, data.run_length, data.order_version
-    )
     try:
-        _check_same_data(mixture, state)
-        sampler.check_state(streams_of(state, f"{store.uri} step {step}"))
+        _check_same_data(blueprint.mixture, state)
+        blueprint.streams.check_state(streams_of(state, f"{store.uri} step {step}"))
         check_network(job, state)
     except ValueError as error:
         raise RunError(f"run {directory.name!r} is as it was: {error}") from error
@@ -205,14 +203,14 @@ def _check_same_data(mixture: Mixture, state: dict[str, Any]) -> None:
 
 
 def _train(
-    job: TrainingJob,
+    blueprint: Blueprint,
     directory: RunDirectory,
-    mixture: Mixture,
     console: Console,
     watcher: Watcher | None,
     until_step: int | None,
 ) -> PretrainResult:
-    tracker = Tracker(job, directory, _dataset_records(mixture))
+    job = blueprint.job
+    tracker = Tracker(job, directory, _dataset_records(blueprint.mixture))
     options = options_for(directory.checkpoint_uri, job.storage)
     with TrainingProgress(directory, job.schedule.total_steps, console) as progress:
 
@@ -222,15 +220,21 @@ def _train(
             if watcher is not None:
                 watcher()
 
-        outcome = launch(job, directory, build_parts, options, watch, until_step)
-    version = _close_records(job, directory, mixture, tracker, outcome)
+        outcome = launch(job, directory, _builder(blueprint), options, watch, until_step)
+    version = _close_records(blueprint, directory, tracker, outcome)
     return PretrainResult(job.name, outcome, _last_values(directory), version)
 
 
+def _builder(blueprint: Blueprint) -> BuildParts:
+    """Return what builds the parts: in a worker for itself, in this process from what is there."""
+    if blueprint.job.resources.launcher == "ray":
+        return build_parts
+    return lambda job: blueprint.parts()
+
+
 def _close_records(
-    job: TrainingJob,
+    blueprint: Blueprint,
     directory: RunDirectory,
-    mixture: Mixture,
     tracker: Tracker,
     outcome: Outcome,
 ) -> str | None:
@@ -238,19 +242,17 @@ def _close_records(
     version = None
     is_sent = tracker.sync(force=True)
     if outcome.kind == State.FINISHED and tracker.recorded is not None:
-        version = _register(job, directory, tracker.recorded, mixture)
+        version = _register(blueprint, directory, tracker.recorded)
     tracker.finish(outcome.kind)
     if is_sent:
         directory.set_status(outcome.kind, is_tracked=True, registered_version=version)
     return version
 
 
-def _register(
-    job: TrainingJob, directory: RunDirectory, recorded: RecordedRun, mixture: Mixture
-) -> str | None:
+def _register(blueprint: Blueprint, directory: RunDirectory, recorded: RecordedRun) -> str | None:
     try:
         forecaster, _ = Forecaster.from_run(directory)
-        return register_model(job, recorded, forecaster, mixture.grid_shape)
+        return register_model(blueprint.job, recorded, forecaster, blueprint.mixture.grid_shape)
     except Exception as error:  # a registry that is away does not undo a finished training
         logger.warning("the model could not be registered in MLflow: %s", error)
         return None

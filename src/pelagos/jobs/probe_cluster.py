@@ -40,6 +40,6 @@ def probe_cluster(name: str, config: ClusterConfig, num_nodes: int) -> list[Chec
         following.stop(found, now=True)
         raise
     if state.state != State.FINISHED:
-        remedy = f"pelagos logs {job.name} shows what it printed"
+        remedy = f"pelagos logs {job.name} shows its output"
         return [Check("nodes", False, f"{state.state}: {state.cause or state.reason}", remedy)]
     return read_checks(following.run_directory(found).path)

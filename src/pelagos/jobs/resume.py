@@ -41,8 +41,9 @@ def resume(
     request: str = "",
     require: JobCheck | None = None,
 ) -> PretrainResult:
-    """Continue a run as `pretrain.resume` does; a fine-tuning that was killed before its first
-    weights stood gets them first.
+    """Continue a run as `pretrain.resume` does.
+
+    A fine-tuning that was killed before its first weights stood gets them first.
 
     With `from_step` (`last`, `best`, a step) it continues from that checkpoint as a branch, in which
     `overrides` may change optimizer and schedule too (`branching.branch`, also for `request`). A branch

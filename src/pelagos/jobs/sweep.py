@@ -136,8 +136,9 @@ def _run_on_ray(
     directory: Path,
     console: Console | None,
 ) -> tuple[set[str], dict[str, str]]:
-    """Run what is left of the trials; return which Tune saw to an end, and why it lost others, by
-    name.
+    """Run what is left of the trials.
+
+    Return which Tune saw to an end, and why it lost others, by name.
     """
     cpus = max(t.job.resources.cpus_per_worker for t in left) * sweep.max_concurrent
     by_name = {trial.name: trial for trial in left}

@@ -37,7 +37,7 @@ class AdaptedParameter:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """``tensors`` are the network's parameters that have values now; the others start afresh."""
+    """`tensors` are the network's parameters that have values now; the others start afresh."""
 
     tensors: dict[str, Tensor]
     parameters: tuple[AdaptedParameter, ...]
@@ -57,9 +57,9 @@ def adapt(
     source: str,
     reinitialize: Sequence[str] = (),
 ) -> Adaptation:
-    """Decide for each parameter of ``model`` (which may be on the meta device) what becomes of it.
+    """Decide for each parameter of `model` (which may be on the meta device) what becomes of it.
 
-    ``reinitialize``: regular expressions of parameters that start afresh although they fit.
+    `reinitialize`: regular expressions of parameters that start afresh although they fit.
     Raises ValueError for a pattern that matches nothing, and for weights of which less than a
     quarter of the network's other values can be taken: those of another family or size.
     """

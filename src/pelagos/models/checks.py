@@ -21,7 +21,7 @@ def lists_to_tuples(options: Options) -> None:
 
 
 def not_whole(options: Options) -> list[str]:
-    """A line for every field ``int`` or ``tuple[int, ...]`` that is not made of numbers from 1 on."""
+    """A line for every field `int` or `tuple[int, ...]` that is not made of numbers from 1 on."""
     problems = []
     for entry in fields(options):
         value = getattr(options, entry.name)
@@ -35,7 +35,7 @@ def not_whole(options: Options) -> list[str]:
 
 
 def nearest_multiples(size: int, divisor: int) -> str:
-    """The valid choices next to a size that ``divisor`` does not divide.
+    """The valid choices next to a size that `divisor` does not divide.
 
     >>> nearest_multiples(50, 16), nearest_multiples(5, 16)
     ('48 or 64', '16')
@@ -45,7 +45,7 @@ def nearest_multiples(size: int, divisor: int) -> str:
 
 
 def wrong_frames(got: int, taken: int) -> str:
-    """What to set where a network that takes ``taken`` frames is given ``got``; empty if it fits."""
+    """What to set where a network that takes `taken` frames is given `got`; empty if it fits."""
     if got == taken:
         return ""
     return (

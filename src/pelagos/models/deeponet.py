@@ -6,8 +6,8 @@ can be asked for at any point. Lu et al., "Learning nonlinear operators via Deep
 universal approximation theorem of operators", Nature Machine Intelligence 2021, arXiv:1910.03193.
 
 The sensors are the points of a grid, the branch is convolutional, and the trunk sees places as
-sines and cosines too, scaled and shifted by the lead time. Layout: frames ``[B, C, H, W]``, points
-``[B, N, 2]`` with y before x, in units of the grid's sides: row i of H is at y = i / H.
+sines and cosines too, scaled and shifted by the lead time. Layout: frames `[B, C, H, W]`, points
+`[B, N, 2]` with y before x, in units of the grid's sides: row i of H is at y = i / H.
 Single-device code.
 """
 
@@ -37,10 +37,10 @@ _NUM_AXES = 2
 class DeepONetConfig(Options):
     """Sizes and options of one DeepONet.
 
-    ``image_size``: rows and columns of the sensors, one number for as many of both;
-    ``branch_width``: channels of the branch's first stage, doubled by every later one of its
-    ``num_stages``, each halving the grid; ``trunk_width`` and ``num_layers`` of the trunk;
-    ``num_basis``: products in the sum; ``num_waves``: the trunk sees sines and cosines of the wave
+    `image_size`: rows and columns of the sensors, one number for as many of both;
+    `branch_width`: channels of the branch's first stage, doubled by every later one of its
+    `num_stages`, each halving the grid; `trunk_width` and `num_layers` of the trunk;
+    `num_basis`: products in the sum; `num_waves`: the trunk sees sines and cosines of the wave
     numbers 1 .. num_waves on each axis.
 
     Raises ValueError listing every option that does not fit.
@@ -88,13 +88,13 @@ class BranchStage(nn.Module):
         self.conv = nn.Conv2d(outputs, outputs, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to ``[B, C_out, ceil(H / 2), ceil(W / 2)]``."""
+        """`[B, C, H, W]` to `[B, C_out, ceil(H / 2), ceil(W / 2)]`."""
         x = F.gelu(self.down(x))
         return x + F.gelu(self.conv(x))
 
 
 class Branch(nn.Module):
-    """A frame to coefficients ``[B, C_out, num_basis]``."""
+    """A frame to coefficients `[B, C_out, num_basis]`."""
 
     def __init__(self, config: DeepONetConfig) -> None:
         super().__init__()
@@ -116,19 +116,19 @@ class Branch(nn.Module):
 
 
 class TrunkLayer(nn.Module):
-    """``x + GELU(linear(x))``."""
+    """`x + GELU(linear(x))`."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, N, width]`` to the same."""
+        """`[B, N, width]` to the same."""
         return x + F.gelu(self.linear(x))
 
 
 class Trunk(nn.Module):
-    """Places ``[B, N, 2]`` and lead times ``[B]`` to basis functions ``[B, N, num_basis]``."""
+    """Places `[B, N, 2]` and lead times `[B]` to basis functions `[B, N, num_basis]`."""
 
     def __init__(self, config: DeepONetConfig) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class DeepONet(Pretrained):
         self.materialize(device)
 
     def forward(self, frame: Tensor, time: Tensor) -> FrameOutput:
-        """Predict ``[B, C_out, H, W]``, a lead time ``time [B]`` after ``frame [B, C, H, W]``.
+        """Predict `[B, C_out, H, W]`, a lead time `time [B]` after `frame [B, C, H, W]`.
 
         Raises ValueError for a shape that does not fit the configuration.
         """
@@ -181,7 +181,7 @@ class DeepONet(Pretrained):
         return FrameOutput(values_BCN.view(*values_BCN.shape[:2], *self.config.grid))
 
     def query(self, frame: Tensor, points: Tensor, time: Tensor) -> Tensor:
-        """Predict ``[B, C_out, N]`` at ``points [B, N, 2]``, y before x, 1 a side of the grid.
+        """Predict `[B, C_out, N]` at `points [B, N, 2]`, y before x, 1 a side of the grid.
 
         Raises ValueError for a shape that does not fit the configuration.
         """
@@ -193,14 +193,14 @@ class DeepONet(Pretrained):
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module) -> None:
-        """Initialise the direct parameters of one of ``modules()``: torch's own way, zero bias."""
+        """Initialise the direct parameters of one of `modules()`: torch's own way, zero bias."""
         if module is self:
             self.bias.zero_()
         else:
             super().init_weights(module)
 
     def blocks(self) -> list[nn.Module]:
-        """Stages of the branch and layers of the trunk, each called as ``block(x)``."""
+        """Stages of the branch and layers of the trunk, each called as `block(x)`."""
         return [*self.branch.stages, *self.trunk.layers]
 
     def _check(self, frame: Tensor, points: Tensor, time: Tensor) -> None:
@@ -220,7 +220,7 @@ class DeepONet(Pretrained):
 
 
 def grid_points(grid: tuple[int, ...], device: torch.device) -> Tensor:
-    """``[1, H W, 2]``: the places of a grid's points, row by row."""
+    """`[1, H W, 2]`: the places of a grid's points, row by row."""
     axes = [torch.arange(side, device=device) / side for side in grid]
     points: Tensor = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     return points.view(1, -1, len(grid))

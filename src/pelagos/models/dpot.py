@@ -6,8 +6,8 @@ Fourier modes (AFNO). Hao et al., "DPOT: Auto-regressive denoising operator tran
 large-scale PDE pre-training", ICML 2024, arXiv:2403.03542.
 
 Written from the paper and from facts about the published checkpoints, so that official state
-dicts load with ``strict=True``. Layout: input and prediction are ``[B, X, Y, T, C]``; tokens are
-``BDHW`` (``H`` along x, ``W`` along y). Two space dimensions. Single-device code.
+dicts load with `strict=True`. Layout: input and prediction are `[B, X, Y, T, C]`; tokens are
+`BDHW` (`H` along x, `W` along y). Two space dimensions. Single-device code.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _INIT_STD = 0.02
 class DPOTConfig(Options):
     """Sizes and options of one DPOT, under the official names.
 
-    ``n_blocks`` is the number of heads that the channels are split into in Fourier space, and
-    ``depth`` the number of layers. ``modes`` must reach over the whole token grid: the official
+    `n_blocks` is the number of heads that the channels are split into in Fourier space, and
+    `depth` the number of layers. `modes` must reach over the whole token grid: the official
     code would drop negative frequencies below that, and no published model does.
 
     Raises ValueError, naming the arithmetic, for sizes that do not divide, and for options of the
@@ -90,7 +90,7 @@ class DPOTConfig(Options):
 
     @property
     def lifts(self) -> bool:
-        """Whether mixers in three dimensions extend two-dimensional ones (``FourierMixer``)."""
+        """Whether mixers in three dimensions extend two-dimensional ones (`FourierMixer`)."""
         return True
 
     @property
@@ -126,11 +126,11 @@ class DPOTConfig(Options):
 
 
 class DPOT(Pretrained):
-    """The DPOT network: ``in_timesteps`` frames to the next ``out_timesteps``.
+    """The DPOT network: `in_timesteps` frames to the next `out_timesteps`.
 
-    Built under ``torch.device("meta")`` it allocates nothing; then ``to_empty(device=...)`` and
-    ``reset_parameters()``, or a state dict, make it usable. It has no buffers. ``blocks()`` lists
-    the repeated blocks to wrap, compile or checkpoint, each called as ``block(x)``.
+    Built under `torch.device("meta")` it allocates nothing; then `to_empty(device=...)` and
+    `reset_parameters()`, or a state dict, make it usable. It has no buffers. `blocks()` lists
+    the repeated blocks to wrap, compile or checkpoint, each called as `block(x)`.
     """
 
     model_types = ("dpot",)
@@ -168,11 +168,11 @@ class DPOT(Pretrained):
         self.materialize(device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict the frames after ``x [B, *grid, T, C]``, equally spaced in time.
+        """Predict the frames after `x [B, *grid, T, C]`, equally spaced in time.
 
-        The grid has two axes, X and Y (three in ``DPOT3D``), whose sides are any multiples of the
-        patch: away from ``img_size``, the position embedding is interpolated linearly. Returns the
-        prediction ``[B, *grid, T_out, C_out]`` and the logits ``[B, n_cls]`` of the dataset that
+        The grid has two axes, X and Y (three in `DPOT3D`), whose sides are any multiples of the
+        patch: away from `img_size`, the position embedding is interpolated linearly. Returns the
+        prediction `[B, *grid, T_out, C_out]` and the logits `[B, n_cls]` of the dataset that
         the trajectory is from. Raises ValueError for a shape that does not fit the configuration.
         """
         self._check(tuple(x.shape))
@@ -190,7 +190,7 @@ class DPOT(Pretrained):
         return prediction.unflatten(-1, shape).to(x.dtype), logits.to(x.dtype)
 
     def resized_parameter(self, name: str, source: Tensor) -> Tensor | None:
-        """The position embedding of another ``img_size`` or patch, interpolated linearly."""
+        """The position embedding of another `img_size` or patch, interpolated linearly."""
         own = self.pos_embed.shape
         if name != "pos_embed" or source.ndim != len(own) or source.shape[:2] != own[:2]:
             return None
@@ -208,9 +208,9 @@ class DPOT(Pretrained):
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module) -> None:
-        """Initialise the direct parameters of one of ``modules()``, not its children's.
+        """Initialise the direct parameters of one of `modules()`, not its children's.
 
-        Draws from torch's global generator. Once over all modules is ``reset_parameters``; one at
+        Draws from torch's global generator. Once over all modules is `reset_parameters`; one at
         a time lets a sharded model be filled without ever being whole.
         """
         if module is self:

@@ -2,11 +2,11 @@
 
 The same network with transforms, patches and positions of three axes. Its blocks extend the
 two-dimensional ones along z: of a field that is constant along z, they make what those make of its
-slice (``FourierMixer``). Hao et al., "DPOT: Auto-regressive denoising operator transformer for
+slice (`FourierMixer`). Hao et al., "DPOT: Auto-regressive denoising operator transformer for
 large-scale PDE pre-training", ICML 2024, arXiv:2403.03542, whose authors fine-tune the blocks of a
 two-dimensional network on three-dimensional data.
 
-Layout: input and prediction are ``[B, X, Y, Z, T, C]``; tokens are ``BD`` and the token grid.
+Layout: input and prediction are `[B, X, Y, Z, T, C]`; tokens are `BD` and the token grid.
 Single-device code.
 """
 
@@ -35,10 +35,10 @@ _CARRIED = ("blocks.", "time_agg_layer.")
 
 @dataclass(frozen=True)
 class DPOT3DConfig(DPOTConfig):
-    """Sizes and options of one three-dimensional DPOT; ``img_size`` is the side of a cube.
+    """Sizes and options of one three-dimensional DPOT; `img_size` is the side of a cube.
 
-    ``mixer``: how Fourier modes are mixed along z. ``lifted`` extends the two-dimensional network;
-    ``published`` computes what the official three-dimensional code does (``FourierMixer``), for
+    `mixer`: how Fourier modes are mixed along z. `lifted` extends the two-dimensional network;
+    `published` computes what the official three-dimensional code does (`FourierMixer`), for
     weights that were trained with it.
     """
 
@@ -62,7 +62,7 @@ class DPOT3DConfig(DPOTConfig):
 
 
 class DPOT3D(DPOT):
-    """The DPOT network on ``[B, X, Y, Z, T, C]``, called and initialised like ``DPOT``."""
+    """The DPOT network on `[B, X, Y, Z, T, C]`, called and initialised like `DPOT`."""
 
     model_types = ("dpot3d",)
     config_class = DPOT3DConfig
@@ -75,8 +75,8 @@ def lift_from_2d(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Blocks and time aggregation, their widths unchanged: the 1×1 kernels of the blocks' MLPs become
     1×1×1, mixers, norms and biases stay as they are. Patches, positions and heads, which are not
-    the same in three dimensions, are left out: ``load_state_dict(..., strict=False)``, or
-    ``adaptation.adapt``, leaves the network's own there. Raises ValueError for a state dict
+    the same in three dimensions, are left out: `load_state_dict(..., strict=False)`, or
+    `adaptation.adapt`, leaves the network's own there. Raises ValueError for a state dict
     without blocks of two dimensions.
     """
     lifted = {

@@ -13,23 +13,23 @@ from pelagos.models.pretrained import Pretrained
 Call = Literal["frame", "window", "image", "masked"]
 """How an objective calls a network.
 
-- ``frame``: ``model(frame [B, C, *grid], lead_time [B])``, an object with ``.output``
-  ``[B, C_out, *grid]``.
-- ``window``: ``model(x [B, *grid, T, C])``, grid axes x first: a tuple, the prediction
-  ``[B, *grid, T_out, C_out]`` first, then whatever else it makes.
-- ``image``: ``model(image [B, C, *grid])``, a tensor (class logits ``[B, K]`` or a map
-  ``[B, K, *grid]``), or what the objective that fits it asks for.
-- ``masked``: ``model(image [B, C, *grid], keep [B, N])``, ``keep`` True for the patches that the
-  encoder may see, as many in every sample: an object with ``.prediction [B, N, values]`` of every
-  patch and ``.masked [B, N]``, the patches that were hidden.
+- `frame`: `model(frame [B, C, *grid], lead_time [B])`, an object with `.output`
+  `[B, C_out, *grid]`.
+- `window`: `model(x [B, *grid, T, C])`, grid axes x first: a tuple, the prediction
+  `[B, *grid, T_out, C_out]` first, then whatever else it makes.
+- `image`: `model(image [B, C, *grid])`, a tensor (class logits `[B, K]` or a map
+  `[B, K, *grid]`), or what the objective that fits it asks for.
+- `masked`: `model(image [B, C, *grid], keep [B, N])`, `keep` True for the patches that the
+  encoder may see, as many in every sample: an object with `.prediction [B, N, values]` of every
+  patch and `.masked [B, N]`, the patches that were hidden.
 """
 
 
 @dataclass(frozen=True)
 class Options:
-    """Base of the families' configurations: sizes and options, written to ``config.json``.
+    """Base of the families' configurations: sizes and options, written to `config.json`.
 
-    ``earlier_defaults`` are options that came later than the first stored models: what a stored
+    `earlier_defaults` are options that came later than the first stored models: what a stored
     configuration without them means, where that is not today's default.
     """
 
@@ -37,7 +37,7 @@ class Options:
 
     @classmethod
     def from_official(cls, config: Mapping[str, Any]) -> Self:
-        """From a mapping with the names of the fields, such as ``config.json``; others are dropped."""
+        """From a mapping with the names of the fields, such as `config.json`; others are dropped."""
         known = {entry.name for entry in fields(cls)}
         return cls(
             **{
@@ -50,7 +50,7 @@ class Options:
 
 @dataclass
 class FrameOutput:
-    """A forecast ``output [B, C_out, *grid]``."""
+    """A forecast `output [B, C_out, *grid]`."""
 
     output: Tensor
 
@@ -59,8 +59,8 @@ class FrameOutput:
 class Size:
     """One row of a family's table.
 
-    ``parameters`` counts the network with the family's default channels; ``options`` are the
-    fields of its configuration that make this size; ``weights_license`` is the licence of the
+    `parameters` counts the network with the family's default channels; `options` are the
+    fields of its configuration that make this size; `weights_license` is the licence of the
     weights that its authors published, None where there are none.
     """
 
@@ -78,15 +78,15 @@ def _no_changes(_in_channels: int, _out_channels: int) -> dict[str, Any]:
 class Family:
     """A network in several sizes.
 
-    ``channels`` are its configuration's names of the numbers of channels in and out, and
-    ``default_channels`` their values where nobody says; ``inputs`` says in a sentence what goes
-    in; ``example`` makes the arguments of a forward pass, of a configuration and so many samples,
-    on the default device; ``adapt`` returns the options that follow from the numbers of channels.
+    `channels` are its configuration's names of the numbers of channels in and out, and
+    `default_channels` their values where nobody says; `inputs` says in a sentence what goes
+    in; `example` makes the arguments of a forward pass, of a configuration and so many samples,
+    on the default device; `adapt` returns the options that follow from the numbers of channels.
 
-    ``marker`` is a parameter that only this family's networks have, by which weights of others are
-    recognised, and ``marker_axes`` (parameter, number of axes) tells families with one marker apart;
-    ``foreign_options`` are those that others' weights are computed with, where ours are usually
-    different; ``channel_axes`` says where shapes tell the numbers of channels in and out:
+    `marker` is a parameter that only this family's networks have, by which weights of others are
+    recognised, and `marker_axes` (parameter, number of axes) tells families with one marker apart;
+    `foreign_options` are those that others' weights are computed with, where ours are usually
+    different; `channel_axes` says where shapes tell the numbers of channels in and out:
     (parameter, axis, what that counts beyond channels).
     """
 

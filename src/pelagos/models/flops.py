@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's counter of operations, with the gradients of grouped convolutions counted right.
+    """Torch's counter of operations, with the gradients of grouped convolutions counted right.
 
     torch takes the gradient of a grouped convolution's weight for that of a full one: a step of
     Poseidon-T is overstated by a sixth, one of SimVP sixfold. Not counted are Fourier transforms and

@@ -6,7 +6,7 @@ Li et al., "Fourier neural operator for parametric partial differential equation
 arXiv:2010.08895. TFNO stores those matrices as a Tucker decomposition: Kossaifi et al.,
 "Multi-grid tensorized Fourier neural operator for high-resolution PDEs", arXiv:2310.00120.
 
-Here each layer is also scaled and shifted by the lead time. Layout: fields are ``[B, C, *grid]``
+Here each layer is also scaled and shifted by the lead time. Layout: fields are `[B, C, *grid]`
 with one, two or three grid axes. Single-device code.
 """
 
@@ -38,8 +38,8 @@ _POINTWISE: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
 class FNOConfig(Options):
     """Sizes and options of one Fourier neural operator.
 
-    ``modes``: wave numbers kept on each axis, -modes .. modes - 1; ``width``: channels between
-    the layers; ``use_coordinates``: append each point's place, i / n per axis, to the fields,
+    `modes`: wave numbers kept on each axis, -modes .. modes - 1; `width`: channels between
+    the layers; `use_coordinates`: append each point's place, i / n per axis, to the fields,
     without which the network commutes with translations.
 
     Raises ValueError listing every option that does not fit.
@@ -67,7 +67,7 @@ class FNOConfig(Options):
 
 @dataclass(frozen=True)
 class TFNOConfig(FNOConfig):
-    """As ``FNOConfig``; ``rank``: each Tucker rank as a fraction of the side it stands for.
+    """As `FNOConfig`; `rank`: each Tucker rank as a fraction of the side it stands for.
 
     A weight then has about rank^(2 + num_dimensions) of the dense one's parameters; 1 is full rank.
     """
@@ -87,7 +87,7 @@ def _spectral_convolution(config: FNOConfig) -> SpectralConvolution:
 
 
 class FNOBlock(nn.Module):
-    """``GELU((K x + W x) (1 + scale) + shift)``: spectral and pointwise maps, lead time; eq. 2.
+    """`GELU((K x + W x) (1 + scale) + shift)`: spectral and pointwise maps, lead time; eq. 2.
 
     The last block of a network has no GELU.
     """
@@ -100,7 +100,7 @@ class FNOBlock(nn.Module):
         self.last = last
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """``[B, C, *grid]`` to the same."""
+        """`[B, C, *grid]` to the same."""
         mixed = self.scale_shift(self.spectral(x) + self.pointwise(x), embedding)
         return mixed if self.last else F.gelu(mixed)
 
@@ -108,7 +108,7 @@ class FNOBlock(nn.Module):
 class FNO(Pretrained):
     """The Fourier neural operator: one frame and a lead time to the frame that much later.
 
-    Any grid of ``num_dimensions`` axes with at least 2 ``modes`` points on each.
+    Any grid of `num_dimensions` axes with at least 2 `modes` points on each.
     """
 
     model_types = ("fno",)
@@ -136,7 +136,7 @@ class FNO(Pretrained):
         self.materialize(device)
 
     def forward(self, frame: Tensor, time: Tensor) -> FrameOutput:
-        """Predict ``[B, C_out, *grid]``, a lead time ``time [B]`` after ``frame [B, C, *grid]``.
+        """Predict `[B, C_out, *grid]`, a lead time `time [B]` after `frame [B, C, *grid]`.
 
         Raises ValueError for a shape that does not fit the configuration.
         """
@@ -151,7 +151,7 @@ class FNO(Pretrained):
         return FrameOutput(self.project(x).to(frame.dtype))
 
     def blocks(self) -> list[nn.Module]:
-        """Repeated blocks to wrap, compile or checkpoint, each called as ``block(x, embedding)``."""
+        """Repeated blocks to wrap, compile or checkpoint, each called as `block(x, embedding)`."""
         return list(self.layers)
 
 
@@ -163,7 +163,7 @@ class TFNO(FNO):
 
 
 def _coordinates(field: Tensor) -> Tensor:
-    """``[B, num_dimensions, *grid]``: each point's place, i / n per axis."""
+    """`[B, num_dimensions, *grid]`: each point's place, i / n per axis."""
     axes = [torch.arange(side, device=field.device) / side for side in field.shape[2:]]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     return places.to(field.dtype).expand(field.shape[0], *places.shape)

@@ -7,8 +7,8 @@ learning", ICML 2023, arXiv:2302.14376; here with one input function, coordinate
 cosines, and the lead time among the features of every point.
 
 The answer at a query follows the query wherever it stands in the list and does not depend on the
-order of the input points; points marked as padding change nothing. Layout: points ``[B, N, axis]``,
-features ``BND`` at input points and ``BMD`` at queries. Single-device code.
+order of the input points; points marked as padding change nothing. Layout: points `[B, N, axis]`,
+features `BND` at input points and `BMD` at queries. Single-device code.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _SHARPNESS = 4.0
 class GNOTConfig(Options):
     """Sizes of one GNOT.
 
-    ``num_dimensions`` of the coordinates, each best within [0, 1]; they enter with their sines and
-    cosines at ``num_frequencies`` octaves. ``image_size`` is the side of the grids that examples
+    `num_dimensions` of the coordinates, each best within [0, 1]; they enter with their sines and
+    cosines at `num_frequencies` octaves. `image_size` is the side of the grids that examples
     have: the network takes any points.
 
     Raises ValueError, naming the arithmetic and the nearest choice, for sizes that do not fit.
@@ -85,17 +85,17 @@ def network(width_in: int, hidden: int, width: int) -> nn.Sequential:
 
 
 class Features(Linear):
-    """A linear layer before a softmax, initialised ``_SHARPNESS`` times as large as torch's."""
+    """A linear layer before a softmax, initialised `_SHARPNESS` times as large as torch's."""
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Torch's own way; weights of deviation 1 / sqrt(3 width) times ``_SHARPNESS``."""
+        """Torch's own way; weights of deviation 1 / sqrt(3 width) times `_SHARPNESS`."""
         super().reset_parameters()
         self.weight.mul_(_SHARPNESS)
 
 
 class NormalizedAttention(nn.Module):
-    """Linear attention: ``z = Σₙ (q̃ · k̃ₙ) vₙ / Σₙ q̃ · k̃ₙ``, with q̃ and k̃ softmaxes over features.
+    """Linear attention: `z = Σₙ (q̃ · k̃ₙ) vₙ / Σₙ q̃ · k̃ₙ`, with q̃ and k̃ softmaxes over features.
 
     All weights are positive and add up to 1, as in the softmax attention that it stands for (for
     which torch has kernels, and which costs M N), yet Σ k̃ₙ ⊗ vₙ is formed once: M + N. Sums over
@@ -111,7 +111,7 @@ class NormalizedAttention(nn.Module):
         self.projection = Linear(width, width)
 
     def forward(self, x_BMD: Tensor, source_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
-        """``[B, M, D]``: for each of ``x``, the mean of the values of the valid ones of ``source``."""
+        """`[B, M, D]`: for each of `x`, the mean of the values of the valid ones of `source`."""
         query, key, value = (
             layer(points).float().unflatten(-1, (self.num_heads, -1))
             for layer, points in (
@@ -168,7 +168,7 @@ class GNOTBlock(nn.Module):
         valid_BN: Tensor | None,
         valid_BM: Tensor | None,
     ) -> Tensor:
-        """Features at queries ``[B, M, D]`` to the same."""
+        """Features at queries `[B, M, D]` to the same."""
         before, source, gate1, among, gate2 = self.norms
         x_BMD = x_BMD + self.gather(before(x_BMD), source(source_BND), valid_BN)
         x_BMD = x_BMD + self.experts1(gate1(x_BMD), weights_BME)
@@ -180,7 +180,7 @@ class GNOTBlock(nn.Module):
 class GNOT(Pretrained):
     """The network: a function given at points, and a lead time, to its later values at queries.
 
-    Initialised torch's own way, but for queries and keys (``Features``).
+    Initialised torch's own way, but for queries and keys (`Features`).
     """
 
     model_types = ("gnot",)
@@ -202,7 +202,7 @@ class GNOT(Pretrained):
         self.materialize(device)
 
     def forward(self, frame: Tensor, time: Tensor) -> FrameOutput:
-        """Forecast a gridded ``frame [B, C, *grid]`` a lead ``time [B]`` ahead, on its own points.
+        """Forecast a gridded `frame [B, C, *grid]` a lead `time [B]` ahead, on its own points.
 
         Every axis runs from 0 to 1. Raises ValueError for a shape that does not fit.
         """
@@ -229,10 +229,10 @@ class GNOT(Pretrained):
         valid: Tensor | None = None,
         valid_queries: Tensor | None = None,
     ) -> Tensor:
-        """The answer ``[B, M, C_out]`` at ``queries [B, M, axis]``, a lead ``time [B]`` ahead.
+        """The answer `[B, M, C_out]` at `queries [B, M, axis]`, a lead `time [B]` ahead.
 
-        ``values [B, N, C]`` are given at ``points [B, N, axis]``. ``valid [B, N]`` is False for
-        points that only pad a sample to the length of others, ``valid_queries [B, M]`` likewise;
+        `values [B, N, C]` are given at `points [B, N, axis]`. `valid [B, N]` is False for
+        points that only pad a sample to the length of others, `valid_queries [B, M]` likewise;
         every sample needs a valid one of each. Raises ValueError for shapes that do not fit.
         """
         self._check(points, values, queries, time, valid, valid_queries)
@@ -292,7 +292,7 @@ def _zero_padding(values: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def grid_points(grid: tuple[int, ...], like: Tensor) -> Tensor:
-    """``[1, N, axis]``: coordinates of a grid's points, each axis from 0 to 1, the last fastest."""
+    """`[1, N, axis]`: coordinates of a grid's points, each axis from 0 to 1, the last fastest."""
     axes = [torch.linspace(0, 1, n, device=like.device) for n in grid]
     return (
         torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)

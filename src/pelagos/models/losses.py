@@ -1,7 +1,7 @@
 """What the error of predicted fields is, as sums that a trainer can reduce over any samples.
 
 A loss gives numerators and denominators per sample and group of fields; the objective's loss is the
-mean over groups of summed numerators over summed denominators. ``ratio`` sums errors and magnitudes
+mean over groups of summed numerators over summed denominators. `ratio` sums errors and magnitudes
 over the batch, as Poseidon's code does (arXiv:2405.19101); the others are means over samples of an
 error that is relative in each, so their denominators count samples.
 
@@ -12,7 +12,7 @@ millionth of its own size. Float32 rounds normalised values by about as much, so
 is rounding. A group whose denominators are all 0 has no error, not a perfect one: `group_mean`
 leaves it out.
 
-Fields are ``[B, C, *grid]``; results ``[B, G]``. ``valid [B, C, *grid]`` marks the points at which a
+Fields are `[B, C, *grid]`; results `[B, G]`. `valid [B, C, *grid]` marks the points at which a
 field has a value (land in an ocean model has none): sums and means over space take these alone, as
 numpy's do on a masked array, so nothing depends on what the fields hold elsewhere.
 """
@@ -41,7 +41,7 @@ _NORM_EPS = 1e-8  # added to the label's norm, as in arXiv:2403.03542's code
 class Loss(Protocol):
     """Errors of predictions and what they are relative to.
 
-    ``needs_whole_grid``: whether it has no meaning where points have no value; ``valid`` must then be
+    `needs_whole_grid`: whether it has no meaning where points have no value; `valid` must then be
     None.
     """
 
@@ -51,7 +51,7 @@ class Loss(Protocol):
     def magnitudes(
         self, label: Tensor, present: Tensor, groups: Groups, valid: Tensor | None = None
     ) -> Tensor:
-        """``[B, G]``: denominators, of ``label [B, C, *grid]`` and ``present [B, C]``."""
+        """`[B, G]`: denominators, of `label [B, C, *grid]` and `present [B, C]`."""
 
     def errors(
         self,
@@ -61,27 +61,27 @@ class Loss(Protocol):
         groups: Groups,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """``[B, G]``: numerators, of prediction - label; absent fields contribute nothing."""
+        """`[B, G]`: numerators, of prediction - label; absent fields contribute nothing."""
 
 
 def grouped(per_channel: Tensor, groups: Groups) -> Tensor:
-    """Sum ``[B, C]`` over the channels of each group: ``[B, G]``."""
+    """Sum `[B, C]` over the channels of each group: `[B, G]`."""
     return torch.stack([per_channel[:, list(g)].sum(-1) for g in groups], dim=-1)
 
 
 def without_absent(fields: Tensor, present: Tensor) -> Tensor:
-    """``[B, C, *grid]`` with zeros where a sample's dataset lacks the field."""
+    """`[B, C, *grid]` with zeros where a sample's dataset lacks the field."""
     absent = ~present.reshape(*present.shape, *(1,) * (fields.ndim - 2))
     return fields.masked_fill(absent, 0.0)
 
 
 def without_masked(fields: Tensor, valid: Tensor | None) -> Tensor:
-    """``[B, C, *grid]`` with zeros where there is no value."""
+    """`[B, C, *grid]` with zeros where there is no value."""
     return fields if valid is None else fields.where(valid, 0.0)
 
 
 def mean_over_space(values: Tensor, valid: Tensor | None = None) -> Tensor:
-    """``[B, C]``: the mean over the points of ``[B, C, *grid]`` that have a value; 0 without any.
+    """`[B, C]`: the mean over the points of `[B, C, *grid]` that have a value; 0 without any.
 
     Values at other points must be 0.
     """
@@ -91,10 +91,10 @@ def mean_over_space(values: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def group_mean(errors: Tensor, magnitudes: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The mean over groups of summed errors over summed magnitudes, all ``[G]``.
+    """The mean over groups of summed errors over summed magnitudes, all `[G]`.
 
     Groups whose magnitudes are 0 are left out; if there is no other, the mean is 0. With
-    ``weights``, by which the errors were multiplied, it is a weighted mean of the groups that count.
+    `weights`, by which the errors were multiplied, it is a weighted mean of the groups that count.
     """
     counted = magnitudes > 0
     ratios = torch.where(counted, errors / magnitudes.where(counted, 1.0), 0.0)
@@ -114,8 +114,10 @@ class Ratio:
     def magnitudes(
         self, label: Tensor, present: Tensor, groups: Groups, valid: Tensor | None = None
     ) -> Tensor:
-        """``[B, G]``: Σ|label|^p + 1e-10·count over each group's channels and grid points; 0 where
-        the label vanishes."""
+        """`[B, G]`: Σ|label|^p + 1e-10·count over each group's channels and grid points.
+
+        0 where the label vanishes.
+        """
         label = without_masked(label, valid)
         sizes = self._sums(label, groups)
         floor = MAGNITUDE_EPS * self._counts(label, groups, valid)
@@ -129,18 +131,18 @@ class Ratio:
         groups: Groups,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """``[B, G]``: Σ|prediction - label|^p; 0 where the label vanishes."""
+        """`[B, G]`: Σ|prediction - label|^p; 0 where the label vanishes."""
         difference, label = without_masked(difference, valid), without_masked(label, valid)
         errors = self._sums(without_absent(difference, present), groups)
         return errors.where(self._counted(label, groups, valid), 0.0)
 
     def _counted(self, label: Tensor, groups: Groups, valid: Tensor | None) -> Tensor:
-        """``[B, G]`` bool, sample by sample, so that micro-batches and ranks do not matter."""
+        """`[B, G]` bool, sample by sample, so that micro-batches and ranks do not matter."""
         smallest = float(self.smallest_label) ** self.p
         return self._sums(label.detach(), groups) > smallest * self._counts(label, groups, valid)
 
     def _counts(self, label: Tensor, groups: Groups, valid: Tensor | None) -> Tensor:
-        """Points with values: ``[G]``, or ``[B, G]`` where they differ between samples."""
+        """Points with values: `[G]`, or `[B, G]` where they differ between samples."""
         if valid is not None:
             return grouped(valid.flatten(2).sum(dim=-1).float(), groups)
         counts = [len(channels) * label[0, 0].numel() for channels in groups]
@@ -153,8 +155,10 @@ class Ratio:
 
 @dataclass(frozen=True)
 class RelativePerSample:
-    """‖error‖ / (‖label‖ + 1e-8) in each sample and group; a group whose label vanishes, or that the
-    sample's dataset lacks, does not count. Subclasses say which powers are summed, and the root.
+    """‖error‖ / (‖label‖ + 1e-8) in each sample and group.
+
+    A group whose label vanishes, or that the sample's dataset lacks, does not count. Subclasses say
+    which powers are summed, and the root.
     """
 
     smallest_label: float = SMALLEST_LABEL
@@ -163,7 +167,7 @@ class RelativePerSample:
     def magnitudes(
         self, label: Tensor, present: Tensor, groups: Groups, valid: Tensor | None = None
     ) -> Tensor:
-        """``[B, G]``: 1 where the sample counts, 0 where it does not."""
+        """`[B, G]`: 1 where the sample counts, 0 where it does not."""
         return self._counted(without_masked(label, valid), present, groups, valid).float()
 
     def errors(
@@ -174,7 +178,7 @@ class RelativePerSample:
         groups: Groups,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """``[B, G]``: relative errors; 0 where the sample does not count."""
+        """`[B, G]`: relative errors; 0 where the sample does not count."""
         difference, label = without_masked(difference, valid), without_masked(label, valid)
         powers = grouped(self._powers(without_absent(difference, present)), groups)
         with torch.no_grad():
@@ -208,8 +212,10 @@ class RelativePerSample:
 
 
 class RelativeL2(RelativePerSample):
-    """‖error‖₂ / ‖label‖₂ per sample: DPOT's (arXiv:2403.03542), and PDEBench's nRMSE
-    (arXiv:2210.07182, appendix B)."""
+    """‖error‖₂ / ‖label‖₂ per sample.
+
+    DPOT's (arXiv:2403.03542), and PDEBench's nRMSE (arXiv:2210.07182, appendix B).
+    """
 
 
 class RelativeL1(RelativePerSample):
@@ -235,7 +241,7 @@ class VRMSE(RelativePerSample):
 class Spectral(RelativePerSample):
     """Relative error in H¹: each Fourier mode weighs 1 + |k|², so that small scales count.
 
-    ``k`` are whole wave numbers over the domain; Parseval makes weight 1 the relative L2 error.
+    `k` are whole wave numbers over the domain; Parseval makes weight 1 the relative L2 error.
     Fields without values at some points have no modes: filled with zeros, they would mostly have
     those of the jumps at the borders.
     """
@@ -273,8 +279,10 @@ LOSSES: Registry[Loss] = Registry(
 
 
 def find_loss(name: str, p: int = 1, smallest_label: float = SMALLEST_LABEL) -> Loss:
-    """The named loss; `p` is the power of `ratio`, and `smallest_label` the mean size up to which a
-    label vanishes. Raises ValueError, with the closest name, for an unknown one.
+    """The named loss.
+
+    `p` is the power of `ratio`, and `smallest_label` the mean size up to which a label vanishes.
+    Raises ValueError, with the closest name, for an unknown one.
     """
     known = LOSSES[name]
     if name == "ratio":

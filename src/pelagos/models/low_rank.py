@@ -28,11 +28,12 @@ def add_low_rank(
     alpha: float,
     also_train: Sequence[str] = (),
 ) -> list[str]:
-    """Give the parameters whose names match ``targets`` an update, freeze all others but
-    ``also_train``; return the names of the updated.
+    """Give the parameters whose names match `targets` an update, freeze all others but `also_train`.
+
+    Return the names of the updated.
 
     A parameter that matches both is trained itself. The updates' values are those of
-    ``initial_updates``, or whatever is loaded. Raises ValueError for a pattern that matches nothing,
+    `initial_updates`, or whatever is loaded. Raises ValueError for a pattern that matches nothing,
     for targets without two axes, and for a rank above the smaller side of every target.
     """
     names = [name for name, _ in model.named_parameters()]
@@ -69,10 +70,15 @@ def _check_rank(model: nn.Module, updated: Sequence[str], rank: int) -> None:
     if sides and rank > max(sides.values()):
         widest = max(sides, key=lambda name: sides[name])
         raise ValueError(
-            f"lora.rank: got {rank}, but no target is a matrix of such a rank; the widest, {widest}, "
+            f"lora.rank: got {rank}, but no target is a matrix of that rank; the widest, {widest}, "
             f"has a smaller side of {sides[widest]}. Use a rank below that, or train these weights "
             "themselves (lora.also_train)"
         )
+
+
+def is_update(name: str) -> bool:
+    """Return whether a parameter of that name is a factor of a low-rank update."""
+    return name.endswith((_A, _B))
 
 
 def initial_updates(model: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -125,6 +131,8 @@ def _sum_of(name: str, scale: float) -> property:
         assert weight is not None
         assert a is not None
         assert b is not None
+        if hasattr(weight, "placements"):  # held in parts by a strategy, which looks for the weight
+            return weight
         return weight + _product(a, b, weight.shape) * scale
 
     return property(read)

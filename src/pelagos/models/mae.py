@@ -2,13 +2,13 @@
 
 The encoder sees kept patches alone; a light decoder puts mask tokens between them and predicts
 every patch. He et al., "Masked autoencoders are scalable vision learners", CVPR 2022,
-arXiv:2111.06377, without the class token. With ``local_reconstruction`` tokens of intermediate
+arXiv:2111.06377, without the class token. With `local_reconstruction` tokens of intermediate
 depths predict too, lower ones a finer scale and upper ones a coarser: Wang et al., "Masked image
 modeling with local multi-scale reconstruction", CVPR 2023, arXiv:2303.05251; here with pixels as
 targets at two depths, where the paper has histograms of gradients at four.
 
-The encoder is that of `vit`, under the same names. Layout: images ``[B, C, *grid]``, two or three
-axes; patches ``[B, N, volume * C]``; tokens ``BND``, kept ones ``BKD``. Single-device code.
+The encoder is that of `vit`, under the same names. Layout: images `[B, C, *grid]`, two or three
+axes; patches `[B, N, volume * C]`; tokens `BND`, kept ones `BKD`. Single-device code.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _MERGE = {2: "b (h s w t) v -> b (h w) v", 3: "b (d s h t w u) v -> b (d h w) v"
 class MAEConfig(PatchOptions):
     """Sizes and options of one masked autoencoder.
 
-    ``mask_ratio`` is the share of the tokens that training masks, for whoever draws the masks; the
-    network takes any. ``local_reconstruction`` adds predictions of half the patch size from a third
+    `mask_ratio` is the share of the tokens that training masks, for whoever draws the masks; the
+    network takes any. `local_reconstruction` adds predictions of half the patch size from a third
     of the encoder's depth, and of twice the patch size from two thirds of it.
     """
 
@@ -66,7 +66,7 @@ class MAEConfig(PatchOptions):
 
     @property
     def num_kept(self) -> int:
-        """Tokens that the encoder sees at ``mask_ratio``."""
+        """Tokens that the encoder sees at `mask_ratio`."""
         return max(1, round(self.num_tokens * (1 - self.mask_ratio)))
 
     @property
@@ -107,8 +107,10 @@ class MAEConfig(PatchOptions):
 
 @dataclass
 class LocalOutput:
-    """What an intermediate depth says of its regions: values ``[B, R, V]``, masked ``[B, R]``, and
-    the image's own values ``[B, R, V]``."""
+    """What an intermediate depth says of its regions.
+
+    Values `[B, R, V]`, masked `[B, R]`, and the image's own values `[B, R, V]`.
+    """
 
     prediction: Tensor
     masked: Tensor
@@ -117,9 +119,9 @@ class LocalOutput:
 
 @dataclass
 class MaskedOutput:
-    """``prediction [B, N, volume * C]`` of every patch; ``masked [B, N]``: those not seen.
+    """`prediction [B, N, volume * C]` of every patch; `masked [B, N]`: those not seen.
 
-    ``local``: finer and coarser predictions of intermediate depths, where the configuration asks
+    `local`: finer and coarser predictions of intermediate depths, where the configuration asks
     for them; a coarse region is masked if any of its patches is.
     """
 
@@ -131,7 +133,7 @@ class MaskedOutput:
 class Decoder(PositionTable):
     """Kept tokens, at their places among mask tokens, to the values of every patch.
 
-    With ``merges`` to those of regions of two patches along every axis.
+    With `merges` to those of regions of two patches along every axis.
     """
 
     def __init__(self, config: MAEConfig, depth: int, merges: bool = False) -> None:
@@ -153,7 +155,7 @@ class Decoder(PositionTable):
         nn.init.normal_(self.mask_token, std=_MASK_TOKEN_STD)
 
     def forward(self, x_BKD: Tensor, kept_BK: Tensor) -> Tensor:
-        """``[B, K, D]`` at ``kept [B, K]`` to ``[B, N, values]``, or to ``[B, N / 2^axes, values]``."""
+        """`[B, K, D]` at `kept [B, K]` to `[B, N, values]`, or to `[B, N / 2^axes, values]`."""
         x_BKD = self.embedding(x_BKD)
         positions = self.at_tokens().to(x_BKD.dtype)
         mask_tokens = self.mask_token.to(x_BKD.dtype).expand(len(x_BKD), positions.shape[1], -1)
@@ -186,7 +188,7 @@ class MAE(Pretrained):
     """The masked autoencoder.
 
     Linear layers start Xavier uniform with zero biases, mask tokens normal with deviation 0.02, the
-    rest torch's own way. Positions are fixed unless the configuration says ``learned``.
+    rest torch's own way. Positions are fixed unless the configuration says `learned`.
     """
 
     model_types = ("mae",)
@@ -208,10 +210,10 @@ class MAE(Pretrained):
         self.materialize(device)
 
     def forward(self, image: Tensor, keep: Tensor) -> MaskedOutput:
-        """Predict every patch of ``image [B, C, *grid]`` from those where ``keep [B, N]`` is True.
+        """Predict every patch of `image [B, C, *grid]` from those where `keep [B, N]` is True.
 
         Every sample keeps the same number of tokens, at least one; counting them waits for the
-        device. On the meta device, where nothing can be counted, it is that of ``mask_ratio``.
+        device. On the meta device, where nothing can be counted, it is that of `mask_ratio`.
 
         Raises ValueError for a shape that does not fit the configuration, or for such a mask.
         """
@@ -229,22 +231,22 @@ class MAE(Pretrained):
         return MaskedOutput(prediction, ~keep, self._local_outputs(image, local, ~keep))
 
     def patchify(self, image: Tensor) -> Tensor:
-        """``[B, C, *grid]`` to ``[B, N, volume * C]``, what ``prediction`` is compared with."""
+        """`[B, C, *grid]` to `[B, N, volume * C]`, what `prediction` is compared with."""
         return patchify(image, self.config.patch_size)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
-        """``[B, N, volume * C]`` to ``[B, C, *grid]``."""
+        """`[B, N, volume * C]` to `[B, C, *grid]`."""
         return unpatchify(patches, self.config.patch_size, self.config.token_grid)
 
     def local_targets(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``local`` is compared with: half patches, and patches of the image at half size."""
+        """What `local` is compared with: half patches, and patches of the image at half size."""
         patch = self.config.patch_size
         finer = patchify(image, tuple(p // 2 for p in patch))
         return finer, patchify(AVERAGE_POOL[len(patch)](2)(image), patch)
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module) -> None:
-        """Initialise the direct parameters and buffers of one of ``modules()``."""
+        """Initialise the direct parameters and buffers of one of `modules()`."""
         if not init_linear(module):
             super().init_weights(module)
 
@@ -262,7 +264,7 @@ class MAE(Pretrained):
         return resized_positions(source, target, self.config.positions)
 
     def blocks(self) -> list[nn.Module]:
-        """Repeated blocks to wrap, compile or checkpoint, each called as ``block(x)``."""
+        """Repeated blocks to wrap, compile or checkpoint, each called as `block(x)`."""
         return [module for module in self.modules() if isinstance(module, Block)]
 
     def _num_kept(self, image: Tensor, keep: Tensor) -> int:

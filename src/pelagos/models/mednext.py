@@ -6,7 +6,7 @@ Transformer-driven scaling of ConvNets for medical image segmentation", MICCAI 2
 arXiv:2303.09975. Version 2 (Roy et al., arXiv:2512.17774) adds global response normalisation to the
 expanded channels (Woo et al., arXiv:2301.00808); here in the first version's ladder of sizes.
 
-Layout: ``[B, C, *grid]``. Single-device code.
+Layout: `[B, C, *grid]`. Single-device code.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _RESPONSE_EPS = 1e-6
 
 @dataclass(frozen=True)
 class MedNeXtConfig(UNetConfig):
-    """Sizes of one MedNeXt; ``kernel_size`` of its depthwise convolutions is odd (3 or 5 published).
+    """Sizes of one MedNeXt; `kernel_size` of its depthwise convolutions is odd (3 or 5 published).
 
-    ``encoder_blocks`` and ``encoder_expansions`` have an entry per level, the decoder's one fewer:
+    `encoder_blocks` and `encoder_expansions` have an entry per level, the decoder's one fewer:
     how many blocks, and by how much they expand the channels. A change of level expands like the
-    blocks behind it. ``up_padding``: where the one voxel is added by which doubling is ambiguous:
-    ``front`` pads the block's output with zeros there, as the published code does; ``end`` lets the
+    blocks behind it. `up_padding`: where the one voxel is added by which doubling is ambiguous:
+    `front` pads the block's output with zeros there, as the published code does; `end` lets the
     convolutions reach one voxel further.
     """
 
@@ -67,7 +67,7 @@ class MedNeXtConfig(UNetConfig):
 
 
 class GlobalResponseNorm(nn.Module):
-    """``x + γ (x ‖x‖ / mean ‖x‖) + β``: each channel's norm over the grid against the others'.
+    """`x + γ (x ‖x‖ / mean ‖x‖) + β`: each channel's norm over the grid against the others'.
 
     Starts as the identity. The norms are computed in fp32.
     """
@@ -85,7 +85,7 @@ class GlobalResponseNorm(nn.Module):
         self.shift.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, *grid]`` to the same."""
+        """`[B, C, *grid]` to the same."""
         with without_autocast(x):
             norms = x.float().square().sum(dim=tuple(range(2, x.ndim)), keepdim=True)
             norms = (norms + _RESPONSE_EPS**2).sqrt()  # a channel of zeros has a finite slope
@@ -96,9 +96,9 @@ class GlobalResponseNorm(nn.Module):
 class MedNeXtBlock(UNetBlock):
     """Depthwise convolution, norm, expansion, GELU, compression, and a residual around them.
 
-    ``change``: ``none`` keeps level and width; ``down`` halves the grid and ``up`` doubles it, by
+    `change`: `none` keeps level and width; `down` halves the grid and `up` doubles it, by
     the stride of the depthwise convolution and of a convolution of kernel 1 on the residual. After
-    ``up`` the grid has one voxel fewer, which ``up_padding`` adds.
+    `up` the grid has one voxel fewer, which `up_padding` adds.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class MedNeXtBlock(UNetBlock):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[B, C, *grid]`` to the same at the block's width and level."""
+        """`[B, C, *grid]` to the same at the block's width and level."""
         output = self.shortcut(x) + self.channels(self.norm(self.depthwise(x)))
         return cast(Tensor, F.pad(output, self.front) if any(self.front) else output)
 

@@ -1,14 +1,14 @@
 """MgNO: a multigrid neural operator, from one frame to a later one.
 
-Each layer is ``GELU(W u + B u)``, where ``W``, linear, is one V-cycle of multigrid with learned
-convolutions for its stencils and ``B`` is pointwise. He, Liu & Xu, "MgNO: Efficient parameterization
+Each layer is `GELU(W u + B u)`, where `W`, linear, is one V-cycle of multigrid with learned
+convolutions for its stencils and `B` is pointwise. He, Liu & Xu, "MgNO: Efficient parameterization
 of linear operators via multigrid", ICLR 2024, arXiv:2310.19809. Nothing lifts the fields first: the
-first layer goes from them to ``width`` channels.
+first layer goes from them to `width` channels.
 
 The padding of the convolutions alone imposes the boundary condition, on every level: circular for
 periodic fields, zeros for u = 0 a spacing beyond the grid (Dirichlet), the mirror image for a
 vanishing normal derivative at its outermost points (Neumann). Here each layer is also scaled and
-shifted by the lead time. Layout: ``[B, C, H, W]`` throughout. Single-device code.
+shifted by the lead time. Layout: `[B, C, H, W]` throughout. Single-device code.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _EDGES: dict[str, Edges] = {"periodic": "periodic", "dirichlet": "zeros", "neuma
 class MgNOConfig(Options):
     """Sizes and options of one MgNO.
 
-    ``num_levels``: grids of the V-cycle, each with half the points of the one before on an axis;
-    ``num_steps``: smoothing steps on a level, on the way down and again on the way up;
-    ``num_coarsest_steps``: on the coarsest level; ``boundary``: the boundary condition.
+    `num_levels`: grids of the V-cycle, each with half the points of the one before on an axis;
+    `num_steps`: smoothing steps on a level, on the way down and again on the way up;
+    `num_coarsest_steps`: on the coarsest level; `boundary`: the boundary condition.
 
     Raises ValueError listing every option that does not fit.
     """
@@ -83,7 +83,7 @@ class MgNOConfig(Options):
 
 
 class Level(nn.Module):
-    """The stencils of one grid: ``A`` of the equation ``A u = f`` and the smoothers of each step."""
+    """The stencils of one grid: `A` of the equation `A u = f` and the smoothers of each step."""
 
     def __init__(self, config: MgNOConfig, inputs: int, outputs: int, level: int) -> None:
         super().__init__()
@@ -98,20 +98,20 @@ class Level(nn.Module):
         self.after = _smoothers(0 if coarsest else steps, inputs, outputs, edges)
 
     def smooth(self, right: Tensor, u: Tensor | None, *, after: bool) -> Tensor:
-        """``u + S (f - A u)``, once for each smoother ``S``; None stands for u = 0."""
+        """`u + S (f - A u)`, once for each smoother `S`; None stands for u = 0."""
         for smoother in self.after if after else self.before:
             u = smoother(right) if u is None else u + smoother(self.residual(right, u))
         assert u is not None
         return u
 
     def residual(self, right: Tensor, u: Tensor) -> Tensor:
-        """``f - A u``."""
+        """`f - A u`."""
         assert self.operator is not None
         return right - cast(Tensor, self.operator(u))
 
 
 class VCycle(nn.Module):
-    """One V-cycle from u = 0 for the right side ``f``: a linear operator ``f -> u``.
+    """One V-cycle from u = 0 for the right side `f`: a linear operator `f -> u`.
 
     Down: smooth, restrict the residual by a convolution of stride 2. Up: add the correction,
     spread over the finer grid and convolved (a transposed convolution), and smooth again.
@@ -131,7 +131,7 @@ class VCycle(nn.Module):
         )
 
     def forward(self, right: Tensor) -> Tensor:
-        """``[B, inputs, H, W]`` to ``[B, outputs, H, W]``."""
+        """`[B, inputs, H, W]` to `[B, outputs, H, W]`."""
         levels = [cast(Level, level) for level in self.levels]
         rights, solutions = [right], [levels[0].smooth(right, None, after=False)]
         for level, finer, restrict in zip(levels[1:], levels, self.restrict, strict=False):
@@ -146,7 +146,7 @@ class VCycle(nn.Module):
 
 
 def spread(coarse: Tensor, rows: int, columns: int) -> Tensor:
-    """Each point to every second point of ``[B, C, rows, columns]``, zeros between."""
+    """Each point to every second point of `[B, C, rows, columns]`, zeros between."""
     zeros = torch.zeros_like(coarse)
     wide = torch.stack((coarse, zeros), dim=-1).flatten(-2)
     fine = torch.stack((wide, torch.zeros_like(wide)), dim=-2).flatten(-3, -2)
@@ -158,7 +158,7 @@ def _smoothers(steps: int, inputs: int, outputs: int, edges: Edges) -> nn.Module
 
 
 class MgNOLayer(nn.Module):
-    """``GELU((W u + B u + b) (1 + scale) + shift)``: V-cycle, pointwise map, lead time."""
+    """`GELU((W u + B u + b) (1 + scale) + shift)`: V-cycle, pointwise map, lead time."""
 
     def __init__(self, config: MgNOConfig, inputs: int) -> None:
         super().__init__()
@@ -167,14 +167,14 @@ class MgNOLayer(nn.Module):
         self.scale_shift = ScaleShift(config.width, config.width)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """``[B, inputs, H, W]`` to ``[B, width, H, W]``."""
+        """`[B, inputs, H, W]` to `[B, width, H, W]`."""
         return F.gelu(self.scale_shift(self.cycle(x) + self.pointwise(x), embedding))
 
 
 class MgNO(Pretrained):
     """The MgNO: one frame and a lead time to the frame that much later.
 
-    Rectangular grids: periodic ones with sides that are multiples of ``config.stride``, others of
+    Rectangular grids: periodic ones with sides that are multiples of `config.stride`, others of
     any side above it.
     """
 
@@ -196,7 +196,7 @@ class MgNO(Pretrained):
         self.materialize(device)
 
     def forward(self, frame: Tensor, time: Tensor) -> FrameOutput:
-        """Predict ``[B, C_out, H, W]``, a lead time ``time [B]`` after ``frame [B, C, H, W]``.
+        """Predict `[B, C_out, H, W]`, a lead time `time [B]` after `frame [B, C, H, W]`.
 
         Raises ValueError for a shape that does not fit the configuration.
         """
@@ -207,7 +207,7 @@ class MgNO(Pretrained):
         return FrameOutput(self.project(x).to(frame.dtype))
 
     def blocks(self) -> list[nn.Module]:
-        """Repeated blocks to wrap, compile or checkpoint, each called as ``block(x, embedding)``."""
+        """Repeated blocks to wrap, compile or checkpoint, each called as `block(x, embedding)`."""
         return list(self.layers)
 
 

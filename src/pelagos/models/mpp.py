@@ -6,8 +6,8 @@ that are its own, so that one network learns from data with different fields. Mc
 "Multiple physics pretraining for spatiotemporal surrogate models", NeurIPS 2024, arXiv:2310.02994.
 
 Written from the paper and from facts about the published checkpoints, so that official state
-dicts load with ``strict=True``. Layout: input and prediction are ``[B, X, Y, T, C]``; tokens are
-``BTHWC`` (``H`` along x, ``W`` along y). Two space dimensions. Single-device code.
+dicts load with `strict=True`. Layout: input and prediction are `[B, X, Y, T, C]`; tokens are
+`BTHWC` (`H` along x, `W` along y). Two space dimensions. Single-device code.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ _LISTED = 3
 class MPPConfig(Options):
     """Sizes and options of one AViT, under the official names where there are any.
 
-    ``fields`` names the vocabulary's entry of each channel, in the channels' order; None takes the
-    first ``in_channels`` entries. ``vocabulary`` is the published one unless given.
-    ``in_timesteps`` is the number of frames it is meant for: any other number runs too.
-    ``boundary``: whether opposite edges of the grid are neighbours (``mpp_layers.Boundary``).
-    ``drop_path``: how often, in training, the last block's branches are left out (stochastic depth,
+    `fields` names the vocabulary's entry of each channel, in the channels' order; None takes the
+    first `in_channels` entries. `vocabulary` is the published one unless given.
+    `in_timesteps` is the number of frames it is meant for: any other number runs too.
+    `boundary`: whether opposite edges of the grid are neighbours (`mpp_layers.Boundary`).
+    `drop_path`: how often, in training, the last block's branches are left out (stochastic depth,
     Huang et al., arXiv:1603.09382); it grows linearly with depth, from 0 in the first block.
 
     Raises ValueError, naming the arithmetic, for sizes that do not divide, and for unknown fields.
@@ -154,9 +154,9 @@ class MPPConfig(Options):
 class MPP(Pretrained):
     """The AViT network: frames, equally spaced in time, to the next one.
 
-    Built under ``torch.device("meta")`` it allocates nothing; then ``to_empty(device=...)`` and
-    ``reset_parameters()``, or a state dict, make it usable. It has no buffers. ``blocks()`` lists
-    the repeated blocks to wrap, compile or checkpoint, each called as ``block(x, kept)``.
+    Built under `torch.device("meta")` it allocates nothing; then `to_empty(device=...)` and
+    `reset_parameters()`, or a state dict, make it usable. It has no buffers. `blocks()` lists
+    the repeated blocks to wrap, compile or checkpoint, each called as `block(x, kept)`.
     """
 
     model_types = ("mpp", "avit")
@@ -184,11 +184,11 @@ class MPP(Pretrained):
         return self.config.drop_path > 0
 
     def forward(self, x: Tensor, sample_seed: Tensor | None = None) -> tuple[Tensor]:
-        """Predict the frame after ``x [B, X, Y, T, C]``, any number of frames of any grid.
+        """Predict the frame after `x [B, X, Y, T, C]`, any number of frames of any grid.
 
         Both sides must be multiples of 16, and one at least 32. What is left out of a sample in
-        training follows from its ``sample_seed [B]``, or comes from torch's global generator.
-        Returns the prediction ``[B, X, Y, 1, C]``. Raises ValueError for a shape that does not fit
+        training follows from its `sample_seed [B]`, or comes from torch's global generator.
+        Returns the prediction `[B, X, Y, 1, C]`. Raises ValueError for a shape that does not fit
         the configuration.
         """
         self._check(tuple(x.shape))
@@ -210,7 +210,7 @@ class MPP(Pretrained):
         return (forecast.to(x.dtype),)
 
     def _kept(self, x: Tensor, seeds: Tensor | None) -> Sequence[Tensor | None]:
-        """Each block's ``kept``: 0 for a branch and frame left out, else what makes up for those."""
+        """Each block's `kept`: 0 for a branch and frame left out, else what makes up for those."""
         depth = len(self.blocks)
         if not (self.training and self.draws_per_sample):
             return [None] * depth

@@ -6,7 +6,7 @@ revisited", MICCAI 2024, arXiv:2404.09556, whose presets M, L and XL differ in t
 patches that they are trained on. The paper's method chooses strides by dataset; here every level
 halves every axis.
 
-Layout: ``[B, C, *grid]``. Single-device code.
+Layout: `[B, C, *grid]`. Single-device code.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["FAMILY", "NnUNet", "NnUNetConfig"]
 class NnUNetConfig(UNetConfig):
     """Sizes of one nnU-Net.
 
-    ``encoder_blocks`` and ``decoder_blocks`` count what each level is made of (one fewer in the
-    decoder than levels): convolutions, in the encoder residual blocks if ``encoder`` says so.
+    `encoder_blocks` and `decoder_blocks` count what each level is made of (one fewer in the
+    decoder than levels): convolutions, in the encoder residual blocks if `encoder` says so.
     """
 
     encoder: Literal["plain", "residual"] = "plain"

@@ -1,10 +1,10 @@
-"""A network of a user's own: any ``nn.Module`` class, named ``my_lab.networks:MyNet`` in a job.
+"""A network of a user's own: any `nn.Module` class, named `my_lab.networks:MyNet` in a job.
 
-The class takes its options as keywords, and ``in_channels`` and ``out_channels`` (numbers of fields)
+The class takes its options as keywords, and `in_channels` and `out_channels` (numbers of fields)
 where its signature has them. It is called as the objective calls (`pelagos.models.family.Call`); its
-attribute ``call`` says how, ``"frame"`` where it has none, and its answer may be the tensor alone.
+attribute `call` says how, `"frame"` where it has none, and its answer may be the tensor alone.
 
-`OwnNetwork` holds it as ``network`` and has what the registry's networks have. Its initial weights are
+`OwnNetwork` holds it as `network` and has what the registry's networks have. Its initial weights are
 those that the class's constructor draws, on the CPU, whole.
 
 Only modules that are already imported are looked at: a name in a file of others imports nothing.
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.models.family import Call, FrameOutput, Options
+from pelagos.models.low_rank import is_update
 from pelagos.models.pretrained import Pretrained, check_weights, read_weights
 
 MODEL_TYPE = "own"
@@ -36,7 +37,7 @@ _LIBRARIES = ("torch", "einops", "accelerate", "ray", "mlflow", "pelagos")
 
 @dataclass(frozen=True)
 class OwnOptions(Options):
-    """What a network of a user's own was built with; ``network`` is its name, ``module:Class``."""
+    """What a network of a user's own was built with; `network` is its name, `module:Class`."""
 
     network: str = ""
     in_channels: int = 0
@@ -45,7 +46,7 @@ class OwnOptions(Options):
 
 
 def names_class(name: str) -> bool:
-    """Whether a name is of a class, ``module:Class``, and not of the registry."""
+    """Whether a name is of a class, `module:Class`, and not of the registry."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -59,8 +60,8 @@ def find(name: str) -> type[nn.Module]:
         raise ValueError(f"{name}: {module} holds no networks of a user's own")
     if module not in sys.modules:
         raise ValueError(
-            f"{name}: the module {module} was not imported. Jobs import what their own model.name and "
-            f"plugins say; what a file names is not imported by itself: say --plugin {module}"
+            f"{name}: the module {module} was not imported. Jobs import the modules of their own "
+            f"model.name and plugins, but none that only a file names: give --plugin {module}"
         )
     found = getattr(sys.modules[module], attribute, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
@@ -77,7 +78,7 @@ def find(name: str) -> type[nn.Module]:
 
 
 def call_of(name: str) -> Call:
-    """How a class is called: its attribute ``call``, or ``frame``. Raises ValueError as `find`."""
+    """How a class is called: its attribute `call`, or `frame`. Raises ValueError as `find`."""
     found: Call = getattr(find(name), "call", "frame")
     if found not in _CALLS:
         raise ValueError(f"{name}.call is {found!r}; expected is one of {', '.join(_CALLS)}")
@@ -132,8 +133,10 @@ class OwnNetwork(Pretrained):
         return answer
 
     def blocks(self) -> list[nn.Module]:
-        """The repeated modules to wrap, compile or checkpoint: what the class's ``blocks`` says, or
-        the longest list of modules that it has."""
+        """The repeated modules to wrap, compile or checkpoint.
+
+        What the class's `blocks` says, or the longest list of modules that it has.
+        """
         says = getattr(self.network, "blocks", None)
         if callable(says) and not isinstance(says, nn.Module):
             return list(says())
@@ -149,12 +152,15 @@ class OwnNetwork(Pretrained):
             {f"network.{name}" for name in says()} if callable(says) else super().no_weight_decay()
         )
 
-    def draw_whole(self, seed: int, module: str, key: str) -> Tensor:
+    def draw_whole(self, seed: int, module: str, key: str) -> Tensor | None:
         """Return one initial parameter or buffer of a submodule, as the constructor draws it.
 
-        All are drawn together from ``seed``; each is kept until it is asked for.
+        All are drawn together from `seed`; each is kept until it is asked for. Low-rank updates, which
+        no constructor makes, are None.
         """
         name = f"{module}.{key}" if module else key
+        if is_update(name):
+            return None
         if name not in self._drawn:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 torch.manual_seed(seed)

@@ -6,8 +6,8 @@ skip connections. Herde et al., "Poseidon: Efficient foundation models for PDEs"
 arXiv:2405.19101.
 
 Written from the paper and from the published checkpoints' parameter names, so that official
-state dicts load with ``strict=True``. Layout: pixels are ``BCHW``; tokens are ``BHWC`` from the
-patch embedding to the patch recovery (``H``, ``W`` the token grid). Single-device code.
+state dicts load with `strict=True`. Layout: pixels are `BCHW`; tokens are `BHWC` from the
+patch embedding to the patch recovery (`H`, `W` the token grid). Single-device code.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LOGIT_SCALE_INIT = math.log(10.0)
 
 @dataclass
 class ScOTOutput:
-    """``output``: prediction ``[B, C_out, H, W]``; ``loss``: scalar, or None without labels."""
+    """`output`: prediction `[B, C_out, H, W]`; `loss`: scalar, or None without labels."""
 
     output: Tensor
     loss: Tensor | None = None
@@ -95,7 +95,7 @@ class DecoderStage(nn.Module):
 
 
 class _Stages(nn.Module):
-    """Holder of ``layers``, as the official checkpoints name the stages."""
+    """Holder of `layers`, as the official checkpoints name the stages."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -105,9 +105,9 @@ class _Stages(nn.Module):
 class ScOT(Pretrained):
     """The Poseidon network: one frame and a lead time to the frame that much later.
 
-    Built under ``torch.device("meta")`` it allocates nothing; then ``to_empty(device=...)`` and
-    ``reset_parameters()`` (or ``reset_buffers()`` before loading a state dict, which carries
-    parameters only) make it usable. ``from_pretrained`` reads the published directories too.
+    Built under `torch.device("meta")` it allocates nothing; then `to_empty(device=...)` and
+    `reset_parameters()` (or `reset_buffers()` before loading a state dict, which carries
+    parameters only) make it usable. `from_pretrained` reads the published directories too.
     """
 
     model_types = ("scot", "swinv2")
@@ -139,13 +139,13 @@ class ScOT(Pretrained):
     ) -> ScOTOutput:
         """Predict the frame after the lead time.
 
-        ``pixel_values [B, C_in, H, W]`` normalised fields, ``time [B]`` lead time as a fraction of
-        the longest, ``labels [B, C_out, H, W]``, ``pixel_mask [B, C_out]`` bool: True replaces the
+        `pixel_values [B, C_in, H, W]` normalised fields, `time [B]` lead time as a fraction of
+        the longest, `labels [B, C_out, H, W]`, `pixel_mask [B, C_out]` bool: True replaces the
         prediction by the label (the field is not the model's to predict). Square grids other than
-        the configured ``image_size`` are resampled to it and back through the Fourier series; with
-        ``resize="none"`` the network runs on the given grid.
+        the configured `image_size` are resampled to it and back through the Fourier series; with
+        `resize="none"` the network runs on the given grid.
 
-        With labels, ``loss`` is the relative L1 (or L2², ``p=2``) error over the whole batch, mean
+        With labels, `loss` is the relative L1 (or L2², `p=2`) error over the whole batch, mean
         over the field groups. Raises ValueError for a shape that does not fit the configuration.
         """
         self._check(pixel_values, time, labels, pixel_mask)
@@ -165,20 +165,20 @@ class ScOT(Pretrained):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise every parameter and buffer as the official code does.
 
-        Linear and convolution kernels N(0, ``initializer_range``²) with zero biases, the recovery
+        Linear and convolution kernels N(0, `initializer_range`²) with zero biases, the recovery
         projection torch's own uniform, attention temperature 1/10, layer scale 1e-6. Conditional
         norms are no exception, so a fresh model scales each branch by about 0.02 t, unless
-        ``unit_norm_init`` adds 1.
+        `unit_norm_init` adds 1.
         """
         for module in self.modules():
             self.init_weights(module, generator)
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module, generator: torch.Generator | None = None) -> None:
-        """Initialise the direct parameters and buffers of one of ``modules()``, not its children's.
+        """Initialise the direct parameters and buffers of one of `modules()`, not its children's.
 
         Draws from torch's global generator if none is given. Once over all modules is
-        ``reset_parameters``; one at a time lets a sharded model be filled without ever being whole.
+        `reset_parameters`; one at a time lets a sharded model be filled without ever being whole.
         """
         if isinstance(module, nn.ConvTranspose2d):
             bound = module.weight[0].numel() ** -0.5
@@ -207,8 +207,8 @@ class ScOT(Pretrained):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay: norms, biases, position-bias networks.
 
-        The official rule tests for the substring ``bias``, and so takes the weights of
-        ``continuous_position_bias_mlp`` along.
+        The official rule tests for the substring `bias`, and so takes the weights of
+        `continuous_position_bias_mlp` along.
         """
         norms = (ConditionalLayerNorm, nn.LayerNorm)
         prefixes = tuple(f"{n}." for n, module in self.named_modules() if isinstance(module, norms))
@@ -219,7 +219,7 @@ class ScOT(Pretrained):
         }
 
     def blocks(self) -> list[nn.Module]:
-        """Repeated blocks to wrap, compile or checkpoint, each called as ``block(x, time)``."""
+        """Repeated blocks to wrap, compile or checkpoint, each called as `block(x, time)`."""
         return [m for m in self.modules() if isinstance(m, (ScOTBlock, ConvNeXtBlock))]
 
     def _predict(self, pixels_BCHW: Tensor, time: Tensor) -> Tensor:

@@ -27,8 +27,10 @@ LONGEST_JSON_BYTES = 2**28  # indexes of the largest models have some megabytes
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file that may be read by whom a new file of this process may be; as
-    safetensors writes it, it would be its owner's alone."""
+    """Write a safetensors file that may be read by whom a new file of this process may be.
+
+    As safetensors writes it, it would be its owner's alone.
+    """
     path.touch()
     mode = path.stat().st_mode
     save_file(dict(tensors), path, metadata={"format": "pt"})
@@ -36,7 +38,7 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 class BlockList(nn.ModuleList):
-    """Blocks under the official name ``blocks``; called, the list that strategies wrap."""
+    """Blocks under the official name `blocks`; called, the list that strategies wrap."""
 
     def __call__(self) -> list[nn.Module]:
         return list(self)
@@ -50,10 +52,10 @@ def is_norm(module: nn.Module) -> bool:
 class Pretrained(nn.Module):
     """A network of the registry: how it is initialised, listed, written and read.
 
-    ``model_types`` are the values of ``model_type`` in ``config.json`` that name the family, its
-    own first. A subclass builds its modules under ``torch.device("meta")`` and then calls
-    ``materialize``; parameters of its own, and of modules without ``reset_parameters()``, it
-    initialises in ``init_weights``. It also has ``blocks()``, the repeated modules to wrap, compile
+    `model_types` are the values of `model_type` in `config.json` that name the family, its
+    own first. A subclass builds its modules under `torch.device("meta")` and then calls
+    `materialize`; parameters of its own, and of modules without `reset_parameters()`, it
+    initialises in `init_weights`. It also has `blocks()`, the repeated modules to wrap, compile
     or checkpoint.
     """
 
@@ -63,7 +65,7 @@ class Pretrained(nn.Module):
 
     @property
     def draws_per_sample(self) -> bool:
-        """Whether ``forward`` takes the samples' seeds ``[B]`` as last argument in training."""
+        """Whether `forward` takes the samples' seeds `[B]` as last argument in training."""
         return False
 
     def materialize(self, device: torch.device) -> None:
@@ -79,17 +81,20 @@ class Pretrained(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module) -> None:
-        """Initialise the direct parameters and buffers of one of ``modules()``, not its children's.
+        """Initialise the direct parameters and buffers of one of `modules()`, not its children's.
 
-        Here: torch's own way. Once over all modules is ``reset_parameters``; one at a time lets a
+        Here: torch's own way. Once over all modules is `reset_parameters`; one at a time lets a
         sharded model be filled without ever being whole.
         """
         if module is not self and (module._parameters or module._buffers):
             cast(Any, module).reset_parameters()
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay; here vectors, and all parameters of norms,
-        whatever their shape. What a model says here is its whole rule."""
+        """Names of parameters without weight decay.
+
+        Here vectors, and all parameters of norms, whatever their shape. What a model says here is
+        its whole rule.
+        """
         norms = tuple(f"{name}." for name, module in self.named_modules() if is_norm(module))
         return {
             name
@@ -125,7 +130,7 @@ class Pretrained(nn.Module):
         return model
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into a directory, new or empty."""
+        """Write `config.json` and `model.safetensors` into a directory, new or empty."""
         path = Path(directory)
         if path.exists() and any(path.iterdir()):
             raise ValueError(f"{path} exists and is not empty; nothing was written")
@@ -144,7 +149,7 @@ def with_earlier_defaults(kind: type[Pretrained], config: Mapping[str, Any]) -> 
 def describe(
     model: Pretrained, tensors: Mapping[str, Tensor], name: str | None = None
 ) -> dict[str, Any]:
-    """Return the contents of ``config.json``: family, registry name, dtype, every option."""
+    """Return the contents of `config.json`: family, registry name, dtype, every option."""
     dtypes = {str(t.dtype).removeprefix("torch.") for t in tensors.values()}
     return {
         "model_type": model.model_types[0],
@@ -161,7 +166,7 @@ def fill_buffers(model: nn.Module) -> None:
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
-    """Return ``config.json`` of a model directory. Raises ValueError if there is none."""
+    """Return `config.json` of a model directory. Raises ValueError if there is none."""
     path = Path(directory) / CONFIG_FILE
     if not path.is_file():
         raise ValueError(

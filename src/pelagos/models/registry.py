@@ -60,9 +60,9 @@ FAMILIES: Registry[Family] = Registry(
 class ModelInfo:
     """What a person wants to know before choosing a model.
 
-    ``parameters`` counts the model with its family's default channels in and out;
-    ``weights_license`` is the licence of the weights its authors published, None where there are
-    none; ``call`` is how an objective calls it.
+    `parameters` counts the model with its family's default channels in and out;
+    `weights_license` is the licence of the weights its authors published, None where there are
+    none; `call` is how an objective calls it.
     """
 
     name: str
@@ -93,12 +93,12 @@ _TYPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
 
 
 def list_models() -> list[str]:
-    """Names that ``create_model`` knows, by family and size."""
+    """Names that `create_model` knows, by family and size."""
     return list(_models())
 
 
 def model_info(name: str) -> ModelInfo:
-    """The record of one model, or of the class that a name such as ``my_lab.networks:MyNet`` is of.
+    """The record of one model, or of the class that a name such as `my_lab.networks:MyNet` is of.
 
     Raises ValueError, with the closest names, for an unknown one.
     """
@@ -126,15 +126,15 @@ def create_model(
 ) -> Pretrained:
     """Build a freshly initialised model.
 
-    ``in_channels`` and ``out_channels`` are the numbers of fields (the family's own if none is
-    given: four for fluids); ``config_overrides`` replace fields of the family's configuration
-    (``embed_dim=96``). Under ``torch.device("meta")`` nothing is allocated. The initialisation
+    `in_channels` and `out_channels` are the numbers of fields (the family's own if none is
+    given: four for fluids); `config_overrides` replace fields of the family's configuration
+    (`embed_dim=96`). Under `torch.device("meta")` nothing is allocated. The initialisation
     draws from torch's global generator.
 
     Raises ValueError for an unknown name or override, or for sizes that do not fit together.
 
-    A class, named as in ``model_info``, gets the overrides, and the numbers of fields where it takes
-    ``in_channels`` and ``out_channels``.
+    A class, named as in `model_info`, gets the overrides, and the numbers of fields where it takes
+    `in_channels` and `out_channels`.
 
     >>> model = create_model("poseidon-nano", in_channels=3, out_channels=2, image_size=32)
     >>> model.config.num_channels, model.config.image_size
@@ -193,9 +193,9 @@ def explicit_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_pretrained(directory: str | Path) -> Pretrained:
-    """Return the network of a model directory, of whichever family its ``config.json`` names.
+    """Return the network of a model directory, of whichever family its `config.json` names.
 
-    Raises ValueError as ``ScOT.from_pretrained`` does, and for a class of a user's own whose module
+    Raises ValueError as `ScOT.from_pretrained` does, and for a class of a user's own whose module
     was not imported: a file does not say what is run.
     """
     config = read_config(directory)
@@ -212,7 +212,7 @@ def load_pretrained(directory: str | Path) -> Pretrained:
 
 
 def model_class(config: Mapping[str, Any]) -> type[Pretrained] | None:
-    """The network that a ``config.json`` is for, None if it is none of ours."""
+    """The network that a `config.json` is for, None if it is none of ours."""
     models = (family.model for family in FAMILIES.values())
     return next((m for m in models if config.get("model_type") in m.model_types), None)
 

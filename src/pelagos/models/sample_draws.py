@@ -9,14 +9,14 @@ from torch import Tensor, nn
 def draws_per_sample(model: nn.Module) -> bool:
     """Whether a network draws in its forward pass, and so takes the samples' seeds in training.
 
-    The network itself (``Pretrained.draws_per_sample``), or a data parallel wrapper of it.
+    The network itself (`Pretrained.draws_per_sample`), or a data parallel wrapper of it.
     """
     network = getattr(model, "module", model)
     return model.training and bool(getattr(network, "draws_per_sample", False))
 
 
 def normal_like(values: Tensor, seeds: Tensor) -> Tensor:
-    """Standard normal numbers of the shape of ``values [B, ...]``, sample b's from ``seeds[b]``.
+    """Standard normal numbers of the shape of `values [B, ...]`, sample b's from `seeds[b]`.
 
     Drawn on the values' device: another kind of device draws other numbers.
     """
@@ -31,7 +31,7 @@ def normal_like(values: Tensor, seeds: Tensor) -> Tensor:
 
 
 def uniform(shape: tuple[int, ...], seeds: Tensor, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1) ``[B, *shape]``, sample b's from ``seeds[b]``."""
+    """Uniform numbers in [0, 1) `[B, *shape]`, sample b's from `seeds[b]`."""
     if seeds.is_meta:
         return torch.empty(len(seeds), *shape, device=device)
     return torch.stack(

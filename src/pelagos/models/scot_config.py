@@ -22,16 +22,16 @@ _WHOLE = (
 class ScOTConfig:
     """Sizes and options of one scOT, under the official names.
 
-    ``depths``, ``num_heads`` and ``skip_connections`` have one entry per U-net stage; the width of
-    stage ``i`` is ``embed_dim * 2**i`` and its token grid ``image_size / patch_size / 2**i``.
-    ``channel_slice_list_normalized_loss`` holds the boundaries of the field groups of the built-in
-    loss: ``(0, 1, 3, 4)`` is density | velocity | pressure; None is a plain Lp mean.
+    `depths`, `num_heads` and `skip_connections` have one entry per U-net stage; the width of
+    stage `i` is `embed_dim * 2**i` and its token grid `image_size / patch_size / 2**i`.
+    `channel_slice_list_normalized_loss` holds the boundaries of the field groups of the built-in
+    loss: `(0, 1, 3, 4)` is density | velocity | pressure; None is a plain Lp mean.
 
-    ``resize``: what becomes of a grid that is not ``image_size`` square. ``"fourier"``, the official
-    way, resamples square ones to it and the forecast back; ``"none"`` runs on the grid as it is,
-    square or not, if ``takes_side`` holds for both sides.
+    `resize`: what becomes of a grid that is not `image_size` square. `"fourier"`, the official
+    way, resamples square ones to it and the forecast back; `"none"` runs on the grid as it is,
+    square or not, if `takes_side` holds for both sides.
 
-    ``unit_norm_init``, which the official code has not, starts conditional norms at scale 1 instead
+    `unit_norm_init`, which the official code has not, starts conditional norms at scale 1 instead
     of about 0.02 t: short trainings of small models gain by it. It does not change the network.
 
     Raises ValueError, naming the arithmetic, for sizes that do not divide, and for options of the
@@ -99,20 +99,20 @@ class ScOTConfig:
     def takes_side(self, side: int) -> bool:
         """Whether whole windows cover a grid's side in every stage, without resampling.
 
-        Each stage's tokens must be at most ``window_size`` or a multiple of it.
+        Each stage's tokens must be at most `window_size` or a multiple of it.
         """
         tokens = [side // self.patch_size // 2**stage for stage in range(self.num_stages)]
         whole = side >= self.coarsest and side % self.coarsest == 0
         return whole and all(n <= self.window_size or n % self.window_size == 0 for n in tokens)
 
     def nearest_side(self, side: int) -> int:
-        """The nearest side that ``takes_side`` (the smaller of two)."""
+        """The nearest side that `takes_side` (the smaller of two)."""
         reach = side + self.coarsest * self.window_size  # of which every multiple fits
         return min(filter(self.takes_side, range(1, reach + 1)), key=lambda n: abs(n - side))
 
     @classmethod
     def from_official(cls, config: Mapping[str, Any]) -> ScOTConfig:
-        """From a published ``config.json``: known names are taken, the framework's are dropped."""
+        """From a published `config.json`: known names are taken, the framework's are dropped."""
         known = {field.name for field in fields(cls)}
         return cls(**{key: value for key, value in config.items() if key in known})
 

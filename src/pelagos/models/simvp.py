@@ -9,7 +9,7 @@ Where the paper predicts as many frames as it sees, with each frame's own skip, 
 free and the skip is that of the last frame, the nearest to all that follow; and norms over groups
 stand for those over batches, which would make samples and ranks depend on each other.
 
-Layout: input and prediction are ``[B, X, Y, T, C]``; features are ``BCXY``, frames among the batch
+Layout: input and prediction are `[B, X, Y, T, C]`; features are `BCXY`, frames among the batch
 in encoder and decoder and among the channels in the translator. Single-device code.
 """
 
@@ -43,9 +43,9 @@ _DILATION = 3  # of the second
 class SimVPConfig(Options):
     """Sizes of one SimVP.
 
-    ``spatial_dim`` channels in ``spatial_depth`` layers of encoder and decoder, every second of
-    which halves or doubles the grid; ``translator_dim`` channels in ``translator_depth`` blocks of
-    the translator, whose attention reaches over ``kernel_size`` tokens. ``img_size`` is the side of
+    `spatial_dim` channels in `spatial_depth` layers of encoder and decoder, every second of
+    which halves or doubles the grid; `translator_dim` channels in `translator_depth` blocks of
+    the translator, whose attention reaches over `kernel_size` tokens. `img_size` is the side of
     the grids that examples have: the network takes any that the stride divides.
 
     Raises ValueError, naming the arithmetic and the nearest choice, for sizes that do not fit.
@@ -90,7 +90,7 @@ class SimVPConfig(Options):
 
 
 class SpatialLayer(nn.Module):
-    """Convolution of kernel 3, group norm, SiLU; with ``change`` to half or twice the grid."""
+    """Convolution of kernel 3, group norm, SiLU; with `change` to half or twice the grid."""
 
     def __init__(self, width_in: int, width: int, change: str = "none") -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class SpatialLayer(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """``σ(g) f``, both of a large neighbourhood: depthwise, dilated depthwise, then pointwise."""
+    """`σ(g) f`, both of a large neighbourhood: depthwise, dilated depthwise, then pointwise."""
 
     def __init__(self, width: int, kernel_size: int) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class GatedAttention(nn.Module):
 
 
 class TranslatorBlock(nn.Module):
-    """``x + s₁ attention(N(x))``, then ``x + s₂ MLP(N(x))``; the MLP has a depthwise convolution."""
+    """`x + s₁ attention(N(x))`, then `x + s₂ MLP(N(x))`; the MLP has a depthwise convolution."""
 
     def __init__(self, width: int, config: SimVPConfig) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class TranslatorBlock(nn.Module):
 
 
 class SimVP(Pretrained):
-    """The SimVP network: ``in_timesteps`` frames to the next ``out_timesteps``.
+    """The SimVP network: `in_timesteps` frames to the next `out_timesteps`.
 
     Initialised torch's own way, scales of the translator's branches at 0.01.
     """
@@ -185,7 +185,7 @@ class SimVP(Pretrained):
         self.materialize(device)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Predict the frames after ``x [B, X, Y, T, C]``: ``([B, X, Y, T_out, C_out],)``.
+        """Predict the frames after `x [B, X, Y, T, C]`: `([B, X, Y, T_out, C_out],)`.
 
         Raises ValueError for frames or channels other than configured, and for a grid that the
         stride does not divide.
@@ -218,7 +218,7 @@ class SimVP(Pretrained):
         }
 
     def blocks(self) -> list[nn.Module]:
-        """Repeated blocks to wrap, compile or checkpoint, each called as ``block(x)``."""
+        """Repeated blocks to wrap, compile or checkpoint, each called as `block(x)`."""
         return [*self.encoder, *self.translator, *self.decoder]
 
     def _check(self, x: Tensor) -> None:

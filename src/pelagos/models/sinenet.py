@@ -8,9 +8,9 @@ processed features (the paper's dual processing). Zhang et al., "SineNet: Learni
 in time-dependent partial differential equations", ICLR 2024, arXiv:2403.19507.
 
 Written from the paper and from facts about the published network: pooling by averages on the way
-down, bicubic interpolation on the way up. Size 8 without ``lead_time``, from four frames of three
+down, bicubic interpolation on the way up. Size 8 without `lead_time`, from four frames of three
 fields to one, has the 35,490,219 parameters of SineNet-8-dual; names are not the published ones.
-Layout: ``[B, C, H, W]`` throughout. Single-device code.
+Layout: `[B, C, H, W]` throughout. Single-device code.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _BICUBIC = (-0.03515625, 0.26171875, 0.87890625, -0.10546875)
 class SineNetConfig(Options):
     """Sizes and options of one SineNet.
 
-    ``width``: channels at full resolution; ``multiplier``: each resolution's channels over those
-    of the next finer one, rounded down; ``num_waves`` U-Nets in a row, each going down
-    ``num_levels`` times; ``boundary``: what lies beyond the edges of the grid.
-    ``lead_time``: whether blocks are scaled and shifted by the lead time; the published network,
+    `width`: channels at full resolution; `multiplier`: each resolution's channels over those
+    of the next finer one, rounded down; `num_waves` U-Nets in a row, each going down
+    `num_levels` times; `boundary`: what lies beyond the edges of the grid.
+    `lead_time`: whether blocks are scaled and shifted by the lead time; the published network,
     which makes steps of one length, has nothing of the kind and takes no notice of the time.
 
     Raises ValueError listing every option that does not fit.
@@ -89,8 +89,8 @@ class SineNetConfig(Options):
 class WaveBlock(nn.Module):
     """Two convolutions, each with norm and GELU, added to a projection of part of the input.
 
-    The block sees ``inputs + beside`` channels, and adds to what it makes of them a 1×1 convolution
-    of ``inputs`` alone (block residual).
+    The block sees `inputs + beside` channels, and adds to what it makes of them a 1×1 convolution
+    of `inputs` alone (block residual).
     """
 
     def __init__(self, config: SineNetConfig, inputs: int, beside: int, outputs: int) -> None:
@@ -103,7 +103,7 @@ class WaveBlock(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, beside: Tensor | None, embedding: Tensor | None) -> Tensor:
-        """``x [B, inputs, H, W]`` and ``beside [B, beside, H, W]`` to ``[B, outputs, H, W]``."""
+        """`x [B, inputs, H, W]` and `beside [B, beside, H, W]` to `[B, outputs, H, W]`."""
         both = x if beside is None else torch.cat((x, beside), dim=1)
         hidden = self.norm1(self.conv1(both))
         if self.scale_shift is not None:
@@ -130,7 +130,7 @@ class Wave(nn.Module):
         )
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        """``[B, C, H, W]`` to the same."""
+        """`[B, C, H, W]` to the same."""
         kept, averages = [x], x
         for level, block in enumerate(self.down):
             averages = F.avg_pool2d(averages, 2)
@@ -143,9 +143,9 @@ class Wave(nn.Module):
 
 
 def double_grid(field_BCHW: Tensor, boundary: Boundary) -> Tensor:
-    """Bicubic interpolation to twice the grid on each axis, ``[B, C, 2 H, 2 W]``.
+    """Bicubic interpolation to twice the grid on each axis, `[B, C, 2 H, 2 W]`.
 
-    ``F.interpolate`` knows no periodic edges, and on a GPU its gradient differs from run to run;
+    `F.interpolate` knows no periodic edges, and on a GPU its gradient differs from run to run;
     here every point is a sum of four slices per axis. Without periodicity the last point goes on.
     """
     padded = pad_edges(field_BCHW, 2, "periodic" if boundary == "periodic" else "nearest")
@@ -162,7 +162,7 @@ def double_grid(field_BCHW: Tensor, boundary: Boundary) -> Tensor:
 class SineNet(Pretrained):
     """The SineNet: one frame and a lead time to the frame that much later.
 
-    Rectangular grids whose sides are multiples of ``config.stride``, at least twice as long.
+    Rectangular grids whose sides are multiples of `config.stride`, at least twice as long.
     """
 
     model_types = ("sinenet",)
@@ -181,7 +181,7 @@ class SineNet(Pretrained):
         self.materialize(device)
 
     def forward(self, frame: Tensor, time: Tensor) -> FrameOutput:
-        """Predict ``[B, C_out, H, W]``, a lead time ``time [B]`` after ``frame [B, C, H, W]``.
+        """Predict `[B, C_out, H, W]`, a lead time `time [B]` after `frame [B, C, H, W]`.
 
         Raises ValueError for a shape that does not fit the configuration.
         """
@@ -199,7 +199,7 @@ class SineNet(Pretrained):
         return FrameOutput(self.project(x).to(frame.dtype))
 
     def blocks(self) -> list[nn.Module]:
-        """The waves, to wrap, compile or checkpoint, each called as ``wave(x, embedding)``."""
+        """The waves, to wrap, compile or checkpoint, each called as `wave(x, embedding)`."""
         return list(self.waves)
 
 

@@ -2,7 +2,7 @@
 
 Overlapping patches are predicted one by one and averaged with weights that fall off from their
 centres like a Gaussian, as in nnU-Net (Isensee et al., arXiv:1809.10486): a convolution knows least
-at the edge of what it sees. Layout: ``[B, C, *grid]``, two or three axes.
+at the edge of what it sees. Layout: `[B, C, *grid]`, two or three axes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _LEAST_WEIGHT = 1e-3  # of the largest, at a patch's corner
 def predict_by_patches(
     model: nn.Module, volume: Tensor, patch: Sequence[int], overlap: float = 0.5
 ) -> Tensor:
-    """The model's map ``[B, K, *grid]`` of a volume ``[B, C, *grid]`` of any size.
+    """The model's map `[B, K, *grid]` of a volume `[B, C, *grid]` of any size.
 
-    ``patch`` is the grid that the model is called with, ``overlap`` the share of a side by which
+    `patch` is the grid that the model is called with, `overlap` the share of a side by which
     neighbours overlap at least. Volumes smaller than the patch are padded with zeros for the call.
     Of a model that answers with several maps the first is taken, the finest.
 
@@ -58,7 +58,7 @@ def predict_by_patches(
 
 
 def patch_starts(size: int, side: int, overlap: float) -> list[int]:
-    """Where patches begin along one axis: evenly spread, from 0 to ``size - side``.
+    """Where patches begin along one axis: evenly spread, from 0 to `size - side`.
 
     >>> patch_starts(10, 4, 0.5), patch_starts(4, 4, 0.5)
     ([0, 2, 4, 6], [0])
@@ -69,7 +69,7 @@ def patch_starts(size: int, side: int, overlap: float) -> list[int]:
 
 
 def patch_weights(patch: tuple[int, ...]) -> Tensor:
-    """``[*patch]``: a Gaussian around the centre, 1 at most, nowhere less than 1e-3."""
+    """`[*patch]`: a Gaussian around the centre, 1 at most, nowhere less than 1e-3."""
     weight = torch.ones(())
     for side in patch:
         offset = torch.arange(side, dtype=torch.float32) - (side - 1) / 2

@@ -4,7 +4,7 @@ Huang et al., "STU-Net: Scalable and transferable medical image segmentation mod
 large-scale supervised pre-training", arXiv:2304.06716. Depth and width grow together; no weight
 depends on the grid or on how an image is upsampled.
 
-Layout: ``[B, C, *grid]``. Single-device code.
+Layout: `[B, C, *grid]`. Single-device code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["FAMILY", "STUNet", "STUNetConfig"]
 
 @dataclass(frozen=True)
 class STUNetConfig(UNetConfig):
-    """Sizes of one STU-Net: ``depth`` residual blocks in every level."""
+    """Sizes of one STU-Net: `depth` residual blocks in every level."""
 
     depth: int = 1
 

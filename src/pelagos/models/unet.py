@@ -6,7 +6,7 @@ to an input of the way up. Gupta & Brandstetter, "Towards multi-spatiotemporal-s
 modeling", TMLR 2023, arXiv:2209.15616, whose widths these are.
 
 Down is a strided convolution and up is repetition followed by a convolution, so that a periodic
-network commutes with translations by its total stride. Layout: ``[B, C, H, W]`` throughout.
+network commutes with translations by its total stride. Layout: `[B, C, H, W]` throughout.
 Single-device code.
 """
 
@@ -42,9 +42,9 @@ Boundary = Literal["periodic", "zeros"]
 class UNetConfig(Options):
     """Sizes and options of one U-Net.
 
-    ``width``: channels at full resolution; ``multipliers``: each resolution's channels over those
-    of the one before it, from the full one (1, 2, 2, 4: 64, 128, 256, 1024); ``num_blocks`` for
-    each resolution on the way down, one more on the way up; ``boundary``: what lies beyond the
+    `width`: channels at full resolution; `multipliers`: each resolution's channels over those
+    of the one before it, from the full one (1, 2, 2, 4: 64, 128, 256, 1024); `num_blocks` for
+    each resolution on the way down, one more on the way up; `boundary`: what lies beyond the
     edges of the grid.
 
     Raises ValueError listing every option that does not fit.
@@ -110,7 +110,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to ``[B, C_out, H, W]``."""
+        """`[B, C, H, W]` to `[B, C_out, H, W]`."""
         hidden = self.conv1(F.gelu(self.norm1(x)))
         hidden = self.conv2(F.gelu(self.scale_shift(self.norm2(hidden), embedding)))
         return cast(Tensor, hidden + self.shortcut(x))
@@ -127,7 +127,7 @@ class AttentionBlock(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to the same; the lead time is not used."""
+        """`[B, C, H, W]` to the same; the lead time is not used."""
         pattern = "b (three heads c) h w -> three b heads (h w) c"
         query, key, value = rearrange(
             self.qkv(self.norm(x)), pattern, three=3, heads=self.num_heads
@@ -162,7 +162,7 @@ class Up(nn.Module):
 class UNet(Pretrained):
     """The U-Net: one frame and a lead time to the frame that much later.
 
-    Rectangular grids whose sides are multiples of ``config.stride``.
+    Rectangular grids whose sides are multiples of `config.stride`.
     """
 
     model_types = ("unet",)
@@ -191,7 +191,7 @@ class UNet(Pretrained):
         self.materialize(device)
 
     def forward(self, frame: Tensor, time: Tensor) -> FrameOutput:
-        """Predict ``[B, C_out, H, W]``, a lead time ``time [B]`` after ``frame [B, C, H, W]``.
+        """Predict `[B, C_out, H, W]`, a lead time `time [B]` after `frame [B, C, H, W]`.
 
         Raises ValueError for a shape that does not fit the configuration.
         """
@@ -213,7 +213,7 @@ class UNet(Pretrained):
         return FrameOutput(self.project(F.gelu(self.norm(x))).to(frame.dtype))
 
     def blocks(self) -> list[nn.Module]:
-        """Repeated blocks to wrap, compile or checkpoint, each called as ``block(x, embedding)``."""
+        """Repeated blocks to wrap, compile or checkpoint, each called as `block(x, embedding)`."""
         return [m for m in self.modules() if isinstance(m, (ResidualBlock, AttentionBlock))]
 
 

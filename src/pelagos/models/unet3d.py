@@ -4,7 +4,7 @@ An encoder halves the grid from level to level, a decoder doubles it, and skip c
 at every level (Ronneberger et al., arXiv:1505.04597; in volumes Çiçek et al., arXiv:1606.06650).
 What a level is made of is a family's own; blocks that two families share stand here too.
 
-Layout: ``[B, C, *grid]`` throughout; level 0 is the finest. Single-device code.
+Layout: `[B, C, *grid]` throughout; level 0 is the finest. Single-device code.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _SLOPE = 0.01  # of the leaky rectifier
 
 @dataclass(frozen=True)
 class UNetConfig(Options):
-    """What every U-net is told: ``widths`` are the channels of its levels, the finest first.
+    """What every U-net is told: `widths` are the channels of its levels, the finest first.
 
-    ``out_channels`` is the number of classes; ``num_dimensions`` 2 or 3. With ``deep_supervision``
+    `out_channels` is the number of classes; `num_dimensions` 2 or 3. With `deep_supervision`
     every decoder level has its own head, used in training mode alone.
 
     Raises ValueError for values that do not fit together.
@@ -65,7 +65,7 @@ class UNetConfig(Options):
         return problems
 
     def per_level(self, name: str, count: int) -> list[str]:
-        """A line if an option has not ``count`` entries."""
+        """A line if an option has not `count` entries."""
         got = getattr(self, name)
         if len(got) == count:
             return []
@@ -73,7 +73,7 @@ class UNetConfig(Options):
 
 
 class UNet(Pretrained):
-    """Skeleton of a segmentation U-net: image ``[B, C, *grid]`` to logits ``[B, K, *grid]``.
+    """Skeleton of a segmentation U-net: image `[B, C, *grid]` to logits `[B, K, *grid]`.
 
     A family says what its stem, its levels and its changes of level are made of, and how a skip
     connection joins the decoder.
@@ -124,7 +124,7 @@ class UNet(Pretrained):
         return torch.cat((x, skip), dim=1)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Logits ``[B, K, *grid]``; with ``deep_supervision``, in training mode, a tuple of maps.
+        """Logits `[B, K, *grid]`; with `deep_supervision`, in training mode, a tuple of maps.
 
         Those are of every decoder level, the finest first, each at half the size of the one before.
         Raises ValueError for channels other than configured, and for a grid that the total stride
@@ -144,7 +144,7 @@ class UNet(Pretrained):
         return tuple(maps) if self.training and self.config.deep_supervision else maps[0]
 
     def blocks(self) -> list[nn.Module]:
-        """Blocks of the levels and between them to wrap, compile or checkpoint: ``block(x)``."""
+        """Blocks of the levels and between them to wrap, compile or checkpoint: `block(x)`."""
         stages = [*self.encoder, *self.decoder]
         inside = [block for stage in stages for block in cast(nn.Sequential, stage)]
         units = [self.stem, *inside, *self.down, *self.up]
@@ -193,7 +193,7 @@ class ConvolutionBlock(UNetBlock):
 class ResidualBlock(UNetBlock):
     """Two convolutions around which the input is added.
 
-    Where width or stride change, the input passes ``shortcut``: averaging (``pools``) or strided,
+    Where width or stride change, the input passes `shortcut`: averaging (`pools`) or strided,
     then a convolution of kernel 1.
     """
 

@@ -5,8 +5,8 @@ Patches are tokens, mixed by a transformer; the head says what becomes of them. 
 arXiv:2010.11929, in its mean-pooled form: without a class token, hence with 2 D parameters fewer
 than the published counts (ViT-B/16: 86,567,656 with it).
 
-The encoder is that of `mae`, under the same names. Layout: input ``[B, C, *grid]``, two or three
-axes; tokens ``BND``. Single-device code.
+The encoder is that of `mae`, under the same names. Layout: input `[B, C, *grid]`, two or three
+axes; tokens `BND`. Single-device code.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ __all__ = ["FAMILY", "HEADS", "ViT", "ViTConfig"]
 class ViTConfig(PatchOptions):
     """Sizes and options of one Vision Transformer.
 
-    ``out_channels`` is the number of classes K. ``head``: ``classification`` answers with logits
-    ``[B, K]``, ``segmentation`` with a map ``[B, K, *grid]``, by one linear layer per patch
-    (``segmentation_decoder="linear"``) or by convolutions of ``decoder_width`` channels that see
-    over the patches' edges (``"convolution"``).
+    `out_channels` is the number of classes K. `head`: `classification` answers with logits
+    `[B, K]`, `segmentation` with a map `[B, K, *grid]`, by one linear layer per patch
+    (`segmentation_decoder="linear"`) or by convolutions of `decoder_width` channels that see
+    over the patches' edges (`"convolution"`).
     """
 
     head: Literal["classification", "segmentation"] = "classification"
@@ -64,7 +64,7 @@ class ClassificationHead(nn.Module):
         self.logits = nn.Linear(config.embed_dim, config.out_channels)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """``[B, N, D]`` to ``[B, K]``."""
+        """`[B, N, D]` to `[B, K]`."""
         return cast(Tensor, self.logits(x_BND.mean(dim=1)))
 
 
@@ -78,7 +78,7 @@ class LinearDecoder(nn.Module):
         self.logits = nn.Linear(config.embed_dim, values)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """``[B, N, D]`` to ``[B, K, *grid]``."""
+        """`[B, N, D]` to `[B, K, *grid]`."""
         return unpatchify(self.logits(x_BND), self.config.patch_size, self.config.token_grid)
 
 
@@ -99,7 +99,7 @@ class ConvolutionalDecoder(nn.Module):
         )
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """``[B, N, D]`` to ``[B, K, *grid]``."""
+        """`[B, N, D]` to `[B, K, *grid]`."""
         x = x_BND.transpose(1, 2)
         return cast(Tensor, self.layers(x.reshape(*x.shape[:2], *self.token_grid)))
 
@@ -118,7 +118,7 @@ class SegmentationHead(nn.Module):
         self.decoder = DECODERS[config.segmentation_decoder](config)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """``[B, N, D]`` to ``[B, K, *grid]``."""
+        """`[B, N, D]` to `[B, K, *grid]`."""
         return cast(Tensor, self.decoder(x_BND))
 
 
@@ -129,7 +129,7 @@ HEADS: dict[str, type[nn.Module]] = {
 
 
 class ViT(Pretrained):
-    """The Vision Transformer: ``image [B, C, *grid]`` to logits ``[B, K]`` or ``[B, K, *grid]``.
+    """The Vision Transformer: `image [B, C, *grid]` to logits `[B, K]` or `[B, K, *grid]`.
 
     Linear layers start Xavier uniform with zero biases, learned positions normal with deviation
     0.02 cut at ±2, the rest torch's own way.
@@ -156,7 +156,7 @@ class ViT(Pretrained):
 
     @torch.no_grad()
     def init_weights(self, module: nn.Module) -> None:
-        """Initialise the direct parameters and buffers of one of ``modules()``."""
+        """Initialise the direct parameters and buffers of one of `modules()`."""
         if not init_linear(module):
             super().init_weights(module)
 
@@ -173,7 +173,7 @@ class ViT(Pretrained):
         return resized_positions(source, self.encoder.position, self.config.positions)
 
     def blocks(self) -> list[nn.Module]:
-        """Repeated blocks to wrap, compile or checkpoint, each called as ``block(x)``."""
+        """Repeated blocks to wrap, compile or checkpoint, each called as `block(x)`."""
         return list(self.encoder.blocks)
 
 

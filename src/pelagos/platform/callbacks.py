@@ -51,8 +51,10 @@ class Callback:
         """Before the first step of a launch; `step` were completed before. On every rank."""
 
     def on_step(self, step: int, values: Values) -> Values | None:
-        """After a step, on every rank, with its values (loss, gradient_norm, lr, seconds …); what it
-        returns on rank 0 is logged with them."""
+        """After a step, on every rank, with its values (loss, gradient_norm, lr, seconds …).
+
+        What it returns on rank 0 is logged with them.
+        """
 
     def on_validation(self, step: int, values: Values) -> None:
         """After a validation, on rank 0."""

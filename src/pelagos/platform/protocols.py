@@ -24,8 +24,10 @@ class TrainingBatch(Protocol):
 
 
 class Objective(Protocol):
-    """A loss that is a mean over field groups of sum(errors) / sum(magnitudes) over samples, of the
-    groups that have samples."""
+    """A loss that is a mean over field groups of sum(errors) / sum(magnitudes) over samples.
+
+    Of the groups that have samples.
+    """
 
     @property
     def loss_scope(self) -> Literal["global", "micro_batch"]:
@@ -39,8 +41,10 @@ class Objective(Protocol):
         """Return each sample's denominators, `[batch, group]`; depends on labels only."""
 
     def mean_over_groups(self, errors: Tensor, magnitudes: Tensor) -> Tensor:
-        """Return the loss of errors and magnitudes summed over samples, both `[group]`; groups of
-        magnitude 0 have no samples and are left out."""
+        """Return the loss of errors and magnitudes summed over samples, both `[group]`.
+
+        Groups of magnitude 0 have no samples and are left out.
+        """
 
     def errors(self, model: nn.Module, batch: Any) -> Tensor:
         """Run the model once; return each sample's numerators, `[batch, group]`."""
@@ -77,8 +81,10 @@ class StreamFactory(Protocol):
     def validation(
         self, data_rank: int, data_world_size: int
     ) -> Iterator[tuple[TrainingBatch, int]]:
-        """Return one share of the fixed validation samples, in as many batches on every rank: each
-        with the number of its first samples that count."""
+        """Return one share of the fixed validation samples, in as many batches on every rank.
+
+        Each with the number of its first samples that count.
+        """
 
     def state(self) -> dict[str, Any]:
         """Return what identifies the sample order (small, JSON)."""

@@ -1,5 +1,8 @@
-"""A tensor of which each rank holds a flat range: how ZeRO cuts parameters, and how ranks share a
-replicated tensor's bytes when they write a checkpoint together."""
+"""A tensor of which each rank holds a flat range.
+
+How ZeRO cuts parameters, and how ranks share a replicated tensor's bytes when they write a
+checkpoint together.
+"""
 
 from __future__ import annotations
 

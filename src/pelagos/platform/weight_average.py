@@ -33,15 +33,19 @@ class WeightAverage:
 
     @torch.no_grad()
     def begin_with(self, weights: Mapping[str, Tensor], names: Iterable[str]) -> None:
-        """Let the average of some parameters begin with what they are now: those that no average
-        was kept of, because they were frozen or absent."""
+        """Let the average of some parameters begin with what they are now.
+
+        Those that no average was kept of, because they were frozen or absent.
+        """
         for name in names:
             local_part(self.tensors[name]).copy_(local_part(weights[name]))
 
     @contextlib.contextmanager
     def in_place_of_weights(self, strategy: Strategy) -> Iterator[None]:
-        """Let the model compute with the average; afterwards its weights are what they were, to the
-        bit. Every rank does this together."""
+        """Let the model compute with the average; afterwards its weights are what they were, to the bit.
+
+        Every rank does this together.
+        """
         state = strategy.state()
         weights = {name: local_part(state[f"model.{name}"]) for name in self.tensors}
         kept = {name: weight.clone() for name, weight in weights.items()}

@@ -72,8 +72,10 @@ class TimeAxis:
 
     @property
     def cadence(self) -> str:
-        """The distance of frames with everything that says what it means, for messages: `6 hour
-        (calendar noleap, since 2000-01-01)`."""
+        """The distance of frames with everything that says what it means, for messages.
+
+        `6 hour (calendar noleap, since 2000-01-01)`.
+        """
         calendar = f"calendar {self.calendar}" if self.calendar else "no calendar given"
         origin = f"since {self.origin}" if self.origin else "since no date"
         return f"{self.step:g} {self.unit or '(no unit given)'} ({calendar}, {origin})"
@@ -86,8 +88,10 @@ class TimeAxis:
 
     @property
     def moments(self) -> npt.NDArray[np.float64] | None:
-        """The frames in seconds from the year 1 of the calendar; None where unit, date or calendar
-        do not tell them."""
+        """The frames in seconds from the year 1 of the calendar.
+
+        None where unit, date or calendar do not tell them.
+        """
         start = None if self.origin is None else _seconds(self.origin, self._calendar)
         if start is None or self.unit not in SECONDS:
             return None

@@ -188,8 +188,10 @@ COORDINATES = ("x", "y", "z", "lat", "lon", "latitude", "longitude", "level")
 def require_equal_descriptions(
     agreement: Agreement, file: str, opened: Any, keys: list[str]
 ) -> None:
-    """Compare what HDF5 files without a scheme of their own may say: coordinates at the root and
-    units of the arrays `keys`; other numbers among the attributes become a note if they differ.
+    """Compare what HDF5 files without a scheme of their own may say.
+
+    Coordinates at the root and units of the arrays `keys`; other numbers among the attributes
+    become a note if they differ.
 
     Raises:
         SourceError: an earlier file says something else.

@@ -35,6 +35,6 @@ def named_if_damaged(where: str) -> Iterator[None]:
             else error
         )
         raise SourceError(
-            f"{where} is damaged, or not what its format says ({type(error).__name__}: {told}): copy or "
-            f"download it again. Where other programs read it, `pelagos --verbose` shows what failed"
+            f"{where} is damaged, or not in its format ({type(error).__name__}: {told}): copy or "
+            f"download it again. Where other programs read it, `pelagos --verbose` shows the failure"
         ) from error

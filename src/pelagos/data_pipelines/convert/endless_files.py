@@ -34,5 +34,5 @@ def reject_endless(path: str) -> None:
 def _endless(path: str) -> SourceError:
     return SourceError(
         f"{path} is a pipe, a socket or a device, whose reading may never end: remove it, or write "
-        f"what comes out of it to a file"
+        f"its output to a file"
     )

@@ -1,5 +1,7 @@
-"""Zarr arrays of any other writer that say themselves what their axes are, as Pelagos reads them in
-place: version 2 or 3, one array with all fields or one for each. Others need a mapping."""
+"""Zarr arrays from other tools that describe their own axes, as Pelagos reads them in place.
+
+Version 2 or 3, one array with all fields or one for each. Others need a mapping.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,10 @@ LETTERS = {"trajectory": "n", "time": "t", "channel": "c", "z": "z", "y": "y", "
 
 
 class ForeignFile:
-    """The arrays of a Zarr hierarchy, scaled as their attributes say. A missing chunk is an error,
-    and one inside a shard is NaN or an error: nothing becomes zero."""
+    """The arrays of a Zarr hierarchy, scaled as their attributes say.
+
+    A missing chunk is an error, and one inside a shard is NaN or an error: nothing becomes zero.
+    """
 
     def __init__(self, file: str) -> None:
         self.dataset = open_source(file)

@@ -35,11 +35,13 @@ SPACING_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Format:
-    """Args:
-    description: what it is, for a list.
-    source: what SRC is, for a list.
-    matches: whether a source looks like it.
-    read: a source's description.
+    """A file format that `pelagos convert` reads.
+
+    Args:
+        description: what it is, for a list.
+        source: what SRC is, for a list.
+        matches: whether a source looks like it.
+        read: a source's description.
     """
 
     name: str
@@ -78,8 +80,9 @@ def files_of(path: str, suffixes: Sequence[str] = HDF5_SUFFIXES) -> list[str]:
 
 
 def split_folders(path: str) -> dict[str, Path]:
-    """Folders of a folder that are named like splits, in the order train, validation, test; then
-    those of like files whose names have an ending (`test-ood`).
+    """Folders of a folder that are named like splits, in the order train, validation, test.
+
+    Then those of like files whose names have an ending (`test-ood`).
 
     Raises:
         SourceError: two folders have names of one split, or a folder of like files has nearly such a
@@ -95,8 +98,8 @@ def split_folders(path: str) -> dict[str, Path]:
             continue
         if name in found:
             raise SourceError(
-                f"{found[name]} and {folder} are both the split {name}: put all of it into one of "
-                f"them, or remove the one that is not wanted"
+                f"{found[name]} and {folder} are both the split {name}: put everything into one "
+                f"folder, or remove the other"
             )
         found[name] = folder
     _require_no_misspelt_split(place, found)
@@ -200,6 +203,7 @@ def text(value: Any) -> str:
 
 
 def texts(values: Iterable[Any]) -> list[str]:
+    """Return each value as text."""
     return [text(value) for value in values]
 
 

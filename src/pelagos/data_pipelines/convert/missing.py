@@ -73,8 +73,9 @@ def settled(source: Source, options: ConvertOptions) -> Source:
 
 
 def advice_on_non_finite(source: Source, error: NonFiniteError) -> str:
-    """What to do about a value that is not finite; of NaN, how many there are in the field in the
-    trajectory.
+    """What to do about a value that is not finite.
+
+    Of NaN, how many there are in the field in the trajectory.
 
     Reads the trajectory again.
     """

@@ -169,8 +169,11 @@ def _header(stream: IO[bytes], where: str) -> _Header:
 
 
 class StoredMember:
-    """A member that is stored as it is, mapped. Its checksum is compared once in each process, before
-    the first number is read: unlike a compressed one it would not fail by itself."""
+    """A member that is stored as it is, mapped.
+
+    Its checksum is compared once in each process, before the first number is read: unlike a
+    compressed one it would not fail by itself.
+    """
 
     def __init__(self, file: str, key: str, info: zipfile.ZipInfo, header: _Header) -> None:
         self.file, self.key, self.info = file, key, info

@@ -166,8 +166,10 @@ def _look(image: str, options: ConvertOptions) -> dict[str, Any]:
 
 
 def _require_same_grid(image: str, of_image: Any, labels: str, of_labels: Any) -> None:
-    """Raises SourceError where a label image lies elsewhere than its image: another scale, unit or
-    translation of an axis that both have."""
+    """Raises SourceError where a label image lies elsewhere than its image.
+
+    Another scale, unit or translation of an axis that both have.
+    """
     agreement = Agreement("A label must lie on its image: write both on one grid")
     for what, mine, theirs in zip(
         ("the scale", "the unit", "the translation"), of_image, of_labels, strict=True

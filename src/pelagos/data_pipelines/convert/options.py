@@ -16,26 +16,28 @@ from pelagos.infra.suggestions import nearest
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Args:
-    format: a name of the registry; None: recognised from the source.
-    name: the dataset's name; None: the source's.
-    problem: poseidon: which published problem (`CE-RP`), where file names do not say it.
-    mapping: arrays: the YAML file that says what the arrays are.
-    labels: nifti: the folder of label volumes, where it is not beside the images.
-    size: images: stored pixels per side, resized to it; None: as they are, all of one size.
-    level: ome-zarr: which level of the pyramid; 0 is the full resolution.
-    allow_missing_chunks: ome-zarr: read chunks that are not there as the fill value.
-    grid: arrays, netcdf: of files with several grids, convert those of this one, `(y, x)`.
-    num_frames: frames per trajectory to keep; None: all, which must be equally many (of CFDBench,
-        whose cases are cut into trajectories, the shortest case's).
-    splits: `{"train": 0.8, "test": 0.2}`: shares, or numbers of trajectories; None: the
-        format's. Not for sources that come in splits.
-    max_trajectories: convert this many, taken from the beginning of every split in proportion.
-    swap_axes: exchange x and y of a two-dimensional source.
-    missing: what becomes of missing values: `reject`, `fill` or `mask`; None: what the mapping
-        says, or else an error.
-    fill_value: what takes their place; None: the field's mean.
-    dtype, compression, trajectories_per_shard: as in `DatasetSpec`.
+    """Choices of a conversion.
+
+    Args:
+        format: a name of the registry; None: recognised from the source.
+        name: the dataset's name; None: the source's.
+        problem: poseidon: which published problem (`CE-RP`), where file names do not say it.
+        mapping: arrays: the YAML file that says what the arrays are.
+        labels: nifti: the folder of label volumes, where it is not beside the images.
+        size: images: stored pixels per side, resized to it; None: as they are, all of one size.
+        level: ome-zarr: which level of the pyramid; 0 is the full resolution.
+        allow_missing_chunks: ome-zarr: read chunks that are not there as the fill value.
+        grid: arrays, netcdf: of files with several grids, convert those of this one, `(y, x)`.
+        num_frames: frames per trajectory to keep; None: all, which must be equally many (of CFDBench,
+            whose cases are cut into trajectories, the shortest case's).
+        splits: `{"train": 0.8, "test": 0.2}`: shares, or numbers of trajectories; None: the
+            format's. Not for sources that come in splits.
+        max_trajectories: convert this many, taken from the beginning of every split in proportion.
+        swap_axes: exchange x and y of a two-dimensional source.
+        missing: what becomes of missing values: `reject`, `fill` or `mask`; None: what the mapping
+            says, or else an error.
+        fill_value: what takes their place; None: the field's mean.
+        dtype, compression, trajectories_per_shard: as in `DatasetSpec`.
     """
 
     format: str | None = None

@@ -66,8 +66,11 @@ SAMPLE_FIELDS = {
 
 @dataclass(frozen=True)
 class _Look:
-    """What one file says. `lengths`: places of the file with their numbers of frames; `times`:
-    of the frames `[t]`, None where there are none."""
+    """What one file says.
+
+    `lengths`: places of the file with their numbers of frames; `times`: of the frames `[t]`, None
+    where there are none.
+    """
 
     source: Source
     lengths: tuple[tuple[str, int], ...]
@@ -299,7 +302,7 @@ def _arrays(file: str, opened: Any, layout: str) -> _Look:
         if len(opened[key].shape) != len(axes) or differs:
             raise SourceError(
                 f"{file}: {key} has shape {opened[key].shape}, expected are the axes {axes} "
-                f"beside {main.name.lstrip('/')} of {main.shape}"
+                f"next to {main.name.lstrip('/')} of {main.shape}"
             )
         arrays.append(
             StoredArray("hdf5", file, key, axes, len(names), len(fields), start_frame=start_frame)
@@ -360,8 +363,10 @@ def _source(
 def _physics(
     name: str, fields: tuple[str, ...], axes: tuple[str, ...]
 ) -> tuple[dict[str, Any], str | None]:
-    """The equation of a file in two dimensions, if its published name and fields tell all of it,
-    and its boundary condition (arXiv 2210.07182, appendix D)."""
+    """The equation of a file in two dimensions, and its boundary condition.
+
+    None unless its published name and fields determine all of it (arXiv 2210.07182, appendix D).
+    """
     boundary = "periodic" if "periodic" in name.lower() else None
     if axes != ("y", "x"):
         return {}, boundary

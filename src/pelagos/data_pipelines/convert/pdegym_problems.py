@@ -19,8 +19,11 @@ COMPRESSIBLE = "Euler equations of an ideal gas: density, momentum and energy ar
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable of a file: `axes` name it with the trajectory's `n`, and are matched with or
-    without axes of length one. `optional` fields are there if the axis `c` is long enough."""
+    """A variable of a file.
+
+    `axes` name it with the trajectory's `n`, and are matched with or without axes of length one.
+    `optional` fields are there if the axis `c` is long enough.
+    """
 
     key: str
     axes: str

@@ -132,8 +132,10 @@ class _Json:
 
 
 def kolmogorov_forcing(num_points: int) -> npt.NDArray[np.float32]:
-    """The forcing of FNS-KF, `0.1 sin(2 pi (x + y))` `[y, x]`, on points that include both ends:
-    so the loader of its publishers builds it, as no file holds it."""
+    """The forcing of FNS-KF, `0.1 sin(2 pi (x + y))` `[y, x]`, on points that include both ends.
+
+    So the loader of its publishers builds it, as no file holds it.
+    """
     x = np.linspace(0, 1, num_points)
     return (0.1 * np.sin(2 * np.pi * (x[:, None] + x[None]))).astype(np.float32)
 

@@ -20,8 +20,10 @@ from pelagos.data_pipelines.store.splits import canonical_splits, default_splits
 
 
 class SourceError(ValueError):
-    """A source is not what its format says, or cannot be read: names file, key and what was
-    expected."""
+    """A source is not what its format says, or cannot be read.
+
+    Names file, key and what was expected.
+    """
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
     by_split = {name: files for name, files in _files(path).items() if files}
     if not by_split:
         raise SourceError(
-            f"{path} holds no HDF5 files: expected is a file of The Well, a folder of them, or "
+            f"{path} holds no HDF5 files: expected a file of The Well, a folder of them, or "
             f"the folder with train, valid and test"
         )
     looks = {name: [_look(file) for file in files] for name, files in by_split.items()}
@@ -275,8 +275,10 @@ def _arrays(
 
 
 def _parameters(opened: Any, count: int, notes: list[str]) -> dict[str, float | tuple[float, ...]]:
-    """Scalars that do not change in time, per trajectory where they differ, and the file's own
-    `simulation_parameters` that are not among the scalars."""
+    """Scalars that do not change in time, per trajectory if they differ.
+
+    Also the file's own `simulation_parameters` that are not among the scalars.
+    """
     found: dict[str, float | tuple[float, ...]] = {}
     scalars = opened.get("scalars", {})
     names = texts(scalars.attrs.get("field_names", list(scalars))) if len(scalars) else []

@@ -1,5 +1,7 @@
-"""Zarr arrays that someone else wrote, read as datasets: any version, chunking and codec that zarr
-knows. Slower than Pelagos' own format; `pelagos convert` writes that once.
+"""Zarr arrays that someone else wrote, read as datasets.
+
+Any version, chunking and codec that zarr knows. Slower than Pelagos' own format; `pelagos convert`
+writes that once.
 """
 
 from pelagos.data_pipelines.foreign.dataset import ForeignDataset, open_foreign

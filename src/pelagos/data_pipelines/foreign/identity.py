@@ -54,8 +54,11 @@ def fingerprint(
 
 
 def identity_spec(spec: DatasetSpec, description: Description) -> DatasetSpec:
-    """The part of a specification that identifies data: units and remarks that the array gives may
-    be understood better one day without a run being refused its data."""
+    """The part of a specification that identifies data.
+
+    Units and remarks that the array gives may be understood better one day without a run being
+    refused its data.
+    """
     units = [f.unit for f in description.fields] or ["1"] * len(spec.fields)
     fields = tuple(
         dataclasses.replace(f, unit=unit) for f, unit in zip(spec.fields, units, strict=True)

@@ -50,8 +50,10 @@ def cached_statistics(
     storage_options: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Statistics:
-    """The statistics kept at `place`, if they are of this dataset as it is now; else computed, and
-    kept there. `place` None keeps them nowhere."""
+    """The statistics kept at `place`, if they are of this dataset as it is now.
+
+    Else computed, and kept there. `place` None keeps them nowhere.
+    """
     if place is None:
         logger.warning(
             "%s has no statistics: reading all of it to compute them, now and whenever it is opened "

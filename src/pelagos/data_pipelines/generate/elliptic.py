@@ -126,8 +126,10 @@ def _edge(low_x: Tensor, high_x: Tensor, low_y: Tensor, high_y: Tensor) -> Tenso
 
 
 def _apply(diagonal: Tensor, across: Tensor, up: Tensor, field: Tensor) -> Tensor:
-    """The matrix times a field [..., y, x]; `across` [..., y, x - 1] and `up` [..., y - 1, x]
-    couple neighbours."""
+    """The matrix times a field [..., y, x].
+
+    `across` [..., y, x - 1] and `up` [..., y - 1, x] couple neighbours.
+    """
     result = diagonal * field
     result[..., :-1] -= across * field[..., 1:]
     result[..., 1:] -= across * field[..., :-1]

@@ -75,7 +75,7 @@ def _refuse_inside(source: str, destination: str) -> None:
         if inner != outer and inner.startswith(outer.rstrip("/") + "/"):
             raise ValueError(
                 f"cannot copy {source} to {destination}: one lies inside the other; choose a "
-                f"destination beside it"
+                f"destination next to it"
             )
 
 

@@ -63,8 +63,10 @@ class Equation(abc.ABC):
     def residuals(
         self, frames: Sequence[Fields], data: Sequence[Fields], interval: float, problem: Problem
     ) -> Scores:
-        """Norms of what the equation leaves over at `num_frames` consecutive frames, `interval`
-        apart, divided by a norm of the data at the same times."""
+        """Norms of the residual at `num_frames` consecutive frames, `interval` apart.
+
+        Divided by a norm of the data at the same times.
+        """
 
     def constraints(self, fields: Fields, data: Fields, problem: Problem) -> Scores:
         """What holds at every time by itself, 0 where it does, as a share of a norm of the data."""

@@ -14,8 +14,9 @@ MARGIN = 1  # cells beside a boundary where the flux of the absorbing condition 
 
 
 class Wave(Equation):
-    """(u2 - 2 u1 + u0)/dt^2 - (F0 + 10 F1 + F2)/12, F = (c/L)^2 Laplace(u): Numerov's rule, of
-    fourth order in the interval; differences of second order in space.
+    """(u2 - 2 u1 + u0)/dt^2 - (F0 + 10 F1 + F2)/12, F = (c/L)^2 Laplace(u).
+
+    Numerov's rule, of fourth order in the interval; differences of second order in space.
 
     `speed` is the field c, or the coefficient `speed` where it is the same everywhere; `length` is
     L, the size of a unit of length in the unit of c. Beside absorbing boundaries the outermost

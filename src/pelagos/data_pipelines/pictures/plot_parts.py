@@ -50,6 +50,7 @@ def _is_signed(kind: str) -> bool:
 
 
 def colour_bar(figure: Figure, axis: Axes, image: AxesImage) -> None:
+    """Draw a slim colour bar to the right of an axis."""
     box = axis.get_position()
     inch = 1.0 / figure.get_figwidth()
     place = (box.x1 + 0.07 * inch, box.y0 + 0.06 * box.height, 0.09 * inch, 0.88 * box.height)
@@ -59,6 +60,7 @@ def colour_bar(figure: Figure, axis: Axes, image: AxesImage) -> None:
 
 
 def label_row(axis: Axes, field: str, trajectory: int | None) -> None:
+    """Write the name of the field, and the trajectory if one is given, left of a row."""
     axis.set_ylabel(field, fontsize=9, rotation=0, ha="right", va="center", labelpad=6)
     if trajectory is not None:
         axis.text(

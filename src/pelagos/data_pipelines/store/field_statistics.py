@@ -256,6 +256,8 @@ def require_statistics(
 
 
 def default_split(statistics: dict[str, Any]) -> str:
-    """The split whose statistics describe a dataset: `train`, so that nothing leaks from the
-    others, or all of it where there is no such split."""
+    """The split whose statistics describe a dataset.
+
+    `train`, so that nothing leaks from the others, or all of it where there is no such split.
+    """
     return "train" if "train" in statistics else "all"

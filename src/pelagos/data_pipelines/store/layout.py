@@ -74,8 +74,11 @@ def frame_codecs(spec: DatasetSpec) -> list[dict[str, Any]]:
 
 
 def data_metadata(spec: DatasetSpec, *, earlier: bool = False) -> dict[str, Any]:
-    """`data/zarr.json`: one sharded array; an inner chunk is one frame with all its channels, or
-    the part of one inside `frame_chunk_shape`."""
+    """`data/zarr.json`: one sharded array.
+
+    An inner chunk is one frame with all its channels, or the part of one inside
+    `frame_chunk_shape`.
+    """
     sharding = {
         "chunk_shape": [1, 1, len(spec.fields), *spec.frame_chunk_shape],
         "codecs": frame_codecs(spec),

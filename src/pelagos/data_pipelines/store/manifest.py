@@ -118,8 +118,10 @@ def load_manifest(store: ObjectStore) -> Manifest:
 
 
 def _require_own_shards(manifest: Manifest) -> None:
-    """Raise ValueError unless the shards are those that the layout gives the spec: a key of
-    another kind would be a path of somebody else's choice."""
+    """Raise ValueError unless the shards are those that the layout gives the spec.
+
+    A key of another kind would be a path of somebody else's choice.
+    """
     spec, shards = manifest.spec, manifest.shards
     if len(shards) != spec.num_shards:
         raise ValueError(f"shards: {len(shards)} of them, the spec makes {spec.num_shards}")

@@ -189,7 +189,7 @@ class NodeCache:
                 if not self._reserve(file_bytes(length)):
                     self.is_filling = False
                     logger.info(
-                        "the cache %s holds its %d bytes; what is not in it is read past it",
+                        "the cache %s holds its %d bytes; other data is read from the store",
                         self.settings.directory,
                         self.settings.max_bytes,
                     )
@@ -272,7 +272,7 @@ class NodeCache:
         if self.is_filling:
             self.is_filling = False
             logger.warning(
-                "the cache %s takes no more (%s); what is not in it is read past it",
+                "the cache %s takes no more (%s); other data is read from the store",
                 self.settings.directory,
                 error,
             )
@@ -349,6 +349,7 @@ class _Usage:
 
 
 def num_pages(length: int) -> int:
+    """Return the number of pages of a block of `length` bytes."""
     return -(-length // PAGE_BYTES)
 
 
@@ -358,6 +359,7 @@ def file_bytes(length: int) -> int:
 
 
 def page_checksums(content: Bytes) -> npt.NDArray[np.uint32]:
+    """Return the CRC-32C of each page."""
     pages = range(0, len(content), PAGE_BYTES)
     values = [crc32c(content[p : p + PAGE_BYTES].data) for p in pages]
     return np.array(values, "<u4")

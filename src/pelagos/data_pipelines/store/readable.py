@@ -67,8 +67,10 @@ class ReadableDataset(Protocol):
         out: FloatArray | None = None,
         region: Region | None = None,
     ) -> FloatArray:
-        """Some frames of a trajectory, `[len(frames), channel, y, x]`, of the type
-        `spec.value_dtype`; `region` limits them to a part of the grid."""
+        """Some frames of a trajectory, `[len(frames), channel, y, x]`, of the type `spec.value_dtype`.
+
+        `region` limits them to a part of the grid.
+        """
         ...
 
     def close(self) -> None: ...

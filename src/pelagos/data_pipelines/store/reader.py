@@ -130,8 +130,11 @@ class Dataset(SpecReader):
 
     @property
     def statistics(self) -> dict[str, dict[str, float]]:
-        """`{field: {mean, std, rms, min, max, delta_mean, delta_std, …}}` of the split `train`,
-        or of the whole dataset if it has no such split. `manifest.statistics` has every split."""
+        """Statistics of the split `train`, or of the whole dataset if it has no such split.
+
+        `{field: {mean, std, rms, min, max, delta_mean, delta_std, …}}`; `manifest.statistics` has
+        every split.
+        """
         return self.manifest.statistics[default_split(self.manifest.statistics)]
 
     @property
@@ -146,8 +149,10 @@ class Dataset(SpecReader):
 
     @cached_property
     def data(self) -> zarr.Array[Any]:
-        """`[trajectory, time, channel, y, x]` through zarr itself: convenient, and slower than
-        `read_frames`."""
+        """`[trajectory, time, channel, y, x]` through zarr itself.
+
+        Convenient, and slower than `read_frames`.
+        """
         array = self.data_group["data"]
         assert isinstance(array, zarr.Array)
         return array
@@ -216,8 +221,10 @@ class Dataset(SpecReader):
     def plan(
         self, shard: int, row: int, frames: Sequence[int], parts: Sequence[int] = (0,)
     ) -> list[PlannedRange]:
-        """The byte ranges that hold `frames` of the trajectory at `row` of a shard, or some
-        `parts` (chunks, by number) of them."""
+        """The byte ranges that hold `frames` of the trajectory at `row` of a shard.
+
+        With `parts`, those of these chunks (by number) only.
+        """
         entries = self.shard_index(shard)[row]
         chunks = []
         for (position, frame), part in itertools.product(enumerate(frames), parts):
@@ -232,8 +239,10 @@ class Dataset(SpecReader):
         return _coalesce(chunks, self.store.coalesce_gap_bytes)
 
     def shard_index(self, shard: int) -> ShardIndex:
-        """Where each frame (or chunk of one) of a shard is: `[trajectory, time, (offset, length)]`;
-        kept."""
+        """Where each frame (or chunk of one) of a shard is.
+
+        `[trajectory, time, (offset, length)]`; kept.
+        """
         known = self._indices.get(shard)
         if known is not None:
             return known

@@ -97,6 +97,7 @@ class ChecksumError(ValueError):
 
 
 def crc32c(content: Buffer) -> int:
+    """Return the CRC-32C (Castagnoli) of some bytes."""
     # google_crc32c refuses memoryviews, and takes arrays: a view as an array costs no copy.
     return int(google_crc32c.value(np.frombuffer(content, np.uint8)))
 
@@ -107,6 +108,7 @@ def extended_crc32c(checksum: int, content: Buffer) -> int:
 
 
 def checksum_bytes(content: Buffer) -> bytes:
+    """Return the CRC-32C as it is stored: four bytes, little-endian."""
     return crc32c(content).to_bytes(CHECKSUM_BYTES, "little")
 
 

@@ -26,8 +26,9 @@ _Value = TypeVar("_Value")
 
 
 def is_split_name(name: str) -> bool:
-    """Whether a name is one that training, validation and evaluation look for, or such a name with
-    an ending.
+    """Whether training, validation and evaluation look for this name.
+
+    Also true for such a name with an ending.
 
     >>> is_split_name("val"), is_split_name("test-ood"), is_split_name("vaild")
     (True, True, False)

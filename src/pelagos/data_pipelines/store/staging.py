@@ -45,7 +45,7 @@ def prepare(uri: str, overwrite: bool, storage_options: dict[str, Any] | None) -
         )
     if not overwrite:
         hint = (
-            "resume_dataset goes on with it, or overwrite it"
+            "continue it with resume_dataset, or overwrite it"
             if state == "unfinished"
             else "choose another uri, or overwrite it"
         )

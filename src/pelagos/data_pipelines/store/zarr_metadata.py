@@ -22,8 +22,11 @@ def array_metadata(
     attributes: dict[str, Any],
     fill_value: Any = "NaN",
 ) -> dict[str, Any]:
-    """`zarr.json` of an array. The fill value is NaN, so that a reader that treats a missing chunk
-    as "fill value" gives NaN, which shows, and never zeros, which do not."""
+    """`zarr.json` of an array.
+
+    The fill value is NaN, so that a reader that treats a missing chunk as "fill value" gives NaN,
+    which shows, and never zeros, which do not.
+    """
     return {
         "zarr_format": 3,
         "node_type": "array",

@@ -66,8 +66,10 @@ class StrictStore(WrapperStore[Store]):
         return found
 
     def _require_file(self, key: str) -> None:
-        """Raise DatasetError where a local file is a pipe or a device, which would never end, or lies
-        elsewhere."""
+        """Raise DatasetError if a local file is a pipe or a device, or lies elsewhere.
+
+        Reading a pipe or a device would never end.
+        """
         if self.folder is None:
             return
         path = self.folder / key

@@ -76,6 +76,8 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class BenchReport:
+    """How fast a dataset was read, and the settings that follow."""
+
     uri: str
     store: str
     window_bytes: int

@@ -144,8 +144,10 @@ class StreamLoader(Iterator[Batch]):
 
     @property
     def read_counts(self) -> dict[str, float]:
-        """What object stores were asked for so far, and what the node's cache gave, summed over the
-        datasets; only what is not zero (see `pelagos.infra.storage.read_policy.ReadCounters`)."""
+        """Requests to object stores so far, and reads from the node's cache, over all datasets.
+
+        Counts of zero are left out (see `pelagos.infra.storage.read_policy.ReadCounters`).
+        """
         datasets = {id(entry.dataset): entry.dataset for entry in self.mixture.entries}
         total: dict[str, float] = {}
         for dataset in datasets.values():

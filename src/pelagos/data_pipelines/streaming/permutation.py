@@ -22,8 +22,10 @@ _MIN_HALF_BITS = 4
 
 
 def mix(values: _U64) -> _U64:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014), elementwise: a bijection of 64
-    bits in which every input bit changes about half of the output bits."""
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014), elementwise.
+
+    It is a bijection of 64 bits in which every input bit changes about half of the output bits.
+    """
     values = (values ^ (values >> np.uint64(30))) * np.uint64(_MULTIPLIERS[0])
     values = (values ^ (values >> np.uint64(27))) * np.uint64(_MULTIPLIERS[1])
     return values ^ (values >> np.uint64(31))

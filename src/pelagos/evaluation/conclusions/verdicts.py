@@ -2,13 +2,13 @@
 
 Two forecasts of the same trajectories are compared by their ratio of VRMSE, the mean over fields, in
 each trajectory, and by the median of that ratio. Its interval is a percentile bootstrap over
-trajectories (Efron, 1979): ``NUM_RESAMPLES`` draws with replacement, always the same, at
-``CONFIDENCE``. One forecast is better than another only where the whole interval is below 1, and
+trajectories (Efron, 1979): `NUM_RESAMPLES` draws with replacement, always the same, at
+`CONFIDENCE`. One forecast is better than another only where the whole interval is below 1, and
 *beats a baseline* only if in addition its own median VRMSE is below 1: at 1 it is no better than
 the spatial mean of the truth. Each lead is judged by itself.
 
 With n trajectories the most that can happen is that all agree, which chance alone does with
-probability 2 * 2^-n. Below ``LEAST_TRAJECTORIES`` that exceeds 1 - ``CONFIDENCE``, so nothing is said.
+probability 2 * 2^-n. Below `LEAST_TRAJECTORIES` that exceeds 1 - `CONFIDENCE`, so nothing is said.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ Outcome = Literal["better", "worse", "unclear", "too few"]
 class Comparison:
     """One forecast against another at one lead.
 
-    ``ratio`` is the median over trajectories of its VRMSE over the other's, ``low`` and ``high`` the
-    interval; below 1 is better. ``num_trajectories`` counts those in which some field varies.
+    `ratio` is the median over trajectories of its VRMSE over the other's, `low` and `high` the
+    interval; below 1 is better. `num_trajectories` counts those in which some field varies.
     """
 
     ratio: float
@@ -82,8 +82,10 @@ class LeadVerdict:
 
     @property
     def is_worse_than_constant(self) -> bool:
-        """Whether the median trajectory is worse than the dataset's mean or its own, significant
-        or not."""
+        """Whether the median trajectory is worse than the dataset's mean or its own.
+
+        Significant or not.
+        """
         return self.against["mean"].ratio > 1 or self.vrmse > 1
 
     @property
@@ -96,7 +98,7 @@ class LeadVerdict:
 class Verdict:
     """What held-out trajectories say of one model on one dataset.
 
-    ``method`` is the model's way to the lead times that is judged: the best of them by mean rank.
+    `method` is the model's way to the lead times that is judged: the best of them by mean rank.
     """
 
     method: str
@@ -115,7 +117,7 @@ class Verdict:
         if not self.is_possible:
             count = self.num_trajectories
             return (
-                f"({self.method}) cannot be told from persistence or the dataset's mean with "
+                f"({self.method}) cannot be distinguished from persistence or the dataset's mean with "
                 f"{count} {'trajectory' if count == 1 else 'trajectories'}: at least "
                 f"{LEAST_TRAJECTORIES} are needed"
             )
@@ -180,8 +182,10 @@ class Verdict:
 
 
 def judge(evaluation: DatasetEvaluation, groups: Sequence[str] | None = None) -> Verdict:
-    """Compare the model's best way of forecasting with every baseline at every lead, on all scored
-    fields or on `groups`."""
+    """Compare the model's best way of forecasting with every baseline at every lead.
+
+    On all scored fields, or on `groups`.
+    """
     groups = groups or evaluation.group_names
     method = best_method(evaluation, groups)
     own = trajectory_scores(evaluation, method, groups)
@@ -209,7 +213,7 @@ def best_method(evaluation: DatasetEvaluation, groups: Sequence[str] | None = No
 
 
 def mean_ranks(errors: FloatArray) -> FloatArray:
-    """Return the mean rank of each row of ``[contender, cell]``; 1 is the least error everywhere.
+    """Return the mean rank of each row of `[contender, cell]`; 1 is the least error everywhere.
 
     Equal errors share their mean rank; a cell in which an error is NaN is left out. All are 1 if no
     cell is left.
@@ -225,15 +229,17 @@ def mean_ranks(errors: FloatArray) -> FloatArray:
 def trajectory_scores(
     evaluation: DatasetEvaluation, method: str, groups: Sequence[str] | None = None
 ) -> FloatArray:
-    """Return VRMSE, the mean over fields, ``[trajectory, lead]``: infinite where a forecast is not
-    finite, NaN where no field varies."""
+    """Return VRMSE, the mean over fields, `[trajectory, lead]`.
+
+    Infinite where a forecast is not finite, NaN where no field varies.
+    """
     columns = [evaluation.group_names.index(g) for g in groups or evaluation.group_names]
     return mean_of_known(evaluation.defined_scores(method, JUDGED_BY)[:, :, columns])
 
 
 @dataclass(frozen=True)
 class Wins:
-    """Trajectories won, of those that have a VRMSE; ``num_left_out`` have none."""
+    """Trajectories won, of those that have a VRMSE; `num_left_out` have none."""
 
     num_won: int
     num_judged: int
@@ -250,7 +256,7 @@ class Wins:
 
 
 def count_wins(scores: FloatArray, contender: int) -> Wins:
-    """Count the trajectories on which one row of ``[contender, trajectory]`` is the least.
+    """Count the trajectories on which one row of `[contender, trajectory]` is the least.
 
     Trajectories in which a score is NaN are left out: the truth leaves nothing to judge. Nobody wins
     where all diverged, and equal contenders both win.
@@ -262,7 +268,7 @@ def count_wins(scores: FloatArray, contender: int) -> Wins:
 
 
 def compare(own: FloatArray, other: FloatArray) -> list[Comparison]:
-    """Compare paired scores ``[trajectory, lead]``, lead by lead."""
+    """Compare paired scores `[trajectory, lead]`, lead by lead."""
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = own / other
     # both perfect, or both diverged: neither is better
@@ -293,15 +299,15 @@ def interval(values: FloatArray) -> tuple[float, float]:
 
 @cache
 def _draws(count: int) -> npt.NDArray[np.int64]:
-    """Return which trajectories each resample holds, ``[NUM_RESAMPLES, count]``, always the same."""
+    """Return which trajectories each resample holds, `[NUM_RESAMPLES, count]`, always the same."""
     return np.random.default_rng(_SEED).integers(count, size=(NUM_RESAMPLES, count))
 
 
 def combined_label(leads: Sequence[LeadVerdict]) -> str:
     """Return what one model beats on several datasets: on all of them, or not at all.
 
-    ``neither`` where it is decided that it does not: worse than a baseline, or no better than the
-    truth's spatial mean, on one of them; ``unclear`` where trajectories cannot tell.
+    `neither` where it is decided that it does not: worse than a baseline, or no better than the
+    truth's spatial mean, on one of them; `unclear` where trajectories cannot tell.
     """
     outcomes = {comparison.outcome for lead in leads for comparison in lead.against.values()}
     beaten = [baseline for baseline in BASELINES if all(lead.beats(baseline) for lead in leads)]

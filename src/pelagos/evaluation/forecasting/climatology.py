@@ -1,7 +1,7 @@
 """The mean of a dataset at every grid point, as far as its trajectories show that it has a pattern.
 
 What the training data is like on average, at a place, is the least that a model must know: temperature
-falls towards the poles, flow slows near a wall. Without a model it is the baseline ``mean``.
+falls towards the poles, flow slows near a wall. Without a model it is the baseline `mean`.
 
 The mean over n trajectories is the pattern and, with 1 / n of the variance between trajectories, chance.
 Where there is no pattern, as in periodic boxes with random initial states, chance alone would make
@@ -24,11 +24,11 @@ MOST_FRAMES = 4
 
 
 def climatology(data: EvaluationData, trajectories: Sequence[int]) -> Tensor:
-    """Return the mean of each channel at every grid point, normalised, ``[C, *grid]``.
+    """Return the mean of each channel at every grid point, normalised, `[C, *grid]`.
 
-    ``trajectories`` are those of the training split, of which up to ``MOST_TRAJECTORIES`` are read,
-    ``MOST_FRAMES`` frames each, both spread evenly. The mean over all points stays that of
-    ``data.mean_frame``. Fewer than two trajectories show no pattern, at points without a value
+    `trajectories` are those of the training split, of which up to `MOST_TRAJECTORIES` are read,
+    `MOST_FRAMES` frames each, both spread evenly. The mean over all points stays that of
+    `data.mean_frame`. Fewer than two trajectories show no pattern, at points without a value
     neither. Memory is that of one of them.
     """
     flat = data.mean_frame.double()
@@ -60,14 +60,14 @@ def climatology(data: EvaluationData, trajectories: Sequence[int]) -> Tensor:
 
 
 def _over_space(values: Tensor, counted: Tensor) -> Tensor:
-    """The mean over the points of ``[C, *grid]`` that are ``counted``, ``[C, 1, ...]``."""
+    """The mean over the points of `[C, *grid]` that are `counted`, `[C, 1, ...]`."""
     axes = tuple(range(1, values.ndim))
     total = values.where(counted, 0.0).sum(axes, keepdim=True)
     return total / counted.sum(axes, keepdim=True).clamp_min(1)
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """Up to ``most`` of ``count`` indices, first and last among them."""
+    """Up to `most` of `count` indices, first and last among them."""
     if count == 0:
         return []
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})

@@ -49,16 +49,16 @@ def evaluate_dataset(
     physics_note: str = "",
     device: torch.device | str = "cpu",
 ) -> DatasetEvaluation:
-    """Forecast every trajectory from ``start_frame`` and score the forecasts at the lead steps.
+    """Forecast every trajectory from `start_frame` and score the forecasts at the lead steps.
 
-    ``predict(frames [B, C, *grid] normalised, lead_time [B] physical)`` gives the normalised frame
-    that much later. With ``input_frames`` F > 1 it is given ``[B, F, C, *grid]``, the frames from
-    ``start_frame`` on, ``rollout_step`` apart, and leads count from the last of them. Errors are
-    those of physical values. Memory is bounded by twice ``batch_size`` trajectories of the frames
+    `predict(frames [B, C, *grid] normalised, lead_time [B] physical)` gives the normalised frame
+    that much later. With `input_frames` F > 1 it is given `[B, F, C, *grid]`, the frames from
+    `start_frame` on, `rollout_step` apart, and leads count from the last of them. Errors are
+    those of physical values. Memory is bounded by twice `batch_size` trajectories of the frames
     from the first input to the longest lead (the next batch is read meanwhile), and the
-    ``num_examples`` kept for pictures. With ``ensemble_size`` > 1, models of one frame also forecast
-    by so many ways to each lead. With ``physics``, forecasts are also held against the data's
-    equation, which takes forecasts at the steps before the leads; ``physics_note`` says why there
+    `num_examples` kept for pictures. With `ensemble_size` > 1, models of one frame also forecast
+    by so many ways to each lead. With `physics`, forecasts are also held against the data's
+    equation, which takes forecasts at the steps before the leads; `physics_note` says why there
     is none.
 
     Raises ValueError for lead steps beyond the trajectory's end or not on the rollout's steps.
@@ -84,7 +84,7 @@ def evaluate_dataset(
 
 
 class ForecastMeasurement:
-    """The forecasts of one dataset, batch by batch: arguments and errors as ``evaluate_dataset``."""
+    """The forecasts of one dataset, batch by batch: arguments and errors as `evaluate_dataset`."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class ForecastMeasurement:
         return -(-len(self.trajectories) // self.batch_size)
 
     def read(self, batch: int) -> Tensor:
-        """Return normalised frames ``[B, T, C, *grid]``, 0 where they have no value."""
+        """Return normalised frames `[B, T, C, *grid]`, 0 where they have no value."""
         last = self.start_frame + self.history + self.leads[-1]
         frames = range(self.start_frame, last + 1)
         chosen = self._chosen(batch)
@@ -224,7 +224,7 @@ class ForecastMeasurement:
 
 @dataclass
 class ForecastPart:
-    """What one batch gives; arrays as in ``DatasetEvaluation``, spectra summed over the batch."""
+    """What one batch gives; arrays as in `DatasetEvaluation`, spectra summed over the batch."""
 
     given: tuple[GivenField, ...] = ()
     scores: dict[str, dict[str, FloatArray]] = field(default_factory=dict)
@@ -243,7 +243,7 @@ def _forecasts(
     input_frames: int,
     ensemble_size: int,
 ) -> dict[str, Tensor]:
-    """Normalised forecasts ``[B, L, C, *grid]`` of every method, in the order of METHODS."""
+    """Normalised forecasts `[B, L, C, *grid]` of every method, in the order of METHODS."""
     present, interval = data.channel_mask.to(truth.device), data.frame_interval
     start = (input_frames - 1) * rollout_step
     initial = rollout.state_at(truth, start, rollout_step, input_frames)
@@ -281,7 +281,7 @@ def _forecasts(
 
 
 def _look_at_given(data: EvaluationData, truth: Tensor) -> tuple[GivenField, ...]:
-    """Note what trajectories, normalised ``[B, T, C, *grid]``, do with fields that are in no error."""
+    """Note what trajectories, normalised `[B, T, C, *grid]`, do with fields that are in no error."""
     if not data.given:
         return ()
     physical = data.to_physical(truth)
@@ -294,7 +294,7 @@ def _score(
     target: Tensor,
     forecasts: Mapping[str, Tensor],
 ) -> None:
-    """Fill in errors and spectra of a batch, all ``[B, L, C, *grid]``."""
+    """Fill in errors and spectra of a batch, all `[B, L, C, *grid]`."""
     valid = data.valid(target)
     frames = {"truth": target, **forecasts}
     if valid is not None:  # so that spectra compare the same points
@@ -339,7 +339,7 @@ def _example(
     row: int,
 ) -> ExampleForecast:
     def physical(values: Tensor, like: Tensor) -> npt.NDArray[np.float32]:
-        """NaN where ``like`` has no value."""
+        """NaN where `like` has no value."""
         shown, valid = data.to_physical(values).float(), data.valid(like)
         return np.asarray((shown if valid is None else shown.where(valid, torch.nan)).cpu().numpy())
 

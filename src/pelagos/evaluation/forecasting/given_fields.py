@@ -22,9 +22,9 @@ VALUE_SHARE = 1e-5
 class GivenField:
     """A stored field that is in no error.
 
-    ``why`` follows its name; ``value`` is that of the whole training split, None where it has
-    several. ``num_changing`` counts evaluated trajectories in which it changes from frame to frame,
-    ``num_different`` those in which it has another value than in training.
+    `why` follows its name; `value` is that of the whole training split, None where it has
+    several. `num_changing` counts evaluated trajectories in which it changes from frame to frame,
+    `num_different` those in which it has another value than in training.
     """
 
     name: str
@@ -60,7 +60,7 @@ class GivenField:
         )
 
     def seen(self, frames: Tensor) -> GivenField:
-        """Add evaluated trajectories, physical ``[B, T, *grid]``."""
+        """Add evaluated trajectories, physical `[B, T, *grid]`."""
         flat = frames.double().flatten(2)
         size = flat.abs().amax(dim=(1, 2))
         change = (flat - flat[:, :1]).abs().amax(dim=(1, 2))

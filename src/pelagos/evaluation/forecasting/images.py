@@ -35,8 +35,8 @@ class ImageExample:
 class ImageEvaluation:
     """Every score of one dataset.
 
-    ``counts`` is the confusion matrix, of images or of points. Of segmentations, ``dice``,
-    ``mean_distance`` and ``hausdorff_95`` are ``[image, class]`` for the classes from 1 on; of
+    `counts` is the confusion matrix, of images or of points. Of segmentations, `dice`,
+    `mean_distance` and `hausdorff_95` are `[image, class]` for the classes from 1 on; of
     classifications they are empty.
     """
 
@@ -135,8 +135,8 @@ def evaluate_images(
 ) -> ImageEvaluation:
     """Score every image; `identity` holds the dataset's name, uri and fingerprint.
 
-    ``logits`` gives ``[B, K]`` or ``[B, K, *grid]``; ``spacing`` is the distance of points per axis.
-    Memory is that of twice ``batch_size`` images: the next are read meanwhile.
+    `logits` gives `[B, K]` or `[B, K, *grid]`; `spacing` is the distance of points per axis.
+    Memory is that of twice `batch_size` images: the next are read meanwhile.
     """
     measurement = ImageMeasurement(
         logits, read, images, num_classes, spacing, identity, batch_size, device
@@ -148,7 +148,7 @@ def evaluate_images(
 
 @dataclass(frozen=True)
 class ImagePart:
-    """What one batch gives: ``rows`` are ``[image][class][score]``, of segmentations."""
+    """What one batch gives: `rows` are `[image][class][score]`, of segmentations."""
 
     counts: IntArray
     rows: list[list[list[float]]]
@@ -157,7 +157,7 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class ImageMeasurement:
-    """The images of one dataset, batch by batch: arguments as ``evaluate_images``."""
+    """The images of one dataset, batch by batch: arguments as `evaluate_images`."""
 
     logits: Logits
     read_images: Read

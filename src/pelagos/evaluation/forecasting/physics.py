@@ -2,7 +2,7 @@
 
 The equations are the data's, and known here only as a protocol. All numbers are shares of a norm of
 the data, so that 0 is right and 1 as wrong as all that happens there; how far the data itself is from
-0, because its frames are apart in time and on a grid, stands beside them as ``truth``.
+0, because its frames are apart in time and on a grid, stands beside them as `truth`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNRESOLVED = 0.5
 
 
 class Physics(Protocol):
-    """What a dataset's equation says of frames ``[batch, channel, y, x]`` in physical units."""
+    """What a dataset's equation says of frames `[batch, channel, y, x]` in physical units."""
 
     @property
     def name(self) -> str: ...
@@ -39,7 +39,7 @@ class Physics(Protocol):
     def residuals(
         self, frames: Tensor, data: Tensor, interval: float, trajectories: Sequence[int]
     ) -> Mapping[str, Tensor]:
-        """Of ``[batch, num_frames, channel, y, x]``, name to ``[batch]``."""
+        """Of `[batch, num_frames, channel, y, x]`, name to `[batch]`."""
         ...
 
     def constraints(
@@ -54,8 +54,8 @@ class Physics(Protocol):
 class PhysicsScores:
     """Every number of one dataset.
 
-    ``scores[method][quantity]`` is ``[trajectory, lead]``; the method ``truth`` is the data itself.
-    Quantities are named ``residual/momentum``, ``constraint/divergence``, ``drift/mass``. A residual
+    `scores[method][quantity]` is `[trajectory, lead]`; the method `truth` is the data itself.
+    Quantities are named `residual/momentum`, `constraint/divergence`, `drift/mass`. A residual
     at a lead that has too few frames before it is NaN for all trajectories, one of a trajectory
     that does not change there NaN or infinite in the data.
     """
@@ -71,11 +71,11 @@ class PhysicsScores:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """``truth`` first, then the forecasts."""
+        """`truth` first, then the forecasts."""
         return tuple(self.scores)
 
     def quantile(self, method: str, quantity: str, q: float = 0.5) -> FloatArray:
-        """A quantile over trajectories, ``[lead]``; NaN at leads where the data has no number.
+        """A quantile over trajectories, `[lead]`; NaN at leads where the data has no number.
 
         Scores that are not finite count as infinitely bad, but those of trajectories of which the
         data itself has none are left out.
@@ -87,8 +87,11 @@ class PhysicsScores:
         return np.array([np.quantile(c, q, method="higher") if c.size else np.nan for c in columns])
 
     def rows(self) -> list[tuple[str, int, dict[str, float], bool]]:
-        """Return quantity, lead step, the median of every method there, and whether the data's own
-        is small enough to judge by; each quantity at the longest lead."""
+        """Return each quantity at the longest lead, with the median of every method there.
+
+        A row is the quantity, the lead step, the medians, and whether the data's own is small
+        enough to judge by.
+        """
         last = self.lead_steps[-1]
         found = []
         for quantity in self.quantities:
@@ -97,7 +100,7 @@ class PhysicsScores:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return quartiles ``[lead]`` and every trajectory's number ``[trajectory][lead]``."""
+        """Return quartiles `[lead]` and every trajectory's number `[trajectory][lead]`."""
         return {
             "equation": self.name,
             "formula": self.formula,
@@ -143,8 +146,8 @@ class PhysicsMeasure:
         """Score one batch.
 
         Args:
-            truth: normalised frames ``[B, T, C, y, x]``; forecasts start from frame ``start``.
-            forecasts: normalised, by method, at ``forecast_leads``.
+            truth: normalised frames `[B, T, C, y, x]`; forecasts start from frame `start`.
+            forecasts: normalised, by method, at `forecast_leads`.
         """
         batch = _Batch(self, data, truth, start, trajectories)
         self._append(TRUTH, batch.scores({lead: truth[:, start + lead] for lead in forecast_leads}))
@@ -187,8 +190,10 @@ class _Batch:
     def scores(
         self, frames: Mapping[int, Tensor], *, is_one_step: bool = False
     ) -> dict[str, Tensor]:
-        """``[B, lead]`` of every quantity, of frames by lead; ``is_one_step``: each frame follows
-        the true ones, not the forecasts, before it."""
+        """`[B, lead]` of every quantity, of frames by lead.
+
+        `is_one_step`: each frame follows the true ones, not the forecasts, before it.
+        """
         columns = [dict(self._at(lead, frames, is_one_step)) for lead in self.measure.leads]
         names = {name: None for column in columns for name in column}
         nothing = self.truth.new_full((len(self.truth),), torch.nan, dtype=torch.float64)

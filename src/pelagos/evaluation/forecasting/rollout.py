@@ -1,11 +1,11 @@
 """Forecasts from a model that is only a function of past frames and a lead time.
 
-A state is one frame ``[B, C, *grid]``, normalised, or the latest F frames ``[B, F, C, *grid]``, one
-rollout step apart, for models that take several; truth is ``[B, T, C, *grid]``. ``present`` bool
+A state is one frame `[B, C, *grid]`, normalised, or the latest F frames `[B, F, C, *grid]`, one
+rollout step apart, for models that take several; truth is `[B, T, C, *grid]`. `present` bool
 marks the channels that the dataset has: the others go into the model as zeros (the normalised mean)
-at every step, as in training, whatever the model made of them. It is ``[C, 1, 1]`` on grids of two
-axes, ``[C, 1]`` and ``[C, 1, 1, 1]`` on those of one and three, and so tells frames from states of
-several (``EvaluationData.channel_mask``).
+at every step, as in training, whatever the model made of them. It is `[C, 1, 1]` on grids of two
+axes, `[C, 1]` and `[C, 1, 1, 1]` on those of one and three, and so tells frames from states of
+several (`EvaluationData.channel_mask`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def direct(
     frame_interval: float,
     present: Tensor,
 ) -> Tensor:
-    """One forward pass per lead time from the initial frame, ``[B, len(lead_steps), C, *grid]``."""
+    """One forward pass per lead time from the initial frame, `[B, len(lead_steps), C, *grid]`."""
     start = masked(initial, present)
     forecasts = [_advance(predict, start, step * frame_interval, present) for step in lead_steps]
     return torch.stack(forecasts, dim=1)
@@ -43,9 +43,9 @@ def autoregressive(
     *,
     rollout_step: int = 1,
 ) -> Tensor:
-    """Steps of ``rollout_step`` frames fed back, at the lead steps ``[B, len(lead_steps), ...]``.
+    """Steps of `rollout_step` frames fed back, at the lead steps `[B, len(lead_steps), ...]`.
 
-    Raises ValueError if a lead step is not a multiple of ``rollout_step``.
+    Raises ValueError if a lead step is not a multiple of `rollout_step`.
     """
     check_rollout_step(lead_steps, rollout_step)
     wanted, state, kept = set(lead_steps), masked(initial, present), {}
@@ -59,7 +59,7 @@ def autoregressive(
 def advance(
     predict: Predict, state: Tensor, lead_time: float, present: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The frame ``lead_time`` later, and the state that has it as its latest."""
+    """The frame `lead_time` later, and the state that has it as its latest."""
     frame = _advance(predict, state, lead_time, present)
     return frame, frame if state.ndim == frame.ndim else torch.cat(
         (state[:, 1:], frame[:, None]), dim=1
@@ -76,11 +76,11 @@ def ensemble(
     num_members: int,
     rollout_step: int = 1,
 ) -> Tensor:
-    """Mean of forecasts that reach each lead by other steps, ``[B, len(lead_steps), C, *grid]``.
+    """Mean of forecasts that reach each lead by other steps, `[B, len(lead_steps), C, *grid]`.
 
     A model of any lead time has as many ways to a lead as the lead has ordered partitions into
     steps: one step, many small ones, and all between. Errors of different ways differ, so their
-    mean is often better than each. See ``partitions`` for which ways are taken.
+    mean is often better than each. See `partitions` for which ways are taken.
     """
     forecasts = []
     for lead in lead_steps:
@@ -97,7 +97,7 @@ def ensemble(
 
 
 def partitions(whole: int, most: int) -> list[tuple[int, ...]]:
-    """Up to ``most`` ordered partitions of a whole number, always the same, none of them twice.
+    """Up to `most` ordered partitions of a whole number, always the same, none of them twice.
 
     The first is the one of a single part, the second that of ones; the others are drawn evenly
     from all 2^(whole - 1).
@@ -129,9 +129,9 @@ def one_step(
     rollout_step: int = 1,
     input_frames: int = 1,
 ) -> Tensor:
-    """Each target frame from the true frames up to ``rollout_step`` before it, ``[B, leads, ...]``.
+    """Each target frame from the true frames up to `rollout_step` before it, `[B, leads, ...]`.
 
-    ``truth`` begins with the first of the ``input_frames`` that a rollout starts from, and reaches
+    `truth` begins with the first of the `input_frames` that a rollout starts from, and reaches
     to the last lead.
     """
     start = (input_frames - 1) * rollout_step
@@ -150,7 +150,7 @@ def one_step(
 
 
 def state_at(truth: Tensor, frame: int, rollout_step: int, input_frames: int) -> Tensor:
-    """The state whose latest frame is ``truth[:, frame]``."""
+    """The state whose latest frame is `truth[:, frame]`."""
     if input_frames == 1:
         return truth[:, frame]
     first = frame - (input_frames - 1) * rollout_step
@@ -158,20 +158,20 @@ def state_at(truth: Tensor, frame: int, rollout_step: int, input_frames: int) ->
 
 
 def persistence(initial: Tensor, lead_steps: Sequence[int]) -> Tensor:
-    """The forecast that nothing changes, ``[B, len(lead_steps), C, *grid]``."""
+    """The forecast that nothing changes, `[B, len(lead_steps), C, *grid]`."""
     return initial.unsqueeze(1).expand(-1, len(lead_steps), *initial.shape[1:])
 
 
 def mean_field(mean: Tensor, initial: Tensor, lead_steps: Sequence[int]) -> Tensor:
-    """The forecast of the dataset's mean, ``[B, len(lead_steps), C, *grid]``.
+    """The forecast of the dataset's mean, `[B, len(lead_steps), C, *grid]`.
 
-    ``mean`` is the mean of each channel, ``[C, *grid]`` or shaped to broadcast to that.
+    `mean` is the mean of each channel, `[C, *grid]` or shaped to broadcast to that.
     """
     return mean.to(initial).expand(len(initial), len(lead_steps), *initial.shape[1:])
 
 
 def masked(state: Tensor, present: Tensor) -> Tensor:
-    """``[..., C, *grid]`` with zeros in the channels that are not present."""
+    """`[..., C, *grid]` with zeros in the channels that are not present."""
     return state.masked_fill(~present.to(state.device), 0.0)
 
 

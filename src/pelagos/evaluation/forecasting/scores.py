@@ -22,8 +22,10 @@ METHODS = (*MODEL_METHODS, *BASELINES, "previous_frame")
 
 @dataclass
 class ExampleForecast:
-    """One trajectory kept for pictures, physical units, ``[L, C, *grid]`` at the lead steps; NaN
-    where the data has no value."""
+    """One trajectory kept for pictures, physical units, `[L, C, *grid]` at the lead steps.
+
+    NaN where the data has no value.
+    """
 
     trajectory: int
     initial: npt.NDArray[np.float32]
@@ -54,17 +56,17 @@ class WindowScore:
 class DatasetEvaluation:
     """Every score of one dataset.
 
-    ``scores[method][metric]`` is ``[trajectory, lead, group]``; ``spectra[method]`` the mean
-    energy spectrum ``[lead, group, k]`` of truth and forecasts. Methods: ``autoregressive``,
-    ``direct``, ``ensemble`` and ``one_step`` of the model; ``persistence`` (the initial frame),
-    ``mean`` (of the training split, ``climatology``) and ``previous_frame`` (the frame
-    ``rollout_step`` before the target, beside ``one_step``). Models that take several frames have no
-    lead time to choose, and make no ``direct`` forecasts. ``undefined[metric]``, of the same shape,
-    marks scores that the truth leaves without a value (``metrics.is_undefined``).
-    ``weights``: the model's own, or ``ema`` for averaged ones.
-    ``physics`` is None where the data's equation is not known; ``physics_note`` then says why.
-    ``windows``: VRMSE over windows of the rollout that were asked for (``window_scores``).
-    ``given``: fields that are in no error, and what the evaluated trajectories do with them.
+    `scores[method][metric]` is `[trajectory, lead, group]`; `spectra[method]` the mean
+    energy spectrum `[lead, group, k]` of truth and forecasts. Methods: `autoregressive`,
+    `direct`, `ensemble` and `one_step` of the model; `persistence` (the initial frame),
+    `mean` (of the training split, `climatology`) and `previous_frame` (the frame
+    `rollout_step` before the target, beside `one_step`). Models that take several frames have no
+    lead time to choose, and make no `direct` forecasts. `undefined[metric]`, of the same shape,
+    marks scores that the truth leaves without a value (`metrics.is_undefined`).
+    `weights`: the model's own, or `ema` for averaged ones.
+    `physics` is None where the data's equation is not known; `physics_note` then says why.
+    `windows`: VRMSE over windows of the rollout that were asked for (`window_scores`).
+    `given`: fields that are in no error, and what the evaluated trajectories do with them.
     """
 
     data: EvaluationData
@@ -90,12 +92,12 @@ class DatasetEvaluation:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods that were scored, in the order of ``METHODS``."""
+        """The methods that were scored, in the order of `METHODS`."""
         return tuple(method for method in METHODS if method in self.scores)
 
     @property
     def forecast_methods(self) -> tuple[str, ...]:
-        """The model's ways to the lead times: of ``direct``, ``autoregressive``, ``ensemble``."""
+        """The model's ways to the lead times: of `direct`, `autoregressive`, `ensemble`."""
         return tuple(m for m in ("direct", "autoregressive", "ensemble") if m in self.scores)
 
     @property
@@ -104,8 +106,11 @@ class DatasetEvaluation:
         return tuple(step * self.data.frame_interval for step in self.lead_steps)
 
     def defined_scores(self, method: str, metric: str) -> FloatArray:
-        """Scores ``[trajectory, lead, group]``: infinite where a forecast is not finite, NaN where
-        the truth leaves the metric without a value."""
+        """Scores `[trajectory, lead, group]`.
+
+        Infinite where a forecast is not finite, NaN where the truth leaves the metric without a
+        value.
+        """
         scores = self.scores[method][metric]
         scores = np.where(np.isfinite(scores), scores, np.inf)
         if metric in self.undefined:
@@ -113,7 +118,7 @@ class DatasetEvaluation:
         return scores
 
     def quantile(self, method: str, metric: str, q: float = 0.5) -> FloatArray:
-        """A quantile over trajectories, ``[lead, group]``; the median by default.
+        """A quantile over trajectories, `[lead, group]`; the median by default.
 
         Scores that are not finite count as infinitely bad; undefined ones are left out, and NaN
         stands where a field has no other.
@@ -129,13 +134,17 @@ class DatasetEvaluation:
         return np.asarray(np.where(np.isnan(between), above, between))
 
     def mean_over_groups(self, method: str, metric: str, q: float = 0.5) -> FloatArray:
-        """Mean over field groups of the quantile over trajectories, ``[lead]``; without fields that
-        have none, NaN where no field has one."""
+        """Mean over field groups of the quantile over trajectories, `[lead]`.
+
+        Without fields that have none, NaN where no field has one.
+        """
         return mean_of_known(self.quantile(method, metric, q))
 
     def notes(self) -> list[str]:
-        """Sentences that say what is left out of errors: masked points, truths that vanish, given
-        fields."""
+        """Sentences that say what is left out of errors.
+
+        Masked points, truths that vanish, given fields.
+        """
         reasons = {"vrmse": "VRMSE", "relative_l1": "relative errors"}
         found = [
             f"{group}: points without a value are left out of all errors"

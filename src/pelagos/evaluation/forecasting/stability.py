@@ -33,13 +33,13 @@ class Stability:
     """Rollouts of one dataset, of every trajectory, step by step.
 
     Attributes:
-        times: physical time of each step since the last input frame, ``[step]``.
+        times: physical time of each step since the last input frame, `[step]`.
         groups: names of the scored fields.
-        energy: mean square over space, of a vector the sum over components, ``[trajectory, step,
-            group]``, physical units squared.
-        true_energy: the same of the data, ``[trajectory, frame, group]``, as far as it reaches.
+        energy: mean square over space, of a vector the sum over components, `[trajectory, step,
+            group]`, physical units squared.
+        true_energy: the same of the data, `[trajectory, frame, group]`, as far as it reaches.
         spectral_distance: mean over wave numbers of |log10 E(k) - log10 E_0(k)| to the initial
-            frame's spectrum, ``[trajectory, step, group]``: 1 is a factor of ten everywhere.
+            frame's spectrum, `[trajectory, step, group]`: 1 is a factor of ten everywhere.
         true_distance: the same of the data.
         first_non_finite: for each trajectory the step whose frame is the first with a value that
             is not finite; None if all are.
@@ -75,9 +75,11 @@ class Stability:
         }
 
     def rows(self) -> list[tuple[str, float, float, float]]:
-        """Return, of each field, the energy at the end over that at the start (NaN for a field that
-        starts at rest), the spectral distance at the end and, for comparison, that of the data's
-        last frame; medians."""
+        """Return, of each field, medians of the energy ratio and of the spectral distances.
+
+        The energy at the end is over that at the start (NaN for a field that starts at rest); the
+        distances are the forecast's at the end and, for comparison, that of the data's last frame.
+        """
         last, first = _median(self.energy[:, -1]), _median(self.true_energy[:, 0])
         distance, true = _median(self.spectral_distance[:, -1]), _median(self.true_distance[:, -1])
         return [
@@ -87,7 +89,7 @@ class Stability:
 
 
 def quartiles(values: FloatArray) -> list[list[list[float]]]:
-    """Return lower quartile, median and upper quartile over trajectories, ``[3, step, group]``."""
+    """Return lower quartile, median and upper quartile over trajectories, `[3, step, group]`."""
     finite = np.where(np.isfinite(values), values, np.inf)
     found: list[list[list[float]]] = np.quantile(
         finite, _QUARTILES, axis=0, method="higher"
@@ -106,9 +108,9 @@ def roll_out(
     batch_size: int = 8,
     device: torch.device | str = "cpu",
 ) -> Stability:
-    """Roll a model out for ``num_steps`` steps of ``rollout_step`` frames and keep its measures.
+    """Roll a model out for `num_steps` steps of `rollout_step` frames and keep its measures.
 
-    Memory is that of twice ``batch_size`` trajectories of the data, and of one state.
+    Memory is that of twice `batch_size` trajectories of the data, and of one state.
 
     Raises:
         ValueError: trajectories too short to start from.
@@ -123,7 +125,7 @@ def roll_out(
 
 @dataclass(frozen=True)
 class StabilityMeasurement:
-    """Rollouts of one dataset, batch by batch: arguments and errors as ``roll_out``."""
+    """Rollouts of one dataset, batch by batch: arguments and errors as `roll_out`."""
 
     predict: Predict
     data: EvaluationData
@@ -146,7 +148,7 @@ class StabilityMeasurement:
         return -(-len(self.trajectories) // self.batch_size)
 
     def read(self, batch: int) -> Tensor:
-        """Return normalised frames ``[B, T, C, *grid]``, 0 where they have no value."""
+        """Return normalised frames `[B, T, C, *grid]`, 0 where they have no value."""
         start = batch * self.batch_size
         chosen = self.trajectories[start : start + self.batch_size]
         read = torch.stack([self.data.read(index, self._frames) for index in chosen])
@@ -186,7 +188,7 @@ class StabilityMeasurement:
 
 @dataclass(frozen=True)
 class StabilityPart:
-    """Energy and spectral distance ``[B, step, group]``; 0 where all values are finite."""
+    """Energy and spectral distance `[B, step, group]`; 0 where all values are finite."""
 
     model: tuple[Tensor, Tensor]
     truth: tuple[Tensor, Tensor]
@@ -225,8 +227,11 @@ def _measures(
 
 
 def _spectra(data: EvaluationData, frame: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Energy spectra of each group of a frame ``[B, C, *grid]``, ``[B, k]``, and mean squares
-    ``[B, group]``, of physical values; the latter over the points with values."""
+    """Energy spectra and mean squares of each group of a frame `[B, C, *grid]`.
+
+    Spectra are `[B, k]` for each group, mean squares `[B, group]`, of physical values; the
+    latter over the points with values.
+    """
     physical, valid = data.to_physical(data.filled(frame)), data.valid(frame)
     parts = [physical[:, list(channels)] for channels in data.groups.values()]
     spectra = [energy_spectrum(part, data.num_dimensions).sum(1) for part in parts]
@@ -239,12 +244,12 @@ def _spectra(data: EvaluationData, frame: Tensor) -> tuple[list[Tensor], Tensor]
 
 
 def _energy(spectra: list[Tensor]) -> Tensor:
-    """``[B, group]``: twice the sum over shells, the mean square of what the shells hold."""
+    """`[B, group]`: twice the sum over shells, the mean square of what the shells hold."""
     return torch.stack([2.0 * spectrum.sum(-1) for spectrum in spectra], -1)
 
 
 def _distance(spectra: list[Tensor], initial: list[Tensor]) -> Tensor:
-    """``[B, group]``: mean over the shells that hold something of the ratio's decades."""
+    """`[B, group]`: mean over the shells that hold something of the ratio's decades."""
     found = []
     for spectrum, start in zip(spectra, initial, strict=True):
         floor = _LEAST_SHARE * start.sum(-1, keepdim=True)

@@ -7,12 +7,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pelagos.evaluation.forecasting import rollout
 from pelagos.evaluation.forecasting.given_fields import GivenField
 
 
@@ -25,8 +23,6 @@ class SpecLike(Protocol):
     def frame_interval(self) -> float: ...
     @property
     def grid_shape(self) -> tuple[int, ...]: ...
-    @property
-    def constant_fields(self) -> Mapping[str, float]: ...
 
 
 class DatasetLike(Protocol):
@@ -45,6 +41,22 @@ class DatasetLike(Protocol):
     def read_frames(self, trajectory: int, frames: Sequence[int]) -> npt.NDArray[Any]: ...
 
 
+class ChannelsLike(Protocol):
+    """Which field of a dataset is which of the model's channels, how it is scaled, and back."""
+
+    @property
+    def fields(self) -> tuple[str, ...]: ...
+    @property
+    def present(self) -> tuple[bool, ...]: ...
+    @property
+    def shift(self) -> tuple[float, ...]: ...
+    @property
+    def scale(self) -> tuple[float, ...]: ...
+    def normalized(self, raw: npt.NDArray[Any]) -> Tensor: ...
+    def to_physical(self, values: Tensor) -> Tensor: ...
+    def beside(self, values: Sequence[float]) -> Tensor: ...
+
+
 def scored_groups(
     groups: Mapping[str, Sequence[str]], stored: Collection[str]
 ) -> dict[str, tuple[str, ...]]:
@@ -61,14 +73,14 @@ def scored_groups(
 class EvaluationData:
     """A dataset as the model sees it.
 
-    ``fields`` are the model's channels; ``present [C]`` those that the dataset stores or knows to
-    be constant; ``groups`` the scored fields, name to channels: stored ones only, since a constant
-    field is forecast by persistence without error. ``read(trajectory, frames)`` gives normalised
-    ``[F, C, *grid]`` (0 where absent) and ``to_physical`` undoes the normalisation; ``grid_shape``
-    is ``(y, x)``, or ``(x,)`` or ``(z, y, x)``. Of the dataset's training split: ``mean_frame`` is
-    the mean of each channel, normalised, ``[C, 1, ...]`` or at each point ``[C, *grid]``; ``size``
-    its root mean square, in physical units. ``masks``: of each channel with points without a value
-    the channel that is 1 where there is one. ``given``: stored fields that are in no group because
+    `fields` are the model's channels; `present [C]` those that the dataset stores or knows to
+    be constant; `groups` the scored fields, name to channels: stored ones only, since a constant
+    field is forecast by persistence without error. `read(trajectory, frames)` gives normalised
+    `[F, C, *grid]` (0 where absent) and `to_physical` undoes the normalisation; `grid_shape`
+    is `(y, x)`, or `(x,)` or `(z, y, x)`. Of the dataset's training split: `mean_frame` is
+    the mean of each channel, normalised, `[C, 1, ...]` or at each point `[C, *grid]`; `size`
+    its root mean square, in physical units. `masks`: of each channel with points without a value
+    the channel that is 1 where there is one. `given`: stored fields that are in no group because
     nothing of them has to be forecast.
     """
 
@@ -95,11 +107,11 @@ class EvaluationData:
 
     @property
     def channel_mask(self) -> Tensor:
-        """``present`` beside the channels of ``[..., C, *grid]``: ``[C, 1, ...]`` bool."""
+        """`present` beside the channels of `[..., C, *grid]`: `[C, 1, ...]` bool."""
         return torch.tensor(self.present).view(-1, *(1,) * self.num_dimensions)
 
     def valid(self, frames: Tensor) -> Tensor | None:
-        """Where ``[..., C, *grid]`` have values, bool of that shape; None without masks."""
+        """Where `[..., C, *grid]` have values, bool of that shape; None without masks."""
         if not self.masks:
             return None
         axis = -self.num_dimensions - 1
@@ -117,77 +129,55 @@ class EvaluationData:
     def from_dataset(
         cls,
         dataset: DatasetLike,
-        fields: Sequence[str],
-        mean: Sequence[float],
-        std: Sequence[float],
+        channels: ChannelsLike,
         *,
-        offset: Mapping[str, float] | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,
         statistics: Mapping[str, Mapping[str, float]] | None = None,
         masks: Mapping[str, str] | None = None,
     ) -> EvaluationData:
-        """View a dataset through the model's ``fields`` and ``(x - offset - mean) / std``.
+        """View a dataset through the model's `channels`.
 
-        ``groups`` names the fields scored together (``{"velocity": ("velocity-x",
-        "velocity-y")}``), None scores each by itself; fields which the dataset does not store are
-        left out of them. ``statistics`` hold ``mean`` and ``std`` of the fields in the training
-        split; where they are absent, the normalisation's. ``masks``: field to mask, of the dataset
-        and of the model's training; a mask that the dataset lacks is 1 everywhere. Raises ValueError
-        if the dataset stores none of the model's fields.
+        `groups` names the fields scored together (`{"velocity": ("velocity-x",
+        "velocity-y")}`), None scores each by itself; fields which the dataset does not store are
+        left out of them. `statistics` hold `mean` and `std` of the fields in the training
+        split; where they are absent, the normalisation's. `masks`: field to mask, of the dataset
+        and of the model's training. Raises ValueError if the dataset stores none of the model's
+        fields.
         """
         spec: SpecLike = dataset.spec
-        stored = {name: i for i, name in enumerate(dataset.field_names)}
+        fields = channels.fields
         wanted = groups or {name: (name,) for name in fields}
         scored = {
             key: tuple(fields.index(name) for name in names)
-            for key, names in scored_groups(wanted, stored).items()
+            for key, names in scored_groups(wanted, dataset.field_names).items()
         }
         if not scored:
             raise ValueError(
-                f"dataset {spec.name} stores {list(stored)}, none of the scored fields "
+                f"dataset {spec.name} stores {list(dataset.field_names)}, none of the scored fields "
                 f"{sorted({n for names in wanted.values() for n in names})}"
             )
-        shape = (-1, *(1,) * len(spec.grid_shape))
-        shift = torch.tensor(
-            [m + (offset or {}).get(f, 0.0) for f, m in zip(fields, mean, strict=True)]
-        )
-        shift, scale = shift.float().view(shape), torch.tensor(std).float().view(shape)
         known = [
-            (row["mean"], row["std"])
-            if (row := (statistics or {}).get(name))
-            else (m + (offset or {}).get(name, 0.0), s)
-            for name, m, s in zip(fields, mean, std, strict=True)
+            (row["mean"], row["std"]) if (row := (statistics or {}).get(name)) else (shift, scale)
+            for name, shift, scale in zip(fields, channels.shift, channels.scale, strict=True)
         ]
-        known_masks = set((masks or {}).values())
-        present = tuple(
-            name in stored or name in spec.constant_fields or name in known_masks for name in fields
-        )
 
         def read(trajectory: int, frames: Sequence[int]) -> Tensor:
-            raw = torch.from_numpy(np.asarray(dataset.read_frames(trajectory, frames), np.float32))
-            channels = torch.zeros(raw.shape[0], len(fields), *raw.shape[2:])
-            for i, name in enumerate(fields):
-                if name in stored:
-                    channels[:, i] = raw[:, stored[name]]
-                elif name in spec.constant_fields:
-                    channels[:, i] = spec.constant_fields[name]
-                elif name in known_masks:
-                    channels[:, i] = 1.0
-            return rollout.masked((channels - shift) / scale, torch.tensor(present).view(shape))
+            return channels.normalized(dataset.read_frames(trajectory, frames))
 
+        means = channels.beside([m for m, _ in known]) - channels.beside(channels.shift)
         return cls(
             name=spec.name,
             uri=dataset.uri,
             fingerprint=dataset.fingerprint,
             fields=tuple(fields),
-            present=present,
+            present=channels.present,
             groups=scored,
             num_frames=dataset.num_frames,
             frame_interval=spec.frame_interval,
             grid_shape=tuple(spec.grid_shape),
             read=read,
-            to_physical=lambda x: x * scale.to(x.device) + shift.to(x.device),
-            mean_frame=(torch.tensor([m for m, _ in known]).view(shape) - shift) / scale,
+            to_physical=channels.to_physical,
+            mean_frame=means / channels.beside(channels.scale),
             size=tuple(math.hypot(m, s) for m, s in known),
             masks={
                 fields.index(name): fields.index(mask)

@@ -1,6 +1,6 @@
 """Scores of classified and segmented images, as pure functions of arrays.
 
-Segmentations are whole numbers ``[y, x]`` or ``[z, y, x]``; 0 is background.
+Segmentations are whole numbers `[y, x]` or `[z, y, x]`; 0 is background.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PERCENTILE = 95.0
 
 
 def confusion(predicted: IntArray, truth: IntArray, num_classes: int) -> IntArray:
-    """How often a true class (row) was given each class (column), ``[num_classes, num_classes]``."""
+    """How often a true class (row) was given each class (column), `[num_classes, num_classes]`."""
     pairs = truth.ravel() * num_classes + predicted.ravel()
     counts = np.bincount(pairs, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes).astype(np.int64)
@@ -36,7 +36,7 @@ def majority_accuracy(counts: IntArray) -> float:
 
 
 def recall(counts: IntArray) -> FloatArray:
-    """Share of each true class that was found, ``[num_classes]``; NaN where there is none of it."""
+    """Share of each true class that was found, `[num_classes]`; NaN where there is none of it."""
     totals = counts.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.diag(counts) / totals, dtype=np.float64)
@@ -52,8 +52,8 @@ def dice(predicted: BoolArray, truth: BoolArray) -> float:
 class SurfaceDistances:
     """Distances between the surfaces of two shapes, in the units of the spacing.
 
-    ``mean``: average over the points of both surfaces of the distance to the other one (average
-    symmetric surface distance); ``hausdorff_95``: the larger of the 95th percentiles of both
+    `mean`: average over the points of both surfaces of the distance to the other one (average
+    symmetric surface distance); `hausdorff_95`: the larger of the 95th percentiles of both
     directions, as the Medical Segmentation Decathlon's tools take it.
     """
 

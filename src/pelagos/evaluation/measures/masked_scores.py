@@ -21,9 +21,9 @@ _OF_THE_BOUNDARY = "boundary_rmse"
 def score(
     metric: str, forecast: Tensor, truth: Tensor, valid: Tensor | None, num_dimensions: int
 ) -> Tensor:
-    """A metric of ``METRICS``, ``[...]``, of ``[..., channel, *grid]`` in physical units.
+    """A metric of `METRICS`, `[...]`, of `[..., channel, *grid]` in physical units.
 
-    ``valid [..., *grid]`` bool marks the points with values, None all. NaN where there is none.
+    `valid [..., *grid]` bool marks the points with values, None all. NaN where there is none.
     """
     if valid is None:
         return METRICS[metric](forecast, truth, num_dimensions)
@@ -42,8 +42,10 @@ def score(
 def undefined(
     metric: str, truth: Tensor, valid: Tensor | None, num_dimensions: int, scale: float
 ) -> Tensor:
-    """Where a score has no value because of the truth or its mask, ``[...]`` bool
-    (``metrics.is_undefined``)."""
+    """Where a score has no value because of the truth or its mask, `[...]` bool.
+
+    The rule is `metrics.is_undefined`.
+    """
     if valid is None:
         return is_undefined(metric, truth, num_dimensions, scale)
     truth = truth.flatten(-num_dimensions)
@@ -57,7 +59,7 @@ def undefined(
 
 
 def _counted(metric: str, valid: Tensor, num_dimensions: int) -> Tensor:
-    """``[..., points]`` bool: what a metric takes of the points with values."""
+    """`[..., points]` bool: what a metric takes of the points with values."""
     counted = valid.clone()
     if metric.startswith(_OF_WHOLE_GRIDS):
         counted[...] = False

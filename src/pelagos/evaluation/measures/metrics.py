@@ -1,14 +1,14 @@
 """Errors of a forecast, as pure functions of tensors.
 
-``forecast`` and ``truth`` are ``[..., channel, *grid]`` in physical units, with a grid of
-``num_dimensions`` axes: ``[..., channel, y, x]`` by default. Errors reduce the channel and the grid,
+`forecast` and `truth` are `[..., channel, *grid]` in physical units, with a grid of
+`num_dimensions` axes: `[..., channel, y, x]` by default. Errors reduce the channel and the grid,
 so a vector field passed as its channels is scored as one, and a scalar field as
-``[..., 1, y, x]``. Arithmetic is in fp64. Points that are not finite give an error that is not.
+`[..., 1, y, x]`. Arithmetic is in fp64. Points that are not finite give an error that is not.
 
 An error relative to a truth that vanishes is undefined, neither perfect nor infinite: NaN. A truth
-vanishes where it is zero, and for VRMSE where its standard deviation is below ``SMALLEST_LABEL`` of
+vanishes where it is zero, and for VRMSE where its standard deviation is below `SMALLEST_LABEL` of
 its own root mean square: float32 rounds at 6e-8, so what varies there is rounding. Bands without a
-single wave number, on small grids, are undefined too. ``is_undefined`` tells, from the truth alone.
+single wave number, on small grids, are undefined too. `is_undefined` tells, from the truth alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SPECTRAL_BANDS: dict[str, tuple[int, int | None]] = {
 
 
 class Metric(Protocol):
-    """An error ``[...]`` of ``[..., channel, *grid]``."""
+    """An error `[...]` of `[..., channel, *grid]`."""
 
     def __call__(self, forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor: ...
 
@@ -45,21 +45,21 @@ class _BandMetric(Protocol):
 
 
 def relative_l1(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
-    """Σ|forecast - truth| / Σ|truth|, ``[...]`` (Poseidon's metric, arXiv:2405.19101)."""
+    """Σ|forecast - truth| / Σ|truth|, `[...]` (Poseidon's metric, arXiv:2405.19101)."""
     axes = _field_axes(num_dimensions)
     error = (forecast.double() - truth.double()).abs().sum(axes)
     return _over(error, truth.double().abs().sum(axes))
 
 
 def relative_l2(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
-    """‖forecast - truth‖₂ / ‖truth‖₂, ``[...]``."""
+    """‖forecast - truth‖₂ / ‖truth‖₂, `[...]`."""
     axes = _field_axes(num_dimensions)
     error = (forecast.double() - truth.double()).square().sum(axes)
     return _over(error, truth.double().square().sum(axes)).sqrt()
 
 
 def nrmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
-    """Root mean square error over root mean square truth, ``[...]`` (PDEBench, APEBench).
+    """Root mean square error over root mean square truth, `[...]` (PDEBench, APEBench).
 
     Of one sample it is the relative L2 error; the papers take the mean over samples of it.
     """
@@ -67,7 +67,7 @@ def nrmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
 
 
 def vrmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
-    """sqrt(MSE / Var), ``[...]`` (The Well, arXiv:2412.00568, eq. 1): 1 is the truth's mean.
+    """sqrt(MSE / Var), `[...]` (The Well, arXiv:2412.00568, eq. 1): 1 is the truth's mean.
 
     The variance is over space, each channel about its own mean; NaN where it vanishes. The Well's
     code adds 1e-7 to it, which here would make the error depend on the field's units.
@@ -79,12 +79,12 @@ def vrmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
 
 
 def rmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
-    """Root mean square error, in the field's units, ``[...]`` (PDEBench's RMSE)."""
+    """Root mean square error, in the field's units, `[...]` (PDEBench's RMSE)."""
     return (forecast.double() - truth.double()).square().mean(_field_axes(num_dimensions)).sqrt()
 
 
 def conserved_rmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
-    """Error of the mean over space, root mean square over channels, ``[...]``.
+    """Error of the mean over space, root mean square over channels, `[...]`.
 
     PDEBench's cRMSE (arXiv:2210.07182, app. B): what a conserved quantity is off by, per point.
     """
@@ -93,7 +93,7 @@ def conserved_rmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> 
 
 
 def boundary_rmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
-    """Root mean square error over the outermost points of the grid, ``[...]``.
+    """Root mean square error over the outermost points of the grid, `[...]`.
 
     PDEBench's bRMSE (arXiv:2210.07182, app. B): ends, edges or faces in one, two or three dimensions.
     """
@@ -104,21 +104,21 @@ def boundary_rmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> T
 
 
 def outermost_points(sides: Sequence[int], device: torch.device) -> Tensor:
-    """Where a grid ends, ``[*grid]`` bool."""
+    """Where a grid ends, `[*grid]` bool."""
     is_outermost = torch.ones(*sides, dtype=torch.bool, device=device)
     is_outermost[(slice(1, -1),) * len(sides)] = False
     return is_outermost
 
 
 def max_error(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
-    """Largest error at any point, in the field's units, ``[...]`` (PDEBench's maximum error)."""
+    """Largest error at any point, in the field's units, `[...]` (PDEBench's maximum error)."""
     return (forecast.double() - truth.double()).abs().amax(_field_axes(num_dimensions))
 
 
 def shell_energy(field: Tensor, *, centred: bool, num_dimensions: int = 2) -> Tensor:
-    """Σ|f̂(k)|² over the shells of wave vectors k, ``[..., *grid]`` to ``[..., shell]``.
+    """Σ|f̂(k)|² over the shells of wave vectors k, `[..., *grid]` to `[..., shell]`.
 
-    Wave numbers count periods in the domain. Shell s holds |k| in [s, s + 1), or, ``centred``,
+    Wave numbers count periods in the domain. Shell s holds |k| in [s, s + 1), or, `centred`,
     [s - 1/2, s + 1/2). Every wave vector is in one shell, so the sum over shells is the mean
     square of the field (Parseval).
     """
@@ -136,7 +136,7 @@ def shell_energy(field: Tensor, *, centred: bool, num_dimensions: int = 2) -> Te
 
 
 def energy_spectrum(field: Tensor, num_dimensions: int = 2) -> Tensor:
-    """Radially summed spectrum E(k) = ½ Σ_{|k'| ≈ k} |f̂(k')|², ``[..., *grid]`` to ``[..., k]``.
+    """Radially summed spectrum E(k) = ½ Σ_{|k'| ≈ k} |f̂(k')|², `[..., *grid]` to `[..., k]`.
 
     k = 0, 1, ... half the shortest side, wave vectors to the nearest whole number; the corners
     beyond the largest complete shell are left out. The sum over a vector's channels is its kinetic
@@ -148,14 +148,14 @@ def energy_spectrum(field: Tensor, num_dimensions: int = 2) -> Tensor:
 
 
 def frmse(forecast: Tensor, truth: Tensor, band: str, num_dimensions: int = 2) -> Tensor:
-    """PDEBench's fRMSE over one band of ``SPECTRAL_BANDS``, ``[...]`` (arXiv:2210.07182, app. B).
+    """PDEBench's fRMSE over one band of `SPECTRAL_BANDS`, `[...]` (arXiv:2210.07182, app. B).
 
     As its published numbers are computed, on a domain of side 1: e(s) is the root of the sum of
     |f̂(k)|², the squared modes of the error over the number of points, over the wave vectors of
     non-negative components below half of each side with s <= |k| < s + 1, s below half of the
     shortest side; fRMSE is the mean of e(s) over the band's s, then over channels. On lines k goes
     up to half of the side. Negative wave numbers are not counted, and a mean is not a sum, so bands
-    do not add up to the error (``spectral_rmse`` does).
+    do not add up to the error (`spectral_rmse` does).
     """
     error = forecast.double() - truth.double()
     start, stop = SPECTRAL_BANDS[band]
@@ -163,7 +163,7 @@ def frmse(forecast: Tensor, truth: Tensor, band: str, num_dimensions: int = 2) -
 
 
 def spectral_rmse(forecast: Tensor, truth: Tensor, band: str, num_dimensions: int = 2) -> Tensor:
-    """Root mean square error carried by one band of ``SPECTRAL_BANDS``, ``[...]``.
+    """Root mean square error carried by one band of `SPECTRAL_BANDS`, `[...]`.
 
     All wave vectors count, and the squares of the three bands add up to the mean square error
     (Parseval). NaN where the grid has no wave vector in the band.
@@ -177,10 +177,10 @@ def spectral_rmse(forecast: Tensor, truth: Tensor, band: str, num_dimensions: in
 
 
 def is_undefined(metric: str, truth: Tensor, num_dimensions: int = 2, scale: float = 0.0) -> Tensor:
-    """Where a metric of ``METRICS`` has no value because of the truth, whatever the forecast, ``[...]``.
+    """Where a metric of `METRICS` has no value because of the truth, whatever the forecast, `[...]`.
 
-    ``scale`` is the root mean square of the field over its dataset, in the truth's units: truths, and
-    variations, below ``SMALLEST_LABEL`` of it vanish as well, as they do in the losses.
+    `scale` is the root mean square of the field over its dataset, in the truth's units: truths, and
+    variations, below `SMALLEST_LABEL` of it vanish as well, as they do in the losses.
     """
     shape, sides = truth.shape[: -num_dimensions - 1], truth.shape[-num_dimensions:]
     if metric.startswith(("frmse_", "spectral_rmse_")):
@@ -201,7 +201,7 @@ def _over(error: Tensor, size: Tensor) -> Tensor:
 
 
 def _size_and_variance(truth: Tensor, num_dimensions: int) -> tuple[Tensor, Tensor]:
-    """Mean square, and mean square about each channel's mean over space, ``[...]``."""
+    """Mean square, and mean square about each channel's mean over space, `[...]`."""
     axes = _field_axes(num_dimensions)
     values = truth.double()
     deviations = values - values.mean(axes[1:], keepdim=True)
@@ -209,7 +209,7 @@ def _size_and_variance(truth: Tensor, num_dimensions: int) -> tuple[Tensor, Tens
 
 
 def _quadrant_shells(field: Tensor, num_dimensions: int) -> Tensor:
-    """Σ|f̂(k)|² over k of non-negative components, s <= |k| < s + 1: ``[..., *grid]`` to ``[..., s]``."""
+    """Σ|f̂(k)|² over k of non-negative components, s <= |k| < s + 1: `[..., *grid]` to `[..., s]`."""
     sides, axes = field.shape[-num_dimensions:], tuple(range(-num_dimensions, 0))
     energy: Tensor = torch.fft.fftn(field, dim=axes, norm="forward").abs().square()
     if num_dimensions == 1:

@@ -33,8 +33,8 @@ _QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
 class Provenance:
     """Where the evaluated model came from.
 
-    ``weights`` are the model's own, or ``ema`` for their moving average; ``config`` is the resolved
-    job as plain JSON values; ``links`` name to address (a tracking
+    `weights` are the model's own, or `ema` for their moving average; `config` is the resolved
+    job as plain JSON values; `links` name to address (a tracking
     server's run page), shown as text when the address is not http(s).
     """
 
@@ -100,17 +100,16 @@ def write_report(
     provenance: Provenance,
     directory: Path,
     stabilities: Sequence[Stability] = (),
-) -> tuple[Path, Path]:
-    """Write ``report.html`` and ``metrics.json`` into ``directory``; returns their paths.
+) -> tuple[Path, dict[str, Any]]:
+    """Write `report.html` and `metrics.json`; return the page's path, and the numbers.
 
-    Each is written under a temporary name and renamed into place. ``stabilities`` are of the same
+    Each is written under a temporary name and renamed into place. `stabilities` are of the same
     datasets, or none.
 
     Raises:
         ValueError: a link in the directory leads elsewhere.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    report, table = directory / REPORT_NAME, directory / NUMBERS_NAME
     values = numbers(evaluations, provenance, stabilities)
     pictures = {e.data.name: _figures(e) for e in evaluations}
     for stability in stabilities:
@@ -120,7 +119,7 @@ def write_report(
             _write(directory, f"figures/{stem}-{figure.file_name}", figure.content)
     _write(directory, NUMBERS_NAME, json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
     _write(directory, REPORT_NAME, render(evaluations, provenance, pictures, stabilities).encode())
-    return report, table
+    return directory / REPORT_NAME, values
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def render(
     pictures: Mapping[str, Sequence[Picture]],
     stabilities: Sequence[Stability] = (),
 ) -> str:
-    """The HTML report; ``pictures`` of each dataset, by its name, are inlined."""
+    """The HTML report; `pictures` of each dataset, by its name, are inlined."""
     environment = page_environment()
     stable = {stability.dataset: stability for stability in stabilities}
     sections = []
@@ -256,7 +255,7 @@ def _field_rows(evaluation: DatasetEvaluation) -> list[dict[str, Any]]:
 
 
 def _score_numbers(evaluation: DatasetEvaluation, method: str, metric: str) -> dict[str, Any]:
-    """Quantiles ``[lead][group]`` and each trajectory's score ``[trajectory][lead][group]``."""
+    """Quantiles `[lead][group]` and each trajectory's score `[trajectory][lead][group]`."""
     quantiles = {k: evaluation.quantile(method, metric, q).tolist() for k, q in _QUANTILES.items()}
     return {**quantiles, "per_trajectory": evaluation.scores[method][metric].tolist()}
 

@@ -54,10 +54,11 @@ def numbers(evaluations: Sequence[ImageEvaluation], provenance: Provenance) -> d
 
 def write_image_report(
     evaluations: Sequence[ImageEvaluation], provenance: Provenance, directory: Path
-) -> Path:
-    """Write report.html, which needs no other file, and metrics.json; return the former's path."""
+) -> tuple[Path, dict[str, Any]]:
+    """Write report.html, which needs no other file, and metrics.json; return path and numbers."""
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(numbers(evaluations, provenance), indent=1, allow_nan=False)
+    values = numbers(evaluations, provenance)
+    text = json.dumps(values, indent=1, allow_nan=False)
     replace_durably(directory / NUMBERS_NAME, text.encode() + b"\n")
     page = (
         page_environment()
@@ -72,14 +73,14 @@ def write_image_report(
         )
     )
     replace_durably(directory / REPORT_NAME, page.encode())
-    return directory / REPORT_NAME
+    return directory / REPORT_NAME, values
 
 
 def _figures(evaluation: ImageEvaluation) -> list[Picture]:
     drawn = plots.figure_png(confusion_figure(evaluation))
     pictures = [Picture("Confusion matrix, each row's share.", "confusion.png", drawn)]
     if evaluation.examples:
-        caption = "The first images: what went in, and what came out beside the truth."
+        caption = "The first images: input, truth and prediction."
         shown = plots.figure_png(examples_figure(evaluation))
         pictures.append(Picture(caption, "examples.png", shown))
     return pictures

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation on a line: the panels, strips and animations of ``plots`` as profiles.
+"""Pictures of an evaluation on a line: the panels, strips and animations of `plots` as profiles.
 
 Fields are physical, over grid points. Truth and forecasts share one axis; errors have their own.
 """
@@ -99,7 +99,7 @@ def animate(
     reference: str,
     frames_per_second: int = 4,
 ) -> None:
-    """Write an animated GIF of profiles ``[time, x]`` by name, and of their errors below them."""
+    """Write an animated GIF of profiles `[time, x]` by name, and of their errors below them."""
     truth = images[reference]
     errors = {name: values - truth for name, values in images.items() if name != reference}
     figure = plots.new_figure(6.4, 4.4)

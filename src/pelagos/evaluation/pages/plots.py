@@ -2,8 +2,8 @@
 
 Every function returns a figure on a canvas of its own (no pyplot, no display, no global state).
 Fields are physical, x to the right and y upwards. Truth and forecasts share one colour scale;
-errors have a symmetric one. Of a volume ``[z, y, x]`` the plane in the middle of z is drawn, and the
-picture says so; fields on a line are ``line_plots``'.
+errors have a symmetric one. Of a volume `[z, y, x]` the plane in the middle of z is drawn, and the
+picture says so; fields on a line are `line_plots`'.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def figure_png(figure: Figure, dpi: int = 130) -> bytes:
 def forecast_panels(
     evaluation: DatasetEvaluation, example: ExampleForecast, lead: int, method: str
 ) -> Figure:
-    """One row per stored field: initial frame, truth, forecast, error, at lead index ``lead``."""
+    """One row per stored field: initial frame, truth, forecast, error, at lead index `lead`."""
     channels, dimensions = stored_channels(evaluation), evaluation.data.num_dimensions
     figure = new_figure(4 * _PANEL_INCHES + 1.5, len(channels) * (_PANEL_INCHES + 0.22) + 0.3)
     axes = figure.subplots(len(channels), 4, squeeze=False)
@@ -166,7 +166,7 @@ def animate(
 ) -> None:
     """Write an animated GIF of a field as several see it, with the errors of all but `reference`.
 
-    ``images[name]`` is ``[time, y, x]``, or ``[time, z, y, x]``, of which the middle plane is shown;
+    `images[name]` is `[time, y, x]`, or `[time, z, y, x]`, of which the middle plane is shown;
     all share the colour scale of the reference.
     """
     sides = images[reference].shape[1:]
@@ -349,8 +349,10 @@ def stored_channels(evaluation: DatasetEvaluation) -> list[int]:
 
 
 def error_label(forecast: Image, truth: Image) -> str:
-    """Return relative L1 error and VRMSE of all points with a value in words; "-" where the truth
-    vanishes."""
+    """Return relative L1 error and VRMSE of all points with a value in words.
+
+    "-" where the truth vanishes.
+    """
     there = ~np.isnan(truth)
     fields = torch.from_numpy(np.stack([forecast[there], truth[there]])[:, None])
     share, deviation = (float(metric(fields[0], fields[1], 1)) for metric in (relative_l1, vrmse))
@@ -360,12 +362,12 @@ def error_label(forecast: Image, truth: Image) -> str:
 
 
 def middle_plane(values: Image, num_dimensions: int) -> Image:
-    """Return ``[..., y, x]``: of three dimensions ``[..., z, y, x]`` the plane in the middle of z."""
+    """Return `[..., y, x]`: of three dimensions `[..., z, y, x]` the plane in the middle of z."""
     return values if num_dimensions < 3 else values[..., values.shape[-3] // 2, :, :]
 
 
 def plane_name(grid_shape: Sequence[int]) -> str:
-    """Return which plane of a volume ``middle_plane`` is."""
+    """Return which plane of a volume `middle_plane` is."""
     return f"plane z = {grid_shape[0] // 2} of 0 to {grid_shape[0] - 1}"
 
 
@@ -376,5 +378,5 @@ def _title(evaluation: DatasetEvaluation, channel: int) -> str:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Up to ``most`` indices of ``count``, first and last among them."""
+    """Up to `most` indices of `count`, first and last among them."""
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})

@@ -56,7 +56,7 @@ FloatArray = npt.NDArray[np.float64]
 class Contender:
     """One run's way of forecasting one dataset: the best of its methods by mean rank.
 
-    ``rank`` is the run's mean rank among all, over leads and fields.
+    `rank` is the run's mean rank among all, over leads and fields.
     """
 
     run: str
@@ -69,7 +69,7 @@ class Contender:
 class SharedDataset:
     """A dataset that several runs forecast, at the same leads from the same frames.
 
-    ``groups`` are the scored fields that all of them know. The contenders are ordered by their mean
+    `groups` are the scored fields that all of them know. The contenders are ordered by their mean
     rank: at each lead and in each field runs are ranked by median VRMSE, equal ones share a rank.
     """
 
@@ -83,7 +83,7 @@ class SharedDataset:
         return self.contenders[0].evaluation
 
     def error(self, contender: Contender, metric: str = "relative_l1") -> FloatArray:
-        """Mean over the shared fields of the median over trajectories, ``[lead]``."""
+        """Mean over the shared fields of the median over trajectories, `[lead]`."""
         return _error(contender.evaluation, contender.method, metric, self.groups)
 
     def baseline(self, name: str, metric: str = "relative_l1") -> FloatArray:
@@ -113,7 +113,7 @@ class SharedDataset:
     def best(self) -> list[str | None]:
         """Return, by lead, the run that is better than every other; None where none is.
 
-        Better by the paired bootstrap over trajectories, as against a baseline (``verdicts``).
+        Better by the paired bootstrap over trajectories, as against a baseline (`verdicts`).
         """
         found: list[str | None] = [None] * len(self.first.lead_steps)
         for contender in self.contenders:
@@ -142,7 +142,7 @@ class SharedDataset:
 
 @dataclass(frozen=True)
 class Row:
-    """One lead: errors by run and by baseline; ``best`` is the run better than all, if one is."""
+    """One lead: errors by run and by baseline; `best` is the run better than all, if one is."""
 
     lead_time: float
     errors: dict[str, Error]
@@ -215,7 +215,7 @@ def _told(group: str, fields: Sequence[str]) -> str:
 
 
 def _medians(evaluation: DatasetEvaluation, method: str, groups: Sequence[str]) -> FloatArray:
-    """Median VRMSE in every cell, ``[lead * field]``."""
+    """Median VRMSE in every cell, `[lead * field]`."""
     return evaluation.quantile(method, JUDGED_BY)[:, _columns(evaluation, groups)].ravel()
 
 
@@ -279,13 +279,14 @@ def numbers(shared: Sequence[SharedDataset]) -> dict[str, Any]:
 
 def write_side_by_side(
     shared: Sequence[SharedDataset], runs: Mapping[str, Mapping[str, Any]], directory: Path
-) -> Path:
-    """Write report.html, which needs no other file, and metrics.json; return the former's path.
+) -> tuple[Path, dict[str, Any]]:
+    """Write report.html, which needs no other file, and metrics.json; return path and numbers.
 
-    ``runs`` says of each run what the page tells of it: its model and the checkpoint's step.
+    `runs` says of each run what the page tells of it: its model and the checkpoint's step.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(numbers(shared), indent=1, allow_nan=False)
+    values = numbers(shared)
+    text = json.dumps(values, indent=1, allow_nan=False)
     replace_durably(directory / NUMBERS_NAME, text.encode() + b"\n")
     page = (
         page_environment()
@@ -308,7 +309,7 @@ def write_side_by_side(
         )
     )
     replace_durably(directory / REPORT_NAME, page.encode())
-    return directory / REPORT_NAME
+    return directory / REPORT_NAME, values
 
 
 def _figures(data: SharedDataset) -> list[Picture]:
@@ -375,8 +376,10 @@ def animation(data: SharedDataset) -> bytes:
 
 
 def best_sentence(data: SharedDataset) -> str:
-    """One sentence: which run ranks first, and at how many leads trajectories can tell that it is
-    better than each of the others."""
+    """One sentence: which run ranks first, and at how many leads.
+
+    It counts the leads at which trajectories show that it is better than each of the others.
+    """
     best, *others = data.contenders
     num_cells = len(data.first.lead_steps) * len(data.groups)
     cells = f"over {num_cells} pairs of lead and field"
@@ -394,7 +397,7 @@ def best_sentence(data: SharedDataset) -> str:
             number = found[0].num_trajectories
             counted = f"{number} {'trajectory' if number == 1 else 'trajectories'}"
             told = (
-                f"not to be told from {other.run} with {counted} "
+                f"not distinguishable from {other.run} with {counted} "
                 f"(at least {LEAST_TRAJECTORIES} are needed)"
             )
         parts.append(told)

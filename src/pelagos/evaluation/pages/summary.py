@@ -14,8 +14,11 @@ WAYS = ("direct", "autoregressive", "ensemble")
 
 
 class Error(NamedTuple):
-    """One error as two shares: relative L1, which a field's offset makes small, and VRMSE, which it
-    leaves alone. Infinite where the forecast diverged, NaN where there is none."""
+    """One error as two shares: relative L1 and VRMSE.
+
+    A field's offset makes relative L1 small and leaves VRMSE alone. Infinite where the forecast
+    diverged, NaN where there is none.
+    """
 
     relative_l1: float
     vrmse: float
@@ -37,7 +40,7 @@ class Error(NamedTuple):
 class SummaryRow:
     """One line: errors at one lead, the median over trajectories and the mean over fields.
 
-    ``errors`` has the model's ways to the lead time and the baselines.
+    `errors` has the model's ways to the lead time and the baselines.
     """
 
     dataset: str

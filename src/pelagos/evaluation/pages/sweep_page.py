@@ -101,7 +101,7 @@ class SweepRow:
 class GainTable:
     """Gains against the baseline with the same overrides, by one way of measuring.
 
-    ``vrmse``: the model's and the baseline's in each row, means over seeds; NaN where there is none.
+    `vrmse`: the model's and the baseline's in each row, means over seeds; NaN where there is none.
     """
 
     method: str
@@ -161,8 +161,10 @@ class SweepReport:
         )
 
     def baseline_lines(self) -> list[str]:
-        """Sentences with the errors of persistence and the mean, one for all labels if they are
-        measured on the same data."""
+        """Sentences with the errors of persistence and the mean.
+
+        One for all labels if they are measured on the same data.
+        """
         by_errors: dict[tuple[tuple[str, Error], ...], dict[str, None]] = {}
         for row in self.rows:
             if row.baselines:
@@ -309,8 +311,10 @@ def _interval(ends: tuple[float, float] | tuple[Gain, Gain] | None) -> str:
 
 
 def sweep_figure(report: SweepReport) -> Figure:
-    """Errors against trajectories, a column of panels per way of measuring, relative L1 above VRMSE;
-    without numbers of trajectories, losses by series."""
+    """Errors against trajectories, a column of panels per way of measuring, relative L1 above VRMSE.
+
+    Without numbers of trajectories, losses by series.
+    """
     methods = [m for m in report.methods if report.curves(m)]
     is_loss = report.methods == [VALIDATION_LOSS]
     labels = {RELATIVE_L1: "loss" if is_loss else f"relative L1 error at {report.lead}"}

@@ -25,8 +25,10 @@ _BORDER = 3  # characters that a column takes beside its text
 
 @dataclass(frozen=True)
 class Column:
-    """A heading and a cell for each row, as text or with a colour; ``is_text``: words, which may be
-    put on several lines."""
+    """A heading and a cell for each row, as text or with a colour.
+
+    `is_text`: words, which may be put on several lines.
+    """
 
     heading: str
     cells: Sequence[str | Text]
@@ -53,7 +55,7 @@ class Column:
 
 
 def print_table(console: Console, title: str, index: Column, columns: Sequence[Column]) -> None:
-    """Print a table whose first column is ``index``; ``title`` is plain text."""
+    """Print a table whose first column is `index`; `title` is plain text."""
     if _width([index, *columns]) <= console.width:
         _print(console, title, [index, *columns])
         return

@@ -120,8 +120,10 @@ class Cluster(ABC):
         return {f"{run}/{name}": text for run, texts in rendered for name, text in texts.items()}
 
     def sign(self, text: bytes) -> str:
-        """Return a signature that only who may start runs here can make; empty where nobody but the
-        submitter starts them."""
+        """Return a signature that only who may start runs here can make.
+
+        Empty where nobody but the submitter starts them.
+        """
         return ""
 
     @abstractmethod
@@ -129,8 +131,11 @@ class Cluster(ABC):
         """Hand the run to the cluster; return what finds it there again (small, JSON)."""
 
     def start_array(self, submissions: Sequence[Submission], at_once: int) -> list[dict[str, Any]]:
-        """Hand many like runs over; return what finds each. A back end without arrays starts each
-        by itself, and its own queue says how many run `at_once`."""
+        """Hand many like runs over; return what finds each.
+
+        A back end without arrays starts each by itself, and its own queue says how many run
+        `at_once`.
+        """
         return [self.start(submission) for submission in submissions]
 
     @abstractmethod

@@ -223,8 +223,9 @@ def scheduler_state(status: str, message: str) -> SchedulerState:
 
 
 def token_here() -> str:
-    """Return the token of the Ray cluster that this process is part of, as Ray finds it; empty where
-    the cluster asks for none.
+    """Return the token of the Ray cluster that this process is part of, as Ray finds it.
+
+    Empty where the cluster asks for none.
 
     Raises:
         ClusterError: it is in a file that cannot be read, or that others can read.

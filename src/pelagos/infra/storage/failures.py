@@ -14,6 +14,7 @@ STATUS_IN_TEXT = re.compile(r"status code: (\d{3})\b")  # obstore states it in w
 
 
 def is_missing(error: BaseException) -> bool:
+    """Return whether the object or file is absent."""
     return isinstance(error, FileNotFoundError) or http_status(error) == 404
 
 

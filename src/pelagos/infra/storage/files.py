@@ -1,5 +1,7 @@
-"""Writing files so that they are whole or absent, also after a crash or a power cut; finding them;
-files that are locked."""
+"""Writing files so that they are whole or absent, also after a crash or a power cut.
+
+Finding them; files that are locked.
+"""
 
 import errno
 import io
@@ -71,8 +73,10 @@ def read_opened(descriptor: int, path: Path, start: int = 0) -> bytes:
 
 
 class CappedReader(io.BufferedReader):
-    """A file that is asked for no more bytes than are left: lengths in a header are claims, and as
-    many bytes would be allocated."""
+    """A file that is asked for no more bytes than are left.
+
+    Lengths in a header are claims, and as many bytes would be allocated.
+    """
 
     def read(self, size: int | None = -1, /) -> bytes:
         left = max(0, os.fstat(self.fileno()).st_size - self.tell())

@@ -182,8 +182,10 @@ class ObstoreStore(RemoteStore):
         }
 
     def _opened(self) -> Any:
-        """obstore's client for the credentials now in force; two threads may each make one at
-        first, and one of them is kept."""
+        """Obstore's client for the credentials now in force.
+
+        Two threads may each make one at first, and one of them is kept.
+        """
         wanted = self._credentials
         known = self._client
         if known is None or known[0] != wanted:

@@ -339,8 +339,11 @@ class RemoteStore:
             ) from error
 
     def _renew_credentials(self, used: Frozen | None) -> bool:
-        """Look credentials up anew (temporary ones may have expired); return whether there are now
-        others than those that a request `used`. Of threads refused together, one looks."""
+        """Look credentials up anew (temporary ones may have expired).
+
+        Return whether there are now others than those that a request `used`. Of threads refused
+        together, one looks.
+        """
         if not self._may_renew:
             return False
         with self._renewal:

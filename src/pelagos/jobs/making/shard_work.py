@@ -169,6 +169,7 @@ class ShardProgress:
 
 @contextmanager
 def shard_progress(console: Console) -> Iterator[ShardProgress]:
+    """Show the progress of shards while the context is open."""
     progress = ShardProgress(console)
     with progress.bar:
         yield progress

@@ -12,8 +12,8 @@ from pelagos.evaluation.forecasting.batches import Measurement
 from pelagos.evaluation.forecasting.climatology import climatology
 from pelagos.evaluation.forecasting.forecasts import ForecastMeasurement
 from pelagos.evaluation.forecasting.stability import StabilityMeasurement
+from pelagos.jobs.training.checks.fields import given_in
 from pelagos.jobs.training.datasets import open_recorded
-from pelagos.jobs.training.field_checks import given_in
 from pelagos.jobs.training.objective_options import option_of
 from pelagos.jobs.weights.described_parts import recorded_datasets
 from pelagos.jobs.weights.forecaster import Forecaster

@@ -20,7 +20,7 @@ from pelagos.jobs.measuring.spreading import measure_all
 from pelagos.jobs.measuring.trained import TrainedRun
 from pelagos.jobs.measuring.workers import workers_of
 from pelagos.jobs.training.datasets import open_recorded
-from pelagos.jobs.training.parts import unique_names
+from pelagos.jobs.training.mixtures import unique_names
 from pelagos.jobs.weights.described_parts import recorded_datasets
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.models.objectives import Classification, Segmentation

@@ -7,7 +7,7 @@ what its submitter said, who is known by another way than the storage (`RunRecor
 from collections.abc import Iterator, Sequence
 
 from pelagos.platform.config.differences import changed_keys, is_among
-from pelagos.platform.config.kinds import Job
+from pelagos.platform.config.kinds import Job, as_kind
 from pelagos.platform.config.old_options import new_key
 from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.schema import TrainingJob
@@ -23,8 +23,9 @@ FROM_THE_SOURCE = ("model", "data.normalization", "lora.also_train")
 
 
 def changes_to_own(run: RunDirectory, own: Sequence[Job], overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that make a run's job.yaml what this user submitted last, but for what they
-    override now.
+    """Return the overrides that make a run's job.yaml what this user submitted last.
+
+    Without the keys that they override now.
 
     Args:
         own: the jobs that this user submitted as this run, placed, the newest last. The run may not
@@ -68,8 +69,9 @@ def changes_to_submitted(run: RunDirectory, job: TrainingJob, *, is_branch: bool
 
 
 def require_submitted(found: TrainingJob, submitted: TrainingJob) -> None:
-    """Raise unless the job that a run goes on as is the one that was submitted, which is placed: its
-    directory may have been changed since that was looked at, and holds more than job.yaml.
+    """Raise unless the job that a run goes on as is the one that was submitted, which is placed.
+
+    Its directory may have been changed since that was looked at, and holds more than job.yaml.
 
     Raises:
         RunError: names each key with both values.
@@ -93,11 +95,8 @@ def _told(found: TrainingJob, job: TrainingJob, keys: Sequence[str]) -> str:
 
 
 def _training(job: Job, run: RunDirectory) -> TrainingJob:
-    if not isinstance(job, TrainingJob):
-        raise RunError(
-            f"run {run.name!r} was submitted as no training, but its directory holds one"
-        )
-    return job
+    other = RunError(f"run {run.name!r} was submitted as no training, but its directory holds one")
+    return as_kind(TrainingJob, job, other)
 
 
 def _differing(found: TrainingJob, job: TrainingJob) -> Iterator[str]:

@@ -34,7 +34,7 @@ from pelagos.jobs.submission.records.causes import classify, decide_retry
 from pelagos.jobs.submission.records.record import RecordError, RunRecord
 from pelagos.jobs.submission.records.summary import Progress
 from pelagos.jobs.submission.shipping.mirror import Mirror
-from pelagos.platform.config.kinds import Job
+from pelagos.platform.config.kinds import Job, as_kind
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.console import HarmlessConsole
@@ -110,8 +110,10 @@ class Driver:
             self.push()
 
     def push(self) -> None:
-        """Send records and log to storage, where the storage is not a directory anyway; and how far
-        the run is, for lists."""
+        """Send records and log to storage, where the storage is not a directory anyway.
+
+        And how far the run is, for lists.
+        """
         if (progress := self._progress()) is not None:
             self.record.note_progress(progress)
         for mirror in self.mirrors:
@@ -157,8 +159,11 @@ class Driver:
         return kind_of(job).run(job, self, HarmlessConsole(width=160))
 
     def identity(self) -> str:
-        """Return the run's identity: the same on every node that ever drives this submission, also
-        where the first one's records never reached the storage."""
+        """Return the run's identity.
+
+        The same on every node that ever drives this submission, also where the first one's records
+        never reached the storage.
+        """
         submitted = f"{self.store.uri}/{self.run}/{self.record.state().submitted_at}"
         return hashlib.sha256(submitted.encode()).hexdigest()[:32]
 
@@ -218,9 +223,9 @@ class Driver:
 def _half_micro_batch(job: Job) -> int:
     from pelagos.platform.config.checks import local_batch_size, micro_batch_size
 
-    assert isinstance(job, TrainingJob)
-    whole = micro_batch_size(job)
-    return next(n for n in range(max(1, whole // 2), 0, -1) if local_batch_size(job) % n == 0)
+    training = as_kind(TrainingJob, job)
+    whole, local = micro_batch_size(training), local_batch_size(training)
+    return next(n for n in range(max(1, whole // 2), 0, -1) if local % n == 0)
 
 
 def scratch_directory(store: ObjectStore) -> Path:

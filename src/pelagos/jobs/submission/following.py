@@ -325,6 +325,7 @@ def _kind(found: SubmittedRun) -> str:
 
 
 def storage_of(config: ClusterConfig) -> ObjectStore:
+    """Open a cluster's storage."""
     return open_store(config.storage, config.endpoint_url, config.region)
 
 

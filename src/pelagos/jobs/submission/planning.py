@@ -25,7 +25,7 @@ from pelagos.jobs.submission.shipping.package import FILES, WHEEL, build_archive
 from pelagos.jobs.submission.shipping.shipped_plugins import require_shipped
 from pelagos.jobs.submission.sweeps import expand, needs_of_all
 from pelagos.platform.config.clusters import find_cluster
-from pelagos.platform.config.kinds import Job
+from pelagos.platform.config.kinds import Job, as_kind
 from pelagos.platform.config.load import (
     ConfigError,
     Problem,
@@ -169,15 +169,15 @@ def plan(
     runs: list[PlannedRun] = []
     for entry in read_entries(files, overrides):
         given = (*default_overrides(entry.path, config), *entry.overrides)
-        job = load_job(entry.path, given)
+        job = plugins.with_named(load_job(entry.path, given))
         plugins.load_for(job)
         require_shipped(plugins.wanted_by(job), names_in(contents))
         after = (*options.after, *(entry.after if entry.after != ("",) else (runs[-1].name,)))
         earlier = {run.name: run.job for run in runs}
         common = replace(common, after=after)
         kind = kind_of(job)
-        if isinstance(job, SweepJob):
-            runs += _plan_sweep(job, cluster, common, earlier, store)
+        if kind.reports_on_trials:
+            runs += _plan_sweep(as_kind(SweepJob, job), cluster, common, earlier, store)
         else:
             job = prepare(job, config)
             notes = _check_job(job, earlier, after, store)
@@ -235,6 +235,11 @@ def _plan_sweep(
 
 
 def read_entries(files: Sequence[str], overrides: Sequence[str]) -> list[Entry]:
+    """Return the runs of job files (a chain if several) or of one file that lists `runs`.
+
+    Raises:
+        ValueError: overrides were given with a graph or with several files.
+    """
     if len(files) == 1 and _is_graph(files[0]):
         if overrides:
             raise ValueError("overrides belong to single jobs; use the `set` of a run in the file")

@@ -184,8 +184,11 @@ def _revised(
     *,
     is_branch: bool = False,
 ) -> Any:
-    """Return the run's job with changes; refuses, once the run has begun, what would change it, and
-    what neither this user's own submissions nor an override says."""
+    """Return the run's job with changes.
+
+    Refuses, once the run has begun, what would change it, and what neither this user's own
+    submissions nor an override says.
+    """
     jobs = [event["job"] for event in submissions]
     directory, where = run_directory(found), f"run {found.record.run}"
     if (directory.path / "job.yaml").exists():

@@ -8,6 +8,7 @@ from pelagos.jobs.submission.kinds import kind_of
 from pelagos.jobs.submission.placing import cluster_defaults, prepare
 from pelagos.jobs.sweeping.mlflow_parent import child_tags
 from pelagos.jobs.sweeping.trials import Trial, tracked, trials_of
+from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import ConfigError, Problem, parse_yaml, read_yaml_text
 from pelagos.platform.config.sweep import COMPARES_RUNNING_TRIALS, SweepJob
 
@@ -21,8 +22,7 @@ def expand(sweep: SweepJob, cluster: Cluster) -> tuple[SweepJob, list[Trial]]:
     if problem := _unfit(sweep, cluster):
         raise ConfigError(f"sweep {sweep.name}", [problem])
     sweep = _self_contained(sweep, cluster)
-    prepared = prepare(sweep, cluster.config)
-    assert isinstance(prepared, SweepJob)
+    prepared = as_kind(SweepJob, prepare(sweep, cluster.config))
     for trial in trials_of(prepared):
         plugins.load_for(trial.job)
     trials = [tracked(prepared, t, child_tags(sweep, None)) for t in trials_of(prepared)]

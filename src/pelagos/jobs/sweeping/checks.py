@@ -9,10 +9,13 @@ from pelagos.evaluation.forecasting.view import scored_groups
 from pelagos.jobs import finetune
 from pelagos.jobs.sweeping.population import check_population
 from pelagos.jobs.sweeping.trials import Trial, trials_of
+from pelagos.jobs.training.checking import checked
+from pelagos.jobs.training.mixtures import open_datasets
+from pelagos.jobs.training.networks import build_objective
 from pelagos.jobs.training.objective_options import option_of
-from pelagos.jobs.training.parts import build_objective, check_parts, open_datasets
 from pelagos.jobs.weights.forecaster import usual_groups
 from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import POPULATION, SweepJob
@@ -96,10 +99,10 @@ def _under(label: str, error: Exception) -> Iterator[Problem]:
 
 
 def _check(sweep: SweepJob, trial: Trial) -> None:
-    if isinstance(trial.job, FinetuneJob):
-        finetune.prepare(trial.job)
+    if trial.job.starts_from is not None:
+        finetune.prepare(as_kind(FinetuneJob, trial.job))
     else:
-        check_parts(trial.job)
+        checked(trial.job)
     if sweep.search.name == POPULATION:
         check_population(sweep, trial)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pelagos.infra.storage.remote import StorageError
 from pelagos.jobs.sweeping.trials import FINAL_STATES, Inputs, Trial, read_result
-from pelagos.jobs.training.parts import open_datasets, options_for
+from pelagos.jobs.training.mixtures import open_datasets
 from pelagos.jobs.weights.sources import open_source
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.config.load import ConfigError, Problem
@@ -20,6 +20,7 @@ from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.mlflow_records.store import tracking_uri
 from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.storage_choice import options_for
 
 SOURCE = "source"
 _SHOWN = 12  # characters of a digest

@@ -78,8 +78,10 @@ def train(
 
 
 def _changes(trial: Trial) -> list[str]:
-    """Return, as overrides, how and where the sweep's job has the steps computed by now, where a run
-    that it began says otherwise."""
+    """Return, as overrides, how and where the sweep's job has the steps computed by now.
+
+    Those in which a run that it began differs.
+    """
     begun = RunDirectory(trial.path).job()
     keys = changed_keys(begun.model_dump(mode="json"), trial.job.model_dump(mode="json"))
     return [override(key, value_at(trial.job, key)) for key in keys if is_among(key, _AS_NOW)]

@@ -28,7 +28,6 @@ from pelagos.jobs.sweeping.trials import (
     write_result,
 )
 from pelagos.jobs.training.objective_options import option_of
-from pelagos.jobs.training.parts import options_for
 from pelagos.models.objectives import WITHIN_A_RUN, options_of
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config.load import ConfigError, Problem
@@ -38,6 +37,7 @@ from pelagos.platform.config.sweep import RandomRangeConfig, SweepJob
 from pelagos.platform.records.run_files import read_json
 from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.records.states import State
+from pelagos.platform.storage_choice import options_for
 from pelagos.platform.trainer import GROUP_LOSS
 
 logger = logging.getLogger(__name__)

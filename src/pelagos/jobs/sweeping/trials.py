@@ -135,8 +135,10 @@ def read_result(trial: Trial) -> TrialResult:
 
 
 def result_of(sweep: SweepJob, trial: Trial) -> TrialResult:
-    """Return what is known of a trial; one that was measured on something else than the sweep asks
-    for is not over: its run is, its measurement is made anew.
+    """Return what is known of a trial.
+
+    One that was measured on something else than the sweep asks for is not over: its run is, its
+    measurement is made anew.
     """
     result = read_result(trial)
     if result.state == State.FINISHED and result.measured_on != measurement_of(sweep):
@@ -263,8 +265,9 @@ def _variants(sweep: SweepJob) -> Iterator[tuple[str, dict[str, Any], int | None
 
 
 def draw(span: RandomRangeConfig | tuple[Any, ...], share: float) -> Any:
-    """Return the value at a share of a list or of a range, the latter to four digits, so that names
-    can hold it.
+    """Return the value at a share of a list or of a range.
+
+    Of a range to four digits, so that names can hold it.
 
     >>> draw(RandomRangeConfig(low=1e-4, high=1e-2, log=True), 0.5), draw(("a", "b", "c"), 0.99)
     (0.001, 'c')

@@ -43,8 +43,10 @@ def tune_population(
     progress: Any,
     console: Console | None,
 ) -> Any:
-    """Run what is left of a population; return Tune's results, an error among them where Ray lost a
-    worker too often. `trials` are the members that have not finished.
+    """Run what is left of a population.
+
+    Return Tune's results, an error among them where Ray lost a worker too often. `trials` are the
+    members that have not finished.
     """
     from ray import tune
 
@@ -169,7 +171,7 @@ def _scheduler(
             try:
                 record = take_over(member, best, population.end_of(self.leg), settings)
             except (ValueError, OSError, StorageError) as error:
-                logger.warning("%s goes on as it was: %s", name, error)
+                logger.warning("%s continues unchanged: %s", name, error)
                 trial.set_config(before)
                 return
             trial.set_config({**trial.config, "trial": name})

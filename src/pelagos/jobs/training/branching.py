@@ -16,7 +16,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from pelagos.jobs.training.parts import check_parts, options_for
+from pelagos.jobs.training.checking import checked
 from pelagos.jobs.training.take_over import (
     as_recorded,
     bring_checkpoint,
@@ -41,6 +41,7 @@ from pelagos.platform.records.runs import (
     check_identity,
 )
 from pelagos.platform.records.states import State
+from pelagos.platform.storage_choice import options_for
 
 logger = logging.getLogger(__name__)
 LOCK_SECONDS = 60.0
@@ -73,7 +74,7 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
                 f"run {run.name!r}: schedule.total_steps is {after.schedule.total_steps}, the "
                 f"checkpoint is of step {step}: nothing is left to train; choose more steps"
             )
-        check_parts(after)  # the network and the data may refuse what the schema takes
+        checked(after)  # the network and the data may refuse what the schema takes
         record = bring_checkpoint(run, run.name, source, step)
         plain = [job.model_dump(mode="json") for job in (before, after)]
         record["settings"] = {

@@ -28,20 +28,22 @@ CALLS = {
 }
 
 
-def build_objective(job: TrainingJob, mixture: Mixture | None = None) -> Objective:
-    """Return the job's objective over its fields. Raises `ValueError`.
+def build_objective(job: TrainingJob) -> Objective:
+    """Return the job's objective over its fields, before the data are known. Raises `ValueError`."""
+    return create_objective(job.objective.name, job.data.fields, **options_over(job))
 
-    With the mixture, fields that are given in it are in none of the default field groups.
+
+def options_over(
+    job: TrainingJob, mixture: Mixture | None = None, objective: Objective | None = None
+) -> dict[str, Any]:
+    """Return the options of the job's objective: those that it gives, and what follows from the data.
+
+    Fields that are given in the mixture are in none of the default field groups, which `objective`,
+    the one without the data, has.
     """
-    options = objective_options(job, mixture)
-    return create_objective(job.objective.name, job.data.fields, **options)
-
-
-def objective_options(job: TrainingJob, mixture: Mixture | None = None) -> dict[str, Any]:
-    """Return the options of the job's objective: those that it gives, and what follows from the data."""
     options = given_options(job)
     if mixture is not None and "field_groups" not in options:
-        groups = _groups_without_given(job, mixture)
+        groups = _groups_without_given(objective, mixture)
         options |= {"field_groups": groups} if groups else {}
     if job.data.normalization == "none" and issubclass(
         OBJECTIVES[job.objective.name], FieldObjective
@@ -77,26 +79,27 @@ def _masks(job: TrainingJob, mixture: Mixture) -> dict[str, str]:
     return masks
 
 
-def _groups_without_given(job: TrainingJob, mixture: Mixture) -> dict[str, tuple[str, ...]]:
+def _groups_without_given(
+    objective: Objective | None, mixture: Mixture
+) -> dict[str, tuple[str, ...]]:
     """Return the default field groups if fields have to be left out of them, else nothing."""
-    if not issubclass(OBJECTIVES[job.objective.name], FieldObjective) or not mixture.given_fields:
+    usual: Any = getattr(objective, "field_groups", None)  # of objectives that forecast fields
+    if not usual or not mixture.given_fields:
         return {}
-    usual: Any = create_objective(job.objective.name, job.data.fields)
-    groups = {name: tuple(map(str, group)) for name, group in (usual.field_groups or {}).items()}
+    groups = {name: tuple(map(str, group)) for name, group in usual.items()}
     return without_fields(groups, mixture.given_fields)
 
 
-def build_model(job: TrainingJob) -> nn.Module:
+def build_model(job: TrainingJob, objective: Objective) -> nn.Module:
     """Return the job's network, freshly drawn from torch's generator. Raises `ValueError`."""
-    model = build_network(job)
+    model = build_network(job, objective)
     if (lora := job.adapter) is not None:
         add_low_rank(model, lora.targets, lora.rank, lora.alpha, lora.also_train)
     return model
 
 
-def build_network(job: TrainingJob) -> Pretrained:
+def build_network(job: TrainingJob, objective: Objective) -> Pretrained:
     """Return the registry's network for the job's fields, as it is. Raises `ValueError`."""
-    objective = build_objective(job)
     call = model_info(job.model.name).call
     if call != objective.call:
         fitting = [name for name, kind in OBJECTIVES.items() if kind.call == call]

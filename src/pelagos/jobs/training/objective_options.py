@@ -21,8 +21,10 @@ def given_options(job: TrainingJob) -> dict[str, Any]:
 
 
 def option_of(job: TrainingJob, name: str, otherwise: Any = None) -> Any:
-    """Return the value of an option: the job's, else the objective's default, else `otherwise`, where
-    the objective has no such option."""
+    """Return the value of an option: the job's, else the objective's default.
+
+    It is `otherwise` if the objective has no such option.
+    """
     given = given_options(job)
     if name in given:
         return given[name]
@@ -67,8 +69,10 @@ def _misfits(job: TrainingJob) -> Iterator[Problem]:
 
 
 def _section_of(name: str) -> type[Section] | None:
-    """Return the options of an objective as a section of a job file, by the types of its dataclass;
-    None where these are not known at run time, or are none that a file can hold."""
+    """Return the options of an objective as a section of a job file, by the types of its dataclass.
+
+    It is None if these are not known at run time, or no file can hold them.
+    """
     fields: dict[str, Any] = {}
     try:
         types = get_type_hints(OBJECTIVES[name], include_extras=True)

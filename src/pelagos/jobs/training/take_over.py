@@ -14,13 +14,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pelagos.jobs.training.parts import options_for
 from pelagos.platform.checkpoint import CheckpointStore, copy_checkpoint, empty_place
+from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import load_job
 from pelagos.platform.config.overrides import override, value_at
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.others_runs import believed
 from pelagos.platform.records.runs import BRANCHED, TAKE_OVERS, RunDirectory, RunError
+from pelagos.platform.storage_choice import options_for
 
 EVENT = "taken_over"
 
@@ -89,8 +90,10 @@ def _continue_from(
 def bring_checkpoint(
     run: RunDirectory, source: str, store: CheckpointStore, step: int
 ) -> dict[str, Any]:
-    """Copy a checkpoint of `source`, and the best one until then, to a new place of `run`'s own;
-    return what a record says of it."""
+    """Copy a checkpoint of `source`, and the best one until then, to a new place of `run`'s own.
+
+    Return the record of it.
+    """
     uri = run.checkpoint_uri_after(len(run.take_overs()) + 1)
     target = CheckpointStore(uri, options_for(uri, run.job().storage))
     empty_place(target)  # one that was cut off before it was recorded
@@ -131,9 +134,8 @@ def with_settings(run: RunDirectory, settings: Mapping[str, Any]) -> TrainingJob
     """Return the run's job with other values of these dotted keys."""
     overrides = [override(key, value) for key, value in settings.items()]
     job = load_job(run.path / "job.yaml", overrides)
-    if not isinstance(job, TrainingJob):
-        raise RunError(f"run {run.name!r}: {TAKE_OVERS} makes it something else than a training")
-    return job
+    other = RunError(f"run {run.name!r}: {TAKE_OVERS} makes it something else than a training")
+    return as_kind(TrainingJob, job, other)
 
 
 def _store(run: RunDirectory) -> CheckpointStore:

@@ -63,8 +63,10 @@ def loaded_network(
 
 
 def _require_affordable_image(model: Pretrained) -> None:
-    """Networks that resize what they are given to their own size have that from the description
-    alone: no weight tells."""
+    """Networks that resize what they are given to their own size have that from the description alone.
+
+    No weight tells.
+    """
     size = getattr(model.config, "image_size", None)
     if isinstance(size, int):
         size = (size,) * 2

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.data_pipelines.store.readable import ReadableDataset
+from pelagos.data_pipelines.streaming.channels import Channels
 from pelagos.data_pipelines.streaming.given_fields import given_fields
 from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.evaluation.forecasting.rollout import Predict
 from pelagos.evaluation.forecasting.view import EvaluationData
-from pelagos.jobs.training.parts import options_for
 from pelagos.jobs.weights.described_parts import described_objective, loaded_network
 from pelagos.jobs.weights.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.weights.trained_description import checked_description, read_trained_description
@@ -31,11 +31,14 @@ from pelagos.models.pretrained import WEIGHTS_FILE, read_weights, write_weights
 from pelagos.models.sliding_window import predict_by_patches
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, named_step
 from pelagos.platform.records.runs import RunDirectory, check_identity
+from pelagos.platform.storage_choice import options_for
 
 
 def usual_groups(fields: Sequence[str], dataset: ReadableDataset) -> dict[str, tuple[str, ...]]:
-    """Return the fields that are scored together in a dataset where a job does not say: the
-    components of a vector, of the fields that are not given there."""
+    """Return the fields that are scored together in a dataset where a job does not say.
+
+    These are the components of a vector, of the fields that are not given there.
+    """
     usual = default_field_groups(fields)
     return without_fields(usual, given_fields(dataset)) or usual
 
@@ -98,15 +101,16 @@ class Forecaster:
         `groups` names the fields that are scored together; None: the components of a vector, of
         the fields that are not given in the dataset.
         """
+        masks = {**self.description.get("masks", {}), **dataset.spec.masks}
+        channels = Channels.of(
+            dataset, self.normalization, offset=offset, masks=set(masks.values())
+        )
         return EvaluationData.from_dataset(
             dataset,
-            self.fields,
-            self.normalization.mean,
-            self.normalization.std,
-            offset=offset,
+            channels,
             groups=groups or usual_groups(self.fields, dataset),
             statistics=dataset.statistics,
-            masks={**self.description.get("masks", {}), **dataset.spec.masks},
+            masks=masks,
         )
 
     def predict_on(self, data: EvaluationData) -> Predict:
@@ -133,8 +137,9 @@ class Forecaster:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Return the answer of a classifier `[batch, class]`, or of a segmentation network
-        `[batch, class, *grid]`, to normalised images `[batch, channel, *grid]`.
+        """Return the answer to normalised images `[batch, channel, *grid]`.
+
+        That of a classifier is `[batch, class]`, of a segmentation network `[batch, class, *grid]`.
 
         A segmentation network that was trained on crops sees images larger than they are in
         overlapping patches of the crops' size (`models.sliding_window`).

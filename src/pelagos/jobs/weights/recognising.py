@@ -17,8 +17,10 @@ MARKERS = tuple(family.marker for family in FAMILIES.values() if family.marker i
 
 
 def find_network(found: ForeignWeights) -> tuple[str, dict[str, Any]]:
-    """Return the registered model that weights are of, and its options where they are not the
-    registered ones; numbers of fields aside. Raises ValueError where the files do not tell.
+    """Return the registered model that weights are of, and its options.
+
+    Options where they are not the registered ones; numbers of fields aside. Raises ValueError where
+    the files do not tell.
     """
     network, name = _network(found, None, {})
     family = next(f for f in FAMILIES.values() if f.model is type(network))
@@ -57,7 +59,7 @@ def _infer(found: ForeignWeights, options: Mapping[str, Any]) -> tuple[Pretraine
         names = ", ".join(sorted(found.tensors)[:_LISTED])
         raise ValueError(
             f"{found.source}: the names fit no model of the registry (its first names: {names}); "
-            f"give --model, and --prefix if something stands before the network's names"
+            f"give --model, and --prefix if the parameter names have a prefix"
         )
     reasons = []
     for name in (n for n in list_models() if n.startswith(f"{family}-")):

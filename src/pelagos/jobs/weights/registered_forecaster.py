@@ -16,8 +16,10 @@ class RegisteredForecaster(PythonModel):
     """`Forecaster` behind MLflow's generic predict, in physical units."""
 
     def load_context(self, context):  # type: ignore[no-untyped-def]
-        """Load weights and description from the model's artifacts; first the plugins that came with
-        them, which are this model's code as this file is."""
+        """Load weights and description from the model's artifacts.
+
+        First the plugins that came with them, which are this model's code as this file is.
+        """
         directory = Path(context.artifacts["forecaster"])
         plugins.load(read_json(directory / DESCRIPTION_FILE).get("plugins", ()))
         self.forecaster = Forecaster.load(directory)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pelagos.infra.storage.files import below
 from pelagos.infra.storage.remote import RemoteStore, is_remote
-from pelagos.jobs.training.parts import options_for
 from pelagos.jobs.training.run_plugins import import_plugins_of
 from pelagos.jobs.weights.described_parts import described_network
 from pelagos.jobs.weights.forecaster import store_weights, trained_weights
@@ -29,6 +28,7 @@ from pelagos.platform.config.schema import ModelConfig, StorageConfig
 from pelagos.platform.mlflow_records.artifacts import resolved_artifacts
 from pelagos.platform.records.run_files import read_mapping
 from pelagos.platform.records.runs import RunDirectory, RunError
+from pelagos.platform.storage_choice import options_for
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ _EPS = 1e-12  # that of F.normalize
 
 
 def is_worth_blocking(query: Tensor, value: Tensor) -> bool:
-    """Whether ``blocked_cosine_attention`` takes ``[B, G, tokens, d]`` like these, and pays off."""
+    """Whether `blocked_cosine_attention` takes `[B, G, tokens, d]` like these, and pays off."""
     num_scores = query.shape[0] * query.shape[1] * query.shape[2] ** 2
     return (
         query.device.type == "cpu"
@@ -32,9 +32,9 @@ def is_worth_blocking(query: Tensor, value: Tensor) -> bool:
 def blocked_cosine_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: Tensor, bias: Tensor
 ) -> Tensor:
-    """``softmax(scale q̂ k̂ᵀ + bias) v``, q̂ and k̂ of length 1, for ``[B, G, tokens, d]`` in fp32.
+    """`softmax(scale q̂ k̂ᵀ + bias) v`, q̂ and k̂ of length 1, for `[B, G, tokens, d]` in fp32.
 
-    ``scale [G, 1, 1]``, ``bias [G, tokens, tokens]``; G counts windows and heads. Differentiable
+    `scale [G, 1, 1]`, `bias [G, tokens, tokens]`; G counts windows and heads. Differentiable
     once, to everything. Rounded like the formula, operation by operation.
     """
     attended: Tensor = _BlockedCosineAttention.apply(query, key, value, scale, bias)  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 """The layers of DPOT, in two and in three space dimensions.
 
 Fourier attention (AFNO): Guibas et al., arXiv:2111.13587; blocks and time aggregation: Hao et al.,
-arXiv:2403.03542. Layout: frames are ``BC`` and the grid's axes, x first, tokens ``BD`` and the
+arXiv:2403.03542. Layout: frames are `BC` and the grid's axes, x first, tokens `BD` and the
 token grid's.
 """
 
@@ -49,7 +49,7 @@ class FourierMixer(nn.Module):
     """AFNO: a two-layer complex network, shared by all Fourier modes, added to its input.
 
     Channels are split into heads. GELU acts on real and imaginary parts separately. Weights are
-    real tensors ``[2 (real, imaginary), head, in, out]``. Everything is computed in fp32.
+    real tensors `[2 (real, imaginary), head, in, out]`. Everything is computed in fp32.
 
     In three dimensions the same weights extend the mixer along z: of a field that is constant
     there, they make what the two-dimensional mixer makes of its slice. Three things see to that.
@@ -59,7 +59,7 @@ class FourierMixer(nn.Module):
     half follows from is that with positive wave numbers along y, as in two dimensions: the network
     answers to conjugate modes with values that are not conjugate, so that the choice matters.
 
-    The official three-dimensional code does none of the three (``lifts=False``): every mode is
+    The official three-dimensional code does none of the three (`lifts=False`): every mode is
     scaled by 1/√n along z too and gets the biases, and it is along z that modes are halved.
     """
 
@@ -73,7 +73,7 @@ class FourierMixer(nn.Module):
         self.b2 = nn.Parameter(torch.empty(2, heads, size))
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """``[B, D, *grid]`` to the same."""
+        """`[B, D, *grid]` to the same."""
         with without_autocast(x_BD):
             x = x_BD.float()
             lifted = x.ndim == 5 and self.lifts
@@ -90,7 +90,7 @@ class FourierMixer(nn.Module):
             return (waves + x).to(x_BD.dtype)
 
     def _mix(self, series: Tensor, lifted: bool) -> Tensor:
-        """``[B, *modes, head, channel]`` to the same; ``lifted``: of x, y and z."""
+        """`[B, *modes, head, channel]` to the same; `lifted`: of x, y and z."""
         heads_first = torch.view_as_real(series).flatten(-2).movedim(-2, 0)
         b1, b2 = (_interleaved(bias.float(), heads_first.ndim) for bias in (self.b1, self.b2))
         if lifted:
@@ -103,7 +103,7 @@ class FourierMixer(nn.Module):
 
 
 def _per_head(x: Tensor, weight: Tensor) -> Tensor:
-    """``x + i y`` times ``weight[0] + i weight[1]``, a matrix per head, on ``[head, ..., 2 in]``.
+    """`x + i y` times `weight[0] + i weight[1]`, a matrix per head, on `[head, ..., 2 in]`.
 
     Real and imaginary parts alternate, as complex numbers lie in memory, so that one real product
     makes what would take four and their sums.
@@ -117,13 +117,13 @@ def _per_head(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _interleaved(bias: Tensor, num_axes: int) -> Tensor:
-    """``[2 (real, imaginary), head, out]`` to ``[head, 1, ..., 2 out]``, as ``_per_head`` lays out."""
+    """`[2 (real, imaginary), head, out]` to `[head, 1, ..., 2 out]`, as `_per_head` lays out."""
     pairs = bias.movedim(0, -1).flatten(-2)
     return pairs.reshape(pairs.shape[0], *[1] * (num_axes - 2), pairs.shape[1])
 
 
 class DPOTBlock(nn.Module):
-    """``x + MLP(N(mixer(N(x))))``: one residual around both, group norms with eight groups."""
+    """`x + MLP(N(mixer(N(x))))`: one residual around both, group norms with eight groups."""
 
     def __init__(self, config: Sizes, num_dimensions: int) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class DPOTBlock(nn.Module):
         )
 
     def forward(self, x_BD: Tensor) -> Tensor:
-        """``[B, D, *grid]`` to the same."""
+        """`[B, D, *grid]` to the same."""
         return cast(Tensor, x_BD + self.mlp(self.norm2(self.filter(self.norm1(x_BD)))))
 
 
@@ -148,15 +148,15 @@ class _Widening2d(nn.Conv2d):
     """
 
     def forward(self, matrices_TDE: Tensor, position_D: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """The map from narrow channels ``[T, N, E]``, and ``position`` with the bias added."""
+        """The map from narrow channels `[T, N, E]`, and `position` with the bias added."""
         return _widen(self, matrices_TDE, position_D)
 
 
 class _Widening3d(nn.Conv3d):
-    """``_Widening2d`` in three dimensions."""
+    """`_Widening2d` in three dimensions."""
 
     def forward(self, matrices_TDE: Tensor, position_D: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """The map from narrow channels ``[T, N, E]``, and ``position`` with the bias added."""
+        """The map from narrow channels `[T, N, E]`, and `position` with the bias added."""
         return _widen(self, matrices_TDE, position_D)
 
 
@@ -185,16 +185,16 @@ class PatchEmbedding(nn.Module):
 
     @property
     def widening(self) -> nn.Module:
-        """The last layer, which ``TimeAggregator`` calls."""
+        """The last layer, which `TimeAggregator` calls."""
         return self.proj[2]
 
     def forward(self, pixels_BC: Tensor) -> Tensor:
-        """``[B, C, *grid]`` to narrow tokens ``[B, N, *token grid]``."""
+        """`[B, C, *grid]` to narrow tokens `[B, N, *token grid]`."""
         return cast(Tensor, self.proj[1](self.proj[0](pixels_BC)))
 
 
 class TimeAggregator(nn.Module):
-    """Frames to one: ``Σ_t W_t (x_t cos(γ t))``, t from 0 to 1, of tokens x.
+    """Frames to one: `Σ_t W_t (x_t cos(γ t))`, t from 0 to 1, of tokens x.
 
     The paper writes exp(-iγt); the published networks use the cosine alone.
     """
@@ -206,9 +206,9 @@ class TimeAggregator(nn.Module):
         self.gamma = nn.Parameter(torch.empty(1, width))
 
     def forward(self, narrow_BTN: Tensor, position_D: Tensor, widening: nn.Module) -> Tensor:
-        """Narrow tokens ``[B, T, N, *grid]`` to ``[B, D, *grid]``.
+        """Narrow tokens `[B, T, N, *grid]` to `[B, D, *grid]`.
 
-        Tokens are what ``widening`` makes of narrow ones, plus ``position [1, D, *grid]``; they are
+        Tokens are what `widening` makes of narrow ones, plus `position [1, D, *grid]`; they are
         never made. Widening and aggregation are both linear, and their product, from N channels
         at once, takes a tenth of the work; positions are the same in every frame, so that they
         need the sum of the frames' matrices only.
@@ -227,10 +227,10 @@ class TimeAggregator(nn.Module):
 
 
 def resize_linear(table: Tensor, grid: Sequence[int]) -> Tensor:
-    """Interpolate ``[1, D, *old]`` to ``[1, D, *grid]``, linearly between the cells' centres.
+    """Interpolate `[1, D, *old]` to `[1, D, *grid]`, linearly between the cells' centres.
 
     An axis that keeps its size keeps its bits. Products with small matrices, whose gradient on a
-    GPU is the same every time, as that of ``F.interpolate`` is not.
+    GPU is the same every time, as that of `F.interpolate` is not.
     """
     for axis, size in enumerate(grid, start=2):
         if table.shape[axis] != size:
@@ -241,7 +241,7 @@ def resize_linear(table: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def _linear_weights(old: int, new: int, device: torch.device) -> Tensor:
-    """``[new, old]``: the share of each old cell in each new one."""
+    """`[new, old]`: the share of each old cell in each new one."""
     centre = (torch.arange(new, device=device) + 0.5) * (old / new) - 0.5
     centre = centre.clamp(0, old - 1)  # beyond the outermost centres, their values
     distance = (centre[:, None] - torch.arange(old, device=device)).abs()
@@ -249,7 +249,7 @@ def _linear_weights(old: int, new: int, device: torch.device) -> Tensor:
 
 
 def coordinates(x: Tensor) -> Tensor:
-    """Of ``x [B, *grid, T, C]`` the places ``[B, *grid, T, d + 1]``: grid and t, from 0 to 1."""
+    """Of `x [B, *grid, T, C]` the places `[B, *grid, T, d + 1]`: grid and t, from 0 to 1."""
     axes = [torch.linspace(0, 1, size, device=x.device) for size in x.shape[1:-1]]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
     return places.to(x.dtype).expand(x.shape[0], *places.shape)

@@ -10,7 +10,7 @@ from pelagos.models.layers.precision import without_autocast
 
 
 def fourier_resize(field: Tensor, size: int) -> Tensor:
-    """Resample ``[..., n, n]`` to ``[..., size, size]`` through its discrete Fourier series.
+    """Resample `[..., n, n]` to `[..., size, size]` through its discrete Fourier series.
 
     Wave numbers -m/2 .. m/2 - 1 with m = min(n, size) are kept, amplitudes unchanged: a field
     without energy at or above wave number m/2 is resampled exactly. Computed in fp32 (the FFT has

@@ -1,6 +1,6 @@
 """Parts that the networks from one frame to a later one share: edges, lead time, checks.
 
-Fields are ``[B, C, *grid]``; a lead time is ``[B]``, a fraction of the longest. Single-device code.
+Fields are `[B, C, *grid]`; a lead time is `[B]`, a fraction of the longest. Single-device code.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = [
 Edges = Literal["periodic", "zeros", "reflect", "nearest"]
 """What lies beyond the edges of a grid.
 
-``periodic``: the other side; ``zeros``: zeros; ``reflect``: the mirror image about the last point,
-which is not repeated; ``nearest``: the last point again.
+`periodic`: the other side; `zeros`: zeros; `reflect`: the mirror image about the last point,
+which is not repeated; `nearest`: the last point again.
 """
 
 _NUM_FREQUENCIES = 16
@@ -39,9 +39,9 @@ _HIGHEST_FREQUENCY = 100.0  # radians over the longest lead time: resolves a hun
 
 
 def pad_edges(field_BCHW: Tensor, width: int, edges: Edges) -> Tensor:
-    """``[B, C, H + 2 width, W + 2 width]``: the field and what lies beyond its edges.
+    """`[B, C, H + 2 width, W + 2 width]`: the field and what lies beyond its edges.
 
-    Made of copies alone: unlike ``F.pad``'s reflection, its gradient on a GPU is the same every
+    Made of copies alone: unlike `F.pad`'s reflection, its gradient on a GPU is the same every
     time.
 
     >>> pad_edges(torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4), 2, "reflect")[0, 0, 0]
@@ -82,7 +82,7 @@ class BoundaryConv2d(nn.Conv2d):
         self.edges: Edges = edges
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[B, C, H, W]`` to ``[B, C_out, H, W]``, or half as many points with stride 2."""
+        """`[B, C, H, W]` to `[B, C_out, H, W]`, or half as many points with stride 2."""
         padded = input
         if self.edges != "zeros":
             padded = pad_edges(input, self.kernel_size[0] // 2, self.edges)
@@ -90,7 +90,7 @@ class BoundaryConv2d(nn.Conv2d):
 
 
 class LeadTimeEmbedding(nn.Module):
-    """Lead times ``[B]`` to vectors ``[B, width]``: sines and cosines, then two linear layers."""
+    """Lead times `[B]` to vectors `[B, width]`: sines and cosines, then two linear layers."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -108,14 +108,14 @@ class LeadTimeEmbedding(nn.Module):
 
 
 class ScaleShift(nn.Module):
-    """``x (1 + scale) + shift`` per channel, both linear in an embedding of the lead time."""
+    """`x (1 + scale) + shift` per channel, both linear in an embedding of the lead time."""
 
     def __init__(self, embedding_width: int, channels: int) -> None:
         super().__init__()
         self.linear = nn.Linear(embedding_width, 2 * channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """``x [B, C, *grid]`` and ``embedding [B, width]`` to ``[B, C, *grid]``."""
+        """`x [B, C, *grid]` and `embedding [B, width]` to `[B, C, *grid]`."""
         both = self.linear(F.gelu(embedding))
         scale, shift = both.view(*both.shape, *(1,) * (x.ndim - 2)).chunk(2, dim=1)
         conditioned: Tensor = x * (1 + scale) + shift
@@ -131,7 +131,7 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 class GridRule:
     """Which grids a network takes: sides that are multiples of a number, and not too short.
 
-    ``reason`` is the arithmetic behind both.
+    `reason` is the arithmetic behind both.
     """
 
     num_dimensions: int

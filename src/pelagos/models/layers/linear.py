@@ -2,7 +2,7 @@
 
 torch multiplies fp32 matrices on x86 with MKL, which runs AVX2 code on a processor of AMD: about 95
 GFLOP/s a core where oneDNN, the other library that torch brings, reaches 215 by AVX-512. Without
-AVX-512 both take as long. Everything else, accelerators too, goes the way of ``F.linear``.
+AVX-512 both take as long. Everything else, accelerators too, goes the way of `F.linear`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with products by ``linear``."""
+    """`nn.Linear` with products by `linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[..., in_features]`` to ``[..., out_features]``."""
+        """`[..., in_features]` to `[..., out_features]`."""
         return linear(input, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x weightᵀ + bias`` for ``[..., in]``, ``[out, in]`` and ``[out]``, as ``F.linear``."""
+    """`x weightᵀ + bias` for `[..., in]`, `[out, in]` and `[out]`, as `F.linear`."""
     if not _is_worth_onednn(x, weight):
         return F.linear(x, weight, bias)
     product: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
@@ -70,7 +70,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _times_transposed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x weightᵀ + bias``."""
+    """`x weightᵀ + bias`."""
     if torch.is_grad_enabled():  # a gradient of gradients is wanted, which oneDNN's has not
         return F.linear(x, weight, bias)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

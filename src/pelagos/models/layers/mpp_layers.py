@@ -5,7 +5,7 @@ averaged; biases are T5's, by offset. McCabe et al., "Multiple physics pretraini
 spatiotemporal surrogate models", NeurIPS 2024, arXiv:2310.02994; the biases: Raffel et al.,
 arXiv:1910.10683; the convolutional stem: Touvron et al., arXiv:2203.09795.
 
-Tokens are ``BTHWC`` (``H`` along x, ``W`` along y), frames in the stem and in the head ``BCXY``.
+Tokens are `BTHWC` (`H` along x, `W` along y), frames in the stem and in the head `BCXY`.
 Module names are the published checkpoints'.
 """
 
@@ -27,7 +27,7 @@ Boundary = Literal["open", "periodic", "published-periodic"]
 
 The published networks, on periodic data, take of two images half a period away the one on the side
 of the unwrapped offset (and misplace some on odd numbers of tokens), and so do not commute with
-rolls. ``published-periodic`` does as they do, for their numbers; ``periodic`` commutes.
+rolls. `published-periodic` does as they do, for their numbers; `periodic` commutes.
 """
 
 NUM_BRANCHES = 3
@@ -63,7 +63,7 @@ class GridRMSNorm(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., H, W, C]``, or ``[B, C, H, W]`` without ``channels_last``, to the same."""
+        """`[..., H, W, C]`, or `[B, C, H, W]` without `channels_last`, to the same."""
         with without_autocast(x):
             scale = self.weight + 0.0 * self.bias
             axes = (-3, -2) if self.channels_last else (-2, -1)
@@ -82,7 +82,7 @@ class GridNorm(nn.InstanceNorm2d):
         super().__init__(width, affine=True)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``[..., H, W, C]`` to the same."""
+        """`[..., H, W, C]` to the same."""
         with without_autocast(input):
             values = at_least_float32(input)
             variance, mean = torch.var_mean(values, (-3, -2), correction=0, keepdim=True)
@@ -91,7 +91,7 @@ class GridNorm(nn.InstanceNorm2d):
 
 
 class Pointwise(nn.Conv2d):
-    """A convolution with a 1×1 kernel, on tokens ``[..., C]``."""
+    """A convolution with a 1×1 kernel, on tokens `[..., C]`."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 1)
@@ -101,7 +101,7 @@ class Pointwise(nn.Conv2d):
 
 
 class _BucketTable(nn.Embedding):
-    """One value per bucket and head, read through a matrix ``[offsets, buckets]``.
+    """One value per bucket and head, read through a matrix `[offsets, buckets]`.
 
     A product, not a gather: its gradient on a GPU is the same every time.
     """
@@ -118,7 +118,7 @@ class RelativePositionBias(nn.Module):
         self.relative_attention_bias = _BucketTable(_NUM_BUCKETS, heads)
 
     def forward(self, tokens: Tensor, axis: int, boundary: Boundary = "open") -> Tensor:
-        """``[heads, n, n]`` (query, key) for the n tokens along an axis of ``tokens``."""
+        """`[heads, n, n]` (query, key) for the n tokens along an axis of `tokens`."""
         length = tokens.shape[axis]
         shares = kept(bucket_shares, length, boundary, like=tokens)
         with without_autocast(tokens):  # half precision would round the table
@@ -129,7 +129,7 @@ class RelativePositionBias(nn.Module):
 
 
 def bucket_shares(length: int, boundary: Boundary, device: torch.device) -> Tensor:
-    """``[2 length - 1, 32]``: which bucket each offset (key - query) takes its bias from.
+    """`[2 length - 1, 32]`: which bucket each offset (key - query) takes its bias from.
 
     On a periodic axis, an offset is that to the key's nearest image; of two images half a period
     away, each has a half.
@@ -174,14 +174,14 @@ class _AxisAttention(nn.Module):
         self.rel_pos_bias = RelativePositionBias(heads)
 
     def project(self, x_BTHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Three of ``[B, T, H, W, heads, d]``."""
+        """Three of `[B, T, H, W, heads, d]`."""
         parts = self.input_head(x_BTHWC).unflatten(-1, (self.heads, 3, -1))
         query, key, value = parts.unbind(-2)
         return self.qnorm(query), self.knorm(key), value
 
 
 def _attend(parts: tuple[Tensor, Tensor, Tensor], bias: Tensor, axis: int) -> Tensor:
-    """softmax(q kᵀ / √d + bias) v along one axis of ``[B, T, H, W, heads, d]``."""
+    """softmax(q kᵀ / √d + bias) v along one axis of `[B, T, H, W, heads, d]`."""
     dtype = parts[2].dtype  # of the values: norms have left queries and keys in fp32
     moved = [part.to(dtype).movedim(axis, 3).transpose(3, 4) for part in parts]
     query, key, value = (part.flatten(0, 2) for part in moved)  # [lines, heads, n, d]
@@ -191,7 +191,7 @@ def _attend(parts: tuple[Tensor, Tensor, Tensor], bias: Tensor, axis: int) -> Te
 
 
 class TemporalAttention(_AxisAttention):
-    """``x + γ O(N(attention along time of N(x)))``."""
+    """`x + γ O(N(attention along time of N(x)))`."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
@@ -211,7 +211,7 @@ class TemporalAttention(_AxisAttention):
 
 
 class SpatialAttention(_AxisAttention):
-    """``x + γ O(N(mean of attention along x and y of N(x)))``, then ``x + γ' N(MLP(x))``."""
+    """`x + γ O(N(mean of attention along x and y of N(x)))`, then `x + γ' N(MLP(x))`."""
 
     def __init__(self, width: int, heads: int, boundary: Boundary) -> None:
         super().__init__(width, heads)
@@ -240,7 +240,7 @@ class SpatialAttention(_AxisAttention):
 
 
 def _scaled(gamma: Tensor, kept_BT: Tensor | None) -> Tensor:
-    """A branch's scale ``[C]``, or ``[B, T, 1, 1, C]`` where it is left out of some frames."""
+    """A branch's scale `[C]`, or `[B, T, 1, 1, C]` where it is left out of some frames."""
     return gamma if kept_BT is None else kept_BT.to(gamma.dtype)[..., None, None, None] * gamma
 
 
@@ -270,7 +270,7 @@ class SpaceTimeBlock(nn.Module):
         self.spatial = SpatialAttention(width, heads, boundary)
 
     def forward(self, x_BTHWC: Tensor, kept_BNT: Tensor | None = None) -> Tensor:
-        """``[B, T, H, W, C]`` to the same; factors of the branches ``[B, branch, T]``, or None."""
+        """`[B, T, H, W, C]` to the same; factors of the branches `[B, branch, T]`, or None."""
         along_time, along_space, mlp = (None,) * 3 if kept_BNT is None else kept_BNT.unbind(1)
         x_BTHWC = self.temporal(x_BTHWC, along_time)
         return cast(Tensor, self.spatial(x_BTHWC, (along_space, mlp)))
@@ -279,7 +279,7 @@ class SpaceTimeBlock(nn.Module):
 class FieldProjection(nn.Module):
     """The columns of a linear layer that belong to the fields present, scaled to keep variance.
 
-    ``weight [width, vocabulary]``; ``entries`` are the fields' places in the vocabulary.
+    `weight [width, vocabulary]`; `entries` are the fields' places in the vocabulary.
     """
 
     def __init__(self, vocabulary: int, width: int, entries: tuple[int, ...]) -> None:
@@ -295,7 +295,7 @@ class FieldProjection(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, fields: Tensor) -> Tensor:
-        """``[..., C]`` to ``[..., width]``."""
+        """`[..., C]` to `[..., width]`."""
         scale: float = (self.weight.shape[1] / len(self.entries)) ** 0.5
         weight = columns(self.weight, 1, self.entries)
         return linear(fields, weight, self.bias) * scale
@@ -324,7 +324,7 @@ class Stem(nn.Module):
         )
 
     def forward(self, pixels_BCXY: Tensor) -> Tensor:
-        """``[B, width / 4, X, Y]`` to ``[B, width, X / 16, Y / 16]``."""
+        """`[B, width / 4, X, Y]` to `[B, width, X / 16, Y / 16]`."""
         return cast(Tensor, self.in_proj(pixels_BCXY))
 
 
@@ -353,7 +353,7 @@ class Head(nn.Module):
         nn.init.uniform_(self.out_bias, -bound, bound)
 
     def forward(self, tokens_BCHW: Tensor) -> Tensor:
-        """``[B, width, H, W]`` to ``[B, C, 16 H, 16 W]``."""
+        """`[B, width, H, W]` to `[B, C, 16 H, 16 W]`."""
         kernel = columns(self.out_kernel, 1, self.entries)
         bias = columns(self.out_bias, 0, self.entries)
         return F.conv_transpose2d(self.out_proj(tokens_BCHW), kernel, bias, stride=4)

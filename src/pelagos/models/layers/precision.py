@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """A region in which operations on ``tensor``'s device keep their own precision.
+    """A region in which operations on `tensor`'s device keep their own precision.
 
     Does nothing on the meta device, which has no autocast.
     """

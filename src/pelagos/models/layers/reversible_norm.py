@@ -15,8 +15,8 @@ _EPS = 1e-5
 class ReversibleNorm:
     """Mean and standard deviation of each sample and channel, over frames and space.
 
-    Without the learnt affine map of the paper's: a first layer has one. ``mean`` and ``scale`` are
-    ``[B, C, 1, ...]``, of one frame's axes.
+    Without the learnt affine map of the paper's: a first layer has one. `mean` and `scale` are
+    `[B, C, 1, ...]`, of one frame's axes.
     """
 
     mean: Tensor
@@ -26,9 +26,9 @@ class ReversibleNorm:
     def of(
         cls, frames: Tensor, valid: Tensor | None = None, kept: Collection[int] = ()
     ) -> ReversibleNorm:
-        """The norm of ``frames [B, F, C, *grid]``; a channel of zeros stays zero.
+        """The norm of `frames [B, F, C, *grid]`; a channel of zeros stays zero.
 
-        ``valid``, bool of the same shape, marks the points that count, None all of them; ``kept``
+        `valid`, bool of the same shape, marks the points that count, None all of them; `kept`
         are channels that stay as they are.
         """
         axes = (1, *range(3, frames.ndim))
@@ -46,9 +46,9 @@ class ReversibleNorm:
         return cls(mean[:, 0].to(frames.dtype), scale[:, 0].to(frames.dtype))
 
     def apply(self, frames: Tensor) -> Tensor:
-        """``[B, F, C, *grid]`` with mean 0 and deviation 1 of each channel."""
+        """`[B, F, C, *grid]` with mean 0 and deviation 1 of each channel."""
         return (frames - self.mean[:, None]) / self.scale[:, None]
 
     def undo(self, frame: Tensor) -> Tensor:
-        """The way back, of one frame ``[B, C, *grid]``."""
+        """The way back, of one frame `[B, C, *grid]`."""
         return frame * self.scale + self.mean

@@ -2,7 +2,7 @@
 
 Attention and its continuous position bias: Liu et al., "Swin Transformer V2", arXiv:2111.09883.
 Norms conditioned on lead time and the skip connections' blocks: arXiv:2405.19101. Tokens are
-``BHWC`` throughout (``H``, ``W`` the token grid); module names are the official checkpoints'.
+`BHWC` throughout (`H`, `W` the token grid); module names are the official checkpoints'.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ConditionalScale(nn.Linear):
 
 
 class ConditionalLayerNorm(nn.Module):
-    """Layer norm whose scale and shift are affine in the lead time: ``(a t + b) x̂ + (c t + d)``.
+    """Layer norm whose scale and shift are affine in the lead time: `(a t + b) x̂ + (c t + d)`.
 
     Statistics, scale and shift are computed in fp32 whatever the surrounding autocast. The scalar
     time enters raw, without an embedding (arXiv:2405.19101, eq. 6).
@@ -47,7 +47,7 @@ class ConditionalLayerNorm(nn.Module):
         self.bias = nn.Linear(1, dim)
 
     def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:
-        """``[B, H, W, C]`` and time ``[B]`` to ``[B, H, W, C]``."""
+        """`[B, H, W, C]` and time `[B]` to `[B, H, W, C]`."""
         with without_autocast(x_BHWC):
             normal = F.layer_norm(x_BHWC.float(), (self.dim,), eps=self.eps)
             column = time.reshape(-1, 1).to(self.weight.weight.dtype)
@@ -57,7 +57,7 @@ class ConditionalLayerNorm(nn.Module):
 
 
 class UnconditionalLayerNorm(nn.LayerNorm):
-    """Plain layer norm that takes and ignores the lead time (``use_conditioning=False``)."""
+    """Plain layer norm that takes and ignores the lead time (`use_conditioning=False`)."""
 
     def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x_BHWC)
@@ -71,11 +71,11 @@ def _norm(config: ScOTConfig, dim: int) -> nn.Module:
 class WindowAttention(nn.Module):
     """Cosine attention within windows, with a continuous log-spaced position bias (Swin v2).
 
-    ``window`` tokens a side; ``shift`` > 0 rolls the grid first, so that windows straddle the
+    `window` tokens a side; `shift` > 0 rolls the grid first, so that windows straddle the
     borders of the unshifted ones, and masks pairs which the roll alone brought together (the
     domain is not treated as periodic). Keys carry no bias.
 
-    Both, and the tables in the buffers, are those of the native, square ``grid``. Another grid has
+    Both, and the tables in the buffers, are those of the native, square `grid`. Another grid has
     its own window and shift on each axis: as wide as the grid up to the configured size, and no
     shift where one window covers the axis.
     """
@@ -107,7 +107,7 @@ class WindowAttention(nn.Module):
             self.shift_mask = None
 
     def reset_buffers(self) -> None:
-        """Fill the constant tables (again after ``to_empty``)."""
+        """Fill the constant tables (again after `to_empty`)."""
         offsets = cast(Tensor, self.offsets)
         offsets.copy_(_log_offsets(self.window))
         if self.shift_mask is not None:
@@ -126,7 +126,7 @@ class WindowAttention(nn.Module):
         return (rows, columns), (shift[0], shift[1])
 
     def position_bias(self, grid: Axes | None = None) -> Tensor:
-        """``[windows or 1, heads, area, area]``: bias of each token pair of a window, with the mask.
+        """`[windows or 1, heads, area, area]`: bias of each token pair of a window, with the mask.
 
         Of the native grid if none is given.
         """
@@ -150,7 +150,7 @@ class WindowAttention(nn.Module):
         return bias if mask is None else bias + mask[:, None]
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        """``[B, H, W, C]`` to the attended values ``[B, H, W, C]``, before the output layer."""
+        """`[B, H, W, C]` to the attended values `[B, H, W, C]`, before the output layer."""
         grid = (x_BHWC.shape[1], x_BHWC.shape[2])
         (rows, columns), (down, right) = self.layout(grid)
         num_rows, num_columns = grid[0] // rows, grid[1] // columns
@@ -171,7 +171,7 @@ class WindowAttention(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """softmax(scale q̂ k̂ᵀ + bias) v for ``[B, windows·heads, tokens, d]``; scale, bias without ``B``.
+    """softmax(scale q̂ k̂ᵀ + bias) v for `[B, windows·heads, tokens, d]`; scale, bias without `B`.
 
     Accelerators take the fused kernel. No fused CPU kernel differentiates the bias, and the
     unfused fallback pays a seventh of Poseidon-T's step for rows that are masked completely, of
@@ -191,7 +191,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scale: Tensor, bias: Tens
 def _log_offsets(
     rows: int, columns: int | None = None, device: torch.device | None = None
 ) -> Tensor:
-    """``[offsets, 2]``: signed log-spaced (Δy, Δx) of a window, ±1 at its full span; square if one."""
+    """`[offsets, 2]`: signed log-spaced (Δy, Δx) of a window, ±1 at its full span; square if one."""
 
     def steps(window: int) -> Tensor:
         step = torch.arange(1 - window, window, dtype=torch.float32, device=device)
@@ -205,7 +205,7 @@ def _log_offsets(
 def _shift_mask(
     grid: Axes, window: Axes, shift: Axes, device: torch.device | None = None
 ) -> Tensor:
-    """``[windows, area, area]``: 0 within a region of the unrolled grid, -100 across."""
+    """`[windows, area, area]`: 0 within a region of the unrolled grid, -100 across."""
     rows, columns = (
         (position >= side - width).long() + (position >= side - step).long()
         for side, width, step in zip(grid, window, shift, strict=True)
@@ -225,7 +225,7 @@ def _window_tables(
 
 
 class _Dense(nn.Module):
-    """A linear layer under the name ``dense``, as in the official checkpoints."""
+    """A linear layer under the name `dense`, as in the official checkpoints."""
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
@@ -248,7 +248,7 @@ class _Attention(nn.Module):
 
 
 class ScOTBlock(nn.Module):
-    """Swin-v2 block with residual post-norm: ``x + N(attention(x))``, then ``x + N(mlp(x))``."""
+    """Swin-v2 block with residual post-norm: `x + N(attention(x))`, then `x + N(mlp(x))`."""
 
     def __init__(self, config: ScOTConfig, stage: int, shifted: bool) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class ScOTBlock(nn.Module):
         self.layernorm_after = _norm(config, dim)
 
     def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:
-        """``[B, H, W, C]`` and time ``[B]`` to ``[B, H, W, C]``."""
+        """`[B, H, W, C]` and time `[B]` to `[B, H, W, C]`."""
         x_BHWC = x_BHWC + self.layernorm_before(self.attention(x_BHWC), time)
         hidden = self.output(F.gelu(self.intermediate(x_BHWC)))
         return cast(Tensor, x_BHWC + self.layernorm_after(hidden, time))
@@ -282,7 +282,7 @@ class ConvNeXtBlock(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x_BHWC: Tensor, time: Tensor) -> Tensor:
-        """``[B, H, W, C]`` and time ``[B]`` to ``[B, H, W, C]``."""
+        """`[B, H, W, C]` and time `[B]` to `[B, H, W, C]`."""
         hidden = self.dwconv(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         hidden = self.pwconv2(F.gelu(self.pwconv1(self.norm(hidden, time))))
         return torch.addcmul(x_BHWC, self.weight, hidden)

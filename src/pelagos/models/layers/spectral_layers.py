@@ -1,6 +1,6 @@
 """Convolutions in Fourier space: a matrix for each of a field's lowest modes.
 
-Fields are ``[B, C, *grid]`` with one, two or three grid axes; kept modes are ``[M, B, C]``. On an axis
+Fields are `[B, C, *grid]` with one, two or three grid axes; kept modes are `[M, B, C]`. On an axis
 the wave numbers -m .. m - 1 are kept, on the last 0 .. m - 1, a real field's others being known.
 Computed in fp32 at least. Single-device code.
 """
@@ -17,9 +17,9 @@ __all__ = ["SpectralConvolution", "TuckerConvolution", "field_of_modes", "lowest
 
 
 class SpectralConvolution(nn.Module):
-    """One complex matrix for each kept Fourier mode: ``y_k = x_k W_k``, fp32 throughout.
+    """One complex matrix for each kept Fourier mode: `y_k = x_k W_k`, fp32 throughout.
 
-    ``weight`` is real, ``[*modes, in, out, 2]``, real part before imaginary, modes first so that
+    `weight` is real, `[*modes, in, out, 2]`, real part before imaginary, modes first so that
     the product is a batched one. It starts complex normal with variance 1 / in, which keeps the
     energy of the modes.
     """
@@ -37,7 +37,7 @@ class SpectralConvolution(nn.Module):
         _complex_normal(self.weight, 1 / self.weight.shape[-3])
 
     def forward(self, field: Tensor) -> Tensor:
-        """``[B, C, *grid]`` to the same."""
+        """`[B, C, *grid]` to the same."""
         with without_autocast(field):
             series = lowest_modes(at_least_float32(field), self.modes, self.num_dimensions)
             kept = series.shape[2:]
@@ -46,15 +46,15 @@ class SpectralConvolution(nn.Module):
             return field_of_modes(series, self.modes, field.shape[2:]).to(field.dtype)
 
     def mix(self, series_MBC: Tensor) -> Tensor:
-        """``[M, B, C]`` to the same: a matrix for each mode."""
+        """`[M, B, C]` to the same: a matrix for each mode."""
         return series_MBC @ _as_complex(self.weight).flatten(0, -3)
 
 
 class TuckerConvolution(SpectralConvolution):
-    """``SpectralConvolution`` whose weight is a Tucker decomposition.
+    """`SpectralConvolution` whose weight is a Tucker decomposition.
 
-    ``rank``: each Tucker rank as a fraction of the side it stands for.
-    ``W[k1, .., i, o] = Σ core[r1, .., p, q] U1[k1, r1] .. I[i, p] O[o, q]``, all complex, stored as
+    `rank`: each Tucker rank as a fraction of the side it stands for.
+    `W[k1, .., i, o] = Σ core[r1, .., p, q] U1[k1, r1] .. I[i, p] O[o, q]`, all complex, stored as
     real tensors with a last axis of 2. Factors start with variance 1 / rank and the core with
     1 / in, so that W has the dense weight's variance.
     """
@@ -76,7 +76,7 @@ class TuckerConvolution(SpectralConvolution):
 
     @property
     def mode_factors(self) -> list[Tensor]:
-        """``[modes, rank, 2]`` of each axis."""
+        """`[modes, rank, 2]` of each axis."""
         return [self.get_parameter(f"mode_factor_{axis}") for axis in range(self.num_dimensions)]
 
     def reset_parameters(self) -> None:
@@ -86,7 +86,7 @@ class TuckerConvolution(SpectralConvolution):
             _complex_normal(factor, 1 / factor.shape[1])
 
     def mix(self, series_MBC: Tensor) -> Tensor:
-        """``[M, B, C]`` to the same, without ever forming the dense weight."""
+        """`[M, B, C]` to the same, without ever forming the dense weight."""
         matrices = _as_complex(self.core)
         for axis, factor in enumerate(self.mode_factors):
             product = torch.tensordot(_as_complex(factor), matrices, dims=([1], [axis]))
@@ -97,7 +97,7 @@ class TuckerConvolution(SpectralConvolution):
 
 
 def lowest_modes(field: Tensor, modes: int, num_dimensions: int) -> Tensor:
-    """Fourier coefficients ``[B, C, 2m, .., m]`` of wave numbers 0 .. m - 1, then -m .. -1.
+    """Fourier coefficients `[B, C, 2m, .., m]` of wave numbers 0 .. m - 1, then -m .. -1.
 
     Normalised to be those of the function, whatever the grid that samples it.
     """
@@ -110,7 +110,7 @@ def lowest_modes(field: Tensor, modes: int, num_dimensions: int) -> Tensor:
 
 
 def field_of_modes(series: Tensor, modes: int, grid: torch.Size) -> Tensor:
-    """The real field ``[B, C, *grid]`` of the coefficients that ``lowest_modes`` returns."""
+    """The real field `[B, C, *grid]` of the coefficients that `lowest_modes` returns."""
     for axis in range(-len(grid), -1):
         gap = list(series.shape)
         gap[axis] = grid[axis] - 2 * modes

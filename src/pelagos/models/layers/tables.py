@@ -17,7 +17,7 @@ _KEPT: dict[tuple[Hashable, ...], Any] = {}
 
 
 def kept(make: Callable[..., Table], *arguments: Hashable, like: Tensor) -> Table:
-    """``make(*arguments, device)`` on the device of ``like``, from memory if it was made before.
+    """`make(*arguments, device)` on the device of `like`, from memory if it was made before.
 
     While a graph is traced, it makes them anew, as part of the graph; likewise next to tensors
     without values (meta, fake), whose tables no other call could use.

@@ -4,9 +4,9 @@ An image or a volume is cut into patches, each a token; pre-norm transformer blo
 Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021, arXiv:2010.11929. The fixed
 positions are those of He et al., arXiv:2111.06377, for any number of axes.
 
-Layout: images are ``[B, C, *grid]``, two or three axes; patches ``[B, N, volume * C]``, the first
-grid axis slowest among the tokens, the channel fastest within a patch; tokens ``BND``; the table
-of positions ``[1, D, *token grid]``. Single-device code.
+Layout: images are `[B, C, *grid]`, two or three axes; patches `[B, N, volume * C]`, the first
+grid axis slowest among the tokens, the channel fastest within a patch; tokens `BND`; the table
+of positions `[1, D, *token grid]`. Single-device code.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _CUT = {
 
 @dataclass(frozen=True)
 class PatchOptions(Options):
-    """The encoder's sizes: ``image_size`` and ``patch_size`` have one entry per axis, two or three.
+    """The encoder's sizes: `image_size` and `patch_size` have one entry per axis, two or three.
 
-    ``positions``: ``learned``, or fixed ``sin-cos``.
+    `positions`: `learned`, or fixed `sin-cos`.
 
     Raises ValueError, naming the arithmetic and the nearest choice, for sizes that do not divide.
     """
@@ -107,12 +107,12 @@ def heads_misfit(width_name: str, width: int, heads_name: str, heads: int) -> li
 
 
 def patchify(image: Tensor, patch_size: tuple[int, ...]) -> Tensor:
-    """``[B, C, *grid]`` to ``[B, N, volume * C]``."""
+    """`[B, C, *grid]` to `[B, N, volume * C]`."""
     return rearrange(image, _CUT[len(patch_size)], **_lengths(patch_size))
 
 
 def unpatchify(patches: Tensor, patch_size: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
-    """``[B, N, volume * C]`` to ``[B, C, *image]``: the inverse, ``grid`` the tokens per axis."""
+    """`[B, N, volume * C]` to `[B, C, *image]`: the inverse, `grid` the tokens per axis."""
     left, right = _CUT[len(patch_size)].split(" -> ")
     lengths = _lengths(patch_size) | dict(zip("hw" if len(grid) == 2 else "dhw", grid, strict=True))
     return rearrange(patches, f"{right} -> {left}", **lengths)
@@ -134,10 +134,10 @@ def check_image(image: Tensor, options: PatchOptions, model: str) -> None:
 
 
 def sin_cos_positions(width: int, grid: tuple[int, ...]) -> Tensor:
-    """``[1, D, *grid]``: sines and cosines of each axis's index, at falling frequencies.
+    """`[1, D, *grid]`: sines and cosines of each axis's index, at falling frequencies.
 
     The last axis (x) comes first, as in MAE's code, which puts the width before the height. Each has
-    ``D // (2 * axes)`` frequencies, 10000^(-k / number); channels left over are 0.
+    `D // (2 * axes)` frequencies, 10000^(-k / number); channels left over are 0.
     """
     number = width // (2 * len(grid))
     frequencies = _LONGEST_WAVE ** (-torch.arange(number, dtype=torch.float32) / max(number, 1))
@@ -153,7 +153,7 @@ def sin_cos_positions(width: int, grid: tuple[int, ...]) -> Tensor:
 
 
 def resized_positions(source: Tensor, target: Tensor, positions: Positions) -> Tensor | None:
-    """A table ``[1, D, *grid]`` for the grid of another: interpolated, or the fixed one anew.
+    """A table `[1, D, *grid]` for the grid of another: interpolated, or the fixed one anew.
 
     None if widths or numbers of axes differ.
     """
@@ -169,7 +169,7 @@ def resized_positions(source: Tensor, target: Tensor, positions: Positions) -> T
 
 
 class PositionTable(nn.Module):
-    """Base of what adds positions to tokens: ``position``, learned or a fixed table.
+    """Base of what adds positions to tokens: `position`, learned or a fixed table.
 
     The fixed one is in state dicts too, under the same name: what was trained with either loads
     into a network with the other.
@@ -196,12 +196,12 @@ class PositionTable(nn.Module):
             self.position.copy_(table)
 
     def at_tokens(self) -> Tensor:
-        """``[1, N, D]``."""
+        """`[1, N, D]`."""
         return self.position.flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens ``BND``."""
+    """Multi-head self-attention over tokens `BND`."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """``x + attention(N(x))``, then ``x + MLP(N(x))``."""
+    """`x + attention(N(x))`, then `x + MLP(N(x))`."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -247,9 +247,9 @@ class Encoder(PositionTable):
     def forward(
         self, patches: Tensor, kept: Tensor | None = None, depths: tuple[int, ...] = ()
     ) -> tuple[Tensor, ...]:
-        """The normed tokens of ``patches [B, N, values]``, or of those at ``kept [B, K]`` alone.
+        """The normed tokens of `patches [B, N, values]`, or of those at `kept [B, K]` alone.
 
-        Behind them the tokens after each of ``depths`` blocks, not normed.
+        Behind them the tokens after each of `depths` blocks, not normed.
         """
         positions = self.at_tokens()
         if kept is not None:
@@ -266,7 +266,7 @@ class Encoder(PositionTable):
 
 
 def take(x_BND: Tensor, indices_BK: Tensor) -> Tensor:
-    """``[B, K, D]``: each sample's tokens at its indices."""
+    """`[B, K, D]`: each sample's tokens at its indices."""
     return x_BND.gather(1, indices_BK[..., None].expand(-1, -1, x_BND.shape[-1]))
 
 

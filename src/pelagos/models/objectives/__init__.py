@@ -63,8 +63,9 @@ OBJECTIVES: Registry[type[Any]] = Registry(
 
 
 def options_of(name: str) -> dict[str, Field[Any]]:
-    """The options that a job may give the named objective: the fields of its dataclass, but for the
-    model's ``fields`` and what follows from the data.
+    """The options that a job may give the named objective.
+
+    The fields of its dataclass, but for the model's `fields` and what follows from the data.
 
     Raises ValueError for an unknown name (with the closest).
     """
@@ -73,7 +74,7 @@ def options_of(name: str) -> dict[str, Field[Any]]:
 
 
 def create_objective(name: str, field_names: Sequence[str], **options: Any) -> Objective:
-    """The named objective over the model's ``field_names``, with its options checked.
+    """The named objective over the model's `field_names`, with its options checked.
 
     Raises ValueError for an unknown name (with the closest) or option (with all that exist).
     """

@@ -1,10 +1,10 @@
 """What an objective is, and what those that predict fields have in common.
 
 An objective splits its loss into per-sample sums, so that the trainer can reduce a ratio over
-exactly the samples it should: ``loss = mean_g( sum_b errors[b, g] / sum_b magnitudes[b, g] )``
-over samples ``b`` and field groups ``g``. With ``loss_scope="global"`` the sums run over the whole
+exactly the samples it should: `loss = mean_g( sum_b errors[b, g] / sum_b magnitudes[b, g] )`
+over samples `b` and field groups `g`. With `loss_scope="global"` the sums run over the whole
 global batch, all ranks and micro-batches, and the gradient does not depend on how it was split;
-with ``"micro_batch"`` each micro-batch takes its own ratio, as the papers' code does. Groups without
+with `"micro_batch"` each micro-batch takes its own ratio, as the papers' code does. Groups without
 samples, and groups whose label vanishes, have magnitude 0 and are left out of the mean.
 """
 
@@ -32,9 +32,9 @@ FrameWindows = tuple[tuple[int, ...], ...]
 class WindowBatch(Protocol):
     """What an objective reads of a batch.
 
-    ``frames [B, F, C, *grid]`` normalised, ``times [B, F]`` physical time of each frame,
-    ``present [B, C]`` bool: False where the sample's dataset lacks the field, ``sample_seed [B]``
-    for whatever is drawn for a sample, whichever rank has it, ``label [B]`` the class of an image.
+    `frames [B, F, C, *grid]` normalised, `times [B, F]` physical time of each frame,
+    `present [B, C]` bool: False where the sample's dataset lacks the field, `sample_seed [B]`
+    for whatever is drawn for a sample, whichever rank has it, `label [B]` the class of an image.
     """
 
     frames: Tensor
@@ -55,7 +55,7 @@ class Objective(Protocol):
 
     @property
     def input_frames(self) -> int:
-        """Frames that ``predict`` forecasts from."""
+        """Frames that `predict` forecasts from."""
         ...
 
     @property
@@ -69,34 +69,36 @@ class Objective(Protocol):
         ...
 
     def frame_windows(self, num_frames: int) -> FrameWindows:
-        """All windows of a trajectory of ``num_frames`` frames, as tuples of frame indices."""
+        """All windows of a trajectory of `num_frames` frames, as tuples of frame indices."""
         ...
 
     def magnitudes(self, batch: WindowBatch) -> Tensor:
-        """``[B, G]``: each sample's share of the denominators; labels only, no gradient."""
+        """`[B, G]`: each sample's share of the denominators; labels only, no gradient."""
         ...
 
     def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
-        """``[B, G]``: each sample's share of the numerators; runs the model forward once."""
+        """`[B, G]`: each sample's share of the numerators; runs the model forward once."""
         ...
 
     def mean_over_groups(self, errors: Tensor, magnitudes: Tensor) -> Tensor:
-        """The loss of errors and magnitudes summed over samples, both ``[G]``."""
+        """The loss of errors and magnitudes summed over samples, both `[G]`."""
         ...
 
     def predict(self, model: nn.Module, frames: Tensor, lead_time: Tensor) -> Tensor:
-        """Normalised ``[B, C, *grid]`` one ``lead_time [B]`` after ``frames [B, F, C, *grid]``."""
+        """Normalised `[B, C, *grid]` one `lead_time [B]` after `frames [B, F, C, *grid]`."""
         ...
 
 
 def ratio_loss(errors: Tensor, magnitudes: Tensor) -> Tensor:
-    """Mean over groups of summed errors over summed magnitudes, both ``[B, G]``; groups whose
-    magnitudes are all 0 are left out."""
+    """Mean over groups of summed errors over summed magnitudes, both `[B, G]`.
+
+    Groups whose magnitudes are all 0 are left out.
+    """
     return group_mean(errors.sum(dim=0), magnitudes.sum(dim=0))
 
 
 def default_field_groups(field_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """One group per field, the components of a vector (``velocity-x``, ``-y``) together.
+    """One group per field, the components of a vector (`velocity-x`, `-y`) together.
 
     >>> default_field_groups(["density", "velocity-x", "velocity-y", "pressure"])
     {'density': ('density',), 'velocity': ('velocity-x', 'velocity-y'), 'pressure': ('pressure',)}
@@ -122,13 +124,13 @@ def without_fields(
 
 
 class OneFrameIn:
-    """What holds of an objective on ``fields`` unless it says otherwise."""
+    """What holds of an objective on `fields` unless it says otherwise."""
 
     fields: tuple[str, ...]
 
     @property
     def input_frames(self) -> int:
-        """Frames that ``predict`` forecasts from."""
+        """Frames that `predict` forecasts from."""
         return 1
 
     @property
@@ -137,7 +139,7 @@ class OneFrameIn:
         return len(self.fields), len(self.fields)
 
     def mean_over_groups(self, errors: Tensor, magnitudes: Tensor) -> Tensor:
-        """The mean over groups of ``errors [G]`` over ``magnitudes [G]``, of those that count."""
+        """The mean over groups of `errors [G]` over `magnitudes [G]`, of those that count."""
         return group_mean(errors, magnitudes)
 
 
@@ -145,15 +147,15 @@ class OneFrameIn:
 class FieldObjective(OneFrameIn):
     """An error of predicted fields against later frames of a trajectory.
 
-    ``fields``: the model's channels; ``field_groups``: name to channels (names or indices), None
-    groups vector components. Fields in no group are given, not forecast: ``predict`` hands them on
-    as they are in the latest frame. ``field_weights``: group name to its weight in the mean over
-    groups, 1 where not named; ``frame_stride``: frames per step; ``time_scale``: the model sees lead
-    times divided by it; ``loss``: a name of ``losses.LOSSES``, and ``p`` the power of its ``ratio``;
-    ``normalize_samples``: the network sees each sample and field with mean 0 and deviation 1 of
-    its input frames, and its answer is scaled back (``ReversibleNorm``), errors being of the latter;
-    ``smallest_label``: mean size up to which a label vanishes (``losses``), 0 where fields are not
-    normalised and so have no known size; ``masks``: field to the field that is 1 where it has a
+    `fields`: the model's channels; `field_groups`: name to channels (names or indices), None
+    groups vector components. Fields in no group are given, not forecast: `predict` hands them on
+    as they are in the latest frame. `field_weights`: group name to its weight in the mean over
+    groups, 1 where not named; `frame_stride`: frames per step; `time_scale`: the model sees lead
+    times divided by it; `loss`: a name of `losses.LOSSES`, and `p` the power of its `ratio`;
+    `normalize_samples`: the network sees each sample and field with mean 0 and deviation 1 of
+    its input frames, and its answer is scaled back (`ReversibleNorm`), errors being of the latter;
+    `smallest_label`: mean size up to which a label vanishes (`losses`), 0 where fields are not
+    normalised and so have no known size; `masks`: field to the field that is 1 where it has a
     value and 0 where it has none. The network sees 0 where there is none, whatever the data hold,
     and errors leave these points out. Masks are given, not forecast.
     """
@@ -205,29 +207,31 @@ class FieldObjective(OneFrameIn):
         return tuple(self.field_groups or ())
 
     def magnitudes(self, batch: WindowBatch) -> Tensor:
-        """``[B, G]``: the denominators, of the last frame."""
+        """`[B, G]`: the denominators, of the last frame."""
         with torch.no_grad():
             return self._magnitudes(batch.frames[:, -1], batch)
 
     def mean_over_groups(self, errors: Tensor, magnitudes: Tensor) -> Tensor:
-        """The weighted mean over groups of ``errors [G]`` over ``magnitudes [G]``, of those that
-        count."""
+        """The weighted mean over groups of `errors [G]` over `magnitudes [G]`.
+
+        Of the groups that count.
+        """
         weights = None if self.field_weights is None else self._weights(errors)
         return group_mean(errors, magnitudes, weights)
 
     def _magnitudes(self, label: Tensor, batch: WindowBatch) -> Tensor:
-        """``[B, G]``: the denominators, of ``label [B, C, *grid]``, where it has values."""
+        """`[B, G]`: the denominators, of `label [B, C, *grid]`, where it has values."""
         valid = self.field_masks.valid(label)
         return self.error.magnitudes(label, batch.present, self.group_channels, valid)
 
     def _errors(self, prediction: Tensor, label: Tensor, batch: WindowBatch) -> Tensor:
-        """``[B, G]``: the numerators, weighted by group, where the label has values."""
+        """`[B, G]`: the numerators, weighted by group, where the label has values."""
         difference, valid = prediction - label, self.field_masks.valid(label)
         errors = self.error.errors(difference, label, batch.present, self.group_channels, valid)
         return errors if self.field_weights is None else errors * self._weights(errors)
 
     def _with_given(self, prediction: Tensor, latest: Tensor) -> Tensor:
-        """``prediction [B, C, *grid]``, the channels of no group as in the ``latest`` frame."""
+        """`prediction [B, C, *grid]`, the channels of no group as in the `latest` frame."""
         forecast = {channel for group in self.group_channels for channel in group}
         if len(forecast) == prediction.shape[1]:
             return prediction
@@ -238,7 +242,7 @@ class FieldObjective(OneFrameIn):
         return torch.stack(channels, dim=1)
 
     def _norm(self, frames: Tensor) -> ReversibleNorm:
-        """That of ``frames [B, F, C, *grid]``, of the points with values; masks stay as they are."""
+        """That of `frames [B, F, C, *grid]`, of the points with values; masks stay as they are."""
         masks = self.field_masks
         return ReversibleNorm.of(frames, masks.valid(frames, axis=2), kept=masks.channels)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FieldMasks:
-    """``pairs`` of a channel and the channel that is its mask, 1 where it has a value, else 0."""
+    """`pairs` of a channel and the channel that is its mask, 1 where it has a value, else 0."""
 
     pairs: tuple[tuple[int, int], ...] = ()
 
@@ -41,9 +41,9 @@ class FieldMasks:
         return {mask for _, mask in self.pairs}
 
     def valid(self, frames: Tensor, axis: int = 1) -> Tensor | None:
-        """Where ``frames`` have values, bool of their shape; None if nothing is masked.
+        """Where `frames` have values, bool of their shape; None if nothing is masked.
 
-        ``axis`` is that of the channels.
+        `axis` is that of the channels.
         """
         if not self.pairs:
             return None

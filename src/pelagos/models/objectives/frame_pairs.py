@@ -15,13 +15,13 @@ class FramePair(FieldObjective):
     """The error of a prediction from one frame of a trajectory to a later one."""
 
     def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
-        """``[B, G]``: the numerators; absent fields contribute nothing."""
+        """`[B, G]`: the numerators; absent fields contribute nothing."""
         lead_time = batch.times[:, -1] - batch.times[:, 0]
         prediction = self.predict(model, batch.frames[:, :1], lead_time)
         return self._errors(prediction, batch.frames[:, -1], batch)
 
     def predict(self, model: nn.Module, frames: Tensor, lead_time: Tensor) -> Tensor:
-        """``[B, C, *grid]``: from the last of ``frames [B, F, C, *grid]``, ``lead_time [B]`` on."""
+        """`[B, C, *grid]`: from the last of `frames [B, F, C, *grid]`, `lead_time [B]` on."""
         time = (lead_time / self.time_scale).to(frames.dtype)
         masks = self.field_masks
         last = masks.filled(frames[:, -1:], axis=2)
@@ -38,9 +38,9 @@ class FramePair(FieldObjective):
 class AllToAll(FramePair):
     """Poseidon's all2all: every ordered pair of frames, k to k̄ >= k (arXiv:2405.19101, sec. 2).
 
-    ``max_lead_steps``: longest k̄ - k in strided steps, None for any; ``frame_stride``: use frames
-    0, s, 2s, ... (Poseidon: 2 of 21 frames); ``time_scale``: the model sees (t_k̄ - t_k) /
-    time_scale; the other options as in ``FieldObjective``.
+    `max_lead_steps`: longest k̄ - k in strided steps, None for any; `frame_stride`: use frames
+    0, s, 2s, ... (Poseidon: 2 of 21 frames); `time_scale`: the model sees (t_k̄ - t_k) /
+    time_scale; the other options as in `FieldObjective`.
 
     >>> objective = AllToAll(("density",), frame_stride=2, max_lead_steps=10)
     >>> len(objective.frame_windows(21))
@@ -73,7 +73,7 @@ class AllToAll(FramePair):
 
 @dataclass(frozen=True)
 class NextStep(FramePair):
-    """One fixed step: frame t to t + ``frame_stride``, for every t."""
+    """One fixed step: frame t to t + `frame_stride`, for every t."""
 
     name: ClassVar[str] = "next_step"
 
@@ -91,9 +91,9 @@ class Steady(FramePair):
     """Steady problems: the input is the first frame, the solution the last, nothing between.
 
     Datasets hold the given fields (source, coefficient) in both frames, and the solution in the
-    last, zeros in the first. ``field_groups`` name what is learnt, ``{solution: [solution]}``, if
+    last, zeros in the first. `field_groups` name what is learnt, `{solution: [solution]}`, if
     the dataset does not say which fields are given. Poseidon's lead time for them is 1
-    (arXiv:2405.19101, sec. 3): the frames' distance over ``time_scale``.
+    (arXiv:2405.19101, sec. 3): the frames' distance over `time_scale`.
     """
 
     name: ClassVar[str] = "steady"

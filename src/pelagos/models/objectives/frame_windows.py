@@ -24,23 +24,23 @@ Backpropagation = Literal["all", "last"]
 
 @dataclass(frozen=True)
 class Autoregressive(FieldObjective):
-    """DPOT's: ``num_input_frames`` frames to the next one, relative L2 (arXiv:2403.03542).
+    """DPOT's: `num_input_frames` frames to the next one, relative L2 (arXiv:2403.03542).
 
-    Per sample and field group ``‖prediction - label‖₂ / (‖label‖₂ + 1e-8)``, averaged over samples
+    Per sample and field group `‖prediction - label‖₂ / (‖label‖₂ + 1e-8)`, averaged over samples
     and groups; groups are single fields unless given. Sums over samples, as in the official code,
     differ by the batch size. A group that a sample's dataset lacks, or whose label vanishes, has no
     relative error and does not count.
 
-    ``noise_scale``: in training, ε ‖x‖₂ times standard normal noise is added to the input, the norm
+    `noise_scale`: in training, ε ‖x‖₂ times standard normal noise is added to the input, the norm
     over space and frames of each sample and field (DPOT eq. 5; ε = 5e-4 on 10 frames of 128 x 128 is
-    20 % of the root mean square). ``num_unrolled_steps``: the model's own frames are fed back for
-    as many steps, and each is compared with the trajectory's. ``backpropagate``: through ``all`` of
-    these steps, or the ``last`` alone, of which the error is then taken: push-forward training
+    20 % of the root mean square). `num_unrolled_steps`: the model's own frames are fed back for
+    as many steps, and each is compared with the trajectory's. `backpropagate`: through `all` of
+    these steps, or the `last` alone, of which the error is then taken: push-forward training
     (Brandstetter et al., arXiv:2202.03376, sec. 3.1).
 
-    The model is called as ``model(x [B, *grid, T, C])``, grid axes x first, and answers with a
-    tuple: the prediction ``[B, *grid, T_out, C]``, of which the first frame is taken, and what else
-    it makes. Steps are one ``frame_stride`` long: the model sees no lead time, so ``time_scale``
+    The model is called as `model(x [B, *grid, T, C])`, grid axes x first, and answers with a
+    tuple: the prediction `[B, *grid, T_out, C]`, of which the first frame is taken, and what else
+    it makes. Steps are one `frame_stride` long: the model sees no lead time, so `time_scale`
     must be 1.
     """
 
@@ -71,11 +71,11 @@ class Autoregressive(FieldObjective):
 
     @property
     def input_frames(self) -> int:
-        """Frames that ``predict`` forecasts from."""
+        """Frames that `predict` forecasts from."""
         return self.num_input_frames
 
     def frame_windows(self, num_frames: int) -> FrameWindows:
-        """Input frames and labels, ``frame_stride`` apart, from every start."""
+        """Input frames and labels, `frame_stride` apart, from every start."""
         reach = (self.num_input_frames + self.num_unrolled_steps - 1) * self.frame_stride
         if num_frames <= reach:
             unrolled = (
@@ -101,14 +101,14 @@ class Autoregressive(FieldObjective):
         return ": set objective.config.num_unrolled_steps or objective.config.frame_stride lower"
 
     def magnitudes(self, batch: WindowBatch) -> Tensor:
-        """``[B, G]``: the denominators of all steps whose error is taken."""
+        """`[B, G]`: the denominators of all steps whose error is taken."""
         with torch.no_grad():
             labels = [batch.frames[:, index] for index in self._scored()]
             sizes = [self._magnitudes(label, batch) for label in labels]
             return torch.stack(sizes).sum(dim=0)
 
     def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
-        """``[B, G]``: the numerators; 0 where the sample does not count."""
+        """`[B, G]`: the numerators; 0 where the sample does not count."""
         frames = self.field_masks.filled(batch.frames[:, : self.num_input_frames], axis=2)
         if self.noise_scale and model.training:
             frames = self._noised(frames, batch.sample_seed)
@@ -127,9 +127,9 @@ class Autoregressive(FieldObjective):
         return total + 0.0 * rest
 
     def predict(self, model: nn.Module, frames: Tensor, lead_time: Tensor) -> Tensor:
-        """``[B, C, *grid]``: one frame after ``frames [B, num_input_frames, C, *grid]``.
+        """`[B, C, *grid]`: one frame after `frames [B, num_input_frames, C, *grid]`.
 
-        ``lead_time`` is not used: it must be the interval between the frames. Raises ValueError for
+        `lead_time` is not used: it must be the interval between the frames. Raises ValueError for
         another number of frames.
         """
         if frames.shape[1] != self.num_input_frames:

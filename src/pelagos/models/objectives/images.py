@@ -46,11 +46,11 @@ class _SingleFrame(OneFrameIn):
         return ("sample",)
 
     def frame_windows(self, num_frames: int) -> FrameWindows:
-        """Every ``frame_stride``-th frame by itself."""
+        """Every `frame_stride`-th frame by itself."""
         return tuple((frame,) for frame in range(0, num_frames, self.frame_stride))
 
     def magnitudes(self, batch: WindowBatch) -> Tensor:
-        """``[B, 1]``: each sample counts once."""
+        """`[B, 1]`: each sample counts once."""
         return torch.ones(batch.frames.shape[0], 1, device=batch.frames.device)
 
     def predict(self, model: nn.Module, frames: Tensor, lead_time: Tensor) -> Tensor:
@@ -62,11 +62,11 @@ class _SingleFrame(OneFrameIn):
 class Masked(_SingleFrame):
     """Masked autoencoding: the error of patches that the encoder did not see (arXiv:2111.06377).
 
-    ``mask_ratio``: share of the patches that are hidden, drawn for each sample from its own seed;
-    ``patch_size``: the model's, along every axis; ``normalize_patches``: targets have mean 0 and
+    `mask_ratio`: share of the patches that are hidden, drawn for each sample from its own seed;
+    `patch_size`: the model's, along every axis; `normalize_patches`: targets have mean 0 and
     variance 1 in each patch (sec. 4.1, "reconstruction target"). The loss is the mean square over
     hidden patches alone. Where the model also predicts locally, at intermediate depths, those
-    errors are averaged with it. ``masks``: field to the field that is 1 where it has a value; the
+    errors are averaged with it. `masks`: field to the field that is 1 where it has a value; the
     model sees 0 elsewhere, and neither targets nor errors take such points, nor the masks.
     """
 
@@ -88,7 +88,7 @@ class Masked(_SingleFrame):
         object.__setattr__(self, "field_masks", FieldMasks.of(self.fields, self.masks or {}))
 
     def magnitudes(self, batch: WindowBatch) -> Tensor:
-        """``[B, 1]``: 1 for each sample that has a value in a hidden patch."""
+        """`[B, 1]`: 1 for each sample that has a value in a hidden patch."""
         valid = self._valid_patches(batch.frames[:, 0])
         if valid is None:
             return super().magnitudes(batch)
@@ -96,8 +96,10 @@ class Masked(_SingleFrame):
         return (valid & hidden[..., None]).flatten(1).any(dim=1, keepdim=True).float()
 
     def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
-        """``[B, 1]``: mean square error over the hidden patches. Raises ValueError for fields with
-        masks where the model also predicts locally."""
+        """`[B, 1]`: mean square error over the hidden patches.
+
+        Raises ValueError for fields with masks where the model also predicts locally.
+        """
         image = self.field_masks.filled(batch.frames[:, 0])
         patch, valid = self._patch(image.ndim - 2), self._valid_patches(image)
         output = model(image, self.draw_kept(batch))
@@ -116,7 +118,7 @@ class Masked(_SingleFrame):
         return torch.stack(errors).mean(dim=0)[:, None]
 
     def draw_kept(self, batch: WindowBatch) -> Tensor:
-        """``[B, N]`` bool: the patches that the encoder sees, as many in every sample."""
+        """`[B, N]` bool: the patches that the encoder sees, as many in every sample."""
         image = batch.frames[:, 0]
         patch = self._patch(image.ndim - 2)
         grid = [side // size for side, size in zip(image.shape[2:], patch, strict=True)]
@@ -127,7 +129,7 @@ class Masked(_SingleFrame):
             raise ValueError(
                 f"masked: mask_ratio={self.mask_ratio} hides none of {num_patches} patches of "
                 f"{patch} points on a grid of {tuple(image.shape[2:])}; take smaller patches, or hide "
-                f"more of them"
+                f"more patches"
             )
         return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :num_kept], True)
 
@@ -142,7 +144,7 @@ class Masked(_SingleFrame):
         return tuple(self.patch_size)
 
     def _valid_patches(self, image: Tensor) -> Tensor | None:
-        """``[B, N, volume * C]`` bool: what is predicted; None where that is everything."""
+        """`[B, N, volume * C]` bool: what is predicted; None where that is everything."""
         valid = self.field_masks.valid(image)
         if valid is None:
             return None
@@ -165,9 +167,9 @@ class Masked(_SingleFrame):
 
 @dataclass(frozen=True)
 class Classification(_SingleFrame):
-    """Cross entropy of class logits ``[B, K]``, with label smoothing.
+    """Cross entropy of class logits `[B, K]`, with label smoothing.
 
-    The class of a trajectory (an image) is the parameter ``label`` of its dataset.
+    The class of a trajectory (an image) is the parameter `label` of its dataset.
     """
 
     num_classes: int = 2
@@ -188,7 +190,7 @@ class Classification(_SingleFrame):
         return len(self.fields), self.num_classes
 
     def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
-        """``[B, 1]``. Raises ValueError for labels that are no class."""
+        """`[B, 1]`. Raises ValueError for labels that are no class."""
         labels = batch.label
         if not labels.is_meta and not bool(((labels >= 0) & (labels < self.num_classes)).all()):
             raise ValueError(
@@ -214,8 +216,8 @@ class Classification(_SingleFrame):
 class Segmentation(_SingleFrame):
     """Cross entropy plus soft Dice of a map of classes, as nnU-Net's (arXiv:1809.10486, sec. 3.3).
 
-    ``label_field``: the field that holds the class of every point as a whole number; the others go
-    in. Per sample ``mean CE + 1 - mean Dice``, Dice over the classes from 1 on (0 is background).
+    `label_field`: the field that holds the class of every point as a whole number; the others go
+    in. Per sample `mean CE + 1 - mean Dice`, Dice over the classes from 1 on (0 is background).
     Where the model answers with maps of several resolutions, finest first, each half as fine counts
     half, against labels taken at its points.
     """
@@ -229,8 +231,8 @@ class Segmentation(_SingleFrame):
         super().__post_init__()
         if self.label_field not in self.fields or len(self.fields) < 2:
             raise ValueError(
-                f"segmentation: label_field={self.label_field!r} must be one of the fields, beside "
-                f"what goes into the model; the fields are {', '.join(self.fields)}"
+                f"segmentation: label_field={self.label_field!r} must be one of the fields, next to "
+                f"the inputs of the model; the fields are {', '.join(self.fields)}"
             )
         if self.num_classes < 2:
             raise ValueError(f"segmentation: num_classes={self.num_classes} must be at least 2")
@@ -241,7 +243,7 @@ class Segmentation(_SingleFrame):
         return len(self.fields) - 1, self.num_classes
 
     def errors(self, model: nn.Module, batch: WindowBatch) -> Tensor:
-        """``[B, 1]``. Raises ValueError for labels that are no class."""
+        """`[B, 1]`. Raises ValueError for labels that are no class."""
         image, labels = self.split(batch.frames[:, 0])
         answer = model(image)
         maps = answer if isinstance(answer, tuple) else (answer,)
@@ -255,7 +257,7 @@ class Segmentation(_SingleFrame):
         return torch.stack(errors).sum(dim=0)[:, None] / sum(weights)
 
     def split(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """What goes in ``[B, C - 1, *grid]``, and the classes ``[B, *grid]``."""
+        """What goes in `[B, C - 1, *grid]`, and the classes `[B, *grid]`."""
         channel = self.fields.index(self.label_field)
         others = [index for index in range(len(self.fields)) if index != channel]
         labels = frame[:, channel].round().long()
@@ -291,7 +293,7 @@ def _masked_mean(squares_BNV: Tensor, masked_BN: Tensor, valid_BNV: Tensor | Non
 
 
 def _at(labels: Tensor, logits: Tensor) -> Tensor:
-    """Labels ``[B, *grid]`` at the points of a coarser map."""
+    """Labels `[B, *grid]` at the points of a coarser map."""
     if labels.shape[1:] == logits.shape[2:]:
         return labels
     coarse = F.interpolate(labels[:, None].float(), size=logits.shape[2:], mode="nearest-exact")

@@ -37,8 +37,10 @@ def copy_checkpoint(source: CheckpointStore, step: int, target: CheckpointStore)
 
 
 def empty_place(target: CheckpointStore) -> None:
-    """Delete every checkpoint of a place that no run continues from yet: what an attempt that was cut
-    off copied there must not be taken for what the next one asks for."""
+    """Delete every checkpoint of a place that no run continues from yet.
+
+    What an attempt that was cut off copied there must not be taken for what the next one asks for.
+    """
     for info in target.complete():
         target.place.delete(info.step)
 

@@ -133,8 +133,11 @@ class StoredTensors:
         return tensor
 
     def damaged(self, name: str) -> list[str]:
-        """Read the pieces of a tensor; return a sentence for each whose bytes are not the ones that
-        were in memory when it was saved. Version 1 has no such checksums: nothing to say then."""
+        """Read the pieces of a tensor.
+
+        Return a sentence for each whose bytes are not the ones that were in memory when it was
+        saved. Version 1 has no such checksums: nothing to say then.
+        """
         record = self.manifest.tensors.get(name)
         damage = []
         for piece in record.pieces if record else ():

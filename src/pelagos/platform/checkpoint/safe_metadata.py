@@ -92,8 +92,10 @@ def read_metadata_file(path: Path) -> Metadata:
 
 
 def _require_plausible(metadata: Metadata, path: Path) -> None:
-    """Raise ValueError where a checkpoint names files outside its directory, or claims tensors that
-    its files cannot hold: memory is allocated by what is claimed."""
+    """Raise ValueError if a checkpoint names files outside its directory, or claims impossible tensors.
+
+    Its files must be able to hold the tensors: memory is allocated by these claims.
+    """
     held: dict[str, int] = {}
     sizes: dict[str, int | None] = {}
     for index, info in (metadata.storage_data or {}).items():

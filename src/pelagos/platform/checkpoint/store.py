@@ -250,7 +250,7 @@ class CheckpointStore:
         written = write_pieces(copy, staging, group.process_group)
         damage = damaged_pieces(staging, written, pieces)
         if damage:
-            raise CheckpointError(f"what was written is not what was in memory: {damage[0]}")
+            raise CheckpointError(f"the written bytes differ from those in memory: {damage[0]}")
         paths = sorted(staging.glob(f"__{group.rank}_*"))
         if group.rank == 0:
             replace_durably(staging / TRAINER_STATE, json.dumps(trainer_state, indent=1).encode())
@@ -313,8 +313,10 @@ class CheckpointStore:
             return LoadReport(state, *report)
 
     def load_named(self, step: int, prefix: str | tuple[str, ...]) -> dict[str, Tensor]:
-        """Return the tensors whose names start with `prefix`, or one of them, in one process,
-        verified."""
+        """Return the tensors whose names start with `prefix`, or one of them, verified.
+
+        Works in one process.
+        """
         with self.opened(step) as (directory, manifest):
             _reject_damage(damaged_files(directory, manifest.files), f"{self.uri} step {step}")
             stored = StoredTensors(directory, manifest)
@@ -395,7 +397,7 @@ def _reject_damage(damage: Sequence[str], uri: str) -> None:
     if damage:
         raise CheckpointError(
             f"{uri} is damaged: {'; '.join(damage)}. Nothing was loaded; move this directory "
-            "away to go on from the checkpoint before it."
+            "away to continue from the checkpoint before it."
         )
 
 

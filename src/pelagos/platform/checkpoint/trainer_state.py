@@ -70,7 +70,7 @@ def streams_of(state: dict[str, Any], where: str) -> dict[str, Any]:
     streams: dict[str, Any] | None = state.get("streams")
     if streams is None:
         raise CheckpointError(
-            f"{where}: {TRAINER_STATE} does not say which samples came before: nothing can go on from "
+            f"{where}: {TRAINER_STATE} does not say which samples came before: nothing continues from "
             f"it. Its weights can be fine-tuned"
         )
     return streams

@@ -7,6 +7,7 @@ from pelagos.infra.storage.addresses import reject_empty_parts
 from pelagos.platform.config.convert import ConvertJob
 from pelagos.platform.config.differences import is_among
 from pelagos.platform.config.measure import EvaluateJob
+from pelagos.platform.config.parallel import TF32_NEEDS_A_GPU
 from pelagos.platform.config.schema import GenerateDataset, GenerateJob, Section, TrainingJob
 from pelagos.platform.config.sweep import (
     CHANGEABLE_WITHIN_A_RUN,
@@ -129,7 +130,7 @@ def _check_parallel(job: TrainingJob) -> Iterator[Finding]:
     if parallel.precision == "tf32" and not job.resources.gpus_per_worker:
         yield (
             ("parallel", "precision"),
-            "tf32 is a format of NVIDIA GPUs, but resources.gpus_per_worker is 0; use fp32 or bf16",
+            TF32_NEEDS_A_GPU,
         )
     if job.validation.num_samples < workers:
         yield (
@@ -189,8 +190,8 @@ def _check_pretrain(job: TrainingJob) -> Iterator[Finding]:
         if start >= job.schedule.total_steps:
             yield (
                 ("optimizer", "groups", index, "frozen_until_step"),
-                f"got {start}, must be below total_steps {job.schedule.total_steps}; for what is never "
-                "trained use optimizer.frozen",
+                f"got {start}, must be below total_steps {job.schedule.total_steps}; for parameters "
+                "that are never trained use optimizer.frozen",
             )
     if job.resources.gpus_per_worker > 1:
         yield (

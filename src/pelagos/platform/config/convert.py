@@ -24,11 +24,11 @@ class ConvertJob(Section):
     uri: PathText = Field(description="Where the dataset goes: a directory or s3:// prefix.")
     options: dict[str, Any] = Field(
         {},
-        description="What the source does not say itself, e.g. {format: arrays, mapping: FILE, "
+        description="Information that the source lacks, e.g. {format: arrays, mapping: FILE, "
         "splits: {train: 0.8, test: 0.2}, missing: mask} (docs/converting.md).",
     )
     verify: bool = Field(False, description="Read all back and compare it with the source.")
-    overwrite: bool = Field(False, description="Replace another dataset that is there.")
+    overwrite: bool = Field(False, description="Replace an existing dataset.")
     resources: ResourcesConfig = ResourcesConfig()
     storage: StorageConfig = StorageConfig()
     plugins: Plugins = PLUGINS

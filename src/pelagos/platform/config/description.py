@@ -19,7 +19,7 @@ class DescribedFieldConfig(Section):
 
 
 class DescriptionConfig(Section):
-    """What a Zarr array does not say itself; the log says what is assumed for the rest."""
+    """Information that a Zarr array lacks; the log lists assumptions about the rest."""
 
     name: str | None = Field(None, description="Name of the dataset; default: from its uri.")
     equation: str = Field("unknown", description="The equation solved, for people.")

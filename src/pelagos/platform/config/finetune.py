@@ -24,12 +24,12 @@ class FinetuneJob(TrainingJob):
     source: Annotated[SourceConfig, Trait.INPUTS] = Field(description="The weights to start from.")
     model: Annotated[ModelConfig, Trait.NETWORK, Trait.INPUTS] = Field(
         ModelConfig(name=SOURCE_MODEL),
-        description="Which network; default: the source's, with its options.",
+        description="The network; default: the source's, with its options.",
     )
     reinitialize: tuple[RegularExpression, ...] = Field(
         (),
-        description="Regular expressions of parameters that start afresh although they fit, e.g. a "
-        "head.",
+        description="Regular expressions of parameters that are re-initialised although they fit, "
+        "e.g. a head.",
     )
     lora: Annotated[LowRankConfig | None, Trait.NETWORK] = Field(
         None, description="Train low-rank updates instead of the weights; default: all weights."

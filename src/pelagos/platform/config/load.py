@@ -164,8 +164,10 @@ def parse_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
 
 
 def _unknown_names(tree: dict[str, Any], lines: dict[KeyPath, int]) -> Iterator[Problem]:
-    """Yield names of optimizer and schedule that nothing has registered; a file that names plugins,
-    which are imported later, is checked when its parts are built."""
+    """Yield names of optimizer and schedule that nothing has registered.
+
+    A file that names plugins, which are imported later, is checked when its parts are built.
+    """
     if tree.get("plugins"):
         return
     for section, find in (("schedule", _schedule), ("optimizer", _optimizer)):

@@ -19,7 +19,7 @@ from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, WeightsChoice
 
 
 class EvaluateResources(Section):
-    """What an evaluation runs on. Its numbers are the same for any number of workers."""
+    """Workers of an evaluation. Its numbers are the same for any number of workers."""
 
     launcher: Literal["ray", "none"] | None = Field(
         None,
@@ -65,17 +65,18 @@ class EvaluateJob(Section):
     batch_size: PositiveInt = Field(16, description="Trajectories forecast at once.")
     ensemble_size: NonNegativeInt = Field(
         0,
-        description="Also forecast by the mean of so many ways to partition each lead into steps.",
+        description="Also forecast by the mean over this many partitions of each lead into steps.",
     )
     rollout_windows: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
         ((6, 12), (13, 30)),
         description="First and last steps of rollouts that VRMSE is averaged over (The Well's).",
     )
     stability_steps: NonNegativeInt = Field(
-        0, description="Also roll out so many steps, beyond the data's end too: does it stay sane?"
+        0,
+        description="Also roll out this many steps, beyond the data's end too, to check stability.",
     )
     physics: bool = Field(
-        True, description="Also hold forecasts against the equation that a dataset records."
+        True, description="Also check forecasts against the equation that a dataset records."
     )
     resources: Annotated[EvaluateResources, BeforeValidator(_given_of_training)] = (
         EvaluateResources()
@@ -96,7 +97,7 @@ class EvaluateJob(Section):
 
 
 class ProbeJob(Section):
-    """Look at the nodes of a cluster: what `pelagos doctor --cluster NAME` submits."""
+    """Check the nodes of a cluster; `pelagos doctor --cluster NAME` submits it."""
 
     job: Literal["probe"] = "probe"
     name: RunName = Field(description="Name of the run.")

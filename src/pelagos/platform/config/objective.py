@@ -8,7 +8,7 @@ from pelagos.platform.config.section import Section
 
 
 class ObjectiveConfig(Section):
-    """What the network learns."""
+    """The learning task of the network."""
 
     name: str = Field(
         "all2all", description="Name of the objective (docs/models.md), or of a plugin's."

@@ -7,6 +7,10 @@ from pydantic import Field
 from pelagos.platform.config.marks import Meaning, Trait
 from pelagos.platform.config.section import PathText, PositiveInt, Section
 
+TF32_NEEDS_A_GPU = (
+    "tf32 is a format of NVIDIA GPUs, but resources.gpus_per_worker is 0; use fp32 or bf16"
+)
+
 
 class EveryNConfig(Section):
     """Recompute some blocks in the backward pass."""
@@ -15,7 +19,7 @@ class EveryNConfig(Section):
 
 
 class MemoryBudgetConfig(Section):
-    """Recompute what an integer program chooses (torch's, solved by PuLP)."""
+    """Recompute the parts that an integer program chooses (torch's, solved by PuLP)."""
 
     memory_budget_bytes: PositiveInt = Field(
         description="Peak memory of one rank: weights, gradients, moments and activations."
@@ -66,8 +70,8 @@ class ZeroConfig(Section):
     )
     config: Annotated[dict[str, Any] | PathText | None, Trait.ACCURACY] = Field(
         None,
-        description="Your own DeepSpeed configuration, or the path of its JSON; merged, and refused "
-        "where it contradicts the job.",
+        description="Your own DeepSpeed configuration, or the path of its JSON; merged, and rejected "
+        "if it contradicts the job.",
     )
 
 

@@ -20,33 +20,33 @@ from pelagos.platform.config.meanings import TRAINING_KINDS, Key, may_resume, tr
 INTRODUCTION = """\
 # Job files
 
-A job is one YAML file that says how it differs from the defaults below. Every key has one place, a
-type, a default and a unit in its name where it has one (`_seconds`, `_steps`, `num_`). A key that
-is not here is an error that names the file's line and the nearest key there is; every error of a
-file is reported at once, before anything is started.
+A job is one YAML file of differences from the defaults below. Every key has one place, a type and a
+default, and most names contain the unit (`_seconds`, `_steps`, `num_`). An unknown key is an error that
+names the file's line and the nearest known key. All errors of a file are reported at once, before
+anything starts.
 
-Any key can be given on the command line too, after the file, with the path to it and its value in
-YAML; numbers address the items of a list:
+Any key can also be given on the command line, after the file: its path, and its value in YAML. Numbers
+address the items of a list:
 
     pelagos pretrain job.yaml optimizer.lr=1e-4 data.mixture.0.weight=2 tracking.uri=null
 
-The column *on resume* says what a key of a training means, and whether `pelagos resume RUN KEY=VALUE`
-may change it:
+The column *on resume* gives the meaning of a key of a training, and whether
+`pelagos resume RUN KEY=VALUE` may change it:
 
-| word | the key says | another value |
+| word | the key decides | another value |
 |---|---|---|
-| `steps` | which steps are taken, or what is measured of them | is another training: a new run |
-| `how` | how the same steps are computed | gives the same losses, up to rounding |
-| `place` | where something is | gives the same losses |
-| `record` | what is written down, how often, and who watches | gives the same losses |
+| `steps` | the steps, or their measurement | is another training: a new run |
+| `how` | the way in which the same steps are computed | gives the same losses, up to rounding |
+| `place` | the place of data or files | gives the same losses |
+| `record` | records, their frequency, callbacks | gives the same losses |
 
-For `steps`, *with `--from`* means that a branch may change the key from a checkpoint on, and *yes* that
-the checkpoint is asked whether the value fits: a dataset that has moved is the same data.
+For `steps`, *with `--from`* means that a branch may change the key from a checkpoint on. *Yes* means
+that the value is checked against the checkpoint: a dataset that has moved is the same data.
 
-A sweep names its trials by what decides their steps (and by precision): a finished trial is not trained
-again because a key of another kind has changed.
+A sweep names its trials by the keys that decide their steps (and by precision). A finished trial is not
+trained again because another key has changed.
 
-`--dry-run` prints the whole resolved job, with what it would take, and starts nothing. A run keeps
+`--dry-run` prints the whole resolved job and its cost, and starts nothing. A run keeps
 its resolved job in `job.yaml`, which is again a job file.
 
 This page is written from the schema by `make docs`.

@@ -38,7 +38,7 @@ PLUGINS = Field(
 
 
 class StorageConfig(Section):
-    """How to reach `s3://` data. Credentials never stand here: they come from the environment."""
+    """Access to `s3://` data. Credentials are never here: they come from the environment."""
 
     endpoint_url: AddressText | None = Field(
         None, description="S3 endpoint; default: AWS_ENDPOINT_URL, else Amazon's own."
@@ -51,7 +51,7 @@ class StorageConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What a job runs on."""
+    """Workers, cores and GPUs of a job."""
 
     launcher: Annotated[Literal["ray", "none"], Meaning.HOW] = Field(
         "ray", description="ray: Ray workers; none: this process (alone, or as a torchrun rank)."
@@ -68,7 +68,7 @@ class GenerateDataset(Section):
     """One dataset to simulate."""
 
     family: str = Field(
-        description="Family of initial states; an unknown one is answered with all names."
+        description="Family of initial states; an error about an unknown one lists all."
     )
     uri: PathText = Field(description="Where the dataset goes: a directory or s3:// prefix.")
     num_trajectories: PositiveInt = Field(description="Number of trajectories to simulate.")
@@ -131,7 +131,7 @@ class MixtureEntryConfig(Section):
     )
     description: DescriptionConfig | PathText | None = Field(
         None,
-        description="What a Zarr array of another writer does not say: a mapping, or the path of a "
+        description="Information that a Zarr array from another tool lacks: a mapping, or the path of a "
         "YAML file of one (docs/data-recipes.md).",
     )
     crop: tuple[PositiveInt, ...] | None = Field(
@@ -147,16 +147,16 @@ class ConstantsConfig(Section):
 
 
 class CacheConfig(Section):
-    """Where each node keeps what it has fetched from object stores (docs/data.md)."""
+    """Cache of each node for data from object stores (docs/data.md)."""
 
     directory: Annotated[PathText, Meaning.PLACE] = Field(
-        description="Directory on a disk of the node; made if it is missing."
+        description="Directory on a disk of the node; created if absent."
     )
-    max_bytes: PositiveInt = Field(description="Bytes it may take, all datasets together.")
+    max_bytes: PositiveInt = Field(description="Largest size in bytes, all datasets together.")
 
 
 class DataConfig(Section):
-    """What is streamed into the model."""
+    """The data that is streamed into the model."""
 
     mixture: Annotated[tuple[MixtureEntryConfig, ...], Field(min_length=1), Trait.INPUTS] = Field(
         description="The datasets and their weights."
@@ -168,17 +168,17 @@ class DataConfig(Section):
     global_batch_size: PositiveInt = Field(description="Samples per optimizer step, all workers.")
     normalization: Literal["statistics", "none", "source"] | ConstantsConfig = Field(
         "statistics",
-        description="statistics: pooled over the mixture; none; source: what the weights were "
-        "trained with (finetune); or {mean: {...}, std: {...}}.",
+        description="statistics: pooled over the mixture; none; source: those of the "
+        "weights (finetune); or {mean: {...}, std: {...}}.",
     )
     absent_fields: Literal["masked", "ones"] = Field(
         "masked",
-        description="What a field is where a dataset lacks it. masked: 0 after normalisation, and no "
+        description="Value of a field that a dataset lacks. masked: 0 after normalisation, and no "
         "part of the loss; ones: 1, and learnt like any other (official DPOT).",
     )
     max_trajectories: PositiveInt | None = Field(
         None,
-        description="Train on the first so many trajectories of each dataset's split; default: all "
+        description="Train on the first N trajectories of each dataset's split; default: all "
         "(validation and constants of normalisation are not affected).",
     )
     run_length: PositiveInt = Field(
@@ -194,7 +194,7 @@ class DataConfig(Section):
     )
     crop: tuple[PositiveInt, ...] | None = Field(
         None,
-        description="Train and validate on random crops of so many grid points, [y, x]; default: "
+        description="Train and validate on random crops of this many grid points, [y, x]; default: "
         "whole frames, which `evaluate` always takes.",
     )
     cache: Annotated[CacheConfig | None, Meaning.HOW] = Field(
@@ -209,7 +209,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """Which network."""
+    """The network."""
 
     name: str = Field(
         description="Name in the registry (`pelagos models`), or a class: my_lab.networks:MyNet."
@@ -229,7 +229,7 @@ class ParameterGroupConfig(Section):
     lr: PositiveFloat | None = Field(None, description="Learning rate; default: optimizer.lr.")
     weight_decay: NonNegativeFloat | None = Field(None, description="Default: optimizer's.")
     frozen_until_step: NonNegativeInt = Field(
-        0, description="These stay as they are until so many steps are done (gradual unfreezing)."
+        0, description="These do not change until this step (gradual unfreezing)."
     )
 
 
@@ -244,7 +244,7 @@ class OptimizerConfig(Section):
     lr: Annotated[PositiveFloat, Trait.POPULATION] = Field(1e-3, description="Peak learning rate.")
     weight_decay: Annotated[NonNegativeFloat, Trait.POPULATION] = Field(
         0.1,
-        description="Decoupled decay; none for what the model exempts (biases, norms, …).",
+        description="Decoupled decay; none for parameters that the model exempts (biases, norms, …).",
     )
     betas: Annotated[tuple[MomentDecay, MomentDecay], Trait.POPULATION] = Field(
         (0.9, 0.999), description="Moment decay rates, below 1."
@@ -260,8 +260,8 @@ class OptimizerConfig(Section):
     )
     layer_decay: Annotated[float, Field(gt=0, le=1), Trait.POPULATION] = Field(
         1.0,
-        description="Each block's rate is so much of that of the block after it; what comes before "
-        "the blocks gets the lowest, what comes after them the whole.",
+        description="Ratio of each block's rate to that of the block after it. Parameters before "
+        "the blocks get the lowest rate, those after them the full one.",
     )
     # parameters may come to rest as a run goes on
     frozen: Annotated[tuple[RegularExpression, ...], Trait.RESUMABLE] = Field(
@@ -285,7 +285,7 @@ class ScheduleConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When and where state is saved."""
+    """Times and places of checkpoints."""
 
     every_steps: PositiveInt = Field(500, description="Steps between checkpoints.")
     keep_last: PositiveInt = Field(3, description="Newest checkpoints kept.")
@@ -294,7 +294,8 @@ class CheckpointConfig(Section):
         None, description="Directory or s3:// prefix; default: the run's own."
     )
     asynchronous: Annotated[bool, Meaning.HOW] = Field(
-        True, description="Training waits for the copy to host memory only; writing goes on beside."
+        True,
+        description="Training waits for the copy to host memory only, not for writing.",
     )
     new_parameters: Annotated[tuple[str, ...], Meaning.HOW] = Field(
         (),
@@ -335,7 +336,7 @@ TagName = Annotated[str, AfterValidator(_that_no_record_has)]
 
 
 class TrackingConfig(Section):
-    """Where MLflow records go."""
+    """Records in MLflow."""
 
     uri: PathText | None = Field(
         "sqlite:///mlflow.db", description="MLflow tracking store or server; null: no tracking."
@@ -358,7 +359,7 @@ class TrackingConfig(Section):
 
 
 class HealthConfig(Section):
-    """What happens when something breaks."""
+    """Responses to failures."""
 
     max_failures: NonNegativeInt = Field(3, description="Worker-group restarts before giving up.")
     collective_timeout_seconds: PositiveInt = Field(
@@ -372,10 +373,10 @@ class HealthConfig(Section):
 
 
 class CallbackConfig(Section):
-    """Something that is called as the training goes on, and sees its values."""
+    """A callback: it is called during the training and sees its values."""
 
     name: str = Field(description="A plugin's name, or a class: my_lab.watch:GradientNorms.")
-    config: dict[str, Any] = Field({}, description="Keywords that it is made with.")
+    config: dict[str, Any] = Field({}, description="Keywords of its constructor.")
     on_error: Literal["stop", "log"] = Field(
         "stop", description="Whether an exception in it stops the run, or is logged."
     )
@@ -407,7 +408,7 @@ class TrainingJob(Section):
     # where the code of parts is; which parts, other keys say
     plugins: Annotated[Plugins, Meaning.PLACE] = PLUGINS
     callbacks: Annotated[tuple[CallbackConfig, ...], Meaning.RECORD] = Field(
-        (), description="What watches the training, in this order (docs/extending.md)."
+        (), description="Callbacks of the training, called in this order (docs/extending.md)."
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Decay of an exponential moving average of the weights; default: none."

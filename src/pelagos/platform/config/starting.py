@@ -18,18 +18,16 @@ from pelagos.platform.config.section import (
 
 
 class SourceConfig(Section):
-    """Where the weights come from: one of `run` and `uri`."""
+    """Source of the weights: either `run` or `uri`."""
 
     run: RunName | None = Field(None, description="Name of a run.")
     runs_dir: PathText | None = Field(
         None, description="Directory of that run; default: `runs_dir`."
     )
     checkpoint: CheckpointName = Field(
-        "last", description="Of a run: last, best, or a step number."
+        "last", description="Checkpoint of a run: last, best, or a step number."
     )
-    weights: WeightsChoice = Field(
-        "auto", description=f"Of a run: which weights. {WEIGHTS_DESCRIPTION}"
-    )
+    weights: WeightsChoice = Field("auto", description=f"Weights of a run. {WEIGHTS_DESCRIPTION}")
     uri: PathText | None = Field(
         None,
         description="Exported or imported model directory, file of weights (safetensors, .pth), "
@@ -37,7 +35,7 @@ class SourceConfig(Section):
         "s3://.",
     )
     prefix: str | None = Field(
-        None, description="What stands before the network's own names in a foreign file."
+        None, description="Prefix before the network's own names in a foreign file."
     )
 
 

@@ -35,7 +35,7 @@ class SweptJobConfig(Section):
 
 
 class RandomRangeConfig(Section):
-    """A range that values are drawn from."""
+    """A range from which values are drawn."""
 
     low: float = Field(description="Smallest value.")
     high: float = Field(description="Largest value.")
@@ -43,16 +43,16 @@ class RandomRangeConfig(Section):
 
 
 class SearchConfig(Section):
-    """How the trials are chosen and when they are given up."""
+    """Choice of the trials, and of those that are stopped early."""
 
     name: Literal["grid", "random", "asha", "population"] = Field(
         "grid",
         description="grid: every combination; random: draws on top of it; asha: either, and trials "
-        "that lag are stopped (arXiv:1810.05934); population: trials that lag go on from the "
+        "that lag are stopped (arXiv:1810.05934); population: trials that lag continue from the "
         "checkpoints of the best, with other values of `random` (arXiv:1711.09846).",
     )
     metric: Literal["validation_loss"] = Field(
-        "validation_loss", description="What trials are ranked by."
+        "validation_loss", description="Metric that ranks the trials."
     )
     mode: Literal["min"] = Field("min", description="Smaller is better.")
     num_samples: PositiveInt = Field(
@@ -64,10 +64,10 @@ class SearchConfig(Section):
         1, description="asha: validations before a trial may be stopped."
     )
     max_validations: PositiveInt = Field(
-        100, description="asha: no trial is compared after so many validations."
+        100, description="asha: no trial is compared after this many validations."
     )
     reduction_factor: Annotated[int, Field(ge=2)] = Field(
-        3, description="asha: one in so many trials goes on at each comparison."
+        3, description="asha: one in this many trials continues at each comparison."
     )
     perturb_validations: PositiveInt = Field(
         1, description="population: validations between two comparisons of its members."
@@ -79,7 +79,7 @@ class SearchConfig(Section):
     )
     resample_probability: Fraction = Field(
         0.25,
-        description="population: how often a value is drawn anew; otherwise it moves by a factor, "
+        description="population: how often a new value is drawn; otherwise it moves by a factor, "
         "or to a neighbour in its list.",
     )
     perturbation_factors: tuple[PositiveFloat, PositiveFloat] = Field(
@@ -88,13 +88,13 @@ class SearchConfig(Section):
 
 
 class TrialEvaluationConfig(Section):
-    """What each finished trial is measured on."""
+    """Measurement of each finished trial."""
 
     split: str = Field("test", description="Split of each dataset.")
     max_trajectories: PositiveInt = Field(64, description="Trajectories per dataset at most.")
     lead_steps: PositiveInt | None = Field(
         None,
-        description="The lead that errors are of, in used frames; default: the last (all of a "
+        description="Lead time of the errors, in used frames; default: the last (all of a "
         "trajectory, or max_lead_steps).",
     )
     batch_size: PositiveInt = Field(16, description="Trajectories forecast at once.")
@@ -111,7 +111,7 @@ class SweepJob(Section):
         "runs", description="Directory of the sweep's records and of its runs."
     )
     jobs: Annotated[dict[Label, SweptJobConfig], Field(min_length=1)] = Field(
-        description="Label: training job. All are run over all that follows."
+        description="Label: training job. Each is run with every combination of the keys below."
     )
     grid: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(
         {}, description="Dotted key of the jobs: its values; every combination is run."
@@ -129,7 +129,7 @@ class SweepJob(Section):
         (0,), description="Seeds; every variant is run with each."
     )
     baseline: str | None = Field(
-        None, description="Label that gains are measured against; default: fno, if there is one."
+        None, description="Reference label of the gains; default: fno, if there is one."
     )
     evaluate: TrialEvaluationConfig | None = Field(
         TrialEvaluationConfig(), description="Measurement of finished trials; null: none."

@@ -55,4 +55,5 @@ def not_undone(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def event_metric(kind: str, name: str) -> str:
+    """Return the name of a metric of an event: the kind of the event comes first, once."""
     return name if name.startswith(kind) else f"{kind}_{name}"

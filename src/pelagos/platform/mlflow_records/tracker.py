@@ -105,7 +105,7 @@ class Tracker:
             if not self.warned:
                 self.warned = True
                 logger.warning(
-                    "MLflow at %s does not answer (%s: %s); training goes on, records are kept in "
+                    "MLflow at %s does not answer (%s: %s); training continues, records are kept in "
                     "%s and sent when it does",
                     self.job.tracking.uri,
                     type(error).__name__,

@@ -100,8 +100,10 @@ def _exempt(model: nn.Module) -> set[str]:
 
 
 def layer_shares(model: nn.Module, layer_decay: float) -> dict[str, float]:
-    """Return what share of the rate each parameter gets: `layer_decay` to the power of the number of
-    layers above it, the layers being `model.blocks()` in order, what comes before them, and after.
+    """Return what share of the rate each parameter gets.
+
+    `layer_decay` to the power of the number of layers above it, the layers being `model.blocks()`
+    in order, what comes before them, and after.
     """
     names = [name for name, _ in model.named_parameters()]
     if layer_decay == 1.0:

@@ -1,5 +1,8 @@
-"""Runs in directories of other users: their jobs say where data and records are, and so where whoever
-reads them would send credentials. Only places that the reader uses anyway are believed."""
+"""Runs in directories of other users.
+
+Their jobs say where data and records are, and so where whoever reads them would send credentials.
+Only places that the reader uses anyway are believed.
+"""
 
 import functools
 import logging
@@ -58,8 +61,10 @@ def _is_unknown_tracking(uri: str | None) -> bool:
 
 
 def _is_below_here(uri: str) -> bool:
-    """Whether a store is a file below the directory that the reader is in. A path of another user's
-    choice would have MLflow make tables in whatever file of the reader's is there.
+    """Whether a store is a file below the directory that the reader is in.
+
+    A path of another user's choice would have MLflow make tables in whatever file of the reader's
+    is there.
 
     >>> [_is_below_here(f"sqlite:///{path}") for path in ("mlflow.db", "/home/me/a.db", "a/../../b.db")]
     [True, False, False]

@@ -46,8 +46,11 @@ class RemoteRunDirectory:
         return int(self._answer("keep_metrics_until", step))
 
     def stop_requested(self) -> bool:
-        """Return the last answer; a new question is asked once a second, and only the first is waited
-        for, so that a stop asked for before the start ends the run at its first step."""
+        """Return the last answer.
+
+        A new question is asked once a second, and only the first is waited for, so that a stop
+        asked for before the start ends the run at its first step.
+        """
         import ray
 
         if self._asked_at == 0.0:

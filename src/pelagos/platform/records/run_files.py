@@ -47,8 +47,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append a record in one write of one line: a killed process leaves at most one torn last line,
-    which reading skips."""
+    """Append a record in one write of one line.
+
+    A killed process leaves at most one torn last line, which reading skips.
+    """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
     with os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")

@@ -25,6 +25,7 @@ from typing import Any
 
 from pelagos.infra.storage.files import open_lock_file, replace_durably
 from pelagos.platform.config.differences import changed_keys, is_among
+from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.marks import Trait
 from pelagos.platform.config.meanings import has, may_resume, names_of
@@ -118,9 +119,8 @@ class RunDirectory:
         """Return the run's resolved job, to be shown. Raises as `job`."""
         self._require_regular_job()
         job = load_job(self.path / "job.yaml")
-        if not isinstance(job, TrainingJob):
-            raise RunError(f"{self.path / 'job.yaml'} is no training job; only those make runs")
-        return job
+        other = RunError(f"{self.path / 'job.yaml'} is no training job; only those make runs")
+        return as_kind(TrainingJob, job, other)
 
     def _require_regular_job(self) -> None:
         path = self.path / "job.yaml"
@@ -137,8 +137,7 @@ class RunDirectory:
             ConfigError: the changed job is not valid.
         """
         before = self.job()
-        after = load_job(self.path / "job.yaml", overrides)  # regular, or `job` had raised
-        assert isinstance(after, TrainingJob), "as before"
+        after = as_kind(TrainingJob, load_job(self.path / "job.yaml", overrides))
         given = tuple(text.partition("=")[0].strip() for text in overrides)
         after = believed(after, self.path / "job.yaml", given)
         changeable = (*CHANGEABLE, *also_changeable)
@@ -174,7 +173,7 @@ class RunDirectory:
             raise RunError(
                 f"run {self.name!r} is another user's, and its files in {self.path} say "
                 f"{' and '.join(dropped)}, where your credentials would be sent. Say it yourself if you "
-                f"know it, or KEY=null to go on without"
+                f"know it, or KEY=null to continue without"
             )
 
     def replace_job(self, job: TrainingJob) -> None:
@@ -215,8 +214,10 @@ class RunDirectory:
 
     @property
     def identities(self) -> tuple[str, ...]:
-        """The run's own identity, empty for runs made before there were any, then those of runs
-        whose checkpoints it took over."""
+        """The run's own identity, then those of runs whose checkpoints it took over.
+
+        Empty for runs made before there were identities.
+        """
         own = ""
         with contextlib.suppress(FileNotFoundError):
             told = read_json(self.path / IDENTITY)

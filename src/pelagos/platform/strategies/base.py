@@ -105,8 +105,9 @@ class Strategy(ABC):
 
     @abstractmethod
     def step(self) -> float:
-        """Clip by the global norm, take the optimizer step, clear gradients; return the norm
-        before clipping. A norm that is not finite changes no weight.
+        """Clip by the global norm, take the optimizer step, clear gradients.
+
+        Return the norm before clipping. A norm that is not finite changes no weight.
         """
 
     @property

@@ -102,8 +102,10 @@ class FullyShardStrategy(TorchOptimizerStrategy):
         torch.autograd.backward(self.scaled(loss))
 
     def load_state(self, state: TensorState) -> None:
-        """Drop gathered copies, which are of the weights before: the root keeps its own after a
-        forward pass without a backward pass."""
+        """Drop gathered copies, which are of the weights before.
+
+        The root keeps its own after a forward pass without a backward pass.
+        """
         for module in self.module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()

@@ -49,8 +49,8 @@ def draw(model: nn.Module, name: str, module: nn.Module, seed: int) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         if callable(draw_whole := getattr(model, "draw_whole", None)):
             for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    tensor.copy_(draw_whole(seed, name, key))
+                if tensor is not None and (drawn := draw_whole(seed, name, key)) is not None:
+                    tensor.copy_(drawn)
             return
         torch.manual_seed(_module_seed(seed, name))
         init_weights = getattr(model, "init_weights", None)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pelagos.platform.config.parallel import TF32_NEEDS_A_GPU
 from pelagos.platform.strategies.base import Precision
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,10 +44,7 @@ def check_precision(precision: Precision, use_gpu: bool) -> None:
     """
     if not use_gpu:
         if precision == "tf32":
-            raise ValueError(
-                "parallel.precision: tf32 is a format of NVIDIA GPUs, but "
-                "resources.gpus_per_worker is 0; use fp32 or bf16"
-            )
+            raise ValueError(f"parallel.precision: {TF32_NEEDS_A_GPU}")
         return
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     if precision in ("bf16", "tf32") and capability < TF32_CAPABILITY:

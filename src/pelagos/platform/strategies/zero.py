@@ -165,8 +165,9 @@ class ZeroStrategy(Strategy):
             self.optimizer.state[flat] = self.options.optimizer.fresh_state(flat)
 
     def _load_steps(self, state: TensorState) -> None:
-        """Set the single numbers of each flat buffer, which has one for all its parameters: of AdamW
-        the step count.
+        """Set the single numbers of each flat buffer, which has one for all its parameters.
+
+        Of AdamW the step count.
 
         Raises:
             ValueError: the parameters of one optimizer group have made different numbers of steps.

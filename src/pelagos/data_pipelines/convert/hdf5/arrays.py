@@ -212,7 +212,7 @@ class Hdf5Array:
             raise SourceError(
                 f"{self.where} holds nothing at index ({', '.join(map(str, index))}): it {reason}. "
                 f"HDF5 would read zeros there; nothing is filled in. Write the data, or convert only "
-                f"what is there (--splits train=N takes the first N trajectories, --num-frames the "
+                f"the written part (--splits train=N takes the first N trajectories, --num-frames the "
                 f"first frames)"
             )
         if self.facts.unproven is None:

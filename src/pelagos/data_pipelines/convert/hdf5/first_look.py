@@ -116,7 +116,7 @@ class Looker:
         if known.fault:
             raise DamagedFileError(
                 f"{file} is damaged: it {known.fault}. Copy or download it again; `h5dump -H {file}` "
-                f"shows how far other programs get, and `h5repack` may save what is whole"
+                f"shows how far other programs get, and `h5repack` may save the intact parts"
             )
 
     def _ask(self, file: str, key: str, seconds: float) -> dict[str, Any]:

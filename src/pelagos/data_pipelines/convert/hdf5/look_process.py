@@ -134,8 +134,10 @@ class Look:
             node.id.get_storage_size()
 
     def require_files(self, node: Any) -> None:
-        """Raise Stop where a virtual array has a pipe or a device for a source: opening it would wait
-        for ever."""
+        """Raise Stop where a virtual array has a pipe or a device for a source.
+
+        Opening it would wait for ever.
+        """
         if not getattr(node, "is_virtual", False):
             return
         folder = os.path.dirname(self.name)
@@ -176,6 +178,7 @@ def bound_memory(num_bytes: int) -> None:
 
 
 def main() -> None:
+    """Answer the requests on standard input until it ends, one line each."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # where a library may print
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

@@ -234,8 +234,10 @@ def _add_own_positions(
 
 
 def _own_places(arrays: Sequence[StoredArray], mapping: Mapping) -> dict[str, Place]:
-    """What the arrays' files say of where the grid is, which must be the same in all of them; numbers
-    for all axes in the mapping pass over it."""
+    """What the arrays' files say of where the grid is, which must be the same in all of them.
+
+    Numbers for all axes in the mapping pass over it.
+    """
     places: dict[str, Place] = {}
     for array in arrays:
         letters = set(array.axes) & set("zyx")

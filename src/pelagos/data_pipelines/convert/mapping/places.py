@@ -1,5 +1,7 @@
-"""Where the points of a grid are that is not along axes: latitude and longitude `[y, x]`, or names
-beside those of the axes (CF 1.11, section 5: auxiliary coordinates).
+"""Where the points of a grid are that is not along axes.
+
+Latitude and longitude `[y, x]`, or names beside those of the axes (CF 1.11, section 5: auxiliary
+coordinates).
 
 They say nothing that a dataset keeps, but files of other places are no files of one domain.
 """
@@ -70,8 +72,10 @@ class Place:
 
 
 def own_places(array: StoredArray) -> dict[str, Place]:
-    """By name the auxiliary coordinates that an array's attribute `coordinates` lists, if they are
-    positions in space and vary along its axes of space alone."""
+    """By name the auxiliary coordinates that an array's attribute `coordinates` lists.
+
+    Only those that are positions in space and vary along its axes of space alone.
+    """
     stored = stored_array(array)
     attributes: dict[str, Any] = dict(getattr(stored, "attributes", {}))
     listed = attributes.get("coordinates", "")

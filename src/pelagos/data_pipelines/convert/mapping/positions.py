@@ -112,6 +112,7 @@ def read_positions(array: StoredArray, size: int) -> Positions:
 
 
 def same_unit(one: str, other: str) -> bool:
+    """Return whether two spellings mean the same unit."""
     return _UNITS.get(one.lower(), one) == _UNITS.get(other.lower(), other)
 
 
@@ -124,8 +125,10 @@ def unit_of(array: StoredArray) -> str:
 
 
 def own_positions(array: StoredArray) -> dict[str, Positions]:
-    """By the letter of an axis of time or space the positions that an array's own file gives for
-    it: the variables of its dimensions' names, where they are numbers."""
+    """By the letter of an axis of time or space the positions that an array's own file gives for it.
+
+    The variables of its dimensions' names, where they are numbers.
+    """
     stored = stored_array(array)
     keys: tuple[str | None, ...] = getattr(stored, "coordinates", ())
     found = {}

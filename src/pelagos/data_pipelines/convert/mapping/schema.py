@@ -33,7 +33,7 @@ class Section(BaseModel):
 class ArrayMapping(Section):
     """One stored array and the fields it holds."""
 
-    file: str | None = Field(None, description="beside the source; default: the source itself")
+    file: str | None = Field(None, description="next to the source; default: the source itself")
     key: str = Field("", description="the array in the file; empty where a file is one array")
     axes: list[Literal["n", "t", "c", "z", "y", "x", "1"]] = Field(
         description="one letter per axis: n trajectory, t time, c channel, z y x space, 1 none"
@@ -76,10 +76,10 @@ class Mapping(Section):
     published_normalization: dict[str, Any] = Field({}, description="as in the dataset")
     grid_location: Literal["cell", "node"] = Field("cell", description="cell centres or nodes")
     missing: Literal["reject", "fill", "mask"] = Field(
-        "reject", description="what becomes of missing values"
+        "reject", description="treatment of missing values"
     )
     fill_value: float | None = Field(
-        None, description="what takes the place of missing values; default: the field's mean"
+        None, description="replaces missing values; default: the field's mean"
     )
     splits: dict[Annotated[str, AfterValidator(checked_split_name)], float] | None = Field(
         None, description="shares or numbers of trajectories, in order"

@@ -100,8 +100,11 @@ def _resigned(stored: Numbers, attributes: Mapping[str, Any]) -> Numbers:
 
 
 def _as_stored(number: Any, stored: Numbers, values: Numbers) -> Any:
-    """A limit as a number of the values' type: 0.1 of float32 is no more than a limit of 0.1, and
-    -1 of one byte is 255 where they are unsigned."""
+    """A limit as a number of the values' type.
+
+    0.1 of float32 is no more than a limit of 0.1, and -1 of one byte is 255 where they are
+    unsigned.
+    """
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):
             return values.dtype.type(number)

@@ -120,8 +120,10 @@ class SecondReading:
                 )
 
     def statistics(self) -> Iterator[str]:
-        """Sentences about fields whose statistics are not the source's, once every frame was
-        given to `compare`."""
+        """Sentences about fields whose statistics are not the source's.
+
+        Valid once every frame was given to `compare`.
+        """
         where = f"trajectories {self.trajectories.start} to {self.trajectories.stop - 1}"
         for channel, (mine, theirs) in enumerate(zip(self._source, self._stored, strict=True)):
             largest = max(abs(mine.low), abs(mine.high))

@@ -11,7 +11,6 @@ import json
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.store import DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset, Region
+from pelagos.data_pipelines.streaming.channels import Channels
 from pelagos.data_pipelines.streaming.crops import crop_region
 from pelagos.data_pipelines.streaming.given_fields import given_fields
 from pelagos.data_pipelines.streaming.mixtures.curriculum import (
@@ -90,7 +90,16 @@ class Mixture:
         check_masks(self.normalization, self._masks)
         self._scratch = threading.local()
         self._labels = tuple(_labels(e.dataset) for e in self.entries)
-        self._plans = tuple(self._channel_plan(entry) for entry in self.entries)
+        self.channels = tuple(
+            Channels.of(
+                entry.dataset,
+                self.normalization,
+                offset=entry.offset,
+                masks=self._masks,
+                absent_value=absent_value,
+            )
+            for entry in self.entries
+        )
 
     @property
     def num_windows(self) -> tuple[int, ...]:
@@ -170,22 +179,25 @@ class Mixture:
 
     def present(self, dataset: int) -> npt.NDArray[np.bool_]:
         """Which channels of a dataset count: those that it has, stored or constant, `[C]`."""
-        spec = self.entries[dataset].dataset.spec
-        has = {*spec.field_names, *spec.constant_fields, *self._masks}
-        return np.array([self.absent_counts or name in has for name in self.fields])
+        return np.array([self.absent_counts or has for has in self.channels[dataset].present])
 
     @property
     def masks(self) -> dict[str, str]:
-        """The channels that have points without a value, each with the field that says where: 1 with
-        a value, 0 without. That field need not be a channel."""
+        """The channels that have points without a value, each with its mask.
+
+        A mask is 1 where there is a value and 0 elsewhere. It need not be a channel.
+        """
         specs = [entry.dataset.spec for entry in self.entries]
         found = {name: mask for spec in specs for name, mask in spec.masks.items()}
         return {name: found[name] for name in self.fields if name in found}
 
     @property
     def given_fields(self) -> frozenset[str]:
-        """Channels of which nothing has to be forecast: constant, given (`DatasetSpec`), or found to
-        never change (`unchanging_fields`), in every dataset that has them, and in one at least."""
+        """Channels of which nothing has to be forecast.
+
+        They are constant, given (`DatasetSpec`), or found never to change (`unchanging_fields`), in
+        every dataset that has them, and in at least one.
+        """
         datasets = [entry.dataset for entry in self.entries]
         specs = [dataset.spec for dataset in datasets]
         given = [given_fields(dataset) for dataset in datasets]
@@ -199,19 +211,13 @@ class Mixture:
             if n not in names
         }
         if self.absent_counts:  # what a dataset lacks is learnt like any other
-            changing |= {
-                name
-                for spec in specs
-                for name in self.fields
-                if name not in {*spec.field_names, *spec.constant_fields, *self._masks}
-            }
+            changing |= {name for channels in self.channels for name in channels.absent}
         return frozenset(known - changing) & frozenset(self.fields)
 
     @property
     def is_complete(self) -> bool:
         """Whether no dataset lacks a channel."""
-        plans = (plan for plan in self._plans if not isinstance(plan, _SameChannels))
-        return not any(channel is None for plan in plans for channel in plan)
+        return not any(channels.absent for channels in self.channels)
 
     def label(self, dataset: int, trajectory: int) -> int:
         """A trajectory's class, the parameter `label`; -1 where the dataset has none."""
@@ -226,16 +232,15 @@ class Mixture:
         out: npt.NDArray[np.float32],
         region: Region | None = None,
     ) -> None:
-        """Read one sample, or a region of it, and write it normalised into `out`, `[F, C, y, x]`
-        float32.
+        """Read one sample, or a region of it, normalised into `out`, `[F, C, y, x]` float32.
 
         Raises:
             DatasetError: naming the dataset, the trajectory and the frames.
         """
-        plans = self._plans[dataset]
+        channels = self.channels[dataset]
         spec = self.entries[dataset].dataset.spec
         # Same channels and type: read into the batch and normalise in place, which spares a copy.
-        is_in_place = isinstance(plans, _SameChannels) and spec.dtype == "float32"
+        is_in_place = channels.are_as_stored and spec.dtype == "float32"
         target = out if is_in_place else self._thread_scratch(dataset, out.shape[2:])
         try:
             raw = self.entries[dataset].dataset.read_frames(trajectory, window, target, region)
@@ -244,19 +249,7 @@ class Mixture:
                 f"{error} (while reading trajectory {trajectory}, frames {list(window)} of "
                 f"{self.entries[dataset].dataset.uri})"
             ) from error
-        if isinstance(plans, _SameChannels):  # two calls in place of two per channel
-            np.subtract(raw, plans.shift, out=out)
-            np.divide(out, plans.scale, out=out)
-            return
-        for channel, plan in enumerate(plans):
-            target = out[:, channel]
-            if plan is None:
-                target[...] = self.absent_value
-            elif plan.source is None:
-                target[...] = (plan.constant - plan.shift) / plan.scale
-            else:
-                np.subtract(raw[:, plan.source], np.float32(plan.shift), out=target)
-                np.divide(target, np.float32(plan.scale), out=target)
+        channels.write(raw, out)
 
     def state_dict(self) -> dict[str, Any]:
         """What must not change for the order of samples to stay the same, as short JSON.
@@ -309,51 +302,6 @@ class Mixture:
         if buffer is None or len(buffer) < num_bytes:
             buffer = self._scratch.buffer = np.empty(num_bytes, np.uint8)
         return buffer[:num_bytes].view(spec.value_dtype).reshape(shape)
-
-    def _channel_plan(self, entry: MixtureEntry) -> _SameChannels | tuple[_Channel | None, ...]:
-        dataset = entry.dataset
-        if dataset.field_names == self.fields:
-            columns = (len(self.fields), *(1 for _ in dataset.grid_shape))
-            shifts = [
-                entry.offset.get(name, 0.0) + mean
-                for name, mean in zip(self.fields, self.normalization.mean, strict=True)
-            ]
-            return _SameChannels(
-                np.array(shifts, np.float32).reshape(columns),
-                np.array(self.normalization.std, np.float32).reshape(columns),
-            )
-        plans: list[_Channel | None] = []
-        for name, mean, std in zip(
-            self.fields, self.normalization.mean, self.normalization.std, strict=True
-        ):
-            shift = entry.offset.get(name, 0.0) + mean
-            if name in dataset.field_names:
-                plans.append(_Channel(dataset.field_names.index(name), 0.0, shift, std))
-            elif name in dataset.spec.constant_fields:
-                plans.append(_Channel(None, dataset.spec.constant_fields[name], shift, std))
-            elif name in self._masks:
-                plans.append(_Channel(None, 1.0, shift, std))
-            else:
-                plans.append(None)
-        return tuple(plans)
-
-
-@dataclass(frozen=True)
-class _SameChannels:
-    """A dataset whose fields are the model's channels, in order: `(values - shift) / scale`."""
-
-    shift: npt.NDArray[np.float32]  # [C, 1, 1]
-    scale: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Channel:
-    """How one model channel comes from a dataset: `(value - shift) / scale`."""
-
-    source: int | None  # channel of the stored data, or None for the constant
-    constant: float
-    shift: float
-    scale: float
 
 
 def _labels(dataset: ReadableDataset) -> npt.NDArray[np.float64] | None:

@@ -1,5 +1,6 @@
-"""Kubernetes: RayJob manifests for the KubeRay operator (API `ray.io/v1`), applied with kubectl's
-configuration through the Kubernetes API.
+"""Kubernetes: RayJob manifests for the KubeRay operator (API `ray.io/v1`).
+
+They are applied with kubectl's configuration through the Kubernetes API.
 
 Nothing of the namespace is trusted. The operator gives every Ray cluster a token of its own, in a
 Secret; a NetworkPolicy keeps other pods away from it; processes are no root and hold no right to the

@@ -67,8 +67,10 @@ class JobKind(Generic[AnyJob]):
         return ()
 
     def replaced(self, job: AnyJob) -> dict[str, str]:
-        """Return what the job may read or replace with the rights of whoever runs it, by key: of a
-        job that somebody else wrote, each must be said again."""
+        """Return what the job may read or replace with the rights of whoever runs it, by key.
+
+        Of a job that somebody else wrote, each must be said again.
+        """
         return {}
 
     def check(self, job: AnyJob, made: Collection[str], earlier: Collection[str]) -> list[str]:

@@ -45,9 +45,9 @@ class TrainingKind(JobKind[AnyTraining]):
 
     def check_parts(self, job: AnyTraining) -> list[str]:
         """Check the job against its datasets, which are there."""
-        from pelagos.jobs.training.parts import check_parts
+        from pelagos.jobs.training.checking import checked
 
-        check_parts(job)
+        checked(job)
         return []
 
     def on_cluster(self, job: AnyTraining, storage: str, runs_dir: Path) -> AnyTraining:

@@ -93,8 +93,10 @@ class Queue:
         return WaitingRun(state, self._submissions[state.run][0].needs)
 
     def _states(self) -> dict[str, RunState]:
-        """Return the state of every run whose record is one: anybody can write there, and what one
-        of them wrote must not stop everybody's queue."""
+        """Return the state of every run whose record is one.
+
+        Anybody can write there, and what one of them wrote must not stop everybody's queue.
+        """
         states: dict[str, RunState] = {}
         self._submissions = {}
         for name, record in self.records.items():

@@ -32,8 +32,9 @@ def remember(record: RunRecord, event: Mapping[str, Any]) -> None:
 
 
 def own_events(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the events of this user's that submit the run, as far as the record holds them and in the
-    order in which they were written; empty unless the newest of the record is this user's newest.
+    """Return the events of this user's that submit the run, in the order in which they were written.
+
+    Those that the record holds; empty unless the newest of the record is this user's newest.
 
     Whoever removes or exchanges events could otherwise have an earlier submission started again.
     """

@@ -44,8 +44,10 @@ STATE_AFTER = {
 
 
 class RecordError(ValueError):
-    """A submitted run that does not exist, whose name is taken, or whose record is none; says what
-    to do."""
+    """A submitted run that does not exist, whose name is taken, or whose record is none.
+
+    Says what to do.
+    """
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ def field_problems(
     held_out: Mixture,
     validated: Sequence[SampleIndex],
 ) -> list[Problem]:
-    """Return why a job that forecasts fields has nothing to learn or to validate; say in the log
-    which fields are taken for given, and which have no validation sample.
+    """Return why a job that forecasts fields has nothing to learn or to validate.
+
+    The log says which fields are taken for given, and which have no validation sample.
 
     `validated` are the samples of `held_out` that validation draws.
     """
@@ -62,8 +63,10 @@ def field_problems(
 
 
 def given_in(dataset: ReadableDataset, data: EvaluationData) -> tuple[GivenField, ...]:
-    """Return the stored fields of a dataset that an evaluation does not score, because nothing of
-    them has to be forecast, and how that is known."""
+    """Return the stored fields of a dataset that an evaluation does not score, and why.
+
+    Nothing of them has to be forecast.
+    """
     scored = {data.fields[channel] for channels in data.groups.values() for channel in channels}
     found = unchanging_fields(dataset)
     known = {

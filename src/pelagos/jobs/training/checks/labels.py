@@ -12,7 +12,7 @@ def label_problems(objective: Objective, mixture: Mixture) -> Iterator[str]:
     """Yield what is wrong with the classes of a mixture's datasets; nothing for other objectives.
 
     Of segmentations the extremes in a dataset's statistics are checked, which are the training
-    split's; ``drawn_label_problems`` looks at others.
+    split's; `drawn_label_problems` looks at others.
     """
     if not isinstance(objective, (Classification, Segmentation)):
         return
@@ -42,8 +42,10 @@ def label_problems(objective: Objective, mixture: Mixture) -> Iterator[str]:
 
 
 def _other_classes(mixture: Mixture) -> Iterator[str]:
-    """Yield what differs between the lists of classes of a mixture's datasets: label 0 would be one
-    class in the first and another in the second."""
+    """Yield the differences between the lists of classes of a mixture's datasets.
+
+    Label 0 would be one class in the first and another in the second.
+    """
     listed = [
         (entry.dataset.uri, entry.dataset.spec.generator.get("classes"))
         for entry in mixture.entries
