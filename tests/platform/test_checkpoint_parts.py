@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -385,12 +384,16 @@ def test_a_piece_that_would_run_code_is_refused(tmp_path: Path) -> None:
     """Whoever wrote it may have written the checksums too."""
     parts: dict[str, Tensor] = {"w": share(torch.zeros(3), 0, 1)}
     (result,) = write_pieces(parts, tmp_path, None)
-    stored = StoredTensors(tmp_path, Manifest(0, (), {}))
+    piece = PieceRecord("w", (0,), (3,), "00000000")
+    record = TensorRecord((3,), "float32", (piece,))
+    stored = StoredTensors(tmp_path, Manifest(0, (), {"w": record}))
     file = tmp_path / result.storage_data.relative_path
     torch.save(Touch(tmp_path / "ran"), file)
     # as long as the piece was, whatever stands behind the end of an archive
     ((_, info),) = stored._pieces["w"]
     info.offset, info.length = 0, file.stat().st_size
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    with pytest.raises(CheckpointError, match=f"{file}: .* would run code: it was not run"):
         stored.read("w")
+    (sentence,) = stored.damaged("w")  # `checkpoint verify` says so, as of any damage
+    assert "would run code" in sentence
     assert not (tmp_path / "ran").exists()

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,13 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from pelagos.infra.storage.files import open_regular
-from pelagos.platform.checkpoint.manifest import Manifest, PieceRecord, TensorRecord, tensor_crc32c
+from pelagos.platform.checkpoint.manifest import (
+    CheckpointError,
+    Manifest,
+    PieceRecord,
+    TensorRecord,
+    tensor_crc32c,
+)
 from pelagos.platform.checkpoint.safe_metadata import SafeReader
 from pelagos.platform.tensor_layout import FlatShard, local_part, with_local_part, written_part
 
@@ -143,7 +150,7 @@ class StoredTensors:
         for piece in record.pieces if record else ():
             try:
                 stored = _read_piece(self.directory, self._storage(name, piece.offsets))
-            except (OSError, KeyError, RuntimeError, EOFError) as error:
+            except (CheckpointError, OSError, KeyError, RuntimeError, EOFError) as error:
                 damage.append(f"{name} at {list(piece.offsets)}: cannot be read ({error})")
                 continue
             if tensor_crc32c(stored) != piece.crc32c:
@@ -197,5 +204,11 @@ def _read_piece(directory: Path, info: Any) -> Tensor:
     with os.fdopen(open_regular(directory / info.relative_path, follow_links=True), "rb") as file:
         file.seek(info.offset)
         content = io.BytesIO(file.read(info.length))
-    tensor: Tensor = torch.load(content, map_location="cpu", weights_only=True)
+    try:
+        tensor: Tensor = torch.load(content, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{directory / info.relative_path}: bytes {info.offset} to {info.offset + info.length} are "
+            f"no tensor, and loading them would run code: it was not run. Take another checkpoint"
+        ) from error
     return tensor
