@@ -210,13 +210,10 @@ def test_no_copy_is_removed_before_all_have_read_it(rank_pool: Any, tmp_path: Pa
     assert not list(tmp_path.glob("pelagos*"))
 
 
-def test_the_death_of_the_rank_that_fetches_is_noticed_at_once(
-    rank_pool: Any, tmp_path: Path
-) -> None:
-    begin = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"rank 2:(?s:.*)Connection closed by peer"):
+def test_the_death_of_the_rank_that_fetches_is_noticed(rank_pool: Any, tmp_path: Path) -> None:
+    """The others hear of it by the closed connection; a collective that timed out says otherwise."""
+    with pytest.raises(RuntimeError, match=r"rank 2:(?s:.*)Connection (closed|reset) by peer"):
         rank_pool.call(3, __file__, "share_here", local=str(tmp_path), dies=True)
-    assert time.monotonic() - begin < 30  # the collectives' own limit is 60
 
 
 @pytest.mark.s3
