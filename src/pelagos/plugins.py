@@ -8,9 +8,9 @@ part; `docs/extending.md` has an example of each.
 
     plugins.register_objective("residual", Residual)
 
-Which modules are imported is said by the user alone: `plugins`, `model.name` and `callbacks` of a job
-file, `--plugin`, PELAGOS_PLUGINS, and the entry points `pelagos.plugins` of installed packages. What
-others wrote (records, checkpoints, model directories) imports nothing.
+Only the user decides which modules are imported: `plugins`, `model.name` and `callbacks` of a job
+file, `--plugin`, PELAGOS_PLUGINS, and the entry points `pelagos.plugins` of installed packages. Data
+from others (records, checkpoints, model directories) imports nothing.
 """
 
 from __future__ import annotations

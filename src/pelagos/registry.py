@@ -84,7 +84,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
 
 
 class UnknownNameError(ValueError, KeyError):
-    """A name that no part of a kind has; lists those that there are."""
+    """Raised for an unknown name of a kind of part; lists the known names."""
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -1,4 +1,4 @@
-"""What watches a training: called as it goes on, by each rank in the order of the job.
+"""Observers of a training: each rank calls them as it proceeds, in the order of the job.
 
 A callback sees values, the run and this rank's weights. It changes neither the order of samples nor the
 steps: it gets copies of values, and torch's generator is seeded anew in each step.
@@ -29,7 +29,7 @@ class CallbackError(ValueError):
 
 @dataclass(frozen=True)
 class TrainingView:
-    """What a callback sees of a training.
+    """The view that a callback has of a training.
 
     Attributes:
         job: the job as it runs.
@@ -53,7 +53,7 @@ class Callback:
     def on_step(self, step: int, values: Values) -> Values | None:
         """After a step, on every rank, with its values (loss, gradient_norm, lr, seconds …).
 
-        What it returns on rank 0 is logged with them.
+        The values it returns on rank 0 are logged with them.
         """
 
     def on_validation(self, step: int, values: Values) -> None:

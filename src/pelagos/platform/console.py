@@ -14,20 +14,20 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.segment import Segment
 
-# What makes a line read otherwise than it is written: directions, line ends of Unicode, and halves of
+# Characters that change how a line is displayed: directions, line ends of Unicode, and halves of
 # characters, which no terminal can be sent.
 _UNREADABLE = "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
-# What moves the cursor, sets a title or asks the terminal something; colours stay.
+# Sequences that move the cursor, set a title or query the terminal; colours stay.
 _COMMANDS = re.compile(
     r"\x1b\[(?![0-9;]*m)[0-?]*[ -/]*[@-~]|\x1b[\]P_^X][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b(?!\[)."
     rf"|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f{_UNREADABLE}]"
 )
-# What is shown as text has no colours of its own: rich adds those.
+# Text is shown without colours of its own: rich adds them.
 _CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{_UNREADABLE}]")
 
 
 class HarmlessConsole(Console):
-    """A console for texts that others chose. What rich sends to the terminal itself stays."""
+    """A console for untrusted text. rich's own control sequences stay."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})

@@ -51,7 +51,7 @@ def launch(
 ) -> Outcome:
     """Run the job's workers to their end and return how it ended; `watcher` is called regularly.
 
-    With `until_step` they stop, with a checkpoint, when so many steps are done.
+    With `until_step` they stop, with a checkpoint, after that many steps.
     """
     identity = uuid.uuid4().hex
     work = functools.partial(

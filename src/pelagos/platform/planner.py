@@ -1,4 +1,4 @@
-"""What a job would take, computed before anything is started: steps, samples, bytes, FLOPs."""
+"""The cost of a job, computed before anything starts: steps, samples, bytes, FLOPs."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ class Plan:
 
 
 class Mixture(Protocol):
-    """What the planner reads of a mixture."""
+    """The properties of a mixture that the planner reads."""
 
     @property
     def num_samples(self) -> int:

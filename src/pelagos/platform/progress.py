@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live bar on a terminal, a line now and then elsewhere."""
+"""Progress of a training run: a live bar on a terminal, an occasional line elsewhere."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""What the platform asks of a model, an objective and a data stream. It knows them only as these."""
+"""The platform's protocols for models, objectives and data streams. It knows them only as these."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ class Stream(Protocol):
 
     @property
     def read_counts(self) -> dict[str, float]:
-        """What this rank has asked of object stores and of the node's cache so far, by name."""
+        """This rank's requests to object stores and the node's cache so far, by name."""
 
     def __next__(self) -> TrainingBatch:
         """Return the batch of the next step."""
@@ -95,7 +95,7 @@ class StreamFactory(Protocol):
 
 @dataclass(frozen=True)
 class TrainingParts:
-    """What a job builds for the trainer in each worker."""
+    """The parts that a job builds for the trainer in each worker."""
 
     model: nn.Module
     """On the meta device: the strategy gives each rank its part of the initial weights."""

@@ -1,4 +1,4 @@
-"""What a job asks of its strategy, and whether as many processes run as it says."""
+"""A job's requirements of its strategy, and the check of its number of processes."""
 
 from collections.abc import Callable
 

@@ -61,8 +61,8 @@ def train(
         build: makes model, objective and streams; called once in each worker.
         storage_options: fsspec options of `checkpoint.uri`.
         launch: identifies this launch in the recorded outcome.
-        on_step: given every step's values, on each rank.
-        until_step: stop, with a checkpoint, when so many steps are done; None: only at the end.
+        on_step: called with every step's values, on each rank.
+        until_step: stop, with a checkpoint, after that many steps; None: only at the end.
     """
     # 1. processes: the group exists already (Ray), or the strategy makes it (torchrun, single)
     if not job.resources.gpus_per_worker:
@@ -75,7 +75,7 @@ def train(
         loop = TrainingLoop(job, run, parts, strategy, storage_options)
         start = loop.restore()
         loop.on_step = on_step
-        # 3. the steps, and the end of a save that goes on beside them, also if they fail
+        # 3. the steps, and the end of a save that runs alongside, also if they fail
         try:
             parts.callbacks.start(loop.view(), start)
             with parts.streams.open(start, strategy.data_rank, strategy.data_world_size) as stream:
@@ -202,7 +202,7 @@ class TrainingLoop:
         """Return what is logged of the gradient; an overflow under fp16 only lowers the scale.
 
         Raises:
-            TrainingDiverged: the norm is not finite, and no loss scale can mend that.
+            TrainingDiverged: the norm is not finite, and no loss scale can fix that.
         """
         scale = self.strategy.loss_scale
         if scale is None or scale.is_exhausted:
@@ -402,7 +402,7 @@ class TrainingLoop:
         return {name: local_part(weight) for name, weight in self.strategy.weights().items()}
 
     def _event(self, kind: str, **details: Any) -> None:
-        """Record an event, and tell the callbacks."""
+        """Record an event and notify the callbacks."""
         self.run.append_event(kind, **details)
         self.parts.callbacks.event(kind, details)
 

@@ -39,7 +39,7 @@ def copy_checkpoint(source: CheckpointStore, step: int, target: CheckpointStore)
 def empty_place(target: CheckpointStore) -> None:
     """Delete every checkpoint of a place that no run continues from yet.
 
-    What an attempt that was cut off copied there must not be taken for what the next one asks for.
+    Files left there by an interrupted attempt must not be taken for those of the next one.
     """
     for info in target.complete():
         target.place.delete(info.step)

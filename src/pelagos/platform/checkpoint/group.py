@@ -1,6 +1,6 @@
 """The ranks that save and load a checkpoint together, or one process alone.
 
-Saving goes on in a thread beside training, so it has a process group of its own: collectives of two
+Saving runs in a thread alongside training, so it has its own process group: collectives of two
 threads in one group would meet in any order.
 """
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class CheckpointGroup:
-    """All ranks, on a gloo group that nothing else uses; made by all of them together."""
+    """All ranks, on a gloo group that nothing else uses; created collectively."""
 
     def __init__(self, timeout_seconds: int) -> None:
         self.timeout_seconds = timeout_seconds

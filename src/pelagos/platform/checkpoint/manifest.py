@@ -57,7 +57,7 @@ class _Head(BaseModel):
 
 
 class _Stored(_Head):
-    """What a manifest of this version may hold, whoever wrote it."""
+    """The permitted contents of a manifest of this version, whatever its origin."""
 
     files: list[_File]
     tensors: dict[str, _Tensor] = {}
@@ -98,7 +98,7 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint consists of. Version 1 lists no tensors."""
+    """The contents of a checkpoint. Version 1 lists no tensors."""
 
     step: int
     files: tuple[FileRecord, ...]
@@ -108,7 +108,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A complete checkpoint: its step and where it stands."""
+    """A complete checkpoint: its step and its place."""
 
     step: int
     uri: str
@@ -120,7 +120,7 @@ def directory_name(step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """Return the step that a directory name stands for, or None."""
+    """Return the step that a directory name encodes, or None."""
     prefix, _, digits = name.partition("-")
     return int(digits) if prefix == "step" and digits.isdigit() else None
 

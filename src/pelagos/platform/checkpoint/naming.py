@@ -8,7 +8,7 @@ def named_step(store: CheckpointStore, which: str) -> int:
     """Return the step of a complete checkpoint: `last`, `best`, or its number.
 
     Raises:
-        CheckpointError: there is none of that name; `best` never stands for another one.
+        CheckpointError: no checkpoint has that name; `best` never falls back to another one.
     """
     steps = [info.step for info in store.complete()]
     if not steps:

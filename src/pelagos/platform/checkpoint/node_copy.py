@@ -5,7 +5,7 @@ The flow, by all ranks together:
     2. each chooses the first of these directories that it can enter: on one node, that of one rank
     3. the ranks whose directory was chosen fetch into it; every few seconds all ranks hear whether
        any still does, so that no collective waits for longer than that
-    4. an error of one of them is every rank's error
+    4. an error on one rank is an error on every rank
     5. all have read before any directory is removed
 """
 

@@ -1,4 +1,4 @@
-"""Where checkpoints stand: a local directory or an object-store prefix, behind five operations.
+"""Places of checkpoints: a local directory or an object-store prefix, behind five operations.
 
 Both keep one promise: what `commit` has not finished is not among the `complete` ones.
 """
@@ -57,7 +57,7 @@ class Place(Protocol):
 
 
 class LocalPlace:
-    """Checkpoints on a disk that every rank sees: written beside, then renamed."""
+    """Checkpoints on a disk that every rank sees: written under a temporary name, then renamed."""
 
     def __init__(self, root: str) -> None:
         self.root = Path(root).absolute()
@@ -145,7 +145,7 @@ class RemotePlace:
     def download(self, step: int, local: Path, names: Collection[str] | None = None) -> None:
         """Bring the manifest and the files that it lists, or those of `names`, into a directory.
 
-        What is missing is reported by the reader, who knows what there is instead.
+        The reader reports missing ones, because it knows which exist.
         """
         with contextlib.suppress(StorageMissingError):
             manifest = self.store.read(f"{directory_name(step)}/{MANIFEST}").decode()

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from pelagos.infra.storage.files import CappedReader, open_regular
 
 METADATA_FILE = ".metadata"
-# What the unpickler meets in bytes that are none of PyTorch's.
+# Errors that the unpickler raises for bytes that PyTorch did not write.
 _DAMAGE = (EOFError, AttributeError, TypeError, IndexError, KeyError, OverflowError, MemoryError)
 # The plain records of PyTorch's own writer, and the functions that restore a layout and a path.
 _ALLOWED = {

@@ -1,4 +1,4 @@
-"""Saving and loading training state, by every rank together, beside the training.
+"""Saving and loading training state, by all ranks together, while training continues.
 
 Order of a save: every rank copies its part to host memory (training waits for that alone); in a
 thread, it writes its tensor files, checksums them, and reads them back; rank 0 gathers the lists
@@ -57,7 +57,7 @@ COLLECTIVE_TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True)
 class SaveReport:
-    """What a save took."""
+    """The cost of a save."""
 
     step: int
     num_bytes: int
@@ -74,7 +74,7 @@ class SaveReport:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load found: the trainer's JSON, and what differs from the model in a known way."""
+    """The result of a load: the trainer's JSON, and the known differences from the model."""
 
     trainer_state: dict[str, Any]
     kept_initial: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ class CheckpointStore:
         return complete[-1].step if complete else None
 
     def _all_ranks(self) -> CheckpointGroup:
-        """Return the group of all ranks; the first call makes it, on all of them together."""
+        """Return the group of all ranks; the first call creates it collectively."""
         if self._group is None:
             self._group = CheckpointGroup(self.timeout_seconds)
         return self._group
@@ -313,7 +313,7 @@ class CheckpointStore:
             return LoadReport(state, *report)
 
     def load_named(self, step: int, prefix: str | tuple[str, ...]) -> dict[str, Tensor]:
-        """Return the tensors whose names start with `prefix`, or one of them, verified.
+        """Return the tensors whose names start with `prefix`, or a single one, verified.
 
         Works in one process.
         """

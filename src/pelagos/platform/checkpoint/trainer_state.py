@@ -1,4 +1,4 @@
-"""What the JSON beside the tensors may hold, whoever wrote it: the keys that a continued run reads."""
+"""Permitted contents of the JSON next to the tensors: the keys that a continued run reads."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ def checked_state(values: Any, where: str) -> dict[str, Any]:
 
 
 def streams_of(state: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return what a checkpoint says of the order of samples. Raises CheckpointError: nothing."""
+    """Return a checkpoint's state of the sample order. Raises CheckpointError: it has none."""
     streams: dict[str, Any] | None = state.get("streams")
     if streams is None:
         raise CheckpointError(

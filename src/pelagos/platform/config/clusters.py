@@ -1,6 +1,6 @@
 """Reading `clusters.yaml`: the project's own file, on top of the user's.
 
-A project's file comes with the project, from whoever wrote that. Until its user has looked at it and
+A project's file comes with the project, from its authors. Until its user has looked at it and
 said so (`pelagos clusters --trust`), it may name storage and defaults; what says where a secret goes, or
 what is run with it, counts only in the user's own file.
 """
@@ -25,9 +25,9 @@ from pelagos.platform.config.trusted_files import is_trusted
 
 logger = logging.getLogger(__name__)
 PROJECT_FILE = "clusters.yaml"
-# What a project's file may say of a cluster of the user's own.
+# Keys that a project's file may set for one of the user's own clusters.
 PROJECT_KEYS = frozenset({"storage", "defaults"})
-# What it may say of one of its own: nothing of it says where a secret goes, or what is run with it.
+# Keys it may set for its own clusters: none decides where a secret goes or what runs with it.
 HARMLESS_KEYS = PROJECT_KEYS | {
     *("kind", "node", "max_nodes", "price_per_device_hour", "currency", "shared_paths", "quotas"),
     *("partition", "account", "qos", "constraint", "time_limit", "notice_seconds", "exclusive"),
@@ -64,7 +64,7 @@ def load_clusters() -> dict[str, ClusterConfig]:
 
 
 def find_cluster(name: str) -> ClusterConfig:
-    """Return one cluster. Raises `ConfigError`, listing those there are."""
+    """Return one cluster. Raises `ConfigError`, listing the known ones."""
     clusters, left_out = _load()
     if name in left_out:
         raise ConfigError(PROJECT_FILE, [Problem(("clusters", name), left_out[name])])

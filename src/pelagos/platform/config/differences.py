@@ -1,4 +1,4 @@
-"""In which dotted keys two jobs differ, and which keys a pattern stands for."""
+"""In which dotted keys two jobs differ, and which keys a pattern matches."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def _are_lists_of_mappings(before: Any, after: Any) -> bool:
 
 
 def is_among(key: str, patterns: Sequence[str]) -> bool:
-    """Return whether a dotted key is one of these, or below one; `*` stands for one part.
+    """Return whether a dotted key is one of these, or below one; `*` matches one part.
 
     >>> is_among("data.mixture.0.uri", ["data.mixture.*.uri"]), is_among("database", ["data"])
     (True, False)

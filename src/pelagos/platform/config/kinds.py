@@ -1,4 +1,4 @@
-"""Every kind of job file, by the word that stands in its `job` key."""
+"""Every kind of job file, by the value of its `job` key."""
 
 from typing import TypeVar
 

@@ -43,7 +43,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a job file: where it stands and what to do about it."""
+    """One problem of a job file: its place and how to fix it."""
 
     key: KeyPath
     message: str
@@ -116,7 +116,7 @@ def _with_descriptions(job: TrainingJob, source: str) -> Job:
 def read_description(path: str | os.PathLike[str]) -> DescriptionConfig:
     """Return the description of a dataset in a YAML file.
 
-    Its statistics are kept beside it, in `NAME.statistics.json`, unless it names another file.
+    Its statistics are kept next to it, in `NAME.statistics.json`, unless it names another file.
 
     Raises:
         ConfigError: with every problem of the file.
@@ -202,7 +202,7 @@ def resolve_yaml(job: Job) -> str:
 def validate_section(
     kind: type[Model], tree: Any, lines: dict[KeyPath, int], prefix: KeyPath
 ) -> tuple[Model | None, list[Problem]]:
-    """Return the model of a part of a file, or what is wrong with it; `prefix` is where it stands."""
+    """Return the model of a part of a file, or its problems; `prefix` is its place in the file."""
     try:
         return _validated(kind, tree), []
     except ValidationError as error:
@@ -283,7 +283,7 @@ def _apply_overrides(
         except (KeyError, IndexError, TypeError):
             problems.append(Problem(path, f"override {override!r} does not lead to a value"))
         for key in [key for key in lines if key[: len(path)] == path]:
-            del lines[key]  # the file's line no longer tells where this value came from
+            del lines[key]  # this value no longer comes from that line of the file
     return problems
 
 
@@ -381,7 +381,7 @@ def _explain(detail: Any, kind: Any, lines: dict[KeyPath, int]) -> Problem:
 
 
 def _without_echoes(problems: list[Problem]) -> list[Problem]:
-    """Drop what pydantic says of a whole because of a fault in a part that is listed as well."""
+    """Drop errors about a whole that pydantic reports only because of a listed error in a part."""
     return [
         p
         for p in problems

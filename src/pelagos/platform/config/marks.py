@@ -1,4 +1,4 @@
-"""What the keys of a training job mean: marks that stand in the annotation of each field.
+"""The meaning of a training job's keys: marks in the annotation of each field.
 
     num_threads: Annotated[PositiveInt, Meaning.HOW] = Field(4, description="…")
 
@@ -12,7 +12,7 @@ from enum import Enum
 
 
 class Meaning(Enum):
-    """What another value of a key changes."""
+    """The effect of changing a key's value."""
 
     STEPS = "steps"
     """Which steps are taken, or what is measured of them."""
@@ -25,7 +25,7 @@ class Meaning(Enum):
 
 
 class Trait(Enum):
-    """What else is true of a key, where one of its readers needs to know more."""
+    """Further properties of a key that some readers need to know."""
 
     NETWORK = "network"
     """Belongs to the function that is computed of one sample, and so to its number of operations."""

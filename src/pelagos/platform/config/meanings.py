@@ -1,6 +1,6 @@
 """The keys of training jobs with what they mean, read from the marks on the schema's fields.
 
-All that depends on the meaning of a key is derived here or by whoever needs it: what a resume, a
+Everything that depends on the meaning of a key is derived here or by its user: what a resume, a
 branch and a population may change, what decides the name of a trial, what is counted or opened once.
 """
 
@@ -110,7 +110,7 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _shortened(path: str, names: Sequence[str]) -> Iterator[str]:
-    """Yield names that cover these alone; all of them begin with `path`."""
+    """Yield names that cover exactly these; each begins with `path`."""
     parts = dict.fromkeys(name.removeprefix(path).partition(".")[0] for name in names)
     for part in parts:
         below = [n for n in names if is_among(n, [f"{path}{part}"])]

@@ -13,7 +13,7 @@ from pelagos.infra.yaml_text import KeyPath
 
 logger = logging.getLogger(__name__)
 SECTION = "objective"
-# What each meant where a file said nothing; None: the objective's own default.
+# The meaning of each absent option; None: the objective's own default.
 OLD_OPTIONS: dict[str, Any] = {
     **dict.fromkeys(
         ("max_lead_steps", "num_input_frames", "field_groups", "loss", "field_weights")
@@ -52,8 +52,8 @@ def is_default(path: KeyPath, value: Any) -> bool:
 def move_options(tree: Mapping[str, Any], lines: dict[KeyPath, int]) -> list[str]:
     """Spell the options of a job's objective anew, in place; return those that were spelt the old way.
 
-    What only repeats a default is left out, as a resolved job of an earlier version does for every key;
-    of such a job nothing is returned: nobody wrote it. An option given both ways stays, to be refused.
+    Values that only repeat a default are left out, as in a resolved job of an earlier version.
+    Such a job yields nothing, because no user wrote it. An option given both ways stays and is rejected.
     """
     section = tree.get(SECTION)
     if not isinstance(section, dict) or not isinstance(section.get("config", {}), dict):

@@ -29,7 +29,7 @@ def override_text(value: Any) -> str:
 
 
 def value_at(job: Section, key: str) -> Any:
-    """Return the value of a dotted key as plain JSON; None where an optional part is not there."""
+    """Return the value of a dotted key as plain JSON; None where an optional part is absent."""
     value: Any = job.model_dump(mode="json")
     for part in key.split("."):
         if value is None:

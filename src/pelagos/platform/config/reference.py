@@ -60,7 +60,7 @@ JsonSchema = dict[str, Any]
 def reference_markdown() -> str:
     """Return the reference page: each kind of job, each of its sections, each key."""
     lines = [INTRODUCTION]
-    seen: dict[str, str] = {}  # schema definition -> heading under which it stands
+    seen: dict[str, str] = {}  # schema definition -> its heading
     for kind, model in JOB_KINDS.items():
         schema = model.model_json_schema()
         lines += [f"## {kind}\n", f"{_docstring(model)}\n"]

@@ -1,7 +1,7 @@
 """The job file as typed, frozen models: every default once, each field described, units in names.
 
-Unknown keys are refused (`load.py` turns that into an error with the nearest known key). What one
-model cannot see alone - whether a batch divides, whether dataset fields match - is checked in
+Unknown keys are rejected (`load.py` reports the nearest known key). Conditions that one
+model cannot see alone - whether a batch divides, whether dataset fields match - are checked in
 `checks.py` (arithmetic) and by the job itself (files).
 """
 
@@ -187,7 +187,7 @@ class DataConfig(Section):
         "global_batch_size takes each batch from one dataset, its share per shard group gives each "
         "group one.",
     )
-    # a checkpoint says which it was written under, and goes on under no other
+    # a checkpoint records its version and continues under no other
     order_version: Annotated[Literal[1, 2], Trait.RESUMABLE] = Field(
         2,
         description="Version of the order of samples: 2; 1 continues a run that began under it.",
@@ -263,7 +263,7 @@ class OptimizerConfig(Section):
         description="Ratio of each block's rate to that of the block after it. Parameters before "
         "the blocks get the lowest rate, those after them the full one.",
     )
-    # parameters may come to rest as a run goes on
+    # parameters may come to rest as a run continues
     frozen: Annotated[tuple[RegularExpression, ...], Trait.RESUMABLE] = Field(
         (), description="Regular expressions of parameters that are not trained."
     )

@@ -1,4 +1,4 @@
-"""What every section of a job file is, and the types its keys share."""
+"""The base of every section of a job file, and the types its keys share."""
 
 import re
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""What a training starts from: other weights, and low-rank updates of them."""
+"""Starting points of a training: existing weights, and low-rank updates to them."""
 
 from typing import Annotated
 

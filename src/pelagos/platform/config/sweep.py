@@ -21,7 +21,7 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]{0,29}$")]
 DEFAULT_BASELINE = "fno"
 EARLY_STOPPING = "asha"
 POPULATION = "population"
-# What compares trials while they run, and so needs one Ray for all of them.
+# Methods that compare trials while they run, and so need one Ray for all trials.
 COMPARES_RUNNING_TRIALS = (EARLY_STOPPING, POPULATION)
 CHANGEABLE_WITHIN_A_RUN = names_of(has(Trait.POPULATION))
 

@@ -1,6 +1,6 @@
 """Where MLflow keeps files: the address of a run's or a model's artifacts is data of others.
 
-Whoever may create an experiment or a version of a model on a tracking server chooses where its
+Anyone who may create an experiment or a model version on a tracking server chooses where its
 artifacts are. MLflow's client sends MLFLOW_TRACKING_TOKEN, or user and password, to any HTTP address
 there. So only the tracking server's own host is asked, and hosts that the user names.
 """
@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 from pelagos.infra.storage.files import files_below, read_regular
 
 VARIABLE = "PELAGOS_MLFLOW_ARTIFACTS"
-# What MLflow's credentials are sent to. Other schemes have credentials of their own.
+# Schemes to which MLflow's credentials are sent. Others have their own credentials.
 _SCHEMES = ("http", "https", "mlflow-artifacts")
 _MOST_STEPS = 5
 
 
 class StrangeArtifactsError(ValueError):
-    """Artifacts are at an address to which credentials would be sent and which nobody here named."""
+    """Artifacts are at an address that no user named and that would receive credentials."""
 
 
 def reject_strange_host(address: str, tracking_uri: str) -> str:
@@ -77,7 +77,7 @@ def require_own_artifacts(client: Any, run_id: str) -> None:
 def log_own_files(client: Any, run_id: str, directory: Path, place: str, names: Any = None) -> None:
     """Send the files of a directory, or those of these names that are there, to a run of MLflow.
 
-    Links are left out: in a place of several users they may lead to files of whoever sends them.
+    Links are left out: in a shared place they may lead to private files of the sending user.
     """
     if names is None:
         found = list(files_below(directory, lambda path: not path.is_symlink()))

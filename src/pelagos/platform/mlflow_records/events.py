@@ -26,7 +26,7 @@ def source_tags(event: dict[str, Any]) -> list[Any]:
 
 
 def take_over_tag(event: dict[str, Any]) -> Any:
-    """Return where a member of a population goes on from since a step, and with which settings."""
+    """Return the source from which a population's member continues at a step, and its settings."""
     from mlflow.entities import RunTag
 
     told = {key: event[key] for key in ("source", "checkpoint", "settings")}

@@ -3,14 +3,14 @@
 MLflow takes letters, digits and `/ _ - . :` and spaces, at most 250 of them, and no name that reads
 as another path (`a//b`, `../a`). A dataset called `nu=0.001,seed=3` or a field with `(` is none of
 that. Each such name becomes one that is accepted, ending in a digest so that no two become the same,
-and the MLflow run says by a tag what it stands for.
+and a tag of the MLflow run holds the original name.
 """
 
 import hashlib
 import posixpath
 import re
 
-NAME_TAG = "pelagos.name."  # + accepted name: the name it stands for
+NAME_TAG = "pelagos.name."  # + accepted name: the original name
 MAX_LENGTH = 250
 MAX_PARAMETER_LENGTH, MAX_TAG_LENGTH = 6000, 5000
 _DIGEST_LENGTH = 6

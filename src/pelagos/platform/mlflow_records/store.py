@@ -70,7 +70,7 @@ def create_run_once(
     """Return the id of the MLflow run that was created with `key`, creating it if there is none.
 
     An answer can be lost after the store has acted, and MLflow's client repeats a request by itself:
-    of several runs with the key the first is kept, and the others, which nobody knows of, are deleted.
+    of several runs with the key the first is kept, and the others, which no process knows, are deleted.
     """
     wanted = f"tags.`{REQUEST_TAG}` = '{key}'"
     in_order = ["attributes.start_time ASC"]

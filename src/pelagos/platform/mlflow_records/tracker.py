@@ -2,7 +2,7 @@
 
 The run's own files are the buffer: `sync` reads what metrics.jsonl and events.jsonl hold beyond
 what MLflow has, and sends it. If the store is away, the next call tries again; nothing is lost
-while the files stand. One MLflow run serves all launches of a run.
+while the files exist. One MLflow run serves all launches of a run.
 """
 
 import json
@@ -217,7 +217,7 @@ class Tracker:
         return accepted
 
     def _send_names(self) -> None:
-        """Say by tags what changed names stand for, each once."""
+        """Tag each changed name with its original, once."""
         from mlflow.entities import RunTag
 
         if not self._untold_names:

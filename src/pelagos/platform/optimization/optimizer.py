@@ -14,7 +14,7 @@ OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 class GroupSettings(NamedTuple):
-    """What the optimizer does with a parameter; `pattern` is the index of the one that matched."""
+    """The optimizer's treatment of a parameter; `pattern` is the index of the one that matched."""
 
     lr: float
     weight_decay: float

@@ -15,7 +15,7 @@ BuildOptimizer = Callable[[list[dict[str, Any]], OptimizerSettings], torch.optim
 
 @dataclass(frozen=True)
 class OptimizerKind:
-    """What the platform needs to know of an optimizer.
+    """The properties of an optimizer that the platform needs.
 
     A rate of 0 must leave a parameter as it is: so do frozen groups stay. Unless it needs whole
     matrices, what an optimizer does to one value may depend on that value, its gradient and its

@@ -1,6 +1,6 @@
-"""What optimizers and schedules are told: the sections `optimizer` and `schedule` of a job file.
+"""Settings of optimizers and schedules: the sections `optimizer` and `schedule` of a job file.
 
-They are protocols, so that the tables of optimizers and schedules stand below the configuration,
+They are protocols, so that the tables of optimizers and schedules lie below the configuration,
 which looks names up in them.
 """
 

@@ -1,4 +1,4 @@
-"""What `status` and `list` tell of a run, local or submitted: the same keys, types and units."""
+"""A run as `status` and `list` report it, local or submitted: the same keys, types and units."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ LISTED_METRICS = ("loss", "samples_per_second")
 
 
 class RunSummary(BaseModel):
-    """A row of `pelagos list`. What is not known is null."""
+    """A row of `pelagos list`. Unknown values are null."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -37,7 +37,7 @@ class RunSummary(BaseModel):
 
 
 class RunDescription(RunSummary):
-    """What `pelagos status` tells."""
+    """The report of `pelagos status`."""
 
     job: str
     """Kind of the job."""

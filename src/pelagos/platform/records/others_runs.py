@@ -1,7 +1,7 @@
 """Runs in directories of other users.
 
-Their jobs say where data and records are, and so where whoever reads them would send credentials.
-Only places that the reader uses anyway are believed.
+Their jobs name the places of data and records, and so where a reader would send credentials.
+Only places that the reader already uses are trusted.
 """
 
 import functools

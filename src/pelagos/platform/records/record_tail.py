@@ -40,7 +40,7 @@ class RecordTail:
         self.restarts = 0
 
     def read(self) -> list[Record]:
-        """Return the next records, of at most one piece; empty when there are none for now.
+        """Return the next records, of at most one piece; empty if none have arrived.
 
         A last line without its end is left for the next call. Lines that hold no record are skipped,
         as is a file that is absent, no regular file, or longer than the memory that one may take.

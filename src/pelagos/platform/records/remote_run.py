@@ -15,7 +15,7 @@ ANSWER_SECONDS = 60.0
 
 
 class RemoteRunDirectory:
-    """Forwards to the actor. What is only appended is not waited for; Ray keeps its order."""
+    """Forwards to the actor. Appends do not wait; Ray keeps their order."""
 
     def __init__(
         self, actor: Any, name: str, checkpoint_uri: str, identities: tuple[str, ...]

@@ -1,8 +1,8 @@
 """Reading the small files of a run's directory, which on a shared disk anybody may have written.
 
 A pipe or a device there would never end, and a link would lead elsewhere: only regular files are
-read. What is no JSON of the expected kind is as if it were absent, like a line that was torn when its
-process was killed: one bad file of one run must not keep anybody from seeing the others.
+read. A file that is not JSON of the expected kind counts as absent, like a line torn when its
+process was killed: one bad file of one run must not hide the others.
 """
 
 import json
@@ -15,7 +15,7 @@ from pelagos.infra.json_text import parse_json
 from pelagos.infra.storage.files import read_regular
 
 CONTINUATIONS = ("branched", "taken_over")
-# Every one of them is read as a number by whoever shows or sums it.
+# Code that shows or sums these reads every one as a number.
 _NUMBERS = (
     *("time", "step", "step_seconds", "samples_per_second", "data_stall_fraction"),
     *("num_bytes", "stall_seconds", "background_seconds", "steps_redone"),
@@ -115,7 +115,7 @@ def is_event(record: dict[str, Any]) -> bool:
 
 
 def is_continuation(record: Any) -> bool:
-    """Whether a record says from where a run goes on since a step, and with which settings."""
+    """Whether a record names the source from which a run continues at a step, and the settings."""
     if not isinstance(record, dict):
         return False
     settings = record.get("settings")

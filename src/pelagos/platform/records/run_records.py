@@ -1,4 +1,4 @@
-"""What a rank needs of its run, and how a launch ended."""
+"""A rank's view of its run, and the outcome of a launch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -18,11 +18,11 @@ class Outcome:
 
 
 class RunRecords(Protocol):
-    """What a rank needs of its run, wherever the run's directory is."""
+    """A rank's view of its run, wherever the run's directory is."""
 
     @property
     def checkpoint_uri(self) -> str:
-        """Where the run's checkpoints stand."""
+        """The place of the run's checkpoints."""
 
     @property
     def identities(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ runs/NAME/job.yaml        the resolved job
           metrics-redone.jsonl  lines that resumes took out of it, before the steps were redone
           events.jsonl    launches, resumes, checkpoints, validations, the end
           identity.json   what its checkpoints carry, so that another run's are never taken for its own
-          take-overs.json other runs' checkpoints that this one went on from (members of a population)
+          take-overs.json other runs' checkpoints from which this one continued (members of a population)
           checkpoints/    unless the job names another place; after a take-over those in take-over-N/
           evaluation/     reports
 """
@@ -48,9 +48,9 @@ from pelagos.platform.records.run_records import Outcome as Outcome
 from pelagos.platform.records.run_records import RunRecords as RunRecords
 from pelagos.platform.records.states import State, state_of
 
-# What a resume may change: how and where the steps to come are computed, not which they are.
+# Keys that a resume may change: how and where the next steps are computed, not which they are.
 CHANGEABLE = names_of(may_resume)
-# What a branch may change besides, from its step on: how weights move, and for how long.
+# Keys that a branch may also change, from its step on: how weights move, and for how long.
 CHANGEABLE_IN_A_BRANCH = names_of(has(Trait.UPDATES))
 
 BRANCHED = "branched"
@@ -100,7 +100,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, runs_dir: str, name: str) -> "RunDirectory":
-        """Return an existing run. Raises `RunError`, listing the runs there are."""
+        """Return an existing run. Raises `RunError`, listing the existing runs."""
         run = cls(Path(runs_dir) / name)
         if not (run.path / "job.yaml").exists():
             known = ", ".join(r.name for r in list_runs(runs_dir)) or "none"
@@ -158,7 +158,7 @@ class RunDirectory:
     def require_believed(
         self, job: TrainingJob, overrides: Sequence[str] = (), written: TrainingJob | None = None
     ) -> None:
-        """Raise unless a run that goes on as `job` keeps its addresses, or the user drops them.
+        """Raise unless a run that continues as `job` keeps its addresses, or the user drops them.
 
         Args:
             written: what its files say; default: job.yaml alone.
@@ -177,7 +177,7 @@ class RunDirectory:
             )
 
     def replace_job(self, job: TrainingJob) -> None:
-        """Keep `job` as the run's; the job as it was stays beside, as job-1.yaml, job-2.yaml, …."""
+        """Keep `job` as the run's; the previous job stays next to it, as job-1.yaml, job-2.yaml, …."""
         before = self.job()
         changed = _changed_keys(before, job)
         if changed:
@@ -188,11 +188,11 @@ class RunDirectory:
 
     @property
     def checkpoint_uri(self) -> str:
-        """Where the run's checkpoints stand: since its last take-over, if it has had one."""
+        """The place of the run's checkpoints: since its last take-over, if it has had one."""
         return self.checkpoint_uri_after(len(self.take_overs()))
 
     def checkpoint_uri_after(self, num_take_overs: int) -> str:
-        """Where the checkpoints between this take-over and the next stand; 0: before the first."""
+        """The place of checkpoints between this take-over and the next; 0: before the first."""
         uri = self.checkpoint_uri_of(self.job())
         return f"{uri}/take-over-{num_take_overs}" if num_take_overs else uri
 
@@ -326,7 +326,7 @@ class RunDirectory:
         """Append one step's values, unless that step is there already.
 
         A group of workers that was given up may still be running for a moment next to the one that
-        replaced it: what it says of such a step comes late.
+        replaced it: its records of such a step come late.
         """
         if record["step"] > self.last_step():
             append_line(self.metrics_path, record)

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """A word for where a run is. What it prints and stores is the word itself.
+    """A word for where a run is. It prints and stores as the word itself.
 
     A run *ends* when it goes no further by itself. One that was preempted is started again by its
     scheduler, one that is lost by `pelagos resume` or `recover`.
@@ -57,7 +57,7 @@ ENDED = (
     State.STOPPED_EARLY,
 )
 UNDER_WAY = (State.STARTING, State.RUNNING)
-# What MLflow calls the ends of a launch.
+# MLflow's names for the outcomes of a launch.
 MLFLOW_STATUS = {
     State.FINISHED: "FINISHED",
     State.STOPPED: "KILLED",

@@ -20,7 +20,7 @@ from pelagos.platform.strategies.transforms import apply_transforms
 class AcceleratedStrategy(TorchOptimizerStrategy):
     """One whole model per rank; gradients are averaged over ranks in the last micro-step.
 
-    DDP is told to look for unused parameters for one reason: it then keeps the gradient buckets of
+    DDP looks for unused parameters for one reason: it then keeps the gradient buckets of
     the first step, so a resumed run reduces in the same order as one that never stopped. (By
     default DDP regroups buckets after the first backward pass, which reorders ring reductions.)
     """

@@ -1,4 +1,4 @@
-"""What a parallel strategy does for the training loop."""
+"""The interface between a parallel strategy and the training loop."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -31,7 +31,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class StrategyOptions:
-    """What is applied to the model from outside."""
+    """Transformations applied to the model from outside."""
 
     precision: Precision = "fp32"
     activation_checkpointing: Recompute = "none"

@@ -22,7 +22,7 @@ def global_norm(
     up: another order of the sums changes it by 1e-16, which rounding to fp32 hides.
 
     Args:
-        parts: gradients, or this rank's elements of them.
+        parts: gradients, or this rank's elements.
         group: the ranks that hold the other elements; None: this rank holds all.
         device: where the result is wanted.
     """

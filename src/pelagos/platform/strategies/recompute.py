@@ -29,7 +29,7 @@ ExampleLoss = Callable[[nn.Module], Tensor]
 GIBIBYTE = 2**30
 
 aten = torch.ops.aten
-# What `selective` keeps: the products. Everything else is cheap to do again.
+# `selective` keeps the products. Everything else is cheap to recompute.
 KEPT_OPERATORS = frozenset(
     {
         aten.mm.default,
@@ -53,7 +53,7 @@ if hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # linear layers on some CPUs
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What one block keeps for the backward pass, and what doing it again costs."""
+    """The memory that one block keeps for the backward pass, and the cost of recomputing it."""
 
     kept_bytes: int
     """Activations saved inside the block, without its inputs."""

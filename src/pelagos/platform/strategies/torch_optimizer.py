@@ -1,4 +1,4 @@
-"""What strategies share that keep torch's own parameters and step a plain torch optimizer."""
+"""Shared code of strategies that keep torch's parameters and step a plain torch optimizer."""
 
 import math
 from abc import abstractmethod

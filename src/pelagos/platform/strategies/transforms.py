@@ -1,4 +1,4 @@
-"""What is applied to a model from outside, in one fixed order: recompute, compile, precision."""
+"""Transformations applied to a model from outside, in fixed order: recompute, compile, precision."""
 
 from typing import Any
 
