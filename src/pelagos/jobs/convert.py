@@ -1,7 +1,7 @@
 """`pelagos convert`: data in published file formats becomes a dataset, killable at any moment.
 
 1. look at the source whole: format, files, shapes, splits
-2. create the dataset, or go on where a killed run stopped (the shards tell)
+2. create the dataset, or continue where a killed run stopped (the existing shards show where)
 3. convert missing shards in threads or Ray tasks; each is written whole or not at all
 4. finalize (statistics, manifest); if asked, read everything back and compare it with the source
 """
@@ -51,7 +51,7 @@ MAX_DIFFERENCE = 200  # characters shown of one entry in which two specification
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """What a conversion came to.
+    """The result of a conversion.
 
     Attributes:
         notes: what a person should know of what was decided or rounded, one sentence each.
@@ -69,7 +69,7 @@ class ConvertResult:
 
 
 def plan(source: str, options: ConvertOptions) -> tuple[Source, DatasetSpec]:
-    """What would be converted, and what would come out.
+    """The plan of a conversion: its input and the resulting dataset.
 
     Raises:
         SourceError: the source cannot be converted as asked.
@@ -90,7 +90,7 @@ def run(
     storage_options: dict[str, Any] | None = None,
     console: Console | None = None,
 ) -> ConvertResult:
-    """Convert `source` to a dataset at `uri`; the same call again goes on where one stopped.
+    """Convert `source` to a dataset at `uri`; the same call again continues where the last one stopped.
 
     Args:
         overwrite: replace another dataset that is there.
@@ -151,7 +151,7 @@ def _run(
 
 
 def run_job(job: ConvertJob, console: Console | None = None) -> ConvertResult:
-    """Convert as a job file says; the same job again goes on where one stopped.
+    """Convert as a job file says; the same job again continues where the last one stopped.
 
     Raises:
         ValueError: an option of the job that there is not; and what `run` raises.
@@ -196,7 +196,7 @@ def _is_there(uri: str, spec: DatasetSpec, options: dict[str, Any] | None) -> bo
     """
     try:
         dataset = open_dataset(uri, options)
-    except DatasetError:  # nothing there, or unfinished: creating it will tell
+    except DatasetError:  # absent or unfinished: creating it shows which
         return False
     differences = spec.differences(dataset.spec)
     dataset.close()
@@ -238,7 +238,7 @@ def _convert(
 
 
 def _notes_of(reports: list[ShardReport]) -> list[str]:
-    """What showed only when the values were read, a sentence for each field."""
+    """Findings that appear only when the values are read, one sentence per field."""
     in_order = sorted(reports, key=lambda report: report.shard)
     found = itertools.chain.from_iterable(report.roundings for report in in_order)
     return [rounding.note for rounding in first_of_each_field(found)]

@@ -134,7 +134,7 @@ def _forecasts(
     found = measure_all(make, known_of, trained.forecaster, workers)
     evaluations = [result for result in found if isinstance(result, DatasetEvaluation)]
     stabilities = [result for result in found if isinstance(result, Stability)]
-    # verdicts and records are by name: datasets of one name are told apart as in training
+    # verdicts and records are by name: datasets of one name get the suffixes that training gives them
     names = unique_names([evaluation.data.name for evaluation in evaluations])
     for evaluation, name in zip(evaluations, names, strict=True):
         evaluation.data = replace(evaluation.data, name=name)
@@ -244,7 +244,7 @@ def _print_errors(console: Console, evaluation: DatasetEvaluation, verdict: Verd
 
 
 def _thinned(rows: list[SummaryRow], most: int = 10) -> list[SummaryRow]:
-    """Return at most so many rows, the first and the last among them."""
+    """Return at most `most` rows, including the first and the last."""
     if len(rows) <= most:
         return rows
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]

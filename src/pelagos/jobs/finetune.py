@@ -53,7 +53,7 @@ class PreparedFinetune:
 
     @property
     def mixture(self) -> Mixture:
-        """What is trained on."""
+        """The training data."""
         return self.blueprint.mixture
 
 
@@ -66,7 +66,7 @@ def run(
 ) -> PretrainResult:
     """Fine-tune as a new run, to its end; `watcher` is called several times a second meanwhile.
 
-    With `until_step` it stops, with a checkpoint, when so many steps are done.
+    With `until_step` it stops, with a checkpoint, after that many steps.
 
     Raises:
         ConfigError: the job cannot run as written; nothing was made.
@@ -126,7 +126,7 @@ def prepare(job: FinetuneJob) -> PreparedFinetune:
 
 
 def write_initial_weights(prepared: PreparedFinetune, directory: RunDirectory) -> None:
-    """Write what the workers start from beside the run's checkpoints, unless it is there."""
+    """Write the workers' starting weights next to the run's checkpoints, unless they exist."""
     job = prepared.job
     uri = f"{directory.checkpoint_uri_of(job)}/{INITIAL_WEIGHTS}"
     store = CheckpointStore(uri, options_for(uri, job.storage))

@@ -1,7 +1,7 @@
 """`pelagos generate`: simulate datasets, in parallel, killable at any moment.
 
-1. check the job whole: families, splits, what stands at the uris
-2. per dataset: create it, or go on where a killed run stopped (the shards tell)
+1. check the job whole: families, splits, what is at the uris
+2. per dataset: create it, or continue where a killed run stopped (the existing shards show where)
 3. compute missing shards in Ray tasks or in this process; each is written whole or not at all
 4. finalize (statistics, manifest), then draw a contact sheet into the dataset
 """
@@ -70,7 +70,7 @@ class _Plan:
 
 
 def run(job: GenerateJob, console: Console | None = None) -> GenerateResult:
-    """Simulate the job's datasets; the same job again goes on where a killed one stopped.
+    """Simulate the job's datasets; the same job again continues where a killed one stopped.
 
     Datasets of the job that are complete already are kept. If all are, `overwrite` computes them
     again. A complete dataset that differs from what the job asks for is refused unless `overwrite`
@@ -78,7 +78,7 @@ def run(job: GenerateJob, console: Console | None = None) -> GenerateResult:
 
     Raises:
         ValueError: the job cannot run as written (all problems are listed).
-        FileExistsError: other complete datasets stand at the uris.
+        FileExistsError: the uris already hold other complete datasets.
         GenerationError: a trajectory is not finite at any step size tried.
     """
     console = console or HarmlessConsole()
@@ -134,7 +134,7 @@ def _plans(job: GenerateJob) -> list[_Plan]:
 
 
 def _plan(job: GenerateJob, dataset: GenerateDataset) -> tuple[_Plan, str | None]:
-    """One dataset's plan, and what stands in its way: a complete dataset that is another one."""
+    """One dataset's plan, and its obstacle: a different complete dataset at the same uri."""
     device = "cuda" if job.resources.gpus_per_worker else "cpu"
     request = GenerationRequest(
         dataset.family.lower(),
@@ -158,7 +158,7 @@ def _plan(job: GenerateJob, dataset: GenerateDataset) -> tuple[_Plan, str | None
     options = options_for(dataset.uri, job.storage)
     try:
         found = open_dataset(dataset.uri, options or None)
-    except DatasetError:  # nothing there, or unfinished: creating it will tell
+    except DatasetError:  # absent or unfinished: creating it shows which
         return _Plan(dataset.uri, request, spec, options, "nothing"), None
     differences = spec.differences(found.spec)
     found.close()

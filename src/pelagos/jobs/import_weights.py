@@ -25,9 +25,9 @@ def run(
 
     `source` is a safetensors or PyTorch file, a Hugging Face directory, or a directory of
     `torch.distributed.checkpoint`. The network is the registry's `model` with `options`
-    (`key=value`), or the one that a `config.json` beside the weights describes, or the registered
-    one that the shapes fit. `prefix` stands before the network's own names in the source, and what
-    lacks it is left behind; by default it is found.
+    (`key=value`), or the one that a `config.json` next to the weights describes, or the registered
+    one that the shapes fit. `prefix` precedes the network's own names in the source. Names without
+    it are ignored. By default the prefix is detected.
 
     Raises:
         ValueError: a source that is not readable without running its code, or does not fit;

@@ -38,7 +38,7 @@ _SHOWN = 16  # characters of a fingerprint
 
 
 def ready_already(_: RunDirectory) -> None:
-    """What makes a run ready that needs nothing beside its directory."""
+    """The preparation of a run that needs nothing but its directory."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def run(
 ) -> PretrainResult:
     """Train a new run to its end; `watcher` is called several times a second meanwhile.
 
-    With `until_step` it stops, with a checkpoint, when so many steps are done. `identity` is the
+    With `until_step` it stops, with a checkpoint, after that many steps. `identity` is the
     run's (`RunDirectory.create`).
 
     Raises:
@@ -84,9 +84,9 @@ def start(
     until_step: int | None = None,
     identity: str | None = None,
 ) -> PretrainResult:
-    """Train a checked job as a new run; `make_ready` writes what it needs beside its directory.
+    """Train a checked job as a new run; `make_ready` writes whatever else it needs.
 
-    With `until_step` it stops, with a checkpoint, when so many steps are done.
+    With `until_step` it stops, with a checkpoint, after that many steps.
 
     Raises:
         ConfigError: the place of its checkpoints cannot be used; nothing was made.
@@ -118,8 +118,8 @@ def resume(
     A finished run only sends its records to MLflow, if that had failed or the store is another.
 
     `overrides` (`parallel.strategy=fsdp`, `resources.num_workers=4`) change how the steps to come
-    are computed, and stay with the run. `require` raises if the job that it goes on as, which is read
-    once, is not to be run.
+    are computed, and stay with the run. `require` raises if the job as continued, which is read
+    once, must not run.
 
     Raises:
         RunError: there is no such run, another process drives it, or an override changes what the
@@ -183,7 +183,7 @@ def _check_continues(blueprint: Blueprint, directory: RunDirectory) -> None:
 def _check_same_data(mixture: Mixture, state: dict[str, Any]) -> None:
     """Raise ValueError if a dataset is another than the one that a checkpoint's `state` describes.
 
-    The order of many datasets is kept as digests, which tell that there was a change, not which.
+    The order of many datasets is kept as digests, which show that something changed, but not what.
     """
     described = (state.get("forecaster") or {}).get("datasets", [])
     if len(described) != len(mixture.entries):

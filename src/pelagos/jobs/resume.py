@@ -43,11 +43,11 @@ def resume(
 ) -> PretrainResult:
     """Continue a run as `pretrain.resume` does.
 
-    A fine-tuning that was killed before its first weights stood gets them first.
+    A fine-tuning killed before its first weights were written gets them first.
 
     With `from_step` (`last`, `best`, a step) it continues from that checkpoint as a branch, in which
     `overrides` may change optimizer and schedule too (`branching.branch`, also for `request`). A branch
-    that was cut off half way is completed first. `require` is given the job that it goes on as.
+    that was cut off half way is completed first. `require` receives the job as continued.
     """
     directory = RunDirectory.open(runs_dir, name)
     import_plugins_of(directory)

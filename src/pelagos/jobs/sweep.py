@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What is known of every trial, and where the report lies."""
+    """The state of every trial, and the place of the report."""
 
     report: SweepReport
     path: Path
@@ -234,7 +234,7 @@ def _trainable(config: dict[str, Any], sweep: SweepJob, trials: dict[str, Trial]
             return True
         try:
             tune.report({metric: loss, "validations": validations})
-        except SystemExit:  # so Tune tells the thread that reports that the trial lags
+        except SystemExit:  # so Tune informs the reporting thread that the trial lags
             return False
         return True
 
@@ -245,7 +245,7 @@ def _trainable(config: dict[str, Any], sweep: SweepJob, trials: dict[str, Trial]
 
 
 def _progress(sweep: SweepJob, trials: dict[str, Trial], console: Console | None) -> Any:
-    """Return a Tune callback that prints how trials ended, and keeps which of them Tune ended."""
+    """Return a Tune callback that prints how trials ended, and records which trials Tune ended."""
     from ray.tune import Callback
 
     by_name = trials
@@ -263,7 +263,7 @@ def _progress(sweep: SweepJob, trials: dict[str, Trial], console: Console | None
             name = str(trial.config["trial"])
             self.ended.add(name)
             result = read_result(by_name[name])
-            # Tune tells of a lagging trial before that has saved and kept its own result
+            # Tune reports a lagging trial before the trial has saved its own result
             lags = result.state in CUT_OFF and sweep.search.name == EARLY_STOPPING
             loss = result.validation_loss
             shown = result.cause or (f"validation loss {loss:.4g}" if loss is not None else "")
@@ -279,7 +279,7 @@ def _settle(
 ) -> None:
     """Record trials that Ray ended before they could do so themselves.
 
-    What a signal to this process cut off continues next time.
+    Work that a signal to this process interrupts continues next time.
     """
     for trial in trials:
         state = read_result(trial).state

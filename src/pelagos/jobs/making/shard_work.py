@@ -1,7 +1,7 @@
 """Making a dataset shard by shard, in parallel, killable at any moment: generate and convert.
 
-Work on a shard is a function of its number that returns a report. It is done in Ray workers, in
-threads or in this process; what was begun is gone on with, as the shards that are there tell.
+Work on a shard is a function of its number that returns a report. It runs in Ray workers, in
+threads or in this process; unfinished work continues after the shards that already exist.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Launch = Callable[[Work[Report], list[int]], Iterable[Report]]
 def begin(
     uri: str, spec: DatasetSpec, overwrite: bool, options: dict[str, Any] | None
 ) -> DatasetWriter:
-    """Create a dataset, or go on with an unfinished one of the same specification.
+    """Create a dataset, or continue an unfinished one of the same specification.
 
     Raises:
         FileExistsError, ValueError: another one is there, and `overwrite` is false.
@@ -102,7 +102,7 @@ def _in_threads(num_threads: int, work: Work[Report], shards: list[int]) -> Iter
 
 
 def _in_ray(resources: ResourcesConfig, work: Work[Report], shards: list[int]) -> Iterator[Report]:
-    """Shards in Ray workers, as many at a time as there are workers."""
+    """Shards in Ray workers, one per worker at a time."""
     return spread(
         functools.partial(_alone, work),
         shards,

@@ -1,4 +1,4 @@
-"""What `pelagos evaluate` measures of a forecasting run: scores, and long rollouts, of each dataset."""
+"""Measurements of a forecasting run by `pelagos evaluate`: scores and long rollouts per dataset."""
 
 from collections.abc import Sequence
 from dataclasses import replace

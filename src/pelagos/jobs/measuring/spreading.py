@@ -78,7 +78,7 @@ def measure_all(
 
 @dataclass
 class _Work:
-    """What a Ray worker does with a batch; the network is built with the first."""
+    """Measure one batch in a Ray worker. The first batch builds the network."""
 
     make: Make
     known: Sequence[Known]

@@ -1,4 +1,4 @@
-"""What an evaluation runs on: this process or Ray workers, and the device of each."""
+"""The workers of an evaluation: this process or Ray workers, and the device of each."""
 
 import contextlib
 import os
@@ -66,10 +66,10 @@ def workers_of(wanted: EvaluateResources, trained_on: ResourcesConfig) -> Worker
 
 @contextmanager
 def repeatable(num_threads: int, device: torch.device) -> Iterator[None]:
-    """Compute with so many threads, in full fp32, and sum in one order, for the length of the context.
+    """Within the context, compute with `num_threads` threads, in full fp32, summing in one order.
 
     On a GPU, sums by index (spectra) add in the order in which threads happen to arrive, unless torch
-    is told otherwise.
+    is set to deterministic algorithms.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(num_threads)

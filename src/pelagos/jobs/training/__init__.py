@@ -1,1 +1,1 @@
-"""What every training needs: datasets, network, objective, and the checks before it starts."""
+"""Parts of every training: datasets, network, objective, and the checks before it starts."""

@@ -58,12 +58,12 @@ class Blueprint:
 
     @cached_property
     def mixture(self) -> Mixture:
-        """What is trained on."""
+        """The training data."""
         return build_mixture(self.job, self.datasets, self.bare_objective)
 
     @cached_property
     def held_out(self) -> Mixture:
-        """What is validated on, normalised as the training is."""
+        """The validation data, normalised like the training data."""
         split, normalization = self.job.validation.split, self.mixture.normalization
         return build_mixture(self.job, self.datasets, self.bare_objective, split, normalization)
 

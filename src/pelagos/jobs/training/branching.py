@@ -1,7 +1,7 @@
 """A run continues from one of its checkpoints with another optimizer or schedule: a recorded branch.
 
-After a divergence the steps to come must not be those that were begun. What the run did so far
-stays: its checkpoints where they are, the values of dropped steps in metrics-redone.jsonl, its
+After a divergence the run must not repeat the same steps. The results so far
+stay: its checkpoints where they are, the values of dropped steps in metrics-redone.jsonl, its
 MLflow run as it was. The branch has a place for its checkpoints and an MLflow run of its own, and an
 event says from which step on which settings changed. In this order, so that a branch that was cut
 off after step 2 is made whole by the next resume, whatever that asks for:
@@ -68,7 +68,7 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
         source, step = _checkpoint(run, which)
         state = source.trainer_state(step)
         check_identity(run, source.uri, step, state)
-        streams_of(state, f"{source.uri} step {step}")  # or nothing could go on from the branch
+        streams_of(state, f"{source.uri} step {step}")  # or nothing could continue from the branch
         if after.schedule.total_steps <= step:
             raise RunError(
                 f"run {run.name!r}: schedule.total_steps is {after.schedule.total_steps}, the "

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its network, fields and data: enough to build the trained model again."""
+"""A checkpoint's description of network, fields and data: enough to rebuild the trained model."""
 
 import math
 from collections.abc import Mapping

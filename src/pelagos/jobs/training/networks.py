@@ -82,7 +82,7 @@ def _masks(job: TrainingJob, mixture: Mixture) -> dict[str, str]:
 def _groups_without_given(
     objective: Objective | None, mixture: Mixture
 ) -> dict[str, tuple[str, ...]]:
-    """Return the default field groups if fields have to be left out of them, else nothing."""
+    """Return the default field groups if some fields must be excluded, else nothing."""
     usual: Any = getattr(objective, "field_groups", None)  # of objectives that forecast fields
     if not usual or not mixture.given_fields:
         return {}

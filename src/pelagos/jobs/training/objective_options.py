@@ -40,7 +40,7 @@ def option_problems(job: TrainingJob, lines: Mapping[KeyPath, int] | None = None
 
     Args:
         job: the job.
-        lines: where keys stand in its file.
+        lines: the line of each key in its file.
     """
     if job.objective.name not in OBJECTIVES:
         return []

@@ -46,7 +46,7 @@ class MixtureStreams:
         )
 
     def validation(self, data_rank: int, data_world_size: int) -> Iterator[tuple[Batch, int]]:
-        """Return one of so many shares: every so many-th sample of one fixed list.
+        """Return one data rank's share: every `data_world_size`-th sample of one fixed list.
 
         Where the list does not divide, a rank repeats its last sample, which then does not count.
         Samples of grids of other shapes come in batches of their own, as many on every rank.

@@ -1,13 +1,13 @@
-"""A run goes on from another run's checkpoint, with other settings: exploit and explore.
+"""A run continues from another run's checkpoint, with other settings: exploit and explore.
 
-What the run did before stays: its records, and its newest and best checkpoint, where they are. In
+The run's earlier results stay: its records, and its newest and best checkpoint, where they are. In
 this order, each step whole or not begun, so that a take-over that was cut off is completed when it is
 made again:
 
 1. the other's checkpoint is copied to a place of its own below the run's checkpoints
-2. take-overs.json says that the run goes on from there
-3. the changed job becomes the run's; the one before stays beside it
-4. an event tells it: from which run and step, which settings changed from what to what
+2. take-overs.json records that the run continues from there
+3. the changed job becomes the run's; the previous one stays next to it
+4. an event records it: from which run and step, which settings changed from what to what
 """
 
 import json
@@ -29,7 +29,7 @@ EVENT = "taken_over"
 def take_over(
     run: RunDirectory, source: RunDirectory, step: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Let `run` go on from `source`'s checkpoint of `step` with these settings (dotted key: value).
+    """Let `run` continue from `source`'s checkpoint of `step` with these settings (dotted key: value).
 
     Returns its record: step, source, `settings` (key: [before, after]), checkpoint. The second call
     for a step changes nothing.
@@ -71,7 +71,7 @@ def is_effective(run: RunDirectory, record: dict[str, Any]) -> bool:
 def _continue_from(
     run: RunDirectory, source: RunDirectory, step: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Bring the checkpoint into the run's own, and make it what the run goes on from."""
+    """Bring the checkpoint into the run's own, and let the run continue from there."""
     if run.last_step() > step:
         raise RunError(
             f"run {run.name!r} has gone on to step {run.last_step()}: taking over the checkpoint of "

@@ -1,4 +1,4 @@
-"""Network, objective and datasets, built from what a training said of them: data of whoever wrote it."""
+"""Network, objective and datasets, built from a training's description: untrusted data."""
 
 import math
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def loaded_network(
 def _require_affordable_image(model: Pretrained) -> None:
     """Networks that resize what they are given to their own size have that from the description alone.
 
-    No weight tells.
+    No weight shows it.
     """
     size = getattr(model.config, "image_size", None)
     if isinstance(size, int):
@@ -75,7 +75,7 @@ def _require_affordable_image(model: Pretrained) -> None:
 
 
 def recorded_datasets(description: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what a training said of its datasets: `uri` and `offset` of each.
+    """Return the datasets that a training described: `uri` and `offset` of each.
 
     Raises:
         ValueError: there is none, or one without address.

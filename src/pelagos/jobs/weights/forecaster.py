@@ -130,7 +130,7 @@ class Forecaster:
         """Return normalised fields `[batch, channel, y, x]`, `lead_time [batch]` after `frames`.
 
         `frames` is one frame `[batch, channel, y, x]`, or several `[batch, frame, channel, y, x]`
-        for an objective that forecasts from `objective.input_frames` of them.
+        for an objective that forecasts from `objective.input_frames` frames.
         """
         several = frames if self._channel_axis == 2 else frames[:, None]
         return self.objective.predict(self.model, several, lead_time)
@@ -179,7 +179,7 @@ class Forecaster:
 
     @property
     def _absent_value(self) -> float:
-        """What absent channels held in training, after normalisation."""
+        """The value of absent channels in training, after normalisation."""
         return float(self.description.get("absent_value", 0.0))
 
     @property
@@ -284,7 +284,7 @@ def as_arrays(model_input: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, A
     """Return `fields [batch, channel, y, x]` and `lead_time [batch]` of an MLflow request.
 
     Raises:
-        ValueError: one of them is absent, or holds other things than numbers.
+        ValueError: one is absent, or holds something other than numbers.
     """
     absent = [key for key in ("fields", "lead_time") if key not in model_input]
     if absent:

@@ -1,4 +1,4 @@
-"""Reading weights that others wrote: files and directories, told apart by what lies in them.
+"""Reading weights that others wrote: files and directories, recognised by their contents.
 
 Pickles are read by PyTorch's restricted unpickler: plain containers and tensors, and of classes
 only those listed here. Whatever else a file names is refused before it is imported or called.
@@ -36,7 +36,7 @@ _LISTED = 10
 
 @dataclass(frozen=True)
 class ForeignWeights:
-    """Tensors under the network's own names, and the `config.json` beside them if there is one."""
+    """Tensors under the network's own names, and the `config.json` next to them if there is one."""
 
     source: str
     tensors: dict[str, Tensor]
@@ -46,7 +46,7 @@ class ForeignWeights:
 def read_source(source: Path, prefix: str | None, markers: Collection[str]) -> ForeignWeights:
     """Return what a source holds.
 
-    `markers` are names of parameters by which a network is recognised: what stands before one is
+    `markers` are names of parameters by which a network is recognised: the text before one is
     the prefix, unless it is given.
 
     Raises:
@@ -124,7 +124,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     """Return the state dict of a PyTorch file, refusing all but the allowed classes."""
     try:
         with torch.serialization.safe_globals(list(ALLOWED_CLASSES)):
-            # mapped, the optimizer beside the weights is never read
+            # mapped, so an optimizer stored next to the weights is never read
             mapped = zipfile.is_zipfile(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:

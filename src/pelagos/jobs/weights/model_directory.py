@@ -19,7 +19,7 @@ DESCRIPTION_FILE = "forecaster.json"
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """What was written: where, for which registered model, and how much.
+    """A written model directory: its place, its registered model, and its size.
 
     `weights` is `ema` where these are averaged ones, `model` where they are not; None: not said.
     """
@@ -59,7 +59,7 @@ def write_model_directory(
 ) -> ModelDirectory:
     """Write configuration, weights and, if given, the forecaster's description.
 
-    Everything goes to a temporary directory beside, which is then renamed: `directory` is whole or
+    Everything goes to a temporary directory next to it, which is then renamed: `directory` is whole or
     absent. `model` gives the configuration and may be on the meta device.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which network others' weights are of: by names, by shapes, by what is written beside them."""
+"""Which network others' weights are of: by names, by shapes, by files next to them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,7 +20,7 @@ def find_network(found: ForeignWeights) -> tuple[str, dict[str, Any]]:
     """Return the registered model that weights are of, and its options.
 
     Options where they are not the registered ones; numbers of fields aside. Raises ValueError where
-    the files do not tell.
+    the files do not show them.
     """
     network, name = _network(found, None, {})
     family = next(f for f in FAMILIES.values() if f.model is type(network))
@@ -79,7 +79,7 @@ def _infer(found: ForeignWeights, options: Mapping[str, Any]) -> tuple[Pretraine
 
 
 def _family(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the family that names, and where those are shared numbers of axes, tell."""
+    """Return the family by parameter names, and where those are shared, by numbers of axes."""
     for name, family in FAMILIES.items():
         if family.marker is not None and family.marker in tensors:
             parameter, axes = family.marker_axes or (family.marker, None)
@@ -96,7 +96,7 @@ def _foreign_options(found: ForeignWeights) -> Mapping[str, Any]:
 
 
 def _channels(found: ForeignWeights) -> dict[str, int]:
-    """Return the numbers of fields that the shapes tell."""
+    """Return the numbers of fields that follow from the shapes."""
     family = _family(found.tensors)
     if family is None:
         return {}

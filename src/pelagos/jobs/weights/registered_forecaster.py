@@ -1,4 +1,4 @@
-"""The code that MLflow stores beside a registered model ("models from code": nothing is pickled)."""
+"""The code that MLflow stores next to a registered model ("models from code": nothing is pickled)."""
 
 from pathlib import Path
 

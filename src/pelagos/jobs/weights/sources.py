@@ -35,7 +35,7 @@ from pelagos.platform.storage_choice import options_for
 class Source:
     """Weights under the network's own names, and what is known of where they come from.
 
-    `model` is the network's name in the registry and `options` its configuration beside channels.
+    `model` is the network's name in the registry and `options` its configuration except channels.
     `description` is what a Pelagos training left (fields,
     normalisation, datasets), None for foreign weights.
     """
@@ -110,7 +110,7 @@ def _averaged(description: Mapping[str, Any]) -> str:
 
 
 def _holds_checkpoints(uri: str, options: dict[str, Any]) -> bool:
-    """Return whether this is a directory of Pelagos checkpoints, or one of them."""
+    """Return whether this is a directory of Pelagos checkpoints, or one checkpoint."""
     if step_of(_parent(uri)[1]) is not None:
         return True
     if not is_remote(uri):

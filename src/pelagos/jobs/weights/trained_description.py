@@ -1,4 +1,4 @@
-"""What a training says of its network, beside the weights: data of whoever shared them."""
+"""A training's description of its network, next to the weights: untrusted data."""
 
 from pathlib import Path
 from typing import Annotated, Any

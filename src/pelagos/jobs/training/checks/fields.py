@@ -65,7 +65,7 @@ def field_problems(
 def given_in(dataset: ReadableDataset, data: EvaluationData) -> tuple[GivenField, ...]:
     """Return the stored fields of a dataset that an evaluation does not score, and why.
 
-    Nothing of them has to be forecast.
+    They need no forecast.
     """
     scored = {data.fields[channel] for channels in data.groups.values() for channel in channels}
     found = unchanging_fields(dataset)

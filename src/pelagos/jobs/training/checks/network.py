@@ -1,4 +1,4 @@
-"""Whether a checkpoint's network computes what the job's does, as far as options tell."""
+"""Whether a checkpoint's network computes what the job's does, as far as options show."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from pelagos.platform.config.schema import TrainingJob
 def check_network(job: TrainingJob, state: dict[str, Any]) -> None:
     """Raise ValueError if the network of a checkpoint's `state` has other options than the job's.
 
-    Names and shapes of tensors tell most networks apart; an option whose default has changed since
+    Names and shapes of tensors distinguish most networks; an option whose default has changed since
     the run began need not change either.
     """
     stored = state.get("forecaster", {}).get("model")
