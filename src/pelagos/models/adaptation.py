@@ -27,7 +27,7 @@ _LISTED = 3
 
 @dataclass(frozen=True)
 class AdaptedParameter:
-    """What became of one parameter; a shape is None on the side that lacks it."""
+    """The fate of one parameter; a shape is None on the side that lacks it."""
 
     name: str
     action: Action

@@ -1,4 +1,4 @@
-"""What configurations check alike: whole numbers, tuples, sizes that divide."""
+"""Checks that configurations share: whole numbers, tuples, sizes that divide."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def nearest_multiples(size: int, divisor: int) -> str:
 
 
 def wrong_frames(got: int, taken: int) -> str:
-    """What to set where a network that takes `taken` frames is given `got`; empty if it fits."""
+    """Advice where a network that takes `taken` frames is given `got`; empty if it fits."""
     if got == taken:
         return ""
     return (
@@ -55,7 +55,7 @@ def wrong_frames(got: int, taken: int) -> str:
 
 
 def not_whole_numbers(config: Any, names: Iterable[str]) -> list[str]:
-    """What to say of options that must be whole numbers, at least 1, and are not."""
+    """Problems of options that must be whole numbers, at least 1, and are not."""
     given = {name: getattr(config, name) for name in names}
     return [
         f"{name}={value!r} must be a whole number, at least 1"
@@ -65,7 +65,7 @@ def not_whole_numbers(config: Any, names: Iterable[str]) -> list[str]:
 
 
 def not_one_of(name: str, value: object, known: Iterable[object]) -> list[str]:
-    """What to say of an option that is none of the known values."""
+    """The problem of an option that is none of the known values."""
     choices = list(known)
     if value in choices:
         return []

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sized
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-# Beside those that a file of weights has: ones that it may lack.
+# In addition to the keys of every weights file: keys that it may lack.
 SPARE_PARAMETERS = 1000
 
 

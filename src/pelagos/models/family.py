@@ -1,4 +1,4 @@
-"""What the registry knows of a family: its network, its sizes, where it comes from, how it is called."""
+"""A family's entry in the registry: its network, sizes and origin, and how it is called."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Size:
 
     `parameters` counts the network with the family's default channels; `options` are the
     fields of its configuration that make this size; `weights_license` is the licence of the
-    weights that its authors published, None where there are none.
+    weights that its authors published, None if there are no such weights.
     """
 
     name: str
@@ -79,14 +79,14 @@ class Family:
     """A network in several sizes.
 
     `channels` are its configuration's names of the numbers of channels in and out, and
-    `default_channels` their values where nobody says; `inputs` says in a sentence what goes
-    in; `example` makes the arguments of a forward pass, of a configuration and so many samples,
+    `default_channels` their default values; `inputs` describes the inputs
+    in a sentence; `example` makes the arguments of a forward pass from a configuration and a count,
     on the default device; `adapt` returns the options that follow from the numbers of channels.
 
     `marker` is a parameter that only this family's networks have, by which weights of others are
-    recognised, and `marker_axes` (parameter, number of axes) tells families with one marker apart;
+    recognised, and `marker_axes` (parameter, number of axes) distinguishes families with one marker;
     `foreign_options` are those that others' weights are computed with, where ours are usually
-    different; `channel_axes` says where shapes tell the numbers of channels in and out:
+    different; `channel_axes` says which shapes give the numbers of channels in and out:
     (parameter, axis, what that counts beyond channels).
     """
 

@@ -67,7 +67,7 @@ class FNOConfig(Options):
 
 @dataclass(frozen=True)
 class TFNOConfig(FNOConfig):
-    """As `FNOConfig`; `rank`: each Tucker rank as a fraction of the side it stands for.
+    """As `FNOConfig`; `rank`: each Tucker rank as a fraction of the side it replaces.
 
     A weight then has about rank^(2 + num_dimensions) of the dense one's parameters; 1 is full rank.
     """

@@ -6,7 +6,7 @@ decomposition of the domain. Hao et al., "GNOT: A general neural operator transf
 learning", ICML 2023, arXiv:2302.14376; here with one input function, coordinates also as sines and
 cosines, and the lead time among the features of every point.
 
-The answer at a query follows the query wherever it stands in the list and does not depend on the
+The answer at a query follows the query wherever it is in the list and does not depend on the
 order of the input points; points marked as padding change nothing. Layout: points `[B, N, axis]`,
 features `BND` at input points and `BMD` at queries. Single-device code.
 """
@@ -30,7 +30,7 @@ __all__ = ["FAMILY", "GNOT", "GNOTConfig", "NormalizedAttention", "grid_points"]
 
 # At torch's own scale, softmaxes over features are almost flat: attention gives every point nearly
 # the same mean (its spread over points is 2 % of its size), queries and keys get gradients 30 times
-# smaller than values, and the loss stands still for some 100 steps.
+# smaller than values, and the loss stays constant for some 100 steps.
 _SHARPNESS = 4.0
 
 
@@ -97,7 +97,7 @@ class Features(Linear):
 class NormalizedAttention(nn.Module):
     """Linear attention: `z = Σₙ (q̃ · k̃ₙ) vₙ / Σₙ q̃ · k̃ₙ`, with q̃ and k̃ softmaxes over features.
 
-    All weights are positive and add up to 1, as in the softmax attention that it stands for (for
+    All weights are positive and add up to 1, as in the softmax attention that it replaces (for
     which torch has kernels, and which costs M N), yet Σ k̃ₙ ⊗ vₙ is formed once: M + N. Sums over
     points are fp32. (The published code adds q̃ to z. Without, the heat equation was learnt sooner.)
     """

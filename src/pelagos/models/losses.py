@@ -1,4 +1,4 @@
-"""What the error of predicted fields is, as sums that a trainer can reduce over any samples.
+"""Errors of predicted fields, as sums that a trainer can reduce over any samples.
 
 A loss gives numerators and denominators per sample and group of fields; the objective's loss is the
 mean over groups of summed numerators over summed denominators. `ratio` sums errors and magnitudes
@@ -207,7 +207,7 @@ class RelativePerSample:
         return powers.sqrt()
 
     def _reference(self, label: Tensor, valid: Tensor | None) -> Tensor:
-        """What the error is relative to, of the label's shape, 0 where there is no value."""
+        """The scale of the relative error, of the label's shape, 0 where there is no value."""
         return label
 
 

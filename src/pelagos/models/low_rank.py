@@ -4,7 +4,7 @@ Hu et al., "LoRA: Low-rank adaptation of large language models", ICLR 2022, arXi
 Any parameter with two axes or more can have one: matrices, kernels of convolutions (as matrices
 [out, in * kernel]), and stacks of matrices such as spectral weights [..., in, out] (one update for
 each matrix). The network's own code and names stay: the parameter is read as the sum, while under
-its name in the state dict stand the frozen values. B starts at zero, so step 0 is the source's.
+its name the state dict holds the frozen values. B starts at zero, so step 0 is the source's.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ _MERGE = {2: "b (h s w t) v -> b (h w) v", 3: "b (d s h t w u) v -> b (d h w) v"
 class MAEConfig(PatchOptions):
     """Sizes and options of one masked autoencoder.
 
-    `mask_ratio` is the share of the tokens that training masks, for whoever draws the masks; the
+    `mask_ratio` is the share of the tokens that training masks. The caller draws the masks; the
     network takes any. `local_reconstruction` adds predictions of half the patch size from a third
     of the encoder's depth, and of twice the patch size from two thirds of it.
     """
@@ -75,7 +75,7 @@ class MAEConfig(PatchOptions):
         return max(1, self.depth // 3), max(2, 2 * self.depth // 3)
 
     def misfits(self) -> list[str]:
-        """What does not fit together, a line each."""
+        """Options that do not fit together, a line each."""
         problems = super().misfits()
         if self.out_channels != self.in_channels:
             problems.append(
@@ -107,7 +107,7 @@ class MAEConfig(PatchOptions):
 
 @dataclass
 class LocalOutput:
-    """What an intermediate depth says of its regions.
+    """The predictions of an intermediate depth for its regions.
 
     Values `[B, R, V]`, masked `[B, R]`, and the image's own values `[B, R, V]`.
     """
@@ -215,7 +215,7 @@ class MAE(Pretrained):
         Every sample keeps the same number of tokens, at least one; counting them waits for the
         device. On the meta device, where nothing can be counted, it is that of `mask_ratio`.
 
-        Raises ValueError for a shape that does not fit the configuration, or for such a mask.
+        Raises ValueError for a shape that does not fit the configuration, or for an unsuitable mask.
         """
         config = self.config
         check_image(image, config, "MAE")
@@ -239,7 +239,7 @@ class MAE(Pretrained):
         return unpatchify(patches, self.config.patch_size, self.config.token_grid)
 
     def local_targets(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """What `local` is compared with: half patches, and patches of the image at half size."""
+        """The targets of `local`: half patches, and patches of the image at half size."""
         patch = self.config.patch_size
         finer = patchify(image, tuple(p // 2 for p in patch))
         return finer, patchify(AVERAGE_POOL[len(patch)](2)(image), patch)

@@ -51,7 +51,7 @@ class MedNeXtConfig(UNetConfig):
     up_padding: Literal["front", "end"] = "front"
 
     def misfits(self) -> list[str]:
-        """What does not fit together, a line each."""
+        """Options that do not fit together, a line each."""
         problems = super().misfits()
         if self.up_padding not in ("front", "end"):
             problems.append(f"up_padding={self.up_padding!r} must be 'front' or 'end'")

@@ -98,7 +98,7 @@ class Level(nn.Module):
         self.after = _smoothers(0 if coarsest else steps, inputs, outputs, edges)
 
     def smooth(self, right: Tensor, u: Tensor | None, *, after: bool) -> Tensor:
-        """`u + S (f - A u)`, once for each smoother `S`; None stands for u = 0."""
+        """`u + S (f - A u)`, once for each smoother `S`; None means u = 0."""
         for smoother in self.after if after else self.before:
             u = smoother(right) if u is None else u + smoother(self.residual(right, u))
         assert u is not None

@@ -61,7 +61,7 @@ _LISTED = 3
 
 @dataclass(frozen=True)
 class MPPConfig(Options):
-    """Sizes and options of one AViT, under the official names where there are any.
+    """Sizes and options of one AViT, under the official names where they exist.
 
     `fields` names the vocabulary's entry of each channel, in the channels' order; None takes the
     first `in_channels` entries. `vocabulary` is the published one unless given.

@@ -36,7 +36,7 @@ class NnUNetConfig(UNetConfig):
     decoder_blocks: tuple[int, ...] = (2, 2, 2, 2, 2)
 
     def misfits(self) -> list[str]:
-        """What does not fit together, a line each."""
+        """Options that do not fit together, a line each."""
         problems = super().misfits()
         problems += self.per_level("encoder_blocks", self.num_levels)
         problems += self.per_level("decoder_blocks", self.num_levels - 1)

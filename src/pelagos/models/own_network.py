@@ -37,7 +37,7 @@ _LIBRARIES = ("torch", "einops", "accelerate", "ray", "mlflow", "pelagos")
 
 @dataclass(frozen=True)
 class OwnOptions(Options):
-    """What a network of a user's own was built with; `network` is its name, `module:Class`."""
+    """The arguments that built a user's own network; `network` is its name, `module:Class`."""
 
     network: str = ""
     in_channels: int = 0
@@ -135,7 +135,7 @@ class OwnNetwork(Pretrained):
     def blocks(self) -> list[nn.Module]:
         """The repeated modules to wrap, compile or checkpoint.
 
-        What the class's `blocks` says, or the longest list of modules that it has.
+        The result of the class's `blocks`, or else its longest list of modules.
         """
         says = getattr(self.network, "blocks", None)
         if callable(says) and not isinstance(says, nn.Module):

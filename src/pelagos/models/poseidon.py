@@ -266,7 +266,7 @@ class ScOT(Pretrained):
 
 
 def _grid_problem(config: ScOTConfig, shape: tuple[int, ...]) -> str:
-    """What a shape of pixels should be instead, empty if it fits."""
+    """The shape of pixels to use instead; empty if the given one fits."""
     channels = config.num_channels
     fits = len(shape) == 4 and shape[1] == channels
     if config.resize == "fourier":

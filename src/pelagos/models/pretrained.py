@@ -1,4 +1,4 @@
-"""Model directories: `config.json` beside safetensors, whole or in shards with an index.
+"""Model directories: `config.json` next to safetensors, whole or in shards with an index.
 
 The layout of the Hugging Face hub, read with safetensors alone. Weights are compared with the
 network by name and shape before anything is loaded.
@@ -92,8 +92,8 @@ class Pretrained(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay.
 
-        Here vectors, and all parameters of norms, whatever their shape. What a model says here is
-        its whole rule.
+        Here vectors, and all parameters of norms, whatever their shape. A model's answer is
+        the whole rule.
         """
         norms = tuple(f"{name}." for name, module in self.named_modules() if is_norm(module))
         return {

@@ -58,11 +58,11 @@ FAMILIES: Registry[Family] = Registry(
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a person wants to know before choosing a model.
+    """Facts for choosing a model.
 
     `parameters` counts the model with its family's default channels in and out;
-    `weights_license` is the licence of the weights its authors published, None where there are
-    none; `call` is how an objective calls it.
+    `weights_license` is the licence of the weights its authors published, None if there are
+    no such weights; `call` is how an objective calls it.
     """
 
     name: str

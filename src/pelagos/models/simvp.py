@@ -7,7 +7,7 @@ predictive learning", arXiv:2211.12509, its second version (gSTA).
 
 Where the paper predicts as many frames as it sees, with each frame's own skip, here the number is
 free and the skip is that of the last frame, the nearest to all that follow; and norms over groups
-stand for those over batches, which would make samples and ranks depend on each other.
+replace those over batches, which would make samples and ranks depend on each other.
 
 Layout: input and prediction are `[B, X, Y, T, C]`; features are `BCXY`, frames among the batch
 in encoder and decoder and among the channels in the translator. Single-device code.

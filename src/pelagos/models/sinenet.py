@@ -3,7 +3,7 @@
 A U-Net's skip connections join features of the beginning to those of the end, though what they
 describe has moved in between. SineNet lets each of several U-shaped waves evolve the frame a
 little and adds its result to its input (wave residual); inside a wave, every block adds its input
-too, and on the way down every resolution gets the averages of the wave's input beside the
+too, and on the way down every resolution gets the averages of the wave's input in addition to the
 processed features (the paper's dual processing). Zhang et al., "SineNet: Learning temporal dynamics
 in time-dependent partial differential equations", ICLR 2024, arXiv:2403.19507.
 
@@ -38,7 +38,7 @@ __all__ = ["FAMILY", "SineNet", "SineNetConfig"]
 
 Boundary = Literal["periodic", "zeros"]
 
-# Weights of the four nearest points, a quarter of the spacing before the third of them: Keys'
+# Weights of the four nearest points, a quarter of the spacing before the third point: Keys'
 # cubic convolution with a = -3/4, as torch's bicubic interpolation has it.
 _BICUBIC = (-0.03515625, 0.26171875, 0.87890625, -0.10546875)
 
@@ -146,7 +146,7 @@ def double_grid(field_BCHW: Tensor, boundary: Boundary) -> Tensor:
     """Bicubic interpolation to twice the grid on each axis, `[B, C, 2 H, 2 W]`.
 
     `F.interpolate` knows no periodic edges, and on a GPU its gradient differs from run to run;
-    here every point is a sum of four slices per axis. Without periodicity the last point goes on.
+    here every point is a sum of four slices per axis. Without periodicity the last point is repeated.
     """
     padded = pad_edges(field_BCHW, 2, "periodic" if boundary == "periodic" else "nearest")
     for axis in (-2, -1):

@@ -2,7 +2,7 @@
 
 An encoder halves the grid from level to level, a decoder doubles it, and skip connections join them
 at every level (Ronneberger et al., arXiv:1505.04597; in volumes Çiçek et al., arXiv:1606.06650).
-What a level is made of is a family's own; blocks that two families share stand here too.
+Each family builds its own levels; blocks that two families share are here too.
 
 Layout: `[B, C, *grid]` throughout; level 0 is the finest. Single-device code.
 """
@@ -27,7 +27,7 @@ _SLOPE = 0.01  # of the leaky rectifier
 
 @dataclass(frozen=True)
 class UNetConfig(Options):
-    """What every U-net is told: `widths` are the channels of its levels, the finest first.
+    """Options of every U-net: `widths` are the channels of its levels, the finest first.
 
     `out_channels` is the number of classes; `num_dimensions` 2 or 3. With `deep_supervision`
     every decoder level has its own head, used in training mode alone.
@@ -56,7 +56,7 @@ class UNetConfig(Options):
         return int(2 ** (self.num_levels - 1))
 
     def misfits(self) -> list[str]:
-        """What does not fit together, a line each; every number is already a whole one."""
+        """Options that do not fit together, a line each; every number is already whole."""
         problems = []
         if self.num_dimensions not in CONVOLUTION:
             problems.append(f"num_dimensions={self.num_dimensions} must be 2 or 3")
@@ -105,7 +105,7 @@ class UNet(Pretrained):
 
     @abstractmethod
     def make_encoder(self, level: int) -> nn.Module:
-        """What follows the change to a level, or the stem."""
+        """The layers after the change to a level, or after the stem."""
 
     @abstractmethod
     def make_down(self, level: int) -> nn.Module:
@@ -117,7 +117,7 @@ class UNet(Pretrained):
 
     @abstractmethod
     def make_decoder(self, level: int) -> nn.Module:
-        """What follows the skip connection of a level."""
+        """The layers after the skip connection of a level."""
 
     def join(self, x: Tensor, skip: Tensor) -> Tensor:
         """The decoder's features and the encoder's of one level, one after the other."""

@@ -1,6 +1,6 @@
 """Vision Transformer: images and volumes to class logits or to a dense map.
 
-Patches are tokens, mixed by a transformer; the head says what becomes of them. Dosovitskiy et al.,
+Patches are tokens, mixed by a transformer; the head turns them into the output. Dosovitskiy et al.,
 "An image is worth 16x16 words: Transformers for image recognition at scale", ICLR 2021,
 arXiv:2010.11929, in its mean-pooled form: without a class token, hence with 2 D parameters fewer
 than the published counts (ViT-B/16: 86,567,656 with it).
@@ -48,7 +48,7 @@ class ViTConfig(PatchOptions):
     decoder_width: int = 64
 
     def misfits(self) -> list[str]:
-        """What does not fit together, a line each."""
+        """Options that do not fit together, a line each."""
         problems = super().misfits()
         for name, known in (("head", HEADS), ("segmentation_decoder", DECODERS)):
             if getattr(self, name) not in known:

@@ -1,7 +1,7 @@
 """Cosine attention on CPUs, a few heads at a time, so that their scores stay in the cache.
 
-What limits windowed attention on a CPU is not arithmetic but the scores of all windows and heads,
-which every operation on them carries from memory and back, forward and backward. torch's own
+Arithmetic does not limit windowed attention on a CPU; the scores of all windows and heads do,
+because every operation on them moves them from memory and back, forward and backward. torch's own
 blocked kernel does not differentiate a bias.
 """
 

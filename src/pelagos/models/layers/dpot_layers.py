@@ -25,7 +25,7 @@ TRANSPOSED: dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]] = {
 
 
 class Sizes(Protocol):
-    """What the layers read of a configuration."""
+    """The options of a configuration that the layers read."""
 
     @property
     def patch_size(self) -> int: ...

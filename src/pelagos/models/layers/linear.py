@@ -59,7 +59,7 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = _times_transposed(gradient, weight.T)
         if ctx.needs_input_grad[1]:
-            # oneDNN is the faster the more columns there are; turning the result back is a copy
+            # oneDNN gains more with more columns; turning the result back is a copy
             if len(rows) > weight.shape[0] > weight.shape[1]:
                 of_weight = _times_transposed(rows.T, gradients.T).T
             else:

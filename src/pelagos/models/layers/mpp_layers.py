@@ -111,7 +111,7 @@ class _BucketTable(nn.Embedding):
 
 
 class RelativePositionBias(nn.Module):
-    """What attention adds for the offset between two tokens of an axis, per head."""
+    """The bias of attention for the offset between two tokens of an axis, per head."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ class SpectralConvolution(nn.Module):
 class TuckerConvolution(SpectralConvolution):
     """`SpectralConvolution` whose weight is a Tucker decomposition.
 
-    `rank`: each Tucker rank as a fraction of the side it stands for.
+    `rank`: each Tucker rank as a fraction of the side it replaces.
     `W[k1, .., i, o] = Σ core[r1, .., p, q] U1[k1, r1] .. I[i, p] O[o, q]`, all complex, stored as
     real tensors with a last axis of 2. Factors start with variance 1 / rank and the core with
     1 / in, so that W has the dense weight's variance.

@@ -75,7 +75,7 @@ class PatchOptions(Options):
         return math.prod(self.patch_size) * self.in_channels
 
     def misfits(self) -> list[str]:
-        """What does not fit together, a line each; every number is already a whole one."""
+        """Options that do not fit together, a line each; every number is already whole."""
         image, patch = self.image_size, self.patch_size
         if len(image) != len(patch) or len(image) not in _CUT:
             return [

@@ -1,4 +1,4 @@
-"""What an objective is, and what those that predict fields have in common.
+"""The protocol of objectives, and the shared code of those that predict fields.
 
 An objective splits its loss into per-sample sums, so that the trainer can reduce a ratio over
 exactly the samples it should: `loss = mean_g( sum_b errors[b, g] / sum_b magnitudes[b, g] )`
@@ -23,14 +23,14 @@ from pelagos.models.losses import SMALLEST_LABEL, Loss, find_loss, group_mean
 from pelagos.models.objectives.field_masks import FieldMasks
 
 LossScope = Literal["global", "micro_batch"]
-# Marks of a dataclass's field, in its metadata. What follows from the data is no option of a job; what
+# Marks in a field's metadata. A field that follows from the data is no option of a job. One that
 # changes neither what the network sees nor what the validation loss measures may change within a run.
 FROM_THE_DATA, WITHIN_A_RUN = "from_the_data", "within_a_run"
 FrameWindows = tuple[tuple[int, ...], ...]
 
 
 class WindowBatch(Protocol):
-    """What an objective reads of a batch.
+    """The parts of a batch that an objective reads.
 
     `frames [B, F, C, *grid]` normalised, `times [B, F]` physical time of each frame,
     `present [B, C]` bool: False where the sample's dataset lacks the field, `sample_seed [B]`
@@ -124,7 +124,7 @@ def without_fields(
 
 
 class OneFrameIn:
-    """What holds of an objective on `fields` unless it says otherwise."""
+    """Defaults of an objective on `fields`."""
 
     fields: tuple[str, ...]
 

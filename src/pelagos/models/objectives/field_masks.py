@@ -1,4 +1,4 @@
-"""Points at which fields have no value: which channel says so, and what stands there."""
+"""Points at which fields have no value: which channel marks them, and the number stored there."""
 
 from __future__ import annotations
 

@@ -257,7 +257,7 @@ class Segmentation(_SingleFrame):
         return torch.stack(errors).sum(dim=0)[:, None] / sum(weights)
 
     def split(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """What goes in `[B, C - 1, *grid]`, and the classes `[B, *grid]`."""
+        """The inputs `[B, C - 1, *grid]` and the classes `[B, *grid]`."""
         channel = self.fields.index(self.label_field)
         others = [index for index in range(len(self.fields)) if index != channel]
         labels = frame[:, channel].round().long()
