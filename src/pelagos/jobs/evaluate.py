@@ -134,7 +134,7 @@ def _forecasts(
     found = measure_all(make, known_of, trained.forecaster, workers)
     evaluations = [result for result in found if isinstance(result, DatasetEvaluation)]
     stabilities = [result for result in found if isinstance(result, Stability)]
-    # verdicts and records are by name: datasets of one name get the suffixes that training gives them
+    # verdicts and records are by name: datasets of one name get the numbers that training gives them
     names = unique_names([evaluation.data.name for evaluation in evaluations])
     for evaluation, name in zip(evaluations, names, strict=True):
         evaluation.data = replace(evaluation.data, name=name)

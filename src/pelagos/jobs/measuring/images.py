@@ -37,7 +37,7 @@ def measure_images(job: EvaluateJob, trained: TrainedRun) -> list[ImageEvaluatio
     workers = workers_of(job.resources, trained.training.resources)
     make = functools.partial(image_measurements, job, trained.training)
     found: list[ImageEvaluation] = measure_all(make, lambda _: None, trained.forecaster, workers)
-    # records are by name: datasets of one name get the suffixes that training gives them
+    # records are by name: datasets of one name get the numbers that training gives them
     names = unique_names([evaluation.name for evaluation in found])
     return [replace(e, name=name) for e, name in zip(found, names, strict=True)]
 

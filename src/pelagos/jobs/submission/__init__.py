@@ -1,5 +1,5 @@
 """Submitted runs: the durable record of each, the code shipped with it, and what to do on failure.
 
-A record needs no server: it is a numbered sequence of small objects beside the run's data, in a
+A record needs no server: it is a numbered sequence of small objects next to the run's data, in a
 directory or an object store, and outlives every cluster that the run was on.
 """

@@ -1,7 +1,7 @@
-"""A run's job.yaml beside the job that was submitted: what differs, others may have written.
+"""A run's job.yaml compared with the submitted job: others may have written the differences.
 
-Everyone who can write to the storage can change a run's directory. What a run does when it goes on is
-what its submitter said, who is known by another way than the storage (`RunRecord.submitting_event`).
+Everyone who can write to the storage can change a run's directory. A continued run does
+as its submitter said, who is identified by other means than the storage (`RunRecord.submitting_event`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ def changes_to_own(run: RunDirectory, own: Sequence[Job], overrides: Sequence[st
             have begun since, so that its job.yaml is an earlier one.
 
     Raises:
-        RunError: job.yaml is none of them; names each key with both values, and what to say.
+        RunError: job.yaml matches none; names each key with both values, and the remedy.
     """
     given = tuple(new_key(text.partition("=")[0].strip()) for text in overrides)
     found = run.job_as_written()
@@ -57,7 +57,7 @@ def changes_to_submitted(run: RunDirectory, job: TrainingJob, *, is_branch: bool
         is_branch: optimizer and schedule may change, from a checkpoint on.
 
     Raises:
-        RunError: it differs in what a run that goes on cannot change.
+        RunError: it differs in keys that a continued run cannot change.
     """
     found = run.job_as_written()
     keys = list(_differing(found, job))
@@ -69,7 +69,7 @@ def changes_to_submitted(run: RunDirectory, job: TrainingJob, *, is_branch: bool
 
 
 def require_submitted(found: TrainingJob, submitted: TrainingJob) -> None:
-    """Raise unless the job that a run goes on as is the one that was submitted, which is placed.
+    """Raise unless a run continues as the job that was submitted, which is placed.
 
     Its directory may have been changed since that was looked at, and holds more than job.yaml.
 

@@ -1,12 +1,12 @@
-"""What runs on the cluster for a submitted run: wait, train, record, try again where that can help.
+"""The process of a submitted run on the cluster: wait, train, record, retry where that can help.
 
     python -m pelagos.jobs.submission.driver STORAGE RUN ATTEMPT DIGEST
 
-What is run is the job of the event with that digest: everyone with access to the storage can write to
-the record and to the run's directory, but what they write there is not obeyed.
+It runs the job of the event with that digest: everyone with access to the storage can write to
+the record and to the run's directory, but those writes are ignored.
 
 Exit status: 0 finished or stopped on request, 1 failed, 75 preempted (the scheduler may start the
-run again: it goes on from its last checkpoint).
+run again: it continues from its last checkpoint).
 """
 
 import contextlib
@@ -50,10 +50,10 @@ LOG_SECONDS = 3.0
 
 
 class Driver:
-    """Drives one attempt of one run, and tells its record what happens.
+    """Drives one attempt of one run, and records its progress.
 
     Args:
-        digest: of the event that submits the run, from whoever starts this process.
+        digest: of the event that submits the run, given by the starter of this process.
     """
 
     def __init__(self, store: ObjectStore, run: str, attempt: int, digest: str) -> None:
@@ -123,7 +123,7 @@ class Driver:
     @functools.cached_property
     def total_steps(self) -> int | None:
         """Steps of the whole run, where it is a training."""
-        with contextlib.suppress(ValueError):  # running it will tell
+        with contextlib.suppress(ValueError):  # running it gives the number
             job = parse_job(self.event["job"], f"run {self.run}")
             return kind_of(job).total_steps(job)
         return None
@@ -239,7 +239,7 @@ def scratch_directory(store: ObjectStore) -> Path:
 
 @contextlib.contextmanager
 def _output_kept(path: Path) -> Iterator[None]:
-    """Append what this process and its children print to a file, besides where it went before."""
+    """Copy the output of this process and its children to a file, keeping its old destination."""
     path.parent.mkdir(parents=True, exist_ok=True)
     read_end, write_end = os.pipe()
     original = os.dup(1)

@@ -1,7 +1,7 @@
 """Following submitted runs, wherever they run: state, logs, stop, resume, wait, clone, diff.
 
 Records are written by everyone with access to the storage. How a cluster is reached, and with which
-secret, comes from the reader's own clusters.yaml alone; what a record says of it is shown where it
+secret, comes from the reader's own clusters.yaml alone; a record's own entry is shown where it
 differs. Looking at runs starts and writes nothing; `start_again` starts.
 """
 
@@ -41,7 +41,7 @@ POLL_SECONDS = 1.0
 SEARCHED_FIRST = "runs"
 
 
-# What of a cluster's configuration says where it is: a record that differs is pointed out.
+# Keys of a cluster's configuration that locate it: a record that differs is pointed out.
 PLACE_KEYS = ("kind", "address", "context", "namespace", "storage", "endpoint_url")
 
 
@@ -121,7 +121,7 @@ def find_all(cluster: str | None = None) -> tuple[list[SubmittedRun], list[str]]
 
 
 def current_state(found: SubmittedRun) -> tuple[RunState, str]:
-    """Return a run's state, and what the cluster says of it; nothing is written.
+    """Return a run's state, and the cluster's report of it; nothing is written.
 
     The state of a run whose process ended without a word is `lost`: `recover` sees to it.
     """
@@ -255,7 +255,7 @@ def follow_logs(found: SubmittedRun, follow: bool) -> Iterator[str]:
     """Yield what the run prints, from the first line; with `follow`, until it ends.
 
     It is read from storage, not over a connection that could be lost: where the storage cannot be
-    reached for a while, reading goes on after that from the same byte.
+    reached for a while, reading later continues from the same byte.
     """
     position = 0
     while True:
@@ -296,7 +296,7 @@ def _log_from(found: SubmittedRun, position: int) -> bytes:
 
 def _open(run: str, config: ClusterConfig, configs: dict[str, ClusterConfig]) -> SubmittedRun:
     record = RunRecord(storage_of(config), run)
-    record.state()  # raises, with the runs there are
+    record.state()  # raises, listing the existing runs
     return with_cluster(record, configs)
 
 

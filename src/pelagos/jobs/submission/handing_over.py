@@ -80,7 +80,7 @@ def submission_of(
     """Return the submission of a recorded run, for another attempt on a cluster.
 
     Args:
-        event: the event that submits it, which names the code: whoever starts it has to know that it
+        event: the event that submits it, which names the code: the starter has to know that it
             was written by somebody who may have it started here.
 
     Raises:
@@ -110,7 +110,7 @@ def submission_of(
 def details_of(
     submission: Submission, cluster: Cluster, retries: int, **details: Any
 ) -> dict[str, Any]:
-    """Return what the event that submits a run holds beside its job."""
+    """Return the contents of a run's submitting event other than its job."""
     return {
         "cluster": cluster.name,
         "cluster_config": cluster.config.model_dump(mode="json"),

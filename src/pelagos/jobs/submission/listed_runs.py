@@ -1,6 +1,6 @@
-"""What `pelagos list` shows of submitted runs: one listing of a storage, one small object of each run.
+"""Submitted runs in `pelagos list`: one listing of a storage, one small object per run.
 
-Runs that have not ended are looked at more closely: their events, and what the cluster says of them.
+Runs that have not ended are examined more closely: their events, and the cluster's report.
 """
 
 from collections.abc import Mapping

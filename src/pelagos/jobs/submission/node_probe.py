@@ -1,7 +1,7 @@
-"""What `pelagos doctor --cluster` finds out on the nodes themselves: a job that looks at each.
+"""The checks of `pelagos doctor --cluster` on the nodes themselves: a job that examines each.
 
 One Ray actor per node reports its versions, devices and clock and tries the storage; together they
-time an all-reduce. What they found is written to the run's `checks.json`.
+time an all-reduce. Their findings are written to the run's `checks.json`.
 """
 
 import json
@@ -43,7 +43,7 @@ POLL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What one node said of itself."""
+    """One node's report of itself."""
 
     host: str
     versions: dict[str, str]

@@ -1,6 +1,6 @@
 """Jobs that somebody else wrote: where they would send this user's secrets, and what they would read.
 
-A run goes to the cluster with the credentials of whoever submits it. MLflow's are sent to the job's
+A run goes to the cluster with its submitter's credentials. MLflow's are sent to the job's
 tracking.uri, those of the object store to its storage.endpoint_url; and files of this machine that a
 job names are taken into what is submitted. So a job of somebody else says none of this by itself.
 """

@@ -40,7 +40,7 @@ from pelagos.platform.config.sweep import SweepJob
 
 @dataclass(frozen=True)
 class Options:
-    """What `submit` takes beside the job files."""
+    """Options of `submit` other than the job files."""
 
     after: tuple[str, ...] = ()
     priority: int = 0

@@ -1,4 +1,4 @@
-"""What becomes of a run whose process ended without a word: a killed node tells nobody."""
+"""Runs whose process ended silently: a killed node reports nothing."""
 
 from pelagos.jobs.submission.records.causes import classify, decide_retry
 from pelagos.jobs.submission.records.record import RunRecord
@@ -12,8 +12,8 @@ def record_silent_end(record: RunRecord, detail: str, output: str, num_events: i
 
     Args:
         record: the run's.
-        detail: what the cluster says of the process.
-        output: the end of what it printed.
+        detail: the cluster's report of the process.
+        output: the end of its output.
         num_events: events that the record had when the process was seen to be gone. Only the first
             of several watchers gets to act on that.
     """

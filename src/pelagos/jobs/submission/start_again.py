@@ -1,7 +1,7 @@
 """Starting a submitted run again: only one's own, with one's own code.
 
 A record is written by everyone with access to the storage. Starting a run executes the code that is
-named there with the secrets of whoever starts it, so that it is refused unless this user submitted the
+named there with the starter's secrets, so it is refused unless this user submitted the
 run from here and shipped that code (`own_runs`), or takes the run over with code of their own.
 """
 

@@ -1,4 +1,4 @@
-"""What is refused before any trial of a sweep starts, because of what its jobs and data are."""
+"""Checks of a sweep's jobs and data before any trial starts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

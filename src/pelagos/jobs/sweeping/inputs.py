@@ -1,7 +1,7 @@
-"""What a trial was made of beside its job file: the weights it started from, and its datasets.
+"""A trial's inputs in addition to its job file: its starting weights and its datasets.
 
-A job names them by address, and what stands there may change. So each trial keeps their digests,
-and a sweep that goes on refuses to set trials of other weights or data beside those it has.
+A job names them by address, and their contents may change. So each trial keeps their digests,
+and a continued sweep refuses to mix its trials with trials of other weights or data.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _UNREADABLE = (ConfigError, StorageError, CheckpointError, ValueError, OSError)
 def inputs_of_run(trial: Trial) -> Inputs:
     """Return the digests that a trial's run recorded: `source`, and each dataset's under its uri.
 
-    What it has not recorded, because it had not got that far, is left out.
+    Inputs that it had not yet recorded are left out.
     """
     found: Inputs = {}
     run = RunDirectory(trial.path)
@@ -48,7 +48,7 @@ def inputs_of_run(trial: Trial) -> Inputs:
 
 
 def inputs_now(job: TrainingJob) -> Inputs:
-    """Return the digests of what stands at a job's addresses now; what is gone is left out."""
+    """Return the digests of the present contents of a job's addresses, without missing ones."""
     found: Inputs = {}
     if job.starts_from is not None:
         with contextlib.suppress(*_UNREADABLE):
@@ -62,10 +62,10 @@ def inputs_now(job: TrainingJob) -> Inputs:
 
 
 def check_inputs(sweep: SweepJob, trials: Sequence[Trial]) -> None:
-    """Refuse to go on with a sweep whose trials began from other weights or data than stand there.
+    """Refuse to continue a sweep whose trials began from other weights or data than the present ones.
 
-    What trials have no record of, and what is not there any more, is not compared: what else needs
-    it says so itself.
+    Inputs without a record, and inputs that no longer exist, are not compared: other code that needs
+    them reports that itself.
 
     Raises:
         ConfigError: naming what changed, since which trials, and what to do.
@@ -87,7 +87,7 @@ def _recorded(trial: Trial) -> Inputs:
     result = read_result(trial)
     if result.state in FINAL_STATES:
         return result.inputs or {}  # records of earlier versions have none
-    # its steps to come would go on from the weights it began with
+    # its next steps would continue from the weights it began with
     return inputs_of_run(trial) if (trial.path / "job.yaml").exists() else {}
 
 

@@ -41,7 +41,7 @@ def open_parent(sweep: SweepJob, directory: Path) -> str | None:
         tags[SWEEP_TAG] = sweep.name
         experiment = experiment_id(client, sweep)
         run_id = create_run_once(client, experiment, sweep.name, known["request"], tags)
-        # kept before anything else can fail: a run that nobody knows of has no children
+        # kept before anything else can fail: an unrecorded run has no children
         text = json.dumps({"uri": tracking_uri(sweep), "run_id": run_id})
         replace_durably(record, text.encode())
         _log_job(client, run_id, sweep)

@@ -1,4 +1,4 @@
-"""What a Ray worker does with one trial: train or go on, measure, keep the result.
+"""One trial in a Ray worker: train or continue, measure, keep the result.
 
 A trial's own failure is a result with its cause; it never ends the sweep.
 """
@@ -36,7 +36,7 @@ from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.records.states import State
 
 logger = logging.getLogger(__name__)
-# What a trial that goes on takes from the sweep's job as it is now.
+# Keys that a continued trial takes from the sweep's present job.
 _AS_NOW = names_of(
     lambda key: (
         key.meaning in (Meaning.HOW, Meaning.PLACE)
@@ -55,7 +55,7 @@ def run_trial(sweep: SweepJob, trial: Trial, report: Report) -> TrialResult:
         plugins.load_for(trial.job)
         ended = train(trial, watcher)
         result = _result(sweep, trial, ended, watcher.is_stopped)
-    except Exception as error:  # whatever breaks one trial, the others go on
+    except Exception as error:  # whatever breaks one trial, the others continue
         logger.debug("trial %s failed", trial.name, exc_info=True)
         result = TrialResult(State.FAILED, cause=f"{type(error).__name__}: {error}")
     if result.state in FINAL_STATES:
@@ -68,7 +68,7 @@ def run_trial(sweep: SweepJob, trial: Trial, report: Report) -> TrialResult:
 def train(
     trial: Trial, watcher: Callable[[], None], until_step: int | None = None
 ) -> PretrainResult:
-    """Start a trial's run, or go on with it, to its end or until so many steps are done."""
+    """Start or continue a trial's run, to its end or to a given number of steps."""
     console = HarmlessConsole(file=io.StringIO())
     if (trial.path / "job.yaml").exists():
         changes = _changes(trial)
@@ -142,7 +142,7 @@ def measured(sweep: SweepJob, trial: Trial, num_gpus: int) -> Measurement:
 
 
 def _mean_error(evaluations: list[DatasetEvaluation], method: str, metric: str) -> float:
-    """Return the mean over datasets of the error at the last lead; NaN where none of them has one.
+    """Return the mean over datasets of the error at the last lead; NaN where none has one.
 
     Of each dataset as Poseidon's own evaluation takes it: the mean over field groups of the median
     over samples, so the median of each group may be another sample's.
@@ -153,7 +153,7 @@ def _mean_error(evaluations: list[DatasetEvaluation], method: str, metric: str) 
 
 
 class _ValidationWatcher:
-    """Reports each validation of a run once; asks the run to stop when told to."""
+    """Reports each validation of a run once; asks the run to stop on request."""
 
     def __init__(self, trial: Trial, report: Report) -> None:
         self.run = RunDirectory(trial.path)

@@ -1,10 +1,10 @@
 """Populations of a sweep (Jaderberg et al., arXiv:1711.09846): who is compared with whom, and when.
 
-Members differ in the values of `random` alone. They train in legs of so many validations; after each
+Members differ in the values of `random` alone. They train in legs of equal length; after each
 leg but the last they are compared, and those that lag take over the checkpoints and, perturbed, the
 settings of the best. All members wait for each other at the end of a leg, so that a decision depends
 on the seed and the losses, not on who was faster. Each is kept in the sweep's directory, and a
-member's take-overs in its run (`take_over.py`), from which a sweep that was killed goes on.
+member's take-overs in its run (`take_over.py`), from which a killed sweep continues.
 """
 
 import dataclasses
@@ -188,7 +188,7 @@ def run_leg(sweep: SweepJob, population: Population, trial: Trial, leg: int) -> 
     if _newest_step(run) < until:
         try:
             outcome = train(trial, lambda: None, until).outcome
-        except Exception as error:  # whatever breaks one member, the others go on
+        except Exception as error:  # whatever breaks one member, the others continue
             logger.debug("member %s failed", trial.name, exc_info=True)
             write_result(trial, TrialResult(State.FAILED, cause=f"{type(error).__name__}: {error}"))
             return math.inf

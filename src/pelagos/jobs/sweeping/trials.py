@@ -1,8 +1,8 @@
-"""The trials of a sweep: which there are, what they are called, and what is known of each.
+"""The trials of a sweep: their list, their names, and the state of each.
 
 A trial is an ordinary run. Its name follows from the sweep's name and from what the trial is, and
 ends in a digest of all that decides its steps: another learning rate in the job file is another
-run. What a sweep adds to a run is `trial.json` in the run's directory, written when it is over.
+run. A sweep adds `trial.json` to the run's directory when the run is over.
 """
 
 import contextlib
@@ -96,7 +96,7 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of a trial that came to its end; the fields of the same names above."""
+    """The measurements of a finished trial; the fields of the same names above."""
 
     errors: dict[str, float] = field(default_factory=dict)
     vrmse: dict[str, float] = field(default_factory=dict)
@@ -147,15 +147,15 @@ def result_of(sweep: SweepJob, trial: Trial) -> TrialResult:
 
 
 def measurement_of(sweep: SweepJob) -> dict[str, Any] | None:
-    """Return what decides the errors of a sweep's trials, beside the trials themselves."""
+    """Return the settings, besides the trials themselves, that determine the errors of a sweep."""
     if sweep.evaluate is None:
         return None
-    # the last lead is told by no number, as it was before there was a choice
+    # the last lead has no number, as before the choice existed
     return sweep.evaluate.model_dump(mode="json", exclude={"batch_size"}, exclude_none=True)
 
 
 def clear_unbegun(directory: Path) -> None:
-    """Remove what tells the end of a trial that had not begun, so that it can begin."""
+    """Remove the recorded end of a trial that had not begun, so that it can begin."""
     if not (directory / "job.yaml").exists():
         (directory / RECORD_NAME).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -234,7 +234,7 @@ def _with_own_names(sweep: SweepJob, trials: list[Trial]) -> list[Trial]:
 
 
 def tracked(sweep: SweepJob, trial: Trial, tags: Mapping[str, str]) -> Trial:
-    """Return the trial with these tags beside the sweep's own, in the registry under its name."""
+    """Return the trial with these tags in addition to the sweep's, in the registry under its name."""
     tracking = sweep.tracking.model_copy(
         update={
             "tags": {**sweep.tracking.tags, **tags},

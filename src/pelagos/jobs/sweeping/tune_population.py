@@ -1,7 +1,7 @@
 """Populations on Ray Tune: its scheduler decides, Pelagos' runs carry out what it decides.
 
 Tune's `PopulationBasedTraining` compares the members, all at the end of the same leg (`synch`), and
-chooses who takes over from whom and with which settings. Its checkpoints are empty: a member goes on
+chooses who takes over from whom and with which settings. Its checkpoints are empty: a member continues
 from those of its run. The scheduler's own `_exploit` is where a decision becomes a take-over of runs.
 """
 

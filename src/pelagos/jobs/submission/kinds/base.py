@@ -1,4 +1,4 @@
-"""What is asked of every kind of job on its way to a cluster and there."""
+"""The interface of every kind of job on its way to a cluster and there."""
 
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -67,7 +67,7 @@ class JobKind(Generic[AnyJob]):
         return ()
 
     def replaced(self, job: AnyJob) -> dict[str, str]:
-        """Return what the job may read or replace with the rights of whoever runs it, by key.
+        """Return the places that the job may read or replace with its runner's rights, by key.
 
         Of a job that somebody else wrote, each must be said again.
         """

@@ -69,7 +69,7 @@ class SweepKind(JobKind[SweepJob]):
         from pelagos.jobs.sweeping.report_text import show_report
 
         ends = {}
-        if attempt.mirrors:  # an earlier report tells which MLflow run is the sweep's
+        if attempt.mirrors:  # an earlier report names the sweep's MLflow run
             attempt.mirrors[0].pull()
         for trial in trials_of(job):
             ends[trial.name] = RunRecord(attempt.store, trial.name).state()

@@ -2,11 +2,11 @@
 
     python -m pelagos.jobs.submission.ray_queue.process STORAGE CLUSTER
 
-It is a Ray job itself and keeps nothing: all it knows stands in the records, so it may be killed at
+It is a Ray job itself and keeps nothing: all its knowledge is in the records, so it may be killed at
 any time and is started again by the next `pelagos submit`.
 
-Everyone with access to the storage can write records. What the queue runs, and with which environment
-and quotas, comes from events that are signed with the cluster's token alone.
+Everyone with access to the storage can write records. The queue's runs, and their environment
+and quotas, come from events that are signed with the cluster's token alone.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ class Queue:
     def _states(self) -> dict[str, RunState]:
         """Return the state of every run whose record is one.
 
-        Anybody can write there, and what one of them wrote must not stop everybody's queue.
+        Anybody can write there, and one bad record must not stop everybody's queue.
         """
         states: dict[str, RunState] = {}
         self._submissions = {}
@@ -177,7 +177,7 @@ class Queue:
         try:
             info = self.client.get_job_info(submission_id)
         except RuntimeError:
-            return  # just submitted, or the head was restarted: the next look tells
+            return  # just submitted, or the head was restarted: the next look shows which
         seen = scheduler_state(str(info.status), info.message or "")
         num_events = len(record.events())
         if seen.state != "ended" or record.state().state not in UNDER_WAY:
@@ -186,7 +186,7 @@ class Queue:
         record_silent_end(record, seen.detail, output, num_events)
 
     def _free(self, running: list[Needs]) -> list[NodeResources]:
-        """Return what every node has left besides the runs that the queue has started.
+        """Return every node's free resources, less those of the runs that the queue has started.
 
         A ledger of its own, because a run that was just started holds nothing in Ray yet.
         """

@@ -1,9 +1,9 @@
 """Which waiting runs a Ray cluster starts next. Pure: what is known goes in, decisions come out.
 
 Rules, in this order:
-    dependencies   a run waits for those it comes after; if one of them did not finish, it is cancelled,
+    dependencies   a run waits for those it comes after; if one did not finish, it is cancelled,
                    unless it comes after their end, whatever that is
-    quotas         a user above a limit waits, and holds up nobody else
+    quotas         a user above a limit waits, and holds up no other user
     gang           a run starts when all of its workers fit, each whole on one node
     order          higher priority first, then who came first; a run that does not fit yet is not
                    overtaken by those behind it, so that large runs get their turn
@@ -21,7 +21,7 @@ from pelagos.platform.records.states import ENDED, State
 
 @dataclass(frozen=True)
 class NodeResources:
-    """CPU cores and GPUs of a node: all of them, or those that are free."""
+    """CPU cores and GPUs of a node: all, or only the free ones."""
 
     cpus: float
     gpus: float
@@ -37,7 +37,7 @@ class WaitingRun:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do with a waiting run, and why."""
+    """The decision about a waiting run, and its reason."""
 
     run: str
     action: Literal["start", "wait", "cancel"]

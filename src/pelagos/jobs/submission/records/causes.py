@@ -8,7 +8,7 @@ CauseKind = Literal[
     "user error", "data", "out of memory", "node lost", "hang", "preempted", "infrastructure"
 ]
 
-# The first match decides. What a library says is matched by its own words, because a cause crosses
+# The first match decides. A library's error is matched by its text, because a cause crosses
 # processes as text: the exception's type and message.
 PATTERNS: tuple[tuple[CauseKind, str], ...] = (
     (
@@ -46,7 +46,7 @@ RETRIED = ("node lost", "hang", "preempted", "infrastructure")
 
 @dataclass(frozen=True)
 class Retry:
-    """What to do after a failure."""
+    """The action after a failure."""
 
     again: bool
     why: str

@@ -1,6 +1,6 @@
 """One event of a run's record, as anybody with access to the storage may have written it.
 
-What is read is data: of the right types and sizes, or an error. Nothing in an event says where a
+Events are read as data: of the right types and sizes, or an error. Nothing in an event says where a
 cluster is, what is run there or which secret is used; see `submission.following`.
 """
 
@@ -18,7 +18,7 @@ MOST_TEXT = 20_000
 # Of lists and mappings in each other; a cluster's configuration has three.
 MOST_DEPTH = 50
 
-# Kinds of events that submit a run: all that it is started with stands in one of them.
+# Kinds of events that submit a run: one such event holds everything needed to start it.
 SUBMITTING = ("submitted", "resubmitted")
 
 Text = Annotated[str, Field(max_length=MOST_TEXT)]

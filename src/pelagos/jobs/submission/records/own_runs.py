@@ -1,9 +1,9 @@
-"""Which submitted runs are this user's: a list of one's own, beside the records that all can write.
+"""Which submitted runs are this user's: a private list, apart from the records that all can write.
 
 XDG_STATE_HOME/pelagos/submitted/STORAGE/RUN.json   (~/.local/state by default; mode 0600)
 
 A record says who submitted it, which anybody can write. Starting a run again executes the code that
-its record names, with the secrets of whoever starts it: only what is listed here is started.
+its record names, with the starter's secrets: only runs listed here are started.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ def own_events(record: RunRecord) -> list[dict[str, Any]]:
 
     Those that the record holds; empty unless the newest of the record is this user's newest.
 
-    Whoever removes or exchanges events could otherwise have an earlier submission started again.
+    Otherwise, removing or exchanging events could cause an earlier submission to start again.
     """
     found: dict[str, dict[str, Any]] = {}
     for event in record.events():

@@ -27,7 +27,7 @@ from pelagos.platform.records.states import State
 
 RECORDS = "records"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-# What each kind of event makes of the state; other kinds leave it as it was.
+# The state after each kind of event; other kinds leave it unchanged.
 STATE_AFTER = {
     "submitted": State.SUBMITTED,
     "queued": State.QUEUED,
@@ -52,7 +52,7 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class RunState:
-    """What a record's events amount to.
+    """The state that follows from a record's events.
 
     The run waits for those of `after` to finish, and for those of `after_ended` to end in any way.
     """
@@ -130,8 +130,8 @@ class RunRecord:
     ) -> dict[str, Any]:
         """Return the newest event that submits the run, or the one of this digest.
 
-        A second copy of one is none: what was once submitted is not submitted again by whoever copies
-        it. `events` are those of the record, where they were read already.
+        A second copy of one does not count: copying an event does not submit the run
+        again. `events` are those of the record, where they were read already.
 
         Raises:
             RecordError: there is none of that digest: somebody has exchanged it.
@@ -178,7 +178,7 @@ class RunRecord:
     def append_if(self, expected_events: int, kind: str, **details: Any) -> bool:
         """Add an event only if the record has exactly `expected_events`; return whether it did.
 
-        This is how one of several watchers gets to act on what all of them saw.
+        This lets exactly one of several watchers act on an event that all saw.
         """
         event = _event(kind, details)
         if not self.store.create(self._key(expected_events), _encoded(event)):
@@ -201,7 +201,7 @@ class RunRecord:
             return None
 
     def _summarise(self, num_events: int) -> None:
-        """Write the summary of so many events, if all of them were read."""
+        """Write the summary of the events, if all were read."""
         known = [self._known.get(self._key(number)) for number in range(num_events)]
         events = [event for event in known if event is not None]
         if not events or len(events) < num_events:
@@ -331,7 +331,7 @@ def replay(run: str, events: list[dict[str, Any]]) -> RunState:
     for event in events:
         kind = event["kind"]
         if kind == "queued" and event.get("attempt") == started:
-            continue  # the queue had started it before whoever submitted it could say that it waits
+            continue  # the queue had started it before its submitter could record that it waits
         if kind == "started":
             started = event.get("attempt", started)
         # a run may be quicker than the one who started it is at saying so

@@ -1,9 +1,9 @@
-"""What a list shows of a submitted run, in one small object beside its events.
+"""A submitted run's entry in a list: one small object next to its events.
 
 STORAGE/records/RUN/summary.json   written after each event, and by the run's process with its progress
 
-It repeats what the events say, so that a list needs neither them nor the run's files. It counts only as
-long as it speaks of as many events as there are; like them it is data that anybody may have written.
+It repeats its events, so that a list needs neither them nor the run's files. It counts only as
+long as its number of events is the current one; like them it is data that anybody may have written.
 """
 
 import json
@@ -48,7 +48,7 @@ class Summary(BaseModel):
 
 
 def parse_summary(content: bytes) -> Summary | None:
-    """Return a summary, or None where it is none: the events then tell."""
+    """Return a summary, or None where it is invalid: the events then decide."""
     if len(content) > MOST_BYTES:
         return None
     try:

@@ -1,6 +1,6 @@
 """Which of a user's files `--include` ships: what git would, nothing secret, nothing from elsewhere.
 
-Archives lie in a storage that others may read. So a folder stands for the files in it that git tracks or
+Archives lie in a storage that others may read. So a folder means the files in it that git tracks or
 would track (`.gitignore` holds), outside a repository for those whose names are not hidden. A file whose
 name says that it is a secret is refused, wherever it was named, and so is a link that leads out of the
 current directory.
@@ -36,7 +36,7 @@ SECRET_NAMES = (
     *(".git-credentials", ".dockercfg", ".boto", ".s3cfg", "rclone.conf", "*.tfstate", "*.tfvars"),
 )
 SECRET_FOLDERS = (".ssh", ".aws", ".kube", ".gnupg", ".docker", ".azure", ".gcloud", ".ray")
-# What is written about secrets and tokens, rather than with them.
+# Names of files about secrets and tokens that contain none.
 PROGRAM_SUFFIXES = (".py", ".pyx", ".ipynb", ".md", ".rst", ".c", ".h", ".cpp", ".cu", ".jl", ".sh")
 
 

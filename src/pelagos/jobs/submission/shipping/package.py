@@ -26,7 +26,7 @@ FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class CodeArchive:
-    """Code as it stands in storage: the wheel, the user's files, and the digests of both."""
+    """Code in storage: the wheel, the user's files, and the digests of both."""
 
     digest: str
     wheel_sha256: str
@@ -72,7 +72,7 @@ def names_in(contents: Mapping[str, bytes]) -> tuple[str, ...]:
 def upload(store: ObjectStore, contents: Mapping[str, bytes]) -> int:
     """Bring archives to storage unless they are there; return the bytes that were sent.
 
-    In a directory nobody else can read them. What somebody else has put in their place is replaced.
+    In a directory nobody else can read them. Files that somebody else put in their place are replaced.
     """
     sent = 0
     for key, content in contents.items():
