@@ -1,1 +1,1 @@
-"""What follows from scores: which forecasts are better, over which steps, and with how much data."""
+"""Conclusions from scores: which forecasts are better, over which steps, and with how much data."""

@@ -151,8 +151,8 @@ def _gain_interval(
 ) -> tuple[Gain, Gain]:
     """Return the percentile interval of resampled gains; a bound stays one.
 
-    Between a bound and a value, or two bounds, nothing is interpolated: the outer of them counts.
-    Where both models diverged nothing is known of the gain, and each end takes its worst.
+    Between a bound and a value, or two bounds, nothing is interpolated: the outer one counts.
+    Where both models diverged the gain is unknown, and each end takes its worst.
     """
     worst = Gain(size / max(curve), "below"), Gain(size / min(curve), "above")
     shares = (1 - confidence) / 2, (1 + confidence) / 2
@@ -208,7 +208,7 @@ def _resamples(
     statistic: Callable[[Mapping[int, float], Mapping[int, float]], Value],
     num_resamples: int,
 ) -> list[Value] | None:
-    """Return the statistic of so many resamples; None where neither has more than one seed."""
+    """Return the statistic of each resample; None where neither has more than one seed."""
     if max(len(_seeds(baseline)), len(_seeds(model))) < 2:
         return None
     generator = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Which forecasts are better than others, as far as the held-out trajectories can tell.
+"""Which forecasts are better than others, as far as the held-out trajectories can show.
 
 Two forecasts of the same trajectories are compared by their ratio of VRMSE, the mean over fields, in
 each trajectory, and by the median of that ratio. Its interval is a percentile bootstrap over
@@ -90,15 +90,15 @@ class LeadVerdict:
 
     @property
     def label(self) -> str:
-        """What it beats, in a word or two."""
+        """The baselines it beats, in a word or two."""
         return combined_label([self])
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What held-out trajectories say of one model on one dataset.
+    """The verdict of held-out trajectories on one model and one dataset.
 
-    `method` is the model's way to the lead times that is judged: the best of them by mean rank.
+    `method` is the model's way to the lead times that is judged: the best by mean rank.
     """
 
     method: str
@@ -107,13 +107,13 @@ class Verdict:
 
     @property
     def is_possible(self) -> bool:
-        """Whether at some lead there are trajectories enough to tell."""
+        """Whether at some lead enough trajectories exist to decide."""
         counts = (c.num_trajectories for lead in self.leads for c in lead.against.values())
         return max(counts) >= LEAST_TRAJECTORIES
 
     @property
     def sentence(self) -> str:
-        """What the model beats, and where; it follows 'the model'."""
+        """The baselines the model beats, and where; the text follows 'the model'."""
         if not self.is_possible:
             count = self.num_trajectories
             return (
@@ -129,7 +129,7 @@ class Verdict:
 
     @property
     def warning(self) -> str:
-        """What must be said first: where a constant is as good as the model; empty if nowhere."""
+        """The warning to print first: where a constant is as good as the model; empty if nowhere."""
         worse = [lead for lead in self.leads if lead.is_worse_than_constant]
         if not worse:
             return ""
@@ -258,7 +258,7 @@ class Wins:
 def count_wins(scores: FloatArray, contender: int) -> Wins:
     """Count the trajectories on which one row of `[contender, trajectory]` is the least.
 
-    Trajectories in which a score is NaN are left out: the truth leaves nothing to judge. Nobody wins
+    Trajectories in which a score is NaN are left out: the truth leaves nothing to judge. None wins
     where all diverged, and equal contenders both win.
     """
     known = ~np.isnan(scores).any(axis=0)
@@ -304,10 +304,10 @@ def _draws(count: int) -> npt.NDArray[np.int64]:
 
 
 def combined_label(leads: Sequence[LeadVerdict]) -> str:
-    """Return what one model beats on several datasets: on all of them, or not at all.
+    """Return the baselines that one model beats on every one of several datasets.
 
     `neither` where it is decided that it does not: worse than a baseline, or no better than the
-    truth's spatial mean, on one of them; `unclear` where trajectories cannot tell.
+    truth's spatial mean, on some dataset; `unclear` where trajectories cannot decide.
     """
     outcomes = {comparison.outcome for lead in leads for comparison in lead.against.values()}
     beaten = [baseline for baseline in BASELINES if all(lead.beats(baseline) for lead in leads)]

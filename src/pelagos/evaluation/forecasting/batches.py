@@ -1,7 +1,7 @@
 """Measuring batch by batch, the next one read while one is forecast, and putting the parts together.
 
-Which batch a trajectory is in depends on the batch size alone, and a batch's part of a result on
-nothing but the batch. So whoever measures the batches, and in whatever order, the numbers are the same.
+A trajectory's batch depends on the batch size alone, and a batch's part of a result on
+the batch alone. So the numbers do not depend on which worker measures a batch, or in which order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Unit = tuple[int, int]
 
 
 class Measurement(Protocol):
-    """What is measured in batches."""
+    """A measurement in batches."""
 
     @property
     def num_batches(self) -> int: ...

@@ -1,6 +1,6 @@
 """The mean of a dataset at every grid point, as far as its trajectories show that it has a pattern.
 
-What the training data is like on average, at a place, is the least that a model must know: temperature
+The local average of the training data is the least that a model must know: temperature
 falls towards the poles, flow slows near a wall. Without a model it is the baseline `mean`.
 
 The mean over n trajectories is the pattern and, with 1 / n of the variance between trajectories, chance.
@@ -29,7 +29,7 @@ def climatology(data: EvaluationData, trajectories: Sequence[int]) -> Tensor:
     `trajectories` are those of the training split, of which up to `MOST_TRAJECTORIES` are read,
     `MOST_FRAMES` frames each, both spread evenly. The mean over all points stays that of
     `data.mean_frame`. Fewer than two trajectories show no pattern, at points without a value
-    neither. Memory is that of one of them.
+    neither. Memory is that of one trajectory.
     """
     flat = data.mean_frame.double()
     chosen = [trajectories[i] for i in _spread(len(trajectories), MOST_TRAJECTORIES)]

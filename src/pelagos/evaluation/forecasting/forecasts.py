@@ -57,7 +57,7 @@ def evaluate_dataset(
     those of physical values. Memory is bounded by twice `batch_size` trajectories of the frames
     from the first input to the longest lead (the next batch is read meanwhile), and the
     `num_examples` kept for pictures. With `ensemble_size` > 1, models of one frame also forecast
-    by so many ways to each lead. With `physics`, forecasts are also held against the data's
+    by that many ways to each lead. With `physics`, forecasts are also held against the data's
     equation, which takes forecasts at the steps before the leads; `physics_note` says why there
     is none.
 
@@ -224,7 +224,7 @@ class ForecastMeasurement:
 
 @dataclass
 class ForecastPart:
-    """What one batch gives; arrays as in `DatasetEvaluation`, spectra summed over the batch."""
+    """The result of one batch; arrays as in `DatasetEvaluation`, spectra summed over the batch."""
 
     given: tuple[GivenField, ...] = ()
     scores: dict[str, dict[str, FloatArray]] = field(default_factory=dict)

@@ -40,7 +40,7 @@ class GivenField:
 
     @property
     def sentence(self) -> str:
-        """What is left out of the errors, and what that hides."""
+        """Fields left out of the errors, and the effects that this hides."""
         if self.is_as_trained:
             return f"{self.name} {self.why}: it is given to the model and is in no error"
         found = []
@@ -95,5 +95,5 @@ class GivenField:
 
 
 def warnings_of_given(fields: Sequence[GivenField]) -> list[str]:
-    """Return what the evaluated data do that the model was not told of."""
+    """Return changes in the evaluated data that the model does not receive."""
     return [field.sentence for field in fields if not field.is_as_trained]

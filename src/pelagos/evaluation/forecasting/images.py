@@ -87,7 +87,7 @@ class ImageEvaluation:
 
     @property
     def warning(self) -> str:
-        """What must be said first: that the answers are no better than one class; else empty."""
+        """The warning to print first: the answers are no better than one class; else empty."""
         found, baseline = (
             measure(self.counts)
             for measure in (image_metrics.accuracy, image_metrics.majority_accuracy)
@@ -148,7 +148,7 @@ def evaluate_images(
 
 @dataclass(frozen=True)
 class ImagePart:
-    """What one batch gives: `rows` are `[image][class][score]`, of segmentations."""
+    """The result of one batch: `rows` are `[image][class][score]`, of segmentations."""
 
     counts: IntArray
     rows: list[list[list[float]]]

@@ -2,7 +2,7 @@
 
 The equations are the data's, and known here only as a protocol. All numbers are shares of a norm of
 the data, so that 0 is right and 1 as wrong as all that happens there; how far the data itself is from
-0, because its frames are apart in time and on a grid, stands beside them as `truth`.
+0, because its frames are discrete in time and space, is given next to them as `truth`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNRESOLVED = 0.5
 
 
 class Physics(Protocol):
-    """What a dataset's equation says of frames `[batch, channel, y, x]` in physical units."""
+    """A dataset's equation applied to frames `[batch, channel, y, x]` in physical units."""
 
     @property
     def name(self) -> str: ...

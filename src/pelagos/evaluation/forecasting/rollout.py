@@ -3,8 +3,8 @@
 A state is one frame `[B, C, *grid]`, normalised, or the latest F frames `[B, F, C, *grid]`, one
 rollout step apart, for models that take several; truth is `[B, T, C, *grid]`. `present` bool
 marks the channels that the dataset has: the others go into the model as zeros (the normalised mean)
-at every step, as in training, whatever the model made of them. It is `[C, 1, 1]` on grids of two
-axes, `[C, 1]` and `[C, 1, 1, 1]` on those of one and three, and so tells frames from states of
+at every step, as in training, whatever the model predicted there. It is `[C, 1, 1]` on grids of two
+axes, `[C, 1]` and `[C, 1, 1, 1]` on those of one and three, and so distinguishes frames from states of
 several (`EvaluationData.channel_mask`).
 """
 
@@ -97,7 +97,7 @@ def ensemble(
 
 
 def partitions(whole: int, most: int) -> list[tuple[int, ...]]:
-    """Up to `most` ordered partitions of a whole number, always the same, none of them twice.
+    """Up to `most` ordered partitions of a whole number, always the same, without repeats.
 
     The first is the one of a single part, the second that of ones; the others are drawn evenly
     from all 2^(whole - 1).

@@ -1,4 +1,4 @@
-"""What an evaluation found: every score of one dataset, and the forecasts kept for pictures."""
+"""Results of an evaluation: every score of one dataset, and the forecasts kept for pictures."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class DatasetEvaluation:
     energy spectrum `[lead, group, k]` of truth and forecasts. Methods: `autoregressive`,
     `direct`, `ensemble` and `one_step` of the model; `persistence` (the initial frame),
     `mean` (of the training split, `climatology`) and `previous_frame` (the frame
-    `rollout_step` before the target, beside `one_step`). Models that take several frames have no
+    `rollout_step` before the target, next to `one_step`). Models that take several frames have no
     lead time to choose, and make no `direct` forecasts. `undefined[metric]`, of the same shape,
     marks scores that the truth leaves without a value (`metrics.is_undefined`).
     `weights`: the model's own, or `ema` for averaged ones.
@@ -121,7 +121,7 @@ class DatasetEvaluation:
         """A quantile over trajectories, `[lead, group]`; the median by default.
 
         Scores that are not finite count as infinitely bad; undefined ones are left out, and NaN
-        stands where a field has no other.
+        appears where a field has no other.
         """
         scores = self.defined_scores(method, metric)
         # many times slower where nothing is left out
@@ -165,7 +165,7 @@ class DatasetEvaluation:
         return found
 
     def warnings(self) -> list[str]:
-        """Sentences that must be read before the errors: what changes and is in none of them."""
+        """Sentences that must be read before the errors: changing fields that no error covers."""
         return warnings_of_given(self.given)
 
 

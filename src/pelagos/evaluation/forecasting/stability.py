@@ -1,6 +1,6 @@
 """Long rollouts: does a model that feeds on its own forecasts stay sane, and for how long?
 
-A rollout may go on beyond the data's end, where no error can be computed. What can be said there:
+A rollout may continue beyond the data's end, where no error can be computed. Still measurable are
 whether values are finite, whether the energy stays what the physics keeps it at, and whether the
 spectrum keeps its shape (models that are stepped often either smooth it away or fill it with noise).
 """
@@ -210,7 +210,7 @@ def _roll_out_batch(
     spectra, first = [], torch.zeros(len(truth), dtype=torch.int64)
     for step in steps:
         frame, state = rollout.advance(predict, state, lead_time, present)
-        frame = data.filled(frame)  # what the model says of points without a value is not used
+        frame = data.filled(frame)  # the model's output at points without a value is not used
         is_bad = ~frame.flatten(1).isfinite().all(1).cpu()
         first = torch.where(is_bad & (first == 0), step, first)
         spectra.append(_spectra(data, frame))

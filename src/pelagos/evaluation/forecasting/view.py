@@ -15,7 +15,7 @@ from pelagos.evaluation.forecasting.given_fields import GivenField
 
 
 class SpecLike(Protocol):
-    """What is read of a dataset's specification."""
+    """The parts of a dataset's specification that are read."""
 
     @property
     def name(self) -> str: ...
@@ -26,7 +26,7 @@ class SpecLike(Protocol):
 
 
 class DatasetLike(Protocol):
-    """What is read of a dataset."""
+    """The parts of a dataset that are read."""
 
     @property
     def spec(self) -> Any: ...
@@ -81,7 +81,7 @@ class EvaluationData:
     the mean of each channel, normalised, `[C, 1, ...]` or at each point `[C, *grid]`; `size`
     its root mean square, in physical units. `masks`: of each channel with points without a value
     the channel that is 1 where there is one. `given`: stored fields that are in no group because
-    nothing of them has to be forecast.
+    they need no forecast.
     """
 
     name: str
@@ -107,7 +107,7 @@ class EvaluationData:
 
     @property
     def channel_mask(self) -> Tensor:
-        """`present` beside the channels of `[..., C, *grid]`: `[C, 1, ...]` bool."""
+        """`present` aligned with the channels of `[..., C, *grid]`: `[C, 1, ...]` bool."""
         return torch.tensor(self.present).view(-1, *(1,) * self.num_dimensions)
 
     def valid(self, frames: Tensor) -> Tensor | None:
@@ -139,7 +139,7 @@ class EvaluationData:
 
         `groups` names the fields scored together (`{"velocity": ("velocity-x",
         "velocity-y")}`), None scores each by itself; fields which the dataset does not store are
-        left out of them. `statistics` hold `mean` and `std` of the fields in the training
+        left out. `statistics` hold `mean` and `std` of the fields in the training
         split; where they are absent, the normalisation's. `masks`: field to mask, of the dataset
         and of the model's training. Raises ValueError if the dataset stores none of the model's
         fields.

@@ -31,7 +31,7 @@ def accuracy(counts: IntArray) -> float:
 
 
 def majority_accuracy(counts: IntArray) -> float:
-    """What always naming the most frequent true class would reach: the baseline of `accuracy`."""
+    """The score of always naming the most frequent true class: the baseline of `accuracy`."""
     return float(counts.sum(axis=1).max() / counts.sum())
 
 

@@ -1,7 +1,7 @@
 """Scores of fields that have no value at some points: those of the other points alone.
 
-What is a property of each point (an error, a size, a variance) is taken over the points of the
-target frame at which every channel of the scored field has a value. What is a property of the whole
+A property of each point (an error, a size, a variance) is taken over the points of the
+target frame at which every channel of the scored field has a value. A property of the whole
 grid (Fourier modes) has no meaning then, and is NaN.
 """
 

@@ -8,7 +8,7 @@ so a vector field passed as its channels is scored as one, and a scalar field as
 An error relative to a truth that vanishes is undefined, neither perfect nor infinite: NaN. A truth
 vanishes where it is zero, and for VRMSE where its standard deviation is below `SMALLEST_LABEL` of
 its own root mean square: float32 rounds at 6e-8, so what varies there is rounding. Bands without a
-single wave number, on small grids, are undefined too. `is_undefined` tells, from the truth alone.
+single wave number, on small grids, are undefined too. `is_undefined` decides from the truth alone.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def is_undefined(metric: str, truth: Tensor, num_dimensions: int = 2, scale: flo
     """
     shape, sides = truth.shape[: -num_dimensions - 1], truth.shape[-num_dimensions:]
     if metric.startswith(("frmse_", "spectral_rmse_")):
-        nothing = truth.new_zeros(1, *sides)  # the grid alone decides which bands there are
+        nothing = truth.new_zeros(1, *sides)  # the grid alone determines the bands
         is_absent: Tensor = METRICS[metric](nothing, nothing, num_dimensions).isnan()
         return is_absent.expand(shape)
     size, variance = _size_and_variance(truth, num_dimensions)

@@ -132,7 +132,7 @@ class Picture:
 
     @property
     def data_uri(self) -> str:
-        """The picture as an address that needs no file beside the report."""
+        """The picture as an address that needs no file next to the report."""
         kind = "gif" if self.file_name.endswith(".gif") else "png"
         return f"data:image/{kind};base64,{base64.b64encode(self.content).decode('ascii')}"
 

@@ -270,7 +270,7 @@ def style(method: str) -> tuple[str, str, str]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return a figure of so many inches on a canvas of its own."""
+    """Return a figure of the given size in inches on its own canvas."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -338,7 +338,7 @@ def plain(axis: Axes) -> None:
 
 
 def legend(figure: Figure, axis: Axes) -> None:
-    """Put the legend of an axis beside all of the figure."""
+    """Put the legend of an axis next to the whole figure."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
 

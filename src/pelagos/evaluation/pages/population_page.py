@@ -1,4 +1,4 @@
-"""What a population did: the settings of its members over steps, and who took over from whom."""
+"""The history of a population: the settings of its members over steps, and who took over from whom."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOG_RATIO = 10.0  # values that span more than this are drawn on a logarithmic a
 
 
 class Member(Protocol):
-    """What the report knows of a trial."""
+    """The report's view of a trial."""
 
     @property
     def name(self) -> str:
@@ -36,7 +36,7 @@ class Member(Protocol):
 
 
 def taking_over(rows: Sequence[Member]) -> list[Member]:
-    """Return the members of a population: all trials, if any of them took over another."""
+    """Return the members of a population: all trials, if any took over another."""
     return list(rows) if any(row.take_overs for row in rows) else []
 
 

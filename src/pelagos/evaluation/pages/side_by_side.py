@@ -69,7 +69,7 @@ class Contender:
 class SharedDataset:
     """A dataset that several runs forecast, at the same leads from the same frames.
 
-    `groups` are the scored fields that all of them know. The contenders are ordered by their mean
+    `groups` are the scored fields that all runs have. The contenders are ordered by their mean
     rank: at each lead and in each field runs are ranked by median VRMSE, equal ones share a rank.
     """
 
@@ -133,7 +133,7 @@ class SharedDataset:
         return count_wins(scores, self.contenders.index(contender))
 
     def warnings(self) -> list[str]:
-        """What must be read before the errors, of any run: fields that change and are in none."""
+        """Warnings above the errors, of any run: fields that change and are in no error."""
         return list(dict.fromkeys(w for c in self.contenders for w in c.evaluation.warnings()))
 
     def _scores(self, contender: Contender) -> FloatArray:
@@ -282,7 +282,7 @@ def write_side_by_side(
 ) -> tuple[Path, dict[str, Any]]:
     """Write report.html, which needs no other file, and metrics.json; return path and numbers.
 
-    `runs` says of each run what the page tells of it: its model and the checkpoint's step.
+    `runs` gives the page's facts about each run: its model and the checkpoint's step.
     """
     directory.mkdir(parents=True, exist_ok=True)
     values = numbers(shared)

@@ -78,7 +78,7 @@ class SweepRow:
 
     @property
     def series(self) -> str:
-        """What is the same for all seeds and numbers of trajectories."""
+        """The settings shared by all seeds and numbers of trajectories."""
         return f"{self.label} {self.setting}".strip()
 
     def both_errors(self, method: str) -> Error:
@@ -144,7 +144,7 @@ class SweepReport:
 
     @property
     def warnings(self) -> list[str]:
-        """What must be read before the errors: of the trials, and of fields in no error."""
+        """Warnings above the errors: about the trials, and about fields in no error."""
         unscored = dict.fromkeys(sentence for row in self.rows for sentence in row.unscored)
         return [*([self.warning] if self.warning else []), *unscored]
 

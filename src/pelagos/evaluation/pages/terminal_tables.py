@@ -20,7 +20,7 @@ _SHORT = {
     "persistence": "persist-\nence",
 }
 _WORD_WIDTH = 12  # of names and words, where columns have to be narrow
-_BORDER = 3  # characters that a column takes beside its text
+_BORDER = 3  # characters that a column takes in addition to its text
 
 
 @dataclass(frozen=True)
