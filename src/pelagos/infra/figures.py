@@ -1,4 +1,4 @@
-"""Figures as PNG, in which names that others chose stand as they are."""
+"""Figures as PNG that show names chosen by others literally."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,18 +8,18 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
-# Of a name in a figure; it stands whole in the page beside it.
+# Of a name in a figure; the page next to it shows the whole name.
 MOST_CHARACTERS = 200
 
 
 def write_png(figure: Figure, target: str | Path | IO[bytes], **options: Any) -> None:
-    """Save a figure, its texts as they stand."""
+    """Save a figure with its texts shown literally."""
     keep_texts(figure)
     figure.savefig(target, format="png", **options)
 
 
 def lay_out(figure: Figure) -> None:
-    """Decide where everything of a figure goes, its texts as they stand."""
+    """Lay out a figure with its texts shown literally."""
     keep_texts(figure)
     figure.draw_without_rendering()
 
@@ -27,7 +27,7 @@ def lay_out(figure: Figure) -> None:
 def keep_texts(figure: Figure) -> None:
     """Let a `$` in the texts of a figure begin no formula, and cut long texts.
 
-    Matplotlib would read what stands between two of them as a formula, and fail where it is none.
+    Matplotlib would read the text between two dollar signs as a formula, and fail where it is none.
     """
     formulas = set(_formulas(figure))
     for text in figure.findobj(Text):

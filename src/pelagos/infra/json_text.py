@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-# Where there may be one half of a pair that stands for a character.
+# Where half of a surrogate pair may occur.
 _HALF = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 _HALF_OF_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 

@@ -11,8 +11,8 @@ def private_directory(path: Path) -> Path:
     """Make a directory that only this user can enter, or check that the one there is so.
 
     Raises:
-        PermissionError: it belongs to somebody else, is a link, or others can enter it: whoever made
-            it could have put links into it that lead elsewhere.
+        PermissionError: it belongs to somebody else, is a link, or others can enter it: they
+            could have put links into it that lead elsewhere.
     """
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700, parents=True)
@@ -38,7 +38,7 @@ def temporary_directory(longest: int | None = None) -> Path:
     Args:
         longest: characters of its path that can be used; else it is where `TMPDIR` usually is.
 
-    Not below XDG_RUNTIME_DIR: that is removed when the user logs out, and submitted runs go on.
+    Not below XDG_RUNTIME_DIR: that is removed when the user logs out, and submitted runs continue.
 
     Raises:
         PermissionError: as `private_directory`.

@@ -11,7 +11,7 @@ from typing import Any
 
 from pelagos.infra.private_directory import temporary_directory
 
-# What Ray prints by itself is for its developers; these settings apply only where unset.
+# Ray's own output is for its developers; these settings apply only where unset.
 QUIET_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
@@ -31,7 +31,7 @@ LONGEST_DIRECTORY = 107 - 68 - 4
 def ray_cluster(address: str | None, num_cpus: int, num_gpus: int = 0) -> Iterator[None]:
     """Join the cluster at `address`, or start one on this machine for the length of the context.
 
-    A started cluster dies with this process, however the process ends. Nobody else on this machine or
+    A started cluster dies with this process, however the process ends. No other user on this machine or
     its network can join it: see `_for_this_process_alone`.
 
     Raises:

@@ -1,7 +1,7 @@
 """Who submitted a run: the digest of an event, and its signature with a secret that others lack.
 
-Everyone with access to a storage can write events there. A run's process is told the digest of the
-event that submits it by whoever starts it; a Ray cluster's queue, which finds runs by their records
+Everyone with access to a storage can write events there. A run's process receives the digest of the
+event that submits it from its starter; a Ray cluster's queue, which finds runs by their records
 alone, asks for a signature with the cluster's token, so that it starts for those who could start it
 there themselves.
 """
@@ -17,7 +17,7 @@ Sign = Callable[[bytes], str]
 
 
 def unsigned(text: bytes) -> str:
-    """Sign nothing: the run's process is started by its submitter, or is told the digest."""
+    """Sign nothing: the run's process is started by its submitter, or receives the digest."""
     return ""
 
 

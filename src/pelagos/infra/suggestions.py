@@ -1,4 +1,4 @@
-"""Names in messages: those that there are, and the nearest to one that was misspelt."""
+"""Names in messages: the known ones, and the nearest to a misspelt one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first names, and how many more there are.
+    """The first names, and the number of further ones.
 
     >>> listed(["a", "b"])
     'a, b'

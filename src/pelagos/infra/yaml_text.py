@@ -50,7 +50,7 @@ _RESOLVERS: tuple[tuple[str, str, str], ...] = (
 )
 _FORMS = {tag: re.compile(form) for tag, form, _ in _RESOLVERS if tag != _MERGE}
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
-# What YAML 1.1 takes for true and false; with strict types they are rejected where a truth value is
+# Words that YAML 1.1 reads as booleans; with strict types they are rejected where a truth value is
 # expected, and this says why.
 TRUTH_WORDS_OF_YAML_1_1 = frozenset({"yes", "no", "on", "off", "y", "n"})
 
@@ -92,7 +92,7 @@ def read_utf8(path: str | os.PathLike[str]) -> str:
 
     Raises:
         OSError: it cannot be read.
-        YamlTextError: it is in another encoding, which is named where it can be told.
+        YamlTextError: it is in another encoding, which is named where it can be recognised.
     """
     with Path(path).open("rb") as file:
         content = file.read(MOST_BYTES + 1)
@@ -213,7 +213,7 @@ class _Construction:
         return {**merged, **values}
 
     def _merged(self, node: yaml.Node, path: KeyPath) -> dict[Any, Any]:
-        """What `<<` merges in: a mapping, or several, of which the first has precedence."""
+        """The mappings that `<<` merges: a mapping, or several, of which the first has precedence."""
         parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
         found: dict[Any, Any] = {}
         for part in parts:
@@ -253,7 +253,7 @@ class _Construction:
         value = float(bare.removeprefix(".")) if bare in (".inf", ".nan") else float(text)
         if not math.isfinite(value):
             return self._problem(path, f"got {text}; numbers must be finite", line)
-        # 1e5 is a whole number, and may stand where one is expected
+        # 1e5 is a whole number, and may be used where one is expected
         return int(value) if value.is_integer() and "." not in text else value
 
     def _problem(self, path: KeyPath, message: str, line: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What a cluster back end does: check, show what it would send, start, look, read logs, cancel."""
+"""The interface of a cluster back end: check, preview, start, look, read logs, cancel."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ class ClusterError(ValueError):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run needs at once."""
+    """The resources that a run needs at once."""
 
     num_workers: int = 1
     cpus_per_worker: int = 1
@@ -50,7 +50,7 @@ class Submission:
     """Everything a back end needs to know to start a run.
 
     It starts when the runs of `after` have finished and those of `after_ended` have ended in any
-    way; `after_handles` and `ended_handles` find those of them that are on the same cluster.
+    way; `after_handles` and `ended_handles` find those on the same cluster.
     A run that does not use Ray is one process, which trains by itself.
     """
 
@@ -82,7 +82,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class SchedulerState:
-    """What the cluster itself says of a run it was given."""
+    """The cluster's own report of a run."""
 
     state: Literal["waiting", "running", "ended", "unknown"]
     detail: str = ""
@@ -122,7 +122,7 @@ class Cluster(ABC):
     def sign(self, text: bytes) -> str:
         """Return a signature that only who may start runs here can make.
 
-        Empty where nobody but the submitter starts them.
+        Empty where only the submitter starts them.
         """
         return ""
 
@@ -151,7 +151,7 @@ class Cluster(ABC):
 
     @abstractmethod
     def state(self, handle: dict[str, Any]) -> SchedulerState:
-        """Return what the cluster says of a run."""
+        """Return the cluster's report of a run."""
 
     @abstractmethod
     def logs(self, handle: dict[str, Any]) -> str:

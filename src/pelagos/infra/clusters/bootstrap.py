@@ -1,6 +1,6 @@
 """The first thing that runs on a cluster: fetch the shipped code, check it, and become it.
 
-Needs only Python and fsspec, because Pelagos is not there yet. Exit status 3: this machine lacks
+Needs only Python and fsspec, because Pelagos is not installed yet. Exit status 3: this machine lacks
 what Pelagos needs; the message says what.
 """
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--module", default="pelagos.jobs.submission.driver")
     parser.add_argument("run", nargs="+")
     words = sys.argv[1:]
-    if words[:1] == ["--arguments"]:  # a file of them, where a command line is read more than once
+    if words[:1] == ["--arguments"]:  # a file, where a command line is read more than once
         words = json.loads(Path(words[1]).read_text())
     arguments = parser.parse_args(words)
     read_secrets(os.environ.get("PELAGOS_SECRETS_FILE"))
@@ -79,7 +79,7 @@ def unpacked(uri: str, sha256: str) -> Path:
 
 
 def cache_directory() -> Path:
-    """Return a directory for code where nobody else can put any (as infra.private_directory does)."""
+    """Return a directory for code that only this user can write (as infra.private_directory does)."""
     cache = Path(os.environ.get("PELAGOS_CACHE") or Path.home() / ".cache" / "pelagos")
     cache.mkdir(parents=True, exist_ok=True)
     if is_own(cache.stat(), 0o022):
@@ -112,7 +112,7 @@ def fetched(uri: str) -> bytes:
 
 
 def read_secrets(path: str | None) -> None:
-    """Take NAME=value lines into the environment, from a file that nobody else can read."""
+    """Take NAME=value lines into the environment, from a file that only this user can read."""
     if not path:
         return
     mode = stat.S_IMODE(os.stat(path).st_mode)

@@ -242,7 +242,7 @@ def token_here() -> str:
 
 
 def read_private(path: str) -> str:
-    """Return the content of a file that nobody else may read. Raises `ClusterError`."""
+    """Return the content of a file that only this user may read. Raises `ClusterError`."""
     file = Path(path).expanduser()
     try:
         mode = stat.S_IMODE(file.stat().st_mode)

@@ -1,4 +1,4 @@
-"""What `clusters.yaml` says of a cluster. Secrets never stand here, only where they are found."""
+"""The schema of `clusters.yaml`. It never holds secrets, only where to find them."""
 
 from typing import Annotated, Any, Literal
 
@@ -87,7 +87,7 @@ class NodeConfig(ClusterSection):
 
 
 class CommonConfig(ClusterSection):
-    """What every kind of cluster has."""
+    """Keys of every kind of cluster."""
 
     storage: PathText = Field(
         description="Directory or s3:// prefix of runs, records, checkpoints and shipped code."

@@ -352,7 +352,7 @@ def _quoted(value: str) -> str:
     """Return the value of a `#SBATCH` option as one word.
 
     sbatch splits these lines by rules of its own: quotes keep spaces and `#`, and within double
-    quotes all but a double quote and a backslash stands for itself.
+    quotes all but a double quote and a backslash is literal.
 
     Raises:
         ClusterError: no quotes can hold it.

@@ -34,7 +34,7 @@ class Panel:
 
     @property
     def expr(self) -> str:
-        """What the rule records; Ray puts `ray_` before every metric."""
+        """The metric that the rule records; Ray puts `ray_` before every metric."""
         return f"max by ({self.labels}) (ray_pelagos_{self.metric})"
 
 
@@ -134,7 +134,7 @@ def _monitoring(name: str, config: ClusterConfig) -> dict[str, str]:
 
 
 def _bucket_policy(name: str, config: ClusterConfig) -> dict[str, str]:
-    """Return what the nodes' role may do, and what nobody may do to the records in the bucket."""
+    """Return the rights of the nodes' role, and actions on the bucket's records denied to all."""
     match = re.fullmatch(r"s3a?://([a-z0-9][a-z0-9.-]*)/(.+?)/*", printable(config.storage))
     if match is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Addresses that can never be read, or never be written down, told before the first request."""
+"""Addresses that can never be read or written down, rejected before the first request."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reject_empty_parts(uri: str, error: type[ValueError], backend: str = "auto")
     )
 
 
-# Names of what stands in a query to prove who asks, in the addresses of stores and servers.
+# Names of credentials in the query of an address of a store or server.
 _SECRET_NAMES = re.compile(
     r"token|secret|sig(nature)?$|passw|pwd|credential|auth|api.?key|access.?key|^key$|^sas$|^s[ev]$",
     re.IGNORECASE,
@@ -82,7 +82,7 @@ def without_credentials(uri: str) -> str:
 
 
 def _credentials_in(uri: str) -> str:
-    """What in an address proves who asks; empty: nothing."""
+    """The credential in an address; empty: none."""
     if "://" not in uri:
         return ""
     try:

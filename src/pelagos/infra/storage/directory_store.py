@@ -40,7 +40,7 @@ class ObjectStore(Protocol):
 
 
 class DirectoryStore:
-    """Objects as files under a directory that every user of them sees.
+    """Objects as files under a directory that all their users see.
 
     Raises:
         StorageError: from every method, where the directory cannot be read or written.

@@ -1,4 +1,4 @@
-"""What an exception of botocore, aiohttp or obstore means: whether to try again, and how to say it."""
+"""The meaning of botocore, aiohttp and obstore exceptions: whether to retry, and how to report it."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ def summary(error: BaseException) -> str:
         code = re.search(r"<Code>(\w+)</Code>", text)
         words = line[: stated.end()] + (f" {code[1]}" if code else "")
     else:
-        kind = re.search(r"kind: (\w+)", text)  # obstore tells a time-out from a reset down there
+        kind = re.search(r"kind: (\w+)", text)  # obstore names a time-out or a reset only there
         words = line + (f" ({kind[1]})" if kind else "")
     return f"{type(error).__name__}: {words}"[:300]

@@ -106,7 +106,7 @@ def below(root: Path, name: str) -> Path:
 def open_lock_file(path: Path) -> int:
     """Return a descriptor of a file to be locked with `fcntl.flock`, made if it is absent.
 
-    Whoever can open a file, if only for reading, can lock it and so make its owner wait. So only those
+    Anyone who can open a file, even only for reading, can lock it and make its owner wait. So only those
     who can write in the directory can open this one: its owner, and its group where that can.
 
     A lock belongs to the descriptor: it ends with the process, and programs that the process starts do
@@ -143,7 +143,7 @@ def files_below(
 ) -> Iterator[Path]:
     """Yield the files below a directory that, as all folders above them, are wanted; in any order.
 
-    What is renamed or removed meanwhile is left out; `Path.rglob` raises FileNotFoundError.
+    Files renamed or removed meanwhile are left out; `Path.rglob` raises FileNotFoundError.
     """
     for place, folders, names in os.walk(root):
         folder = Path(place)
@@ -153,7 +153,7 @@ def files_below(
 
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-# What stands before the path in addresses of local stores.
+# Prefixes of the path in addresses of local stores.
 _LOCAL_SCHEMES = ("sqlite:///", "file://")
 
 

@@ -4,8 +4,8 @@ A call runs in a partner thread while its caller waits. If it takes longer than 
 of about its size, the same call is sent once more and the first answer counts. At most one call in
 twenty is hedged, so that a store which is slow for everybody does not get twice the load.
 
-The hand-over costs 0.05 to 0.2 ms, nothing beside a network and much beside a store on this machine:
-where answers can come within milliseconds, calls are made directly until one of them is late.
+The hand-over costs 0.05 to 0.2 ms, negligible for a network, but much for a store on this machine:
+where answers can come within milliseconds, calls are made directly until one is late.
 """
 
 from __future__ import annotations

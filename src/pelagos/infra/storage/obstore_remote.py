@@ -184,7 +184,7 @@ class ObstoreStore(RemoteStore):
     def _opened(self) -> Any:
         """Obstore's client for the credentials now in force.
 
-        Two threads may each make one at first, and one of them is kept.
+        Two threads may each make one at first, and one is kept.
         """
         wanted = self._credentials
         known = self._client

@@ -61,7 +61,7 @@ def split_options(options: dict[str, Any] | None) -> tuple[ReadPolicy, dict[str,
 
 @dataclass
 class ReadCounters:
-    """What reading from a store has cost. Counts grow only; any thread may add.
+    """The cost of reading from a store so far. Counts only grow; any thread may add.
 
     Attributes:
         requests: range and object reads sent to the store, retries and hedges included.

@@ -1,10 +1,10 @@
 """Object stores through fsspec: S3 through s3fs first, and whatever else fsspec has a file system for.
 
-The one client of Pelagos: datasets and checkpoints go through `RemoteStore`. Failures are told
-apart by whether trying again can help. A missing object or a refused credential is reported at
+The one client of Pelagos: datasets and checkpoints go through `RemoteStore`. Failures are sorted
+by whether trying again can help. A missing object or a refused credential is reported at
 once, with the bucket, the key, the endpoint and where the credentials came from. Everything else
 (5xx, 429, resets, time-outs) is tried again with exponential back-off and full jitter until a
-deadline. Secrets never stand in a message, and of a key id only its first four characters.
+deadline. A message never contains a secret, and only the first four characters of a key id.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FIRST_BACKOFF_SECONDS = 0.1
 MAX_BACKOFF_SECONDS = 5.0
 # s3fs writes with the same client, and a store may think for long about a finished upload.
 WRITING_FACTOR = 1.8
-# Retries that cost more than this are said in the log, at most once in so many seconds and store.
+# Longer retries are logged, at most once per store within SECONDS_BETWEEN_WARNINGS.
 TOLD_RETRY_SECONDS = 1.0
 SECONDS_BETWEEN_WARNINGS = 30.0
 S3_SCHEMES = ("s3", "s3a")
@@ -187,7 +187,7 @@ class RemoteStore:
 
         The store decides between two callers (a put with `If-None-Match: *`). Where an answer was
         lost and the request sent again, the object found is this call's own: contents must differ
-        between callers for that to be told.
+        between callers for that to be visible.
         """
 
         def put() -> bool:
@@ -341,7 +341,7 @@ class RemoteStore:
     def _renew_credentials(self, used: Frozen | None) -> bool:
         """Look credentials up anew (temporary ones may have expired).
 
-        Return whether there are now others than those that a request `used`. Of threads refused
+        Return whether the credentials now differ from those that a request `used`. Of threads refused
         together, one looks.
         """
         if not self._may_renew:

@@ -56,7 +56,7 @@ class CredentialProvider:
 
 
 def current_credentials(options: dict[str, Any]) -> Frozen | None:
-    """What the chain gives when it is resolved anew (files and environment read again)."""
+    """The credentials of the chain, resolved anew (files and environment read again)."""
     try:
         return CredentialProvider(options).frozen()
     except Exception:  # whatever stops the chain here stopped it before, and was reported then
@@ -71,7 +71,7 @@ def s3_region(options: dict[str, Any]) -> str | None:
 
 
 def is_virtual_hosted(options: dict[str, Any]) -> bool:
-    """Whether the bucket is to stand in the host name rather than in the path."""
+    """Whether the bucket belongs in the host name rather than in the path."""
     config = options.get("config_kwargs", {}).get("s3") or {}
     return config.get("addressing_style") == "virtual"
 

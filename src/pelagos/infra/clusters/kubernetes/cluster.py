@@ -245,7 +245,7 @@ class KubernetesCluster(Cluster):
                 "submissionMode": "K8sJobMode",
                 "shutdownAfterJobFinishes": True,
                 "ttlSecondsAfterFinished": config.keep_seconds,
-                # a lost head is one more attempt: the run goes on from its last checkpoint
+                # a lost head is one more attempt: the run continues from its last checkpoint
                 "backoffLimit": 2,
                 # with Kueue a RayJob is created suspended and admitted when its quota allows
                 **({"suspend": True} if config.queue_name else {}),
@@ -391,7 +391,7 @@ def object_name(run: str, attempt: int) -> str:
     """Return the Kubernetes name of a run's attempt: lower case, and unlike that of any other run.
 
     Names of runs may hold what Kubernetes forbids, so where one has to be changed a digest keeps
-    two of them apart. KubeRay allows 47 characters.
+    two such names apart. KubeRay allows 47 characters.
     """
     plain = re.sub(r"[^a-z0-9-]+", "-", run.lower()).strip("-")
     tail = f"-{attempt}"

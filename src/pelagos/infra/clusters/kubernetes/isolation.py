@@ -14,7 +14,7 @@ API_TOKEN = "autoscaler-token"
 def network_policy(name: str, config: KubernetesConfig) -> dict[str, Any]:
     """Return who may open a connection to the run's pods: themselves, and the operator.
 
-    Ray's own ports take any peer with the token, unencrypted; the pods choose most of them.
+    Ray's own ports take any peer with the token, unencrypted; the pods choose most ports.
     """
     own = {"podSelector": {"matchLabels": labels(name)}}
     operator = {
