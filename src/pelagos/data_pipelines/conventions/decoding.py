@@ -25,7 +25,7 @@ class MissingValueError(DatasetError):
 
 @dataclass(frozen=True)
 class Missing:
-    """A stored number that stands for "no value", and the attribute that says so."""
+    """A stored number that means "no value", and the attribute that declares it."""
 
     number: float | int
     attribute: str
@@ -52,11 +52,11 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Conventions:
-    """What an array's attributes say of its numbers. Made by `parse`.
+    """The meaning of an array's numbers, from its attributes. Made by `parse`.
 
     Args:
         scale, offset: a value is `stored * scale + offset`.
-        missing: stored numbers that stand for "no value".
+        missing: stored numbers that mean "no value".
         valid_min, valid_max: numbers outside are missing; None: no limit.
         valid_of: whether these limits are of the `stored` numbers or of the `unpacked` values.
         view: the type that stored whole numbers really have (`_Unsigned`); None: their own.
@@ -80,15 +80,15 @@ class Conventions:
 
     @property
     def is_identity(self) -> bool:
-        """Whether stored numbers are the values, and none of them means "no value" (but NaN)."""
+        """Whether stored numbers are the values, and none means "no value" (except NaN)."""
         has_limits = self.valid_min is not None or self.valid_max is not None
         return not (self.is_packed or self.missing or has_limits or self.view)
 
     def decode(self, stored: npt.NDArray[Any]) -> Decoded:
         """The values of stored numbers. NaN among them stays, and does not count as missing here.
 
-        Unpacking is done in float64 and rounded once, to float32. What is not packed is not rounded:
-        it may be an id, or a time in seconds since long ago.
+        Unpacking is done in float64 and rounded once, to float32. Unpacked numbers are not rounded:
+        they may be ids, or a time in seconds since long ago.
         """
         is_whole = stored.dtype.kind in "iu" and not self.is_packed
         if self.is_identity:

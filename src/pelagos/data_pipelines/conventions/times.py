@@ -36,7 +36,7 @@ _ALIASES = {
 }
 _CALENDAR_ALIASES = {"gregorian": "standard", "365_day": "noleap", "366_day": "all_leap"}
 _SINCE = re.compile(r"^\s*([A-Za-z]+)\s+since\s+(\S.*)$", re.IGNORECASE)
-# 2000-01-01, 2000-1-1 06:00, 2000-01-01T06:00:00.5Z; other zones than UTC are not told.
+# 2000-01-01, 2000-1-1 06:00, 2000-01-01T06:00:00.5Z; zones other than UTC are not recognised.
 _MOMENT = re.compile(
     r"(\d{1,4})-(\d{1,2})-(\d{1,2})(?:[T\s]+(\d{1,2}):(\d{1,2})(?::(\d{1,2}(?:\.\d*)?))?)?"
     r"\s*(?:Z|UTC|GMT|\+?00:?00)?",
@@ -90,7 +90,7 @@ class TimeAxis:
     def moments(self) -> npt.NDArray[np.float64] | None:
         """The frames in seconds from the year 1 of the calendar.
 
-        None where unit, date or calendar do not tell them.
+        None where unit, date or calendar do not determine them.
         """
         start = None if self.origin is None else _seconds(self.origin, self._calendar)
         if start is None or self.unit not in SECONDS:

@@ -1,7 +1,7 @@
 """Whether the files of one dataset say the same of themselves.
 
-A dataset has one time step, one domain, one grid. Whatever a file says of these is added here with
-the place it comes from, and the first disagreement is an error that names both places and values.
+A dataset has one time step, one domain, one grid. Each file's statement of these is added here with
+its place, and the first disagreement is an error that names both places and values.
 Numbers agree up to rounding (`RELATIVE_TOLERANCE`), as files hold them in float32 and in float64.
 """
 
@@ -29,7 +29,7 @@ _SHOWN_NUMBERS = 4
 
 @dataclass
 class Agreement:
-    """What several places say of one dataset.
+    """The properties of one dataset as several places state them.
 
     Attributes:
         notes: one sentence for each thing that may differ and does.

@@ -1,4 +1,4 @@
-"""Files of known kinds that are not read, told by their first bytes, and what to do with them.
+"""Files of known kinds that are not read, recognised by their first bytes, and the advice for each.
 
 Signatures are those of the kinds' own specifications, as the data base of `file` (libmagic) has them.
 """
@@ -16,7 +16,7 @@ _MOST_FILES = 20  # of a folder that are looked at
 
 
 class _Kind(NamedTuple):
-    """A signature at an offset, what it tells, and what to do; `{file}` is the file's name.
+    """A signature at an offset, the kind of file it marks, and advice; `{file}` is the file's name.
 
     `is_misnamed`: files of this kind are read under another name.
     """
@@ -96,7 +96,7 @@ _ZIP = b"PK\x03\x04"
 
 
 def unreadable_kind(file: str | Path, may_be_misnamed: bool = True) -> str:
-    """A sentence on what a local file is and what to do, if its first bytes tell; else nothing.
+    """A sentence on a local file's kind and advice, if its first bytes show it; else nothing.
 
     Args:
         may_be_misnamed: name kinds too that are read under another name, such as HDF5 called `.dat`;

@@ -1,4 +1,4 @@
-"""What libraries raise at damaged files, as one kind of error that names the file."""
+"""Libraries' errors at damaged files, as one kind of error that names the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def named_if_damaged(where: str) -> Iterator[None]:
     """Raise SourceError for whatever a library raises at bytes that it did not expect.
 
     Readers of files stumble over damage in many ways: h5py by RuntimeError, scipy by KeyError, numpy
-    by an error of its own parser. None of them says which file it was.
+    by an error of its own parser. None of these errors names the file.
     """
     try:
         yield

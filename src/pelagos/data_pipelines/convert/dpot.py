@@ -39,7 +39,7 @@ KNOWN_FIELDS = {
     "dr_pdb": ("activator", "inhibitor"),
     "cfdbench": ("velocity-x", "velocity-y", "mask"),
 }
-# Far more than any of its data sets has (4): so that arrays with channels elsewhere are told.
+# Far more than any of its data sets has (4): so that arrays with channels elsewhere are recognised.
 MAX_CHANNELS = 32
 _SCATTERED = re.compile(r"data_\d+\.(hdf5|h5)$")
 

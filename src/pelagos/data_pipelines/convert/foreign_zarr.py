@@ -35,7 +35,7 @@ class ForeignFile:
 
 
 def open_source(path: str) -> ForeignDataset:
-    """Raises SourceError where it cannot be told what is what."""
+    """Raises SourceError where the roles of the arrays cannot be determined."""
     try:
         return ForeignDataset(path, storage_options(path) or None, gives_hint=False)
     except DatasetError as error:

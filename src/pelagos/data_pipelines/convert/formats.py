@@ -1,4 +1,4 @@
-"""What a format is, and what several of them need to look at files."""
+"""The protocol of formats, and the code that several formats share to look at files."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def split_folders(path: str) -> dict[str, Path]:
     Then those of like files whose names have an ending (`test-ood`).
 
     Raises:
-        SourceError: two folders have names of one split, or a folder of like files has nearly such a
+        SourceError: two folders have names of one split, or a folder of like files has nearly that
             name.
     """
     place = Path(path)
@@ -156,7 +156,7 @@ def child(group: Any, key: str, expected: str) -> Any:
     """A member of an HDF5 group.
 
     Raises:
-        SourceError: it is not there; says what is.
+        SourceError: it is absent; lists what exists.
         DamagedFileError: the HDF5 library would hang or crash in it.
     """
     require_beside(group, key)
@@ -187,7 +187,7 @@ def attribute(node: Any, key: str, expected: str) -> Any:
     """An attribute of an HDF5 group or array.
 
     Raises:
-        SourceError: it is not there.
+        SourceError: it is absent.
     """
     if key not in node.attrs:
         raise SourceError(
@@ -236,7 +236,7 @@ def extent(spacing: float, num_points: int) -> float:
 
 
 def stored_bytes(files: Iterable[str]) -> int:
-    """Bytes of local files together: a changed source is then told from the one begun with."""
+    """Bytes of local files together: this detects a source that has changed since the start."""
     return sum(Path(f).stat().st_size for f in files if not is_remote(f) and Path(f).exists())
 
 

@@ -73,7 +73,7 @@ class _Walk:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """What a folder holds, in order, but for hidden entries."""
+    """The entries of a folder, in order, without hidden ones."""
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
@@ -84,7 +84,7 @@ def _folders(path: str) -> tuple[dict[str, Path], list[str]]:
     """The folder of each split, or `all`, and notes on how that was decided.
 
     Raises:
-        SourceError: names and structure do not tell.
+        SourceError: names and structure do not determine it.
     """
     within = [p for p in _listed(Path(path)) if p.is_dir() and any(_Walk().pictures(p))]
     like_splits = [p for p in within if p.name.lower() in SPLIT_NAMES]

@@ -36,7 +36,7 @@ def source_of(
     check: Callable[[Sequence[Measured]], None] = lambda found: None,
     format_name: str = "arrays",
 ) -> Source:
-    """What a mapping makes of the files at `path`.
+    """The source that a mapping makes from the files at `path`.
 
     Args:
         label: names the mapping in messages.
@@ -145,7 +145,7 @@ def _of_one_grid(
     """The files of one grid: that asked for, or the only one.
 
     Raises:
-        SourceError: there are several, or none of the one asked for.
+        SourceError: several exist, or none of the requested one.
     """
     by_grid: dict[tuple[int, ...], list[Measured]] = {}
     for unit in found:
@@ -194,7 +194,7 @@ def _num_frames(
     """Frames of every trajectory.
 
     Raises:
-        SourceError: files differ in length and nobody says what to do, or one is too short.
+        SourceError: files differ in length without an instruction, or one is too short.
     """
     lengths = [unit.num_frames for unit in found]
     shortest = found[lengths.index(min(lengths))]
@@ -262,7 +262,7 @@ def _extent(found: Sequence[Measured], mapping: Mapping, order: Sequence[str]) -
 
 
 def _assumed(found: Sequence[Measured], mapping: Mapping, order: Sequence[str]) -> list[str]:
-    """What nobody says of time and space, and axes that run the other way."""
+    """Notes on assumed times and lengths, and on axes that run the other way."""
     first = found[0]
     notes = []
     unsaid = []
@@ -283,7 +283,7 @@ def _assumed(found: Sequence[Measured], mapping: Mapping, order: Sequence[str]) 
 
 
 def _only_in_some(found: Sequence[Measured]) -> list[str]:
-    """Arrays that the first files have not, so that neither draft nor user may know of them."""
+    """Arrays that the first files have not, so that draft and user may not know them."""
     known = [set(array_names(array)) for array in found[0].arrays]
     having: dict[str, list[str]] = {}
     for unit in found[1:]:

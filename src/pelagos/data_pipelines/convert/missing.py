@@ -29,7 +29,7 @@ MASK_NAME = "mask"
 
 @dataclass
 class _FieldSurvey:
-    """What is known of one field of a source.
+    """The known properties of one field of a source.
 
     Attributes:
         missing, total: how many values are missing, of how many.
@@ -73,9 +73,9 @@ def settled(source: Source, options: ConvertOptions) -> Source:
 
 
 def advice_on_non_finite(source: Source, error: NonFiniteError) -> str:
-    """What to do about a value that is not finite.
+    """Advice about a value that is not finite.
 
-    Of NaN, how many there are in the field in the trajectory.
+    For NaN, also their number in the field in the trajectory.
 
     Reads the trajectory again.
     """
@@ -157,10 +157,10 @@ def _fills(source: Source, found: list[_FieldSurvey], given: float | None) -> di
 
 
 def _fill_of_label(source: Source, channel: int, given: float | None) -> float:
-    """What takes the place of a missing class: what is given, or 0 where a mask says that it is none.
+    """The replacement of a missing class: the given one, or 0 where a mask marks the points.
 
     Raises:
-        SourceError: nothing is given where no mask tells, or no whole number.
+        SourceError: nothing is given and no mask exists, or no whole number is given.
     """
     name = source.fields[channel].name
     if given is None and source.missing != "mask":

@@ -1,4 +1,4 @@
-"""Counting the chunks of a Zarr array that are not there, which Zarr reads as its fill value."""
+"""Counting the chunks of a Zarr array that are absent, which Zarr reads as its fill value."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHECKSUM_BYTES = 4
 
 @dataclass(frozen=True)
 class ChunkCount:
-    """How many chunks an array should have, and how many of them are not there.
+    """How many chunks an array should have, and how many are absent.
 
     `first_missing` is the address of an object: of the chunk, or of the shard that lacks one.
     """
@@ -33,7 +33,7 @@ class ChunkCount:
 
 @dataclass(frozen=True)
 class _Shard:
-    """An object of an array: one chunk, or a grid of them of which some may lie past the end."""
+    """An object of an array: one chunk, or a grid of chunks, some of which may lie past the end."""
 
     key: str
     inside: tuple[int, ...]  # chunks along each axis that hold a part of the array
@@ -82,7 +82,7 @@ def _shards(array: Any) -> list[_Shard]:
 
 
 def _absent_inside(store: ObjectStore, array: Any, shard: _Shard, size: int) -> int:
-    """Chunks that the index of a shard says are not there, not counting those past the array."""
+    """Chunks that a shard's index marks as absent, not counting those past the array."""
     codec = array.metadata.codecs[0].to_dict()["configuration"]
     names = [found["name"] for found in codec["index_codecs"]]
     endian = codec["index_codecs"][0].get("configuration", {}).get("endian")

@@ -1,6 +1,6 @@
 """netCDF and HDF5 files that name their dimensions, converted unaided as Zarr is.
 
-The names tell the axes, variables of their names the positions and times, and the attributes of CF
+The names give the axes, variables of their names the positions and times, and the attributes of CF
 the values. A folder holds files that are alike, each with trajectories of its own.
 """
 
@@ -75,7 +75,7 @@ def _require_own_trajectories(found: Sequence[Measured]) -> None:
 
 
 def _begin_and_end(unit: Measured) -> tuple[float, float, str]:
-    """First and last time, in seconds where the file tells the date, and else what they count from."""
+    """First and last time, in seconds where the file gives the date, and otherwise their reference."""
     assert unit.time is not None, unit
     moments = unit.time.moments
     points = unit.time.points if moments is None else moments

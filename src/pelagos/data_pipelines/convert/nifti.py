@@ -1,7 +1,7 @@
-"""Volumes in NIfTI files (.nii, .nii.gz), with label volumes where there are some.
+"""Volumes in NIfTI files (.nii, .nii.gz), with label volumes where they exist.
 
 Layouts: a folder of volumes; that of the Medical Segmentation Decathlon and of nnU-Net,
-`imagesTr/CASE_0000.nii.gz` (one file per modality, or one file with an axis of modalities) beside
+`imagesTr/CASE_0000.nii.gz` (one file per modality, or one file with an axis of modalities) next to
 `labelsTr/CASE.nii.gz` and optionally `imagesTs`. Volumes are read in one canonical orientation
 (`nifti_geometry`), nothing is resampled, and the affine matrices are kept in the dataset's
 `generator` attribute.

@@ -3,7 +3,7 @@
 The affine matrix of a header maps voxel indices to positions. Volumes are read so that x runs to the
 patient's right, y to the front and z up ("RAS"), by exchanging and reversing axes alone, as
 `nibabel.as_closest_canonical` does; nothing is resampled. A header with neither an s-form nor a q-form
-says nothing of orientation: such a volume stays as it is stored.
+gives no orientation: its volume stays as it is stored.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _rounded(length: float) -> float:
 
 
 def look(nibabel: Any, file: Path) -> Volume:
-    """What a file's header says; its voxels are not read.
+    """The contents of a file's header; its voxels are not read.
 
     Raises:
         SourceError: it is no volume, or its affine matrix cannot be one.

@@ -53,7 +53,7 @@ def mapped_npy(file: str | Path) -> npt.NDArray[Any]:
 
     Raises:
         SourceError: it holds objects, or is of a version that is not read.
-        ValueError, OSError: it is no .npy, is cut short, or is not there.
+        ValueError, OSError: it is no .npy, is cut short, or is absent.
     """
     with CappedReader(io.FileIO(file)) as stream:
         header = _header(stream, str(file))
@@ -107,7 +107,7 @@ class NpzFile:
             return _header(stream, f"{self.file}: {key}").shape
 
     def names(self) -> list[str]:
-        """The arrays that there are."""
+        """The arrays of the file."""
         return [name.removesuffix(".npy") for name in self.archive.namelist()]
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class NpzFile:
 
 
 def _copy(source: IO[bytes], target: IO[bytes], num_bytes: int) -> None:
-    """Copy so many bytes, and read past them, where the checksum is compared."""
+    """Copy the given number of bytes, and read past them, where the checksum is compared."""
     while num_bytes > 0:
         piece = source.read(min(_COPY_BYTES, num_bytes))
         if not piece:

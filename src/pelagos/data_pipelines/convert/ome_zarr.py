@@ -1,6 +1,6 @@
 """OME-Zarr images (NGFF 0.4 and 0.5): one, or a folder of them.
 
-Facts of the format: https://ngff.openmicroscopy.org. `multiscales` stands in the group's attributes
+Facts of the format: https://ngff.openmicroscopy.org. `multiscales` is in the group's attributes
 (0.4, Zarr v2) or under its attribute `ome` (0.5, Zarr v3) and lists `axes` and, per level of the
 pyramid, a `path` and its `coordinateTransformations`. Channel names are those of `omero`, where
 given; label images under `labels` become one field each.
@@ -105,7 +105,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
 def _missing(
     path: str, counts: list[ChunkCount], options: ConvertOptions
 ) -> tuple[int, tuple[str, ...]]:
-    """How many chunks are not there, and the note that says so.
+    """The number of absent chunks, and the note about them.
 
     Raises:
         SourceError: some are not, and that is not allowed.

@@ -1,4 +1,4 @@
-"""What a person can say about a conversion beyond source and destination."""
+"""Options of a conversion beyond source and destination."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ConvertOptions:
         name: the dataset's name; None: the source's.
         problem: poseidon: which published problem (`CE-RP`), where file names do not say it.
         mapping: arrays: the YAML file that says what the arrays are.
-        labels: nifti: the folder of label volumes, where it is not beside the images.
+        labels: nifti: the folder of label volumes, where it is not next to the images.
         size: images: stored pixels per side, resized to it; None: as they are, all of one size.
         level: ome-zarr: which level of the pyramid; 0 is the full resolution.
-        allow_missing_chunks: ome-zarr: read chunks that are not there as the fill value.
+        allow_missing_chunks: ome-zarr: read absent chunks as the fill value.
         grid: arrays, netcdf: of files with several grids, convert those of this one, `(y, x)`.
         num_frames: frames per trajectory to keep; None: all, which must be equally many (of CFDBench,
             whose cases are cut into trajectories, the shortest case's).

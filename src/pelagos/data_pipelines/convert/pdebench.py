@@ -66,10 +66,10 @@ SAMPLE_FIELDS = {
 
 @dataclass(frozen=True)
 class _Look:
-    """What one file says.
+    """The properties of one file.
 
     `lengths`: places of the file with their numbers of frames; `times`: of the frames `[t]`, None
-    where there are none.
+    where it has none.
     """
 
     source: Source
@@ -230,7 +230,7 @@ def _positions(
         sizes: points along each axis.
 
     Raises:
-        SourceError: there are too few or too many.
+        SourceError: too few or too many exist.
     """
     found = {}
     for (letter, key), size in zip(keys.items(), sizes, strict=True):
@@ -251,7 +251,7 @@ def _times(stored: Any, place: str, num_frames: int, notes: list[str]) -> npt.ND
     """Times of the frames `[t]`, which some files give for each trajectory.
 
     Raises:
-        SourceError: there are fewer than frames, or trajectories have other times between frames.
+        SourceError: fewer times than frames exist, or trajectories have other times between frames.
     """
     rows = np.asarray(stored, np.float64)
     rows = rows.reshape(-1, rows.shape[-1])[:, :num_frames]
@@ -330,7 +330,7 @@ def _source(
     positions: dict[str, Any],
     notes: list[str],
 ) -> Source:
-    """What a file says but for its times; `notes` are those so far."""
+    """The properties of a file except its times; `notes` are those so far."""
     sizes = dict(zip(axes, map(int, shape), strict=True))
     order = AXIS_NAMES[len(set(axes) & set(_SPACE))]
     extents = dict.fromkeys(order, 1.0)

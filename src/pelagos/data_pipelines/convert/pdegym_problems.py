@@ -47,7 +47,7 @@ class Problem:
     lead_steps: int | None = 20  # None: a steady problem
     constant_fields: dict[str, float] = field(default_factory=dict)
     boundary: str = "periodic"
-    # What forecasts are held against (`pelagos.data_pipelines.physics`), where the loader's unit of
+    # Equations to test forecasts against (`pelagos.data_pipelines.physics`), where the loader's unit of
     # time and all coefficients are known: arXiv 2405.19101, appendix B.
     physics: dict[str, Any] = field(default_factory=dict)
 

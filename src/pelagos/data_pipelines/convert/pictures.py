@@ -36,7 +36,7 @@ _DEEP_COLOUR = re.compile(r"(RGB|RGBA|RGBX|RGBa|LA|CMYK)(?:[XA]*);16[LBN]?")
 
 @dataclass(frozen=True)
 class PictureHead:
-    """What the head of a file says.
+    """The contents of a file's header.
 
     Attributes:
         mode: how it is stored: `L`, `RGB`, or `raw` of more than 8 bits.

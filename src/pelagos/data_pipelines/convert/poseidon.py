@@ -2,7 +2,7 @@
 
 Facts of the format: `scOT/problems/` of https://github.com/camlab-ethz/poseidon (Herde et al.,
 arXiv 2405.19101); `pdegym_problems` has the problems. The last trajectories of a file validate and
-test. Values stand as the published loader hands them to the network, which is what the published
+test. Values are as the published loader hands them to the network, which is what the published
 weights were trained on: NS-SL, which the loader transposes, is transposed. Times are in units of
 that loader's lead time: frames are 1/20 apart (1/19 for ACE, 1/15 for Wave-Gauss, 1/10 for GCE-RT).
 Steady problems become two frames, as Pelagos generates them: the inputs with a solution of 0, and
@@ -218,7 +218,7 @@ def _samples(file: str, problem: Problem, agreement: Agreement) -> tuple[list[Pa
 
 
 def matched_axes(file: str, stored: Any, axes: str) -> str:
-    """The letters of a stored array's axes: those given, and `1` for each of length one beside.
+    """The letters of a stored array's axes: those given, and `1` for each further one of length one.
 
     Raises:
         SourceError: the array has another number of axes.
@@ -267,7 +267,7 @@ def _notes(problem: Problem, total: int) -> tuple[str, ...]:
 
 
 def _velocity_notes(velocity: npt.NDArray[np.floating]) -> tuple[str, ...]:
-    """What the divergence of a periodic flow without divergence `[2, y, x]` says of its axes."""
+    """Notes on the order of axes of a periodic flow `[2, y, x]`, judged by its divergence."""
 
     def divergence(x_axis: int) -> float:
         slopes = [

@@ -209,7 +209,7 @@ def stored_array(array: StoredArray) -> Sliceable:
     """The array itself, from a file that may be open already.
 
     Raises:
-        SourceError: the file or the key is not there, or what is there holds no numbers.
+        SourceError: the file or the key is absent, or holds no numbers.
     """
     kept: OrderedDict[tuple[str, str], StoredFile] | None = getattr(_open_files, "kept", None)
     if kept is None:

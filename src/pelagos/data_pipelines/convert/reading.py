@@ -164,7 +164,7 @@ def _fill(
 def _selection(
     source: Source, array: StoredArray, stored: Sliceable, rows: range, frames: range
 ) -> tuple[int | slice, ...]:
-    """What to take along each axis of the stored array.
+    """The selection along each axis of the stored array.
 
     Raises:
         SourceError: the array has another shape than the format said.

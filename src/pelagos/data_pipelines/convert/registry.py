@@ -70,7 +70,7 @@ def open_source(path: str, options: ConvertOptions) -> Source:
     """Look at a source: what it holds and where, without reading its data.
 
     Raises:
-        SourceError: there is nothing, its format cannot be told or is not the one given, or it
+        SourceError: nothing is there, its format is unknown or not the one given, or it
             breaks the format's rules: the file, the key and what was expected are named.
     """
     reject_references(path, SourceError)
@@ -157,7 +157,7 @@ def _require_whole(path: str) -> None:
 
 
 def _known_kind(place: Path) -> str:
-    """What a file, or a file of a folder, is that nothing here reads; empty if it is not known."""
+    """The kind of a file, or a folder's file, that nothing here reads; empty if unknown."""
     if place.is_file():
         return unreadable_kind(place)
     is_zarr = any((place / name).exists() for name in METADATA_NAMES)
@@ -185,7 +185,7 @@ def recognised(path: str, options: ConvertOptions) -> str | None:
     """The first format that a source looks like.
 
     Raises:
-        SourceError: it looks like none, and one format says why it cannot be told.
+        SourceError: it looks like none, and one format gives the reason.
     """
     reason: SourceError | None = None
     for name, found in FORMATS.items():

@@ -1,4 +1,4 @@
-"""What a format says about a source: which stored array holds which channels of which frames."""
+"""A format's description of a source: which array holds which channels of which frames."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class StoredArray:
         file: a path or address.
         key: the array in the file; empty where a file is one array.
         axes: one letter per axis of the array: `n` trajectory, `t` time, `c` channel, `z`, `y`,
-            `x` space, `1` an axis of length one. Two `c` are the two indices of a tensor. What is
-            missing of `t` and space is constant there.
+            `x` space, `1` an axis of length one. Two `c` are the two indices of a tensor. If `t`
+            or a space axis is missing, the values are constant along it.
         channel: the first channel of the dataset that it fills.
         num_channels: how many.
         first_index: the first index along `c` that is used.
-        start_frame: the first frame that it fills, for arrays without `t`; before it stands 0.
+        start_frame: the first frame that it fills, for arrays without `t`; earlier frames are 0.
         is_label: its values number classes or objects: whole numbers, none of which is rounded.
         flipped: the letters of axes that run backwards: the last index of the file comes first.
     """
@@ -63,7 +63,7 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive trajectories that stand in the same arrays.
+    """Consecutive trajectories stored in the same arrays.
 
     Args:
         count: how many trajectories.
@@ -95,7 +95,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Settlement:
-    """What becomes of missing values, which readers give as NaN.
+    """The treatment of missing values, which readers give as NaN.
 
     Args:
         fills: by channel the number that takes their place.
@@ -330,7 +330,7 @@ def _cut(parts: Sequence[Part], start: int, stop: int) -> tuple[Part, ...]:
 
 
 def _swapped(source: Source) -> dict[str, Any]:
-    """What changes of a two-dimensional source when x and y change places."""
+    """The changes to a two-dimensional source when x and y change places."""
     if AXIS_NAMES[len(source.grid_shape)] != ("y", "x"):
         raise SourceError(f"--swap-axes: {source.name} does not have two dimensions")
     exchange = str.maketrans("xy", "yx")

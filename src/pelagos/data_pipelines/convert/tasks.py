@@ -28,7 +28,7 @@ MAX_LISTED_DIFFERENCES = 5
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What was done for one shard.
+    """The report on one shard.
 
     Attributes:
         num_bytes: of the shard's frames in the stored type.
@@ -186,7 +186,7 @@ def _report(
 
 
 def listed(differences: list[str]) -> str:
-    """The first differences, a line each, and how many more there are."""
+    """The first differences, a line each, and the number of further ones."""
     shown = list(itertools.islice(differences, MAX_LISTED_DIFFERENCES))
     more = len(differences) - len(shown)
     return "\n  ".join([*shown, *([f"and {more} more"] if more else [])])

@@ -46,7 +46,7 @@ GROUPS = ("t0_fields", "t1_fields", "t2_fields")
 
 @dataclass(frozen=True)
 class _File:
-    """What one file says."""
+    """The properties of one file."""
 
     name: str
     fields: tuple[Field, ...]

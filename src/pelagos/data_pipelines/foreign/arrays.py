@@ -72,7 +72,7 @@ class SourceArray:
         return found
 
     def values(self, selection: Any) -> npt.NDArray[np.float32]:
-        """What a selection along the array's own axes holds, as its conventions say.
+        """The values of a selection along the array's own axes, decoded by its conventions.
 
         Raises:
             DatasetError: a chunk or a value is missing, or float32 rounds a whole number.
@@ -95,7 +95,7 @@ class SourceArray:
     def _not_finite(
         self, selection: Any, stored: npt.NDArray[Any], values: npt.NDArray[np.float32]
     ) -> DatasetError:
-        """What is wrong with the first value that is not finite, and what to do."""
+        """The problem with the first value that is not finite, and the remedy."""
         is_missing = np.isnan(values)
         wrong = is_missing if is_missing.any() else ~np.isfinite(values)
         first = np.argwhere(wrong)[0].tolist()
@@ -168,8 +168,8 @@ def find_arrays(
 def _fields_among(arrays: Mapping[str, zarr.Array[Any]], description: Description) -> list[str]:
     """Names of the arrays that hold frames.
 
-    Where the dimensions' names tell, those that are along neither time nor trajectories (a
-    topography, the corners of cells) are no fields, as in netCDF.
+    Where the dimensions' names show it, arrays along neither time nor trajectories (a
+    topography, the corners of cells) are not fields, as in netCDF.
     """
     names = [n for n, a in arrays.items() if a.ndim >= _LEAST_AXES]
     if description.dimensions is not None:

@@ -29,7 +29,7 @@ _ROLE_OF = {name: role for role, names in _NAMES.items() for name in names.split
 
 
 def role_of(name: str) -> str:
-    """The role that a dimension's name stands for; empty if it is not known.
+    """The role that a dimension's name implies; empty if it is unknown.
 
     >>> role_of("lat")
     'y'
@@ -63,7 +63,7 @@ def axis_roles(
         where: names the array in messages.
 
     Raises:
-        DatasetError: the axes cannot be told.
+        DatasetError: the axes cannot be determined.
     """
     names = given or dimension_names(array)
     wanted = f"name its axes, in order, in description.dimensions: {', '.join(ROLES)}"

@@ -1,6 +1,6 @@
 """Codecs that give no more bytes than a chunk has.
 
-A compressed chunk of somebody else may unpack to any size: a megabyte of gzip to a gigabyte. What it
+A compressed chunk of somebody else may unpack to any size: a megabyte of gzip to a gigabyte. The size it
 claims is compared with the chunk's size before anything is allocated; where nothing is claimed, it is
 unpacked up to that size.
 """

@@ -1,4 +1,4 @@
-"""Consolidated metadata of a Zarr hierarchy that no longer tells the truth about its arrays.
+"""Consolidated metadata of a Zarr hierarchy that no longer matches its arrays.
 
 zarr and xarray believe `.zmetadata` (version 2) or the copy in the root's `zarr.json` (version 3)
 without looking further. Where arrays grew after it was written, trajectories or whole arrays would

@@ -30,7 +30,7 @@ from pelagos.data_pipelines.store.readable import FloatArray, Region, SpecReader
 from pelagos.data_pipelines.store.zarr_view import StrictStore, open_store
 
 logger = logging.getLogger(__name__)
-_announced: set[str] = set()  # uris whose hint stands in this process's log
+_announced: set[str] = set()  # uris whose hint this process has logged
 
 
 def open_foreign(
@@ -41,7 +41,7 @@ def open_foreign(
     """Open a Zarr array or group, version 2 or 3, that Pelagos did not write.
 
     Raises:
-        DatasetError: there is none, or it cannot be told what is what in it.
+        DatasetError: there is none, or the roles of its arrays cannot be determined.
     """
     return ForeignDataset(os.fspath(uri), storage_options, description or Description())
 

@@ -1,4 +1,4 @@
-"""What a person says about a foreign array that the array does not say itself."""
+"""A user's description of a foreign array, for properties that the array does not state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DescribedField:
 
 @dataclass(frozen=True)
 class Description:
-    """What to add to an array's own metadata. What is None is taken from there, or assumed.
+    """Additions to an array's own metadata. A value of None is taken from there, or assumed.
 
     Args:
         array: path in the group of the one array that holds all fields.

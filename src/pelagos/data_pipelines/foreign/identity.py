@@ -1,4 +1,4 @@
-"""What tells a changed array from the one that training began with, without reading its data."""
+"""Detects that an array has changed since training began, without reading its data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pelagos.data_pipelines.foreign.description import Description
 from pelagos.data_pipelines.store.schema import DatasetSpec
 from pelagos.data_pipelines.store.zarr_view import METADATA_NAMES, filesystem_options
 
-# Listing costs a request per thousand objects of an object store: up to a minute for so many.
+# Listing costs a request per thousand objects of an object store: up to a minute for this number.
 MAX_LISTED_OBJECTS = 500_000
 
 logger = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ def open_readable(
     description: Description | None = None,
     cache: CacheSettings | None = None,
 ) -> ReadableDataset:
-    """Open a dataset, whoever wrote it.
+    """Open a dataset, no matter which tool wrote it.
 
     Args:
         description: what a foreign array does not say itself; refused for a Pelagos dataset,

@@ -1,4 +1,4 @@
-"""What a Zarr array of another writer is, without reading its data."""
+"""An overview of another writer's Zarr array, without reading its data."""
 
 from __future__ import annotations
 

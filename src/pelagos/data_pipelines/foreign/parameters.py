@@ -40,7 +40,7 @@ def parameter_vector(
 
 
 def require_finite_parameter(numbers: npt.NDArray[np.float64], name: str, where: str) -> None:
-    """Raise DatasetError for NaN and infinity, naming the first and how many there are."""
+    """Raise DatasetError for NaN and infinity, naming the first and their number."""
     is_wrong = ~np.isfinite(numbers)
     if not is_wrong.any():
         return

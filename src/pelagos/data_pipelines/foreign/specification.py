@@ -84,7 +84,7 @@ def build_spec(
 
 
 def parameter_names(root: zarr.Group | zarr.Array[Any], source: SourceArray) -> tuple[str, ...]:
-    """Vectors of numbers beside the data whose one dimension is that of the trajectories."""
+    """Vectors of numbers next to the data whose one dimension is that of the trajectories."""
     names = dimension_names(source.array)
     if isinstance(root, zarr.Array) or names is None or "trajectory" not in source.roles:
         return ()

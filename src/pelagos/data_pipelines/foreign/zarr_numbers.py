@@ -34,7 +34,7 @@ class ZarrNumbers:
 
     Attributes:
         dtype: of the values, where none is missing.
-        coordinates: of each axis the array beside it that holds its positions, where it was opened
+        coordinates: of each axis the accompanying array that holds its positions, where it was opened
             with its group; None: there is none.
         views: the array with a fill value that shows: a number that was never stored is NaN, or,
             for whole numbers, differs between two views.
@@ -83,7 +83,7 @@ class ZarrNumbers:
     def _read(self, selection: Any) -> npt.NDArray[Any]:
         first, *others = [np.asarray(view.oindex[selection]) for view in self.views]
         if self.has_shards and self.array.dtype.kind == "f" and np.isnan(first).any():
-            # NaN may be stored, or stand for a chunk that was not: then another fill shows there
+            # NaN may be stored, or replace an absent chunk: then another fill value appears there
             other = _with_fill(self.array, 0)
             bound_codecs(other, self.where)
             others = [np.asarray(other.oindex[selection])]

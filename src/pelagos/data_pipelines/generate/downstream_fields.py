@@ -5,8 +5,8 @@ resolution (but for `noise_state`, which is one number to a cell); arrays are [c
 float64, at the cell centres (j + 1/2)/N unless nodes are named.
 
 Sources: Poseidon (Herde et al., arXiv 2405.19101, appendix B, read through a public digest of it),
-PDEBench (Takamoto et al., arXiv 2210.07182), and for Darcy flow Li et al. (arXiv 2010.08895). What
-could not be read is marked "chosen".
+PDEBench (Takamoto et al., arXiv 2210.07182), and for Darcy flow Li et al. (arXiv 2010.08895). Values
+that could not be read are marked "chosen".
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ resolution; arrays are [channel, y, x], float64, incompressible at the nodes j/N
 the cell centres (j + 1/2)/N.
 
 Source: Herde et al., Poseidon, arXiv 2405.19101, appendix B, read through a public digest of it.
-What the digest says the paper leaves open is chosen here and marked "chosen".
+Values that the paper leaves open, by the digest, are chosen here and marked "chosen".
 """
 
 from __future__ import annotations

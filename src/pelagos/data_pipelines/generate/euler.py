@@ -146,7 +146,7 @@ class _Source:
         return _Source(self.acceleration[trajectories], (first[trajectories], second[trajectories]))
 
     def forces(self, primitive: Tensor) -> Tensor:
-        """rho g and rho u . g beside no source of mass, [n, 4, y, x]."""
+        """rho g and rho u . g without a source of mass, [n, 4, y, x]."""
         rho, u, v, _ = primitive.unbind(1)
         along_x, along_y = (rho.unsqueeze(1) * self.acceleration).unbind(1)
         work = u * along_x + v * along_y

@@ -2,7 +2,7 @@
 
 The families are those of Poseidon (Herde et al., arXiv 2405.19101), six for pretraining and its
 downstream tasks but for the flow around airfoils, and problems of PDEBench (Takamoto et al., arXiv
-2210.07182). What could not be checked against a paper is said where it is chosen, in
+2210.07182). Choices that could not be checked against a paper are marked where they are made, in
 `pelagos.data_pipelines.generate`: `initial_states`, `downstream_flows` and `downstream_fields`.
 
 Trajectory *i* of a family is a pure function of (seed, family, i, resolution, solver resolution,

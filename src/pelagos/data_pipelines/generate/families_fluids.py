@@ -1,8 +1,8 @@
 """Families of incompressible and compressible flow.
 
 Those of Poseidon (Herde et al., arXiv 2405.19101, appendix B): six for pretraining and the fluid
-problems among the downstream tasks. What could not be checked against the paper is said where it is
-chosen, in `initial_states` and `downstream_flows`.
+problems among the downstream tasks. Choices that could not be checked against the paper are marked where
+they are made, in `initial_states` and `downstream_flows`.
 """
 
 from __future__ import annotations

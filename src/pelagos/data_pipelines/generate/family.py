@@ -68,7 +68,7 @@ class Family:
         return (*self.parameters(4), "cfl")
 
     def physics_record(self, solver_resolution: int) -> dict[str, Any]:
-        """What a dataset records of its equation; nothing where no equation is named."""
+        """A dataset's record of its equation; nothing where no equation is named."""
         if not self.physics:
             return {}
         # Parameters go by their names, so that datasets of different ones can be merged.

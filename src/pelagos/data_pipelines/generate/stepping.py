@@ -116,7 +116,7 @@ def _steps_left(gap: float, rate: float, cfl: float, max_step: float | None) -> 
 
 
 def per_trajectory(value: float | Tensor, like: Tensor, name: str) -> Tensor:
-    """A scalar or a [batch] tensor of coefficients as a [batch] tensor beside `like`."""
+    """A scalar or a [batch] tensor of coefficients as a [batch] tensor on the device of `like`."""
     batch = like.shape[0]
     tensor = torch.as_tensor(value, dtype=like.real.dtype, device=like.device)
     if tensor.ndim == 0:

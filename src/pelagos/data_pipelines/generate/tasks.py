@@ -26,7 +26,7 @@ MIN_SHARDS = 32
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What decides every number of a dataset, and where to compute it.
+    """Everything that determines a dataset's numbers, and where to compute them.
 
     Attributes are those of `generate_trajectories`, which explains them.
     """
@@ -52,7 +52,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What became of one shard."""
+    """The outcome of one shard."""
 
     shard: int
     num_trajectories: int

@@ -50,7 +50,7 @@ def solve_wave(
         times: increasing.
         velocity: v at `times[0]`, [batch, y, x]; None: at rest.
         boundary: on all four sides.
-        divergence_form: whether c^2 stands inside the divergence.
+        divergence_form: whether c^2 is inside the divergence.
         cfl: bound on step times frequency, 2 c sqrt(N_x^2 + N_y^2).
         max_step: bound on the step, for example to measure the order of the method.
 

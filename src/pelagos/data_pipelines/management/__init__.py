@@ -1,4 +1,4 @@
-"""What is done with whole datasets: append to them, copy, merge, split and describe them."""
+"""Operations on whole datasets: append, copy, merge, split and describe."""
 
 from pelagos.data_pipelines.management.appending import append
 from pelagos.data_pipelines.management.copying import copy

@@ -35,7 +35,7 @@ def copy(
 ) -> int:
     """Copy a dataset; returns the number of shards that this call wrote.
 
-    A copy that was interrupted goes on with the shards that are missing. The manifest is written
+    An interrupted copy continues with the missing shards. The manifest is written
     last, so the copy is complete or does not open. It has the fingerprint of the original.
 
     Args:
@@ -142,7 +142,7 @@ def _copy_shard(dataset: Dataset, target: ObjectStore, shard: ShardRecord) -> No
 
 
 def _small_keys(dataset: Dataset) -> list[str]:
-    """Everything but shards and manifest: metadata, vectors, and the writer's notes if there are."""
+    """Everything but shards and manifest: metadata, vectors, and the writer's notes if there are any."""
     try:
         earlier = is_earlier(parse_json(dataset.store.read(GROUP_KEY)))
     except (ValueError, AttributeError) as error:

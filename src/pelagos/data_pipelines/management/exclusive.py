@@ -1,4 +1,4 @@
-"""One revision of a dataset at a time: the second caller is told who holds it.
+"""One revision of a dataset at a time: the second caller gets an error that names the holder.
 
 On a local disk the kernel holds the lock and frees it when the process dies. An object store has no
 such thing: there it is a small object which only one caller can create, and which stays if that
@@ -60,7 +60,7 @@ def _hold_file(store: LocalStore) -> Iterator[None]:
 
 
 def _locked(path: Path, uri: str) -> TextIO:
-    """Open and lock a file that whoever holds it removes at the end."""
+    """Open and lock a file that its holder removes at the end."""
     while True:
         try:
             file = os.fdopen(open_lock_file(path), "r+")

@@ -1,4 +1,4 @@
-"""What a dataset is and whether it is whole: `pelagos data inspect` and `pelagos data verify`."""
+"""A dataset's description and completeness: `pelagos data inspect` and `pelagos data verify`."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Damage:
 
 @dataclass
 class VerifyReport:
-    """What `verify` looked at and what it found."""
+    """The scope and the findings of `verify`."""
 
     uri: str
     num_shards: int = 0
@@ -142,7 +142,7 @@ def describe_readable(
     storage_options: dict[str, Any] | None = None,
     description: Description | None = None,
 ) -> DatasetDescription | ForeignOverview:
-    """Open a dataset, whoever wrote it, and say what it is, without reading its data.
+    """Open a dataset of any writer and describe it, without reading its data.
 
     Args:
         description: what a foreign array does not say itself.
@@ -199,7 +199,7 @@ def verify(
 
     Checked: the size and checksum of every shard, its index, the checksum of every frame, that
     every value is finite, parameters and coordinates, the Zarr metadata and attributes, and the
-    statistics, computed again. It goes on after damage and lists all of it. Shards are checked in
+    statistics, computed again. It continues after damage and lists all of it. Shards are checked in
     threads, each of which holds one in memory.
 
     Args:
@@ -344,7 +344,7 @@ def _verify_vectors(store: ObjectStore, manifest: Manifest, report: VerifyReport
 
 
 def _is_earlier(store: ObjectStore) -> bool:
-    """Whether the dataset is of before; if its group cannot be read, which is told, it is not."""
+    """Whether the dataset is of an earlier format; False if its group is unreadable (reported)."""
     try:
         return is_earlier(parse_json(store.read(GROUP_KEY)))
     except (DatasetError, ValueError, OSError, AttributeError):

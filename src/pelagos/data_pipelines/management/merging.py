@@ -34,7 +34,7 @@ def merge(
 
     Splits are joined by name: the training split of the result is those of the sources, one after
     the other, and so on; trajectories of no split come last. Type and compression are those of the
-    first source. A merge that was interrupted goes on where it stopped.
+    first source. An interrupted merge continues where it stopped.
 
     Args:
         destination: a path or URI at which there is nothing, or this merge unfinished.

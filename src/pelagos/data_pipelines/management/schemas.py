@@ -19,8 +19,8 @@ _SAME = (
     "masks",
 )
 
-# What a conversion notes in `generator` without which the numbers mean something else: which class a
-# label is, how volumes lie, what the unit of positions and the depth of pictures are. Beside each, for
+# Notes of a conversion in `generator` without which the numbers mean something else: which class a
+# label is, how volumes lie, what the unit of positions and the depth of pictures are. Next to each, for
 # sources of one format, what datasets have that do not record it.
 _MEANING: dict[str, tuple[str, Any]] = {
     "classes": ("images", None),
@@ -42,7 +42,7 @@ def recorded_meaning(spec: DatasetSpec) -> dict[str, Any]:
 
 
 def require_equal_schemas(first: DatasetSpec, others: Iterable[DatasetSpec]) -> None:
-    """Raises ValueError, listing every difference, unless trajectories may stand in one dataset."""
+    """Raises ValueError, listing every difference, unless the trajectories can share one dataset."""
     problems = []
     for other in others:
         pairs = [(key, getattr(first, key), getattr(other, key)) for key in _SAME]

@@ -1,4 +1,4 @@
-"""What the numbers of a dataset are like: statistics computed again, histograms, energy spectra."""
+"""The distribution of a dataset's numbers: statistics computed again, histograms, energy spectra."""
 
 from __future__ import annotations
 

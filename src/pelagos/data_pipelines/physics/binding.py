@@ -1,4 +1,4 @@
-"""An equation on one dataset: its grid, its coefficients, and where its fields stand."""
+"""An equation on one dataset: its grid, its coefficients, and the places of its fields."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class DatasetPhysics:
     def residuals(
         self, frames: Tensor, data: Tensor, interval: float, trajectories: Sequence[int]
     ) -> Scores:
-        """What the equation leaves over, as a share of a norm of the data.
+        """The residual of the equation, as a share of a norm of the data.
 
         Args:
             frames: `num_frames` consecutive frames, [batch, frame, channel, y, x].
             data: those of the dataset at the same times.
-            interval: time between two of them.
+            interval: time between two frames.
         """
         problem = self._problem(trajectories, frames)
         given = [self._fields(frame) for frame in data.unbind(1)]

@@ -100,7 +100,7 @@ def boundary_condition(grid: Grid) -> Boundary:
 
 
 def _gravity(fields: Fields, grid: Grid) -> Tensor:
-    """-rho grad phi and -rho u . grad phi beside no source of mass, central differences."""
+    """-rho grad phi and -rho u . grad phi without a source of mass, central differences."""
     per_y, per_x = grid.cells_per_length
     rho, potential = fields["density"], fields["potential"]
     along_x = rho * (potential.roll(1, -1) - potential.roll(-1, -1)) * (0.5 * per_x)

@@ -1,8 +1,8 @@
-"""What an equation says of stored frames: residuals, constraints without time, and conserved totals.
+"""An equation applied to stored frames: residuals, constraints without time, and conserved totals.
 
 Frames are far apart compared with a solver's steps, so a residual on them measures the differences
 in time as well as the fields. It is therefore divided by the rate of change of the data, and read
-beside the same number of the data itself: 0 is a flow that obeys the equation, 1 a defect as large as
+next to the same number of the data itself: 0 is a flow that obeys the equation, 1 a defect as large as
 all that happens in the data. The forecast that nothing changes has a residual of about 1.
 """
 
@@ -28,7 +28,7 @@ Scores = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """An equation's grid and coefficients, each of them [batch, 1, 1]."""
+    """An equation's grid and coefficients, each [batch, 1, 1]."""
 
     grid: Grid
     coefficients: Mapping[str, Tensor]
@@ -69,7 +69,7 @@ class Equation(abc.ABC):
         """
 
     def constraints(self, fields: Fields, data: Fields, problem: Problem) -> Scores:
-        """What holds at every time by itself, 0 where it does, as a share of a norm of the data."""
+        """The constraint at each time, 0 where it holds, as a share of a norm of the data."""
         return {}
 
     def totals(self, fields: Fields, problem: Problem) -> dict[str, tuple[Tensor, Tensor]]:
@@ -81,7 +81,7 @@ class Evolution(Equation):
     """q_t = F(q): (q1 - q0)/dt - (F(q0) + F(q1))/2, of second order in the interval.
 
     Of conservation laws with shocks (`control_volumes`), where the rate of change at a point has no
-    bound, the same in integral form: means over so many blocks per axis, each the balance of a
+    bound, the same in integral form: means over that many blocks per axis, each the balance of a
     volume and what flows through its border.
     """
 

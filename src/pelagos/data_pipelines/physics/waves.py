@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pelagos.data_pipelines.physics.equation import Equation, Fields, Problem, Scores, norm
 
-MARGIN = 1  # cells beside a boundary where the flux of the absorbing condition enters
+MARGIN = 1  # cells next to a boundary where the flux of the absorbing condition enters
 
 
 class Wave(Equation):
@@ -19,7 +19,7 @@ class Wave(Equation):
     Numerov's rule, of fourth order in the interval; differences of second order in space.
 
     `speed` is the field c, or the coefficient `speed` where it is the same everywhere; `length` is
-    L, the size of a unit of length in the unit of c. Beside absorbing boundaries the outermost
+    L, the size of a unit of length in the unit of c. Next to absorbing boundaries the outermost
     cells are left out, as the condition there needs u_t.
     """
 
@@ -47,7 +47,7 @@ class Wave(Equation):
         speed = speed / problem.coefficients["domain_metres"]
         u = fields["displacement"]
         per_y, per_x = problem.grid.cells_per_length
-        # Wraps around; beside absorbing boundaries those cells are left out.
+        # Wraps around; next to absorbing boundaries those cells are left out.
         across = u.roll(1, -1) - 2.0 * u + u.roll(-1, -1)
         up = u.roll(1, -2) - 2.0 * u + u.roll(-1, -2)
         return speed * speed * (across * per_x**2 + up * per_y**2)

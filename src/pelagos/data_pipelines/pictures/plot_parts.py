@@ -1,4 +1,4 @@
-"""What the pictures of one, two and three dimensions share: colours, bars, which frames."""
+"""Shared parts of pictures in one, two and three dimensions: colours, bars, which frames."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _ROW, _GAP, _TOP, _BOTTOM = 1.5, 0.22, 0.75, 0.5
 def line_sheet(dataset: ReadableDataset, chosen: Sequence[int], times: Sequence[int]) -> Figure:
     """A row per trajectory and field: x to the right and t upwards, and profiles at `times`.
 
-    What has one frame has no diagram.
+    A dataset with one frame has no diagram.
     """
     spec = dataset.spec
     rows = len(chosen) * len(spec.fields)
@@ -102,7 +102,7 @@ def _profiles(
 
 
 def _finish(axis: Axes, label: str, is_last: bool, title: str) -> None:
-    """Labels and numbers of an axis; those along x stand below the last row alone."""
+    """Labels and numbers of an axis; those along x appear below the last row alone."""
     axis.tick_params(labelsize=7, length=2, pad=2, labelbottom=is_last)
     axis.locator_params(axis="y", nbins=4)
     axis.locator_params(axis="x", nbins=5)

@@ -20,7 +20,7 @@ from pelagos.data_pipelines.store.readable import ReadableDataset, Region
 _NORMALS = (0, 1, 2)  # z, y, x
 _PLANES = ((1, 2), (0, 2), (0, 1))  # the two axes in the plane across each, the slower one first
 _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP, _TIME_GAP, _LONGEST = 1.35, 0.75, 0.65, 0.15, 0.06, 0.16, 1.35
-_TIMES = 0.22  # inches more at the top, where there are several
+_TIMES = 0.22  # inches more at the top, where there are several times
 
 
 def middle_region(grid_shape: tuple[int, ...], normal: int) -> Region:

@@ -20,8 +20,8 @@ class TouchedChunk:
 
     Attributes:
         number: of the chunk in its frame, in C order.
-        source: what of the chunk `[channel, y, x]` is in the region.
-        target: where that stands in the region `[channel, y, x]`.
+        source: the part of the chunk `[channel, y, x]` inside the region.
+        target: its place in the region `[channel, y, x]`.
     """
 
     number: int

@@ -87,7 +87,7 @@ def frame_moments(
     Args:
         frames: `[frame, channel, y, x]`, possibly of several trajectories.
         previous: the frame before the first, `[channel, y, x]`; None if that begins a trajectory.
-        num_frames: after so many frames, counted from a trajectory's first, another one begins.
+        num_frames: frames per trajectory; the next trajectory begins after them.
             With `previous`, the caller sees to it that none begins in here.
         masks: the channel of the mask of each masked channel: points where it is 0 are left out, of
             changes those where it is 0 in either frame.

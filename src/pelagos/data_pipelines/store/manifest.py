@@ -172,7 +172,7 @@ def written_shards(store: ObjectStore, spec: DatasetSpec) -> set[int]:
 
 
 def _why_no_manifest(store: ObjectStore) -> str:
-    """What is at a place that has no manifest, and what to do."""
+    """The contents of a place that has no manifest, and the remedy."""
     try:
         spec = DatasetSpec.from_json(read_begun(store.read(SPEC_KEY))["spec"])
     except ObjectMissingError:

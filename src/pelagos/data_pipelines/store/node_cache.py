@@ -6,7 +6,7 @@
 
 A block file is the bytes, a CRC-32C of each 64 KiB of them, and a trailer that says the length. It is
 written under another name, with a lock held, and renamed: a process that is killed leaves a name that
-nothing reads, and the next that wants the block takes it over. What is there stays until the cache
+nothing reads, and the next that wants the block takes it over. Existing blocks stay until the cache
 is given to another dataset: dropping old blocks for new ones would only help if the order of reading
 were not a permutation of everything. Nothing that the cache did not write is ever removed.
 """
@@ -280,7 +280,7 @@ class NodeCache:
     # -- the budget, shared by all processes and datasets of the directory -------------------------
 
     def _join(self) -> None:
-        """Say that the directory and this dataset are in use; count it anew if nobody else does."""
+        """Say that the directory and this dataset are in use; count it anew if no other process does."""
         root_users = self._hold(self.root / USERS)
         try:
             fcntl.flock(root_users, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -303,7 +303,7 @@ class NodeCache:
         return descriptor
 
     def _make_room(self, num_bytes: int) -> None:
-        """Remove blocks of datasets that nobody reads now, the longest unused first."""
+        """Remove blocks of datasets that no process reads now, the longest unused first."""
         own = sum(p.stat().st_size for p in self.folder.glob(f"*{BLOCK}"))
         others = [p.parent for p in self.root.glob(f"*/{USERS}") if p.parent != self.folder]
         for folder in sorted(others, key=lambda p: (p / USERS).stat().st_mtime):

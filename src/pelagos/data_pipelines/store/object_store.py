@@ -60,7 +60,7 @@ class ObjectStore(Protocol):
     def create(self, key: str, content: bytes) -> bool:
         """Write an object unless one of that key exists; return whether this call wrote it.
 
-        Contents must differ between callers: where an answer was lost, they tell whose it is.
+        Contents must differ between callers: where an answer was lost, they identify the caller.
         """
         ...
 
@@ -72,7 +72,7 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects; one that is not there is no error."""
+        """Remove objects; an absent one is no error."""
         ...
 
     def close(self) -> None: ...
@@ -232,7 +232,7 @@ class LocalStore:
 def require_inside(root: Path, path: Path) -> None:
     """Raise DatasetError where a link leads out of a dataset's folder.
 
-    The folder itself may be a link: that is the choice of whoever names it.
+    The folder itself may be a link: that is the choice of the user who names it.
     """
     found, place = os.path.realpath(path), os.path.realpath(root)
     if found != place and not found.startswith(f"{place.rstrip(os.sep)}{os.sep}"):

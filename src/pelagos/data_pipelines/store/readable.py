@@ -1,4 +1,4 @@
-"""What training needs of a dataset, whoever wrote it: the protocol, and what its classes share.
+"""The dataset interface that training needs, for any writer: the protocol and its shared code.
 
 `Dataset` reads Pelagos' own format, `ForeignDataset` any other Zarr array. A mixture takes both.
 """
@@ -77,7 +77,7 @@ class ReadableDataset(Protocol):
 
 
 class SpecReader:
-    """What follows from a dataset's place and its specification alone."""
+    """Properties that follow from a dataset's place and specification alone."""
 
     def __init__(self, uri: str, spec: DatasetSpec) -> None:
         self.uri = uri
@@ -120,7 +120,7 @@ class SpecReader:
     def _checked_out(
         self, num_frames: int, out: FloatArray | None, region: Region | None
     ) -> FloatArray:
-        """`out`, or new memory, for so many frames of a region."""
+        """`out`, or new memory, for the given number of frames of a region."""
         grid = self.grid_shape if region is None else tuple(b - a for a, b in region)
         shape = (num_frames, len(self.spec.fields), *grid)
         dtype = self._value_dtype

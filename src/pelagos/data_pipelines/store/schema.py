@@ -1,4 +1,4 @@
-"""What a dataset is, before any number of it exists: `DatasetSpec` and its JSON form.
+"""The description of a dataset before its numbers exist: `DatasetSpec` and its JSON form.
 
 Axes are written slowest first, as in the arrays: `data[trajectory, time, channel, y, x]`. Every
 tuple with one entry per spatial axis (`grid_shape`, `domain_extent`) has that order too: `(y, x)`
@@ -255,7 +255,7 @@ class DatasetSpec:
     def differences(self, other: DatasetSpec) -> list[str]:
         """One line per entry in which two specs differ: `num_frames: 21 here, 11 there`.
 
-        `given_fields` that only one of them names are no difference: older datasets name none.
+        `given_fields` that only one specification names are no difference: older datasets name none.
         """
         mine, theirs = self.to_json(), other.to_json()
         if not (self.given_fields and other.given_fields):

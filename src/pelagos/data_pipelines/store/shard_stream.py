@@ -1,7 +1,7 @@
 """Encoding a shard as its frames come, in memory that does not grow with it.
 
 Frames are encoded, checked for finite values and summed in one go, in threads, while the next ones
-are read; the encoded bytes go to a file at once. What comes out is the same whatever the pieces in
+are read; the encoded bytes go to a file at once. The output is the same whatever the pieces in
 which the frames came, byte for byte.
 """
 
@@ -45,7 +45,7 @@ from pelagos.infra.storage.remote import RemoteStore
 
 Frames = npt.NDArray[np.floating]  # [frame, channel, y, x]
 
-# Raw bytes per task of a thread: large enough that handing it over costs nothing beside it.
+# Raw bytes per task of a thread: large enough that handing it over is negligible in comparison.
 TASK_BYTES = 2 * 2**20
 # Raw bytes that may wait, as given and in the stored type, for their turn.
 MAX_WAITING_BYTES = 64 * 2**20
@@ -85,7 +85,7 @@ class UnderflowError(UnstorableError):
 
 @dataclass(frozen=True)
 class StreamedShard:
-    """What is known of a shard once its bytes are written. The checksums are crc32c."""
+    """The facts about a shard once its bytes are written. The checksums are crc32c."""
 
     size: int
     crc32c: int
@@ -94,7 +94,7 @@ class StreamedShard:
 
 
 class _Encoded(NamedTuple):
-    """What a thread makes of a run of frames; `moments` per frame and channel."""
+    """A thread's result for a run of frames; `moments` per frame and channel."""
 
     payloads: list[tuple[Buffer, bytes]]  # compressed chunk, its checksum
     moments: list[list[FrameMoments]]
@@ -102,7 +102,7 @@ class _Encoded(NamedTuple):
 
 @cache
 def encoding_threads() -> ThreadPoolExecutor:
-    """The threads in which this process encodes, whoever writes: one per core, at most four.
+    """The threads in which this process encodes, shared by all writers: one per core, at most four.
 
     Blosc's own threads would order blocks by which finished first; in a thread that is not the
     main one it uses none, so frames are encoded there and the bytes are a function of the data.

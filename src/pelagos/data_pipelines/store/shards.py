@@ -63,7 +63,7 @@ class FrameCodec:
         )
 
     def encode(self, frame: npt.NDArray[Any]) -> tuple[Buffer, bytes]:
-        """The frame's bytes and their checksum, which stands after them; apart, to save a copy."""
+        """The frame's bytes and their checksum, which follows them; separate, to save a copy."""
         contiguous = np.ascontiguousarray(frame, dtype=self.dtype)
         payload: Buffer = (
             contiguous.reshape(-1).view(np.uint8).data

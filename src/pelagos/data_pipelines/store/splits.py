@@ -28,7 +28,7 @@ _Value = TypeVar("_Value")
 def is_split_name(name: str) -> bool:
     """Whether training, validation and evaluation look for this name.
 
-    Also true for such a name with an ending.
+    Also true for one of these names with an ending.
 
     >>> is_split_name("val"), is_split_name("test-ood"), is_split_name("vaild")
     (True, True, False)
@@ -94,7 +94,7 @@ def canonical_splits(splits: Mapping[str, _Value]) -> dict[str, _Value]:
 
 
 def default_splits(total: int) -> dict[str, int]:
-    """80 % to train on, 10 % to validate, 10 % to test; at least one of each where there are three.
+    """80 % to train on, 10 % to validate, 10 % to test; at least one of each if three or more exist.
 
     >>> default_splits(20)
     {'train': 16, 'validation': 2, 'test': 2}

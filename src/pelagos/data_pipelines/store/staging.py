@@ -82,7 +82,7 @@ def unfinished_root(uri: str, storage_options: dict[str, Any] | None) -> str:
 
 
 def interrupted_replacement(store: ObjectStore) -> str | None:
-    """What to do if a dataset's replacement stopped between its two renames; None if none did."""
+    """Advice if a dataset's replacement stopped between its two renames; None if none did."""
     if not isinstance(store, LocalStore):
         return None
     new, old = _sibling(store.root, NEW_SUFFIX), _sibling(store.root, OLD_SUFFIX)

@@ -1,7 +1,7 @@
-"""What `manifest.json` and the spec beside it may hold, whoever wrote them: types and bounds.
+"""Permitted contents of `manifest.json` and the spec next to it, of any origin: types and bounds.
 
-A dataset's documents are data of somebody else. They are checked whole before a number of them sizes
-a loop or an array, and before a name of them becomes a path.
+A dataset's documents are untrusted data. They are checked whole before one of their numbers sizes
+a loop or an array, and before one of their names becomes a path.
 """
 
 from __future__ import annotations

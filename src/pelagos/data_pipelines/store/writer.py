@@ -6,7 +6,7 @@
     writer.finalize()
 
 A shard is written whole or not at all, and a manifest is written last, so a dataset is complete or
-refuses to open. `resume_dataset` goes on where a killed run stopped.
+refuses to open. `resume_dataset` continues where a killed run stopped.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def resume_dataset(
     spec: DatasetSpec,
     storage_options: dict[str, Any] | None = None,
 ) -> DatasetWriter:
-    """Go on with a dataset that was begun and not finished.
+    """Continue an unfinished dataset.
 
     Raises:
         ValueError: nothing was begun there, or with another spec (the differences are listed).
@@ -141,7 +141,7 @@ class DatasetWriter:
     def abandon(self) -> None:
         """Remove a dataset that this writer began and of which no shard was written.
 
-        So that a failed attempt does not stand in the way of another with other settings. A dataset
+        So that a failed attempt does not block another with other settings. A dataset
         with a shard, or that another process has begun anew, stays.
         """
         store = open_store(self.root_uri, self.storage_options)
@@ -246,7 +246,7 @@ class DatasetWriter:
             "fingerprint": manifest.fingerprint,
         }
         store.write(GROUP_KEY, dumps(root_document(self.spec, extra)))
-        # Without the token: the same data are the same bytes, whoever wrote them.
+        # Without the token: the same data are the same bytes from every writer.
         store.write(SPEC_KEY, dumps({"spec": self.spec.to_json()}))
         store.write(MANIFEST_KEY, manifest.to_bytes())
         staging.finish(self.uri, self.root_uri)

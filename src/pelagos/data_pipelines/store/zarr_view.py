@@ -1,6 +1,6 @@
 """The same dataset through zarr itself, with one change: a missing chunk is an error.
 
-Zarr's rule is that a chunk which is not there has the fill value. For a finished dataset it means
+Zarr's rule is that an absent chunk has the fill value. For a finished dataset it means
 that a file was lost.
 """
 
@@ -73,7 +73,7 @@ class StrictStore(WrapperStore[Store]):
         if self.folder is None:
             return
         path = self.folder / key
-        with contextlib.suppress(OSError):  # absent: said by whoever needs it
+        with contextlib.suppress(OSError):  # absent: reported by the code that needs it
             if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
                 raise DatasetError(f"{path} is no regular file")
             if self.is_closed:
@@ -100,7 +100,7 @@ def open_store(
 
 
 def filesystem_options(scheme: str, storage_options: dict[str, Any] | None) -> dict[str, Any]:
-    """What fsspec is given for a scheme."""
+    """The options that fsspec gets for a scheme."""
     policy, options = split_options(storage_options)
     if scheme in S3_SCHEMES:
         options = s3_options(options, policy)

@@ -1,4 +1,4 @@
-"""What the loader gives to the objective: one rank's share of one step."""
+"""The loader's output for the objective: one rank's share of one step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a dataset's storage gives on this machine, measured, and the settings that follow from it.
+"""The measured throughput of a dataset's storage on this machine, and the settings it implies.
 
 `bench` reads random windows for a while at several concurrencies: first their bytes alone, then
-through the reader (checksums, decoding), then whole batches beside a consumer that sleeps for the step
+through the reader (checksums, decoding), then whole batches next to a consumer that sleeps for the step
 time. It writes nothing and uses no cache, so that the numbers are the storage's.
 """
 
@@ -113,7 +113,7 @@ def bench(
         seconds: for each measurement.
         description: what an array of another writer does not say itself. Of such arrays the bytes
             alone are not measured, and no cache is recommended, since they have none.
-        progress: told what is measured next.
+        progress: called with the next measurement.
 
     Raises:
         DatasetError: the dataset cannot be opened or read, or its trajectories are shorter.

@@ -23,7 +23,7 @@ NO_OFFSET: Mapping[str, float] = {}
 
 
 class HasFields(Protocol):
-    """What is read of a dataset."""
+    """The parts of a dataset that are read."""
 
     @property
     def field_names(self) -> tuple[str, ...]: ...

@@ -34,9 +34,9 @@ def unchanging_fields(dataset: ReadableDataset) -> dict[str, str]:
 
 
 def given_fields(dataset: ReadableDataset) -> tuple[str, ...]:
-    """The stored fields of which nothing has to be forecast, in order.
+    """The stored fields that need no forecast, in order.
 
-    A mask is one, also where it changes: it says where there are values, and is none itself.
+    A mask is one, even if it changes: it marks the points with values, and holds none itself.
     """
     spec = dataset.spec
     known = {*unchanging_fields(dataset), *spec.given_fields, *spec.masks.values()}

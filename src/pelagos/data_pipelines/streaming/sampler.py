@@ -1,4 +1,4 @@
-"""Which sample stands at which place of training: a pure function, with nothing to remember.
+"""Which sample is at which position of training: a pure function, with nothing to remember.
 
 The sample at (step, slot) of the global batch is a function of the seed, the mixture and
 `step * global_batch_size + slot` alone. World size, threads and restarts cannot change it, and
@@ -20,7 +20,7 @@ from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
 from pelagos.data_pipelines.streaming.mixtures.mixture_order import ORDER_VERSION, MixtureOrder
 from pelagos.data_pipelines.streaming.permutation import IntArray, derive_key, keyed_hash
 
-# Purposes of keys beside those of `mixture_order`.
+# Purposes of keys in addition to those of `mixture_order`.
 _SAMPLE_SEED, _SHAPE_ORDER = 3, 4
 
 
@@ -132,12 +132,12 @@ class Sampler:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON: below 1 KB however many datasets there are."""
+        """The state for a checkpoint, as JSON: below 1 KB for any number of datasets."""
         state = {"seed": self.seed, "mixture": self.mixture.state_dict(), "order": self.version}
         return state if self.run_length == 1 else {**state, "run_length": self.run_length}
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raises ValueError if this sampler would not go on with the order of `state`."""
+        """Raises ValueError if this sampler would not continue the order of `state`."""
         self.mixture.check_state(state["mixture"])
         if state["seed"] != self.seed:
             raise ValueError(
@@ -160,6 +160,6 @@ class Sampler:
 
 
 def _among(weights: list[float], members: IntArray) -> list[float]:
-    """The weights of some datasets; any, where all are 0 and none of them is drawn."""
+    """The weights of some datasets; any, where all are 0 and none is drawn."""
     found = [weights[d] for d in members]
     return found if any(found) else [1.0] * len(found)

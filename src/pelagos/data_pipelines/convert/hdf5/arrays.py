@@ -27,7 +27,7 @@ from pelagos.data_pipelines.convert.hdf5.opening import open_hdf5
 from pelagos.data_pipelines.convert.source import SourceError
 from pelagos.infra.memory_budget import require_affordable
 
-# What netCDF writes where nobody wrote, if a variable names no fill value (netcdf.h). Bytes have
+# netCDF's default fill values, if a variable names none (netcdf.h). Bytes have
 # none: each of their 256 values may be meant.
 NETCDF_FILLS: dict[str, float | int] = {
     "i2": -32767,
@@ -88,7 +88,7 @@ class Hdf5File:
             )
 
     def names(self) -> list[str]:
-        """The first arrays that there are."""
+        """The first arrays of the file."""
         found: list[str] = []
 
         def note(name: str, node: Any) -> bool | None:
@@ -106,7 +106,7 @@ class Hdf5File:
 
 @dataclass
 class _Facts:
-    """What was found out about an array; None: not yet."""
+    """The known properties of an array; None: not yet known."""
 
     conventions: Conventions | None = None
     gaps: Gaps | None = None
@@ -161,7 +161,7 @@ class Hdf5Array:
 
     @property
     def gaps(self) -> Gaps:
-        """What of it was never written."""
+        """The parts that were never written."""
         if self.facts.gaps is None:
             self.facts.gaps = find_gaps(self.dataset)
         return self.facts.gaps
@@ -224,7 +224,7 @@ class Hdf5Array:
 def _fills(dataset: Any) -> dict[str, float | int]:
     """Numbers that the container itself puts where nothing was written.
 
-    A fill value of zero, HDF5's own, is a number like any other: nothing tells it from one.
+    A fill value of zero, HDF5's own, is a number like any other: nothing distinguishes it from one.
     """
     import h5py
 

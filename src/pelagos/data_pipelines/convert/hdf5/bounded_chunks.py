@@ -30,8 +30,8 @@ class _Filter(NamedTuple):
     """How a filter's bytes are bounded.
 
     `ratio`: what a byte unpacks to at most; None: what the bytes claim may be anything.
-    `unpack`: to so many bytes at most; None: only the claim is read.
-    `claim`: what bytes say that they unpack to.
+    `unpack`: to at most the given number of bytes; None: only the claim is read.
+    `claim`: the unpacked size that the bytes state.
     """
 
     ratio: int | None

@@ -73,7 +73,7 @@ class ClassicFile:
         return ClassicArray(found, f"{self.name}: {key}", coordinates)
 
     def names(self) -> list[str]:
-        """The variables that there are."""
+        """The variables of the file."""
         return list(self.file.variables)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""HDF5 that keeps its numbers in other files: only in those beside it.
+"""HDF5 that keeps its numbers in other files: only in those next to it.
 
 External storage, external links and virtual sources name files of any path. Somebody else's file could
 so have any file of this machine read and converted; none is read that is not below the folder of the

@@ -47,7 +47,7 @@ def require_answering(file: str | Path, key: str = "") -> None:
 
     Args:
         key: an array or group that is going to be read. It is looked at by itself where the file has
-            so many that not all were.
+            too many to look at all.
 
     Raises:
         DamagedFileError: the library is caught in it, crashes, or takes memory without end.
@@ -58,7 +58,7 @@ def require_answering(file: str | Path, key: str = "") -> None:
     try:
         status = Path(file).stat()
     except (OSError, ValueError):
-        return  # said by whoever opens it
+        return  # reported by the code that opens it
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise SourceError(
             f"{file} is no regular file: expected is an HDF5 file. Nothing was read from it"
@@ -84,7 +84,7 @@ def _seconds() -> float:
 
 
 class _Seen:
-    """What is known of one version of a file."""
+    """The known facts about one version of a file."""
 
     def __init__(self, version: tuple[int, int], is_complete: bool) -> None:
         self.version, self.is_complete, self.fault = version, is_complete, ""
@@ -120,7 +120,7 @@ class Looker:
             )
 
     def _ask(self, file: str, key: str, seconds: float) -> dict[str, Any]:
-        """What the process says of a file; of what ended it twice, which fault that is.
+        """The process's report on a file; if the file ended it twice, the fault.
 
         Raises:
             SourceError: somebody or the system ended it twice.
@@ -138,7 +138,7 @@ class Looker:
         )
 
     def _answer(self, file: str, key: str, seconds: float) -> tuple[dict[str, Any] | None, str]:
-        """What the process says at last, None if it ended; and where it was then."""
+        """The last message of the process, None if it ended; and its place at that time."""
         process = self.process or self._started()
         order = {"file": os.path.abspath(file), "key": key, "seconds": seconds}
         order["bytes"] = memory_budget() + SPARE_BYTES
@@ -217,7 +217,7 @@ def _send(process: subprocess.Popen[bytes], order: dict[str, Any]) -> None:
 
 
 def _heard(process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
-    """What it says next; None: it has ended."""
+    """Its next message; None: it has ended."""
     assert process.stdout is not None
     line = process.stdout.readline(MOST_LINE_BYTES)
     try:
@@ -228,7 +228,7 @@ def _heard(process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
 
 
 def _fault(code: int, at: str, seconds: float) -> str:
-    """What is wrong with a file that ended the process; empty where something else ended it."""
+    """The fault of a file that ended the process; empty where something else ended it."""
     if -code == signal.SIGALRM:
         return (
             f"keeps the HDF5 library waiting (in {at}, for {WAITING_FACTOR * seconds:g} s): it may name "

@@ -1,4 +1,4 @@
-"""Parts of an HDF5 array that nobody ever wrote, which HDF5 reads as zeros or as its fill value.
+"""Parts of an HDF5 array that were never written, which HDF5 reads as zeros or as its fill value.
 
 Chunks without storage, contiguous arrays that were only declared, external files that are gone or
 short, and virtual arrays whose sources are gone or leave a part uncovered. A part is a box, one
@@ -26,7 +26,7 @@ from pelagos.data_pipelines.convert.source import SourceError
 MOST_COUNTED_POINTS = 2**26
 # A virtual array may be made of virtual arrays; deeper ones are taken to be a loop.
 MOST_LEVELS = 16
-# Which of them were written is marked in as many bytes.
+# One byte per chunk marks whether it was written.
 MOST_CHUNKS = 2**26
 
 
@@ -85,7 +85,7 @@ class Gaps:
 
 
 def find_gaps(dataset: Any, level: int = 0) -> Gaps:
-    """What of an h5py dataset was never written. Reads its index of chunks, none of its data.
+    """The parts of an h5py dataset that were never written. Reads its index of chunks, none of its data.
 
     Raises:
         SourceError: it, or a source of it, has its numbers in a file elsewhere.

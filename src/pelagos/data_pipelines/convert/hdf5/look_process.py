@@ -167,7 +167,7 @@ class Look:
 
 
 def bound_memory(num_bytes: int) -> None:
-    """Let the process take so much more than it has; only where the system tells what that is."""
+    """Limit the further memory of the process, where the system reports its present memory."""
     import resource
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])

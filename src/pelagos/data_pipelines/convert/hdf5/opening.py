@@ -28,7 +28,7 @@ def open_hdf5(file: str) -> Any:
     A local file is looked at first (`first_look.py`).
 
     Raises:
-        SourceError: it is not there, or not HDF5.
+        SourceError: it is absent, or not HDF5.
         DamagedFileError: the HDF5 library would hang or crash in it.
     """
     reject_references(file, SourceError)

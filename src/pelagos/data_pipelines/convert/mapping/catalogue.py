@@ -56,7 +56,7 @@ def catalogue(path: str) -> Catalogue:
     """The arrays of a file, or of a folder of files that are alike or of one each.
 
     Raises:
-        SourceError: there are none.
+        SourceError: none exist.
     """
     place = Path(path)
     if is_remote(path) or not place.is_dir() or path.rstrip("/").endswith(".zarr"):
@@ -90,7 +90,7 @@ def _files(folder: Path) -> list[Path]:
 def _are_alike(files: Sequence[Path], first: Sequence[FoundArray]) -> bool:
     """Whether the last file has arrays of the first, so that each file has trajectories of its own.
 
-    What only one of them has beside these is an error or noted where the files are measured; files
+    Other arrays that only one has are an error, or are noted where the files are measured; files
     that share no array but coordinates hold different fields of the same trajectories.
     """
     last = list(_arrays(str(files[-1]), None))

@@ -63,7 +63,7 @@ def draft_mapping(path: str) -> Draft:
     to have the usual order of axes, which is a guess.
 
     Raises:
-        SourceError: there are no arrays of which a dataset could consist.
+        SourceError: no arrays could form a dataset.
     """
     reject_endless(path)
     found = catalogue(path)
@@ -87,7 +87,7 @@ def draft_mapping(path: str) -> Draft:
 
 
 def named_axes(array: FoundArray) -> str:
-    """Letters of an array's axes by the names of its dimensions; empty if they do not tell."""
+    """Letters of an array's axes by the names of its dimensions; empty if these do not show them."""
     roles = [role_of(name) for name in array.dimensions or ()]
     if not roles or not all(roles) or len(set(roles)) < len(roles):
         return ""

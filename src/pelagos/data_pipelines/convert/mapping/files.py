@@ -52,7 +52,7 @@ class Unit:
 
 
 def is_pattern(name: str | None) -> bool:
-    """Whether a file of a mapping stands for several."""
+    """Whether a file entry of a mapping matches several files."""
     return name is not None and _WILD.search(name) is not None
 
 
@@ -71,13 +71,13 @@ def reader_of(place: str) -> str:
 
 
 def folder_of(path: str) -> Path:
-    """Where the files of a mapping are: in the source, or beside it."""
+    """Where the files of a mapping are: in the source, or next to it."""
     place = Path(path)
     return place if place.is_dir() and not path.rstrip("/").endswith(".zarr") else place.parent
 
 
 def address_of(path: str, name: str | None) -> str:
-    """The address of a file that a mapping names, beside or in the source."""
+    """The address of a file that a mapping names, next to or in the source."""
     if name is None:
         if Path(path).is_dir() and not path.rstrip("/").endswith(".zarr"):
             raise SourceError(
@@ -102,7 +102,7 @@ def matched_files(path: str, pattern: str, notes: list[str]) -> dict[Unit, str]:
     """The files of a pattern, in order.
 
     Raises:
-        SourceError: there are none, or the place cannot be listed.
+        SourceError: none exist, or the place cannot be listed.
     """
     if "://" in path or "://" in pattern:
         raise SourceError(f"{pattern}: patterns are for files of this machine, not of a store")

@@ -14,7 +14,7 @@ from pelagos.infra.storage.files import expanded_path
 from pelagos.infra.suggestions import nearest
 from pelagos.infra.yaml_text import KeyPath, YamlTextError, parse_yaml_text, read_utf8
 
-# What pydantic names in a key's path beside the keys themselves: members of unions, keys of mappings.
+# Parts of pydantic's path of a key other than keys: members of unions, keys of mappings.
 _UNION_MEMBERS = ("float", "int", "ParameterMapping", "literal[", "constrained-", "none", "[key]")
 
 
@@ -77,7 +77,7 @@ def _explained(detail: Any, lines: dict[KeyPath, int]) -> str:
 
 
 def _section(key: KeyPath) -> type[BaseModel]:
-    """The section in which the last part of a key stands."""
+    """The section that contains the last part of a key."""
     if len(key) > 2 and key[0] == "fields":
         return ArrayMapping
     is_array = len(key) > 2 and key[0] in ("parameters", "domain_extent")

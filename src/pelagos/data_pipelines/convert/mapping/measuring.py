@@ -32,13 +32,13 @@ Files = AbstractMapping[str, AbstractMapping[Unit, str]]
 
 @dataclass(frozen=True)
 class Measured:
-    """What the files of one unit hold.
+    """The contents of one unit's files.
 
     Attributes:
         arrays: the stored arrays, with the channels that they fill.
         sizes: length of each axis by its letter.
         parameters: one number for all of the unit's trajectories, or one each.
-        parameter_units: of the parameters that stand in arrays, with the array.
+        parameter_units: of the parameters stored in arrays, with the array.
         units: of each field, from the mapping or else from the arrays' attributes.
         time: the times of the frames, where the mapping names their array.
         positions: along axes of space and time, where the mapping names those of space or the
@@ -220,7 +220,7 @@ def _positions(
 def _add_own_positions(
     positions: dict[str, Positions], arrays: Sequence[StoredArray], mapping: Mapping
 ) -> None:
-    """Add what the arrays' files say themselves, which must be the same in all of them.
+    """Add the properties that the arrays' files state, which must be the same in all files.
 
     A number in the mapping passes over it.
     """
@@ -234,7 +234,7 @@ def _add_own_positions(
 
 
 def _own_places(arrays: Sequence[StoredArray], mapping: Mapping) -> dict[str, Place]:
-    """What the arrays' files say of where the grid is, which must be the same in all of them.
+    """The position of the grid by the arrays' files, which must be the same in all files.
 
     Numbers for all axes in the mapping pass over it.
     """

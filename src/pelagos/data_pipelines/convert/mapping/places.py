@@ -1,6 +1,6 @@
 """Where the points of a grid are that is not along axes.
 
-Latitude and longitude `[y, x]`, or names beside those of the axes (CF 1.11, section 5: auxiliary
+Latitude and longitude `[y, x]`, or names in addition to those of the axes (CF 1.11, section 5: auxiliary
 coordinates).
 
 They say nothing that a dataset keeps, but files of other places are no files of one domain.

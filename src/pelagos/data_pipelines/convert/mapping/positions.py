@@ -43,7 +43,7 @@ class Positions:
         points: float64, in `unit`.
         unit: as the array's attribute says; empty: it does not say.
         where: file and key of the array.
-        moments: times in seconds from one moment for all files; None: not told, or no times.
+        moments: times in seconds from one moment for all files; None: unknown, or no times.
     """
 
     points: npt.NDArray[np.float64]
@@ -117,7 +117,7 @@ def same_unit(one: str, other: str) -> bool:
 
 
 def unit_of(array: StoredArray) -> str:
-    """What an array's attribute says; empty: nothing, or 1."""
+    """The value of an array's attribute; empty: nothing, or 1."""
     attributes: Mapping[str, Any] = getattr(stored_array(array), "attributes", {})
     unit = attributes.get("units", "")
     unit = unit.decode(errors="replace") if isinstance(unit, bytes) else unit

@@ -1,4 +1,4 @@
-"""What stored numbers mean, a second time: CF and NUG conventions without the code of `conventions`.
+"""Stored numbers decoded a second time: CF and NUG conventions without the code of `conventions`.
 
 Facts: CF conventions 1.11, sections 2.5.1 and 8.1; NetCDF Users' Guide, appendix A; the default fill
 values of netCDF-C's `netcdf.h`.
@@ -53,8 +53,8 @@ def decoded(
 
     Args:
         raw: the stored numbers at an index.
-        container_fill: a number that the container itself says stands for none; the attributes'
-            own go before it.
+        container_fill: the container's own number for no value; the attributes'
+            own take precedence.
     """
     scale, offset = (_one(attributes, key) for key in ("scale_factor", "add_offset"))
     missing = [m for key in ("_FillValue", "missing_value") for m in _many(attributes.get(key))]

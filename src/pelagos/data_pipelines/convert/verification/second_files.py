@@ -88,7 +88,7 @@ class _Hdf5:
         return decoded(shape, array.axes, raw, attributes, self._fill(stored))
 
     def _fill(self, stored: Any) -> float | int | None:
-        """The number that HDF5 or netCDF puts where nothing was written, if it can be told."""
+        """The number that HDF5 or netCDF puts where nothing was written, if it can be determined."""
         kind = f"{stored.dtype.kind}{stored.dtype.itemsize}"
         state = stored.id.get_create_plist().fill_value_defined()
         if state == importlib.import_module("h5py").h5d.FILL_VALUE_USER_DEFINED:
@@ -115,7 +115,7 @@ class _ClassicNetcdf:
 
     def array(self, array: StoredArray) -> SecondArray:
         stored = self.file.variables[array.key]
-        attributes = dict(stored._attributes)  # scipy offers no other list of them
+        attributes = dict(stored._attributes)  # scipy offers no other list
         shape = tuple(stored.shape)
         kind = f"{stored.data.dtype.kind}{stored.data.dtype.itemsize}"
         raw = stored.data.__getitem__
@@ -220,7 +220,7 @@ def _formula(file: str) -> SecondFile:
 
 # -- pictures and volumes -------------------------------------------------------------------------
 
-# What the eight orientations of EXIF ask for, on [y, x, …].
+# The transformations of EXIF's eight orientations, on [y, x, …].
 _TURNS: dict[int, Callable[[Numbers], Numbers]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],

@@ -145,7 +145,7 @@ class SecondReading:
             self._files.popitem()[1].close()
 
     def _settle(self) -> None:
-        """What becomes of missing values: a number in their place, and masks of 0 and 1."""
+        """The treatment of missing values: a number in their place, and masks of 0 and 1."""
         for mask, channels in self._masks.items():
             masked = self._source[channels[0]]
             for number, count in ((0.0, masked.missing), (1.0, masked.count)):
@@ -290,7 +290,7 @@ def _pieces(whole: range, step: int) -> list[slice]:
 
 
 def _component(values: npt.NDArray[Any], letters: str, component: int) -> npt.NDArray[Any]:
-    """One channel of an array, which may have none, one or two axes of them."""
+    """One channel of an array, which may have zero, one or two channel axes."""
     sizes = [size for letter, size in zip(letters, values.shape, strict=True) if letter == "c"]
     if not sizes:
         return values

@@ -1,1 +1,1 @@
-"""Several datasets as one stream: their order, their shares, and what a checkpoint keeps of them."""
+"""Several datasets as one stream: their order, their shares, and their state in a checkpoint."""

@@ -18,7 +18,7 @@ _LONGEST_IN_STATE = 60
 
 
 def weight_problem(weight: Weight) -> str | None:
-    """What is wrong with a weight, or None."""
+    """The problem with a weight, or None."""
     if not isinstance(weight, Mapping):
         is_right = weight > 0 and math.isfinite(weight)
         return None if is_right else f"weight must be a positive number, got {weight}"

@@ -47,7 +47,7 @@ class Mixture:
     Args:
         entries: at least one; all with as many grid axes.
         fields: names of the model's channels, in order.
-        frame_windows: frame indices of each window of a trajectory with so many frames, all of the
+        frame_windows: frame indices of each window of a trajectory of that many frames, all of the
             same length: `objective.frame_windows`.
         normalization: None pools the statistics of the datasets.
         absent_value: what absent channels hold, after normalisation.
@@ -143,7 +143,7 @@ class Mixture:
 
     @property
     def distinct_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The grids there are, in the order in which datasets first have them."""
+        """The distinct grids, in the order in which datasets first have them."""
         return tuple(dict.fromkeys(self.grid_shapes))
 
     @property
@@ -252,9 +252,9 @@ class Mixture:
         channels.write(raw, out)
 
     def state_dict(self) -> dict[str, Any]:
-        """What must not change for the order of samples to stay the same, as short JSON.
+        """The settings that determine the order of samples and must not change, as short JSON.
 
-        Of many datasets, digests in place of what they are of: the state stays below 1 KB.
+        Many datasets are kept as digests, so that the state stays below 1 KB.
         """
         state = self._listed_state()
         if len(json.dumps(state)) <= LONGEST_STATE:

@@ -1,4 +1,4 @@
-"""What is refused when a mixture is made: datasets, channels and settings that do not go together."""
+"""Checks when a mixture is made: datasets, channels and settings must fit together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def mixture_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[str]:
-    """What is wrong with datasets that are to be trained on together, a sentence each."""
+    """Problems of datasets that are to be trained on together, a sentence each."""
     if not entries:
         return ["there is no dataset"]
     problems = []

@@ -26,8 +26,8 @@ class MixtureEntry:
             None in every entry shares by number of windows.
         offset: what to subtract from a field before normalisation, by field name.
         repeat: how often each of its windows counts where datasets share by number of windows.
-        max_trajectories: only the first so many trajectories of the split; None takes all.
-        crop: read a random box of so many grid points, `(y, x)`, of each sample; None reads all.
+        max_trajectories: use at most this many trajectories, the first of the split; None takes all.
+        crop: read a random box of this many grid points, `(y, x)`, of each sample; None reads all.
     """
 
     dataset: ReadableDataset
@@ -44,7 +44,7 @@ class MixtureEntry:
         return self.dataset.grid_shape if self.crop is None else self.crop
 
     def unusual(self) -> dict[str, Any]:
-        """What differs from the usual `repeat`, `max_trajectories` and `crop`, for the state."""
+        """Differences from the default `repeat`, `max_trajectories` and `crop`, for the state."""
         values: dict[str, Any] = {"repeat": self.repeat, "max_trajectories": self.max_trajectories}
         values["crop"] = None if self.crop is None else list(self.crop)
         return {k: v for k, v in values.items() if v is not None and v != STATE_KEYS[k]}

@@ -2,7 +2,7 @@
 
 Samples come in blocks of `BLOCK_SIZE`. In every block each dataset has its exact share: its count
 up to the end of a block is its weight's share of all samples, rounded. Inside a block a keyed
-permutation decides which dataset stands where. The n-th sample of a dataset of size N, in the order
+permutation decides which dataset goes where. The n-th sample of a dataset of size N, in the order
 of samples, is draw `n mod N` of its epoch `n // N`, and every epoch is a keyed permutation of the
 whole dataset: each of its windows comes exactly once before any comes again.
 
@@ -10,7 +10,7 @@ Version 1 of the order shuffled the draws inside a block too, across the ends of
 window could come several times before another came at all. It is kept for runs that began under it.
 
 Weights may change at given indices. Counts and blocks then begin anew there, on top of what was
-drawn before, so that a change is exact to the sample, and epochs go on across it.
+drawn before, so that a change is exact to the sample, and epochs continue across it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class MixtureOrder:
         sizes: number of items (windows) of each dataset.
         weights: relative share of each dataset, positive; None is the sizes.
         run_length: how many consecutive samples come from one dataset.
-        later: `(start, weights)` in order: other weights from run number `start` on; some of them,
+        later: `(start, weights)` in order: other weights from run number `start` on; some,
             not all, may be 0.
         version: of the order, one of `ORDER_VERSIONS`.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a mixture's datasets, and what changed since it was written."""
+"""A checkpoint's record of a mixture's datasets, and the changes since it was written."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What the state keeps of each dataset, and the value that an absent key stands for.
+# Keys of each dataset in the state, and the value that an absent key means.
 STATE_KEYS: dict[str, int | None] = {"fingerprint": None, "windows": None, "weight": None}
 STATE_KEYS |= {"repeat": 1, "max_trajectories": None, "crop": None}
-# A state of more characters keeps digests of so many datasets at most, 12 characters each.
+# A state of more characters keeps digests of at most this many datasets, 12 characters each.
 LONGEST_STATE, MOST_DIGESTS = 800, 48
 
 
@@ -32,7 +32,7 @@ def changes_of_datasets(
 
 
 def digests(datasets: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A digest of each dataset, or one of all where there are too many for that."""
+    """A digest of each dataset, or one digest of all where they are too many."""
     kept = [[d.get(key, usual) for key, usual in STATE_KEYS.items()] for d in datasets]
     if len(kept) > MOST_DIGESTS:
         return [hashlib.sha256(json.dumps(kept).encode()).hexdigest()]
