@@ -139,7 +139,7 @@ def load(modules: Iterable[str]) -> None:
 
 
 def load_for(job: Any) -> None:
-    """Import what a job of the user's own names: its plugins, and modules of classes."""
+    """Import the plugins and the modules of classes that the user's own job names."""
     load([*wanted_by(job), *named_in_environment()])
 
 
@@ -198,7 +198,7 @@ def require_loaded(modules: Iterable[str], told_by: str) -> None:
 
 
 def seal() -> None:
-    """Import nothing more in this process: what it reads from here on, others may have written."""
+    """Import nothing more in this process: from here on it may read files written by others."""
     global _sealed
     _sealed = True
 
@@ -232,7 +232,7 @@ def _load(name: str) -> None:
 
 
 def _explained(name: str, error: Exception) -> str:
-    """Say what failed and where: the last line of the traceback that is the user's own."""
+    """Report the failure and its place: the last line of the traceback that is the user's own."""
     if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(error.name):
         return (
             f"plugin {name}: there is no module {error.name}. It is looked for in the current "

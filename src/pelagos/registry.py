@@ -92,7 +92,7 @@ class UnknownNameError(ValueError, KeyError):
 
 @contextlib.contextmanager
 def registering(module: str) -> Iterator[None]:
-    """Let what is registered meanwhile be known as this module's."""
+    """Attribute parts registered within the context to this module."""
     _origins.append(module)
     try:
         yield

@@ -88,7 +88,7 @@ class Callbacks:
         self._call("on_start", step, view, step)
 
     def step(self, step: int, values: Values) -> dict[str, float]:
-        """Return what the callbacks add to a step's values.
+        """Return the callbacks' additions to a step's values.
 
         Raises:
             CallbackError: one returned no numbers, or names that exist.

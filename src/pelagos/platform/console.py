@@ -1,4 +1,4 @@
-"""The consoles: what others chose - names, causes, addresses - is shown and commands nothing.
+"""The consoles: text from others - names, causes, addresses - is shown and commands nothing.
 
 Text is text: no markup is read in it (`[link=…]`, `[bold]`, `:name:`), and characters that command a
 terminal, or turn the direction of writing, are replaced. Colours of one's own are `rich.text.Text`:
@@ -65,7 +65,7 @@ def set_up_logging(verbose: bool) -> None:
 
 
 def harmless(text: str) -> str:
-    r"""Return what a program printed without commands to the terminal: it may be anybody's.
+    r"""Return a program's output without commands to the terminal: the output is untrusted.
 
     >>> harmless("\x1b[31mred\x1b[0m \x1b]0;title\x07\x1b[2Jhere")
     '\x1b[31mred\x1b[0m here'

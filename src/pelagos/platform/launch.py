@@ -69,7 +69,7 @@ def launch(
             launch=identity,
             launcher=job.resources.launcher,
             cause="",
-            is_tracked=False,  # what an earlier launch recorded does not speak for this one
+            is_tracked=False,  # an earlier launch's record does not count for this one
         )
         run.append_event("launched", launch=identity, num_workers=job.resources.num_workers)
         try:

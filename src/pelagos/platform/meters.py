@@ -17,7 +17,7 @@ PEAK_FLOPS_BF16 = {
 
 @dataclass
 class StepMeter:
-    """Times one step at a time; `finish` returns what to log."""
+    """Times one step at a time; `finish` returns the values to log."""
 
     global_batch_size: int
     world_size: int

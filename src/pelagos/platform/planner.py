@@ -17,7 +17,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """The resolved job and what it would take."""
+    """The resolved job and its cost."""
 
     resolved: str
     rows: dict[str, Any] = field(default_factory=dict)

@@ -47,7 +47,7 @@ class TrainingProgress:
         self.bar.stop()
 
     def poll(self, final: bool = False) -> None:
-        """Show what has come since the last call."""
+        """Show the news since the last call."""
         for event in chain.from_iterable(self.events.pieces()):
             if event["kind"] in EVENTS_SHOWN:
                 self.console.print(describe_event(event), highlight=False, markup=False)

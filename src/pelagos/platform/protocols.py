@@ -11,7 +11,7 @@ from pelagos.platform.callbacks import Callbacks
 
 
 class TrainingBatch(Protocol):
-    """One rank's samples of one step: `frames [batch, frame, channel, y, x]` and what they are."""
+    """One rank's samples of one step: `frames [batch, frame, channel, y, x]` and their meaning."""
 
     frames: Tensor
     dataset: Tensor  # [batch] int64: index of each sample's dataset in the mixture
@@ -31,7 +31,7 @@ class Objective(Protocol):
 
     @property
     def loss_scope(self) -> Literal["global", "micro_batch"]:
-        """Over what the ratio is formed."""
+        """The set of samples over which the ratio is formed."""
 
     @property
     def group_names(self) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ class StreamFactory(Protocol):
         """
 
     def state(self) -> dict[str, Any]:
-        """Return what identifies the sample order (small, JSON)."""
+        """Return the identity of the sample order (small, JSON)."""
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Raise `ValueError` where `state`, from a checkpoint, is of another sample order."""

@@ -24,7 +24,7 @@ def check_world(job: TrainingJob, world_size: int) -> None:
 def strategy_options(
     job: TrainingJob, example_loss: Callable[[nn.Module], Tensor] | None = None
 ) -> StrategyOptions:
-    """Return what a job asks of its strategy."""
+    """Return a job's requirements of its strategy."""
     parallel = job.parallel
     micro = micro_batch_size(job)
     return StrategyOptions(

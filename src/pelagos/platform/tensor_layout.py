@@ -68,7 +68,7 @@ class FlatShard(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.ops.aten.detach.default:  # what torch.distributed.checkpoint calls
+        if func is torch.ops.aten.detach.default:  # called by torch.distributed.checkpoint
             return args[0]
         raise TypeError(f"{func}: a FlatShard holds one rank's elements; compute on its .local")
 
@@ -132,7 +132,7 @@ def share(tensor: Tensor, rank: int, world_size: int) -> FlatShard:
 
 
 def written_part(tensor: Tensor, rank: int, world_size: int) -> FlatShard:
-    """Return what this rank writes of a tensor: over all ranks, each element exactly once.
+    """Return this rank's written part of a tensor: over all ranks, each element exactly once.
 
     Of a tensor that every rank holds whole, its share; of one that is sharded, its own part; of one
     that is sharded and replicated (HSDP), its share of that part.

@@ -199,7 +199,7 @@ class TrainingLoop:
         return values, stop
 
     def _check_gradient(self, step: int, norm: float) -> dict[str, float]:
-        """Return what is logged of the gradient; an overflow under fp16 only lowers the scale.
+        """Return the logged values of the gradient; an overflow under fp16 only lowers the scale.
 
         Raises:
             TrainingDiverged: the norm is not finite, and no loss scale can fix that.
@@ -394,7 +394,7 @@ class TrainingLoop:
             )
 
     def view(self) -> TrainingView:
-        """Return what callbacks see of this training."""
+        """Return the callbacks' view of this training."""
         rank, world_size = self.strategy.rank, self.strategy.world_size
         return TrainingView(self.job, rank, world_size, self._local_weights)
 
@@ -428,7 +428,7 @@ def _fresh_parameters(state: dict[str, Any]) -> list[str]:
 
 
 def _step_seed(seed: int, step: int, data_rank: int) -> int:
-    """Return the seed of what a model draws inside a step (dropout): nothing to save or restore."""
+    """Return the seed for a model's random numbers in a step (dropout): no state to save or restore."""
     return ((seed * 1_000_003 + step) * 65_537 + data_rank) % 2**64  # torch takes 64 bits
 
 

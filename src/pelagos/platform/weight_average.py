@@ -33,7 +33,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def begin_with(self, weights: Mapping[str, Tensor], names: Iterable[str]) -> None:
-        """Let the average of some parameters begin with what they are now.
+        """Let the average of some parameters begin with their present values.
 
         Those that no average was kept of, because they were frozen or absent.
         """
@@ -42,7 +42,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def in_place_of_weights(self, strategy: Strategy) -> Iterator[None]:
-        """Let the model compute with the average; afterwards its weights are what they were, to the bit.
+        """Let the model compute with the average; afterwards its weights are restored to the bit.
 
         Every rank does this together.
         """

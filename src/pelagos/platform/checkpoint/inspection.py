@@ -38,7 +38,7 @@ def locate(target: str, runs_dir: str) -> CheckpointLocation:
     """Return the checkpoint that RUN, RUN@STEP, RUN@best, or the address of one names.
 
     Args:
-        target: what the user wrote.
+        target: as the user wrote it.
         runs_dir: directory that holds the runs.
 
     Raises:
@@ -78,7 +78,7 @@ def verify(location: CheckpointLocation, progress: Progress = lambda *_: None) -
 
 
 def describe(location: CheckpointLocation, pattern: str = "") -> dict[str, Any]:
-    """Return what a checkpoint holds, as JSON; the tensors whose names match `pattern`."""
+    """Return a checkpoint's contents as JSON, with the tensors whose names match `pattern`."""
     state = location.store.trainer_state(location.step)
     with location.store.opened(location.step) as (directory, manifest):
         stored = StoredTensors(directory, manifest)

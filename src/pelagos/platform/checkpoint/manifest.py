@@ -64,7 +64,7 @@ class _Stored(_Head):
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, or must not be loaded; says why and what to do."""
+    """A checkpoint that cannot be written, or must not be loaded; gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)

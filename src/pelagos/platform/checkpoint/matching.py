@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the architecture that it is loaded into, and what may differ."""
+"""Whether a checkpoint fits the architecture that loads it, and the permitted differences."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def match_tensors(
     may_lack: Sequence[str],
     uri: str,
 ) -> tuple[dict[str, Tensor], tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Return what to read, and what was kept or left.
+    """Return the tensors to read, and those kept or left.
 
     Raises:
         CheckpointError: names or shapes differ otherwise; the first ten are listed.

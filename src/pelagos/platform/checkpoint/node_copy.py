@@ -49,7 +49,7 @@ def shared_copy(fetch: Fetch, group: CheckpointGroup) -> Iterator[SharedCopy]:
         group: all ranks.
 
     Raises:
-        Exception: what the first rank that failed met, on every rank.
+        Exception: the error of the first rank that failed, on every rank.
     """
     own, error = _private_directory()
     try:

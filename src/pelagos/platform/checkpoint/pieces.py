@@ -38,7 +38,7 @@ class HostCopy:
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, tensors: dict[str, Tensor], rank: int, world_size: int) -> dict[str, Tensor]:
-        """Copy what this rank writes; return it as `FlatShard`s. Waits for the device."""
+        """Copy this rank's share; return it as `FlatShard`s. Waits for the device."""
         copy: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             part = written_part(tensor, rank, world_size)
@@ -90,7 +90,7 @@ def piece_records(tensors: dict[str, Tensor]) -> list[PieceRecord]:
 def damaged_pieces(
     directory: Path, written: Iterable[WriteResult], records: Iterable[PieceRecord]
 ) -> list[str]:
-    """Read back pieces that were written; return a sentence for each that is not what was."""
+    """Read written pieces back; return a sentence for each that differs."""
     expected = {(r.name, r.offsets): r.crc32c for r in records}
     damage = []
     for result in written:

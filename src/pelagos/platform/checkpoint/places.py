@@ -1,6 +1,6 @@
 """Places of checkpoints: a local directory or an object-store prefix, behind five operations.
 
-Both keep one promise: what `commit` has not finished is not among the `complete` ones.
+Both keep one promise: a checkpoint whose `commit` is unfinished is not among the `complete` ones.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class Place(Protocol):
         """Make the checkpoint complete; called by one rank after every upload."""
 
     def discard(self, step: int, staging: Path) -> None:
-        """Remove what an abandoned save left behind."""
+        """Remove the remains of an abandoned save."""
 
     def fetch(self, step: int, names: Collection[str] | None = None) -> tuple[Path, bool]:
         """Return a local directory with the checkpoint, and whether it is a temporary copy.

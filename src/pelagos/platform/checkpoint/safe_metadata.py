@@ -1,4 +1,4 @@
-"""PyTorch's record of a checkpoint's tensors, read without running what it may name.
+"""PyTorch's record of a checkpoint's tensors, read without running code that it may name.
 
 The tensors themselves are read by PyTorch's restricted unpickler, but PyTorch unpickles `.metadata`
 without restriction; here it may name only what that file consists of.
@@ -63,7 +63,7 @@ class SafeReader(FileSystemReader):
 
 
 def read_metadata_file(path: Path) -> Metadata:
-    """Return the record of what a checkpoint holds.
+    """Return the record of a checkpoint's contents.
 
     Raises:
         ValueError: it is damaged, or asks for more than records; nothing was run.

@@ -140,7 +140,7 @@ class CheckpointStore:
         """Write a checkpoint; every rank calls this with its part of the same state.
 
         With `asynchronous` it returns once the state is copied, and `wait`, or the next save,
-        raises what went wrong. `on_complete` is called on every rank when the checkpoint is there,
+        raises its error. `on_complete` is called on every rank when the checkpoint is there,
         in the thread that wrote it.
 
         Raises:
@@ -245,7 +245,7 @@ class CheckpointStore:
         copy: dict[str, Tensor],
         trainer_state: dict[str, Any],
     ) -> tuple[list[FileRecord], list[PieceRecord]]:
-        """Write this rank's files and read them back; return what is in them."""
+        """Write this rank's files and read them back; return their contents."""
         pieces = piece_records(copy)
         written = write_pieces(copy, staging, group.process_group)
         damage = damaged_pieces(staging, written, pieces)
@@ -323,7 +323,7 @@ class CheckpointStore:
             return {n: stored.read(n) for n in stored.names() if n.startswith(prefix)}
 
     def prune(self, keep_last: int, keep: set[int]) -> list[int]:
-        """Delete all but the newest `keep_last` and the steps in `keep`; return what went.
+        """Delete all but the newest `keep_last` and the steps in `keep`; return the deleted ones.
 
         Nothing is deleted unless the newest one can be read: its manifest, and files of the sizes
         that it lists. (Their bytes were read back before the manifest was written.)

@@ -1,8 +1,8 @@
 """Reading `clusters.yaml`: the project's own file, on top of the user's.
 
 A project's file comes with the project, from its authors. Until its user has looked at it and
-said so (`pelagos clusters --trust`), it may name storage and defaults; what says where a secret goes, or
-what is run with it, counts only in the user's own file.
+said so (`pelagos clusters --trust`), it may name storage and defaults; keys about where a secret goes or
+what runs with it count only in the user's own file.
 """
 
 import logging
@@ -112,7 +112,7 @@ def _load() -> tuple[dict[str, ClusterConfig], dict[str, str]]:
 
 
 def _is_asking(key: str) -> bool:
-    """Whether a dotted key of a job, or what it is a part of, is among those that ask for trust."""
+    """Whether a dotted key of a job, or a section that contains it, is among those that need trust."""
     return any(
         key == asking or key.startswith(f"{asking}.") or asking.startswith(f"{key}.")
         for asking in _ASKING_DEFAULTS

@@ -258,7 +258,7 @@ def _apply_overrides(
     overrides: Sequence[str],
     old: list[str],
 ) -> list[Problem]:
-    """Set what overrides say; add to `old` the options of the objective in their old spelling."""
+    """Apply overrides; add to `old` the options of the objective in their old spelling."""
     problems = []
     for override in overrides:
         dotted, separator, raw = override.partition("=")
@@ -345,10 +345,10 @@ def _section_at(kind: Any, path: KeyPath) -> type[BaseModel] | None:
 
 
 def _explain(detail: Any, kind: Any, lines: dict[KeyPath, int]) -> Problem:
-    """Turn one pydantic error into a sentence: what was got, what is allowed, the nearest key."""
+    """Turn one pydantic error into a sentence: the value, the permitted ones, the nearest key."""
     # pydantic names the member of a union it tried ("ConstantsConfig"); users never wrote that
     *above, last = detail["loc"] or ("",)
-    is_own = detail["type"] == "extra_forbidden"  # the last is what the user wrote, whatever it is
+    is_own = detail["type"] == "extra_forbidden"  # the last is the user's own key, whatever it is
     key: KeyPath = tuple(
         p
         for p in (*above, last)

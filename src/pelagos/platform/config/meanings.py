@@ -1,4 +1,4 @@
-"""The keys of training jobs with what they mean, read from the marks on the schema's fields.
+"""The keys of training jobs with their meaning, read from the marks on the schema's fields.
 
 Everything that depends on the meaning of a key is derived here or by its user: what a resume, a
 branch and a population may change, what decides the name of a trial, what is counted or opened once.

@@ -1,4 +1,4 @@
-"""The job files of what measures and trains nothing: `pelagos evaluate`, and a look at a cluster."""
+"""Job files that measure and train nothing: `pelagos evaluate`, and a look at a cluster."""
 
 from typing import Annotated, Any, Literal
 
@@ -43,7 +43,7 @@ class EvaluateResources(Section):
 
 
 def _given_of_training(value: Any) -> Any:
-    """Return what is set in a training's resources, as a mapping; anything else as it is."""
+    """Return the keys set in a training's resources, as a mapping; anything else unchanged."""
     is_other = isinstance(value, ResourcesConfig)
     return value.model_dump(exclude_unset=True) if is_other else value
 

@@ -1,4 +1,4 @@
-"""The job's section of what the network learns."""
+"""The job's section about the task that the network learns."""
 
 from typing import Any
 

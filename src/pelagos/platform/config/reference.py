@@ -173,7 +173,7 @@ def _default(key: str, field: JsonSchema, schema: JsonSchema) -> str:
 
 
 def _on_resume(path: str) -> str:
-    """Return what a key of a training means and whether a resume may change it, if one word can."""
+    """Return the meaning of a training's key and whether a resume may change it, if one word can."""
     name = path.replace("[]", ".*").replace(".KEY", ".*")
     words = {_word(key) for key in training_keys().values() if is_among(key.name, [name])}
     return words.pop() if len(words) == 1 else "see its keys"

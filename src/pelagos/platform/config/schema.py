@@ -114,7 +114,7 @@ class GenerateJob(Section):
 class MixtureEntryConfig(Section):
     """One dataset of the training mixture."""
 
-    # a resume compares fingerprints: what moved is the same data
+    # a resume compares fingerprints: moved data is the same data
     uri: Annotated[PathText, Trait.RESUMABLE] = Field(
         description="Directory or s3:// prefix: a Pelagos dataset, or any Zarr array or group."
     )

@@ -133,7 +133,7 @@ def earlier_runs(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def check_tracking(job: TrainingJob) -> None:
-    """Reject what would keep every record from an MLflow store that answers.
+    """Reject settings that would keep every record from a reachable MLflow store.
 
     A store that does not answer is no reason: records are kept and sent later.
 

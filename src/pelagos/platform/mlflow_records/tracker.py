@@ -1,7 +1,7 @@
 """Sending a run's records to MLflow, without ever stopping the job.
 
-The run's own files are the buffer: `sync` reads what metrics.jsonl and events.jsonl hold beyond
-what MLflow has, and sends it. If the store is away, the next call tries again; nothing is lost
+The run's own files are the buffer: `sync` reads the records of metrics.jsonl and events.jsonl that
+MLflow lacks, and sends them. If the store is away, the next call tries again; nothing is lost
 while the files exist. One MLflow run serves all launches of a run.
 """
 
@@ -88,7 +88,7 @@ class Tracker:
         return None if self.recorded is None else self.recorded.run_id
 
     def sync(self, force: bool = False) -> bool:
-        """Send what is new; return whether the store has everything. Never raises."""
+        """Send new records; return whether the store has everything. Never raises."""
         if self.job.tracking.uri is None:
             return False
         if not force and time.monotonic() < self.next_try:
@@ -195,7 +195,7 @@ class Tracker:
         return create_run_once(self._client, experiment, self.run.name, key, tags)
 
     def _describe(self, run_id: str) -> None:
-        """Record what the run is made of; what an earlier attempt has recorded stays."""
+        """Record the run's parts; records of an earlier attempt stay."""
         from mlflow.entities import Param
 
         known = self._client.get_run(run_id).data.params
@@ -339,7 +339,7 @@ class Tracker:
 
 
 def _result(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what a step computed, without what it took."""
+    """Return the results of a step, without its costs."""
     return {k: v for k, v in record.items() if k.startswith(("loss", "gradient_norm", "lr"))}
 
 

@@ -100,7 +100,7 @@ def _exempt(model: nn.Module) -> set[str]:
 
 
 def layer_shares(model: nn.Module, layer_decay: float) -> dict[str, float]:
-    """Return what share of the rate each parameter gets.
+    """Return each parameter's share of the rate.
 
     `layer_decay` to the power of the number of layers above it, the layers being `model.blocks()`
     in order, what comes before them, and after.

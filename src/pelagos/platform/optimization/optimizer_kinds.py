@@ -1,4 +1,4 @@
-"""The optimizers by name: how each is built, and what it keeps for a parameter."""
+"""The optimizers by name: how each is built, and its state per parameter."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class OptimizerKind:
             `optimizer` section, whose `config` holds options of its own.
         moments: names of its state's tensors of a parameter's shape, zero before the first step.
         scalars: names of its state's single numbers, zero before the first step.
-        option_names: what `optimizer.config` may hold.
+        option_names: permitted keys of `optimizer.config`.
         needs_whole_matrices: it mixes the values of a parameter (Muon, Shampoo), so that it runs only
             under strategies that leave parameters whole.
     """

@@ -1,1 +1,1 @@
-"""The directory of a run: what happened, in files that any text tool reads."""
+"""The directory of a run: its history, in files that any text tool reads."""

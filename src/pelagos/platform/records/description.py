@@ -8,7 +8,7 @@ from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.records.states import State
 
-# of a step's values, what a list shows
+# the values of a step that a list shows
 LISTED_METRICS = ("loss", "samples_per_second")
 
 
@@ -93,7 +93,7 @@ def description_of(run: RunDirectory) -> RunDescription:
 
 
 def training_values(run: RunDirectory, job: TrainingJob) -> dict[str, Any]:
-    """Return what the records of a training say, by the names of `RunDescription`'s fields."""
+    """Return the state of a training from its records, by the names of `RunDescription`'s fields."""
     last = next(iter(run.last_metrics(1)), {})
     times = run.followed_times().now()
     saved = [event for event in run.events() if event["kind"] == "checkpoint"]

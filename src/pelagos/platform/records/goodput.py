@@ -74,7 +74,7 @@ class FollowedTimes:
         self._restarts = 0
 
     def now(self) -> RunTimes:
-        """Return them with what has come since the last call."""
+        """Return them, including the news since the last call."""
         for events in self._events.pieces():
             for event in events:
                 self._times.add_event(event)

@@ -76,7 +76,7 @@ class RemoteRunDirectory:
 
 
 def share(run: RunDirectory) -> RemoteRunDirectory:
-    """Start the actor of a run on this node; return what workers on any node may use instead."""
+    """Start the actor of a run on this node; return a stand-in that workers on any node can use."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

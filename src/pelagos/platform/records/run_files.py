@@ -23,7 +23,7 @@ _NUMBERS = (
 
 
 def read_json(path: Path) -> Any:
-    """Return what a file of a run says.
+    """Return the content of a file of a run.
 
     Raises:
         FileNotFoundError: it is absent.
@@ -101,7 +101,7 @@ def is_step(record: dict[str, Any]) -> bool:
 
 
 def is_event(record: dict[str, Any]) -> bool:
-    """Whether a record is an event, with what its kind needs."""
+    """Whether a record is an event with the keys that its kind needs."""
     kind = record.get("kind")
     if not isinstance(kind, str) or not _is_number(record, "time"):
         return False

@@ -1,4 +1,4 @@
-"""The directory of a run: the one place that holds what happened, readable with any text tool.
+"""The directory of a run: the one place that holds its history, readable with any text tool.
 
 runs/NAME/job.yaml        the resolved job
           job-1.yaml      … as it was before the first `resume` that changed it
@@ -6,7 +6,7 @@ runs/NAME/job.yaml        the resolved job
           metrics.jsonl   one line per step (rewritten up to the checkpoint on resume)
           metrics-redone.jsonl  lines that resumes took out of it, before the steps were redone
           events.jsonl    launches, resumes, checkpoints, validations, the end
-          identity.json   what its checkpoints carry, so that another run's are never taken for its own
+          identity.json   the mark of its checkpoints, so that another run's are never taken for its own
           take-overs.json other runs' checkpoints from which this one continued (members of a population)
           checkpoints/    unless the job names another place; after a take-over those in take-over-N/
           evaluation/     reports
@@ -59,7 +59,7 @@ IDENTITY = "identity.json"
 
 
 class RunError(ValueError):
-    """A run that does not exist, exists already, or is busy; says what to do."""
+    """A run that does not exist, exists already, or is busy; says how to proceed."""
 
 
 class RunDirectory:
@@ -161,10 +161,10 @@ class RunDirectory:
         """Raise unless a run that continues as `job` keeps its addresses, or the user drops them.
 
         Args:
-            written: what its files say; default: job.yaml alone.
+            written: the contents of its files; default: job.yaml alone.
 
         Raises:
-            RunError: they are of another user's file alone; names each, and what to say.
+            RunError: they are of another user's file alone; names each, and the remedy.
         """
         given = [text.partition("=")[0].strip() for text in overrides]
         told = unbelieved(self.job_as_written() if written is None else written, job)

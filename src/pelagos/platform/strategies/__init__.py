@@ -49,7 +49,7 @@ LEAVE_PARAMETERS_WHOLE = ("single", "ddp")
 
 
 def check_strategy(name: str, options: StrategyOptions, world_size: int) -> None:
-    """Refuse what a strategy cannot do, in the driver, before a worker is started.
+    """Reject settings that a strategy does not support, in the driver, before a worker is started.
 
     Raises:
         ValueError: its library is missing, its options contradict each other or this machine, or it

@@ -89,7 +89,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def prepare(self, model: nn.Module, make_optimizer: OptimizerFactory) -> nn.Module:
-        """Place, wrap and shard the model, build its optimizer; return what forward is called on.
+        """Place, wrap and shard the model, build its optimizer; return the module to call forward on.
 
         Parameters on the meta device are drawn here, from `options.seed` and their module's name
         alone; parameters with values keep them.
@@ -125,7 +125,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def load_state(self, state: TensorState) -> None:
-        """Take over the values that were loaded into what `state` returned."""
+        """Take over the values that were loaded into the result of `state`."""
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of `tensor` over ranks, the same bits on each."""
@@ -148,4 +148,4 @@ class Strategy(ABC):
             dist.barrier()
 
     def close(self) -> None:  # noqa: B027 - most strategies hold nothing
-        """Release what the strategy holds."""
+        """Release the strategy's resources."""

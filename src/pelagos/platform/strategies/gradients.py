@@ -37,7 +37,7 @@ def global_norm(
 
 
 def clip_factor(scaled_norm: Tensor, clip_norm: float | None, loss_scale: float) -> Tensor | None:
-    """Return what gradients are multiplied by; None: nothing.
+    """Return the factor that multiplies gradients; None: no factor.
 
     1 / (max(1, (norm + 1e-6) / clip_norm) * loss_scale), with the roundings of DeepSpeed's own
     expression, because DeepSpeed cannot be given another.

@@ -19,7 +19,7 @@ TF32_CAPABILITY = (8, 0)
 
 
 def apply_precision(model: nn.Module, precision: Precision, device_type: str) -> None:
-    """Make `model.forward` run in `precision`; set what fp32 products on a GPU may round to."""
+    """Make `model.forward` run in `precision`; set the permitted rounding of fp32 products on a GPU."""
     if device_type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -40,7 +40,7 @@ def check_precision(precision: Precision, use_gpu: bool) -> None:
     """Refuse a precision that this rank's device lacks.
 
     Raises:
-        ValueError: names the device and what it offers.
+        ValueError: names the device and its precisions.
     """
     if not use_gpu:
         if precision == "tf32":

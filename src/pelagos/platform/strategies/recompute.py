@@ -95,7 +95,7 @@ def block_modes(
     example_loss: ExampleLoss | None,
     static_bytes: int,
 ) -> list[Mode]:
-    """Return what each block does; a function of model, micro-batch and choice alone."""
+    """Return the choice for each block; a function of model, micro-batch and choice alone."""
     if isinstance(choice, EveryNConfig):
         return ["none" if i % choice.every_n else "full" for i in range(len(blocks))]
     if isinstance(choice, MemoryBudgetConfig):

@@ -60,7 +60,7 @@ class TorchOptimizerStrategy(Strategy):
         return state
 
     def load_state(self, state: TensorState) -> None:
-        """Nothing to do: what `state` returned is what the module and the optimizer use."""
+        """Nothing to do: the module and the optimizer use the result of `state` itself."""
 
     def make_moments(self) -> None:
         """Make the optimizer's state, as its first step would, so that it can be loaded into."""

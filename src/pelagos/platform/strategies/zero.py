@@ -260,7 +260,7 @@ class Zero3Strategy(ZeroStrategy):
         return self._without_padding(self._partition(parameter, moment), parameter)
 
     def _partition(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
-        """Return this rank's padded partition: a view, or a copy of what lies on NVMe."""
+        """Return this rank's padded partition: a view, or a copy of the one on NVMe."""
         partition, group = self.zero._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=False, optim_state_key=moment
         )
@@ -283,7 +283,7 @@ class Zero3Strategy(ZeroStrategy):
         return bool(self.zero._swappable_optimizer_subgroup(group))
 
     def _write_back(self, name: str, parameter: nn.Parameter, state: TensorState) -> None:
-        """Store what was loaded for a parameter whose fp32 state lies on NVMe."""
+        """Store the loaded values of a parameter whose fp32 state lies on NVMe."""
         for moment, key in (
             (None, f"model.{name}"),
             *((m, f"optimizer.{name}.{m}") for m in self.options.optimizer.moments),

@@ -74,7 +74,7 @@ def user_config(config: dict[str, Any] | str | None) -> dict[str, Any]:
 
 
 def merged(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Return `ours` with what only `theirs` has; "auto" takes our value.
+    """Return `ours` with the keys that only `theirs` has; "auto" takes our value.
 
     Raises:
         ValueError: lists every key that both set, to different values.
