@@ -38,10 +38,10 @@ class CompareResult:
 
 
 def run(jobs: Sequence[EvaluateJob], console: Console | None = None) -> CompareResult:
-    """Evaluate each run, alike but for its name, and report on what they have in common.
+    """Evaluate each run, alike but for its name, and report on their common datasets.
 
     Raises:
-        ValueError: fewer than two runs, one twice, no common dataset, or what `evaluate` refuses.
+        ValueError: fewer than two runs, one twice, no common dataset, or a job that `evaluate` rejects.
     """
     names = [job.run for job in jobs]
     if len(set(names)) != len(names) or len(names) < 2:
@@ -73,7 +73,7 @@ def _cluster_of(jobs: Sequence[EvaluateJob]) -> AbstractContextManager[None]:
 def _measured(
     jobs: Sequence[EvaluateJob],
 ) -> tuple[dict[str, list[DatasetEvaluation]], dict[str, dict[str, Any]]]:
-    """Return the scores of each run on each dataset, from one frame on, and what each run is."""
+    """Return the scores of each run on each dataset, from one frame on, and each run's description."""
     evaluations: dict[str, list[DatasetEvaluation]] = {}
     told: dict[str, dict[str, Any]] = {}
     for job in jobs:

@@ -121,7 +121,7 @@ def _job_of(job: TrainingJob, layout: Layout, steps: int) -> TrainingJob:
 
 
 def _is_of_the_run_alone(key: Key) -> bool:
-    """Whether a key says where the run is, or what is recorded of it and who watches it."""
+    """Whether a key says where the run is, how it is recorded, or who watches it."""
     return key.meaning is Meaning.RECORD or Trait.HOME in key.traits
 
 

@@ -54,9 +54,9 @@ class ConvertResult:
     """The result of a conversion.
 
     Attributes:
-        notes: what a person should know of what was decided or rounded, one sentence each.
+        notes: decisions and roundings that a person should know, one sentence each.
         metrics: `trajectories` (of the dataset), `trajectories_converted` (by this call), `seconds`,
-            `megabytes_per_second` (of raw stored type, of what this call converted),
+            `megabytes_per_second` (of raw stored type, of this call's conversion),
             `largest_read_bytes`, and with `verify` `verify_seconds`.
         differences: where the dataset is not the source, if they were compared.
     """
@@ -154,7 +154,7 @@ def run_job(job: ConvertJob, console: Console | None = None) -> ConvertResult:
     """Convert as a job file says; the same job again continues where the last one stopped.
 
     Raises:
-        ValueError: an option of the job that there is not; and what `run` raises.
+        ValueError: an unknown option of the job; and the errors of `run`.
     """
     return _run(
         job.source,

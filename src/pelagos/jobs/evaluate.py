@@ -148,7 +148,7 @@ def evaluation_metrics(evaluations: Sequence[DatasetEvaluation]) -> list[tuple[s
     """Return (name, lead step, value) for tracking.
 
     Median relative L1 error and VRMSE of each method and baseline, the model's over the baselines',
-    VRMSE over windows, and what the data's equation leaves over, as far as these are finite.
+    VRMSE over windows, and the residual of the data's equation, as far as these are finite.
     """
     errors = [
         (f"evaluation/{e.data.name}/{method}/{metric}", lead, float(value))

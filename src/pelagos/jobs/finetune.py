@@ -102,7 +102,7 @@ def make_ready_again(directory: RunDirectory) -> None:
 
 
 def prepare(job: FinetuneJob) -> PreparedFinetune:
-    """Open the source and decide what becomes of each parameter; nothing is written.
+    """Open the source and decide the treatment of each parameter; nothing is written.
 
     Raises:
         ConfigError: with every reason why the job cannot run.
@@ -146,7 +146,7 @@ def write_initial_weights(prepared: PreparedFinetune, directory: RunDirectory) -
 
 
 def show_adaptation(prepared: PreparedFinetune, console: Console) -> None:
-    """Print what becomes of each parameter: all that is not plainly matched, and the counts."""
+    """Print the treatment of parameters: every one that is not plainly matched, and the counts."""
     parameters = prepared.adaptation.parameters
     others = [p for p in parameters if p.action != "matched"]
     if others:
@@ -167,7 +167,7 @@ def show_adaptation(prepared: PreparedFinetune, console: Console) -> None:
 
 
 def training_memory(blueprint: Blueprint) -> str:
-    """Return how much is trained, and what that takes before sharding, in fp32.
+    """Return the number of trained parameters, and their memory before sharding, in fp32.
 
     A weight takes 4 bytes; a trained one 4 more for its gradient and 8 for AdamW's moments.
     """
@@ -237,7 +237,7 @@ def _lineage(prepared: PreparedFinetune) -> dict[str, Any]:
 
 
 def _notes(job: FinetuneJob, source: Source, mixture: Mixture) -> list[str]:
-    """Return what a user should know before the first step."""
+    """Return notes for the user before the first step."""
     notes = []
     trained_on = source.lineage.get("datasets", {}).values()
     shared = [

@@ -42,7 +42,7 @@ CONTACT_SHEET = "contact-sheet.png"
 
 @dataclass(frozen=True)
 class GenerateResult:
-    """Where the datasets are, and what was done for them.
+    """The places of the datasets, and the work done for them.
 
     `metrics` holds, over all datasets: `trajectories` (complete now), `trajectories_computed` (by
     this call), `trajectories_retried` (accepted at a smaller step), `seconds`,
@@ -73,7 +73,7 @@ def run(job: GenerateJob, console: Console | None = None) -> GenerateResult:
     """Simulate the job's datasets; the same job again continues where a killed one stopped.
 
     Datasets of the job that are complete already are kept. If all are, `overwrite` computes them
-    again. A complete dataset that differs from what the job asks for is refused unless `overwrite`
+    again. A complete dataset that differs from the job's is rejected unless `overwrite`
     is set.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`pelagos pretrain`, and what every training does: check, build, train, register."""
+"""`pelagos pretrain`, and the steps of every training: check, build, train, register."""
 
 import logging
 import os
@@ -160,7 +160,7 @@ def resume(
 def _check_continues(blueprint: Blueprint, directory: RunDirectory) -> None:
     """Reject changes after which the newest checkpoint could not be continued.
 
-    These are other data, another order of samples, another network. The run keeps none of them.
+    These are other data, another order of samples, another network. The run keeps none.
 
     Raises:
         RunError: with the reason; nothing was changed.
@@ -226,7 +226,7 @@ def _train(
 
 
 def _builder(blueprint: Blueprint) -> BuildParts:
-    """Return what builds the parts: in a worker for itself, in this process from what is there."""
+    """Return the builder of the parts: in a worker for itself, in this process from existing ones."""
     if blueprint.job.resources.launcher == "ray":
         return build_parts
     return lambda job: blueprint.parts()
@@ -238,7 +238,7 @@ def _close_records(
     tracker: Tracker,
     outcome: Outcome,
 ) -> str | None:
-    """Send what MLflow lacks, register the model of a finished run; return its version."""
+    """Send MLflow its missing records, register the model of a finished run; return its version."""
     version = None
     is_sent = tracker.sync(force=True)
     if outcome.kind == State.FINISHED and tracker.recorded is not None:

@@ -1,4 +1,4 @@
-"""Submitting the job that looks at a cluster's nodes, and bringing back what it found."""
+"""Submitting the job that looks at a cluster's nodes, and bringing back its findings."""
 
 import tempfile
 import time
@@ -17,7 +17,7 @@ WAIT_SECONDS = 600.0
 
 
 def probe_cluster(name: str, config: ClusterConfig, num_nodes: int) -> list[Check]:
-    """Return what a job on `num_nodes` nodes found there.
+    """Return the findings of a job on `num_nodes` nodes.
 
     Raises:
         TimeoutError: the job had not ended in time; it has been cancelled.

@@ -3,7 +3,7 @@
 1. the trials follow from the job file alone; their names say which are over already
 2. each label's job is checked before anything starts
 3. Ray Tune places the others, as many at once as asked for; each is an ordinary run
-4. what is known of every trial becomes sweep.json and report.html
+4. the state of every trial becomes sweep.json and report.html
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class SweepResult:
 
 
 def run(sweep: SweepJob, console: Console | None = None) -> SweepResult:
-    """Run what is left of a sweep and report on all of it.
+    """Run the rest of a sweep and report on all of it.
 
     Raises:
         ConfigError: a job, the grid or an amount of data cannot be run as written; nothing was made.
@@ -109,7 +109,7 @@ def conclude(sweep: SweepJob, trials: Sequence[Trial], parent: str | None) -> Sw
 
 
 def report_of(sweep: SweepJob, trials: Sequence[Trial]) -> SweepReport:
-    """Return what is known of each trial now, the best first."""
+    """Return the present state of each trial, the best first."""
     rows = []
     for trial in trials:
         known = dataclasses.asdict(result_of(sweep, trial))
@@ -136,7 +136,7 @@ def _run_on_ray(
     directory: Path,
     console: Console | None,
 ) -> tuple[set[str], dict[str, str]]:
-    """Run what is left of the trials.
+    """Run the remaining trials.
 
     Return which Tune saw to an end, and why it lost others, by name.
     """

@@ -63,7 +63,7 @@ def begin(
 
 @contextmanager
 def abandoned_if_empty(writer: DatasetWriter) -> Iterator[None]:
-    """On an error, remove what was begun if no shard of it was written (`DatasetWriter.abandon`)."""
+    """On an error, remove a started dataset if no shard was written (`DatasetWriter.abandon`)."""
     try:
         yield
     except Exception:

@@ -1,1 +1,1 @@
-"""Measuring trained networks: what `evaluate` and `compare-strategies` need."""
+"""Measuring trained networks for `evaluate` and `compare-strategies`."""

@@ -37,7 +37,7 @@ def forecast_measurements(
 
     Args:
         initial_frame: leads count from it, or from the last frame that the model needs.
-        known: what `known_of` returned of the same measurements made before.
+        known: the result of `known_of` for the same measurements made before.
 
     Raises:
         ValueError: a dataset without masks that the model needs, or no such split or lead.
@@ -92,7 +92,7 @@ def forecast_measurements(
 
 
 def known_of(measurement: Measurement) -> Known:
-    """Return what making a measurement again need not find out again."""
+    """Return the findings that a repeated measurement can reuse."""
     if not isinstance(measurement, ForecastMeasurement):
         return {}
     return {"mean_frame": measurement.data.mean_frame, "given": measurement.data.given}

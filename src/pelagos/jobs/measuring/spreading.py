@@ -1,7 +1,7 @@
 """The measurements of an evaluation, made in this process or spread over Ray workers, batch by batch.
 
-A worker makes the measurements anew, from what is sent once: the description and weights of the
-network, the job, and what this process learnt of each dataset (its mean frame). It reads the data
+A worker makes the measurements anew, from data that is sent once: the description and weights of the
+network, the job, and this process's findings on each dataset (its mean frame). It reads the data
 itself. The batches are the same wherever they are measured, so the numbers are too.
 """
 
@@ -42,10 +42,10 @@ def measure_all(
 
     Args:
         make: makes the measurements; can be pickled.
-        known_of: what `make` is given of a measurement that was made before, to make it again.
+        known_of: the findings of an earlier measurement that `make` receives to repeat it.
 
     Raises:
-        ValueError: what a measurement refuses; no worker was started.
+        ValueError: a measurement rejects its input; no worker was started.
     """
     if not workers.in_ray:
         device = workers.device

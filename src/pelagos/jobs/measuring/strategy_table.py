@@ -55,7 +55,7 @@ class Comparison:
 
     @property
     def disagreements(self) -> list[str]:
-        """Sentences about what failed or differs by more than the tolerance."""
+        """Sentences about failures, and differences above the tolerance."""
         found = []
         for result in self.results:
             if result.failure:
@@ -75,7 +75,7 @@ class Comparison:
 
 
 def compare_runs(layouts: Sequence[tuple[str, RunDirectory, str]], tolerance: float) -> Comparison:
-    """Compare finished runs with the first of them; (name, run, why it failed or "")."""
+    """Compare finished runs with the first one; (name, run, why it failed or "")."""
     reference, results, losses = None, [], {}
     for name, run, failure in layouts:
         if failure:

@@ -1,4 +1,4 @@
-"""Submitted runs: the durable record of each, the code shipped with it, and what to do on failure.
+"""Submitted runs: the durable record of each, the code shipped with it, and the reaction to failure.
 
 A record needs no server: it is a numbered sequence of small objects next to the run's data, in a
 directory or an object store, and outlives every cluster that the run was on.

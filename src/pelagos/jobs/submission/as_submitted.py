@@ -23,7 +23,7 @@ FROM_THE_SOURCE = ("model", "data.normalization", "lora.also_train")
 
 
 def changes_to_own(run: RunDirectory, own: Sequence[Job], overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that make a run's job.yaml what this user submitted last.
+    """Return the overrides that turn a run's job.yaml into this user's last submission.
 
     Without the keys that they override now.
 

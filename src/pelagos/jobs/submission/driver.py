@@ -93,7 +93,7 @@ class Driver:
                 return EXIT_FAILED
 
     def watch(self) -> None:
-        """Look for a stop request, and push what changed; called several times a second."""
+        """Look for a stop request, and push changes; called several times a second."""
         now = time.monotonic()
         if now >= self._next_poll:
             self._next_poll = now + POLL_SECONDS
@@ -274,7 +274,7 @@ def _output_kept(path: Path) -> Iterator[None]:
 
 
 def import_own_plugins(driver: Driver) -> None:
-    """Import what the submitted job names, and from then on nothing: its storage is everybody's."""
+    """Import the modules that the submitted job names, then no more: its storage is shared."""
     job = driver.job()
     for each in kind_of(job).jobs_within(job):
         plugins.load_for(each)

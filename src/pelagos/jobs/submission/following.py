@@ -51,7 +51,7 @@ class SubmittedRun:
 
     Attributes:
         cluster: None: clusters.yaml has none of that name with this storage.
-        remark: what the record says that clusters.yaml does not.
+        remark: entries of the record that clusters.yaml lacks.
     """
 
     record: RunRecord
@@ -70,7 +70,7 @@ class SubmittedRun:
         return self.cluster
 
     def handle(self, state: RunState) -> dict[str, Any]:
-        """Return what finds the run on its cluster. Raises `ClusterError`: it is forged."""
+        """Return the run's handle on its cluster. Raises `ClusterError`: it is forged."""
         cluster = self.own_cluster()
         return cluster.checked_handle(state.run, self.store.uri, state.handle)
 
@@ -102,7 +102,7 @@ def find(run: str, cluster: str | None = None) -> SubmittedRun:
 
 
 def find_all(cluster: str | None = None) -> tuple[list[SubmittedRun], list[str]]:
-    """Return every submitted run, and what could not be reached or read."""
+    """Return every submitted run, and the places that could not be reached or read."""
     configs = load_clusters()
     searched = {cluster: find_cluster(cluster)} if cluster else configs
     found: dict[tuple[str, str], SubmittedRun] = {}
@@ -172,7 +172,7 @@ def describe(found: SubmittedRun) -> RunDescription:
 
 
 def run_directory(found: SubmittedRun) -> RunDirectory:
-    """Return the run's directory: itself on a shared disk, else a copy of what was pushed."""
+    """Return the run's directory: itself on a shared disk, else a copy of the pushed files."""
     run = found.record.run
     if not is_remote(found.store.uri):
         return RunDirectory(Path(found.store.uri) / "runs" / run)
@@ -183,7 +183,7 @@ def run_directory(found: SubmittedRun) -> RunDirectory:
 
 
 def stop(found: SubmittedRun, now: bool) -> RunState:
-    """Ask a run to save and stop; or end it at once, losing what came after its last checkpoint."""
+    """Ask a run to save and stop; or end it at once, losing the steps after its last checkpoint."""
     state, _ = current_state(found)
     if state.has_ended:
         return state
@@ -252,7 +252,7 @@ def wait(found: SubmittedRun, timeout_seconds: float | None = None) -> RunState:
 
 
 def follow_logs(found: SubmittedRun, follow: bool) -> Iterator[str]:
-    """Yield what the run prints, from the first line; with `follow`, until it ends.
+    """Yield the run's output, from the first line; with `follow`, until it ends.
 
     It is read from storage, not over a connection that could be lost: where the storage cannot be
     reached for a while, reading later continues from the same byte.

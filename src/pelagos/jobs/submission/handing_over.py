@@ -1,4 +1,4 @@
-"""Giving runs whose names are claimed to their cluster, and keeping what finds them there."""
+"""Giving runs whose names are claimed to their cluster, and keeping their handles there."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,7 +57,7 @@ def _record_start(record: RunRecord, handle: dict[str, Any], attempt: int) -> No
 
 
 def _with_handles(cluster: Cluster, store: ObjectStore, submission: Submission) -> Submission:
-    """Return the submission with what finds the runs it comes after on the same cluster."""
+    """Return the submission with the handles of its predecessors on the same cluster."""
 
     def handles(names: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
         states = [RunRecord(store, name).state() for name in names]
@@ -84,7 +84,7 @@ def submission_of(
             was written by somebody who may have it started here.
 
     Raises:
-        RecordError: it lacks what every submission has.
+        RecordError: it lacks keys that every submission has.
     """
     if missing := [key for key in ("needs", "code") if event.get(key) is None]:
         raise RecordError(

@@ -112,7 +112,7 @@ class NodeProbe:
 
 
 def run(job: ProbeJob, storage: str, runs_dir: Path) -> list[Check]:
-    """Look at every node of the Ray cluster that this process is on; write what was found."""
+    """Look at every node of the Ray cluster that this process is on; write the findings."""
     endpoint = os.environ.get("PELAGOS_STORAGE_ENDPOINT")
     address = os.environ.get("PELAGOS_RAY_ADDRESS") or None
     with ray_cluster(address, job.num_nodes * job.cpus_per_node):
@@ -131,7 +131,7 @@ def run(job: ProbeJob, storage: str, runs_dir: Path) -> list[Check]:
 
 
 def read_checks(directory: Path) -> list[Check]:
-    """Return what a probe wrote into its run's directory.
+    """Return a probe's findings from its run's directory.
 
     Raises:
         ValueError: the file there holds something else.
@@ -295,7 +295,7 @@ def _devices(reports: Sequence[NodeReport], job: ProbeJob) -> Check:
 
 
 def storage_problem(storage: str, endpoint_url: str | None) -> str:
-    """Return what keeps this node from using the storage, or nothing."""
+    """Return the obstacle to this node's use of the storage, or nothing."""
     try:
         check = check_store(open_store(storage, endpoint_url))
     except (StorageError, OSError) as error:

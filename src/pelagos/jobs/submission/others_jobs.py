@@ -1,8 +1,8 @@
-"""Jobs that somebody else wrote: where they would send this user's secrets, and what they would read.
+"""Jobs of other authors: where they would send this user's secrets, and the files they would read.
 
 A run goes to the cluster with its submitter's credentials. MLflow's are sent to the job's
 tracking.uri, those of the object store to its storage.endpoint_url; and files of this machine that a
-job names are taken into what is submitted. So a job of somebody else says none of this by itself.
+job names become part of the submission. So a job of another author may set none of these by itself.
 """
 
 import os
@@ -22,14 +22,14 @@ def require_own_places(
     """Raise unless this user, or the cluster's own configuration, names where secrets are sent.
 
     Args:
-        job: what would be run, overrides applied.
+        job: to be run, with overrides applied.
         run: where it comes from, for the message.
-        overrides: what this user said.
+        overrides: given by this user.
         config: the cluster of this user's own clusters.yaml.
         trusted: a job that is this user's, whose addresses are too.
 
     Raises:
-        RunError: names each key, its value and what to say.
+        RunError: names each key, its value and the remedy.
     """
     tree, own = job.model_dump(mode="json"), trusted.model_dump(mode="json") if trusted else {}
     given = tuple(text.partition("=")[0].strip() for text in overrides)

@@ -1,4 +1,4 @@
-"""A job on its way to a cluster: its name, what it needs, and its paths as the cluster sees them."""
+"""A job on its way to a cluster: its name, its needs, and its paths as the cluster sees them."""
 
 import json
 import os

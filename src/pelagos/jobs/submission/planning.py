@@ -1,4 +1,4 @@
-"""Planning a submission: its runs, what each needs, and what is wrong before anything is sent."""
+"""Planning a submission: its runs, their needs, and all problems before anything is sent."""
 
 import itertools
 from collections.abc import Sequence
@@ -84,7 +84,7 @@ class SubmissionPlan:
         return names_in(self.archives)
 
     def describe(self) -> dict[str, Any]:
-        """Return what would be sent: what the back end renders, resources, cost per hour."""
+        """Return the submission as planned: the back end's rendering, resources, cost per hour."""
         return {
             "cluster": self.cluster.name,
             "kind": self.cluster.config.kind,
@@ -134,7 +134,7 @@ class SubmissionPlan:
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a submission before it is read: its file, what it comes after, its overrides."""
+    """One run of a submission before it is read: its file, its predecessors, its overrides."""
 
     path: str
     after: tuple[str, ...]
@@ -150,7 +150,7 @@ def plan(
     and what each comes after.
 
     Raises:
-        ConfigError: with what is wrong with a job or with clusters.yaml.
+        ConfigError: with the problems of a job or of clusters.yaml.
         ClusterError: the cluster can never hold a job.
     """
     config = find_cluster(cluster_name)
@@ -217,7 +217,7 @@ def _plan_sweep(
     runs: list[PlannedRun] = []
     seen, checked = set(), {}
     for trial in trials:
-        # the trials of a label differ in what no data set or network refuses
+        # the trials of a label differ in values that no data set or network rejects
         is_new = trial.label not in seen
         notes = _check_job(trial.job, earlier, common.after, store) if is_new else []
         if is_new and not notes:
@@ -277,7 +277,7 @@ def _graph_entries(path: str) -> list[Entry]:
 
 
 def _graph_entry(run: Any, path: str) -> tuple[Entry | None, str]:
-    """One run of a graph, or what is wrong with it."""
+    """One run of a graph, or its problem."""
     if not isinstance(run, dict) or set(run) - {"job", "after", "set"} or "job" not in run:
         return None, "expected {job: FILE, after: [NAME, …], set: {key: value}}"
     job, after, given = run["job"], run.get("after", []), run.get("set", {})
@@ -295,7 +295,7 @@ def _graph_entry(run: Any, path: str) -> tuple[Entry | None, str]:
 def _check_job(
     job: Job, earlier: dict[str, Job], after: tuple[str, ...], store: ObjectStore
 ) -> list[str]:
-    """Check what can be checked from here; return notes on what could not be."""
+    """Make the checks that are possible from here; return notes on the others."""
     kind = kind_of(job)
     for key, needed in kind.runs_needed(job).items():
         if needed not in earlier and not RunRecord(store, needed).exists():

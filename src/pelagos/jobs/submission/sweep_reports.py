@@ -1,6 +1,6 @@
 """The last run of a submitted sweep: measure its trials, which are runs of their own, and report.
 
-Resumed, it does so again: what was measured stays, what has ended otherwise since is looked at anew.
+Resumed, it does so again: measurements stay, trials that have since ended otherwise are examined anew.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from pelagos.platform.records.states import State
 
 
 def run(sweep: SweepJob, ends: Mapping[str, RunState]) -> SweepResult:
-    """Measure what has finished and report on all of it; `ends` are the trials' records, by name."""
+    """Measure the finished trials and report on all; `ends` are the trials' records, by name."""
     trials = trials_of(sweep)
     parent = open_parent(sweep, sweep_directory(sweep))
     adopt_children(sweep, parent)

@@ -17,7 +17,7 @@ def expand(sweep: SweepJob, cluster: Cluster) -> tuple[SweepJob, list[Trial]]:
     """Return the sweep, with its job files taken into it, and its trials, ready to be submitted.
 
     Raises:
-        ConfigError: what `trials_of` and `prepare` refuse, or a sweep that only `pelagos sweep` runs.
+        ConfigError: `trials_of` or `prepare` rejects it, or only `pelagos sweep` runs it.
     """
     if problem := _unfit(sweep, cluster):
         raise ConfigError(f"sweep {sweep.name}", [problem])
@@ -30,7 +30,7 @@ def expand(sweep: SweepJob, cluster: Cluster) -> tuple[SweepJob, list[Trial]]:
 
 
 def needs_of_all(trials: list[Trial]) -> Needs:
-    """Return what is enough for each of the trials: the tasks of an array ask for the same."""
+    """Return resources that suffice for each trial: the tasks of an array ask for the same."""
     each = [kind_of(trial.job).needs(trial.job) for trial in trials]
     return Needs(1, max(n.cpus_per_worker for n in each), max(n.gpus_per_worker for n in each))
 

@@ -51,7 +51,7 @@ def check_labels(sweep: SweepJob, labels: set[str]) -> None:
 
 
 def check_measurement(sweep: SweepJob, jobs: Mapping[str, TrainingJob]) -> None:
-    """Check that what trials of these jobs forecast can be measured, and compares.
+    """Check that forecasts of these jobs' trials can be measured and compared.
 
     Raises:
         ConfigError: an objective that forecasts nothing, a lead beyond the end of a dataset, or

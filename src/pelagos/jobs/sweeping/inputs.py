@@ -68,7 +68,7 @@ def check_inputs(sweep: SweepJob, trials: Sequence[Trial]) -> None:
     them reports that itself.
 
     Raises:
-        ConfigError: naming what changed, since which trials, and what to do.
+        ConfigError: names the change, the trials since which it holds, and the remedy.
     """
     now = _remembering(inputs_now)
     changed: dict[tuple[str, str, str, str], list[Trial]] = {}
@@ -113,7 +113,7 @@ def _named(job: TrainingJob) -> str:
 
 
 def _remembering(compute: Callable[[TrainingJob], Inputs]) -> Callable[[TrainingJob], Inputs]:
-    """Return the function, which opens what several jobs name alike only once."""
+    """Return the function, which opens an address that several jobs share only once."""
     known: dict[str, Inputs] = {}
 
     def remembered(job: TrainingJob) -> Inputs:

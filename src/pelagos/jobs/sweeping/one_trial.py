@@ -49,7 +49,7 @@ Report = Callable[[int, float], bool]
 
 
 def run_trial(sweep: SweepJob, trial: Trial, report: Report) -> TrialResult:
-    """Run a trial to its end and keep its result; never raises for what the trial does."""
+    """Run a trial to its end and keep its result; never raises for errors of the trial."""
     watcher = _ValidationWatcher(trial, report)
     try:
         plugins.load_for(trial.job)
@@ -102,7 +102,7 @@ def _result(sweep: SweepJob, trial: Trial, ended: PretrainResult, is_stopped: bo
 
 
 def measured(sweep: SweepJob, trial: Trial, num_gpus: int) -> Measurement:
-    """Return errors on the sweep's held-out split, the mean over datasets, and what they beat.
+    """Return errors on the sweep's held-out split, the mean over datasets, and the baselines they beat.
 
     Args:
         num_gpus: of this process: a trial measures on the device that it was trained on.

@@ -66,7 +66,7 @@ class Population:
         return min(leg * self.steps_per_leg, self.total_steps)
 
     def decisions(self) -> list[dict[str, Any]]:
-        """Return what was decided, by leg: losses, and who took over from whom what."""
+        """Return the decisions by leg: losses, and who took over which settings from whom."""
         if not self.path.exists():
             return []
         told: list[dict[str, Any]] = read_json(self.path)["decisions"]

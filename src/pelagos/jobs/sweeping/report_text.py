@@ -12,7 +12,7 @@ _LISTED = 20
 
 
 def show_report(report: SweepReport, path: Path) -> None:
-    """Print the best trials, the gains, and what failed."""
+    """Print the best trials, the gains, and the failures."""
     methods = [m for m in report.methods if m in ("direct", "autoregressive")]
     measured = ["beats"] if any(row.beats for row in report.rows) else []
     for warning in report.warnings:

@@ -1,6 +1,6 @@
 """The trials of a sweep: their list, their names, and the state of each.
 
-A trial is an ordinary run. Its name follows from the sweep's name and from what the trial is, and
+A trial is an ordinary run. Its name follows from the sweep's name and from the trial's definition, and
 ends in a digest of all that decides its steps: another learning rate in the job file is another
 run. A sweep adds `trial.json` to the run's directory when the run is over.
 """
@@ -69,7 +69,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended, and what was measured."""
+    """How a trial ended, and its measurements."""
 
     state: TrialState
     steps: int = 0
@@ -119,11 +119,11 @@ def write_result(trial: Trial, result: TrialResult) -> None:
 
 
 def read_result(trial: Trial) -> TrialResult:
-    """Return what is known of a trial; one that has no record waits, or was cut off."""
+    """Return the state of a trial; one that has no record waits, or was cut off."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         told = read_json(trial.path / RECORD_NAME)
         known = {f.name: told[f.name] for f in fields(TrialResult) if f.name in told}
-        if known.get("state") == "interrupted":  # what sweeps of earlier versions wrote
+        if known.get("state") == "interrupted":  # as sweeps of earlier versions wrote
             known["state"] = State.STOPPED
         for key in ("errors", "vrmse", "baselines"):
             known[key] = _with_endless(known.get(key, {}))
@@ -135,7 +135,7 @@ def read_result(trial: Trial) -> TrialResult:
 
 
 def result_of(sweep: SweepJob, trial: Trial) -> TrialResult:
-    """Return what is known of a trial.
+    """Return the state of a trial.
 
     One that was measured on something else than the sweep asks for is not over: its run is, its
     measurement is made anew.
@@ -200,7 +200,7 @@ def trials_of(sweep: SweepJob) -> list[Trial]:
 def _with_own_names(sweep: SweepJob, trials: list[Trial]) -> list[Trial]:
     """Return the trials, those that share a name under names of their own.
 
-    A name is cut to its length and ends in six digits of what decides the steps: trials that differ
+    A name is cut to its length and ends in six digits of a digest of its steps: trials that differ
     in something else (where checkpoints go, how often), or whose digits are the same by chance, can
     share one. They take digits of all that they are.
 

@@ -1,4 +1,4 @@
-"""Populations on Ray Tune: its scheduler decides, Pelagos' runs carry out what it decides.
+"""Populations on Ray Tune: its scheduler decides, Pelagos' runs carry out its decisions.
 
 Tune's `PopulationBasedTraining` compares the members, all at the end of the same leg (`synch`), and
 chooses who takes over from whom and with which settings. Its checkpoints are empty: a member continues
@@ -43,7 +43,7 @@ def tune_population(
     progress: Any,
     console: Console | None,
 ) -> Any:
-    """Run what is left of a population.
+    """Run the rest of a population.
 
     Return Tune's results, an error among them where Ray lost a worker too often. `trials` are the
     members that have not finished.
@@ -197,7 +197,7 @@ def take_over_text(record: Mapping[str, Any], member: str) -> str:
 
 
 def _mutations(sweep: SweepJob) -> dict[str, Any]:
-    """Return what Tune draws values from; all chance comes from `random`, which is seeded."""
+    """Return the distributions from which Tune draws values; chance comes from the seeded `random`."""
     return {
         key: partial(_draw, sweep, key) if isinstance(span, RandomRangeConfig) else list(span)
         for key, span in sweep.random.items()

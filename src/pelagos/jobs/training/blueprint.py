@@ -39,7 +39,7 @@ class Blueprint:
     """The parts of one job in one process, made when they are first asked for and then kept.
 
     Raises:
-        ConfigError: from what opens datasets, with all that cannot be opened.
+        ConfigError: some datasets cannot be opened; lists all of those.
         ValueError: from the other parts, where they do not fit.
     """
 
@@ -69,7 +69,7 @@ class Blueprint:
 
     @cached_property
     def objective_options(self) -> dict[str, Any]:
-        """The objective's options: those that the job gives, and what follows from the data."""
+        """The objective's options: those that the job gives, and those that follow from the data."""
         return options_over(self.job, self.mixture, self.bare_objective)
 
     @cached_property
@@ -153,7 +153,7 @@ class Blueprint:
         return MixtureStreams(self.job, self.mixture, lambda: self.validation_order)
 
     def parts(self) -> TrainingParts:
-        """Return what the trainer needs. The network is handed over: a strategy changes it."""
+        """Return the trainer's parts. The network is handed over: a strategy changes it."""
         job = self.job
         parts = TrainingParts(
             self.model,
@@ -175,14 +175,14 @@ class Blueprint:
 
 
 def build_parts(job: TrainingJob) -> TrainingParts:
-    """Return what the trainer needs, in a worker."""
+    """Return the trainer's parts, in a worker."""
     plugins.load_for(job)  # the driver's own job: it was read, and its plugins imported, there
     return Blueprint(job).parts()
 
 
 @contextmanager
 def left_trainable(model: nn.Module) -> Iterator[None]:
-    """Which parameters are trained is afterwards what it was before."""
+    """Restores afterwards which parameters are trained."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield

@@ -74,7 +74,7 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
                 f"run {run.name!r}: schedule.total_steps is {after.schedule.total_steps}, the "
                 f"checkpoint is of step {step}: nothing is left to train; choose more steps"
             )
-        checked(after)  # the network and the data may refuse what the schema takes
+        checked(after)  # the network and the data may reject values that the schema accepts
         record = bring_checkpoint(run, run.name, source, step)
         plain = [job.model_dump(mode="json") for job in (before, after)]
         record["settings"] = {
@@ -116,7 +116,7 @@ def finish_last(run: RunDirectory, overrides: Sequence[str] = ()) -> None:
 
 
 def _is_whole(run: RunDirectory) -> bool:
-    """Whether the run is what its last record says, or has trained on from it already."""
+    """Whether the run matches its last record, or has already trained on from it."""
     records = run.take_overs()
     if not records or is_effective(run, records[-1]):
         return True
@@ -127,7 +127,7 @@ def _is_whole(run: RunDirectory) -> bool:
 
 
 def _make_effective(run: RunDirectory, record: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Let the run be what its last record says; the event comes last, and says that this is done."""
+    """Bring the run to the state of its last record; the event comes last, and marks this as done."""
     job = as_recorded(run, record, overrides)
     run.keep_metrics_until(record["step"])
     part_with_run(run)

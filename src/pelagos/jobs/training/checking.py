@@ -61,7 +61,7 @@ def _objective_problems(blueprint: Blueprint) -> list[Problem]:
 
 
 def _model_problems(blueprint: Blueprint, *, has_problems: bool) -> Iterator[Problem]:
-    """Yield what is wrong with the network, the optimizer's patterns and the strategy's options."""
+    """Yield the problems of the network, the optimizer's patterns and the strategy's options."""
     job = blueprint.job
     try:
         if has_problems:  # whatever the objective is, the network may have problems of its own
@@ -76,7 +76,7 @@ def _model_problems(blueprint: Blueprint, *, has_problems: bool) -> Iterator[Pro
 
 
 def _data_problems(blueprint: Blueprint) -> list[Problem]:
-    """Return what is wrong with the data, or with the network on their grid."""
+    """Return the problems of the data, or of the network on their grid."""
     job, mixture, held_out = blueprint.job, blueprint.mixture, blueprint.held_out
     drawn = blueprint.validation_samples
     labels = [label_problems(blueprint.bare_objective, part) for part in (mixture, held_out)]
@@ -89,7 +89,7 @@ def _data_problems(blueprint: Blueprint) -> list[Problem]:
 
 
 def _validation_labels(blueprint: Blueprint) -> Iterator[str]:
-    """Yield what is wrong with the maps of classes that validation will draw."""
+    """Yield the problems of the maps of classes that validation will draw."""
     distinct: dict[object, SampleIndex] = {
         (s.dataset, s.trajectory, s.window, str(s.region)): s for s in blueprint.validation_samples
     }
@@ -100,7 +100,7 @@ def _validation_labels(blueprint: Blueprint) -> Iterator[str]:
 
 
 def _unknown_parts(job: TrainingJob) -> Iterator[Problem]:
-    """Yield what is wrong with the names of optimizer, schedule and callbacks."""
+    """Yield the problems of the names of optimizer, schedule and callbacks."""
     checks: list[tuple[tuple[str | int, ...], Callable[[], object]]] = [
         (("optimizer", "name"), lambda: find_optimizer(job.optimizer)),
         (("schedule", "name"), lambda: SCHEDULES[job.schedule.name]),
@@ -115,7 +115,7 @@ def _unknown_parts(job: TrainingJob) -> Iterator[Problem]:
 
 
 def _training_problems(job: TrainingJob, model: nn.Module) -> Iterator[Problem]:
-    """Yield what is wrong with the optimizer's patterns and the strategy's options."""
+    """Yield the problems of the optimizer's patterns and the strategy's options."""
     try:
         with left_trainable(model):
             freeze(model, job.optimizer.frozen)

@@ -1,4 +1,4 @@
-"""Opening the datasets of a job's mixture, described ones with what their entries say."""
+"""Opening the datasets of a job's mixture, described ones with their entries' descriptions."""
 
 import os
 
@@ -41,7 +41,7 @@ def load_description(path: str | os.PathLike[str]) -> Description:
 
 
 def described(config: DescriptionConfig) -> Description:
-    """Return what a section describes."""
+    """Return the description in a section."""
     values = {name: getattr(config, name) for name in DescriptionConfig.model_fields}
     values["fields"] = tuple(DescribedField(**f.model_dump()) for f in config.fields)
     return Description(**values)

@@ -68,7 +68,7 @@ def build_mixture(
         objective.frame_windows,
         normalization or _normalization(job.data),
         absent_value=1.0 if ones else 0.0,
-        absent_counts=ones and split == TRAINING_SPLIT,  # what is measured are the data's own
+        absent_counts=ones and split == TRAINING_SPLIT,  # measurements use the data's own
     )
     if ones and mixture.is_complete:
         raise ValueError(

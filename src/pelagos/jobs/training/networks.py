@@ -36,7 +36,7 @@ def build_objective(job: TrainingJob) -> Objective:
 def options_over(
     job: TrainingJob, mixture: Mixture | None = None, objective: Objective | None = None
 ) -> dict[str, Any]:
-    """Return the options of the job's objective: those that it gives, and what follows from the data.
+    """Return the options of the job's objective: its own, and those that follow from the data.
 
     Fields that are given in the mixture are in none of the default field groups, which `objective`,
     the one without the data, has.
@@ -116,7 +116,7 @@ def build_network(job: TrainingJob, objective: Objective) -> Pretrained:
 
 
 def _check_no_channels(job: TrainingJob) -> None:
-    """Raise ValueError if the model's options say what follows from the fields."""
+    """Raise ValueError if the model's options set values that follow from the fields."""
     info = model_info(job.model.name)
     own = FAMILIES[info.family].channels if info.family in FAMILIES else ()
     given = [name for name in job.model.config if name in {"in_channels", "out_channels", *own}]

@@ -1,4 +1,4 @@
-"""The options of a job's objective: what they are, and what is wrong with them."""
+"""The options of a job's objective: their values and their problems."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
@@ -16,7 +16,7 @@ CONFIG: KeyPath = ("objective", "config")
 
 
 def given_options(job: TrainingJob) -> dict[str, Any]:
-    """Return the options that a job gives its objective; null stands for the objective's own default."""
+    """Return the options that a job gives its objective; null means the objective's own default."""
     return {name: value for name, value in job.objective.config.items() if value is not None}
 
 
@@ -33,7 +33,7 @@ def option_of(job: TrainingJob, name: str, otherwise: Any = None) -> Any:
 
 
 def option_problems(job: TrainingJob, lines: Mapping[KeyPath, int] | None = None) -> list[Problem]:
-    """Return what is wrong with the names and types of a job's options, and with those that name fields.
+    """Return the problems of names and types of a job's options, and of those that name fields.
 
     An unknown option is answered with the nearest there is. Ranges are the objective's own to check,
     when it is built. Of an unknown objective nothing is said.

@@ -6,7 +6,7 @@ from pelagos.platform.records.runs import RunDirectory
 
 
 def import_plugins_of(run: RunDirectory) -> None:
-    """Import what the job of a run names, if its file is this user's; else require that it is imported.
+    """Import the plugins that a run's job names, if its file is this user's; else require them imported.
 
     Raises:
         PluginError: it cannot be imported; or the file is another user's, and the reader has not said

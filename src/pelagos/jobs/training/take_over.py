@@ -7,7 +7,7 @@ made again:
 1. the other's checkpoint is copied to a place of its own below the run's checkpoints
 2. take-overs.json records that the run continues from there
 3. the changed job becomes the run's; the previous one stays next to it
-4. an event records it: from which run and step, which settings changed from what to what
+4. an event records it: from which run and step, the old and new values of changed settings
 """
 
 import json
@@ -53,7 +53,7 @@ def take_over(
 def make_effective(
     run: RunDirectory, record: dict[str, Any], overrides: Sequence[str] = ()
 ) -> None:
-    """Let the run be what the record of a take-over says; the event comes last."""
+    """Bring the run to the state of a take-over's record; the event comes last."""
     run.replace_job(as_recorded(run, record, overrides))
     if not is_effective(run, record):
         run.append_event(EVENT, **record)
@@ -144,7 +144,7 @@ def _store(run: RunDirectory) -> CheckpointStore:
 
 
 def _tidy(store: CheckpointStore) -> None:
-    """Keep the newest checkpoint of what was given up, and the best."""
+    """Keep the newest and the best checkpoint of the abandoned steps."""
     newest = store.latest_step()
     if newest is None:
         return

@@ -18,7 +18,7 @@ def described_objective(description: Mapping[str, Any]) -> Objective:
     """Return the objective that a training left the description of.
 
     Raises:
-        ValueError: there is none of that name, or its options are not what it takes.
+        ValueError: the name is unknown, or its options do not fit.
     """
     told = description["objective"]
     options = {k: v for k, v in told.items() if k != "name"}
@@ -32,10 +32,10 @@ def described_network(
     """Return the network that a training left the description of, freshly drawn.
 
     Args:
-        weights: what it is to hold; a network of many more parameters is not built to its end.
+        weights: the values it is to hold; a network of many more parameters is not built to its end.
 
     Raises:
-        ValueError: there is no such network, or its options are not what it takes.
+        ValueError: the network is unknown, or its options do not fit.
     """
     objective, model = described_objective(description), description["model"]
     with buildable(f"model {model['name']!r}", weights):

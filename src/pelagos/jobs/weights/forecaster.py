@@ -116,7 +116,7 @@ class Forecaster:
     def predict_on(self, data: EvaluationData) -> Predict:
         """Return `predict_normalized` of a dataset's states, whose absent channels are zero.
 
-        The model sees there what it saw in training, in every step of a rollout.
+        The model sees the same there as in training, in every step of a rollout.
         """
         absent = [name for name, has in zip(self.fields, data.present, strict=True) if not has]
 
@@ -184,7 +184,7 @@ class Forecaster:
 
     @property
     def _channel_axis(self) -> int:
-        """Of what goes in: one frame `[batch, channel, …]`, or several, `[batch, frame, channel, …]`."""
+        """Input axes: one frame `[batch, channel, …]`, or several, `[batch, frame, channel, …]`."""
         return 1 if self.objective.input_frames == 1 else 2
 
     def _fill(self, normalized: Tensor, absent: Collection[str]) -> Tensor:

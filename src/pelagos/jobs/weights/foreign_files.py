@@ -44,14 +44,14 @@ class ForeignWeights:
 
 
 def read_source(source: Path, prefix: str | None, markers: Collection[str]) -> ForeignWeights:
-    """Return what a source holds.
+    """Return the contents of a source.
 
     `markers` are names of parameters by which a network is recognised: the text before one is
     the prefix, unless it is given.
 
     Raises:
         ValueError: there is nothing, nothing known, or nothing that may be read without running
-            its code, each with what to do instead.
+            its code, each with the alternative.
     """
     if not source.exists():
         raise ValueError(f"{source} does not exist")

@@ -90,7 +90,7 @@ def _family(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _foreign_options(found: ForeignWeights) -> Mapping[str, Any]:
-    """Return the options of others' weights; what has a configuration of ours says its own."""
+    """Return the options of others' weights; a configuration of ours gives its own."""
     family = _family(found.tensors)
     return {} if family is None or found.config is not None else FAMILIES[family].foreign_options
 

@@ -33,10 +33,10 @@ from pelagos.platform.storage_choice import options_for
 
 @dataclass(frozen=True)
 class Source:
-    """Weights under the network's own names, and what is known of where they come from.
+    """Weights under the network's own names, and their known origin.
 
     `model` is the network's name in the registry and `options` its configuration except channels.
-    `description` is what a Pelagos training left (fields,
+    `description` is the one that a Pelagos training left (fields,
     normalisation, datasets), None for foreign weights.
     """
 
@@ -65,7 +65,7 @@ def open_source(
     storage: StorageConfig,
     tracking_uri: str,
 ) -> Source:
-    """Return the weights that a job starts from; `model` is what it says they are of.
+    """Return the weights that a job starts from; `model` is the network it names.
 
     Raises:
         ValueError: both or neither of `run` and `uri`, nothing there, no weights in it, or a file
@@ -162,7 +162,7 @@ def _from_registry(uri: str, tracking_uri: str) -> Source:
 def _downloaded(
     uri: str, prefix: str | None, model: ModelConfig, options: dict[str, Any]
 ) -> Source:
-    """Return what lies at a remote uri: all objects below it, or the one of that name."""
+    """Return the objects at a remote uri: all objects below it, or the one of that name."""
     store = RemoteStore(uri, options)
     keys = [key for key in store.sizes() if key]
     root, name = _parent(uri)
@@ -180,7 +180,7 @@ def _downloaded(
 def _from_files(
     path: Path, uri: str, prefix: str | None = None, model: ModelConfig | None = None
 ) -> Source:
-    """Return what a model directory or a file of weights holds."""
+    """Return the contents of a model directory or a file of weights."""
     if (path / DESCRIPTION_FILE).is_file():
         description = read_trained_description(path / DESCRIPTION_FILE)
         lineage = {"uri": uri} | {k: description[k] for k in ("weights",) if k in description}

@@ -1,4 +1,4 @@
-"""The kinds of jobs: of each, one record of what submitting and running it takes.
+"""The kinds of jobs: of each, one record of how to submit and run it.
 
 A kind is a schema in `platform/config/`, its row in `platform/config/kinds.py`, a class here, and its
 row below.

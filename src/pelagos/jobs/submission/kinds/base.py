@@ -74,7 +74,7 @@ class JobKind(Generic[AnyJob]):
         return {}
 
     def check(self, job: AnyJob, made: Collection[str], earlier: Collection[str]) -> list[str]:
-        """Check what can be checked before the job is sent; return notes on what could not be.
+        """Make the checks that are possible before the job is sent; return notes on the others.
 
         Args:
             made: addresses of datasets that earlier runs of the submission make.

@@ -111,7 +111,7 @@ class Queue:
         """Return the event that submits a run, if somebody who holds the cluster's token wrote it.
 
         Raises:
-            RecordError: another did, which is recorded as what the run waits for.
+            RecordError: another did, which is recorded as the cause of the wait.
         """
         event = record.submitting_event(events=record.seen())
         if not self.token or is_signed(self.token, self.store.uri, record.run, event):
@@ -202,7 +202,7 @@ class Queue:
         return total
 
     def _submission(self, record: RunRecord, attempt: int = 1) -> tuple[Submission, RayConfig]:
-        """Return what a run is started with: all of it from one event, as it was last listed."""
+        """Return the inputs of a run's start: all from one event, as it was last listed."""
         event = self._signed_event(record)
         config = recorded_config(event.get("cluster_config", {}))
         if not isinstance(config, RayConfig):

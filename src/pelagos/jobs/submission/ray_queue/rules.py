@@ -1,4 +1,4 @@
-"""Which waiting runs a Ray cluster starts next. Pure: what is known goes in, decisions come out.
+"""Which waiting runs a Ray cluster starts next. Pure: known facts go in, decisions come out.
 
 Rules, in this order:
     dependencies   a run waits for those it comes after; if one did not finish, it is cancelled,
@@ -29,7 +29,7 @@ class NodeResources:
 
 @dataclass(frozen=True)
 class WaitingRun:
-    """A run of the queue: its state and what it needs."""
+    """A run of the queue: its state and its needs."""
 
     state: RunState
     needs: Needs
@@ -57,7 +57,7 @@ def decide(
         waiting: runs not started yet.
         running: runs that the queue has started and that have not ended.
         states: state of every run of the storage, by name, for dependencies.
-        free: what every node has left.
+        free: the free resources of every node.
         quotas: limits per user.
     """
     decisions: list[Decision] = []
@@ -84,7 +84,7 @@ def decide(
 
 
 def place_workers(needs: Needs, free: Sequence[NodeResources]) -> list[NodeResources] | None:
-    """Return what nodes have left once all workers are placed, or None if they do not all fit."""
+    """Return the nodes' free resources once all workers are placed, or None if they do not all fit."""
     left, missing = [], needs.num_workers
     for node in sorted(free, key=lambda n: (-n.gpus, -n.cpus)):
         here = min(missing, max(0, workers_per_node(needs, node.cpus, node.gpus)))

@@ -67,7 +67,7 @@ def decide_retry(
     """Return whether a failed run is started again.
 
     Args:
-        kind: what `classify` said.
+        kind: the result of `classify`.
         restarts: how often it was started again already.
         retries: how often it may be.
         may_shrink: the job allows a smaller micro-batch after running out of memory.

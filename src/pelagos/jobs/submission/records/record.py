@@ -46,7 +46,7 @@ STATE_AFTER = {
 class RecordError(ValueError):
     """A submitted run that does not exist, whose name is taken, or whose record is none.
 
-    Says what to do.
+    Gives the remedy.
     """
 
 
@@ -188,13 +188,13 @@ class RunRecord:
         return True
 
     def note_progress(self, progress: Progress) -> None:
-        """Let lists show how far the run is; what a list lacks is no reason to fail."""
+        """Let lists show how far the run is; a gap in a list is no reason to fail."""
         if progress != self._progress:
             self._progress = progress
             self._summarise(len(self._seen))
 
     def summary(self) -> Summary | None:
-        """Return what a list shows of the run, None where there is nothing of the kind."""
+        """Return the run's entry in a list, None where it has none."""
         try:
             return parse_summary(self.store.read(self._summary_key()))
         except StorageError:
@@ -262,11 +262,11 @@ class RunRecord:
             raise RecordError(str(error)) from error
 
     def state(self) -> RunState:
-        """Return what the events amount to. Raises `RecordError` where there is no such run."""
+        """Return the state after all events. Raises `RecordError` where there is no such run."""
         return replay(self.run, self._require())
 
     def seen_state(self) -> RunState:
-        """Return what the events that were last listed amount to."""
+        """Return the state after the events that were last listed."""
         return replay(self.run, self.seen())
 
     def exists(self) -> bool:
@@ -360,7 +360,7 @@ def replay(run: str, events: list[dict[str, Any]]) -> RunState:
 
 
 def _event(kind: str, details: dict[str, Any]) -> dict[str, Any]:
-    # an error's text may be of any length, and what cannot be read later is of no use
+    # an error's text may be of any length, and an unreadable one is of no use
     short = {k: v[:MOST_TEXT] if isinstance(v, str) else v for k, v in details.items()}
     return {"id": uuid.uuid4().hex, "time": time.time(), "kind": kind, **short}
 

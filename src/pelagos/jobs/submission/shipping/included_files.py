@@ -1,4 +1,4 @@
-"""Which of a user's files `--include` ships: what git would, nothing secret, nothing from elsewhere.
+"""Which of a user's files `--include` ships: as git would, nothing secret, nothing from elsewhere.
 
 Archives lie in a storage that others may read. So a folder means the files in it that git tracks or
 would track (`.gitignore` holds), outside a repository for those whose names are not hidden. A file whose

@@ -24,14 +24,14 @@ Signature = tuple[int, int, int]  # inode, size, time of change
 
 
 class Mirror:
-    """Pushes what changed in a directory to `prefix` in storage; `pull` brings all of it back."""
+    """Pushes the changes of a directory to `prefix` in storage; `pull` brings all of it back."""
 
     def __init__(self, store: ObjectStore, prefix: str, directory: Path) -> None:
         self.store, self.prefix, self.directory = store, prefix, directory
         self._pushed: dict[str, Signature] = {}
 
     def push(self) -> int:
-        """Send what changed since the last push; return the bytes sent. Raises `StorageError`."""
+        """Send the changes since the last push; return the bytes sent. Raises `StorageError`."""
         sent = 0
         for name, path in _files(self.directory):
             with contextlib.suppress(FileNotFoundError):  # replaced meanwhile: next time
@@ -44,7 +44,7 @@ class Mirror:
         return sent
 
     def try_push(self) -> str:
-        """Push, and return what kept it from succeeding, or nothing."""
+        """Push, and return the error that prevented it, or nothing."""
         try:
             self.push()
         except StorageError as error:

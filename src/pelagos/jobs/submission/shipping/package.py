@@ -1,7 +1,7 @@
 """The code that a run is started with: a wheel of this Pelagos and the user's own files, by content.
 
 STORAGE/code/DIGEST/pelagos.whl    importable as it is (a wheel is a zip)
-STORAGE/code/DIGEST/files.zip      what the user added, unpacked into the working directory
+STORAGE/code/DIGEST/files.zip      the user's additions, unpacked into the working directory
 
 Archives are reproducible (sorted names, fixed times), so the same code has the same digest and is
 uploaded once.

@@ -13,7 +13,7 @@ def require_shipped(modules: Sequence[str], shipped: Collection[str]) -> None:
     Modules of installed packages are expected where the job runs.
 
     Raises:
-        ConfigError: names the module and what to include.
+        ConfigError: names the module and the file to include.
     """
     here = Path.cwd()
     problems = []

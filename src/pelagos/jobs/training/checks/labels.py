@@ -9,7 +9,7 @@ from pelagos.models.objectives import Classification, Objective, Segmentation
 
 
 def label_problems(objective: Objective, mixture: Mixture) -> Iterator[str]:
-    """Yield what is wrong with the classes of a mixture's datasets; nothing for other objectives.
+    """Yield the problems of the classes of a mixture's datasets; nothing for other objectives.
 
     Of segmentations the extremes in a dataset's statistics are checked, which are the training
     split's; `drawn_label_problems` looks at others.
@@ -72,7 +72,7 @@ def _class(classes: list[str], number: int) -> str:
 def drawn_label_problems(
     objective: Objective, mixture: Mixture, samples: Iterable[SampleIndex], split: str
 ) -> Iterator[str]:
-    """Yield what is wrong with the maps of classes that some samples hold, which are read for it.
+    """Yield the problems of the maps of classes in some samples, which are read for it.
 
     Nothing for objectives without such maps. The mixture must leave the label field unscaled.
     """
