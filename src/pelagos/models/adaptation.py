@@ -57,7 +57,7 @@ def adapt(
     source: str,
     reinitialize: Sequence[str] = (),
 ) -> Adaptation:
-    """Decide for each parameter of `model` (which may be on the meta device) what becomes of it.
+    """Decide the treatment of each parameter of `model` (which may be on the meta device).
 
     `reinitialize`: regular expressions of parameters that start afresh although they fit.
     Raises ValueError for a pattern that matches nothing, and for weights of which less than a

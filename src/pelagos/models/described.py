@@ -17,7 +17,7 @@ def buildable(what: str, weights: Sized | None = None) -> Iterator[None]:
     """Turn whatever goes wrong in building `what` into a ValueError.
 
     Args:
-        weights: what a network is to hold; one with many more parameters is not built to its end,
+        weights: those a network is to hold; one with many more parameters is not built to its end,
             which options such as a thousand million blocks would put off for hours.
 
     Raises:

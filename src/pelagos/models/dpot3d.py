@@ -1,7 +1,7 @@
 """DPOT in three space dimensions, whose blocks can start from those of a trained two-dimensional one.
 
 The same network with transforms, patches and positions of three axes. Its blocks extend the
-two-dimensional ones along z: of a field that is constant along z, they make what those make of its
+two-dimensional ones along z: from a field that is constant along z, they make the same as those from its
 slice (`FourierMixer`). Hao et al., "DPOT: Auto-regressive denoising operator transformer for
 large-scale PDE pre-training", ICML 2024, arXiv:2403.03542, whose authors fine-tune the blocks of a
 two-dimensional network on three-dimensional data.
@@ -38,7 +38,7 @@ class DPOT3DConfig(DPOTConfig):
     """Sizes and options of one three-dimensional DPOT; `img_size` is the side of a cube.
 
     `mixer`: how Fourier modes are mixed along z. `lifted` extends the two-dimensional network;
-    `published` computes what the official three-dimensional code does (`FourierMixer`), for
+    `published` computes the same as the official three-dimensional code (`FourierMixer`), for
     weights that were trained with it.
     """
 

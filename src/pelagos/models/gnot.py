@@ -1,6 +1,6 @@
 """GNOT: a transformer from points to points, on any mesh.
 
-Query points gather what input points carry by normalised linear attention, then exchange it among
+Query points gather the values of input points by normalised linear attention, then exchange them among
 themselves; behind each, a few experts, small networks weighted by where the point is: a soft
 decomposition of the domain. Hao et al., "GNOT: A general neural operator transformer for operator
 learning", ICML 2023, arXiv:2302.14376; here with one input function, coordinates also as sines and
@@ -236,7 +236,7 @@ class GNOT(Pretrained):
         every sample needs a valid one of each. Raises ValueError for shapes that do not fit.
         """
         self._check(points, values, queries, time, valid, valid_queries)
-        # what padding holds may be infinite, and 0 times it is not 0
+        # padding may hold infinities, and 0 times those is not 0
         points, values = _zero_padding(points, valid), _zero_padding(values, valid)
         queries = _zero_padding(queries, valid_queries)
         here, there = self._features(points, time), self._features(queries, time)

@@ -14,7 +14,7 @@ leaves it out.
 
 Fields are `[B, C, *grid]`; results `[B, G]`. `valid [B, C, *grid]` marks the points at which a
 field has a value (land in an ocean model has none): sums and means over space take these alone, as
-numpy's do on a masked array, so nothing depends on what the fields hold elsewhere.
+numpy's do on a masked array, so nothing depends on the fields' values elsewhere.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NORM_EPS = 1e-8  # added to the label's norm, as in arXiv:2403.03542's code
 
 
 class Loss(Protocol):
-    """Errors of predictions and what they are relative to.
+    """Errors of predictions and the scales they are relative to.
 
     `needs_whole_grid`: whether it has no meaning where points have no value; `valid` must then be
     None.

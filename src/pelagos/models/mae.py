@@ -231,7 +231,7 @@ class MAE(Pretrained):
         return MaskedOutput(prediction, ~keep, self._local_outputs(image, local, ~keep))
 
     def patchify(self, image: Tensor) -> Tensor:
-        """`[B, C, *grid]` to `[B, N, volume * C]`, what `prediction` is compared with."""
+        """`[B, C, *grid]` to `[B, N, volume * C]`, the target of `prediction`."""
         return patchify(image, self.config.patch_size)
 
     def unpatchify(self, patches: Tensor) -> Tensor:

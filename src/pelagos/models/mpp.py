@@ -186,8 +186,8 @@ class MPP(Pretrained):
     def forward(self, x: Tensor, sample_seed: Tensor | None = None) -> tuple[Tensor]:
         """Predict the frame after `x [B, X, Y, T, C]`, any number of frames of any grid.
 
-        Both sides must be multiples of 16, and one at least 32. What is left out of a sample in
-        training follows from its `sample_seed [B]`, or comes from torch's global generator.
+        Both sides must be multiples of 16, and one at least 32. The parts left out of a sample in
+        training follow from its `sample_seed [B]`, or come from torch's global generator.
         Returns the prediction `[B, X, Y, 1, C]`. Raises ValueError for a shape that does not fit
         the configuration.
         """
@@ -210,7 +210,7 @@ class MPP(Pretrained):
         return (forecast.to(x.dtype),)
 
     def _kept(self, x: Tensor, seeds: Tensor | None) -> Sequence[Tensor | None]:
-        """Each block's `kept`: 0 for a branch and frame left out, else what makes up for those."""
+        """Each block's `kept`: 0 for a branch and frame left out, else the factor that compensates."""
         depth = len(self.blocks)
         if not (self.training and self.draws_per_sample):
             return [None] * depth

@@ -27,7 +27,7 @@ __all__ = ["FAMILY", "NnUNet", "NnUNetConfig"]
 class NnUNetConfig(UNetConfig):
     """Sizes of one nnU-Net.
 
-    `encoder_blocks` and `decoder_blocks` count what each level is made of (one fewer in the
+    `encoder_blocks` and `decoder_blocks` count the units of each level (one fewer in the
     decoder than levels): convolutions, in the encoder residual blocks if `encoder` says so.
     """
 

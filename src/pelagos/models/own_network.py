@@ -4,7 +4,7 @@ The class takes its options as keywords, and `in_channels` and `out_channels` (n
 where its signature has them. It is called as the objective calls (`pelagos.models.family.Call`); its
 attribute `call` says how, `"frame"` where it has none, and its answer may be the tensor alone.
 
-`OwnNetwork` holds it as `network` and has what the registry's networks have. Its initial weights are
+`OwnNetwork` holds it as `network` and offers the registry's interface. Its initial weights are
 those that the class's constructor draws, on the CPU, whole.
 
 Only modules that are already imported are looked at: a name in a file of others imports nothing.
@@ -105,7 +105,7 @@ def load(config: Mapping[str, Any], directory: str | Path) -> OwnNetwork:
 
 
 class OwnNetwork(Pretrained):
-    """A user's network with what the registry's networks have."""
+    """A user's network with the interface of the registry's networks."""
 
     model_types = (MODEL_TYPE,)
     config_class = OwnOptions
@@ -146,7 +146,7 @@ class OwnNetwork(Pretrained):
         return list(max(lists, key=len, default=[]))
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay: what the class says, or vectors and all of norms."""
+        """Parameters without weight decay: the class's own answer, or vectors and all of norms."""
         says = getattr(self.network, "no_weight_decay", None)
         return (
             {f"network.{name}" for name in says()} if callable(says) else super().no_weight_decay()

@@ -142,7 +142,7 @@ class Pretrained(nn.Module):
 
 
 def with_earlier_defaults(kind: type[Pretrained], config: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration, with what options meant that it was too early to have."""
+    """A stored configuration, completed with the meaning of options that did not exist yet."""
     return {**getattr(kind.config_class, "earlier_defaults", {}), **config}
 
 
@@ -192,7 +192,7 @@ def _short_text(path: Path) -> str:
 def read_weights(directory: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a model directory, of one file or of all its shards.
 
-    Raises ValueError for missing or damaged files, and for shards without what the index lists.
+    Raises ValueError for missing or damaged files, and for shards that lack tensors of the index.
     """
     folder = Path(directory)
     if not (folder / INDEX_FILE).is_file():
@@ -242,7 +242,7 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) 
 
 
 def mismatches(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
-    """Return what keeps weights from loading strictly, one line per name."""
+    """Return the obstacles to loading weights strictly, one line per name."""
     own = model.state_dict()
     return [
         *(f"{name} is missing" for name in own if name not in weights),

@@ -1,4 +1,4 @@
-"""Every model by name: how to build it, where it comes from, what it takes in."""
+"""Every model by name: how to build it, its origin, its inputs."""
 
 from __future__ import annotations
 
@@ -170,14 +170,14 @@ def create_model(
 
 
 def _is_of_type(value: object, annotation: str) -> bool:
-    """Whether an option's value is what its annotation says; text such as `no` is no truth value."""
+    """Whether an option's value matches its annotation; text such as `no` is no truth value."""
     return isinstance(value, _TYPES[annotation][1]) and (
         annotation == "bool" or not isinstance(value, bool)
     )
 
 
 def stored_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored model's options, with what those meant that it was too early to have."""
+    """A stored model's options, completed with the meaning of options that did not exist yet."""
     if own.names_class(name):
         return dict(config)
     return with_earlier_defaults(FAMILIES[model_info(name).family].model, config)
@@ -196,7 +196,7 @@ def load_pretrained(directory: str | Path) -> Pretrained:
     """Return the network of a model directory, of whichever family its `config.json` names.
 
     Raises ValueError as `ScOT.from_pretrained` does, and for a class of a user's own whose module
-    was not imported: a file does not say what is run.
+    was not imported: a file does not decide which code runs.
     """
     config = read_config(directory)
     if config.get("model_type") == own.MODEL_TYPE:

@@ -27,7 +27,7 @@ class ScOTConfig:
     `channel_slice_list_normalized_loss` holds the boundaries of the field groups of the built-in
     loss: `(0, 1, 3, 4)` is density | velocity | pressure; None is a plain Lp mean.
 
-    `resize`: what becomes of a grid that is not `image_size` square. `"fourier"`, the official
+    `resize`: the treatment of a grid that is not `image_size` square. `"fourier"`, the official
     way, resamples square ones to it and the forecast back; `"none"` runs on the grid as it is,
     square or not, if `takes_side` holds for both sides.
 

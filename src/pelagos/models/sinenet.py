@@ -49,7 +49,7 @@ class SineNetConfig(Options):
 
     `width`: channels at full resolution; `multiplier`: each resolution's channels over those
     of the next finer one, rounded down; `num_waves` U-Nets in a row, each going down
-    `num_levels` times; `boundary`: what lies beyond the edges of the grid.
+    `num_levels` times; `boundary`: the field beyond the edges of the grid.
     `lead_time`: whether blocks are scaled and shifted by the lead time; the published network,
     which makes steps of one length, has nothing of the kind and takes no notice of the time.
 
@@ -89,7 +89,7 @@ class SineNetConfig(Options):
 class WaveBlock(nn.Module):
     """Two convolutions, each with norm and GELU, added to a projection of part of the input.
 
-    The block sees `inputs + beside` channels, and adds to what it makes of them a 1×1 convolution
+    The block sees `inputs + beside` channels, and adds to its result a 1×1 convolution
     of `inputs` alone (block residual).
     """
 

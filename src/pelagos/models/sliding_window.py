@@ -2,7 +2,7 @@
 
 Overlapping patches are predicted one by one and averaged with weights that fall off from their
 centres like a Gaussian, as in nnU-Net (Isensee et al., arXiv:1809.10486): a convolution knows least
-at the edge of what it sees. Layout: `[B, C, *grid]`, two or three axes.
+at the edge of its view. Layout: `[B, C, *grid]`, two or three axes.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class UNetConfig(Options):
 
     `width`: channels at full resolution; `multipliers`: each resolution's channels over those
     of the one before it, from the full one (1, 2, 2, 4: 64, 128, 256, 1024); `num_blocks` for
-    each resolution on the way down, one more on the way up; `boundary`: what lies beyond the
+    each resolution on the way down, one more on the way up; `boundary`: the field beyond the
     edges of the grid.
 
     Raises ValueError listing every option that does not fit.

@@ -75,7 +75,7 @@ class UNetConfig(Options):
 class UNet(Pretrained):
     """Skeleton of a segmentation U-net: image `[B, C, *grid]` to logits `[B, K, *grid]`.
 
-    A family says what its stem, its levels and its changes of level are made of, and how a skip
+    A family defines its stem, its levels and its changes of level, and how a skip
     connection joins the decoder.
     """
 
@@ -175,7 +175,7 @@ class UNet(Pretrained):
 
 
 class UNetBlock(nn.Module):
-    """Base of what levels are made of: the units that `UNet.blocks` lists."""
+    """Base of the units of levels: the ones that `UNet.blocks` lists."""
 
 
 class ConvolutionBlock(UNetBlock):

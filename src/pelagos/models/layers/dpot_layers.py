@@ -51,8 +51,8 @@ class FourierMixer(nn.Module):
     Channels are split into heads. GELU acts on real and imaginary parts separately. Weights are
     real tensors `[2 (real, imaginary), head, in, out]`. Everything is computed in fp32.
 
-    In three dimensions the same weights extend the mixer along z: of a field that is constant
-    there, they make what the two-dimensional mixer makes of its slice. Three things see to that.
+    In three dimensions the same weights extend the mixer along z: for a field that is constant
+    there, they give the two-dimensional mixer's result for its slice. Three things ensure that.
     Modes are scaled by 1/√n along x and y, as in the published networks, but are means along z, so
     that those with wave number 0 along z are the slice's. Only these get the biases, lest the
     others, zero in such a field, start to wave. And the half of the modes that a real field's other
@@ -208,7 +208,7 @@ class TimeAggregator(nn.Module):
     def forward(self, narrow_BTN: Tensor, position_D: Tensor, widening: nn.Module) -> Tensor:
         """Narrow tokens `[B, T, N, *grid]` to `[B, D, *grid]`.
 
-        Tokens are what `widening` makes of narrow ones, plus `position [1, D, *grid]`; they are
+        Tokens are narrow ones widened by `widening`, plus `position [1, D, *grid]`; they are
         never made. Widening and aggregation are both linear, and their product, from N channels
         at once, takes a tenth of the work; positions are the same in every frame, so that they
         need the sum of the frames' matrices only.

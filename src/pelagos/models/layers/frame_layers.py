@@ -39,7 +39,7 @@ _HIGHEST_FREQUENCY = 100.0  # radians over the longest lead time: resolves a hun
 
 
 def pad_edges(field_BCHW: Tensor, width: int, edges: Edges) -> Tensor:
-    """`[B, C, H + 2 width, W + 2 width]`: the field and what lies beyond its edges.
+    """`[B, C, H + 2 width, W + 2 width]`: the field and the values beyond its edges.
 
     Made of copies alone: unlike `F.pad`'s reflection, its gradient on a GPU is the same every
     time.

@@ -169,9 +169,9 @@ def resized_positions(source: Tensor, target: Tensor, positions: Positions) -> T
 
 
 class PositionTable(nn.Module):
-    """Base of what adds positions to tokens: `position`, learned or a fixed table.
+    """Base of modules that add positions to tokens: `position`, learned or a fixed table.
 
-    The fixed one is in state dicts too, under the same name: what was trained with either loads
+    The fixed one is in state dicts too, under the same name: weights trained with either load
     into a network with the other.
     """
 

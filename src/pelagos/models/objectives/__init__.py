@@ -1,4 +1,4 @@
-"""Training objectives: which frames a sample needs, and what a prediction's error is."""
+"""Training objectives: the frames of a sample, and the error of a prediction."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ OBJECTIVES: Registry[type[Any]] = Registry(
 def options_of(name: str) -> dict[str, Field[Any]]:
     """The options that a job may give the named objective.
 
-    The fields of its dataclass, but for the model's `fields` and what follows from the data.
+    The fields of its dataclass, except the model's `fields` and those that follow from the data.
 
     Raises ValueError for an unknown name (with the closest).
     """

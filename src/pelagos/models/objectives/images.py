@@ -144,7 +144,7 @@ class Masked(_SingleFrame):
         return tuple(self.patch_size)
 
     def _valid_patches(self, image: Tensor) -> Tensor | None:
-        """`[B, N, volume * C]` bool: what is predicted; None where that is everything."""
+        """`[B, N, volume * C]` bool: the predicted values; None where all are."""
         valid = self.field_masks.valid(image)
         if valid is None:
             return None
