@@ -30,7 +30,7 @@ def window_scores(
 
 
 def _median(scores: npt.NDArray[np.float64]) -> float:
-    """Return the median over trajectories of `[trajectory, step, group]`, without what is NaN."""
+    """Return the median over trajectories of `[trajectory, step, group]`, without NaN."""
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a trajectory in which nothing varies
         means = np.nanmean(scores, axis=(1, 2))

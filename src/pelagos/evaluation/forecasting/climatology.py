@@ -50,7 +50,7 @@ def climatology(data: EvaluationData, trajectories: Sequence[int]) -> Tensor:
         counts += is_seen
     if len(chosen) < 2:
         return flat.expand_as(total).float()
-    often = counts > 1  # elsewhere it is not known what is chance
+    often = counts > 1  # elsewhere the share of chance is unknown
     mean = (total / counts.clamp_min(1)).where(often, 0.0)
     variance = squares / counts.clamp_min(1) - mean.square()
     chance = _over_space(variance / (counts - 1).clamp_min(1), often)

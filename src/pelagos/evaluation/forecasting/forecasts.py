@@ -281,7 +281,7 @@ def _forecasts(
 
 
 def _look_at_given(data: EvaluationData, truth: Tensor) -> tuple[GivenField, ...]:
-    """Note what trajectories, normalised `[B, T, C, *grid]`, do with fields that are in no error."""
+    """Note the changes, in trajectories normalised `[B, T, C, *grid]`, of fields in no error."""
     if not data.given:
         return ()
     physical = data.to_physical(truth)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-# As a share of the field's size: what is less than some float32 roundings (6e-8) is no change, and
+# As a share of the field's size: a change of less than some float32 roundings (6e-8) is no change, and
 # statistics, summed in another order, agree with a constant to a little less.
 CHANGE_SHARE = 1e-6
 VALUE_SHARE = 1e-5
@@ -76,7 +76,7 @@ class GivenField:
         )
 
     def and_of(self, other: GivenField) -> GivenField:
-        """Add what was seen of this field in other trajectories."""
+        """Add the findings on this field in other trajectories."""
         return replace(
             self,
             num_changing=self.num_changing + other.num_changing,

@@ -16,7 +16,7 @@ from pelagos.evaluation.measures import image_metrics
 from pelagos.evaluation.measures.image_metrics import FloatArray, IntArray
 
 NUM_EXAMPLES = 6
-# (numbers of images) -> what goes into the network [B, C, *grid], and the truth [B] or [B, *grid]
+# (numbers of images) -> the network's inputs [B, C, *grid], and the truth [B] or [B, *grid]
 Read = Callable[[Sequence[int]], tuple[Tensor, Tensor]]
 Logits = Callable[[Tensor], Tensor]
 
@@ -73,7 +73,7 @@ class ImageEvaluation:
         return rows
 
     def summary(self) -> dict[str, float]:
-        """Return the scores over all classes, and what naming the most frequent one would give."""
+        """Return the scores over all classes, and the score of always naming the most frequent one."""
         values = {
             "accuracy": image_metrics.accuracy(self.counts),
             "majority_accuracy": image_metrics.majority_accuracy(self.counts),
@@ -173,7 +173,7 @@ class ImageMeasurement:
         return -(-len(self.images) // self.batch_size)
 
     def read(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Return what goes into the network, and the truth."""
+        """Return the network's inputs, and the truth."""
         return self.read_images(self._chosen(batch))
 
     @torch.no_grad()

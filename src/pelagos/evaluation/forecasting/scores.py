@@ -66,7 +66,7 @@ class DatasetEvaluation:
     `weights`: the model's own, or `ema` for averaged ones.
     `physics` is None where the data's equation is not known; `physics_note` then says why.
     `windows`: VRMSE over windows of the rollout that were asked for (`window_scores`).
-    `given`: fields that are in no error, and what the evaluated trajectories do with them.
+    `given`: fields that are in no error, and their changes in the evaluated trajectories.
     """
 
     data: EvaluationData
@@ -141,7 +141,7 @@ class DatasetEvaluation:
         return mean_of_known(self.quantile(method, metric, q))
 
     def notes(self) -> list[str]:
-        """Sentences that say what is left out of errors.
+        """Sentences on fields and points left out of errors.
 
         Masked points, truths that vanish, given fields.
         """

@@ -1,7 +1,7 @@
 """Long rollouts: does a model that feeds on its own forecasts stay sane, and for how long?
 
 A rollout may continue beyond the data's end, where no error can be computed. Still measurable are
-whether values are finite, whether the energy stays what the physics keeps it at, and whether the
+whether values are finite, whether the energy stays where the physics keeps it, and whether the
 spectrum keeps its shape (models that are stepped often either smooth it away or fill it with noise).
 """
 
@@ -244,7 +244,7 @@ def _spectra(data: EvaluationData, frame: Tensor) -> tuple[list[Tensor], Tensor]
 
 
 def _energy(spectra: list[Tensor]) -> Tensor:
-    """`[B, group]`: twice the sum over shells, the mean square of what the shells hold."""
+    """`[B, group]`: twice the sum over shells, the mean square of the shells' modes."""
     return torch.stack([2.0 * spectrum.sum(-1) for spectrum in spectra], -1)
 
 

@@ -1,1 +1,1 @@
-"""Errors of forecasts and what follows from them, as functions of arrays."""
+"""Errors of forecasts and quantities derived from them, as functions of arrays."""

@@ -26,7 +26,7 @@ def confusion(predicted: IntArray, truth: IntArray, num_classes: int) -> IntArra
 
 
 def accuracy(counts: IntArray) -> float:
-    """Share of what is on the diagonal of a confusion matrix."""
+    """Share of the diagonal of a confusion matrix."""
     return float(np.trace(counts) / counts.sum())
 
 

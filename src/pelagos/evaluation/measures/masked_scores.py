@@ -59,7 +59,7 @@ def undefined(
 
 
 def _counted(metric: str, valid: Tensor, num_dimensions: int) -> Tensor:
-    """`[..., points]` bool: what a metric takes of the points with values."""
+    """`[..., points]` bool: the points with values that a metric uses."""
     counted = valid.clone()
     if metric.startswith(_OF_WHOLE_GRIDS):
         counted[...] = False

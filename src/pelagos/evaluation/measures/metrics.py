@@ -7,7 +7,7 @@ so a vector field passed as its channels is scored as one, and a scalar field as
 
 An error relative to a truth that vanishes is undefined, neither perfect nor infinite: NaN. A truth
 vanishes where it is zero, and for VRMSE where its standard deviation is below `SMALLEST_LABEL` of
-its own root mean square: float32 rounds at 6e-8, so what varies there is rounding. Bands without a
+its own root mean square: float32 rounds at 6e-8, so variation there is rounding. Bands without a
 single wave number, on small grids, are undefined too. `is_undefined` decides from the truth alone.
 """
 
@@ -86,7 +86,7 @@ def rmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
 def conserved_rmse(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
     """Error of the mean over space, root mean square over channels, `[...]`.
 
-    PDEBench's cRMSE (arXiv:2210.07182, app. B): what a conserved quantity is off by, per point.
+    PDEBench's cRMSE (arXiv:2210.07182, app. B): the error of a conserved quantity, per point.
     """
     difference = (forecast.double() - truth.double()).mean(_field_axes(num_dimensions)[1:])
     return difference.square().mean(-1).sqrt()

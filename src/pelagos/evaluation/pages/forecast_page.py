@@ -138,7 +138,7 @@ class Picture:
 
 
 def page_environment() -> jinja2.Environment:
-    """Return what fills the templates of this package's pages."""
+    """Return the environment that renders this package's pages."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pelagos.evaluation.pages"),
         autoescape=True,
@@ -236,7 +236,7 @@ def _stability_picture(stability: Stability) -> Picture:
 
 
 def _file_names(datasets: Sequence[str]) -> list[str]:
-    """Return what files of each dataset begin with; a number keeps two from being the same."""
+    """Return the prefix of each dataset's files; a number keeps prefixes distinct."""
     plain = [re.sub(r"[^A-Za-z0-9.-]+", "-", dataset).lower()[:80] for dataset in datasets]
     return [f"{name}-{i}" if plain.count(name) > 1 else name for i, name in enumerate(plain, 1)]
 

@@ -156,7 +156,7 @@ def shared_datasets(
     """Return the datasets that at least two runs forecast, by run name.
 
     Raises:
-        ValueError: no two runs share a dataset, or its leads or fields; what each has is listed.
+        ValueError: no two runs share a dataset, or its leads or fields; those of each are listed.
     """
     by_data: dict[str, list[tuple[str, DatasetEvaluation]]] = {}
     for run, of_run in evaluations.items():

@@ -48,7 +48,7 @@ METHOD_TITLES = {
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One trial: what it was, how it ended, what was measured."""
+    """One trial: its settings, how it ended, its measurements."""
 
     name: str
     label: str
@@ -116,7 +116,7 @@ class GainTable:
 
 @dataclass(frozen=True)
 class SweepReport:
-    """A sweep's trials, best first, and what follows from them."""
+    """A sweep's trials, best first, and the conclusions from them."""
 
     name: str
     rows: list[SweepRow]
@@ -217,7 +217,7 @@ class SweepReport:
         return GainTable(method, name, rows, both)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as strict JSON; what is not finite is None."""
+        """Return everything as strict JSON; values that are not finite become None."""
         plain: dict[str, Any] = _strict(
             {
                 "name": self.name,
