@@ -1,4 +1,4 @@
-"""`pelagos doctor`: what this machine has, what is missing, and what to do about it."""
+"""`pelagos doctor`: the parts that this machine has, the missing ones, and the remedies."""
 
 import contextlib
 import importlib
@@ -19,7 +19,7 @@ MINIMUM_FREE_BYTES = 2 * 10**9
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: fine or not, what was seen, and the remedy."""
+    """One finding: fine or not, the observation, and the remedy."""
 
     name: str
     ok: bool

@@ -12,7 +12,7 @@ _HALF_OF_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Return what `content` says.
+    """Return the value of `content`.
 
     Raises:
         ValueError: it is no JSON, nested deeper than Python reads (about a thousand levels), or holds
@@ -36,9 +36,9 @@ def _may_have_halves(content: str | bytes) -> bool:
 
 
 def first_problem(error: ValidationError, whole: str) -> str:
-    """Return the first thing that pydantic says, `key: what is wrong`, without the value that was found.
+    """Return pydantic's first error as `key: problem`, without the value that was found.
 
-    `whole` is what the document is called where no key is wrong but all of it.
+    `whole` names the document if the error concerns no key but all of it.
     """
     first = error.errors(include_url=False, include_input=False)[0]
     key = ".".join(map(str, first["loc"])) or whole

@@ -1,16 +1,16 @@
-"""How much memory a file of somebody else may have allocated: what a header claims is a claim."""
+"""How much memory an untrusted file may have allocated: a header's sizes are only claims."""
 
 import os
 from pathlib import Path
 
-# Where the machine does not say what it has.
+# Where the machine does not report its memory.
 ASSUMED_BYTES = 8 * 2**30
-# Of what is free, one array or chunk may take this part.
+# One array or chunk may take this part of the free memory.
 SHARE = 0.5
 
 
 def memory_budget() -> int:
-    """Bytes that one array or chunk may take: PELAGOS_MEMORY_BUDGET, or half of what is free."""
+    """Bytes that one array or chunk may take: PELAGOS_MEMORY_BUDGET, or half of the free memory."""
     given = os.environ.get("PELAGOS_MEMORY_BUDGET", "")
     if given.isdecimal():
         return int(given)

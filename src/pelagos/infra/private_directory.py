@@ -33,7 +33,7 @@ def private_directory(path: Path) -> Path:
 
 
 def temporary_directory(longest: int | None = None) -> Path:
-    """This user's own directory for what need not outlast the machine: `TMPDIR/pelagos-UID`.
+    """This user's own directory for files that need not outlast the machine: `TMPDIR/pelagos-UID`.
 
     Args:
         longest: characters of its path that can be used; else it is where `TMPDIR` usually is.
@@ -56,7 +56,7 @@ def state_directory() -> Path:
 
 
 def cache_directory() -> Path:
-    """This user's own directory for what can be made anew: `PELAGOS_CACHE`, or `~/.cache/pelagos`.
+    """This user's own directory for files that can be made anew: `PELAGOS_CACHE`, or `~/.cache/pelagos`.
 
     Code that is run and logs that are written lie there. Where PELAGOS_CACHE names a directory that
     others can write in, it is a directory of this user's own below that.

@@ -107,7 +107,7 @@ def _for_this_process_alone() -> Iterator[None]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # Ray's switch for clusters of one machine, which macOS and Windows have by default
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
-        # what workers say to each other goes over the same interface
+        # messages between workers go over the same interface
         "GLOO_SOCKET_IFNAME": _loopback_interface(),
     }
     before = {name: os.environ.get(name) for name in environment}

@@ -24,7 +24,7 @@ def spread(
 ) -> Iterator[Report]:
     """Yield the reports of all pieces as they come, in the cluster that this process is joined to.
 
-    Each worker is sent `work` once and keeps it: what that loads is loaded once per worker. A worker
+    Each worker receives `work` once and keeps it: data that it loads is loaded once per worker. A worker
     that the cluster has no room for yet begins when it has; the others go ahead meanwhile.
 
     Args:
@@ -33,7 +33,7 @@ def spread(
             it is decided with the one before.
 
     Raises:
-        Exception: what `work` raised, as itself.
+        Exception: the exception of `work`, unchanged.
     """
     import ray
 

@@ -27,7 +27,7 @@ def digest_of(event: Mapping[str, Any]) -> str:
 
 
 def signed_text(storage: str, run: str, event: Mapping[str, Any]) -> bytes:
-    """Return what is signed: the event, and where it counts, so that a copy elsewhere does not."""
+    """Return the signed bytes: the event and its place, so that a copy elsewhere does not count."""
     told = {key: value for key, value in event.items() if key != SIGNATURE}
     return _canonical({"storage": storage, "run": run, "event": told})
 

@@ -73,7 +73,7 @@ class _CoreLoader(yaml.SafeLoader):
 
 
 class _CoreDumper(yaml.SafeDumper):
-    """Quotes what the core schema would not read back as text."""
+    """Quotes text that the core schema would not read back as text."""
 
 
 def _install_resolvers() -> None:
@@ -111,7 +111,7 @@ def read_utf8(path: str | os.PathLike[str]) -> str:
 
 
 def parse_yaml_text(text: str) -> tuple[Any, dict[KeyPath, int]]:
-    """Return what `text` says, and the line of each key and list entry.
+    """Return the value of `text`, and the line of each key and list entry.
 
     Raises:
         YamlTextError: with every problem found.

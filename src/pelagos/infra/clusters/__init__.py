@@ -30,7 +30,7 @@ def open_cluster(name: str, config: ClusterConfig) -> Cluster:
 
 
 def recorded_config(values: dict[str, Any]) -> ClusterConfig:
-    """Return a cluster's configuration from what a run's record holds of it.
+    """Return a cluster's configuration from its entry in a run's record.
 
     Raises:
         ValueError: it is none.

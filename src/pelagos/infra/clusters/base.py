@@ -15,7 +15,7 @@ BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
 
 
 class ClusterError(ValueError):
-    """A cluster that cannot be reached, refuses, or can never hold the job; says what to do."""
+    """A cluster that cannot be reached, refuses, or can never hold the job; gives the remedy."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Submission:
     event of its record alone."""
 
     def arguments(self) -> list[str]:
-        """Return the arguments of bootstrap.py: where the code is, then what to run."""
+        """Return the arguments of bootstrap.py: the place of the code, then the command."""
         code = self.code
         return [
             *("--wheel", code.wheel_uri, "--wheel-sha256", code.wheel_sha256),
@@ -108,14 +108,14 @@ class Cluster(ABC):
 
     @abstractmethod
     def check(self) -> list[Check]:
-        """Return findings: is it there, may we use it, does it have what the config says."""
+        """Return findings: does it exist, may we use it, does it match the configuration."""
 
     @abstractmethod
     def render(self, submission: Submission) -> dict[str, str]:
-        """Return exactly what `start` would send, as text by name."""
+        """Return exactly the texts that `start` would send, by name."""
 
     def render_array(self, submissions: Sequence[Submission]) -> dict[str, str]:
-        """Return exactly what `start_array` would send, as text by name."""
+        """Return exactly the texts that `start_array` would send, by name."""
         rendered = [(s.run, self.render(s)) for s in submissions]
         return {f"{run}/{name}": text for run, texts in rendered for name, text in texts.items()}
 
@@ -128,10 +128,10 @@ class Cluster(ABC):
 
     @abstractmethod
     def start(self, submission: Submission) -> dict[str, Any]:
-        """Hand the run to the cluster; return what finds it there again (small, JSON)."""
+        """Hand the run to the cluster; return a handle to find it again (small, JSON)."""
 
     def start_array(self, submissions: Sequence[Submission], at_once: int) -> list[dict[str, Any]]:
-        """Hand many like runs over; return what finds each.
+        """Hand many like runs over; return a handle of each.
 
         A back end without arrays starts each by itself, and its own queue says how many run
         `at_once`.
@@ -155,7 +155,7 @@ class Cluster(ABC):
 
     @abstractmethod
     def logs(self, handle: dict[str, Any]) -> str:
-        """Return what the run printed, as far as the cluster still knows it."""
+        """Return the run's output, as far as the cluster still knows it."""
 
     @abstractmethod
     def cancel(self, handle: dict[str, Any]) -> None:
@@ -170,7 +170,7 @@ class Cluster(ABC):
         )
 
     def check_needs(self, needs: Needs) -> None:
-        """Refuse what the cluster can never hold, with the arithmetic. Raises `ClusterError`."""
+        """Reject needs that the cluster can never meet, with the arithmetic. Raises `ClusterError`."""
         node, most = self.config.node, self.config.max_nodes
         if node is None:
             return
@@ -198,7 +198,7 @@ class Cluster(ABC):
         return math.ceil(needs.num_workers / workers_per_node(needs, node.cpus, node.gpus))
 
     def price_per_hour(self, needs: Needs) -> float | None:
-        """Return what the run costs in an hour, or None where clusters.yaml gives no price."""
+        """Return the run's cost per hour, or None where clusters.yaml gives no price."""
         price = self.config.price_per_device_hour
         return None if price is None else price * (needs.gpus or needs.cpus)
 

@@ -1,7 +1,7 @@
 """The first thing that runs on a cluster: fetch the shipped code, check it, and become it.
 
 Needs only Python and fsspec, because Pelagos is not installed yet. Exit status 3: this machine lacks
-what Pelagos needs; the message says what.
+something that Pelagos needs; the message names it.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def read_secrets(path: str | None) -> None:
 
 
 def leave(message: str) -> None:
-    """Say what is wrong and leave."""
+    """Report the problem and exit."""
     sys.stderr.write(f"pelagos: {message}\n")
     sys.exit(EXIT_UNFIT)
 

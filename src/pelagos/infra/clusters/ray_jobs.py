@@ -59,7 +59,7 @@ class RayJobsCluster(Cluster):
         }
 
     def sign(self, text: bytes) -> str:
-        """Sign with the cluster's token: its queue starts only what holders of the token submit."""
+        """Sign with the cluster's token: its queue starts only runs that holders of the token submit."""
         token = self._token()
         return signature_with(token, text) if token else ""
 
@@ -166,7 +166,7 @@ class RayJobsCluster(Cluster):
         return os.environ.get(self.config.token_env, "").strip()
 
     def _is_confidential(self) -> bool:
-        """Whether what is sent stays between this process and the cluster."""
+        """Whether messages stay between this process and the cluster."""
         parts = urlsplit(self.config.address)
         is_here = parts.hostname in ("localhost", "127.0.0.1", "::1")
         return self.config.allow_http or parts.scheme == "https" or is_here
@@ -201,7 +201,7 @@ def run_entrypoint(python: str, submission: Submission) -> str:
 
 
 def runtime_environment(environment: dict[str, str]) -> dict[str, Any]:
-    """Return what Ray ships with a job: bootstrap.py alone, by content, so once for all jobs."""
+    """Return Ray's runtime environment: bootstrap.py alone, by content, so once for all jobs."""
     directory = cache_directory() / "bootstrap"
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / BOOTSTRAP.name
@@ -215,7 +215,7 @@ def runtime_environment(environment: dict[str, str]) -> dict[str, Any]:
 
 
 def scheduler_state(status: str, message: str) -> SchedulerState:
-    """Translate what the Jobs API says."""
+    """Translate a state of the Jobs API."""
     name = status.rpartition(".")[2]
     if name in ENDED:
         return SchedulerState("ended", message or name.lower(), name == "SUCCEEDED")
@@ -257,7 +257,7 @@ def read_private(path: str) -> str:
 
 @contextlib.contextmanager
 def _explained(cluster: RayJobsCluster) -> Iterator[None]:
-    """Turn what the client raises into `ClusterError`s that say what to do."""
+    """Turn the client's exceptions into `ClusterError`s that give the remedy."""
     import requests
 
     address = cluster.config.address
@@ -316,7 +316,7 @@ def _refused(cluster: RayJobsCluster) -> str:
 
 
 def _short_body(answer: Any) -> bytes:
-    """Return what a server answers to a small question. Raises ValueError: it is long, or slow."""
+    """Return a server's answer to a small question. Raises ValueError: it is long, or slow."""
     deadline, body = time.monotonic() + TIMEOUT_SECONDS, b""
     with answer:
         for part in answer.iter_content(LONGEST_ANSWER_BYTES):

@@ -304,7 +304,7 @@ class SlurmCluster(Cluster):
         return name, reason
 
     def _accounted(self, job_id: str) -> tuple[str, str]:
-        """Return the final state of a job: from accounting, or what the controller still knows."""
+        """Return the final state of a job: from accounting, or from the controller's memory."""
         with contextlib.suppress(ClusterError):
             shown = self._run(
                 "sacct",
@@ -324,7 +324,7 @@ class SlurmCluster(Cluster):
         return "", ""
 
     def _run(self, *command: str, stdin: str | None = None) -> str:
-        """Run a Slurm command; return what it printed. Raises `ClusterError` with its own words."""
+        """Run a Slurm command; return its output. Raises `ClusterError` with its own words."""
         try:
             done = subprocess.run(
                 command,
@@ -366,7 +366,7 @@ def _quoted(value: str) -> str:
 
 
 def _arguments(submissions: Sequence[Submission]) -> str:
-    """Return the lines that set what bootstrap.py is given; of an array, by the task's number."""
+    """Return the lines that set the arguments of bootstrap.py; of an array, by the task's number."""
     lines = [f"set -- {shlex.join(submission.arguments())}" for submission in submissions]
     if len(lines) == 1:
         return lines[0]

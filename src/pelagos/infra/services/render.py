@@ -104,7 +104,7 @@ def _mlflow(name: str, config: ClusterConfig) -> dict[str, str]:
 
 
 def _mlflow_arguments(config: ClusterConfig) -> list[str]:
-    """Return what follows `mlflow server`: a login, and the names under which requests come.
+    """Return the arguments of `mlflow server`: a login, and the names under which requests come.
 
     MLflow answers 403 to every other name in the `Host` of a request, against DNS rebinding.
     """

@@ -1,1 +1,1 @@
-"""Files and object stores: reading, writing, and what their failures mean."""
+"""Files and object stores: reading, writing, and the meaning of their failures."""

@@ -65,7 +65,7 @@ def reject_credentials(uri: str, error: type[ValueError] = ValueError) -> str:
 
 
 def without_credentials(uri: str) -> str:
-    """An address for messages, with `…` for what would prove who asks.
+    """An address for messages, with `…` in place of credentials.
 
     >>> without_credentials("https://me:pass@host/path?token=abc&part=1")
     'https://…@host/path?token=…&part=1'

@@ -85,7 +85,7 @@ class DirectoryStore:
         found = {}
         for path in sorted(files_below(self._path(prefix))):
             with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-                status = path.lstat()  # what `read` refuses, such as links, is no object
+                status = path.lstat()  # files that `read` rejects, such as links, are no objects
                 if not path.name.endswith(".tmp") and stat.S_ISREG(status.st_mode):
                     found[str(path.relative_to(self.root))] = status.st_size
         return found

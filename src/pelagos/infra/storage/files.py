@@ -19,7 +19,7 @@ def replace_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write a file whole: under a temporary name, flushed to the disk, then renamed.
 
     Args:
-        mode: who may read and write it, less what the umask takes away.
+        mode: who may read and write it, less the rights that the umask removes.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     temporary.unlink(missing_ok=True)  # of a process of that number that was killed

@@ -1,4 +1,4 @@
-"""How patiently an object store is read, and what reading has cost so far."""
+"""How patiently an object store is read, and the cost of reading so far."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 class StorageError(ValueError):
-    """An object store that cannot be reached or refuses; says which, and what to check."""
+    """An object store that cannot be reached or refuses; names it, and says how to check it."""
 
 
 class StorageMissingError(StorageError):
@@ -93,13 +93,13 @@ class RemoteStore:
         uri: for example `s3://bucket/path/name.zarr`.
         storage_options: passed to the fsspec file system. For S3 the standard environment
             variables count too (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`,
-            `AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, …), and what is given here wins. The key
+            `AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, …), and values given here win. The key
             `pelagos` holds a `ReadPolicy`: time-outs, and which client reads.
         error: raised when the store is out of reach, refuses, or gives less than asked for.
         missing: raised when an object does not exist.
 
     Attributes:
-        counters: what reading has cost so far.
+        counters: the cost of reading so far.
     """
 
     coalesce_gap_bytes = 2**20
@@ -303,7 +303,7 @@ class RemoteStore:
             time.sleep(pause)
 
     def _raise_if_final(self, key: str, error: Exception) -> None:
-        """Raise what trying again cannot help: a missing object, a refusal, a range outside."""
+        """Raise errors that a retry cannot fix: a missing object, a refusal, a range outside."""
         if failures.is_missing(error):
             raise self._missing(f"{self._where(key)} does not exist") from error
         if failures.is_refused(error):

@@ -1,4 +1,4 @@
-"""Kubernetes with the KubeRay operator: the RayJob of a run, and what keeps it apart from others."""
+"""Kubernetes with the KubeRay operator: the RayJob of a run, and its isolation from others."""
 
 from pelagos.infra.clusters.kubernetes.cluster import KubernetesCluster, object_name
 

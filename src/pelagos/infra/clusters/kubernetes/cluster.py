@@ -48,7 +48,7 @@ BOOTSTRAP_PATH = "/pelagos/bootstrap.py"
 # KubeRay and Ray read the entry point with a shell each, and Ray drops quotes in between: no text of a
 # job is in it
 ENTRY_POINT = f"python {BOOTSTRAP_PATH} --arguments /pelagos/arguments.json"
-# what `status.jobDeploymentStatus` of a RayJob says when nothing more will happen
+# final values of a RayJob's `status.jobDeploymentStatus`
 ENDED = ("Complete", "Failed", "ValidationFailed")
 
 
@@ -177,7 +177,7 @@ class KubernetesCluster(Cluster):
         return SchedulerState("running" if job == "RUNNING" else "waiting", detail)
 
     def _object(self, text: str) -> dict[str, Any]:
-        """Return what kubectl printed of an object. Raises `ClusterError` if it is none."""
+        """Return kubectl's output on an object. Raises `ClusterError` if it is none."""
         try:
             found = parse_json(text)
         except ValueError as error:
@@ -213,7 +213,7 @@ class KubernetesCluster(Cluster):
         )
 
     def manifests(self, submission: Submission) -> list[dict[str, Any]]:
-        """Return what is applied: bootstrap.py with its arguments, the NetworkPolicy, the RayJob."""
+        """Return the applied objects: bootstrap.py with its arguments, the NetworkPolicy, the RayJob."""
         name = object_name(submission.run, submission.attempt)
         files = {
             "bootstrap.py": BOOTSTRAP.read_text(),
@@ -366,7 +366,7 @@ class KubernetesCluster(Cluster):
         return self.config.priority_classes[max(allowed)] if allowed else None
 
     def _kubectl(self, *command: str, stdin: str | None = None) -> str:
-        """Run kubectl; return what it printed. Raises `ClusterError` with its own words."""
+        """Run kubectl; return its output. Raises `ClusterError` with its own words."""
         context = [f"--context={self.config.context}"] if self.config.context else []
         try:
             done = subprocess.run(
@@ -374,7 +374,7 @@ class KubernetesCluster(Cluster):
                 input=stdin,
                 capture_output=True,
                 text=True,
-                errors="replace",  # what pods print is any bytes
+                errors="replace",  # pods may print any bytes
                 timeout=2 * TIMEOUT_SECONDS,
             )
         except FileNotFoundError as error:
@@ -390,7 +390,7 @@ class KubernetesCluster(Cluster):
 def object_name(run: str, attempt: int) -> str:
     """Return the Kubernetes name of a run's attempt: lower case, and unlike that of any other run.
 
-    Names of runs may hold what Kubernetes forbids, so where one has to be changed a digest keeps
+    Names of runs may be forbidden in Kubernetes, so where one has to be changed a digest keeps
     two such names apart. KubeRay allows 47 characters.
     """
     plain = re.sub(r"[^a-z0-9-]+", "-", run.lower()).strip("-")

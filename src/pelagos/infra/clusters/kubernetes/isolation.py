@@ -1,4 +1,4 @@
-"""Who may reach the pods of a run on Kubernetes, and what their processes may do."""
+"""Access to the pods of a run on Kubernetes, and the rights of their processes."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def submitter(name: str, config: KubernetesConfig) -> dict[str, Any]:
 
 
 def pod_security(config: KubernetesConfig) -> dict[str, Any]:
-    """Return what every pod's specification begins with."""
+    """Return the start of every pod's specification."""
     account = {"serviceAccountName": config.service_account} if config.service_account else {}
     return {
         **account,
@@ -78,7 +78,7 @@ def labels(name: str) -> dict[str, str]:
 
 
 def _namespace_selector(namespace: str | None) -> dict[str, Any]:
-    """Return what selects a namespace by its name, or every one."""
+    """Return the selector of a namespace by its name, or of every one."""
     return {"matchLabels": {"kubernetes.io/metadata.name": namespace}} if namespace else {}
 
 
