@@ -41,7 +41,7 @@ def parse(
         attributes: as h5py, scipy or zarr give them.
         dtype: of the stored numbers.
         where: file and array, for messages.
-        fills: numbers that the container itself says were never written, by what says so
+        fills: the container's own numbers for unwritten values, by their source
             (`{".zarray's fill_value": -9999}`).
 
     Raises:

@@ -1,7 +1,7 @@
 """Applying an array's conventions to its stored numbers.
 
 Sources: CF conventions 1.11, sections 2.5.1 (missing data), 8.1 (packed data); NetCDF Users' Guide,
-appendix A (attribute conventions: `_Unsigned`, `valid_range` and what its type means).
+appendix A (attribute conventions: `_Unsigned`, `valid_range` and the meaning of its type).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Conventions:
         valid_of: whether these limits are of the `stored` numbers or of the `unpacked` values.
         view: the type that stored whole numbers really have (`_Unsigned`); None: their own.
         units: of the values; None: not said.
-        notes: what was assumed, a sentence each.
+        notes: assumptions, a sentence each.
     """
 
     scale: float = 1.0
@@ -185,7 +185,7 @@ def require_present(
     Args:
         where: file and array, for the message.
         absolute: turns an index into `decoded.values` into one of the whole array.
-        advice: what to do.
+        advice: the remedy.
     """
     if decoded.missing is None:
         return

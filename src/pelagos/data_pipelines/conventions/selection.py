@@ -35,7 +35,7 @@ def box_of(selection: Any, shape: Sequence[int]) -> Box:
 
 
 def absolute_index(selection: Any, box: Box) -> Callable[[Sequence[int]], Sequence[int]]:
-    """A function that turns an index into what was read into one of the whole array."""
+    """A function that turns an index of the selection into one of the whole array."""
     parts = selection if isinstance(selection, tuple) else (selection,)
 
     def absolute(index: Sequence[int]) -> list[int]:

@@ -72,7 +72,7 @@ class TimeAxis:
 
     @property
     def cadence(self) -> str:
-        """The distance of frames with everything that says what it means, for messages.
+        """The distance of frames with its unit and reference, for messages.
 
         `6 hour (calendar noleap, since 2000-01-01)`.
         """

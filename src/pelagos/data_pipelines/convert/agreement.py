@@ -42,7 +42,7 @@ class Agreement:
     def require(
         self, what: str, place: str, value: Any, tolerance: float = RELATIVE_TOLERANCE
     ) -> None:
-        """Add what a place says: a text, a number, an array, or tuples and dicts of these.
+        """Add the statement of a place: a text, a number, an array, or tuples and dicts of these.
 
         Args:
             what: the thing's name, as in `the time between frames`.
@@ -125,7 +125,7 @@ def common_length(
 
     Args:
         lengths: places and how many frames each has.
-        num_frames: what `--num-frames` says.
+        num_frames: the value of `--num-frames`.
 
     Raises:
         SourceError: they differ, and `num_frames` is not given or more than the shortest.
@@ -188,7 +188,7 @@ COORDINATES = ("x", "y", "z", "lat", "lon", "latitude", "longitude", "level")
 def require_equal_descriptions(
     agreement: Agreement, file: str, opened: Any, keys: list[str]
 ) -> None:
-    """Compare what HDF5 files without a scheme of their own may say.
+    """Compare the properties that HDF5 files without a scheme of their own may state.
 
     Coordinates at the root and units of the arrays `keys`; other numbers among the attributes
     become a note if they differ.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from pelagos.data_pipelines.convert.source import SourceError
 
-# Errors for people, of our own; of the system, which say what it was; and missing packages.
+# Our own errors for people; the system's, which name the cause; and missing packages.
 _SAID = (ValueError, OSError, ImportError)
 
 

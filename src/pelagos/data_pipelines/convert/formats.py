@@ -38,8 +38,8 @@ class Format:
     """A file format that `pelagos convert` reads.
 
     Args:
-        description: what it is, for a list.
-        source: what SRC is, for a list.
+        description: a short one, for a list.
+        source: the meaning of SRC, for a list.
         matches: whether a source looks like it.
         read: a source's description.
     """
@@ -156,7 +156,7 @@ def child(group: Any, key: str, expected: str) -> Any:
     """A member of an HDF5 group.
 
     Raises:
-        SourceError: it is absent; lists what exists.
+        SourceError: it is absent; lists the existing ones.
         DamagedFileError: the HDF5 library would hang or crash in it.
     """
     require_beside(group, key)

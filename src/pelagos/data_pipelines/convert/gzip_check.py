@@ -19,7 +19,7 @@ def require_intact_gzip(file: str, most_bytes: int) -> None:
     """Unpack a gzip file once in each process, in pieces, and compare its checksum and length.
 
     Args:
-        most_bytes: what it may hold, as a header inside it says.
+        most_bytes: the most it may hold, by a header inside it.
 
     Raises:
         SourceError: they differ, or the file is cut short, or holds more.

@@ -38,7 +38,7 @@ _FIELDS = {"L": ("intensity",), "RGB": ("red", "green", "blue"), RAW: ("intensit
 
 @dataclass
 class _Walk:
-    """Pictures below folders, with what was left out on the way."""
+    """Pictures below folders, with the entries left out on the way."""
 
     others: list[Path] = field(default_factory=list)
     loops: list[Path] = field(default_factory=list)

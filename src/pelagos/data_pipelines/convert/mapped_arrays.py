@@ -40,11 +40,11 @@ def source_of(
 
     Args:
         label: names the mapping in messages.
-        notes: what was decided already.
-        check: looks at what the files hold, and raises.
+        notes: earlier decisions.
+        check: examines the files' contents, and raises.
 
     Raises:
-        SourceError: files are not what it says, or do not fit together.
+        SourceError: files differ from the mapping, or do not fit together.
     """
     notes = list(notes)
     files, units = _files(path, mapping, notes)

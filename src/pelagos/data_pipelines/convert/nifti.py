@@ -203,7 +203,7 @@ def _names(numbers: list[int | None], num_channels: int) -> list[str]:
 
 
 def _agreement(cases: list[_Case]) -> list[str]:
-    """Notes on what may differ between volumes and does.
+    """Notes on permitted differences between volumes.
 
     Raises:
         SourceError: the volumes of a case lie apart, or something differs of which a dataset has

@@ -49,7 +49,7 @@ class _Header:
 def mapped_npy(file: str | Path) -> npt.NDArray[Any]:
     """The array of an .npy, mapped.
 
-    `numpy.load` allocates as many bytes as such a file says that its header has: up to four gigabytes.
+    `numpy.load` allocates as many bytes as the file claims for its header: up to four gigabytes.
 
     Raises:
         SourceError: it holds objects, or is of a version that is not read.

@@ -1,4 +1,4 @@
-"""OME-Zarr images (NGFF 0.4 and 0.5): one, or a folder of them.
+"""OME-Zarr images (NGFF 0.4 and 0.5): one, or a folder of images.
 
 Facts of the format: https://ngff.openmicroscopy.org. `multiscales` is in the group's attributes
 (0.4, Zarr v2) or under its attribute `ome` (0.5, Zarr v3) and lists `axes` and, per level of the
@@ -6,7 +6,7 @@ pyramid, a `path` and its `coordinateTransformations`. Channel names are those o
 given; label images under `labels` become one field each.
 
 Writers may leave out a chunk that holds the fill value alone. A chunk that was lost looks the same,
-so what is left out is counted, and refused unless the options allow it.
+so absent chunks are counted, and rejected unless the options allow them.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class ConvertOptions:
         format: a name of the registry; None: recognised from the source.
         name: the dataset's name; None: the source's.
         problem: poseidon: which published problem (`CE-RP`), where file names do not say it.
-        mapping: arrays: the YAML file that says what the arrays are.
+        mapping: arrays: the YAML file that describes the arrays.
         labels: nifti: the folder of label volumes, where it is not next to the images.
         size: images: stored pixels per side, resized to it; None: as they are, all of one size.
         level: ome-zarr: which level of the pyramid; 0 is the full resolution.
@@ -34,9 +34,9 @@ class ConvertOptions:
             format's. Not for sources that come in splits.
         max_trajectories: convert this many, taken from the beginning of every split in proportion.
         swap_axes: exchange x and y of a two-dimensional source.
-        missing: what becomes of missing values: `reject`, `fill` or `mask`; None: what the mapping
+        missing: the treatment of missing values: `reject`, `fill` or `mask`; None: as the mapping
             says, or else an error.
-        fill_value: what takes their place; None: the field's mean.
+        fill_value: the number in their place; None: the field's mean.
         dtype, compression, trajectories_per_shard: as in `DatasetSpec`.
     """
 

@@ -145,7 +145,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
 
 
 def _agreement(files: list[str], looks: list[_Look], num_frames: int) -> tuple[str, ...]:
-    """Notes on what may differ between files and does.
+    """Notes on permitted differences between files.
 
     Raises:
         SourceError: something differs of which a dataset has one.

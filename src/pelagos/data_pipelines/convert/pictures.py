@@ -1,4 +1,4 @@
-"""One picture file: what its head says, and its values.
+"""One picture file: its header and its values.
 
 Values stay as they are in the file: 0 to 255 of 8 bits, 0 to 65535 of 16, and whatever floats or
 32-bit integers say. A picture is turned as its EXIF orientation says. Pillow converts to grey or RGB
@@ -28,7 +28,7 @@ _EXIF_ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)  # orientations that exchange width and height
 _PHONE_JPEG = "MPO"  # a JPEG of a phone, behind which other pictures of the same scene may follow
 _GREY = ("1", "L", "LA", "La")
-_PLAIN = ("1", "L", "RGB")  # what is stored without a word
+_PLAIN = ("1", "L", "RGB")  # stored without a remark
 _DEPTHS = {"I;16": "16 bits", "I": "32-bit integers", "F": "floats"}
 # Several channels of 16 bits, of which Pillow keeps the upper 8.
 _DEEP_COLOUR = re.compile(r"(RGB|RGBA|RGBX|RGBa|LA|CMYK)(?:[XA]*);16[LBN]?")
@@ -42,7 +42,7 @@ class PictureHead:
         mode: how it is stored: `L`, `RGB`, or `raw` of more than 8 bits.
         depth: of a value, for people.
         size: pixels `(y, x)`, once it is turned.
-        remark: what happens to it beyond reading its values; empty if nothing does.
+        remark: any processing beyond reading its values; empty if none.
     """
 
     mode: str

@@ -98,7 +98,7 @@ class _StrictZarr:
         found = node[key] if key else node
         require_current(self.node, [key], self.file)
         if getattr(found, "dtype", None) is None or found.dtype.kind not in "fiub":
-            return cast(Sliceable, found)  # rejected by what it holds
+            return cast(Sliceable, found)  # rejected by its contents
         numbers = ZarrNumbers(found, f"{self.file}: {key}" if key else self.file)
         folder = key.rpartition("/")[0]
         beside = [f"{folder}/{name}" if folder else name for name in dimension_names(found) or ()]
@@ -260,7 +260,7 @@ def whole_array(array: StoredArray) -> npt.NDArray[Any]:
 
 
 def parameter_of(array: StoredArray, name: str, notes: list[str]) -> npt.NDArray[np.float64]:
-    """The numbers of a parameter, one per trajectory; adds a note on what is rounded.
+    """The numbers of a parameter, one per trajectory; adds a note on roundings.
 
     Raises:
         SourceError: it cannot be read, a number is absent or not finite, or a class is rounded.
@@ -292,7 +292,7 @@ def positions_of(array: StoredArray) -> npt.NDArray[Any]:
 
 
 def close_files() -> None:
-    """Close what this thread keeps open."""
+    """Close the files that this thread keeps open."""
     kept = getattr(_open_files, "kept", {})
     while kept:
         kept.popitem()[1].close()

@@ -67,7 +67,7 @@ FORMATS: Registry[Format] = Registry(
 
 
 def open_source(path: str, options: ConvertOptions) -> Source:
-    """Look at a source: what it holds and where, without reading its data.
+    """Look at a source: its contents and their places, without reading its data.
 
     Raises:
         SourceError: nothing is there, its format is unknown or not the one given, or it
@@ -121,7 +121,7 @@ def open_source(path: str, options: ConvertOptions) -> Source:
 
 @contextlib.contextmanager
 def _said_of_stores(path: str) -> Iterator[None]:
-    """Raise SourceError for what the client of an object store raises: no credentials, no such host."""
+    """Raise SourceError for errors of an object store's client: no credentials, no such host."""
     try:
         yield
     except (ValueError, OSError, ImportError):

@@ -21,7 +21,7 @@ class Rounding:
         field: its name in the dataset.
         address: file and key of the array.
         value: the number in the source.
-        stored: what it becomes.
+        stored: the number it becomes.
         dtype: the dataset's type.
     """
 

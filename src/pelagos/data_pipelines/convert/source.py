@@ -20,7 +20,7 @@ from pelagos.data_pipelines.store.splits import canonical_splits, default_splits
 
 
 class SourceError(ValueError):
-    """A source is not what its format says, or cannot be read.
+    """A source breaks its format, or cannot be read.
 
     Names file, key and what was expected.
     """
@@ -125,10 +125,10 @@ class Source:
     rest is as in `DatasetSpec`; `grid_shape` and `domain_extent` are `(z, y, x)`.
 
     Args:
-        notes: what a person should know of what was decided, one sentence each.
+        notes: decisions that a person should know, one sentence each.
         details: for the dataset's `generator` attribute (JSON).
-        missing: what becomes of missing values: `reject` is an error; see `missing.settled`.
-        fill_value: what takes their place; None: the field's mean.
+        missing: the treatment of missing values: `reject` is an error; see `missing.settled`.
+        fill_value: the number in their place; None: the field's mean.
         settlement: the decision, once the source was read for it.
         masks: as in `DatasetSpec`.
     """
@@ -244,7 +244,7 @@ class Source:
 
 
 def finished(source: Source, options: ConvertOptions) -> Source:
-    """A format's source with what the options ask for of every format.
+    """A format's source after the options that apply to every format.
 
     Raises:
         SourceError: the options do not fit the source.
@@ -260,7 +260,7 @@ def finished(source: Source, options: ConvertOptions) -> Source:
                 f"per trajectory"
             )
         changes["num_frames"] = options.num_frames
-    if options.swap_axes:  # first: what follows cuts the parts that it turns
+    if options.swap_axes:  # first: the next steps cut the parts that it turns
         source = dataclasses.replace(source, **_swapped(source))
     changes["splits"] = _limited(_divided(source, options), options.max_trajectories)
     return dataclasses.replace(source, **changes)

@@ -1,4 +1,4 @@
-"""An open file of arrays, whatever its format: what every reader of files offers."""
+"""An open file of arrays of any format: the interface of every reader of files."""
 
 from __future__ import annotations
 

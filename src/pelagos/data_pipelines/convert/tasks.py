@@ -102,7 +102,7 @@ def compare_shard(
 
     Numbers at random places and the statistics of every field are held against a second reading of
     the source that shares nothing with the conversion (`verification`). Then every bit is compared
-    with what the conversion reads, cast to the stored type as it was for writing.
+    with the conversion's input, cast to the stored type as it was for writing.
 
     Raises:
         SourceError: the source cannot be read.

@@ -26,7 +26,7 @@ _LEAST_AXES = 3  # trajectory, time, x
 
 @dataclass(frozen=True)
 class SourceArray:
-    """An array, what its axes mean, and its numbers as values."""
+    """An array, the meaning of its axes, and its numbers as values."""
 
     path: str
     roles: tuple[str, ...]

@@ -19,7 +19,7 @@ import zarr
 
 from pelagos.infra.memory_budget import require_affordable
 
-# Beyond the numbers themselves: checksums, and what filters put before them.
+# Beyond the numbers themselves: checksums, and the bytes that filters prepend.
 SLACK_BYTES = 256 * 2**10
 # Filters of Zarr v2 may have stored a chunk in a wider type.
 FILTER_GROWTH = 8
@@ -169,7 +169,7 @@ def zstd_claim(data: memoryview) -> int:
 
 
 def _after_blocks(data: memoryview, at: int) -> tuple[int, int]:
-    """Where the blocks of a frame end, and what they unpack to at most."""
+    """Where the blocks of a frame end, and their largest unpacked size."""
     largest = 0
     while at + 3 <= len(data):
         header = _number(data, at, 3)

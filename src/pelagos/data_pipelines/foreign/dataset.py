@@ -56,7 +56,7 @@ class ForeignDataset(SpecReader):
     Attributes:
         arrays: those that hold the data.
         assumed: a sentence for each thing that neither the array nor the description says.
-        notes: what else a person should know: arrays that are left out, ids that are rounded.
+        notes: further facts for the user: arrays that are left out, ids that are rounded.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ForeignDataset(SpecReader):
             raise DatasetError(f"{uri} has damaged metadata ({error})") from error
         except (ValueError, OSError):
             raise
-        except Exception as error:  # what a library says to metadata that it did not expect
+        except Exception as error:  # a library's errors at unexpected metadata
             raise DatasetError(
                 f"{uri} has damaged metadata ({type(error).__name__}: {error})"
             ) from error

@@ -19,10 +19,10 @@ from pelagos.registry import Registry
 
 
 class Opener(Protocol):
-    """Opens what a uri of its scheme names.
+    """Opens the dataset at a uri of its scheme.
 
     Raises:
-        DatasetError: it cannot; the message says what to do.
+        DatasetError: it cannot; the message gives the remedy.
     """
 
     def __call__(
@@ -44,12 +44,12 @@ def open_readable(
     """Open a dataset, no matter which tool wrote it.
 
     Args:
-        description: what a foreign array does not say itself; refused for a Pelagos dataset,
-            which says all of it.
+        description: properties that a foreign array lacks; rejected for a Pelagos dataset,
+            which states them all.
         cache: of a remote Pelagos dataset on this node; other arrays have none.
 
     Raises:
-        DatasetError: it cannot be opened; the message says what to do.
+        DatasetError: it cannot be opened; the message gives the remedy.
     """
     uri = os.fspath(uri)
     if (scheme := uri.partition("://")[0]) in OPENERS:

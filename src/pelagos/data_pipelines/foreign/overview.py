@@ -17,7 +17,7 @@ class ArrayOverview:
 
     Attributes:
         path: in the hierarchy; `/` is the root.
-        roles: what each of its axes is.
+        roles: the role of each of its axes.
         shards: None where chunks are objects of their own.
     """
 
@@ -40,7 +40,7 @@ class ForeignOverview:
         stored_bytes: of all chunks that are there.
         assumed: a sentence for each thing that neither the array nor a description says.
         parameter_ranges: smallest and largest value of each vector along the trajectories.
-        notes: what else a person should know, a sentence each.
+        notes: further facts for the user, a sentence each.
         hint: how to convert it to Pelagos' own format.
     """
 
@@ -66,7 +66,7 @@ class ForeignOverview:
 
 
 def overview(dataset: ForeignDataset) -> ForeignOverview:
-    """Say what a foreign array is. Costs a listing; values are not read, so it has no statistics."""
+    """Describe a foreign array. Costs a listing; values are not read, so it has no statistics."""
     spec = dataset.spec
     sizes = object_sizes(dataset.uri, dataset.storage_options, dataset.arrays)
     return ForeignOverview(

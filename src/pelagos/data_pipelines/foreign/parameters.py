@@ -14,7 +14,7 @@ from pelagos.data_pipelines.store.schema import LABEL_KIND
 def parameter_vector(
     stored: npt.NDArray[Any], name: str, where: str
 ) -> tuple[npt.NDArray[np.float64], str]:
-    """The numbers of a parameter, and a note on what float64 rounds; empty where it rounds nothing.
+    """The numbers of a parameter, and a note on float64's roundings; empty where it rounds nothing.
 
     Args:
         stored: `[trajectory]`, as its conventions say.

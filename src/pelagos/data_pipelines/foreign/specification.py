@@ -1,4 +1,4 @@
-"""The `DatasetSpec` of a foreign array: what it says, what its description adds, what is assumed."""
+"""The `DatasetSpec` of a foreign array: its metadata, its description, and assumptions."""
 
 from __future__ import annotations
 

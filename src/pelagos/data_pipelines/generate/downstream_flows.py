@@ -24,7 +24,7 @@ from pelagos.data_pipelines.generate.initial_states import (
 
 Array = npt.NDArray[np.float64]
 
-NUM_BRIDGE_MODES = 42  # chosen: what the 2/3 rule keeps of 128 points
+NUM_BRIDGE_MODES = 42  # chosen: the modes that the 2/3 rule keeps of 128 points
 NUM_SHEAR_MODES = (7, 12)  # smallest and largest
 NUM_SHEET_MODES = 10
 SHEET_WIDTH = 5.0 / 128.0

@@ -27,7 +27,7 @@ from pelagos.data_pipelines.generate.family import Family
 from pelagos.registry import Registry
 
 NUM_ATTEMPTS = 4  # the Courant number is halved after each failure
-CELLS_PER_BATCH = 32_768  # trajectories solved together on a CPU: what stays in cache
+CELLS_PER_BATCH = 32_768  # trajectories solved together on a CPU: this many stay in cache
 
 FAMILIES: Registry[Family] = Registry(
     "family",

@@ -1,4 +1,4 @@
-"""The record of one problem family, and what records of all equations share."""
+"""The record of one problem family, and the shared parts of all equations' records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class GenerationError(ValueError):
 
 @dataclass(frozen=True)
 class Family:
-    """One problem family: what its trajectories hold and how one is made.
+    """One problem family: the contents of its trajectories and how one is made.
 
     A steady problem is a trajectory too: frame 0 holds its input and a solution of zeros, every
     later frame the input and the solution. It has no time step, and its `cfl` means nothing.

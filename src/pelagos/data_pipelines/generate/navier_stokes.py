@@ -54,7 +54,7 @@ def solve_navier_stokes(
     """Frames [batch, time, channel, y, x] of the flow: velocity-x, velocity-y (, tracer).
 
     The initial velocity is made divergence-free and both fields are cut to the modes of the 2/3
-    rule, so frame 0 is what the discrete flow starts from. The mean velocity is kept.
+    rule, so frame 0 is the start of the discrete flow. The mean velocity is kept.
 
     Args:
         velocity: [batch, 2, y, x], real, at the nodes j/N; even numbers of points.

@@ -41,7 +41,7 @@ def append(
     resumed with the longer one: its fingerprint is another.
 
     Args:
-        dataset: open; open it again to read what was appended.
+        dataset: open; open it again to read the appended trajectories.
         source: of the same fields, frames and grid.
         extend_split: the split that the new trajectories join; it must be the last one. None
             leaves them in no split (`all` has them).

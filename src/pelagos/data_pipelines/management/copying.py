@@ -23,7 +23,7 @@ from pelagos.data_pipelines.store.object_store import ObjectStore, open_store
 from pelagos.data_pipelines.store.shards import CHECKSUM_BYTES, crc32c, index_bytes_length
 from pelagos.infra.json_text import parse_json
 
-MARKER_KEY = ".pelagos/copy.json"  # what is being copied here
+MARKER_KEY = ".pelagos/copy.json"  # describes the copy under way here
 _THREADS = 3  # each holds a shard
 
 
@@ -46,7 +46,7 @@ def copy(
     Raises:
         ValueError: one place lies inside the other.
         FileExistsError: something else is there.
-        DatasetError: a shard of the original, or what was written, does not have its checksum.
+        DatasetError: a shard of the original, or of the copy, does not have its checksum.
     """
     _refuse_inside(dataset.uri, destination)
     target = open_store(destination, storage_options)

@@ -2,7 +2,7 @@
 
 On a local disk the kernel holds the lock and frees it when the process dies. An object store has no
 such thing: there it is a small object which only one caller can create, and which stays if that
-caller is killed; the message says then what to remove.
+caller is killed; the message then names the file to remove.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class DatasetDescription:
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is not as it was written; what is None is not known or does not apply."""
+    """One part that differs from what was written; None: unknown or not applicable."""
 
     key: str
     problem: str
@@ -115,7 +115,7 @@ class VerifyReport:
     damage: list[Damage] = field(default_factory=list)
 
     def add(self, other: VerifyReport) -> None:
-        """Take in what was found in another part of the dataset."""
+        """Add the findings in another part of the dataset."""
         self.num_shards += other.num_shards
         self.num_chunks += other.num_chunks
         self.num_bytes += other.num_bytes
@@ -145,7 +145,7 @@ def describe_readable(
     """Open a dataset of any writer and describe it, without reading its data.
 
     Args:
-        description: what a foreign array does not say itself.
+        description: properties that a foreign array lacks.
 
     Raises:
         DatasetError: it does not open.
@@ -158,7 +158,7 @@ def describe_readable(
 
 
 def describe(uri: str, storage_options: dict[str, Any] | None = None) -> DatasetDescription:
-    """Open a Pelagos dataset and say what it is, without reading its data.
+    """Open a Pelagos dataset and describe it, without reading its data.
 
     Raises:
         DatasetError: it does not open.
@@ -285,7 +285,7 @@ def _decode_problem(
     part: TouchedChunk,
     spec: DatasetSpec,
 ) -> str | None:
-    """Decode one chunk, `part` of a frame, into `chunk`; says what is wrong with it, or None."""
+    """Decode one chunk, `part` of a frame, into `chunk`; return its fault, or None."""
     if byte_range[0] == ABSENT:
         return "was never written"
     offset, length = int(byte_range[0]), int(byte_range[1])

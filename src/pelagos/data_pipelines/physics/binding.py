@@ -66,7 +66,7 @@ class DatasetPhysics:
         return self.equation.residuals(found, given, interval, problem)
 
     def constraints(self, frame: Tensor, data: Tensor, trajectories: Sequence[int]) -> Scores:
-        """How far a frame is from what holds at every time, as a share of a norm of the data."""
+        """A frame's violation of the constraint at each time, as a share of a norm of the data."""
         given = self._fields(data)
         fields = self._forecast_fields(frame, given)
         return self.equation.constraints(fields, given, self._problem(trajectories, frame))

@@ -35,7 +35,7 @@ class Problem:
 
 
 class Equation(abc.ABC):
-    """An equation, which knows no dataset: subclasses say what it needs and what it leaves over.
+    """An equation, which knows no dataset: subclasses define its inputs and its residual.
 
     Class attributes:
         formula: the equation, for people.
@@ -44,7 +44,7 @@ class Equation(abc.ABC):
             sound, a source): they are taken from the data.
         optional_state, optional_given: the same, where a dataset has them.
         coefficients: numbers that a dataset has to record.
-        defaults: numbers that it may record, and what they are otherwise.
+        defaults: numbers that it may record, and their values otherwise.
         boundaries: conditions under which the operators are right, the same on both axes.
         num_frames: consecutive frames that one residual takes.
     """
@@ -82,7 +82,7 @@ class Evolution(Equation):
 
     Of conservation laws with shocks (`control_volumes`), where the rate of change at a point has no
     bound, the same in integral form: means over that many blocks per axis, each the balance of a
-    volume and what flows through its border.
+    volume and the flux through its border.
     """
 
     control_volumes: ClassVar[int | None] = None
@@ -114,7 +114,7 @@ class Evolution(Equation):
 
 
 class Steady(Equation):
-    """An equation without time: what it leaves over at every point, exact but for the grid."""
+    """An equation without time: its residual at every point, exact but for the grid."""
 
     num_frames = 1
 

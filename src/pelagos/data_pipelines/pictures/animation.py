@@ -63,7 +63,7 @@ def _coloured(frames: npt.NDArray[np.float32], kind: str) -> npt.NDArray[np.uint
     """`[frame, y, x]` as pictures `[frame, row, column, rgb]` of a size that can be seen."""
     colours, low, high = colour_limits(frames, kind)
     unit = np.clip((frames - low) / (high - low), 0, 1)
-    palette = matplotlib.colormaps[colours].with_extremes(bad="white")  # of what a mask leaves out
+    palette = matplotlib.colormaps[colours].with_extremes(bad="white")  # of masked points
     coloured = np.asarray(palette(unit))[..., :3]
     pictures: npt.NDArray[np.uint8] = (coloured * 255).round().astype(np.uint8)[:, ::-1]
     longest = max(frames.shape[1:])

@@ -1,4 +1,4 @@
-"""The coordinates of a dataset: what they hold, and their metadata by the CF conventions.
+"""The coordinates of a dataset: their contents, and their metadata by the CF conventions.
 
 Time and positions are float64. `channel` has the names of the fields and `trajectory` their numbers
 from 0, so that xarray selects by name: `ds.sel(channel="pressure")`. Datasets of before, which Pelagos

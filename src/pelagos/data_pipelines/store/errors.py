@@ -7,7 +7,7 @@ class DatasetError(ValueError):
     """A dataset is missing, unfinished, damaged or out of reach.
 
     The message names the dataset, the object or shard, and the trajectory and frame where that is
-    known, and says what to do.
+    known, and gives the remedy.
     """
 
 

@@ -82,7 +82,7 @@ def frame_moments(
     """Moments of each field of consecutive frames, and of its change since the frame before.
 
     Values are widened to float64 once, in blocks that stay in the processor's cache. The sum of a
-    block is finite exactly if all its values are: what float32 holds cannot overflow float64.
+    block is finite exactly if all its values are: float32 values cannot overflow float64.
 
     Args:
         frames: `[frame, channel, y, x]`, possibly of several trajectories.
@@ -236,7 +236,7 @@ def dataset_statistics(
 def require_statistics(
     statistics: Mapping[str, Mapping[str, Mapping[str, float]]], spec: DatasetSpec
 ) -> None:
-    """Raise ValueError unless statistics that somebody wrote have what `dataset_statistics` gives."""
+    """Raise ValueError unless given statistics have the entries of `dataset_statistics`."""
     ranges = {"all": (0, spec.num_trajectories), **spec.splits}
     if statistics.keys() != ranges.keys():
         told = ", ".join(statistics) or "nothing"

@@ -49,7 +49,7 @@ def shard_key(spec: DatasetSpec, shard: int) -> str:
 
 
 def sidecar_key(shard: int) -> str:
-    """The object with what is known about one written shard."""
+    """The object with the known facts about one written shard."""
     return f"{SIDECAR_PREFIX}/{shard}.json"
 
 

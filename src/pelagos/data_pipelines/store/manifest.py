@@ -1,4 +1,4 @@
-"""`manifest.json`: what a finished dataset consists of. It is written last, so it says "complete".
+"""`manifest.json`: the parts of a finished dataset. It is written last, so it says "complete".
 
 Opening a dataset is one read of the manifest and one listing of the shards. A shard that is
 missing or has another size is found then, before it can be read as fill values.

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Where a node keeps what it has fetched, and how much.
+    """Where a node keeps fetched blocks, and how many.
 
     Attributes:
         directory: on a disk of the node, not on a network file system; made if it is missing.
@@ -64,7 +64,7 @@ class CacheSettings:
 
 
 class DamagedBlockError(Exception):
-    """A block on disk is not what was written."""
+    """A block on disk differs from the written one."""
 
 
 @dataclass(frozen=True)
@@ -368,7 +368,7 @@ def page_checksums(content: Bytes) -> npt.NDArray[np.uint32]:
 def _write_block(file: int, content: Bytes) -> None:
     checksums = page_checksums(content).tobytes()
     trailer = TRAILER.pack(MAGIC, len(content), crc32c(checksums))
-    os.ftruncate(file, 0)  # what a killed process has left
+    os.ftruncate(file, 0)  # left by a killed process
     position = 0
     for part in (content.data, memoryview(checksums), memoryview(trailer)):
         done = 0

@@ -65,18 +65,18 @@ def open_dataset(
     Args:
         uri: a path, or `s3://bucket/path/name.zarr`.
         storage_options: for object stores; see `pelagos.infra.storage.remote.RemoteStore`.
-        cache: where this node keeps what it fetches from an object store; paths are not cached.
+        cache: where this node keeps data fetched from an object store; paths are not cached.
 
     Raises:
-        DatasetError: it is missing, unfinished, damaged or out of reach; the message says what
-            to do.
+        DatasetError: it is missing, unfinished, damaged or out of reach; the message says how
+            to fix it.
     """
     return Dataset(os.fspath(uri), storage_options, cache)
 
 
 @dataclass(frozen=True)
 class PlannedRange:
-    """One byte range to fetch, and what lies in it.
+    """One byte range to fetch, and its contents.
 
     `chunks` are `(position in out, entry in the trajectory's index, offset, length)`.
     """
@@ -92,11 +92,11 @@ class Dataset(SpecReader):
     breaks the threads of every asynchronous client: the child gets an error that says so.
 
     Attributes:
-        uri, spec: where it is and what it is.
+        uri, spec: its place and its description.
         manifest: shards, checksums and all statistics.
         fingerprint: SHA-256 that changes whenever a byte of the data does.
         bytes_read: bytes read through this object so far, from a cache or past it.
-        counters: what the object store was asked for, and what the cache gave.
+        counters: requests to the object store, and hits of the cache.
     """
 
     def __init__(
@@ -304,7 +304,7 @@ class Dataset(SpecReader):
         scratch: npt.NDArray[np.uint8] | None = None,
         place: str = "",
     ) -> list[npt.NDArray[np.uint8]]:
-        """Byte ranges of an object; `place` says in messages what they hold."""
+        """Byte ranges of an object; `place` names their contents in messages."""
         extent = f"bytes {min(ranges)[0]}..{sum(max(ranges)) - 1}"
         try:
             fetched = self.store.read_ranges(key, ranges, scratch)

@@ -68,8 +68,8 @@ class DatasetSpec:
             are its input: a force, a speed of sound, the source of a steady problem. They are not
             scored, and a rollout keeps them as they are.
         masks: which stored field says where another holds values: `{"temperature": "mask"}`. A
-            mask is 1 where there is a value and 0 where there is none; what the masked field holds
-            there has no meaning, and neither statistics nor errors count it.
+            mask is 1 where there is a value and 0 where there is none; the values of the masked field
+            there have no meaning, and neither statistics nor errors count them.
         generator: how the data came to be: configuration and code version (JSON).
         published_normalization: constants that a paper fixes for this data (JSON).
         dtype: how numbers are stored: `float32`, `float16` or `bfloat16`.

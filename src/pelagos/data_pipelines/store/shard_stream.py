@@ -156,7 +156,7 @@ class _Stream:
         return len(self.trajectories) * self.spec.num_frames
 
     def add(self, block: Frames) -> None:
-        """Hand frames to the threads, and write out what is done."""
+        """Hand frames to the threads, and write out finished ones."""
         if block.shape[1:] != self.spec.frame_shape:
             raise ValueError(
                 f"frames have shape {block.shape[1:]}, required is {self.spec.frame_shape} = "
@@ -187,7 +187,7 @@ class _Stream:
                 self._write_first()
 
     def finish(self) -> StreamedShard:
-        """Write what is left, and the index."""
+        """Write the rest, and the index."""
         if self.num_given != self.num_frames:
             raise ValueError(
                 f"{self.num_given} frames were given for trajectories {self.trajectories.start}.."

@@ -48,8 +48,8 @@ class FrameCodec:
     """Encodes and decodes one frame `[channel, y, x]`, or one chunk of it.
 
     Attributes:
-        dtype: of what is stored, in which arrays are given and decoded.
-        chunk_shape: `(channel, y, x)` of what is encoded at once.
+        dtype: of the stored numbers, and of arrays given and decoded.
+        chunk_shape: `(channel, y, x)` of the block encoded at once.
     """
 
     def __init__(self, spec: DatasetSpec) -> None:
@@ -103,7 +103,7 @@ def crc32c(content: Buffer) -> int:
 
 
 def extended_crc32c(checksum: int, content: Buffer) -> int:
-    """The checksum of what `checksum` is of, and then `content`."""
+    """The checksum `checksum` extended by `content`."""
     return int(google_crc32c.extend(checksum, np.frombuffer(content, np.uint8)))
 
 

@@ -96,7 +96,7 @@ def interrupted_replacement(store: ObjectStore) -> str | None:
 
 
 def finish(uri: str, root_uri: str) -> None:
-    """Put a complete dataset in its place, and remove what killed writers left behind."""
+    """Put a complete dataset in its place, and remove the remains of killed writers."""
     if "://" in uri and not uri.startswith("file://"):
         return
     store = open_store(uri)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pelagos.infra.json_text import first_problem
 
-# Far above every dataset there is, and far below what would keep a computer busy for minutes.
+# Far above every existing dataset, and far below sizes that keep a computer busy for minutes.
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Size = Annotated[int, Field(ge=1, le=10**7)]
 Checksum = Annotated[int, Field(ge=0, lt=2**32)]

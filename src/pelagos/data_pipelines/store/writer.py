@@ -221,7 +221,7 @@ class DatasetWriter:
         """Pool statistics, write parameters, attributes and, last, the manifest.
 
         Raises:
-            DatasetError: shards are missing, or differ from what was written, or another process
+            DatasetError: shards are missing, or differ from the written ones, or another process
                 has begun the dataset anew.
         """
         self._check_ownership(open_store(self.root_uri, self.storage_options))

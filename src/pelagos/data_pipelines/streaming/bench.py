@@ -42,7 +42,7 @@ class Reading:
         megabytes_per_second: of stored bytes.
         median_seconds, p99_seconds: latency of one window.
         cpu_milliseconds: processor time of this process per window.
-        requests_per_window: what the store was asked for; 0 for local files and arrays
+        requests_per_window: requests to the store; 0 for local files and arrays
             of other writers, which are not counted.
     """
 
@@ -60,7 +60,7 @@ class Recommendation:
     """Settings for `data` in a job, and how a simulated consumer fared with them.
 
     Attributes:
-        is_enough: whether the storage gave what the step needs, with some headroom.
+        is_enough: whether the storage meets the step's needs, with some headroom.
         cache_bytes: a budget that holds the whole dataset, or None where none is needed.
         stall_fraction: measured share of the time that a consumer sleeping for the step time
             waited for data, after the first step.
@@ -111,7 +111,7 @@ def bench(
         batch_size: samples per step of one process.
         num_frames: frames of a sample.
         seconds: for each measurement.
-        description: what an array of another writer does not say itself. Of such arrays the bytes
+        description: properties that another writer's array lacks. Of such arrays the bytes
             alone are not measured, and no cache is recommended, since they have none.
         progress: called with the next measurement.
 
@@ -277,7 +277,7 @@ def _recommend(
     num_frames: int,
     dataset_bytes: int,
 ) -> Recommendation:
-    """The fewest threads that give what a step needs, or the best there is, tried out."""
+    """The fewest threads that meet a step's needs, or the best number, found by trying."""
     needed = batch_size / step_seconds
     enough = [r for r in readings if r.windows_per_second >= HEADROOM * needed]
     chosen = enough[0] if enough else max(readings, key=lambda r: r.windows_per_second)

@@ -43,7 +43,7 @@ class Channels:
         scale: standard deviation of each channel.
         num_stored: how many channels the dataset stores.
         num_dimensions: axes of its grid.
-        absent_value: what an absent channel holds, after normalisation.
+        absent_value: the value of an absent channel, after normalisation.
     """
 
     fields: tuple[str, ...]
@@ -70,9 +70,9 @@ class Channels:
         Args:
             dataset: stores fields, or declares them constant.
             normalization: names the model's channels, in order.
-            offset: what is subtracted from a field before it is normalised.
+            offset: subtracted from a field before it is normalised.
             masks: names of channels that are 1 everywhere where a dataset lacks them.
-            absent_value: what the other absent channels hold, after normalisation.
+            absent_value: the value of the other absent channels, after normalisation.
         """
         stored, constant = dataset.field_names, dataset.spec.constant_fields
         known = {**dict.fromkeys(masks, 1.0), **constant}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pelagos.data_pipelines.store.readable import ReadableDataset
 
 # Standard deviation up to which values are one value, as a share of their size: float32 resolves
-# 6e-8 of a number, so what varies by less than 16 times that is rounding.
+# 6e-8 of a number, so a variation of less than 16 times that is rounding.
 CONSTANT_SHARE = 1e-6
 
 

@@ -42,7 +42,7 @@ class StreamLoader(Iterator[Batch]):
     `local = global_batch_size / w`.
 
     Args:
-        mixture, sampler: what is read, in which order.
+        mixture, sampler: the data and their order.
         global_batch_size: samples per step over all ranks; a multiple of `world_size`.
         rank, world_size: this process among the group's.
         start_step: first step to deliver; a resumed run gives the number of steps done.

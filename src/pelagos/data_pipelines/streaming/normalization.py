@@ -74,7 +74,7 @@ class Normalization:
         gets std 1. A mask stays as it is: 1 where there is a value, 0 where there is none.
 
         Args:
-            offsets: per dataset, what is subtracted from a field before normalisation.
+            offsets: per dataset, numbers subtracted from fields before normalisation.
 
         Raises:
             ValueError: no dataset has a field.

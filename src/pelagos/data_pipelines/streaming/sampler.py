@@ -43,7 +43,7 @@ class Sampler:
     """The order of samples of one mixture under one seed.
 
     Args:
-        mixture, seed: what is drawn from, and what decides the order.
+        mixture, seed: the data to draw from, and the seed of the order.
         samples_per_step: the global batch size; it matters for grids of several shapes and for
             weights that change with the step.
         run_length: how many consecutive samples come from one dataset. It divides

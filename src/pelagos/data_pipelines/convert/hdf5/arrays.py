@@ -114,12 +114,12 @@ class _Facts:
 
 
 class Hdf5Array:
-    """One array. `dtype` is that of the values, None for what is no array of numbers.
+    """One array. `dtype` is that of the values, None for anything but an array of numbers.
 
     Args:
         dataset: as h5py gives it.
         where: file and key, for messages.
-        facts: what is known of it, to be added to.
+        facts: known facts about it, to be extended.
     """
 
     def __init__(self, dataset: Any, where: str, facts: _Facts) -> None:

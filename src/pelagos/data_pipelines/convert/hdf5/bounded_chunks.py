@@ -29,7 +29,7 @@ _BLOSC_HEADER_BYTES = 16
 class _Filter(NamedTuple):
     """How a filter's bytes are bounded.
 
-    `ratio`: what a byte unpacks to at most; None: what the bytes claim may be anything.
+    `ratio`: the most bytes that one byte unpacks to; None: no limit on the claim.
     `unpack`: to at most the given number of bytes; None: only the claim is read.
     `claim`: the unpacked size that the bytes state.
     """

@@ -18,7 +18,7 @@ MOST_LINKS = 16
 
 
 def require_beside(parent: Any, key: str, depth: int = 0) -> None:
-    """Check what leads to a member of a group, before it is followed.
+    """Check the link to a member of a group before following it.
 
     Args:
         parent: an h5py group.

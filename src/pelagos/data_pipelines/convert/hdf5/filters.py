@@ -51,7 +51,7 @@ def require_filters(dataset: Any, where: str) -> None:
     """Load the plugins that a dataset needs.
 
     Raises:
-        SourceError: a filter is not available: its number and name, and what to install.
+        SourceError: a filter is not available: its number and name, and the package to install.
     """
     import h5py
 

@@ -29,7 +29,7 @@ VARIABLE = "PELAGOS_FIRST_LOOK_SECONDS"
 # Of computing, without getting any further: steps of sound files take milliseconds. Waiting for a slow
 # disk may take longer (WAITING_FACTOR).
 DEFAULT_SECONDS, LEAST_SECONDS, MOST_SECONDS = 30.0, 0.1, 86_400.0
-# Metadata is small; what a damaged file claims may not be.
+# Metadata is small; a damaged file's claims may not be.
 SPARE_BYTES = 2**30
 PROGRAM = Path(__file__).with_name("look_process.py")
 MOST_LINE_BYTES = 2**16
@@ -92,7 +92,7 @@ class _Seen:
 
 
 class Looker:
-    """The process, and what it has seen. `num_started` counts its starts."""
+    """The process, and the files it has seen. `num_started` counts its starts."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

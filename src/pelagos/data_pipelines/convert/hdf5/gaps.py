@@ -22,7 +22,7 @@ from pelagos.data_pipelines.convert.hdf5.elsewhere import require_numbers_beside
 from pelagos.data_pipelines.convert.hdf5.first_look import require_answering
 from pelagos.data_pipelines.convert.source import SourceError
 
-# Larger virtual arrays are not compared point by point with what their sources cover.
+# Larger virtual arrays are not compared point by point with the extent of their sources.
 MOST_COUNTED_POINTS = 2**26
 # A virtual array may be made of virtual arrays; deeper ones are taken to be a loop.
 MOST_LEVELS = 16

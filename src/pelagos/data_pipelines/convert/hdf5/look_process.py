@@ -1,7 +1,7 @@
-"""The process of the first look: touches in HDF5 files what readers touch, and may hang or crash.
+"""The process of the first look: touches parts of HDF5 files as readers do, and may hang or crash.
 
 It is run by its path and imports nothing but h5py, so that it starts quickly. A line of JSON comes in
-for each file, and lines of JSON go out: where it is, and at the end what it found. A timer of the
+for each file, and lines of JSON go out: where it is, and at the end its findings. A timer of the
 kernel ends it when it computes for long without getting any further: the library is then in a loop
 in C, in which no handler of Python is called. Another ends it when it waits for much longer still.
 """
@@ -48,7 +48,7 @@ class Look:
         self.most_chunks = max(os.path.getsize(self.name), LITTLE_FILE_BYTES)
 
     def take(self) -> dict[str, Any]:
-        """Whether everything was seen, and what is wrong; errors are left to those who read."""
+        """Whether everything was seen, and the faults; errors are left to those who read."""
         h5py = importlib.import_module("h5py")
         self.go_on()
         with contextlib.suppress(Stop), self.tried():
@@ -81,7 +81,7 @@ class Look:
         signal.setitimer(signal.ITIMER_REAL, WAITING_FACTOR * self.seconds)
 
     def see(self, name: str, node: Any) -> None:
-        """One group or array. Raises Stop where there are too many."""
+        """One group or array. Raises Stop at too many."""
         self.num_objects += 1
         if self.num_objects > MOST_OBJECTS:
             raise Stop

@@ -26,8 +26,8 @@ class Draft:
     """A proposed mapping.
 
     Attributes:
-        tree: what the mapping file says.
-        guesses: what nothing in the source says, a sentence each; empty: it converts as it is.
+        tree: the contents of the mapping file.
+        guesses: properties that the source does not state, a sentence each; empty: it converts as it is.
         left_out: arrays that are no part of it.
     """
 
@@ -41,7 +41,7 @@ class Draft:
 
     @property
     def text(self) -> str:
-        """The mapping file, with guesses and what is left out as comments."""
+        """The mapping file, with guesses and omissions as comments."""
         lines = [f"# guessed: {guess}" for guess in self.guesses]
         for key, value in self.tree.items():
             if key == "fields":

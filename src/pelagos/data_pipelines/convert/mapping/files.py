@@ -37,7 +37,7 @@ class Unit:
 
     Attributes:
         split: `train`, …; empty where the pattern names none.
-        token: what the pattern's wildcards matched; empty without a pattern.
+        token: the text that the pattern's wildcards matched; empty without a pattern.
     """
 
     split: str
@@ -147,7 +147,7 @@ def _groups(match: re.Match[str]) -> Iterable[tuple[str, str]]:
 
 
 def _compiled(pattern: str) -> tuple[re.Pattern[str], str]:
-    """The pattern as a regular expression that keeps what wildcards match, and for glob."""
+    """The pattern as a regular expression that keeps the wildcards' matches, and for glob."""
     expression, searched, at = "", "", 0
     for wild in _WILD.finditer(pattern):
         fixed = pattern[at : wild.start()]

@@ -46,7 +46,7 @@ class Measured:
         spacing: from one point to the next along axes of space, where the mapping names their
             positions; negative where positions fall.
         places: auxiliary coordinates of the grid, by name.
-        notes: what was assumed of the arrays.
+        notes: assumptions about the arrays.
     """
 
     unit: Unit
@@ -79,7 +79,7 @@ def measure(path: str, mapping: Mapping, unit: Unit, files: Files) -> Measured:
     """Look into the files of one unit.
 
     Raises:
-        SourceError: an array is not what the mapping says.
+        SourceError: an array differs from the mapping.
     """
     arrays: list[StoredArray] = []
     units: list[str] = []

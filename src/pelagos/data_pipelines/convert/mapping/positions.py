@@ -136,7 +136,7 @@ def own_positions(array: StoredArray) -> dict[str, Positions]:
         if key is None or letter not in "tzyx":
             continue
         coordinate = StoredArray(array.reader, array.file, key, letter, 0)
-        # names, moments, gaps: what a mapping does not name need not be numbers
+        # names, moments, gaps: arrays that a mapping does not name need not be numbers
         with contextlib.suppress(SourceError):
             if stored_array(coordinate).shape == (size,):
                 positions = read_positions(coordinate, size)

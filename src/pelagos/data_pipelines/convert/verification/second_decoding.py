@@ -49,7 +49,7 @@ def decoded(
     attributes: Mapping[str, Any],
     container_fill: float | int | None = None,
 ) -> SecondArray:
-    """An array whose attributes say what its numbers mean.
+    """An array whose attributes define the meaning of its numbers.
 
     Args:
         raw: the stored numbers at an index.

@@ -50,7 +50,7 @@ class Mixture:
         frame_windows: frame indices of each window of a trajectory of that many frames, all of the
             same length: `objective.frame_windows`.
         normalization: None pools the statistics of the datasets.
-        absent_value: what absent channels hold, after normalisation.
+        absent_value: the value of absent channels, after normalisation.
         absent_counts: whether absent channels are marked as present.
 
     Raises:
@@ -210,7 +210,7 @@ class Mixture:
             for n in s.field_names
             if n not in names
         }
-        if self.absent_counts:  # what a dataset lacks is learnt like any other
+        if self.absent_counts:  # a field that a dataset lacks is learnt like any other
             changing |= {name for channels in self.channels for name in channels.absent}
         return frozenset(known - changing) & frozenset(self.fields)
 
@@ -277,7 +277,7 @@ class Mixture:
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError, listing what changed since `state` was made by `state_dict`."""
+        """Raises ValueError, listing the changes since `state_dict` made `state`."""
         mine = self._listed_state()
         changes = []
         if list(state["fields"]) != mine["fields"]:

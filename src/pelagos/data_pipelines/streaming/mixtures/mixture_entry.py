@@ -24,7 +24,7 @@ class MixtureEntry:
         split: which of its trajectories (`all` for every one).
         weight: relative share of samples, or `{0: 1.0, 10000: 0.2}`: the share from each step on;
             None in every entry shares by number of windows.
-        offset: what to subtract from a field before normalisation, by field name.
+        offset: numbers to subtract from fields before normalisation, by field name.
         repeat: how often each of its windows counts where datasets share by number of windows.
         max_trajectories: use at most this many trajectories, the first of the split; None takes all.
         crop: read a random box of this many grid points, `(y, x)`, of each sample; None reads all.

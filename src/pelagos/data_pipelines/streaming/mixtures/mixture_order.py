@@ -86,7 +86,7 @@ class MixtureOrder:
     def counts_before(self, num_samples: int) -> IntArray:
         """How many of the first `num_samples` samples come from each dataset.
 
-        Dataset d takes its share of what the datasets before it left, rounded half up. Each count
+        Dataset d takes its share of the rest left by the datasets before it, rounded half up. Each count
         is then a non-decreasing function of `num_samples`, and their sum is `num_samples`.
         """
         segment = [s for s in self._segments if s.start <= num_samples][-1]

@@ -22,7 +22,7 @@ def changes_of_datasets(
     if len(before) != len(now):
         changes.append(f"there were {len(before)} datasets, are {len(now)}")
     for i, (old, new) in enumerate(zip(before, now, strict=False)):
-        # A dataset may have moved: what it contains counts, not where it is.
+        # A dataset may have moved: its contents count, not its place.
         changes += [
             f"dataset {i} ({new['uri']}): {key} was {old.get(key, usual)}, is {new.get(key, usual)}"
             for key, usual in STATE_KEYS.items()
