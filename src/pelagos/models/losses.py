@@ -8,7 +8,7 @@ error that is relative in each, so their denominators count samples.
 A relative error needs a label that is not zero. A denominator is exactly 0 where a sample's dataset
 lacks the group, or where the label vanishes: its mean size is below `SMALLEST_LABEL`, in normalised
 units a millionth of the field's own standard deviation, or its variation (VRMSE) is below a
-millionth of its own size. Float32 rounds normalised values by about as much, so what is left there
+millionth of its own size. Float32 rounds normalised values by about as much, so the remainder there
 is rounding. A group whose denominators are all 0 has no error, not a perfect one: `group_mean`
 leaves it out.
 

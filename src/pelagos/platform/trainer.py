@@ -236,10 +236,10 @@ class TrainingLoop:
 
     @torch.no_grad()
     def validate(self, completed: int) -> None:
-        """Log the loss over the fixed validation samples, always formed over all of them.
+        """Log the loss over the fixed validation samples, always over the whole set.
 
-        It is the loss of the averaged weights where the run keeps an average: what `best`,
-        `evaluate`, `export` and the registered model are of.
+        It is the loss of the averaged weights where the run keeps an average: those that `best`,
+        `evaluate`, `export` and the registered model use.
         """
         begin = time.perf_counter()
         names = self.parts.streams.dataset_names

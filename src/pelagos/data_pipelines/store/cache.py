@@ -1,8 +1,8 @@
 """Reading through a cache on the node: an `ObjectStore` in front of another.
 
-The unit of fetching is what the reader says an object divides into, a trajectory's byte range: with a
+The unit of fetching is the reader's division of an object, a trajectory's byte range: with a
 window of 2 frames out of 21, each trajectory is visited about twenty times an epoch, so fetching
-it once saves nineteen requests and half of the bytes. Once the budget is used up, what is not in the
+it once saves nineteen requests and half of the bytes. Once the budget is used up, data outside the
 cache is read exactly as without one.
 """
 

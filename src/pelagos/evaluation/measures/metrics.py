@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pelagos.registry import Registry
 
-# Size of a truth, or its variation, as a share of what it is relative to, up to which it is rounding:
+# Size of a truth, or its variation, as a share of its reference, up to which it is rounding:
 # 16 times float32's 6e-8, as in the losses (models/losses.py).
 SMALLEST_LABEL = 1e-6
 # Wave numbers |k| that PDEBench calls low, middle and high (arXiv:2210.07182, app. B).

@@ -147,7 +147,7 @@ def plan(
     """Read and check everything; nothing is sent.
 
     Several job files form a chain, each after the one before. A file with a key `runs` lists runs
-    and what each comes after.
+    and the predecessors of each.
 
     Raises:
         ConfigError: with the problems of a job or of clusters.yaml.

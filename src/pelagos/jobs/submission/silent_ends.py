@@ -8,7 +8,7 @@ STOPPED_AT_ONCE = "stopped at once"
 
 
 def record_silent_end(record: RunRecord, detail: str, output: str, num_events: int) -> bool:
-    """Record how such a run ended; return whether it is to be started again, by the caller.
+    """Record how the run ended; return whether it is to be started again, by the caller.
 
     Args:
         record: the run's.

@@ -186,8 +186,8 @@ def _revised(
 ) -> Any:
     """Return the run's job with changes.
 
-    Refuses, once the run has begun, what would change it, and what neither this user's own
-    submissions nor an override says.
+    Once the run has begun, rejects values that would change it, and values that neither this user's own
+    submissions nor an override give.
     """
     jobs = [event["job"] for event in submissions]
     directory, where = run_directory(found), f"run {found.record.run}"

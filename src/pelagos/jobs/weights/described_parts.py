@@ -63,7 +63,7 @@ def loaded_network(
 
 
 def _require_affordable_image(model: Pretrained) -> None:
-    """Networks that resize what they are given to their own size have that from the description alone.
+    """Networks that resize inputs to their own size have that from the description alone.
 
     No weight shows it.
     """

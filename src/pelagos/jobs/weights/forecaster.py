@@ -156,9 +156,9 @@ class Forecaster:
         """Return fields in physical units `[batch, channel, y, x]`, `lead_time` after `fields`.
 
         `absent` names the fields that the data lack: whatever `fields` hold there, the model sees
-        what it saw for absent fields in training, and NaN comes back, for it forecasts nothing there.
+        the same as for absent fields in training, and NaN comes back, as it forecasts nothing there.
         NaN also comes back where the latest frame has no value, which the masks among the fields
-        say; what `fields` hold there does not matter, NaN included. An absent mask is 1 everywhere.
+        show; the values of `fields` there do not matter, NaN included. An absent mask is 1 everywhere.
 
         Raises:
             ValueError: `absent` names no field of the model, or every one.

@@ -106,7 +106,7 @@ def _per_head(x: Tensor, weight: Tensor) -> Tensor:
     """`x + i y` times `weight[0] + i weight[1]`, a matrix per head, on `[head, ..., 2 in]`.
 
     Real and imaginary parts alternate, as complex numbers lie in memory, so that one real product
-    makes what would take four and their sums.
+    does the work of four and their sums.
     """
     real, imaginary = weight.float()
     of_real = torch.stack((real, imaginary), dim=-1).flatten(-2)

@@ -28,7 +28,7 @@ class ReversibleNorm:
     ) -> ReversibleNorm:
         """The norm of `frames [B, F, C, *grid]`; a channel of zeros stays zero.
 
-        `valid`, bool of the same shape, marks the points that count, None all of them; `kept`
+        `valid`, bool of the same shape, marks the points that count, None all points; `kept`
         are channels that stay as they are.
         """
         axes = (1, *range(3, frames.ndim))

@@ -144,7 +144,7 @@ def tensor_crc32c(tensor: Tensor) -> str:
     if flat.stride(0) != 1:  # torch calls a single element contiguous, whatever its stride
         flat = flat.clone(memory_format=torch.contiguous_format)
     data = flat.view(torch.uint8).numpy()
-    data.flags.writeable = False  # what the checksum asks for
+    data.flags.writeable = False  # as the checksum requires
     checksum = google_crc32c.Checksum()
     for start in range(0, data.size, READ_BYTES):
         checksum.update(data[start : start + READ_BYTES])

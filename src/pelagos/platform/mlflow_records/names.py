@@ -1,6 +1,6 @@
 """Names that MLflow accepts, for names that users chose, and the way back.
 
-MLflow takes letters, digits and `/ _ - . :` and spaces, at most 250 of them, and no name that reads
+MLflow takes letters, digits and `/ _ - . :` and spaces, at most 250 characters, and no name that reads
 as another path (`a//b`, `../a`). A dataset called `nu=0.001,seed=3` or a field with `(` is none of
 that. Each such name becomes one that is accepted, ending in a digest so that no two become the same,
 and a tag of the MLflow run holds the original name.

@@ -14,8 +14,8 @@ GRAPHS_PER_BLOCK = 8
 def apply_transforms(model: nn.Module, options: StrategyOptions, static_bytes: int) -> None:
     """Wrap the blocks that the model names (`model.blocks()`), then its forward pass, in place.
 
-    Called before the model is drawn and sharded. `static_bytes` is what weights, gradients and
-    moments take on one rank.
+    Called before the model is drawn and sharded. `static_bytes` is the size of weights, gradients and
+    moments on one rank.
 
     Order matters: activation checkpointing goes inside, so that a compiled block contains its own
     recomputation. Parameter names do not change.
@@ -66,8 +66,8 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 def fix_order_of_gradient_sums(model: nn.Module) -> None:
     """Let the inputs of every composite module enter through an alias, which copies nothing.
 
-    Where a tensor has several uses, backward adds up what they contribute to its gradient. With the
-    alias, what one module contributes is added up before it meets what others do. FSDP2 and ZeRO-3
+    Where a tensor has several uses, backward adds up their contributions to its gradient. With the
+    alias, the contributions of one module are summed before those of others join. FSDP2 and ZeRO-3
     put autograd nodes there that have this effect; with the alias, every strategy adds in the same
     order, and gradients have the same bits.
     """

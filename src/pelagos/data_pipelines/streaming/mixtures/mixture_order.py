@@ -9,7 +9,7 @@ whole dataset: each of its windows comes exactly once before any comes again.
 Version 1 of the order shuffled the draws inside a block too, across the ends of epochs, so that a
 window could come several times before another came at all. It is kept for runs that began under it.
 
-Weights may change at given indices. Counts and blocks then begin anew there, on top of what was
+Weights may change at given indices. Counts and blocks then begin anew there, on top of the samples
 drawn before, so that a change is exact to the sample, and epochs continue across it.
 """
 
