@@ -3,7 +3,7 @@
     python -m pelagos.jobs.submission.driver STORAGE RUN ATTEMPT DIGEST
 
 It runs the job of the event with that digest: everyone with access to the storage can write to
-the record and to the run's directory, but those writes are ignored.
+the record and to the run's directory, but nothing written there is obeyed.
 
 Exit status: 0 finished or stopped on request, 1 failed, 75 preempted (the scheduler may start the
 run again: it continues from its last checkpoint).

@@ -102,7 +102,7 @@ def find(run: str, cluster: str | None = None) -> SubmittedRun:
 
 
 def find_all(cluster: str | None = None) -> tuple[list[SubmittedRun], list[str]]:
-    """Return every submitted run, and the places that could not be reached or read."""
+    """Return every submitted run, and a message for each place that could not be read."""
     configs = load_clusters()
     searched = {cluster: find_cluster(cluster)} if cluster else configs
     found: dict[tuple[str, str], SubmittedRun] = {}

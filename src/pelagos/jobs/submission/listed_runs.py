@@ -24,7 +24,7 @@ READERS = 16
 
 
 def listed_runs(cluster: str | None = None) -> tuple[list[RunSummary], list[str]]:
-    """Return a row for each submitted run, and the places that could not be reached or read."""
+    """Return a row for each submitted run, and a message for each place that could not be read."""
     configs = load_clusters()
     searched = {cluster: find_cluster(cluster)} if cluster else configs
     rows: list[RunSummary] = []

@@ -117,7 +117,7 @@ def same_unit(one: str, other: str) -> bool:
 
 
 def unit_of(array: StoredArray) -> str:
-    """The value of an array's attribute; empty: nothing, or 1."""
+    """The unit in an array's attribute; empty: none, or 1."""
     attributes: Mapping[str, Any] = getattr(stored_array(array), "attributes", {})
     unit = attributes.get("units", "")
     unit = unit.decode(errors="replace") if isinstance(unit, bytes) else unit
