@@ -227,17 +227,18 @@ def _load(name: str) -> None:
     try:
         with registering(name):
             importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module that exits must not end the verb quietly
         raise PluginError(_explained(name, error)) from error
 
 
-def _explained(name: str, error: Exception) -> str:
+def _explained(name: str, error: BaseException) -> str:
     """Report the failure and its place: the last line of the traceback that is the user's own."""
-    if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(error.name):
+    absent = error.name if isinstance(error, ModuleNotFoundError) else None
+    if absent and f"{name}.".startswith(f"{absent}."):
         return (
-            f"plugin {name}: there is no module {error.name}. It is looked for in the current "
+            f"plugin {name}: there is no module {absent}. It is looked for in the current "
             f"directory ({os.getcwd()}) and where Python finds packages; a job that is submitted "
-            f"takes it along with --include {error.name.partition('.')[0]}"
+            f"takes it along with --include {absent.partition('.')[0]}"
         )
     library = (str(Path(importlib.__file__).parent), "<frozen", str(Path(__file__)))
     frames = traceback.extract_tb(error.__traceback__)

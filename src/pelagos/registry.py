@@ -80,7 +80,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
     def _unknown(self, name: str) -> str:
         close = difflib.get_close_matches(name, self._parts, n=1, cutoff=0.3)
         hint = f"closest: {close[0]}; " if close else ""
-        return f"unknown {self.kind} {name!r}; {hint}all: {self.listed()}"
+        return f"unknown {self.kind} {name!r}; {hint}all: {self.listed() or 'none'}"
 
 
 class UnknownNameError(ValueError, KeyError):

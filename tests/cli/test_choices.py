@@ -103,3 +103,9 @@ def test_an_evaluation_names_its_checkpoint_place_and_output(
     told = [json.loads(shown.stdout) for shown in (new, old)]
     assert told[0]["provenance"]["checkpoint_step"] == told[1]["provenance"]["checkpoint_step"] == 8
     assert (tmp_path / "new" / "report.html").exists()
+
+
+def test_two_checkpoints_in_one_command_are_refused(finished: Path) -> None:
+    result = call("evaluate", "done@8", "checkpoint=last", "--runs-dir", finished)
+    assert result.exit_code == 2
+    assert "done@8 and checkpoint=last both name a checkpoint" in result.output

@@ -147,3 +147,24 @@ def test_a_submitted_conversion_runs_where_it_is_sent(
     clusters(here={"kind": "local", "storage": str(tmp_path / "storage")})
     finish(send(job_file, "here"))
     np.testing.assert_array_equal(stored(tmp_path)[:, :, 0], values)
+
+
+def test_options_next_to_a_job_file_are_obeyed_or_refused(
+    job_file: Path, tmp_path: Path, values: Numbers
+) -> None:
+    result = CliRunner().invoke(app, ["convert", str(job_file), "--max-trajectories", "2"])
+    assert result.exit_code == 2
+    assert "give options.max_trajectories=VALUE after the file" in " ".join(result.output.split())
+    assert not (tmp_path / "out.zarr").exists()
+    quiet = ("verify=false", "options.num_frames=2")
+    assert "the same as the source" not in shown("convert", str(job_file), *quiet)
+    text = shown("convert", str(job_file), "options.num_frames=2", "--verify", "--workers", "1")
+    assert "the same as the source" in " ".join(text.split())
+    shown("convert", str(job_file), "options.num_frames=4", "--overwrite")
+    np.testing.assert_array_equal(stored(tmp_path)[:, :, 0], values[:, :4])
+
+
+def test_a_job_file_that_is_absent_is_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "none.yaml")])
+    assert result.exit_code == 2
+    assert "there is no job file" in result.output

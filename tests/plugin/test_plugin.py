@@ -254,3 +254,21 @@ def test_it_is_submitted_with_include_and_not_without(
     pelagos(place, "submit", job, "--cluster", "here", "--include", "ocean_lab")
     pelagos(place, "wait", "own", "--timeout", "240")
     assert [note["call"] for note in notes(place)][-1] == "end finished"
+
+
+def test_a_plugin_that_exits_or_lacks_a_module_is_an_error_of_its_own(place: Path) -> None:
+    (place / "exits.py").write_text("import sys\nsys.exit(0)\n")
+    said = pelagos(place, "pretrain", write(place, plugins=["exits"]), fails=True)
+    assert "plugin exits cannot be imported: SystemExit: 0" in said
+    assert "exits.py, line 2: sys.exit(0)" in said
+    (place / "my_lab.py").write_text("import my_la\n")  # another module, whose name begins alike
+    said = pelagos(place, "pretrain", write(place, plugins=["my_lab"]), fails=True)
+    assert "my_lab.py, line 1: import my_la" in said
+
+
+def test_a_dry_run_of_a_sweep_knows_own_networks(place: Path) -> None:
+    alone = {"num_workers": 1, "launcher": "none"}
+    write(place, resources=alone)
+    sweep = {"job": "sweep", "name": "s", "jobs": {"a": {"file": "job.yaml"}}, "seeds": [0, 1]}
+    (place / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "tracking": {"uri": None}}))
+    assert "2 trials, 0 done" in pelagos(place, "sweep", "sweep.yaml", "--dry-run")

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pelagos.cli.common import console, exit_on_error, finish, print_json
+from pelagos.platform.config.overrides import override
 
 if TYPE_CHECKING:
     from pelagos.data_pipelines.convert import Source
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def convert_command(
+    context: typer.Context,
     source: Annotated[
         str | None,
         typer.Argument(
@@ -121,8 +123,10 @@ def convert_command(
     with exit_on_error():
         if source is not None and is_job_file(source):
             given = [*([] if destination is None else [destination]), *(overrides or ())]
-            _convert_job(source, given, dry_run, as_json)
+            _convert_job(source, [*given, *_as_overrides(context)], dry_run, as_json)
             return
+        if source is not None and destination is None and source.endswith((".yaml", ".yml")):
+            raise ValueError(f"there is no job file {source}")
         if overrides:
             raise ValueError(
                 f"got {overrides[0]!r} after DESTINATION: overrides belong to job files"
@@ -173,6 +177,28 @@ def convert_command(
         )
     _report(result, verify, as_json)
     finish(not result.differences)
+
+
+def _as_overrides(context: typer.Context) -> list[str]:
+    """Return the options that were given next to a job file as overrides of it.
+
+    Raises:
+        ValueError: an option has a key of the job of its own; names the key.
+    """
+    keys = {"verify": "verify", "overwrite": "overwrite", "workers": "resources.num_workers"}
+    keys |= {"ray_address": "resources.ray_address", "endpoint_url": "storage.endpoint_url"}
+    of_verb = ("source", "destination", "overrides", "dry_run", "as_json")
+    found = []
+    for name, value in context.params.items():
+        given_by = context.get_parameter_source(name)
+        if given_by is None or given_by.name != "COMMANDLINE" or name in of_verb:
+            continue
+        if name not in keys:
+            option = "--" + name.removesuffix("_name").replace("_", "-")
+            key = "options." + name.removesuffix("_name")
+            raise ValueError(f"{option} is not for job files: give {key}=VALUE after the file")
+        found.append(override(keys[name], value))
+    return found
 
 
 def _convert_job(path: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:

@@ -62,6 +62,9 @@ def evaluate_job(run: str, overrides: Sequence[str] | None) -> EvaluateJob:
     if is_job_file(run):
         return load_as(EvaluateJob, run, overrides)
     name, which = run_and_checkpoint(run)
+    other = [text for text in overrides or () if text.partition("=")[0] == "checkpoint"]
+    if "@" in run and other:
+        raise ValueError(f"{run} and {other[-1]} both name a checkpoint: keep the first")
     text = yaml_text({"job": "evaluate", "run": name, "checkpoint": which})
     job = parse_job(text, "command line", overrides or ())
     plugins.load_for(job)

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from pelagos import plugins
 from pelagos.cli.choices import JobRunsDir, with_choices
 from pelagos.cli.common import console, exit_on_error, finish, print_json
 
@@ -35,6 +36,8 @@ def sweep_command(
         job = load_as(SweepJob, job_file, with_choices(overrides, runs_dir=runs_dir))
         if dry_run:
             trials = trials_of(job)
+            for trial in trials:
+                plugins.load_for(trial.job)
             check_labels(job, set(job.jobs))
             check_inputs(job, trials)
             report = job_module.report_of(job, trials)

@@ -98,14 +98,18 @@ class Callbacks:
         for (config, _), found in self._call("on_step", step, step, shown):
             if found is None:
                 continue
-            with_names = dict(found)
-            taken = sorted(set(with_names) & ({*values} | {*added}))
-            if taken or not all(isinstance(v, int | float) for v in with_names.values()):
-                raise CallbackError(
-                    f"callback {config.name}, on_step: expected numbers under names of their own, got "
-                    f"{with_names}" + (f"; {', '.join(taken)} exist already" if taken else "")
+            is_named = isinstance(found, Mapping)
+            numbers = is_named and all(isinstance(v, int | float) for v in found.values())
+            taken = sorted(set(found) & ({*values} | {*added})) if is_named else []
+            if taken or not numbers:
+                text = (
+                    f"callback {config.name}, on_step at step {step}: expected numbers under names of "
+                    f"their own, got {found!r}"
+                    + (f"; {', '.join(map(str, taken))} exist already" if taken else "")
                 )
-            added |= {name: float(value) for name, value in with_names.items()}
+                self._failed(config, step, text, None)
+                continue
+            added |= {str(name): float(value) for name, value in found.items()}
         return added
 
     def validation(self, step: int, values: Values) -> None:
@@ -130,11 +134,17 @@ class Callbacks:
                 answers.append((entry, getattr(callback, method)(*arguments)))
             except Exception as error:
                 text = f"callback {config.name}, {method} at step {step}: {_told(error)}"
-                if config.on_error == "stop":
-                    raise CallbackError(text) from error
-                logger.warning("%s; the run continues (on_error: log)", text)
-                self.record(FAILED, step=step, cause=text)
+                self._failed(config, step, text, error)
         return answers
+
+    def _failed(
+        self, config: CallbackConfig, step: Any, text: str, error: Exception | None
+    ) -> None:
+        """Stop the run, or log and record the failure, as the job says of this callback."""
+        if config.on_error == "stop":
+            raise CallbackError(text) from error
+        logger.warning("%s; the run continues (on_error: log)", text)
+        self.record(FAILED, step=step, cause=text)
 
 
 def create_callback(config: CallbackConfig) -> Callback:

@@ -13,9 +13,6 @@ from torch import Tensor
 
 from pelagos.data_pipelines.generate import spectral
 
-STABLE_IMAGINARY = 2.83  # |z| up to which the method is stable on the imaginary axis, sqrt(8)
-STABLE_REAL = 2.78  # and on the negative real axis
-
 
 def runge_kutta_step(
     state: Tensor, first: Tensor, dt: Tensor, slope: Callable[[Tensor], Tensor]
