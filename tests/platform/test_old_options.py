@@ -225,3 +225,9 @@ def test_the_documentation_lists_every_option_with_its_default() -> None:
     for place, default in expected.items():
         shown = yaml.safe_dump(default).removesuffix("...\n").strip()
         assert f"`{shown}`" in listed[place], place
+
+
+@pytest.mark.parametrize("key", ["frame_strid", "max_lead"])
+def test_a_misspelt_option_is_answered_with_where_it_is_now(make_job: Any, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"objective.{key}: .* did you mean 'config.{key}"):
+        make_job(**{f"objective__{key}": 1})

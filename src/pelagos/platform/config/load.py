@@ -28,6 +28,7 @@ from pelagos.platform.config.checks import check_arithmetic
 from pelagos.platform.config.description import DescriptionConfig
 from pelagos.platform.config.kinds import JOB_KINDS, Job
 from pelagos.platform.config.old_options import (
+    OLD_OPTIONS,
     SECTION,
     is_default,
     move_keys,
@@ -358,11 +359,12 @@ def _explain(detail: Any, kind: Any, lines: dict[KeyPath, int]) -> Problem:
     if detail["type"] == "extra_forbidden":
         section = _section_at(kind, key[:-1])
         known = list(section.model_fields) if section else []
-        return Problem(
-            key,
-            f"unknown key{nearest(str(key[-1]), known)}; known keys here: {', '.join(known)}",
-            line,
-        )
+        close = nearest(str(key[-1]), known)
+        if not close and key[:-1] == (SECTION,):
+            options = [f"config.{name}" for name in OLD_OPTIONS]
+            close = nearest(f"config.{key[-1]}", options)
+        message = f"unknown key{close}; known keys here: {', '.join(known)}"
+        return Problem(key, message, line)
     if detail["type"] == "missing":
         section = _section_at(kind, key)
         field = section.model_fields.get(str(key[-1])) if section else None
