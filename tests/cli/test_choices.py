@@ -109,3 +109,14 @@ def test_two_checkpoints_in_one_command_are_refused(finished: Path) -> None:
     result = call("evaluate", "done@8", "checkpoint=last", "--runs-dir", finished)
     assert result.exit_code == 2
     assert "done@8 and checkpoint=last both name a checkpoint" in result.output
+
+
+@pytest.mark.parametrize(
+    ("verb", "advice"), [("status", "checkpoint inspect done@8"), ("resume", "done --from 8")]
+)
+def test_verbs_of_runs_say_what_to_do_with_a_checkpoint(
+    finished: Path, verb: str, advice: str
+) -> None:
+    result = call(verb, "done@8", "--runs-dir", finished)
+    assert result.exit_code == 2
+    assert advice in result.output

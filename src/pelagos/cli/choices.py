@@ -87,6 +87,15 @@ def run_and_checkpoint(target: str, old_option: str | None = None) -> tuple[str,
     return run, which or "last"
 
 
+def require_run(target: str, instead: str) -> None:
+    """Raise ValueError where RUN@WHICH is given to a verb that takes a run; `instead` is advice."""
+    run, at, which = target.partition("@")
+    if at:
+        raise ValueError(
+            f"{target} names a checkpoint, this takes a run: {instead.format(run, which)}"
+        )
+
+
 def note_old_spelling(old: str, new: str) -> None:
     """Print a note on a spelling that the next release drops."""
     text = f"note: {old} is now written {new}; the next release drops it"

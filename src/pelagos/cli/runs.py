@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from pelagos.cli.choices import Workers, with_choices
+from pelagos.cli.choices import Workers, require_run, with_choices
 from pelagos.cli.common import (
     console,
     error_console,
@@ -108,6 +108,7 @@ def status_command(
     from pelagos.jobs.submission import following
 
     with exit_on_error():
+        require_run(run, "`pelagos status {0}`, or `pelagos checkpoint inspect {0}@{1}`")
         if is_local_run(run, runs_dir, cluster):
             found = description_of(RunDirectory.open(runs_dir or DEFAULT_RUNS_DIR, run))
         else:
@@ -204,6 +205,7 @@ def resume_command(
 
     given = with_choices(overrides, workers=workers)
     with exit_on_error():
+        require_run(run, "`pelagos resume {0} --from {1}` branches off there")
         if is_local_run(run, runs_dir, cluster):
             place = runs_dir or DEFAULT_RUNS_DIR
             report_training(
