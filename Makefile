@@ -29,7 +29,7 @@ PYTEST_ARGS ?=
 # Ray of the machine. The others fill that time.
 USUAL := not matrix and not targets
 # As much as makes both end at about the same time.
-AFTER_RAY := tests/models tests/platform tests/cli tests/evaluation tests/submission tests/plugin
+AFTER_RAY := tests/models tests/platform tests/cli tests/evaluation tests/submission
 
 .PHONY: help quickstart test lint venv format docs mutants lock
 
