@@ -106,15 +106,22 @@ class Channels:
         """Whether the model's channels are the stored ones, in order."""
         return self.sources == tuple(range(self.num_stored))
 
+    @cached_property
+    def _columns(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Shift and scale as `[C, 1, …]`, made once: every sample is read with them."""
+        shape = (len(self.fields), *(1,) * self.num_dimensions)
+        shift, scale = (np.array(c, np.float32).reshape(shape) for c in (self.shift, self.scale))
+        return shift, scale
+
     def write(self, raw: npt.NDArray[Any], out: npt.NDArray[np.float32]) -> None:
         """Write stored frames `[F, stored channel, *grid]` normalised into `out [F, C, *grid]`.
 
         Where `are_as_stored`, `raw` may be `out` itself.
         """
         if self.are_as_stored:  # two calls in place of two per channel
-            columns = (len(self.fields), *(1 for _ in out.shape[2:]))
-            np.subtract(raw, np.array(self.shift, np.float32).reshape(columns), out=out)
-            np.divide(out, np.array(self.scale, np.float32).reshape(columns), out=out)
+            shifts, scales = self._columns
+            np.subtract(raw, shifts, out=out)
+            np.divide(out, scales, out=out)
             return
         rows = zip(self.sources, self.constants, self.shift, self.scale, strict=True)
         for channel, (source, constant, shift, scale) in enumerate(rows):

@@ -67,12 +67,16 @@ class RunDescription(RunSummary):
 
 def summary_of(run: RunDirectory) -> RunSummary:
     """Return the row of a run in a directory here. Raises as `RunDirectory.job_as_written`."""
+    return _summary(run, run.job_as_written())
+
+
+def _summary(run: RunDirectory, job: TrainingJob) -> RunSummary:
     status = run.status()
     return RunSummary(
         run=run.name,
         state=status["state"],
         step=status["step"],
-        total_steps=run.job_as_written().schedule.total_steps,
+        total_steps=job.schedule.total_steps,
         cause=status.get("cause") or None,
         updated=status.get("updated"),
         metrics=_numbers(status["metrics"]),
@@ -81,7 +85,8 @@ def summary_of(run: RunDirectory) -> RunSummary:
 
 def description_of(run: RunDirectory) -> RunDescription:
     """Return everything that is known of a run in a directory here. Raises as `summary_of`."""
-    summary, job = summary_of(run), run.job_as_written()
+    job = run.job_as_written()
+    summary = _summary(run, job)
     kinds = [event["kind"] for event in run.events()]
     return RunDescription(
         **{**dict(summary), **training_values(run, job), "checkpoints": run.checkpoint_uri_of(job)},

@@ -1,5 +1,6 @@
 """The interface of every kind of job on its way to a cluster and there."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -38,7 +39,7 @@ class Attempt(Protocol):
         """Return the run's identity, the same for every attempt."""
 
 
-class JobKind(Generic[AnyJob]):
+class JobKind(ABC, Generic[AnyJob]):
     """A kind of job. The defaults are those of a job that trains nothing and needs no other run."""
 
     is_training = False
@@ -98,6 +99,6 @@ class JobKind(Generic[AnyJob]):
         """Whether it may be tried again with smaller micro-batches."""
         return False
 
+    @abstractmethod
     def run(self, job: AnyJob, attempt: Attempt, console: HarmlessConsole) -> Outcome:
         """Run the job, which is placed, on the cluster."""
-        raise NotImplementedError(f"{type(self).__name__} says not how its jobs run")
