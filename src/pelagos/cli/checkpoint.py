@@ -8,7 +8,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from pelagos.cli.common import RunsDir, console, exit_on_error, finish, print_json
+from pelagos.cli.common import AsJson, RunsDir, console, exit_on_error, finish, print_json
 
 app = typer.Typer(help="Look into checkpoints: verify, inspect, diff.", no_args_is_help=True)
 
@@ -19,7 +19,6 @@ Target = Annotated[
         show_default=False,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 SHOWN_TENSORS = 40
 
 

@@ -17,6 +17,7 @@ from pelagos.platform.console import console as console
 from pelagos.platform.console import error_console as error_console
 from pelagos.platform.console import set_up_logging as set_up_logging
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pelagos.cli.choices import note_old_spelling
-from pelagos.cli.common import console, exit_on_error, expanded_option, finish, print_json
+from pelagos.cli.common import AsJson, console, exit_on_error, expanded_option, finish, print_json
 
 
 def compare_strategies_command(
@@ -31,7 +31,7 @@ def compare_strategies_command(
         str, typer.Option(help="Directory for table, plots, runs.", callback=expanded_option)
     ] = "comparison",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that directory.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run one job under several strategies; show that they agree, and the cost of each.
 

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from pelagos.cli.common import console, exit_on_error, finish, print_json
+from pelagos.cli.common import AsJson, console, exit_on_error, finish, print_json
 from pelagos.platform.config.overrides import override
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def convert_command(
         bool, typer.Option("--dry-run", help="Show the dataset that would result, then stop.")
     ] = False,
     endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint of DESTINATION.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Turn data in a published file format into a dataset; run it again to continue.
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from pelagos.cli.common import (
+    AsJson,
     console,
     error_console,
     exit_on_error,
@@ -40,7 +41,6 @@ app.command("bench")(bench_command)
 Uri = Annotated[
     str, typer.Argument(help="A dataset: a directory or an s3:// prefix.", show_default=False)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 EndpointUrl = Annotated[
     str | None, typer.Option(help="S3 endpoint; default: AWS_ENDPOINT_URL, else Amazon's own.")
 ]

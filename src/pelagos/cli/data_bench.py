@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from pelagos.cli.common import console, error_console, exit_on_error, print_json
+from pelagos.cli.common import AsJson, console, error_console, exit_on_error, print_json
 from pelagos.cli.data_description import DescriptionFile, description_at
 from pelagos.infra.storage.remote import storage_options
 
@@ -27,7 +27,7 @@ def bench_command(
     frames: Annotated[int, typer.Option(help="Frames of a sample.")] = 2,
     seconds: Annotated[float, typer.Option(help="Seconds of each measurement.")] = 1.0,
     description: DescriptionFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
     endpoint_url: Annotated[
         str | None, typer.Option(help="S3 endpoint; default: AWS_ENDPOINT_URL, else Amazon's own.")
     ] = None,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from pelagos.cli.common import console, exit_on_error, finish, print_json
-from pelagos.cli.data import AsJson, EndpointUrl, Uri, late_progress
+from pelagos.cli.common import AsJson, console, exit_on_error, finish, print_json
+from pelagos.cli.data import EndpointUrl, Uri, late_progress
 from pelagos.cli.data_description import DescriptionFile, description_at
 from pelagos.infra.storage.addresses import reject_empty_parts
 from pelagos.infra.storage.remote import storage_options

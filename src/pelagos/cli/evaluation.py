@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pelagos.cli.choices import JobRunsDir, Workers, with_choices
-from pelagos.cli.common import console, exit_on_error, expanded_option, print_json
+from pelagos.cli.common import AsJson, console, exit_on_error, expanded_option, print_json
 
 
 def evaluate_command(
@@ -35,7 +35,7 @@ def evaluate_command(
         int | None,
         typer.Option("--gpus-per-worker", help="0 or 1; the same as resources.gpus_per_worker=."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a run on held-out trajectories, next to persistence and the mean; write a report.
 

@@ -12,6 +12,7 @@ from pelagos.cli.checkpoint import app as checkpoint_app
 from pelagos.cli.choices import JobRunsDir, Workers, with_choices
 from pelagos.cli.common import (
     EXIT_INTERRUPTED,
+    AsJson,
     CheckedGroup,
     RunsDir,
     console,
@@ -50,7 +51,6 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print the resolved job and its cost, then stop."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 @app.callback()

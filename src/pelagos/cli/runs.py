@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pelagos.cli.choices import Workers, require_run, with_choices
 from pelagos.cli.common import (
+    AsJson,
     console,
     error_console,
     exit_on_error,
@@ -46,7 +47,6 @@ RunsDir = Annotated[
         callback=expanded_option,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def list_command(

@@ -13,6 +13,7 @@ from pelagos.cli.choices import Workers, with_choices
 from pelagos.cli.common import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
+    AsJson,
     console,
     error_console,
     exit_on_error,
@@ -23,7 +24,6 @@ from pelagos.platform.console import harmless
 from pelagos.platform.records.states import State
 
 EXIT_TIMED_OUT = 124
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
 ClusterName = Annotated[
     str | None,

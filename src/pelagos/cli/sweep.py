@@ -6,7 +6,7 @@ import typer
 
 from pelagos import plugins
 from pelagos.cli.choices import JobRunsDir, with_choices
-from pelagos.cli.common import console, exit_on_error, finish, print_json
+from pelagos.cli.common import AsJson, console, exit_on_error, finish, print_json
 
 
 def sweep_command(
@@ -18,7 +18,7 @@ def sweep_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the trials, and which have ended, then stop.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train many variants of jobs and compare them; run it again to continue.
 

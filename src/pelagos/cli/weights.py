@@ -7,12 +7,11 @@ import typer
 from rich.text import Text
 
 from pelagos.cli.choices import RunAtCheckpoint, run_and_checkpoint
-from pelagos.cli.common import RunsDir, console, exit_on_error, print_json
+from pelagos.cli.common import AsJson, RunsDir, console, exit_on_error, print_json
 
 Directory = Annotated[str, typer.Argument(help="The model directory to write.", show_default=False)]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Largest weights file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model directory.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def export_command(

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 
 from pelagos.infra.storage.files import below, replace_durably
 from pelagos.infra.yaml_text import yaml_text
+from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import ConfigError, Problem, parse_job, read_yaml_text
 from pelagos.platform.config.meanings import names_of, tells_trials_apart, without
 from pelagos.platform.config.overrides import override, override_text
@@ -314,10 +315,8 @@ def trial_job(sweep: SweepJob, label: str, values: Mapping[str, Any]) -> Trainin
     text = read_yaml_text(entry.file) if entry.file else yaml_text(entry.job)
     overrides = [override(key, value) for key, value in {**entry.set, **values}.items()]
     job = parse_job(text, source, overrides)
-    if not isinstance(job, TrainingJob):
-        raise ConfigError(
-            source, [Problem(("job",), f"is {job.job}; a sweep takes pretrain and finetune")]
-        )
+    message = f"is {job.job}; a sweep takes pretrain and finetune"
+    job = as_kind(TrainingJob, job, ConfigError(source, [Problem(("job",), message)]))
     if job.resources.num_workers != 1:
         raise ConfigError(
             source,
