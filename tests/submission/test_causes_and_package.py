@@ -13,7 +13,7 @@ import torch
 
 from pelagos.data_pipelines.store import DatasetError
 from pelagos.infra.clusters.base import BOOTSTRAP
-from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.infra.storage.local import DirectoryStore
 from pelagos.jobs.submission.shipping.package import FILES, WHEEL, build_archives, upload
 from pelagos.platform.records.causes import Retry, classify, decide_retry, is_permanent
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pelagos import plugins
 from pelagos.infra.private_directory import temporary_directory
-from pelagos.infra.storage.directory_store import ObjectStore, open_store
+from pelagos.infra.storage.local import ObjectStore, open_store
 from pelagos.infra.storage.remote import StorageError, is_remote
 from pelagos.jobs.submission.as_submitted import (
     MICRO_BATCH,

@@ -14,7 +14,7 @@ from pelagos.infra.clusters import (
     Submission,
     open_cluster,
 )
-from pelagos.infra.storage.directory_store import ObjectStore, open_store
+from pelagos.infra.storage.local import ObjectStore, open_store
 from pelagos.jobs.submission.handing_over import (
     environment_of,
 )
