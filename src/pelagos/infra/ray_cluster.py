@@ -1,4 +1,8 @@
-"""Starting or joining the Ray cluster of a job. The only file that calls `ray.init`."""
+"""Starting or joining the Ray cluster of a job.
+
+The only file that calls `ray.init`, and the only one that knows something of Ray that is not public:
+`tests/jobs/test_ray_internals.py` notices if that changes.
+"""
 
 import contextlib
 import glob
@@ -152,6 +156,28 @@ def _without_driver_folders() -> Any:
             return True
 
     return Settings()
+
+
+def torch_trainer(is_own_cluster: bool) -> type[Any]:
+    """Return Ray's `TorchTrainer`, which in a cluster of the job's own ends without a wait.
+
+    An actor of Ray's watches a controller's life through the dashboard's address. A cluster of the job's
+    own has no dashboard and ends with its controller, so that all this actor does there is to hold the
+    end of every training up for 12 seconds.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks import placement_group_callback
+
+    if not is_own_cluster:
+        return TorchTrainer
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            watcher = placement_group_callback.PlacementGroupCleanerCallback
+            made = super()._create_default_callbacks()  # type: ignore[misc]
+            return [callback for callback in made if not isinstance(callback, watcher)]
+
+    return Trainer
 
 
 def _plugins_in(files: str) -> list[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pelagos.infra.clusters.bootstrap import read_secrets
-from pelagos.infra.ray_cluster import ray_cluster, require_gpus
+from pelagos.infra.ray_cluster import ray_cluster, require_gpus, torch_trainer
 from pelagos.infra.signals import Interrupted, handling
 from pelagos.platform.config.schema import ResourcesConfig, TrainingJob
 from pelagos.platform.records.causes import is_permanent
@@ -195,10 +195,10 @@ def _run_in_ray(
 
 def _torch_trainer(job: TrainingJob, run: RunDirectory, worker: Callable[[], None]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     resources = job.resources
-    return TorchTrainer(
+    return torch_trainer(resources.ray_address is None)(
         train_loop_per_worker=worker,
         torch_config=TorchConfig(
             backend="nccl" if resources.gpus_per_worker else "gloo",
