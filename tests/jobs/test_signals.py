@@ -103,7 +103,8 @@ def test_while_a_verb_imports_it_ends_without_a_traceback(
         wait_until((tmp_path / "importing").exists, process, log)
         process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT_SECONDS) == 130
-    assert log.read_text().strip() == "interrupted by SIGTERM"
+    told = "interrupted by SIGTERM: before the first step, with nothing to save"
+    assert log.read_text().strip() == told
     assert not Path(run.path).exists()
 
 

@@ -21,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-NOTHING_SAVED = "before the first step: there was nothing to save"
+NOTHING_SAVED = "before the first step, with nothing to save"
 
 
 def expanded_option(path: str | None) -> str | None:

@@ -37,6 +37,7 @@ from pelagos.platform.config.old_options import (
     new_path,
 )
 from pelagos.platform.config.old_options import warn as warn_of_old_options
+from pelagos.platform.config.run_at_checkpoint import split_checkpoints
 from pelagos.platform.config.schema import OptimizerConfig, TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 
@@ -158,6 +159,7 @@ def parse_job(text: str, source: str, overrides: Sequence[str] = ()) -> Job:
     old = move_keys(tree, lines) if kind is SweepJob else move_options(tree, lines)
     problems = _apply_overrides(tree, lines, kind, overrides, old)
     warn_of_old_options(source, old)
+    problems += [Problem(k, m, _line_of(k, lines)) for k, m in split_checkpoints(tree)]
     problems += _unknown_names(tree, lines)
     job: Job | None = None
     try:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from pelagos.platform.config.schema import (
     PLUGINS,
@@ -15,7 +15,7 @@ from pelagos.platform.config.schema import (
     RunName,
     Section,
 )
-from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, WeightsChoice, split_checkpoint
+from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, WeightsChoice
 
 
 class EvaluateResources(Section):
@@ -86,11 +86,6 @@ class EvaluateJob(Section):
     )
     plugins: Plugins = PLUGINS
     tracking: bool = Field(True, description="Log the results to the run's MLflow store.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _run_at_checkpoint(cls, given: Any) -> Any:
-        return split_checkpoint(given)
 
     @field_validator("rollout_windows")
     @classmethod

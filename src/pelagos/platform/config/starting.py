@@ -1,8 +1,8 @@
 """Starting points of a training: existing weights, and low-rank updates to them."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pelagos.platform.config.section import (
     WEIGHTS_DESCRIPTION,
@@ -14,7 +14,6 @@ from pelagos.platform.config.section import (
     RunName,
     Section,
     WeightsChoice,
-    split_checkpoint,
 )
 
 
@@ -38,11 +37,6 @@ class SourceConfig(Section):
     prefix: str | None = Field(
         None, description="Prefix before the network's own names in a foreign file."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _run_at_checkpoint(cls, given: Any) -> Any:
-        return split_checkpoint(given)
 
 
 class LowRankConfig(Section):
