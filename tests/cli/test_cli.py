@@ -156,9 +156,9 @@ def test_wrong_credentials_are_refused_before_a_run_is_made(
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["resume", "dome"], ["no run 'dome'", "there are: done"]),
-        (["status", "dome"], ["no run 'dome'", "there are: done"]),
-        (["evaluate", "dome"], ["no run 'dome'", "there are: done"]),
+        (["resume", "dome"], ["no run 'dome'", "known runs: done"]),
+        (["status", "dome"], ["no run 'dome'", "known runs: done"]),
+        (["evaluate", "dome"], ["no run 'dome'", "known runs: done"]),
         (["evaluate", "done", "split=tost"], ["no split 'tost'", "test"]),
         (["evaluate", "done", "checkpoint=7"], ["checkpoint '7'", "3, 6, 8"]),
         (["evaluate", "done", "wieghts=ema"], ["wieghts"]),

@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_architecture_stops_the_resume(
     run.set_status("stopped")
     result = pelagos("resume", "run", "--runs-dir", run.path.parent)
     assert result.exit_code == FAILED, result.output
-    assert "of another architecture" in result.output
+    assert "holds another architecture" in result.output
     assert re.search(r"\[8.*\] in the checkpoint, \[16.*\] in the model", result.output)
     assert len(run.metrics()) == 8
     assert_same_bits(weights(run, 8), before)

@@ -143,11 +143,11 @@ def test_two_runs_never_share_checkpoints(make_job: MakeJob, tmp_path: Path) -> 
     assert not (tmp_path / "third").exists()
     # without the claim, the checkpoint itself says whose it is
     (tmp_path / "bucket/run/owner.json").unlink()
-    with pytest.raises(RunError, match="of step 3 is of another run"):
+    with pytest.raises(RunError, match="of step 3 belongs to another run"):
         Forecaster.from_run(RunDirectory(tmp_path / "me/run"))
     result = pretrain.resume(mine.runs_dir, mine.name, QUIET)
     assert result.outcome.kind == "failed"
-    assert "step 3 is of another run" in result.outcome.cause
+    assert "step 3 belongs to another run" in result.outcome.cause
     (tmp_path / "bucket/run/owner.json").unlink()
     finished = pretrain.resume(other.runs_dir, other.name, QUIET)
     assert finished.outcome.kind == "finished"

@@ -195,7 +195,7 @@ def test_what_a_branch_cannot_change_or_begin_from_is_refused(make_job: MakeJob)
         (["schedule.total_steps=4"], "4", "nothing is left to train"),
         ([], "3", "no checkpoint of step 3; there are: 2, 4"),
         (["optimizer.lr=-1"], "4", "greater than 0"),
-        (["optimizer.groups=[{pattern: nothing, lr: 1}]"], "4", "nothing match none"),
+        (["optimizer.groups=[{pattern: nothing, lr: 1}]"], "4", "nothing matches none"),
     ):
         with pytest.raises((RunError, CheckpointError, ConfigError), match=words):
             resume(job, *overrides, from_step=step)

@@ -389,7 +389,7 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
             {"model": "{name: poseidon-nano}", "reinitialize": "[patch_recovery]"},
             "another family or size",
         ),
-        ({"reinitialize": "[no_such_layer]"}, "match none"),
+        ({"reinitialize": "[no_such_layer]"}, "matches none"),
         ({"reinitialize": "['(']"}, "a regular expression; this one has a mistake"),
         ({"optimizer__frozen": "['*']"}, "a regular expression; this one has a mistake"),
         ({"lora": "{targets: ['[']}"}, "a regular expression; this one has a mistake"),
@@ -399,14 +399,14 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
         ),
         (
             {"optimizer__groups": "[{pattern: encoder, frozen_until_step: 2}]"},
-            "must be below total_steps 2",
+            "expected less than total_steps 2",
         ),
         ({"lora": "{targets: [no_such_layer]}"}, "lora.targets: no_such_layer match none"),
         ({"lora": "{targets: [query.bias]}"}, "needs two axes"),
         ({"lora": "{targets: [query.weight], rank: 1000}"}, "lora.rank: got 1000, .*smaller side"),
         ({"source": "{uri: 's3://'}"}, "s3:// names no bucket: expected s3://BUCKET/PATH"),
         ({"data__normalization": "source", "data__fields": TRACER_FIELDS}, "constants of tracer"),
-        ({"optimizer__frozen": "[no_such_layer]"}, "match none"),
+        ({"optimizer__frozen": "[no_such_layer]"}, "matches none"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_made(

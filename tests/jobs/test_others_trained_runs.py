@@ -148,7 +148,7 @@ def test_the_best_checkpoint_is_a_step_or_none(
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("streams", GONE, "does not say which samples came before"),
+        ("streams", GONE, "does not record which samples were used"),
         ("streams", 5, "streams"),
         ("streams.mixture", {}, "streams.mixture.fields"),
         ("streams.mixture.datasets", GONE, "the data changed"),
@@ -242,7 +242,7 @@ def test_a_record_of_a_take_over_by_somebody_else_redirects_no_secret(
     assert as_recorded(run, told).tracking.uri == "https://evil.example"  # the user's own file
     become_anothers()
     with pytest.raises(
-        RunError, match=r"another user's, and its files in .* say tracking.uri=https://evil"
+        RunError, match=r"belongs to another user. Its files in .* set tracking.uri=https://evil"
     ):
         as_recorded(run, told)
     assert (
@@ -257,7 +257,7 @@ def test_a_record_of_a_take_over_by_somebody_else_redirects_no_secret(
 def test_malformed_take_overs_are_named(make_job: Callable[..., PretrainJob], told: object) -> None:
     run = RunDirectory.create(make_job())
     run.replace(TAKE_OVERS, json.dumps(told))
-    with pytest.raises(RunError, match="no list of take-overs"):
+    with pytest.raises(RunError, match="not a list of take-overs"):
         run.take_overs()
 
 

@@ -343,7 +343,7 @@ def test_gains_of_errors_of_other_fields_are_refused(
         ({"grid": {"optimizer.lr": [-1]}}, r"grid\.optimizer\.lr: got"),
         ({"grid": {"resources.num_workers": [2]}}, "a trial runs in one process"),
         ({"baseline": "fno"}, "baseline: got 'fno', which is no label"),
-        ({"seeds": [1, 1]}, "one comes twice"),
+        ({"seeds": [1, 1]}, "repeats a value"),
         ({"evaluate": {"lead_steps": 0}}, r"evaluate\.lead_steps: got 0"),
         ({"evaluate": {"lead_steps": 6}}, r" evaluate\.lead_steps: got 6, .*the last lead is 4"),
         ({"random": {"ema_decay": {"low": 0.9, "high": 0.5}}}, "must be below high"),

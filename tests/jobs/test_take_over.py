@@ -188,5 +188,5 @@ def test_checkpoints_are_copied_between_disks_and_object_stores(
         assert [info.step for info in target.complete()] == [STEP]
     step = "step-00000003"
     assert contents(tmp_path / "back" / step) == contents(run.path / "checkpoints" / step)
-    with pytest.raises(CheckpointError, match="no complete checkpoint; there are: 3"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint; found: 3"):
         copy_checkpoint(remote, 2, back)

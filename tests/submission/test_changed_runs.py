@@ -110,7 +110,7 @@ def test_a_job_file_of_another_kind_is_named(record: RunRecord, tmp_path: Path) 
 def test_a_malformed_take_over_is_named(record: RunRecord, tmp_path: Path, text: str) -> None:
     run = RunDirectory(tmp_path / "runs/r")
     run.replace(TAKE_OVERS, text)
-    with pytest.raises(RunError, match=r"take-overs\.json is no list of take-overs: expected is"):
+    with pytest.raises(RunError, match=r"take-overs\.json is not a list of take-overs: expected"):
         branching.finish_last(run)
 
 

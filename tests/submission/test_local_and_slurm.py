@@ -31,7 +31,7 @@ def test_conformance_on_this_machine(
     described = following.describe(found)
     assert (described.step, described.state) == (12, "finished")
     assert 0 < (described.goodput or 0) <= 1
-    with pytest.raises(ValueError, match="run 'conforms' exists already"):
+    with pytest.raises(ValueError, match="run 'conforms' already exists"):
         send(conformance_job.path, "here", "name=conforms")
 
 
