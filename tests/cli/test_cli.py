@@ -72,7 +72,7 @@ def test_a_job_file_that_does_not_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("data.mixture=[{uri: /nowhere/a.zarr}]", ["data.mixture", "there is no dataset at"]),
+        ("data.mixture=[{uri: /nowhere/a.zarr}]", ["data.mixture", "no dataset at"]),
         ("data.mixture=[{uri: PLAIN}]", ["data.mixture", "PLAIN"]),
         ("data.fields=[temperature]", ["temperature"]),
         ("model.config.image_size=20", ["image_size=20", "multiple of", "= 8"]),

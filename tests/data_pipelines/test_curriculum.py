@@ -137,7 +137,7 @@ def test_what_is_no_schedule_is_refused(mixture: Mixture) -> None:
     for weight, message in (
         ({5: 1.0}, "must begin with step 0"),
         ({0: 1.0, 5: -1.0}, "must not be negative"),
-        ({0: 0.0}, "one positive"),
+        ({0: 0.0}, "one must be positive"),
         (0.0, "must be a positive number"),
         (float("inf"), "must be a positive number"),
         ({0: 1.0, 5: float("nan")}, "must be finite"),

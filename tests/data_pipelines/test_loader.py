@@ -216,7 +216,7 @@ def test_checkpoint_state_is_small_and_refuses_changed_data(
     state = json.loads(json.dumps(sampler.state_dict()))
     assert len(json.dumps(state)) < 1000
     sampler.check_state(state)
-    with pytest.raises(ValueError, match="seed 1, this run has 2"):
+    with pytest.raises(ValueError, match="seed 1, but this run has 2"):
         Sampler(mixture, seed=2).check_state(state)
     changed, _ = make_dataset(seed=9)
     entries = [MixtureEntry(changed, weight=2.0), mixture.entries[1]]
@@ -253,7 +253,7 @@ def test_the_state_of_many_datasets_is_small_and_as_strict(make_dataset: Any, co
     ):
         with pytest.raises(ValueError, match=told):
             mix(*entries[:3], other, *entries[4:]).check_state(state["mixture"])
-    with pytest.raises(ValueError, match="datasets, are|another"):
+    with pytest.raises(ValueError, match="number of datasets was|differs"):
         mix(*entries[1:]).check_state(state["mixture"])
 
 
@@ -265,7 +265,7 @@ def test_every_misfit_is_listed_at_once(make_dataset: Any) -> None:
         Mixture(entries, ["tracer"], pairs)
     message = str(caught.value)
     for part in (
-        "none of the model's channels ['tracer']",
+        "none of which is a channel of the model ['tracer']",
         "no split 'held-out'",
         "1 of 2 datasets have a weight",
     ):

@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_not_appended(make_dataset: Any) -> None:
     other, _ = make_dataset(
         num_frames=4, fields=(Field("density", "density"), Field("tracer", "tracer"))
     )
-    with pytest.raises(ValueError, match=r"num_frames is 4, required is 5.*\n.*fields"):
+    with pytest.raises(ValueError, match=r"num_frames is 4, expected 5.*\n.*fields"):
         append(dataset, other)
     same, _ = make_dataset(seed=3)
     with pytest.raises(ValueError, match="only a split that ends with the last one"):
@@ -215,7 +215,7 @@ def test_a_copy_goes_on_where_it_stopped(make_dataset: Any, tmp_path: Path) -> N
         copy(other, target)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="no unfinished copy"):
+    with pytest.raises(FileExistsError, match="other than an unfinished copy"):
         copy(dataset, str(tmp_path / "mine"))
 
 

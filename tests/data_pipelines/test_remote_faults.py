@@ -345,11 +345,11 @@ def test_of_several_writers_one_wins(place: str, s3_server: Any, tmp_path: Path)
     assert len(winners) == 1
     assert all(uri in told for told in found if isinstance(told, str))
     again = create_dataset(uri, SPEC, storage_options=options, overwrite=True)
-    with pytest.raises(DatasetError, match="by another process"):
+    with pytest.raises(DatasetError, match="another process finished"):
         winners[0].write_shard(0, DATA[:2])
     for writer in (again, resume_dataset(uri, SPEC, options)):
         writer.write_shard(0, DATA[:2])
-    with pytest.raises(DatasetError, match="by another process"):
+    with pytest.raises(DatasetError, match="another process finished"):
         replace(again, token="other").finalize()
 
 

@@ -174,7 +174,7 @@ def test_values_that_are_not_finite_are_refused_with_their_place(
     assert writer.missing_shards() == [0, 1, 2]
     with pytest.raises(ValueError, match=r"required is \(3, 5, 2, 12, 16\)"):
         writer.write_shard(1, data[:2], {"viscosity": np.zeros(2)})
-    with pytest.raises(ValueError, match="parameters given are"):
+    with pytest.raises(ValueError, match="got the parameters"):
         writer.write_shard(1, data[3:6], {})
 
 

@@ -356,7 +356,7 @@ def test_a_constant_field_is_left_out_with_a_note_and_not_counted():
     assert math.isfinite(window.vrmse["direct"])
     numbers_of = numbers([still], Provenance("r", 0, "m"))["datasets"][0]
     assert numbers_of["scores"]["direct"]["vrmse"]["median"][0][0] is None
-    assert "left out of 9 of 9 frames" in numbers_of["notes"][0]
+    assert "leaves out 9 of 9 frames" in numbers_of["notes"][0]
 
 
 def test_a_diverged_forecast_of_a_constant_field_is_left_out_too():

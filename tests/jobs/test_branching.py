@@ -150,7 +150,7 @@ def test_a_plain_resume_finishes_a_branch_that_was_cut_off(
         with pytest.raises(KeyboardInterrupt):
             branch(run, "4", settings)
     assert resume(job, until_step=5).outcome.step == 5
-    assert ("complete now (optimizer" in caplog.text) == (file != "status.json")
+    assert ("interrupted (optimizer" in caplog.text) == (file != "status.json")
     assert run.job().optimizer.lr == 1e-4
     assert run.job().optimizer.groups[0].pattern == "[.]bias$|a: b"
     assert [m["step"] for m in run.metrics()] == [1, 2, 3, 4, 5]
@@ -162,7 +162,7 @@ def test_a_plain_resume_finishes_a_branch_that_was_cut_off(
     # once is enough: the next launch continues the branch
     assert resume(job).outcome.kind == "finished"
     assert [m["step"] for m in run.metrics()] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert "complete now" not in caplog.text
+    assert "completed the branch" not in caplog.text
 
 
 def test_the_same_branch_asked_for_again_begins_anew(

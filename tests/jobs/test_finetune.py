@@ -299,7 +299,7 @@ def test_the_same_weights_from_wherever_they_lie(
         save_file(trained_weights(parent)[1], source)
     job = make_finetune(source=f"{{uri: {source}}}")
     if kind == "file":  # a bare file tells the family; sizes that are not registered must be said
-        with pytest.raises(ConfigError, match="fit no registered size of poseidon"):
+        with pytest.raises(ConfigError, match="no registered size of poseidon"):
             finetune.prepare(job)
         model = parent.job().model
         job = job.model_copy(update={"model": model})
@@ -369,7 +369,7 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
     make_finetune: MakeFinetune, datasets: tuple[str, str]
 ) -> None:
     prepared = finetune.prepare(make_finetune(data__mixture=f"[{{uri: '{datasets[1]}'}}]"))
-    assert "has been trained on" in prepared.notes[0]
+    assert "was already trained on this data" in prepared.notes[0]
     assert finetune.prepare(make_finetune()).notes == ()
 
 

@@ -287,11 +287,11 @@ MAE = {"name": "mae-nano", "config": SMALL}
                     "config": {"label_field": "ink", "num_classes": 2},
                 },
             },
-            r"answers with shape \(1, 2\), needed are maps .* head: segmentation",
+            r"returns shape \(1, 2\), expected maps .* head: segmentation",
         ),
         (
             {"model": MAE, "objective": {"name": "masked", "config": {"patch_size": [2, 2, 2]}}},
-            "has 3 sides, the grid has 2 axes",
+            "has 3 sides, but the grid has 2 axes",
         ),
         (
             {

@@ -238,7 +238,7 @@ def test_a_given_field_that_changes_where_it_is_evaluated_is_told_first(make: Ma
     # nothing to warn of where it is as it was in training
     (before,) = evaluate.run(EvaluateJob(**wanted, split="validation"), console).metrics["datasets"]
     assert before["warnings"] == []
-    assert len([note for note in before["notes"] if "is given to the model" in note]) == 3
+    assert len([note for note in before["notes"] if "takes it as an input" in note]) == 3
 
 
 def test_a_given_field_that_changes_where_it_is_validated_is_said_once(
@@ -284,5 +284,5 @@ def test_a_field_that_is_asked_for_is_not_said_to_be_left_out(
     job = make({"data": fields}, ["u", "p"], "objective.config.field_groups={u: [u], p: [p]}")
     with caplog.at_level(logging.WARNING):
         checked(job)
-    assert "in no loss" not in caplog.text
+    assert "no loss or error" not in caplog.text
     assert "p is 1 everywhere: objective.config.field_groups names it" in caplog.text

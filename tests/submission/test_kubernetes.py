@@ -274,7 +274,7 @@ def test_the_verbs_speak_kubectl(kubectl: Path) -> None:
     handle = target.checked_handle("ns-pretrain", "s3://bucket/here", handle)
     assert handle == {"name": "ns-pretrain-1", "namespace": "science"}
     for forged in ("other-1", "ns-pretrain", "ns-pretrain-0", "--all", "ns-pretrain-1 -A"):
-        with pytest.raises(ClusterError, match="none that this cluster gives"):
+        with pytest.raises(ClusterError, match="this cluster never gives that name"):
             target.checked_handle("ns-pretrain", "s3://bucket/here", {"name": forged})
     validate(json.loads((kubectl / "RayJob.json").read_text()))
     assert (

@@ -243,7 +243,7 @@ def test_a_resumed_sweep_reports_again_on_trials_that_were_resumed(
             },
             "search.name: compares trials while they run",
         ),
-        ("here", {}, "run `pelagos sweep`, which keeps to max_concurrent"),
+        ("here", {}, "Run `pelagos sweep`, which obeys max_concurrent"),
         ("hpc", {"jobs": {"scot": {}}}, "give exactly one of `file` .* and `job`"),
         ("hpc", {"grid": {"optimizer.lr": ["fast"]}}, "grid.optimizer.lr"),
     ],

@@ -205,7 +205,7 @@ def load_pretrained(directory: str | Path) -> Pretrained:
     if kind is None:
         known = ", ".join(t for f in FAMILIES.values() for t in f.model.model_types)
         raise ValueError(
-            f"{directory}: {CONFIG_FILE} says model_type {config.get('model_type')!r}; known are "
+            f"{directory}: {CONFIG_FILE} has model_type {config.get('model_type')!r}; known types: "
             f"{known}"
         )
     return kind.from_pretrained(directory)

@@ -211,7 +211,7 @@ def test_files_of_pdebench_of_other_physics_have_parameters_or_are_told_apart(
     source = open_source(str(tmp_path), ConvertOptions())
     assert source.parts[0].parameters == {"Nu": 0.1}
     assert {part.parameter("Nu", 0) for part in source.parts} == {0.1, 0.2}
-    assert "parameters beta are not in every file: left out" in source.notes
+    assert "left out, because some files lack them: parameters beta" in source.notes
     write_gas(tmp_path / "c_periodic.hdf5", Nu=0.3)
     assert "the boundary condition is {'x': 'periodic'}, in" in refusal(tmp_path)
 
@@ -220,10 +220,10 @@ def test_files_of_pdebench_of_other_physics_have_parameters_or_are_told_apart(
     ("last", "what"),
     [
         ({"frames": 5}, "0002 has 5 frames"),
-        ({"frames": 3}, "0002 has 3: all trajectories"),
+        ({"frames": 3}, "0002 has 3, but all trajectories"),
         ({"dt": 0.25}, "0002: the time between frames is 0.25, in"),
         ({"length": 2.0}, "0002: the position along x is"),
-        ({"channels": 2}, "0002: the shape of data but for its frames is (6, 4, 2), in"),
+        ({"channels": 2}, "0002: the shape of data except its frames is (6, 4, 2), in"),
     ],
 )
 def test_unlike_samples_of_one_file_of_pdebench(
@@ -351,7 +351,7 @@ def test_cases_of_cfdbench_of_other_sizes_are_pointed_out(tmp_path: Path) -> Non
     source = open_source(str(tmp_path), ConvertOptions())
     told = " ".join(source.notes)
     assert "the size (height, width) differs" in told
-    assert "parameters angle are not in every case: left out" in told
+    assert "left out, because some cases lack them: parameters angle" in told
     assert sorted(part.parameter("height", 0) for part in source.parts) == pytest.approx(
         [0.1, 0.2, 0.3]
     )

@@ -49,7 +49,7 @@ def test_a_changed_bit_of_an_archive_is_found(
     )
     damaged(tmp_path / "a.npz")
     os.utime(tmp_path / "a.npz", ns=(1, 1))  # as a later copy of it has another time
-    with pytest.raises(SourceError, match=r"a\.npz: u (is damaged|cannot be read).*again"):
+    with pytest.raises(SourceError, match=r"a\.npz: (u is damaged|cannot read u).*again"):
         convert.run(str(tmp_path / "a.npz"), str(tmp_path / "out.zarr"), options(tmp_path))
     assert not (tmp_path / "out.zarr").exists()
 

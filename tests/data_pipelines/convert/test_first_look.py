@@ -125,7 +125,8 @@ def test_a_process_that_somebody_ended_says_nothing_of_the_file(
     with monkeypatch.context() as patched:
         patched.setattr(first_look, "PROGRAM", crash(tmp_path, "SIGKILL"))
         with pytest.raises(
-            SourceError, match=r"look at .*a\.h5 was ended twice, in 'u' \(SIGKILL\)"
+            SourceError,
+            match=r"the process that checks .*a\.h5 before reading was killed twice, in 'u' \(SIGKILL\)",
         ):
             open_hdf5(str(file))
     open_hdf5(str(file)).close()
@@ -216,7 +217,9 @@ def test_what_asks_for_all_memory_is_a_fault(
     monkeypatch.setattr(first_look, "SPARE_BYTES", 2**26)
     with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
         file.attrs["large"] = np.zeros(2**24)
-    with pytest.raises(DamagedFileError, match=r"a\.h5 is damaged.*more memory than there is"):
+    with pytest.raises(
+        DamagedFileError, match=r"a\.h5 is damaged.*more memory than this machine has"
+    ):
         open_hdf5(str(tmp_path / "a.h5"))
 
 
@@ -258,7 +261,7 @@ def test_a_process_that_cannot_start_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(first_look, "PROGRAM", tmp_path / "absent.py")
-    with pytest.raises(SourceError, match=f"cannot be started.*{VARIABLE}=0"):
+    with pytest.raises(SourceError, match=f"cannot start the process .*{VARIABLE}=0"):
         open_hdf5(str(write(tmp_path / "a.h5")))
 
 

@@ -296,7 +296,7 @@ def test_plain_arrays_by_a_mapping(tmp_path: Path) -> None:
         ),
         (
             {"fields": [{"file": "v.npy", "axes": list("nyxtc"), "names": ["u"]}]},
-            r"axis c has 2, required are 1",
+            r"axis c has 2, expected 1",
         ),
         (
             {"fields": [{"file": "w.npy", "axes": list("nyx"), "names": ["u"]}]},

@@ -21,7 +21,9 @@ from pelagos.jobs import convert
 RNG = np.random.default_rng(3)
 Values = npt.NDArray[np.float32]
 
-ASSUMED = "nothing says these, so 1 is assumed for: frame_interval, the extent along y, x"
+ASSUMED = (
+    "the source does not record these, so 1 is assumed for: frame_interval, the extent along y, x"
+)
 
 
 def values(*shape: int) -> Values:
@@ -103,8 +105,8 @@ def test_a_folder_for_each_split(tmp_path: Path) -> None:
         everything(dataset)[:, :, 0], np.concatenate([rows[s] for s in ("train", "valid", "test")])
     )
     source = open_source(str(tmp_path), options(tmp_path, text))
-    assert source.notes == ("left out, as they are named like no split: scripts", ASSUMED)
-    with pytest.raises(SourceError, match="the folders of the files are the splits"):
+    assert source.notes == ("left out, because they have no name of a split: scripts", ASSUMED)
+    with pytest.raises(SourceError, match="the folders of the files already give the splits"):
         open_source(str(tmp_path), options(tmp_path, text + "splits: {train: 1.0}"))
 
 
@@ -132,7 +134,7 @@ def test_grids_that_differ_are_several_datasets(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=message + r".*--grid 4x5"):
         open_source(str(tmp_path), options(tmp_path, ONE))
     source = open_source(str(tmp_path), options(tmp_path, ONE, grid=(4, 5)))
-    assert source.notes == ("left out, as they are of other grids: 1 of 3 files", ASSUMED)
+    assert source.notes == ("1 of 3 files have other grids and are left out", ASSUMED)
     dataset = converted(tmp_path, ONE, grid=(4, 5))
     np.testing.assert_array_equal(everything(dataset)[:, :, 0], np.stack([runs[0], runs[2]]))
     with pytest.raises(

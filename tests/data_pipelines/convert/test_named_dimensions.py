@@ -83,10 +83,11 @@ def test_what_is_left_out_and_assumed_is_noted(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "a.nc"), ConvertOptions())
     assert source.format == "netcdf"
     assert source.notes == (
-        "left out, as they are not along time or trajectories, or have another grid or length: land",
-        "nothing says these, so 1 is assumed for: frame_interval, the extent along x",
-        f"{tmp_path}/a.nc: lat falls, 60 to 58.5 (4 points, -0.5 apart): rows stay in the file's "
-        "order, so that the dataset's y runs against it",
+        "left out, because they are not along time or trajectories, or have another grid or length: "
+        "land",
+        "the source does not record these, so 1 is assumed for: frame_interval, the extent along x",
+        f"{tmp_path}/a.nc: lat falls, 60 to 58.5 (4 points, -0.5 apart): rows keep the file's "
+        "order, so the dataset's y runs against it",
     )
     simulation().drop_vars(["land", "lon"]).to_zarr(tmp_path / "a.zarr", consolidated=False)
     (note,) = open_source(str(tmp_path / "a.zarr"), ConvertOptions()).notes
@@ -150,7 +151,7 @@ def test_an_array_that_only_a_later_file_has_is_noted(tmp_path: Path) -> None:
         netcdf4(run.assign(q=run["p"]) if i == 2 else run, tmp_path / f"{i}.nc")
     notes = open_source(str(tmp_path), ConvertOptions()).notes
     expected = (
-        f"left out: q, which 1 of 4 files have, as {tmp_path}/2.nc, and {tmp_path}/0.nc has not"
+        f"left out: q, which 1 of 4 files have, e.g. {tmp_path}/2.nc, and {tmp_path}/0.nc has not"
     )
     assert expected in notes
 
@@ -204,7 +205,7 @@ def test_pieces_of_one_trajectory_are_not_taken_for_several(tmp_path: Path) -> N
     (tmp_path / "years").mkdir()
     for i in range(3):
         netcdf4(simulation(18.0 * i, members=False), tmp_path / f"years/{2000 + i}.nc")
-    message = r"2001\.nc begins where .*2000\.nc ends: the files are pieces of one trajectory"
+    message = r"2001\.nc begins where .*2000\.nc ends, so the files are pieces of one trajectory"
     with pytest.raises(SourceError, match=message):
         open_source(str(tmp_path / "years"), ConvertOptions())
 

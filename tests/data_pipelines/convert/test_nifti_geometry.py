@@ -105,7 +105,7 @@ def moved(shift: float) -> np.ndarray:
     [
         ({"affine": moved(0.5)}, "put a corner 1 voxels apart"),
         ({"affine": np.diag([0.5, 1.0, 2.5, 1.0])}, "put a corner 5 voxels apart"),
-        ({"affine": None}, "c0.nii says nothing of its orientation"),
+        ({"affine": None}, "c0.nii does not record its orientation"),
         ({"shape": (10, 8, 5)}, "has (10, 8, 5) voxels (x, y, z)"),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_header_without_orientation_stays_as_it_is_stored(tmp_path: Path) -> N
     dataset, notes = converted(tmp_path / "v")
     assert np.array_equal(dataset.window(0, 0, 1)[0, 0], values.transpose(2, 1, 0))
     assert dataset.spec.generator["orientation"] == "not stored"
-    assert "say nothing of their orientation" in " ".join(notes)
+    assert "do not record their orientation" in " ".join(notes)
     save(tmp_path / "v" / "c.nii", values)
     assert "c.nii: the presence of an orientation is True" in refusal(tmp_path / "v")
 
@@ -181,13 +181,17 @@ def test_two_forms_that_lie_apart_are_pointed_out(tmp_path: Path) -> None:
     image.set_sform(PLAIN, code=1)
     nibabel.save(image, tmp_path / "a.nii")
     notes = open_source(str(tmp_path / "a.nii"), ConvertOptions()).notes
-    assert "s-form and q-form of 1 volumes lie apart" in " ".join(notes)
+    assert "s-form and q-form disagree in 1 volumes" in " ".join(notes)
 
 
 @pytest.mark.parametrize(
     ("values", "dtype", "what"),
     [
-        (np.float32([0, 1, 1.5, 2]), "float32", r"c0\.nii holds 1\.5, labels are whole numbers"),
+        (
+            np.float32([0, 1, 1.5, 2]),
+            "float32",
+            r"c0\.nii holds 1\.5, but labels are whole numbers",
+        ),
         (np.int32([0, 1, 2**24 + 1, 2]), "float32", "holds the whole number 16777217"),
         (np.int32([0, 1, 2049, 2]), "float16", "label 2049 becomes 2048 in float16"),
         (np.int32([0, 1, 257, 2]), "bfloat16", "label 257 becomes 256 in bfloat16"),

@@ -223,7 +223,7 @@ def test_linked_folders_and_files_are_followed_and_loops_are_not(tmp_path: Path)
     told = " ".join(notes)
     assert "b/up links to a folder above it" in told
     assert "1 files are not pictures and are left out" in told
-    assert "1 pictures are in no class" in told
+    assert "1 pictures belong to no class" in told
     (tmp_path / "p" / "b" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     assert "gone.png is a link to" in refusal(tmp_path / "p")
 
@@ -251,7 +251,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     dataset, notes = converted(tmp_path / "q")
     assert dataset.spec.splits == {"train": (0, 1), "test": (1, 2)}
     assert dataset.spec.generator["classes"] == ["train"]
-    assert notes == ("folders next to test, train that are no split are left out: unlabelled",)
+    assert notes == ("folders next to test, train that are not splits are left out: unlabelled",)
     for kind in ("train", "test"):
         save(tmp_path / "r" / kind / "1.png", colours(4, 4, 3))
     assert "is named like a split and holds pictures itself" in refusal(tmp_path / "r")
@@ -261,4 +261,4 @@ def test_an_archive_is_answered_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "pictures.tar.gz").write_bytes(b"x")
     assert "pictures.tar.gz is an archive: unpack it" in refusal(tmp_path / "pictures.tar.gz")
     (tmp_path / "a.hdf5").write_bytes(b"")
-    assert "a.hdf5 is empty: it has 0 bytes" in refusal(tmp_path / "a.hdf5")
+    assert "a.hdf5 is empty (0 bytes)" in refusal(tmp_path / "a.hdf5")

@@ -88,7 +88,7 @@ def test_classic_netcdf(tmp_path: Path, version: Any, unlimited: tuple[str, ...]
     )
     content = (tmp_path / "a.nc").read_bytes()
     (tmp_path / "a.nc").write_bytes(content[:-100])
-    with pytest.raises(SourceError, match=r"a\.nc cannot be read"):
+    with pytest.raises(SourceError, match=r"cannot read .*a\.nc"):
         open_source(str(tmp_path), mapped(tmp_path, "a.nc"))
     (tmp_path / "a.nc").write_bytes(b"CDF\x05" + content[4:])
     with pytest.raises(SourceError, match=r"CDF-5.*nccopy -k nc4"):

@@ -109,7 +109,7 @@ class LocalStore:
         path = Path(os.path.normpath(self.root / key))
         if not path.is_relative_to(self.root) or "\0" in key:
             raise DatasetError(
-                f"{key!r} leads out of {self.root}: nothing is read or written there"
+                f"{key!r} leads out of {self.root}; Pelagos neither reads nor writes there"
             )
         if path != self.root and path.parent not in self._inside:
             require_inside(self.root, path.parent)
@@ -237,8 +237,9 @@ def require_inside(root: Path, path: Path) -> None:
     found, place = os.path.realpath(path), os.path.realpath(root)
     if found != place and not found.startswith(f"{place.rstrip(os.sep)}{os.sep}"):
         raise DatasetError(
-            f"{path} leads out of the dataset over a link, to {found}: nothing is read or written "
-            f"there. Put the file itself there, or make the dataset's folder as a whole a link"
+            f"{path} leads out of the dataset over a link, to {found}; Pelagos neither reads nor "
+            "writes there. Put the file itself into the dataset, or make the dataset's folder as a "
+            "whole a link"
         )
 
 

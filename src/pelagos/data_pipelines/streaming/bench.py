@@ -133,8 +133,8 @@ def bench(
     open_seconds = time.perf_counter() - started
     if num_frames > dataset.num_frames:
         raise DatasetError(
-            f"dataset {uri} has {dataset.num_frames} frames per trajectory, windows of {num_frames} "
-            f"are asked for"
+            f"dataset {uri} has {dataset.num_frames} frames per trajectory, but windows of "
+            f"{num_frames} were requested"
         )
     windows: _Windows | _ForeignWindows
     if isinstance(dataset, ForeignDataset):

@@ -103,8 +103,9 @@ class DirectoryStore:
         found = path if path == self.root else path.parent
         if not found.resolve().is_relative_to(self.root.resolve()):
             raise StorageError(
-                f"{found} leads out of {self.root} over a link, to {found.resolve()}: nothing is read "
-                f"or written there. The storage as a whole may be a link, its folders may not"
+                f"{found} leads out of {self.root} over a link, to {found.resolve()}; Pelagos "
+                "neither reads nor writes there. The storage as a whole may be a link, but its "
+                "folders may not"
             )
         return path
 
@@ -124,5 +125,5 @@ def _explained(path: Path) -> Any:
         raise StorageMissingError(f"{path} does not exist") from error
     except OSError as error:
         raise StorageError(
-            f"{path}: {error.strerror}. Check that the directory exists and may be written"
+            f"{path}: {error.strerror}. Check that the directory exists and is writable"
         ) from error
