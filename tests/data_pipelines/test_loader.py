@@ -265,7 +265,7 @@ def test_every_misfit_is_listed_at_once(make_dataset: Any) -> None:
         Mixture(entries, ["tracer"], pairs)
     message = str(caught.value)
     for part in (
-        "none of which is a channel of the model ['tracer']",
+        "none of the model's channels ['tracer']",
         "no split 'held-out'",
         "1 of 2 datasets have a weight",
     ):

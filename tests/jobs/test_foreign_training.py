@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_refused_before_the_start(
     job = make_job(
         "wrong", data__mixture=f"[{{uri: {foreign}, description: {{fields: [{{name: u}}]}}}}]"
     )
-    with pytest.raises(ConfigError, match="none of which is a channel of the model"):
+    with pytest.raises(ConfigError, match="none of the model's channels"):
         checked(job)
     job = make_job("absent", data__mixture=f"[{{uri: {foreign}, description: nowhere.yaml}}]")
     with pytest.raises(

@@ -1,7 +1,6 @@
 """Reading job files for the verbs, and the closing words of a training."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from pelagos.platform.config import (
     load_job,
 )
 from pelagos.platform.config.kinds import as_kind
-from pelagos.platform.config.load import ConfigError, located, parse_job
+from pelagos.platform.config.load import parse_job
 from pelagos.platform.records.states import State
 
 AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, ConvertJob, EvaluateJob, SweepJob)
@@ -39,17 +38,6 @@ def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> A
             f"jobs: run `pelagos {job.job} {path}`"
         )
     return job
-
-
-@contextlib.contextmanager
-def errors_of(path: str, overrides: Sequence[str] | None) -> Iterator[None]:
-    """Report errors in the parts of a file's job with the file and its lines."""
-    try:
-        yield
-    except ConfigError as error:
-        if not error.source.startswith("job "):
-            raise  # the file's own, which has them
-        raise located(error, path, overrides or ()) from error
 
 
 def is_job_file(argument: str) -> bool:

@@ -112,14 +112,15 @@ def pretrain(
 
     Example: pelagos pretrain configs/quickstart/pretrain.yaml schedule.total_steps=100
     """
-    from pelagos.cli.job_files import errors_of, load_as, report_training
+    from pelagos.cli.job_files import load_as, report_training
     from pelagos.jobs import pretrain as job_module
     from pelagos.jobs.training.checking import checked
     from pelagos.platform.config import PretrainJob
+    from pelagos.platform.config.locating import errors_of
     from pelagos.platform.planner import plan_pretrain
 
-    with exit_on_error(), errors_of(job_file, overrides):
-        chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
+    chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
+    with exit_on_error(), errors_of(job_file, chosen):
         job = load_as(PretrainJob, job_file, chosen)
         if dry_run:
             blueprint = checked(job)
@@ -143,13 +144,14 @@ def finetune(
 
     Example: pelagos finetune configs/quickstart/finetune.yaml source.run=quickstart
     """
-    from pelagos.cli.job_files import errors_of, load_as, report_training
+    from pelagos.cli.job_files import load_as, report_training
     from pelagos.jobs import finetune as job_module
     from pelagos.platform.config import FinetuneJob
+    from pelagos.platform.config.locating import errors_of
     from pelagos.platform.planner import plan_pretrain
 
-    with exit_on_error(), errors_of(job_file, overrides):
-        chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
+    chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
+    with exit_on_error(), errors_of(job_file, chosen):
         job = load_as(FinetuneJob, job_file, chosen)
         if dry_run:
             prepared = job_module.prepare(job)

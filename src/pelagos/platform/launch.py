@@ -22,6 +22,7 @@ from typing import Any
 from pelagos.infra.clusters.bootstrap import read_secrets
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.records.causes import is_permanent
 from pelagos.platform.records.remote_run import share
 from pelagos.platform.records.runs import Outcome, RunDirectory, RunRecords
 from pelagos.platform.records.states import State
@@ -35,8 +36,6 @@ from pelagos.platform.trainer import (
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
-# Errors that another try would only repeat; all else (a lost node, a dead peer) is retried.
-PERMANENT_ERRORS = (ValueError, FloatingPointError, OSError)
 
 Watcher = Callable[[], None]
 
@@ -116,8 +115,8 @@ def _work(
     try:
         observer = None if make_observer is None else make_observer()
         train(job, run, build, storage_options, identity, observer, until_step)
-    except PERMANENT_ERRORS as error:
-        if isinstance(error, ConnectionError | TimeoutError):
+    except Exception as error:
+        if not is_permanent(error):
             raise
         cause = f"{type(error).__name__}: {error}"
         run.write_outcome(Outcome(State.FAILED, run.last_step(), cause), identity)

@@ -45,6 +45,27 @@ PathText = Annotated[str, AfterValidator(expanded_path), AfterValidator(reject_c
 CheckpointName = Annotated[str, BeforeValidator(_as_text)]
 
 
+def split_checkpoint(given: Any) -> Any:
+    """Return a section's mapping with `run: RUN@WHICH` as `run` and `checkpoint`, else unchanged.
+
+    >>> split_checkpoint({"run": "quickstart@best"})
+    {'run': 'quickstart', 'checkpoint': 'best'}
+
+    Raises:
+        ValueError: the mapping also has another `checkpoint`, or nothing follows the @.
+    """
+    named = given.get("run") if isinstance(given, dict) else None
+    if not isinstance(named, str) or "@" not in named:
+        return given
+    run, _, which = named.partition("@")
+    if not which:
+        raise ValueError(f"run: {named}: expected last, best or a step after the @")
+    other = given.get("checkpoint")
+    if other is not None and str(other) != which:
+        raise ValueError(f"run: {named} and checkpoint: {other} name two checkpoints; keep one")
+    return {**given, "run": run, "checkpoint": which}
+
+
 class Section(BaseModel):
     """A part of a job file: frozen, and unknown keys are errors."""
 

@@ -10,6 +10,7 @@ from pelagos.platform.config.schema import (
     Fraction,
     NonNegativeInt,
     PathText,
+    Plugins,
     PositiveFloat,
     PositiveInt,
     RunName,
@@ -143,6 +144,9 @@ class SweepJob(Section):
         "one on this machine.",
     )
     tracking: Annotated[TrackingConfig, Sets("tracking")] = TrackingConfig()
+    plugins: Plugins = Field(
+        (), description="Modules that are imported first, in addition to those that its jobs name."
+    )
 
     @classmethod
     def keys_set(cls) -> dict[str, str]:

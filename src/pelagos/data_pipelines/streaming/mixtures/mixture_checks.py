@@ -24,8 +24,8 @@ def mixture_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> 
         dataset = entry.dataset
         if not set(fields) & set(dataset.field_names):
             problems.append(
-                f"{dataset.uri} has fields {list(dataset.field_names)}, none of which is a channel "
-                f"of the model {list(fields)}"
+                f"{dataset.uri} has fields {list(dataset.field_names)}, none of the model's "
+                f"channels {list(fields)}: set data.fields"
             )
         unknown = sorted(set(entry.offset) - set(fields))
         if unknown:
