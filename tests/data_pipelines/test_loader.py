@@ -221,7 +221,7 @@ def test_checkpoint_state_is_small_and_refuses_changed_data(
     changed, _ = make_dataset(seed=9)
     entries = [MixtureEntry(changed, weight=2.0), mixture.entries[1]]
     other = Mixture(entries, FIELDS, pairs)
-    with pytest.raises(ValueError, match=r"dataset 0 .*fingerprint was .*, is ") as caught:
+    with pytest.raises(ValueError, match=r"dataset 0 .*fingerprint was .*, now ") as caught:
         other.check_state(state["mixture"])
     assert "dataset 1" not in str(caught.value)
     heavier = [mixture.entries[0], MixtureEntry(mixture.entries[1].dataset, weight=3.0)]
@@ -244,7 +244,7 @@ def test_the_state_of_many_datasets_is_small_and_as_strict(make_dataset: Any, co
     assert len(json.dumps(state)) < 1000
     mixture.check_state(state["mixture"])
     mixture.check_state(mixture._listed_state())  # as states were kept before
-    told = "dataset 3 " if count < 48 else "another"
+    told = "dataset 3 " if count < 48 else "a dataset or its weight differs"
     for other in (
         MixtureEntry(changed, weight=weights[3], crop=(8, 8)),
         MixtureEntry(dataset, weight=7.5, crop=(8, 8)),

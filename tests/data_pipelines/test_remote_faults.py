@@ -170,7 +170,7 @@ def test_short_bytes_are_told_with_their_place(
     np.testing.assert_array_equal(dataset.window(1, 1, 2), DATA[1, 1:3])
     (told,) = [r.getMessage() for r in caplog.records if "once more" in r.getMessage()]
     (planned,) = dataset.plan(0, 1, (1, 2))
-    for part in (remote.server.bucket, SHARD, f"from byte {planned.byte_range[0]} "):
+    for part in (remote.server.bucket, SHARD, f"from byte {planned.byte_range[0]},"):
         assert part in told
     np.testing.assert_array_equal(dataset.window(1, 2, 2), DATA[1, 2:4])
     assert sum("once more" in r.getMessage() for r in caplog.records) == 1  # no fault, no word

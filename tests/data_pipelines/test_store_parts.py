@@ -322,7 +322,7 @@ def test_names_of_splits_are_known_meant_or_refused() -> None:
     with pytest.raises(ValueError, match="'val' and 'valid' both name the split 'validation'"):
         canonical_splits({"train": 1, "val": 2, "valid": 3})
     with pytest.raises(
-        ValueError, match="unknown split 'tarin'; known splits:  .*did you mean 'train'"
+        ValueError, match="unknown split 'tarin'; known splits: .*did you mean 'train'"
     ):
         canonical_splits({"tarin": 1})
     with pytest.raises(ValueError, match="such as test-ood$"):  # like nothing known: no hint
@@ -414,9 +414,7 @@ def test_statistics_of_others_must_be_whole(tmp_path: Path) -> None:
     )
     for key in required:
         short = {k: v for k, v in row.items() if k != key}
-        with pytest.raises(
-            ValueError, match=r"statistics\.train\.u: has .*, required is count, mean"
-        ):
+        with pytest.raises(ValueError, match=r"statistics\.train\.u: has .*, expected count, mean"):
             require_statistics({**good, "train": {**good["train"], "u": short}}, spec)
     with pytest.raises(ValueError, match=r"statistics\.train\.u: has"):
         require_statistics({**good, "train": {**good["train"], "u": {**row, "median": 0.0}}}, spec)

@@ -186,7 +186,7 @@ def test_of_very_many_parts_those_that_are_read_are_looked_at(tmp_path: Path) ->
 
 def test_lists_without_end_are_faults(tmp_path: Path) -> None:
     class Chunks:
-        """An array whose index of chunks leads in a circle."""
+        """An array whose index of chunks leads form a circle."""
 
         name, shape, chunks = "/u", (4, 4), (2, 2)
 
@@ -206,7 +206,7 @@ def test_lists_without_end_are_faults(tmp_path: Path) -> None:
         assert "no end" in look.fault
         with pytest.raises(look_process.Stop):
             look.see("a/" * (look_process.MOST_LEVELS + 1), None)
-        assert "in a circle" in look.fault
+        assert "form a circle" in look.fault
     signal.setitimer(signal.ITIMER_PROF, 0)
 
 
@@ -235,7 +235,7 @@ def test_only_hdf5_is_looked_at_and_only_if_wanted(
     assert own_looker.num_started == 0
     for given in ("soon", "-1", "nan", "1e-9", "1e30"):
         monkeypatch.setenv(VARIABLE, given)
-        with pytest.raises(SourceError, match=f"{VARIABLE} is '{given}': expected is a number of"):
+        with pytest.raises(SourceError, match=f"{VARIABLE} is '{given}'; expected a number of"):
             open_hdf5(str(tmp_path / "a.h5"))
 
 

@@ -132,7 +132,7 @@ def test_modalities_of_a_case_are_those_of_the_others(tmp_path: Path) -> None:
         for number in numbers:
             save(tmp_path / f"{case}_{number:04d}.nii", np.zeros((4, 4, 4), np.float32))
     told = refusal(tmp_path)
-    assert "case b has 2 modalities (b_0001.nii, b_0002.nii), a has 2 (a_0000.nii" in told
+    assert "case b has 2 modalities (b_0001.nii, b_0002.nii), but a has 2 (a_0000.nii" in told
 
 
 def test_four_digits_are_a_name_where_none_is_0000(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_cases_of_other_spacing_keep_their_own(tmp_path: Path) -> None:
     assert dataset.parameters["spacing-x"].tolist() == [1.0] * 3
     assert "the voxels' spacing (x, y, z) differs: (1, 1, 2.5) in" in " ".join(notes)
     save(tmp_path / "v" / "c3.nii", np.zeros((4, 4, 4), np.float32), unit="micron")
-    assert "the unit of positions is micron, in" in refusal(tmp_path / "v")
+    assert "the unit of positions is micron, but" in refusal(tmp_path / "v")
 
 
 def test_a_header_without_orientation_stays_as_it_is_stored(tmp_path: Path) -> None:
