@@ -172,7 +172,7 @@ def test_training_and_resuming_with_everything_in_an_object_store(
     again = pelagos("pretrain", job_file, *remote, f"runs_dir={tmp_path}/elsewhere")
     assert again.exit_code == 2, again.output
     assert "checkpoint.uri" in again.output
-    assert "where another run, run in" in again.output
+    assert "another run, run in" in again.output
     assert not (tmp_path / "elsewhere").exists()
 
 

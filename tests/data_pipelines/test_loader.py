@@ -225,7 +225,7 @@ def test_checkpoint_state_is_small_and_refuses_changed_data(
         other.check_state(state["mixture"])
     assert "dataset 1" not in str(caught.value)
     heavier = [mixture.entries[0], MixtureEntry(mixture.entries[1].dataset, weight=3.0)]
-    with pytest.raises(ValueError, match=r"dataset 1 .*weight was 1\.0, is 3\.0"):
+    with pytest.raises(ValueError, match=r"dataset 1 .*weight was 1\.0, now 3\.0"):
         Mixture(heavier, FIELDS, pairs).check_state(state["mixture"])
 
 

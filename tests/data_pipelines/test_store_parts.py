@@ -425,7 +425,9 @@ def test_statistics_of_others_must_be_whole(tmp_path: Path) -> None:
         require_statistics({**good, "test": {"u": {}, "p": {"count": 1.0}}}, spec)
     with pytest.raises(ValueError, match=r"statistics\.train: the fields differ"):
         require_statistics({**good, "train": {"u": row}}, spec)
-    with pytest.raises(ValueError, match="statistics: of all, train, expected all, train, test"):
+    with pytest.raises(
+        ValueError, match="statistics: got the splits all, train, expected all, train, test"
+    ):
         require_statistics({k: good[k] for k in ("all", "train")}, spec)
     with pytest.raises(ValueError, match="statistics: got the splits nothing, expected"):
         require_statistics({}, spec)

@@ -136,7 +136,7 @@ def test_two_runs_never_share_checkpoints(make_job: MakeJob, tmp_path: Path) -> 
     other = make_job(runs_dir=str(tmp_path / "colleague"), **shared)
     RunDirectory.create(mine)  # killed before it claimed the place
     pretrain.run(other, QUIET, until_step=3)
-    with pytest.raises(RunError, match="is where another run, run in .*colleague/run, keeps its"):
+    with pytest.raises(RunError, match="another run, run in .*colleague/run, keeps its"):
         pretrain.resume(mine.runs_dir, mine.name, QUIET)
     with pytest.raises(ConfigError, match=r"checkpoint\.uri.*colleague"):
         pretrain.run(make_job(runs_dir=str(tmp_path / "third"), **shared), QUIET)

@@ -186,7 +186,9 @@ def test_a_variable_or_user_that_is_absent_is_named(path: str) -> None:
     "text", ["!!bool yes", "!!int abc", "!!float abc", "!!null x", "!!int 1.5"]
 )
 def test_a_tag_does_not_make_its_text_a_value(text: str) -> None:
-    with pytest.raises(YamlTextError, match="line 1: .* is no (bool|int|float|null) in YAML 1.2"):
+    with pytest.raises(
+        YamlTextError, match="line 1: .* is not valid as (bool|int|float|null) in YAML 1.2"
+    ):
         parse_yaml_value(text)
 
 

@@ -271,4 +271,4 @@ def test_a_dry_run_of_a_sweep_knows_own_networks(place: Path) -> None:
     write(place, resources=alone)
     sweep = {"job": "sweep", "name": "s", "jobs": {"a": {"file": "job.yaml"}}, "seeds": [0, 1]}
     (place / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "tracking": {"uri": None}}))
-    assert "2 trials, 0 already done" in pelagos(place, "sweep", "sweep.yaml", "--dry-run")
+    assert "2 trials, 0 done" in pelagos(place, "sweep", "sweep.yaml", "--dry-run")
