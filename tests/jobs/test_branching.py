@@ -193,7 +193,7 @@ def test_what_a_branch_cannot_change_or_begin_from_is_refused(make_job: MakeJob)
         (["model.name=fno-nano"], "4", r"cannot change model\.name"),
         (["seed=3"], "last", "cannot change seed"),
         (["schedule.total_steps=4"], "4", "nothing is left to train"),
-        ([], "3", "no checkpoint of step 3; there are: 2, 4"),
+        ([], "3", "no checkpoint of step 3; available steps: 2, 4"),
         (["optimizer.lr=-1"], "4", "greater than 0"),
         (["optimizer.groups=[{pattern: nothing, lr: 1}]"], "4", "nothing matches none"),
     ):
@@ -251,6 +251,6 @@ def test_other_data_are_named_with_both_fingerprints_however_many_there_are(
     job = make_job(data__mixture=json.dumps(entries), tracking__uri="null")
     pretrain.run(job, QUIET, until_step=3)
     old, new = (open_dataset(uri).fingerprint[:16] for uri in reversed(datasets))
-    told = f"data.mixture.5.uri: {datasets[0]} has fingerprint {new}, .*{datasets[1]}. had {old}"
+    told = f"data.mixture.5.uri: {datasets[0]} has fingerprint {new}, .* {old} .{datasets[1]}."
     with pytest.raises(RunError, match=told):
         resume(job, f"data.mixture.5.uri={datasets[0]}")

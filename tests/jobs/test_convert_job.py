@@ -80,7 +80,7 @@ def test_a_job_file_converts_as_it_says(job_file: Path, tmp_path: Path, values: 
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("options.num_frame=3", "options.num_frame: there is no such option; did you mean 'num_fr"),
+        ("options.num_frame=3", "options.num_frame: no such option; did you mean 'num_fr"),
         ("options.num_frames=three", "options.num_frames: got 'three'"),
         ("options.missing=drop", "options.missing: got 'drop'"),
         ("options.splits={trian: 4}", "options.splits: "),

@@ -379,7 +379,7 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
         ({"source": "{run: nobody, runs_dir: /nowhere}"}, "no run 'nobody'"),
         ({"source": "{}"}, "expected one of run and uri, got neither"),
         ({"source": "{uri: 'missing/dir'}"}, "missing/dir does not exist"),
-        ({"model": "{name: dpot-nano}"}, "called with several frames"),
+        ({"model": "{name: dpot-nano}"}, "takes several frames"),
         (
             {"model": "{name: dpot-nano}", "objective": "{name: autoregressive}"},
             "another family or size",
@@ -401,11 +401,11 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
             {"optimizer__groups": "[{pattern: encoder, frozen_until_step: 2}]"},
             "expected less than total_steps 2",
         ),
-        ({"lora": "{targets: [no_such_layer]}"}, "lora.targets: no_such_layer match none"),
+        ({"lora": "{targets: [no_such_layer]}"}, "lora.targets: no_such_layer matches none"),
         ({"lora": "{targets: [query.bias]}"}, "needs two axes"),
         ({"lora": "{targets: [query.weight], rank: 1000}"}, "lora.rank: got 1000, .*smaller side"),
         ({"source": "{uri: 's3://'}"}, "s3:// names no bucket: expected s3://BUCKET/PATH"),
-        ({"data__normalization": "source", "data__fields": TRACER_FIELDS}, "constants of tracer"),
+        ({"data__normalization": "source", "data__fields": TRACER_FIELDS}, "constants for tracer"),
         ({"optimizer__frozen": "[no_such_layer]"}, "matches none"),
     ],
 )

@@ -158,7 +158,7 @@ def test_what_cannot_be_taken_over_changes_nothing(
 ) -> None:
     lagging, best = runs
     before = contents(lagging.path)
-    with pytest.raises(RunError, match="has gone on to step 3: .* step 2 of best would undo"):
+    with pytest.raises(RunError, match="has continued to step 3: .* step 2 of best would undo"):
         take_over(lagging, best, 2, {LR: 0.1})
     with pytest.raises(ConfigError, match="optimizer.lr: got"):
         take_over(lagging, best, 3, {LR: -1})

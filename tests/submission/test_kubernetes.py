@@ -172,7 +172,9 @@ def test_a_job_larger_than_the_cluster_is_refused_with_the_arithmetic() -> None:
         match=r"40 workers of 8 CPU and 1 GPU at 8 per node take 5 nodes\. The cluster has at most 4",
     ):
         cluster().check_needs(Needs(40, 8, 1))
-    with pytest.raises(ClusterError, match="one worker needs 128 CPU and 1 GPU, but one node has 64"):
+    with pytest.raises(
+        ClusterError, match="one worker needs 128 CPU and 1 GPU, but one node has 64"
+    ):
         cluster().check_needs(Needs(1, 128, 1))
 
 

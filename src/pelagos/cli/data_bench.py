@@ -68,7 +68,7 @@ def _show(report: BenchReport, step_time: float, batch: int) -> None:
         f"{report.window_bytes / 1e3:.0f} kB, the dataset {report.dataset_bytes / 1e9:.3g} GB"
     )
     table = Table("", "threads", "windows/s", "MB/s", "median", "p99", "CPU/window", "requests")
-    for name, readings in (("bytes alone", report.raw), ("reader", report.reader)):
+    for name, readings in (("raw bytes", report.raw), ("reader", report.reader)):
         for r in readings:
             table.add_row(
                 name,

@@ -192,7 +192,7 @@ def _look(file: str) -> _File:
             for letter, dim in zip(letters, dims, strict=True)
         }
         order = AXIS_NAMES[len(dims)]
-        count = int(attribute(opened, "n_trajectories", "their number"))
+        count = int(attribute(opened, "n_trajectories", "the number of trajectories"))
         notes: list[str] = []
         time = child(dimensions, "time", "times of the frames")
         lengths = {"n": count, "t": int(time.shape[-1]), **sizes}
@@ -309,7 +309,7 @@ def _boundaries(opened: Any, dims: tuple[str, ...], letters: tuple[str, ...]) ->
     for condition in opened.get("boundary_conditions", {}).values():
         kind = text(attribute(condition, "bc_type", "wall, open or periodic")).lower()
         associated = texts(attribute(condition, "associated_dims", "names of axes"))
-        mask = np.asarray(child(condition, "mask", "where it holds"), bool)
+        mask = np.asarray(child(condition, "mask", "the grid points where it holds"), bool)
         for dim in associated:
             letter = letters[dims.index(dim)]
             for side, index in (("low", 0), ("high", -1)):

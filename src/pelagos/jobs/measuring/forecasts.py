@@ -56,7 +56,7 @@ def forecast_measurements(
         stride, frames = option_of(training, "frame_stride", 1), forecaster.objective.input_frames
         history = (frames - 1) * stride
         initial = max(initial_frame, history)
-        physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
+        physics, note = _physics(dataset, forecaster) if with_physics else (None, "not requested")
         found.append(
             ForecastMeasurement(
                 forecaster.predict_on(data),
