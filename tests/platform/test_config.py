@@ -187,3 +187,10 @@ def test_run_at_checkpoint_names_both_in_a_job_file() -> None:
     }.items():
         with pytest.raises(ConfigError, match=expected):
             parse_job(text, "t")
+
+
+@pytest.mark.parametrize("seed", [2**62, 2**63 - 1, 2**63, 2**64, -1])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    (problem,) = problems(GOOD, (f"seed={seed}",))
+    assert problem.startswith(f"override: seed: got {seed} (int), allowed: ")
+    assert parse_job(GOOD, "t", [f"seed={2**62 - 1}"]).seed == 2**62 - 1

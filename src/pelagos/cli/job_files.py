@@ -82,9 +82,8 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
             soft_wrap=True,
         )
     elif outcome.kind == State.STOPPED:
-        console.print(
-            Text("stopped", style="yellow"), f"{result.run_name}, saved at step {outcome.step}"
-        )
+        end = f", saved at step {outcome.step}" if outcome.is_saved else f": {outcome.cause}"
+        console.print(Text("stopped", style="yellow"), f"{result.run_name}{end}", soft_wrap=True)
         console.print(
             f"  continue: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
         )

@@ -12,6 +12,7 @@ from pelagos.cli.checkpoint import app as checkpoint_app
 from pelagos.cli.choices import JobRunsDir, Workers, with_choices
 from pelagos.cli.common import (
     EXIT_INTERRUPTED,
+    NOTHING_SAVED,
     AsJson,
     CheckedGroup,
     RunsDir,
@@ -28,6 +29,7 @@ from pelagos.cli.data_management import app as data_management_app
 from pelagos.cli.evaluation import evaluate_command
 from pelagos.cli.infra import app as infra_app
 from pelagos.cli.sweep import sweep_command
+from pelagos.infra.signals import interrupt_on_signals
 
 app = typer.Typer(
     name="pelagos",
@@ -120,7 +122,7 @@ def pretrain(
     from pelagos.platform.planner import plan_pretrain
 
     chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
-    with exit_on_error(), errors_of(job_file, chosen):
+    with exit_on_error(NOTHING_SAVED), errors_of(job_file, chosen):
         job = load_as(PretrainJob, job_file, chosen)
         if dry_run:
             blueprint = checked(job)
@@ -151,7 +153,7 @@ def finetune(
     from pelagos.platform.planner import plan_pretrain
 
     chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
-    with exit_on_error(), errors_of(job_file, chosen):
+    with exit_on_error(NOTHING_SAVED), errors_of(job_file, chosen):
         job = load_as(FinetuneJob, job_file, chosen)
         if dry_run:
             prepared = job_module.prepare(job)
@@ -246,6 +248,7 @@ def doctor(
 
 def main() -> None:
     """Run the command line."""
+    interrupt_on_signals()
     try:
         app()
     except KeyboardInterrupt:

@@ -151,7 +151,7 @@ def test_an_array_that_only_a_later_file_has_is_noted(tmp_path: Path) -> None:
         netcdf4(run.assign(q=run["p"]) if i == 2 else run, tmp_path / f"{i}.nc")
     notes = open_source(str(tmp_path), ConvertOptions()).notes
     expected = (
-        f"left out: q, which 1 of 4 files have, e.g. {tmp_path}/2.nc, and {tmp_path}/0.nc has not"
+        f"left out: q, which 1 of 4 files have, e.g. {tmp_path}/2.nc, but {tmp_path}/0.nc lacks"
     )
     assert expected in notes
 

@@ -10,6 +10,8 @@ from pelagos.infra.storage.files import expanded_path
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+# What torch and numpy take, with room for the numbers that are added to it.
+Seed = Annotated[int, Field(ge=0, lt=2**62)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
