@@ -46,7 +46,9 @@ def test_a_training_in_a_cluster_of_its_own_ends_without_rays_wait() -> None:
     from ray.train import ScalingConfig
 
     def names(is_own_cluster: bool) -> set[str]:
-        trainer = torch_trainer(is_own_cluster)(lambda: None, scaling_config=ScalingConfig(num_workers=1))
+        trainer = torch_trainer(is_own_cluster)(
+            lambda: None, scaling_config=ScalingConfig(num_workers=1)
+        )
         return {type(callback).__name__ for callback in trainer._create_default_callbacks()}
 
     assert names(False) - names(True) == {"PlacementGroupCleanerCallback"}
