@@ -192,8 +192,8 @@ def require_loaded(modules: Iterable[str], told_by: str) -> None:
     if missing:
         options = " ".join(f"--plugin {name}" for name in missing)
         raise PluginError(
-            f"{told_by} needs {', '.join(missing)}, which is not imported because others may have "
-            f"written that: if you know it, add {options}, or name it in the job's `plugins`"
+            f"{told_by} needs {', '.join(missing)}, which was not imported because others may have "
+            f"written that file. If you trust it, add {options}, or name it in the job's `plugins`"
         )
 
 
@@ -219,7 +219,7 @@ def _load(name: str) -> None:
         require_loaded([name], "what is read")
     if not _MODULE.fullmatch(name):
         raise PluginError(
-            f"plugin {name!r} is no module's name, such as my_lab.networks (no path, no .py)"
+            f"plugin {name!r} is not a module name such as my_lab.networks (no path, no .py)"
         )
     here = os.getcwd()
     if here not in sys.path:
@@ -236,9 +236,9 @@ def _explained(name: str, error: BaseException) -> str:
     absent = error.name if isinstance(error, ModuleNotFoundError) else None
     if absent and f"{name}.".startswith(f"{absent}."):
         return (
-            f"plugin {name}: there is no module {absent}. It is looked for in the current "
-            f"directory ({os.getcwd()}) and where Python finds packages; a job that is submitted "
-            f"takes it along with --include {absent.partition('.')[0]}"
+            f"plugin {name}: module {absent} does not exist. Pelagos looks for it in the current "
+            f"directory ({os.getcwd()}) and where Python finds packages. A submitted job takes it "
+            f"along with --include {absent.partition('.')[0]}"
         )
     library = (str(Path(importlib.__file__).parent), "<frozen", str(Path(__file__)))
     frames = traceback.extract_tb(error.__traceback__)

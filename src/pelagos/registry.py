@@ -42,11 +42,13 @@ class Registry(Mapping[str, Part], Generic[Part]):
         """
         origin = _origins[-1]
         if not isinstance(name, str) or not name or name != name.strip():
-            raise ValueError(f"a {self.kind}'s name is text without spaces around it, got {name!r}")
+            raise ValueError(
+                f"a {self.kind}'s name must be text without spaces around it, got {name!r}"
+            )
         if self._origins.get(name, origin) != origin:
             raise ValueError(
-                f"the {self.kind} {name!r} of {origin} is already registered by "
-                f"{self._origins[name]}: give it another name"
+                f"{self._origins[name]} already registered the {self.kind} {name!r}: give the one "
+                f"of {origin} another name"
             )
         self._parts[name] = part
         self._origins[name] = origin

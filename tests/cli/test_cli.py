@@ -72,7 +72,7 @@ def test_a_job_file_that_does_not_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("data.mixture=[{uri: /nowhere/a.zarr}]", ["data.mixture", "there is no dataset at"]),
+        ("data.mixture=[{uri: /nowhere/a.zarr}]", ["data.mixture", "no dataset at"]),
         ("data.mixture=[{uri: PLAIN}]", ["data.mixture", "PLAIN"]),
         ("data.fields=[temperature]", ["temperature"]),
         ("model.config.image_size=20", ["image_size=20", "multiple of", "= 8"]),
@@ -156,9 +156,9 @@ def test_wrong_credentials_are_refused_before_a_run_is_made(
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["resume", "dome"], ["no run 'dome'", "there are: done"]),
-        (["status", "dome"], ["no run 'dome'", "there are: done"]),
-        (["evaluate", "dome"], ["no run 'dome'", "there are: done"]),
+        (["resume", "dome"], ["no run 'dome'", "known runs: done"]),
+        (["status", "dome"], ["no run 'dome'", "known runs: done"]),
+        (["evaluate", "dome"], ["no run 'dome'", "known runs: done"]),
         (["evaluate", "done", "split=tost"], ["no split 'tost'", "test"]),
         (["evaluate", "done", "checkpoint=7"], ["checkpoint '7'", "3, 6, 8"]),
         (["evaluate", "done", "wieghts=ema"], ["wieghts"]),

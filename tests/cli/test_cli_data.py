@@ -106,7 +106,7 @@ def test_plot_replaces_a_file_only_when_told(datasets: tuple[str, str], tmp_path
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--trajectories", "0,12"], ["has 12, numbered 0 to 11", "there is no 12"]),
+        (["--trajectories", "0,12"], ["has 12, numbered 0 to 11", "it has no 12"]),
         (["--trajectories", "2", "--split", "test"], ["split 'test'", "numbered 0 to 1"]),
         (["--trajectories", "one"], ["'one'", "numbers with commas"]),
         (["--split", "tost"], ["no split 'tost'", "validation"]),

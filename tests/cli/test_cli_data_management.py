@@ -33,7 +33,7 @@ def own(datasets: tuple[str, str], tmp_path: Path) -> Path:
 def test_append_split_copy_merge(datasets: tuple[str, str], own: Path, tmp_path: Path) -> None:
     result = data("append", own, datasets[0], "--split", "test")
     assert result.exit_code == 0, result.output
-    assert "24 trajectories now, 12 of them new" in result.output
+    assert "now has 24 trajectories, 12 of them new" in result.output
     result = data("split", own, "train=0:20", "test=20:24")
     assert result.exit_code == 0, result.output
     assert open_dataset(own).spec.splits == {"train": (0, 20), "test": (20, 24)}
@@ -59,7 +59,7 @@ def test_append_split_copy_merge(datasets: tuple[str, str], own: Path, tmp_path:
         assert refused.exit_code == BAD_INPUT, refused.output
         assert "Traceback" not in refused.output
     assert open_dataset(own).spec.splits == {"train": (0, 20), "test": (20, 24)}
-    assert "there is a finished dataset" in data("merge", own, datasets[0]).output
+    assert "already holds a finished dataset" in data("merge", own, datasets[0]).output
 
 
 def test_stats_of_a_dataset(own: Path, tmp_path: Path) -> None:

@@ -124,11 +124,11 @@ def test_files_that_are_no_dataset_yet_are_sent_to_convert(tmp_path: Path) -> No
         nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)), tmp_path / "v.nii"
     )
     said = inspected(tmp_path / "v.nii")
-    assert "v.nii is no dataset yet. Its format is nifti: `pelagos convert" in said
+    assert "v.nii is not a dataset yet. Its format is nifti: `pelagos convert" in said
     assert "v.zarr` makes one" in said
     np.save(tmp_path / "plain.npy", np.zeros((4, 3, 8, 8)))
     assert "--draft-mapping` proposes one" in inspected(tmp_path / "plain.npy")
-    assert "there is no dataset at" in inspected(tmp_path / "absent.zarr")
+    assert "no dataset at" in inspected(tmp_path / "absent.zarr")
 
 
 def inspected(path: Path) -> str:

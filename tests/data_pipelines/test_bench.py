@@ -61,5 +61,5 @@ def test_shown_for_people_and_refused_where_it_makes_no_sense(datasets: tuple[st
     assert "data.num_threads=" in shown.output
     refused = CliRunner().invoke(app, ["data", "bench", datasets[0], "--batch", "0"])
     assert refused.exit_code == 2
-    with pytest.raises(DatasetError, match="5 frames per trajectory, windows of 9"):
+    with pytest.raises(DatasetError, match="5 frames per trajectory, but windows of 9"):
         bench(datasets[0], step_seconds=1, batch_size=1, num_frames=9)

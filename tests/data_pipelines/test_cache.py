@@ -108,7 +108,7 @@ def test_a_budget_that_cannot_help_is_not_used(
 ) -> None:
     dataset = origin.open(tmp_path / "cache", 100)
     assert not isinstance(dataset.store, CachedStore)
-    assert "not used" in caplog.text
+    assert "not using" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "trailer", "empty"])
@@ -317,7 +317,7 @@ def test_a_full_disk_is_said_once_and_reading_goes_on(
 
 def test_a_directory_that_cannot_be_used_is_an_error(origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DatasetError, match="cannot be used"):
+    with pytest.raises(DatasetError, match="cannot use"):
         origin.open(tmp_path / "file" / "cache")
     with pytest.raises(ValueError, match="positive"):
         CacheSettings(str(tmp_path), 0)

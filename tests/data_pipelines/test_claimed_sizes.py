@@ -159,7 +159,7 @@ def test_chunks_beyond_the_budget_are_refused_when_opened(
     monkeypatch.setenv("PELAGOS_MEMORY_BUDGET", "1000")
     assert memory_budget() == 1000
     require_affordable(1000, "here")
-    with pytest.raises(ValueError, match="here says that it takes 1,001 bytes"):
+    with pytest.raises(ValueError, match="here declares that it takes 1,001 bytes"):
         require_affordable(1001, "here")
 
 

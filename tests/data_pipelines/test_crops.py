@@ -114,7 +114,7 @@ def test_a_crop_is_part_of_what_a_checkpoint_resumes(make_dataset: Any) -> None:
     dataset, _ = make_dataset()
     state = json.loads(json.dumps(Sampler(mixture_of(dataset, (4, 7)), 3).state_dict()))
     Sampler(mixture_of(dataset, (4, 7)), 3).check_state(state)
-    with pytest.raises(ValueError, match=r"crop was \[4, 7\], is None"):
+    with pytest.raises(ValueError, match=r"crop was \[4, 7\], now None"):
         Sampler(mixture_of(dataset, None), 3).check_state(state)
     for crop in ((4,), (13, 4), (0, 4)):
         with pytest.raises(ValueError, match="does not fit its grid"):

@@ -123,7 +123,7 @@ def test_the_state_is_small_and_another_schedule_is_refused(mixture: Mixture) ->
     sampler.check_state(state)
     changed = [*mixture.entries[:2], MixtureEntry(mixture.entries[2].dataset, weight=1.0)]
     other = Mixture(changed, mixture.fields, lambda n: tuple((i, i + 1) for i in range(n - 1)))
-    with pytest.raises(ValueError, match="weight was 0:0.0 4:1.0 8:3.0 16:3.0, is 1.0"):
+    with pytest.raises(ValueError, match="weight was 0:0.0 4:1.0 8:3.0 16:3.0, now 1.0"):
         Sampler(other, 5, BATCH).check_state(state)
     long = {step: 1.0 + step for step in range(0, 10_000, 10)}
     many = [MixtureEntry(e.dataset, weight=long) for e in mixture.entries]
@@ -137,7 +137,7 @@ def test_what_is_no_schedule_is_refused(mixture: Mixture) -> None:
     for weight, message in (
         ({5: 1.0}, "must begin with step 0"),
         ({0: 1.0, 5: -1.0}, "must not be negative"),
-        ({0: 0.0}, "one positive"),
+        ({0: 0.0}, "one must be positive"),
         (0.0, "must be a positive number"),
         (float("inf"), "must be a positive number"),
         ({0: 1.0, 5: float("nan")}, "must be finite"),

@@ -133,5 +133,5 @@ def test_a_shard_that_is_being_appended_to_is_whole(make_dataset: Any) -> None:
 
 
 def test_verify_needs_a_finished_dataset(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="there is no dataset"):
+    with pytest.raises(DatasetError, match="no dataset at"):
         verify(str(tmp_path / "nothing.zarr"))

@@ -120,10 +120,10 @@ def test_merged_datasets_join_their_splits(make_dataset: Any, tmp_path: Path) ->
     rows = [*range(5), 1, 2, 5, 6, 3, 4, 5, 6, 0]
     np.testing.assert_array_equal(merged.parameters["viscosity"] * 8, rows)
     assert verify(str(target)).is_whole
-    with pytest.raises(FileExistsError, match="there is a finished dataset"):
+    with pytest.raises(FileExistsError, match="already holds a finished dataset"):
         merge([first], target)
     third, _ = make_dataset(seed=3, frame_interval=0.1)
-    with pytest.raises(ValueError, match="frame_interval is 0.1, required is 0.05"):
+    with pytest.raises(ValueError, match="frame_interval is 0.1, expected 0.05"):
         merge([first, third], tmp_path / "other.zarr")
 
 
@@ -133,10 +133,10 @@ def test_what_does_not_fit_is_not_appended(make_dataset: Any) -> None:
     other, _ = make_dataset(
         num_frames=4, fields=(Field("density", "density"), Field("tracer", "tracer"))
     )
-    with pytest.raises(ValueError, match=r"num_frames is 4, required is 5.*\n.*fields"):
+    with pytest.raises(ValueError, match=r"num_frames is 4, expected 5.*\n.*fields"):
         append(dataset, other)
     same, _ = make_dataset(seed=3)
-    with pytest.raises(ValueError, match="only a split that ends with the last one"):
+    with pytest.raises(ValueError, match="Only a split that ends with the last trajectory"):
         append(dataset, same, extend_split="train")
     assert {p: p.read_bytes() for p in Path(dataset.uri).rglob("*") if p.is_file()} == content
 
@@ -215,7 +215,7 @@ def test_a_copy_goes_on_where_it_stopped(make_dataset: Any, tmp_path: Path) -> N
         copy(other, target)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="no unfinished copy"):
+    with pytest.raises(FileExistsError, match="other than an unfinished copy"):
         copy(dataset, str(tmp_path / "mine"))
 
 

@@ -102,7 +102,7 @@ def test_repeats_count_windows_several_times(make_dataset: MakeDataset) -> None:
 
 
 def test_a_loader_of_other_steps_than_the_sampler_is_refused(mixture: Mixture) -> None:
-    with pytest.raises(ValueError, match="orders steps of 6 samples, the loader has 4"):
+    with pytest.raises(ValueError, match="orders steps of 6 samples, but the loader has 4"):
         StreamLoader(mixture, Sampler(mixture, 0, BATCH), global_batch_size=4)
 
 

@@ -245,9 +245,9 @@ def test_a_sampler_goes_on_only_with_its_own_order(make_dataset: Any) -> None:
     sampler.check_state(state)
     Sampler(mixture, 3, 6).check_state(Sampler(mixture, 3, 6).state_dict())
     for change, message in (
-        ({"seed": 4}, "data seed 4, this run has 3"),
-        ({"order": 1}, "version 1 of the order of samples, this run has 2"),
-        ({"run_length": 3}, "runs of 3 samples from one dataset, this run has 2"),
+        ({"seed": 4}, "data seed 4, but this run has 3"),
+        ({"order": 1}, "version 1 of the order of samples, but this run has 2"),
+        ({"run_length": 3}, "runs of 3 samples from one dataset, but this run has 2"),
     ):
         with pytest.raises(ValueError, match=message):
             sampler.check_state({**state, **change})
@@ -299,8 +299,8 @@ def test_crops_are_their_definition() -> None:
         ({}, "weights by step must begin with step 0"),
         ({1: 1.0}, "weights by step must begin with step 0, got the steps [1]"),
         ({-1: 1.0, 0: 1.0}, "weights by step must begin with step 0"),
-        ({0: 1.0, 5: -0.1}, "weights must not be negative, and one positive"),
-        ({0: 0.0, 5: 0.0}, "weights must not be negative, and one positive"),
+        ({0: 1.0, 5: -0.1}, "weights must not be negative, and at least one must be positive"),
+        ({0: 0.0, 5: 0.0}, "weights must not be negative, and at least one must be positive"),
     ],
 )
 def test_what_is_wrong_with_a_weight(weight: float | dict[int, float], problem: str | None) -> None:

@@ -117,7 +117,7 @@ def test_one_dimension_is_a_space_time_diagram_and_profiles(
         assert (image.origin, image.get_extent()[2:]) == ("lower", [0.0, 1.0])
         lines = [line.get_ydata() for line in profiles[channel].lines]
         np.testing.assert_array_equal(lines, whole[[0, 2, 4], channel])
-    with pytest.raises(ValueError, match="two dimensions or three"):
+    with pytest.raises(ValueError, match="two or three dimensions"):
         animate(dataset, io.BytesIO())
 
 

@@ -172,9 +172,9 @@ def test_values_that_are_not_finite_are_refused_with_their_place(
     with pytest.raises(ValueError, match=r"trajectory 4, frame 2, field 'pressure'.*\(5, 7\)"):
         writer.write_shard(1, wide, {"viscosity": np.zeros(3)})
     assert writer.missing_shards() == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"required is \(3, 5, 2, 12, 16\)"):
+    with pytest.raises(ValueError, match=r"expected \(3, 5, 2, 12, 16\)"):
         writer.write_shard(1, data[:2], {"viscosity": np.zeros(2)})
-    with pytest.raises(ValueError, match="parameters given are"):
+    with pytest.raises(ValueError, match="got the parameters"):
         writer.write_shard(1, data[3:6], {})
 
 
@@ -216,7 +216,7 @@ def test_what_exists_is_kept_until_its_replacement_is_complete(
     foreign = tmp_path / "photos"
     foreign.mkdir()
     (foreign / "manifest.json").write_text("{}")
-    with pytest.raises(FileExistsError, match="not a Pelagos dataset"):
+    with pytest.raises(FileExistsError, match="something other than a Pelagos dataset"):
         create_dataset(str(foreign), old.spec, overwrite=True)
     assert (foreign / "manifest.json").exists()
 

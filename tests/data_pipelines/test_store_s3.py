@@ -125,7 +125,7 @@ def test_unreachable_endpoint_is_named_before_long(unused_endpoint: str) -> None
 
 def test_missing_dataset_and_lost_shard(s3_server: Any) -> None:
     uri, options = s3_server.new_uri("/lost.zarr"), s3_server.storage_options
-    with pytest.raises(DatasetError, match="there is no dataset"):
+    with pytest.raises(DatasetError, match="no dataset at"):
         open_dataset(uri, options)
     write(uri, options)
     dataset = open_dataset(uri, options)

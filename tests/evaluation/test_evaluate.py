@@ -345,7 +345,7 @@ def test_a_constant_field_is_left_out_with_a_note_and_not_counted():
     assert not evaluation.undefined["relative_l1"].any()
     assert evaluation.quantile("direct", "vrmse")[0, 0] == pytest.approx(np.median(expected), 1e-4)
     assert evaluation.notes() == [
-        "velocity-x: VRMSE left out of 9 of 18 frames, in which the truth does not vary over space "
+        "velocity-x: VRMSE leaves out 9 of 18 frames, in which the truth does not vary over space "
         "(to a millionth of its size)"
     ]
     still = evaluate_dataset(off, view(PartlyStill()), [0, 2, 4], LEADS)
@@ -356,7 +356,7 @@ def test_a_constant_field_is_left_out_with_a_note_and_not_counted():
     assert math.isfinite(window.vrmse["direct"])
     numbers_of = numbers([still], Provenance("r", 0, "m"))["datasets"][0]
     assert numbers_of["scores"]["direct"]["vrmse"]["median"][0][0] is None
-    assert "left out of 9 of 9 frames" in numbers_of["notes"][0]
+    assert "leaves out 9 of 9 frames" in numbers_of["notes"][0]
 
 
 def test_a_diverged_forecast_of_a_constant_field_is_left_out_too():

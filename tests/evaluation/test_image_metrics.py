@@ -116,11 +116,11 @@ def test_absent_classes_are_left_out_with_a_note_and_missed_ones_named(tmp_path:
     evaluation = segmented(truth, given)
     assert evaluation.summary()["mean_dice"] == 0.5  # of class 1 in two images, of class 2 in none
     assert evaluation.notes() == [
-        "class 2 is not in the truth, nor given: it has no recall",
-        "class 1 is absent from truth and answer in 1 of 3 images, which are left out of its means",
-        "class 1 is in only one of truth and answer in 1 of 3 images, which makes its mean "
+        "class 2 is absent from the truth, and never predicted, so it has no recall",
+        "class 1 is absent from truth and prediction in 1 of 3 images, and its means leave these out",
+        "class 1 is in only one of truth and prediction in 1 of 3 images, which makes its mean "
         "distances infinite",
-        "class 2 is absent from truth and answer in 3 of 3 images, which are left out of its means",
+        "class 2 is absent from truth and prediction in 3 of 3 images, and its means leave these out",
     ]
     page = write_image_report([evaluation], Provenance("r", 1, "m"), tmp_path)[0].read_text()
     assert "diverged" not in page
@@ -129,7 +129,7 @@ def test_absent_classes_are_left_out_with_a_note_and_missed_ones_named(tmp_path:
     show_images([evaluation], console)
     shown = console.export_text()
     assert "nan" not in shown
-    assert "absent from truth and answer in 3 of 3 images" in shown
+    assert "absent from truth and prediction in 3 of 3 images" in shown
 
 
 def test_answers_no_better_than_one_class_are_warned_of(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def scores(land: float) -> dict[str, npt.NDArray[np.float64]]:
         masks={"temperature": "mask"},
     )
     evaluation = evaluate_dataset(lambda x, t: x, data, range(4), (1, 2), num_examples=0)
-    assert evaluation.notes() == ["temperature: points without a value are left out of all errors"]
+    assert evaluation.notes() == ["temperature: all errors leave out points without a value"]
     return evaluation.scores["direct"]
 
 

@@ -79,7 +79,7 @@ def test_lead_steps_off_the_rollout_are_refused(leads: tuple[int, ...], step: in
 
 
 def test_a_forecast_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match="as many channels as it takes in"):
+    with pytest.raises(ValueError, match="as many channels as its input"):
         rollout.direct(lambda x, t: x[:, :1], torch.zeros(1, 2, 4, 4), (1,), INTERVAL, PRESENT)
 
 

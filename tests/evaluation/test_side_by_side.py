@@ -157,7 +157,7 @@ def test_forecasts_of_other_frames_are_no_comparison() -> None:
 
 def test_runs_without_common_data_or_leads_are_refused() -> None:
     other = scored(exact, dataset=DecayingWaves(Spec("other waves"), fingerprint="beef"))
-    with pytest.raises(ValueError, match=r"no dataset in common \(a: decaying-waves; b: other"):
+    with pytest.raises(ValueError, match=r"no common dataset \(a: decaying-waves; b: other"):
         shared_datasets({"a": [scored(exact)], "b": [other]})
-    with pytest.raises(ValueError, match=r"other leads .*a \[1, 2, 4\].* lead_steps"):
+    with pytest.raises(ValueError, match=r"different leads .*a \[1, 2, 4\].* lead_steps"):
         shared_datasets({"a": [scored(exact)], "b": [scored(exact, leads=(1, 2))]})

@@ -52,7 +52,7 @@ def test_the_first_step_that_is_not_finite_is_told_of_each_trajectory(tmp_path: 
 
 
 def test_too_short_trajectories_are_refused() -> None:
-    with pytest.raises(ValueError, match="starts from 4 frames, 2 apart; .* have 5 frames"):
+    with pytest.raises(ValueError, match="starts from 4 frames, 2 apart, but .* have 5 frames"):
         roll_out(exact, view(), range(3), 2, rollout_step=2, input_frames=4)
 
 

@@ -136,18 +136,18 @@ def test_two_runs_never_share_checkpoints(make_job: MakeJob, tmp_path: Path) -> 
     other = make_job(runs_dir=str(tmp_path / "colleague"), **shared)
     RunDirectory.create(mine)  # killed before it claimed the place
     pretrain.run(other, QUIET, until_step=3)
-    with pytest.raises(RunError, match="is where another run, run in .*colleague/run, keeps its"):
+    with pytest.raises(RunError, match="another run, run in .*colleague/run, keeps its"):
         pretrain.resume(mine.runs_dir, mine.name, QUIET)
     with pytest.raises(ConfigError, match=r"checkpoint\.uri.*colleague"):
         pretrain.run(make_job(runs_dir=str(tmp_path / "third"), **shared), QUIET)
     assert not (tmp_path / "third").exists()
     # without the claim, the checkpoint itself says whose it is
     (tmp_path / "bucket/run/owner.json").unlink()
-    with pytest.raises(RunError, match="of step 3 is of another run"):
+    with pytest.raises(RunError, match="of step 3 belongs to another run"):
         Forecaster.from_run(RunDirectory(tmp_path / "me/run"))
     result = pretrain.resume(mine.runs_dir, mine.name, QUIET)
     assert result.outcome.kind == "failed"
-    assert "step 3 is of another run" in result.outcome.cause
+    assert "step 3 belongs to another run" in result.outcome.cause
     (tmp_path / "bucket/run/owner.json").unlink()
     finished = pretrain.resume(other.runs_dir, other.name, QUIET)
     assert finished.outcome.kind == "finished"

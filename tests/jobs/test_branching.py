@@ -150,7 +150,7 @@ def test_a_plain_resume_finishes_a_branch_that_was_cut_off(
         with pytest.raises(KeyboardInterrupt):
             branch(run, "4", settings)
     assert resume(job, until_step=5).outcome.step == 5
-    assert ("complete now (optimizer" in caplog.text) == (file != "status.json")
+    assert ("interrupted (optimizer" in caplog.text) == (file != "status.json")
     assert run.job().optimizer.lr == 1e-4
     assert run.job().optimizer.groups[0].pattern == "[.]bias$|a: b"
     assert [m["step"] for m in run.metrics()] == [1, 2, 3, 4, 5]
@@ -162,7 +162,7 @@ def test_a_plain_resume_finishes_a_branch_that_was_cut_off(
     # once is enough: the next launch continues the branch
     assert resume(job).outcome.kind == "finished"
     assert [m["step"] for m in run.metrics()] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert "complete now" not in caplog.text
+    assert "completed the branch" not in caplog.text
 
 
 def test_the_same_branch_asked_for_again_begins_anew(
@@ -193,9 +193,9 @@ def test_what_a_branch_cannot_change_or_begin_from_is_refused(make_job: MakeJob)
         (["model.name=fno-nano"], "4", r"cannot change model\.name"),
         (["seed=3"], "last", "cannot change seed"),
         (["schedule.total_steps=4"], "4", "nothing is left to train"),
-        ([], "3", "no checkpoint of step 3; there are: 2, 4"),
+        ([], "3", "no checkpoint of step 3; available steps: 2, 4"),
         (["optimizer.lr=-1"], "4", "greater than 0"),
-        (["optimizer.groups=[{pattern: nothing, lr: 1}]"], "4", "nothing match none"),
+        (["optimizer.groups=[{pattern: nothing, lr: 1}]"], "4", "nothing matches none"),
     ):
         with pytest.raises((RunError, CheckpointError, ConfigError), match=words):
             resume(job, *overrides, from_step=step)
@@ -251,6 +251,6 @@ def test_other_data_are_named_with_both_fingerprints_however_many_there_are(
     job = make_job(data__mixture=json.dumps(entries), tracking__uri="null")
     pretrain.run(job, QUIET, until_step=3)
     old, new = (open_dataset(uri).fingerprint[:16] for uri in reversed(datasets))
-    told = f"data.mixture.5.uri: {datasets[0]} has fingerprint {new}, .*{datasets[1]}. had {old}"
+    told = f"data.mixture.5.uri: {datasets[0]} has fingerprint {new}, .* {old} .{datasets[1]}."
     with pytest.raises(RunError, match=told):
         resume(job, f"data.mixture.5.uri={datasets[0]}")

@@ -63,14 +63,17 @@ def test_datasets_of_other_classes_are_not_mixed(tmp_path: Path) -> None:
     more = pets(tmp_path / "d", "cat", "dog", "owl")
     checked(job(first, same))
     with pytest.raises(
-        ConfigError, match=r"c\.zarr has 2 .* label 0 is 'dog' there and 'cat' here"
+        ConfigError,
+        match=r"c\.zarr has 2 .* label 0 is 'dog' in the former and 'cat' in the latter",
     ):
         checked(job(first, other))
-    with pytest.raises(ConfigError, match=r"label 2 is 'owl' there and no class here"):
+    with pytest.raises(
+        ConfigError, match=r"label 2 is 'owl' in the former and no class in the latter"
+    ):
         checked(job(first, more))
-    with pytest.raises(ValueError, match=r"generator\.classes is \['dog', 'owl'\], required is"):
+    with pytest.raises(ValueError, match=r"generator\.classes is \['dog', 'owl'\], expected"):
         append(open_dataset(first), open_dataset(other))
-    with pytest.raises(ValueError, match=r"generator\.classes is \['dog', 'owl'\], required is"):
+    with pytest.raises(ValueError, match=r"generator\.classes is \['dog', 'owl'\], expected"):
         merge([open_dataset(first), open_dataset(other)], tmp_path / "m.zarr")
     merge([open_dataset(first), open_dataset(same)], tmp_path / "m.zarr")
     merged = open_dataset(tmp_path / "m.zarr")
@@ -82,7 +85,7 @@ def test_pictures_of_other_depth_are_not_joined(tmp_path: Path) -> None:
     plain = open_dataset(pets(tmp_path / "a", "cat"))
     deep = open_dataset(pets(tmp_path / "b", "cat", dtype=np.uint16))
     assert "depth" not in plain.spec.generator
-    with pytest.raises(ValueError, match=r"generator\.depth is '16 bits', required is '8 bits'"):
+    with pytest.raises(ValueError, match=r"generator\.depth is '16 bits', expected '8 bits'"):
         merge([plain, deep], tmp_path / "m.zarr")
 
 

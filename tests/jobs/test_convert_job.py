@@ -68,7 +68,7 @@ def test_a_job_file_converts_as_it_says(job_file: Path, tmp_path: Path, values: 
     assert not (tmp_path / "out.zarr").exists()
     assert "the same as the source" in " ".join(shown("convert", str(job_file)).split())
     np.testing.assert_array_equal(stored(tmp_path)[:, :, 0], values)
-    assert "is complete already" in " ".join(shown("convert", str(job_file)).split())
+    assert "is already complete" in " ".join(shown("convert", str(job_file)).split())
     # an override of a nested option makes another dataset, which needs another place
     refused = CliRunner().invoke(app, ["convert", str(job_file), "options.num_frames=3"])
     assert refused.exit_code == 2
@@ -80,7 +80,7 @@ def test_a_job_file_converts_as_it_says(job_file: Path, tmp_path: Path, values: 
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("options.num_frame=3", "options.num_frame: there is no such option; did you mean 'num_fr"),
+        ("options.num_frame=3", "options.num_frame: no such option; did you mean 'num_fr"),
         ("options.num_frames=three", "options.num_frames: got 'three'"),
         ("options.missing=drop", "options.missing: got 'drop'"),
         ("options.splits={trian: 4}", "options.splits: "),
@@ -178,4 +178,5 @@ def test_options_next_to_a_job_file_are_obeyed_or_refused(
 def test_a_job_file_that_is_absent_is_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "none.yaml")])
     assert result.exit_code == 2
-    assert "there is no job file" in result.output
+    assert "the job file" in result.output
+    assert "does not exist" in result.output

@@ -126,7 +126,7 @@ def test_absent_fields_may_be_ones_that_are_learnt(make_job: MakeJob, tmp_path: 
     physical = loaded.predict(states, time, absent)
     assert torch.equal(physical[:, :3], loaded.normalization.invert(forecast)[:, :3])
     assert physical[:, 3:].isnan().all()
-    with pytest.raises(ValueError, match="absent names presure, not fields of the model"):
+    with pytest.raises(ValueError, match="absent names presure, which the model does not have"):
         loaded.predict(states, time, ["presure"])
     measured, _ = evaluate.measure(EvaluateJob(run=job.name, runs_dir=job.runs_dir))
     assert measured[0].group_names == ("velocity",)
@@ -135,13 +135,16 @@ def test_absent_fields_may_be_ones_that_are_learnt(make_job: MakeJob, tmp_path: 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"data__fields": "[velocity-x, velocity-y]"}, r"no dataset lacks any of .*: leave it out"),
+        (
+            {"data__fields": "[velocity-x, velocity-y]"},
+            r"every dataset has all of .*: remove the key",
+        ),
         (
             {
                 "objective": "{name: autoregressive, "
                 "config: {num_input_frames: 3, normalize_samples: true}}"
             },
-            "normalize_samples would make zeros again",
+            "normalize_samples would turn them into zeros again",
         ),
     ],
 )

@@ -237,9 +237,9 @@ def test_a_long_rollout_and_an_ensemble_are_told_of(two_runs: str) -> None:
     ("arguments", "message"),
     [
         (["short", "long"], "with --compare it puts several side by side"),
-        (["short", "--compare"], "takes two or more different runs, got short"),
+        (["short", "--compare"], "needs at least two different runs, got short"),
         (["short", "rollout_windows=[[3, 2]]"], "a window ends before it begins: [3, 2]"),
-        (["short", "short", "--compare"], "takes two or more different runs, got short, short"),
+        (["short", "short", "--compare"], "needs at least two different runs, got short, short"),
         (["short", "nobody", "--compare"], "nobody"),
     ],
 )

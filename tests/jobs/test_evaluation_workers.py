@@ -274,7 +274,7 @@ def test_threads_are_those_of_the_workers_meanwhile() -> None:
 
 def test_one_process_for_several_workers_is_refused_with_its_line() -> None:
     text = "job: evaluate\nrun: a\nresources:\n  launcher: none\n  num_workers: 2\n"
-    with pytest.raises(ConfigError, match=r"line 4: resources\.launcher.*2 workers"):
+    with pytest.raises(ConfigError, match=r"line 4: resources\.launcher.*num_workers is 2"):
         parse_job(text, "evaluate.yaml")
 
 

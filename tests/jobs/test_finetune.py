@@ -299,7 +299,7 @@ def test_the_same_weights_from_wherever_they_lie(
         save_file(trained_weights(parent)[1], source)
     job = make_finetune(source=f"{{uri: {source}}}")
     if kind == "file":  # a bare file tells the family; sizes that are not registered must be said
-        with pytest.raises(ConfigError, match="fit no registered size of poseidon"):
+        with pytest.raises(ConfigError, match="no registered size of poseidon"):
             finetune.prepare(job)
         model = parent.job().model
         job = job.model_copy(update={"model": model})
@@ -369,7 +369,7 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
     make_finetune: MakeFinetune, datasets: tuple[str, str]
 ) -> None:
     prepared = finetune.prepare(make_finetune(data__mixture=f"[{{uri: '{datasets[1]}'}}]"))
-    assert "has been trained on" in prepared.notes[0]
+    assert "was already trained on this data" in prepared.notes[0]
     assert finetune.prepare(make_finetune()).notes == ()
 
 
@@ -379,7 +379,7 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
         ({"source": "{run: nobody, runs_dir: /nowhere}"}, "no run 'nobody'"),
         ({"source": "{}"}, "expected one of run and uri, got neither"),
         ({"source": "{uri: 'missing/dir'}"}, "missing/dir does not exist"),
-        ({"model": "{name: dpot-nano}"}, "called with several frames"),
+        ({"model": "{name: dpot-nano}"}, "takes several frames"),
         (
             {"model": "{name: dpot-nano}", "objective": "{name: autoregressive}"},
             "another family or size",
@@ -389,7 +389,7 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
             {"model": "{name: poseidon-nano}", "reinitialize": "[patch_recovery]"},
             "another family or size",
         ),
-        ({"reinitialize": "[no_such_layer]"}, "match none"),
+        ({"reinitialize": "[no_such_layer]"}, "matches none"),
         ({"reinitialize": "['(']"}, "a regular expression; this one has a mistake"),
         ({"optimizer__frozen": "['*']"}, "a regular expression; this one has a mistake"),
         ({"lora": "{targets: ['[']}"}, "a regular expression; this one has a mistake"),
@@ -399,14 +399,14 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
         ),
         (
             {"optimizer__groups": "[{pattern: encoder, frozen_until_step: 2}]"},
-            "must be below total_steps 2",
+            "expected less than total_steps 2",
         ),
-        ({"lora": "{targets: [no_such_layer]}"}, "lora.targets: no_such_layer match none"),
+        ({"lora": "{targets: [no_such_layer]}"}, "lora.targets: no_such_layer matches none"),
         ({"lora": "{targets: [query.bias]}"}, "needs two axes"),
         ({"lora": "{targets: [query.weight], rank: 1000}"}, "lora.rank: got 1000, .*smaller side"),
         ({"source": "{uri: 's3://'}"}, "s3:// names no bucket: expected s3://BUCKET/PATH"),
-        ({"data__normalization": "source", "data__fields": TRACER_FIELDS}, "constants of tracer"),
-        ({"optimizer__frozen": "[no_such_layer]"}, "match none"),
+        ({"data__normalization": "source", "data__fields": TRACER_FIELDS}, "constants for tracer"),
+        ({"optimizer__frozen": "[no_such_layer]"}, "matches none"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_made(

@@ -117,8 +117,8 @@ def test_a_job_of_several_datasets_goes_on_at_the_unfinished_one(tmp_path: Path)
     result = generate.run(both, Console(file=screen, width=200))
     assert result.metrics["trajectories"] == 6
     assert result.metrics["trajectories_computed"] == 2
-    assert "1 of 3 trajectories are there already" in screen.getvalue()
-    assert "complete already" in screen.getvalue()
+    assert "1 of 3 trajectories already exist" in screen.getvalue()
+    assert "already complete" in screen.getvalue()
 
 
 def test_a_missing_picture_is_drawn_without_computing(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_all_problems_of_a_job_are_listed_at_once(tmp_path: Path) -> None:
     message = str(caught.value)
     assert 'did you mean "ns-sines"?' in message
     assert "train 3 + test 3 = 6, but num_trajectories is 7" in message
-    assert "datasets share the uri" in message
+    assert "several datasets have the uri" in message
     assert list(tmp_path.iterdir()) == []
 
 

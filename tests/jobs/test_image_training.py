@@ -229,12 +229,12 @@ def test_two_workers_measure_images_as_one_process_does(
         (
             "vit-nano",
             {"name": "masked"},
-            "is called with one image, .* what is hidden of it: use .*classification",
+            "takes one image, .* its hidden patches: use .*classification",
         ),
         (
             "mae-nano",
             {"name": "all2all"},
-            "with an image and .* one frame and a lead time: use .*masked",
+            "takes an image and .* one frame and a lead time: use .*masked",
         ),
         ("dpot-nano", {"name": "all2all"}, "use objective.name autoregressive"),
         ("poseidon-nano", {"name": "autoregressive"}, "use objective.name all2all or next_step"),
@@ -276,7 +276,7 @@ MAE = {"name": "mae-nano", "config": SMALL}
                 "model": {"name": "vit-nano", "config": {**SMALL, "head": "segmentation"}},
                 "objective": {"name": "classification", "config": {"num_classes": 10}},
             },
-            r"answers with shape \(1, 10, 8, 8\), needed are logits \[batch, 10\]: .* head: classif",
+            r"returns shape \(1, 10, 8, 8\), expected logits \[batch, 10\]\. .* head: classif",
         ),
         (
             {
@@ -287,11 +287,11 @@ MAE = {"name": "mae-nano", "config": SMALL}
                     "config": {"label_field": "ink", "num_classes": 2},
                 },
             },
-            r"answers with shape \(1, 2\), needed are maps .* head: segmentation",
+            r"returns shape \(1, 2\), expected maps .* head: segmentation",
         ),
         (
             {"model": MAE, "objective": {"name": "masked", "config": {"patch_size": [2, 2, 2]}}},
-            "has 3 sides, the grid has 2 axes",
+            "has 3 sides, but the grid has 2 axes",
         ),
         (
             {

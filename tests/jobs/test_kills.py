@@ -183,7 +183,7 @@ def test_a_disk_that_is_full_fails_the_run_and_loses_nothing(
     with running(command, log, limited) as process:
         assert process.wait(WAIT_SECONDS) == 1
     text = " ".join(log.read_text().split())
-    assert f"the checkpoint of step {before + 4} could not be written" in text
+    assert f"could not write the checkpoint of step {before + 4}" in text
     assert "Earlier checkpoints are intact" in text
     assert run.status()["state"] == "failed"
     assert store.latest_step() == before

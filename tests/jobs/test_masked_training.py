@@ -182,7 +182,9 @@ def test_a_dataset_without_gaps_trains_next_to_one_with_them(tmp_path: Path, mak
 
 def test_jobs_that_cannot_know_the_gaps_are_rejected(tmp_path: Path, make: MakeJob) -> None:
     uri = converted(tmp_path / "a", sea(), missing="mask")
-    with pytest.raises(ConfigError, match="t has points without a value; mask says .* data.fields"):
+    with pytest.raises(
+        ConfigError, match="t has points without a value, and mask marks them: .* data.fields"
+    ):
         checked(make([uri], ["t"]))
     with pytest.raises(ConfigError, match="'spectral' takes modes of whole grids, but t has"):
         checked(make([uri], ["t", "mask"], "objective.config.loss=spectral"))
@@ -199,7 +201,7 @@ def test_jobs_that_cannot_know_the_gaps_are_rejected(tmp_path: Path, make: MakeJ
         checked(make([uri], [], data=data))
     data = job.data.model_dump(mode="json")
     data["mixture"][0]["offset"] = {"mask": 1.0}
-    with pytest.raises(ConfigError, match="offset for mask, which says where other fields"):
+    with pytest.raises(ConfigError, match="offset for mask, which marks where other fields"):
         checked(make([uri], [], data=data))
 
 

@@ -97,14 +97,14 @@ def change_state(checkpoint: Path, key: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("forecaster", [], "trainer.json is none of a training: forecaster"),
+        ("forecaster", [], "trainer.json does not come from a training: forecaster"),
         ("forecaster", GONE, "does not describe a trained network"),
-        ("forecaster.model.config.depths.0", 10**9, "far more than there are weights"),
-        ("forecaster.model.config.skip_connections.0", 10**9, "far more than there are weights"),
-        ("forecaster.model.config.embed_dim", 10**9, "cannot be built|do not fit"),
+        ("forecaster.model.config.depths.0", 10**9, "far more than the weights have"),
+        ("forecaster.model.config.skip_connections.0", 10**9, "far more than the weights have"),
+        ("forecaster.model.config.embed_dim", 10**9, "cannot build|do not fit"),
         ("forecaster.model.config", {}, "far more|do not fit"),
         ("forecaster.model.config.image_size", 10**6, "that one piece may take here"),
-        ("forecaster.objective.time_scale", "soon", "objective 'all2all' cannot be built"),
+        ("forecaster.objective.time_scale", "soon", "cannot build objective 'all2all'"),
         ("forecaster.fields", ["v"], "no normalization of its fields|objective"),
         ("forecaster.absent_value", {}, "absent_value"),
         ("forecaster.normalization", None, "no normalization of its fields"),
@@ -142,13 +142,13 @@ def test_the_best_checkpoint_is_a_step_or_none(
     change_state(checkpoint, "best", best)
     done = pelagos("evaluate", "other@best", f"--runs-dir={trained.path.parent}")
     assert done.exit_code == 2
-    assert "trainer.json is none of a training: best" in " ".join(done.output.split())
+    assert "trainer.json does not come from a training: best" in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("streams", GONE, "does not say which samples came before"),
+        ("streams", GONE, "does not record which samples were used"),
         ("streams", 5, "streams"),
         ("streams.mixture", {}, "streams.mixture.fields"),
         ("streams.mixture.datasets", GONE, "the data changed"),
@@ -193,7 +193,7 @@ def test_a_pipe_in_a_checkpoint_is_named(
         done = pelagos(*verb)
         if verb[1] != "inspect" or name != "__0_0.distcp":  # which reads no tensor
             assert done.exit_code != 0
-            assert "is no regular file" in " ".join(done.output.split()), verb
+            assert "is not a regular file" in " ".join(done.output.split()), verb
 
 
 def test_names_of_fields_and_datasets_are_text_in_pages_and_figures(
@@ -242,7 +242,7 @@ def test_a_record_of_a_take_over_by_somebody_else_redirects_no_secret(
     assert as_recorded(run, told).tracking.uri == "https://evil.example"  # the user's own file
     become_anothers()
     with pytest.raises(
-        RunError, match=r"another user's, and its files in .* say tracking.uri=https://evil"
+        RunError, match=r"belongs to another user. Its files in .* set tracking.uri=https://evil"
     ):
         as_recorded(run, told)
     assert (
@@ -257,7 +257,7 @@ def test_a_record_of_a_take_over_by_somebody_else_redirects_no_secret(
 def test_malformed_take_overs_are_named(make_job: Callable[..., PretrainJob], told: object) -> None:
     run = RunDirectory.create(make_job())
     run.replace(TAKE_OVERS, json.dumps(told))
-    with pytest.raises(RunError, match="no list of take-overs"):
+    with pytest.raises(RunError, match="not a list of take-overs"):
         run.take_overs()
 
 

@@ -89,4 +89,4 @@ def test_it_can_be_left_out(run: PretrainJob, tmp_path: Path) -> None:
         lead_steps=(1,),
     )
     told = evaluate.run(job).metrics["datasets"]
-    assert [dataset["physics"] for dataset in told] == [{"note": "not asked for"}] * 2
+    assert [dataset["physics"] for dataset in told] == [{"note": "not requested"}] * 2

@@ -77,24 +77,30 @@ def make_sweep(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"random": {}}, "random: is empty, but a population changes its values"),
-        ({"search": {"num_samples": 1}}, "a population has 2 members at least"),
+        ({"random": {}}, "random: is empty, but a population changes these values"),
+        ({"search": {"num_samples": 1}}, "a population needs at least 2 members"),
         ({"search": {"quantile": 0.6}}, r"search\.quantile: got 0\.6"),
         (
             {"random": {"model.config.embed_dim": [8, 16]}},
-            r"random\.model\.config\.embed_dim: cannot be changed within a run.*use `grid`",
+            r"random\.model\.config\.embed_dim: .* cannot change there.*use `grid`",
         ),
         (
             {"random": {"data.global_batch_size": [2, 4]}},
-            r"random\.data\.global_batch_size: cannot",
+            r"random\.data\.global_batch_size: .* cannot change there",
         ),
-        ({"random": {"schedule.total_steps": [2, 4]}}, r"random\.schedule\.total_steps: cannot"),
-        ({"random": {"optimizer.frozen": [["head"]]}}, r"random\.optimizer\.frozen: cannot"),
+        (
+            {"random": {"schedule.total_steps": [2, 4]}},
+            r"random\.schedule\.total_steps: .* cannot change there",
+        ),
+        (
+            {"random": {"optimizer.frozen": [["head"]]}},
+            r"random\.optimizer\.frozen: .* cannot change there",
+        ),
         ({"random": {WEIGHTS: {"low": 0.0, "high": 1.0}}}, "must be a range above 0"),
         ({"random": {LR: {"low": -1e-9, "high": 1.0}}}, r"optimizer\.lr: -1e-09 is not valid"),
         (
             {"random": {"schedule.warmup_steps": [0, 9]}},
-            r"random\.schedule\.warmup_steps: .*9.*below total_steps 6",
+            r"random\.schedule\.warmup_steps: .*9.*less than total_steps 6",
         ),
         ({"search": {"perturb_validations": 3}}, "first be compared after 6 steps .* end after 6"),
         ({"ray_address": "auto", "max_concurrent": 2}, "max_concurrent: .* set it to num_samples"),

@@ -49,6 +49,6 @@ def test_a_file_that_is_no_weights_is_refused_without_unsafe_advice(
     bad = tmp_path / "bad.pth"
     bad.write_bytes(content)
     told = refusal(bad)
-    assert "bad.pth is damaged or no PyTorch file: " in told
+    assert "bad.pth is damaged or not a PyTorch file: " in told
     assert "weights_only" not in told
     assert "likely succeed" not in told

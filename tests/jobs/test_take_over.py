@@ -158,7 +158,7 @@ def test_what_cannot_be_taken_over_changes_nothing(
 ) -> None:
     lagging, best = runs
     before = contents(lagging.path)
-    with pytest.raises(RunError, match="has gone on to step 3: .* step 2 of best would undo"):
+    with pytest.raises(RunError, match="has continued to step 3: .* step 2 of best would undo"):
         take_over(lagging, best, 2, {LR: 0.1})
     with pytest.raises(ConfigError, match="optimizer.lr: got"):
         take_over(lagging, best, 3, {LR: -1})
@@ -188,5 +188,5 @@ def test_checkpoints_are_copied_between_disks_and_object_stores(
         assert [info.step for info in target.complete()] == [STEP]
     step = "step-00000003"
     assert contents(tmp_path / "back" / step) == contents(run.path / "checkpoints" / step)
-    with pytest.raises(CheckpointError, match="no complete checkpoint; there are: 3"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint; found: 3"):
         copy_checkpoint(remote, 2, back)

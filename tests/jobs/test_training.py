@@ -160,7 +160,7 @@ def test_a_worse_checkpoint_after_a_resume_does_not_become_the_best(make_job: Ma
 def test_a_run_name_is_taken_once(make_job: MakeJob) -> None:
     run, _ = run_training(make_job())
     before = run.metrics_path.read_bytes()
-    with pytest.raises(RunError, match="exists already .* `pelagos resume run` continues it"):
+    with pytest.raises(RunError, match="already exists .* `pelagos resume run` continues it"):
         RunDirectory.create(make_job())
     assert run.metrics_path.read_bytes() == before
 
@@ -168,7 +168,7 @@ def test_a_run_name_is_taken_once(make_job: MakeJob) -> None:
 def test_a_checkpoint_of_another_architecture_stops_the_resume(make_job: MakeJob) -> None:
     run, _ = run_training(make_job())
     wider = make_job(model__config__embed_dim=16, schedule__total_steps=12)
-    with pytest.raises(CheckpointError, match="is of another architecture: [0-9]+ differences"):
+    with pytest.raises(CheckpointError, match="holds another architecture: [0-9]+ differences"):
         train(wider, run, build_parts, {})
     assert CheckpointStore(run.checkpoint_uri).latest_step() == 8
     assert len(run.metrics()) == 8

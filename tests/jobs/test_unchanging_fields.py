@@ -230,7 +230,9 @@ def test_a_given_field_that_changes_where_it_is_evaluated_is_told_first(make: Ma
         "other values in 1 of 2 evaluated trajectories"
     )
     assert "shifts is 1 everywhere in the training split, but has other values in 2 of 2" in shifts
-    assert told["notes"][0].startswith("still is 1 everywhere in the training split: it is given")
+    assert told["notes"][0].startswith(
+        "still is 1 everywhere in the training split: the model takes it as an input"
+    )
     shown = " ".join(console.export_text().split())
     for sentence in told["warnings"]:
         assert shown.index(sentence) < shown.index("medians over 2")
@@ -238,7 +240,7 @@ def test_a_given_field_that_changes_where_it_is_evaluated_is_told_first(make: Ma
     # nothing to warn of where it is as it was in training
     (before,) = evaluate.run(EvaluateJob(**wanted, split="validation"), console).metrics["datasets"]
     assert before["warnings"] == []
-    assert len([note for note in before["notes"] if "is given to the model" in note]) == 3
+    assert len([note for note in before["notes"] if "takes it as an input" in note]) == 3
 
 
 def test_a_given_field_that_changes_where_it_is_validated_is_said_once(
@@ -284,5 +286,8 @@ def test_a_field_that_is_asked_for_is_not_said_to_be_left_out(
     job = make({"data": fields}, ["u", "p"], "objective.config.field_groups={u: [u], p: [p]}")
     with caplog.at_level(logging.WARNING):
         checked(job)
-    assert "in no loss" not in caplog.text
-    assert "p is 1 everywhere: objective.config.field_groups names it" in caplog.text
+    assert "no loss or error" not in caplog.text
+    assert (
+        "p is 1 everywhere: it still counts in losses and errors, because objective.config.field_groups"
+        in caplog.text
+    )

@@ -249,7 +249,7 @@ def test_masks_are_handed_on_and_never_forecast() -> None:
         create_objective("next_step", FIELDS, masks=MASKS, loss="spectral")
     with pytest.raises(ValueError, match="masks name land; the model's fields are t, u-x"):
         create_objective("next_step", FIELDS, masks={"t": "land"})
-    with pytest.raises(ValueError, match="mask-t is a mask and has one"):
+    with pytest.raises(ValueError, match="mask-t is a mask and has a mask itself"):
         create_objective("next_step", FIELDS, masks={"t": "mask-t", "mask-t": "mask-u"})
 
 

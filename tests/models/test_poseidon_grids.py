@@ -29,7 +29,7 @@ def test_the_fourier_resize_names_the_nearest_square(shape: tuple[int, ...], mes
         ((2, 4, 24, 3), "the nearest grid is 16x4"),
         (
             (2, 4, 18, 31),
-            r"patch_size\(2\) \* 2\*\*\(stages\(2\) - 1\) = 4, .* nearest grid is 16x32",
+            r"patch_size\(2\) \* 2\*\*\(stages\(2\) - 1\) = 4\. .* nearest grid is 16x32",
         ),
         ((2, 3, 16, 16), "num_channels=4"),
     ],

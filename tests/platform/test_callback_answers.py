@@ -24,7 +24,7 @@ def answering(answer: Any, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_it_stops_the_run(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config = CallbackConfig(name=answering(answer, monkeypatch))
     with pytest.raises(
-        CallbackError, match="callback answers, on_step at step 3: expected numbers"
+        CallbackError, match="callback answers, on_step at step 3: expected new names with numbers"
     ):
         Callbacks([config]).step(3, {"loss": 2.0})
 

@@ -34,7 +34,7 @@ JOB = Path("configs/quickstart/pretrain.yaml")
 
 @pytest.mark.parametrize("uri", HOLDING)
 def test_they_are_refused_and_not_repeated(uri: str) -> None:
-    with pytest.raises(ValueError, match="addresses are kept in job files") as caught:
+    with pytest.raises(ValueError, match="job files, records and logs keep addresses") as caught:
         reject_credentials(uri)
     assert SECRET not in str(caught.value)
     assert SECRET not in without_credentials(uri)
@@ -54,7 +54,7 @@ def test_other_addresses_pass_as_they_are(uri: str) -> None:
 def test_no_key_of_a_job_takes_them(uri: str, key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_job(JOB.read_text(), str(JOB), (f"{key}={uri}",))
-    assert "addresses are kept in job files" in str(caught.value)
+    assert "job files, records and logs keep addresses" in str(caught.value)
     assert SECRET not in str(caught.value)
 
 
@@ -76,6 +76,6 @@ def test_no_verb_takes_them(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """Refused before the first request: the hosts do not exist."""
     for uri in (HOLDING[0], HOLDING[3]):
         shown = CliRunner().invoke(app, [a.format(uri=uri) for a in arguments])
-        assert "addresses are kept in" in shown.output
+        assert "keep addresses" in shown.output
         assert shown.exit_code == 2, shown.output
         assert SECRET not in shown.output

@@ -173,4 +173,4 @@ except RunError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "is another user's" in done.stdout, done.stderr
+    assert "belongs to another user" in done.stdout, done.stderr

@@ -267,5 +267,5 @@ def test_what_a_sweep_sets_itself_is_known_from_its_own_keys() -> None:
     assert all(any(is_among(name, [place]) for name in known) for place in places)
     for place, own in (("resources.launcher", "max_concurrent"), ("tracking.uri", "tracking")):
         tree = {"job": "sweep", "name": "s", "jobs": {"a": {"file": "a"}}, "grid": {place: ["x"]}}
-        with pytest.raises(ConfigError, match=f"is set by the sweep itself: use its key `{own}`"):
+        with pytest.raises(ConfigError, match=f"the sweep sets this itself: use its key `{own}`"):
             parse_job(yaml.safe_dump(tree), "sweep")

@@ -186,7 +186,7 @@ def test_a_damaged_object_is_named_on_every_rank(remote: Remote, name: str) -> N
     found = remote.load(2)
     assert len(set(found)) == 1
     assert found[0].startswith("CheckpointError")
-    assert f"step 1 is damaged: {name}: crc32c" in found[0]
+    assert f"step 1 is damaged: {name}: got crc32c" in found[0]
 
 
 @pytest.mark.s3

@@ -139,8 +139,14 @@ def test_trials_of_a_sweep_are_the_same_in_both_spellings(
         ("{name: all2all, config: {loss_scope: locl}}", "loss_scope: .*'global' or 'micro_batch'"),
         ("{name: all2all, config: {masks: {a: b}}}", "objective.config.masks: unknown key"),
         ("{name: all2all, config: {fields: [a]}}", "objective.config.fields: unknown key"),
-        ("{name: all2all, config: {field_groups: {a: [b]}}}", "field_groups: names b, not in"),
-        ("{name: all2all, config: {field_groups: {a: [0]}}}", "field_groups: names 0, not in"),
+        (
+            "{name: all2all, config: {field_groups: {a: [b]}}}",
+            "field_groups: names b, which data.fields does not have",
+        ),
+        (
+            "{name: all2all, config: {field_groups: {a: [0]}}}",
+            "field_groups: names 0, which data.fields does not have",
+        ),
         ("{name: autoregressive, config: {noise_scale: -1}}", "noise_scale=-1.* not be negative"),
         ("{name: masked, config: {patch_size: 0}}", "patch_size=0 must be at least 1"),
         ("{name: masked, config: {patch_size: [2, a]}}", "objective.config.patch_size"),

@@ -50,7 +50,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group() -> None:
 
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
     config = OptimizerConfig(groups=(ParameterGroupConfig(pattern="backbone", lr=1e-2),))
-    with pytest.raises(ValueError, match="backbone match none of the 7 parameters"):
+    with pytest.raises(ValueError, match="backbone matches none of the 7 parameters"):
         group_settings(Network(), config)
 
 
@@ -111,7 +111,7 @@ def test_frozen_parameters_are_those_that_match() -> None:
     assert trained == ["norm.weight", "norm.bias", "head.weight", "head.bias"]
     settings = group_settings(model, OptimizerConfig())
     assert sorted(settings) == sorted(trained)
-    with pytest.raises(ValueError, match=r"optimizer\.frozen: backbone match none"):
+    with pytest.raises(ValueError, match=r"optimizer\.frozen: backbone matches none"):
         freeze(Network(), ("backbone",))
     with pytest.raises(ValueError, match="nothing is left to train"):
         freeze(Network(), (".",))

@@ -123,8 +123,8 @@ def longer(metadata: Any) -> None:
     [
         (elsewhere("/etc/passwd"), "not in its directory"),
         (elsewhere("../secret"), "not in its directory"),
-        (larger, "a is said to have 1,099,511,627,776 bytes"),
-        (longer, "is said to be at bytes"),
+        (larger, "a should have 1,099,511,627,776 bytes"),
+        (longer, "should be at bytes"),
     ],
 )
 def test_metadata_names_own_files_and_what_they_hold(

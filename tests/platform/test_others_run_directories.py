@@ -71,7 +71,7 @@ def test_anothers_run_goes_on_once_the_user_has_said_where_its_records_go(
     ):
         pretrain.resume(runs_dir, name)
     dropped = ["tracking.uri=null", "storage.endpoint_url=null"]
-    with pytest.raises(RunError, match=r"say storage.endpoint_url=https://evil.example, where"):
+    with pytest.raises(RunError, match=r"set storage.endpoint_url=https://evil.example, and"):
         pretrain.resume(runs_dir, name, overrides=dropped[:1])
     of_another.require_believed(of_another.revised_job(dropped), dropped)
     of_another.require_believed(of_another.revised_job(STRANGE), STRANGE)
@@ -115,9 +115,13 @@ def test_a_take_over_brings_no_address_of_anothers_into_a_file_of_ones_own(
     told = [{"step": 0, "source": of_another.name, "checkpoint": "c", "settings": settings}]
     of_another.replace(TAKE_OVERS, json.dumps(told))
     before = of_another.job_as_written()
-    with pytest.raises(RunError, match=r"another user's, and its files in .* say tracking.uri="):
+    with pytest.raises(
+        RunError, match=r"belongs to another user. Its files in .* set tracking.uri="
+    ):
         branching.finish_last(of_another, ["storage.endpoint_url=null"])
-    with pytest.raises(RunError, match=r"another user's, and its files in .* say tracking.uri="):
+    with pytest.raises(
+        RunError, match=r"belongs to another user. Its files in .* set tracking.uri="
+    ):
         branching.branch(of_another, "last", ["storage.endpoint_url=null"])
     assert of_another.job_as_written() == before
     branching.finish_last(of_another, ["storage.endpoint_url=null", "tracking.uri=null"])
@@ -127,7 +131,7 @@ def test_a_take_over_brings_no_address_of_anothers_into_a_file_of_ones_own(
 def test_a_branch_of_anothers_run_keeps_no_address_that_only_it_names(
     of_another: RunDirectory,
 ) -> None:
-    with pytest.raises(RunError, match=r"its files in .* say tracking.uri=.* and storage.endp"):
+    with pytest.raises(RunError, match=r"Its files in .* set tracking.uri=.* and storage.endp"):
         branching.branch(of_another, "last", ["optimizer.lr=0.5"])
 
 

@@ -94,7 +94,7 @@ def test_a_directory_that_somebody_prepared_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o770)
-    for name, reason in (("link", "is a link"), ("file", "no directory"), ("open", "mode 0770")):
+    for name, reason in (("link", "is a link"), ("file", "not a directory"), ("open", "mode 0770")):
         with pytest.raises(PermissionError, match=reason):
             private_directory(tmp_path / name)
 

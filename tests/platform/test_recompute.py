@@ -104,7 +104,7 @@ def test_a_memory_budget_is_met_by_recomputing_no_more_than_it_takes() -> None:
 def test_a_budget_that_cannot_be_met_is_refused_with_the_arithmetic() -> None:
     model = network()
     choice = MemoryBudgetConfig(memory_budget_bytes=MIB)
-    with pytest.raises(ValueError, match=r"is 1,048,576, but weights, .* take 4,000,000 and the"):
+    with pytest.raises(ValueError, match=r"is 1,048,576. Weights, .* take 4,000,000, and "):
         apply_recompute(model, blocks_of(model), choice, example_loss, 4_000_000)
     choice = MemoryBudgetConfig(memory_budget_bytes=200_000)
     with pytest.raises(ValueError, match="with every block recomputed"):

@@ -263,14 +263,14 @@ def complaints(make_job: MakeJob, **overrides: Any) -> str:
             {"parallel__zero__offload_optimizer": "nvme", "strategy": "zero3"},
             "nvme_path",
         ),
-        ({"parallel__compile": "true", "strategy": "zero3"}, "is not possible with zero3"),
+        ({"parallel__compile": "true", "strategy": "zero3"}, "does not work with zero3"),
         (
             {"resources__num_workers": 4, "validation__num_samples": 3, "strategy": "ddp"},
-            "got 3, but each of 4 workers needs one",
+            "got 3, but each of the 4 workers needs at least one",
         ),
         (
             {"parallel__zero__config__gradient_clipping": 9.0, "strategy": "zero1"},
-            "gradient_clipping is 9.0 there, 5.0 from the job",
+            "gradient_clipping is 9.0 there, but 5.0 in the job",
         ),
         (
             {"parallel__zero__config": "nothing.json", "strategy": "zero1"},
@@ -284,7 +284,7 @@ def complaints(make_job: MakeJob, **overrides: Any) -> str:
             },
             "/nonexistent is not a directory",
         ),
-        ({"optimizer__frozen": "[nothing_like_this]", "strategy": "ddp"}, "match none of the"),
+        ({"optimizer__frozen": "[nothing_like_this]", "strategy": "ddp"}, "matches none of the"),
         ({"optimizer__frozen": "['.']", "strategy": "ddp"}, "nothing is left to train"),
     ],
 )
@@ -325,7 +325,7 @@ def test_a_users_own_deepspeed_configuration_is_merged(tmp_path: Path) -> None:
     assert config["train_batch_size"] == 8
     assert config["zero_optimization"]["reduce_bucket_size"] == 1000
     assert config["comms_logger"] == {"enabled": True}
-    with pytest.raises(ValueError, match=r"zero_optimization\.stage is 3 there, 2 from the job"):
+    with pytest.raises(ValueError, match=r"zero_optimization\.stage is 3 there, but 2 in the job"):
         zero_config(2, options, world_size=4)
 
 
@@ -349,7 +349,7 @@ MUON = OptimizerKind(
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"single", "ddp"}))
 def test_optimizers_of_whole_matrices_run_where_matrices_are_whole(name: str) -> None:
     options = StrategyOptions(optimizer=MUON)
-    with pytest.raises(ValueError, match=f"{name} gives each rank a part .* use single or ddp"):
+    with pytest.raises(ValueError, match=f"{name} gives each rank a part .* Use single or ddp"):
         check_strategy(name, options, 2)
     check_strategy("ddp", options, 2)
 

@@ -179,11 +179,15 @@ def test_what_cannot_be_drawn_is_named() -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(2))
 
-    with pytest.raises(ValueError, match=r"initialise part \(Bare\): give Sequential a method"):
+    with pytest.raises(
+        ValueError, match=r"no rule initialises part \(Bare\): give Sequential a method"
+    ):
         draw(nn.Sequential(Bare()), "part", Bare(), 0)
     tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     tied[1].weight = tied[0].weight
-    with pytest.raises(ValueError, match=r"shares one parameter as 0\.weight and 1\.weight"):
+    with pytest.raises(
+        ValueError, match=r"shares one parameter under two names, 0\.weight and 1\.weight"
+    ):
         list(modules_to_draw(tied))
 
 
@@ -214,7 +218,7 @@ def test_blocks_are_what_the_model_names() -> None:
     "options", [StrategyOptions(compile=True), StrategyOptions(activation_checkpointing="full")]
 )
 def test_a_model_without_blocks_has_nothing_to_wrap(options: StrategyOptions) -> None:
-    with pytest.raises(ValueError, match=r"Linear names no blocks\(\)"):
+    with pytest.raises(ValueError, match=r"Linear has no blocks\(\)"):
         transforms.apply_transforms(nn.Linear(2, 2), options, 0)
     transforms.apply_transforms(nn.Linear(2, 2), StrategyOptions(), 0)
 

@@ -72,7 +72,7 @@ def test_a_project_does_not_redirect_a_token(
     # where the project keeps its runs it may say
     assert (found.address, found.storage) == ("http://127.0.0.1:9", "s3://project/place")
     with pytest.raises(
-        ConfigError, match=r"other: .*sets address.*not trusted yet.*pelagos clusters --trust"
+        ConfigError, match=r"other: .*sets address.*have not trusted.*pelagos clusters --trust"
     ):
         find_cluster("other")
     # trusted once, until it changes

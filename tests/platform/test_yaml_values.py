@@ -92,7 +92,7 @@ def test_aliases_that_multiply_are_rejected_without_writing_them_out() -> None:
         f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 11)
     )
     begin = time.process_time()
-    with pytest.raises(YamlTextError, match="aliases stand for more than"):
+    with pytest.raises(YamlTextError, match="aliases expand to more than"):
         parse_yaml_text(text)
     assert time.process_time() - begin < 60  # 10^10 would take hours
 
@@ -178,7 +178,7 @@ def test_home_and_variables_are_filled_in_every_path(
 
 @pytest.mark.parametrize("path", ["${PELAGOS_NOT_SET}/runs", "~no-such-user-of-any-kind/runs"])
 def test_a_variable_or_user_that_is_absent_is_named(path: str) -> None:
-    with pytest.raises(ConfigError, match="PELAGOS_NOT_SET is not set|no user 'no-such-user"):
+    with pytest.raises(ConfigError, match="PELAGOS_NOT_SET is not set|user 'no-such-user"):
         parse_job(JOB, "job.yaml", [f"runs_dir={path}"])
 
 
@@ -186,7 +186,9 @@ def test_a_variable_or_user_that_is_absent_is_named(path: str) -> None:
     "text", ["!!bool yes", "!!int abc", "!!float abc", "!!null x", "!!int 1.5"]
 )
 def test_a_tag_does_not_make_its_text_a_value(text: str) -> None:
-    with pytest.raises(YamlTextError, match="line 1: .* is no (bool|int|float|null) in YAML 1.2"):
+    with pytest.raises(
+        YamlTextError, match="line 1: .* is not valid as (bool|int|float|null) in YAML 1.2"
+    ):
         parse_yaml_value(text)
 
 

@@ -191,7 +191,7 @@ def test_mistakes_are_told_before_a_worker_starts(place: Path) -> None:
     said = pelagos(place, "pretrain", write(place, plugins=["broken"]), fails=True)
     assert "broken.py, line 3: value = math.sqrt(-1)" in said
     said = pelagos(place, "pretrain", write(place, plugins=["not_there"]), fails=True)
-    assert "there is no module not_there" in said
+    assert "module not_there does not exist" in said
     model = {"name": "ocean_lab.networks:WaveNet", "config": {"widht": 6}}
     said = pelagos(place, "pretrain", write(place, model=model), fails=True)
     assert "has no option widht; it takes width, depth" in said
@@ -250,7 +250,7 @@ def test_it_is_submitted_with_include_and_not_without(
     callback = {"name": "ocean_lab.watch:WeightNorms", "config": {"file": notes_file}}
     job = write(place, callbacks=[callback], resources={"num_workers": 1, "launcher": "none"})
     said = pelagos(place, "submit", job, "--cluster", "here", fails=True)
-    assert "imports ocean_lab.parts, which is not shipped: add --include ocean_lab" in said
+    assert "imports ocean_lab.parts, which would not be shipped: add --include ocean_lab" in said
     pelagos(place, "submit", job, "--cluster", "here", "--include", "ocean_lab")
     pelagos(place, "wait", "own", "--timeout", "240")
     assert [note["call"] for note in notes(place)][-1] == "end finished"

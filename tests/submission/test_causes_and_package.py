@@ -97,10 +97,10 @@ def test_workers_are_restarted_for_what_may_pass(error: Exception) -> None:
 def test_a_retry_says_why_and_how_often(restarts: int) -> None:
     for kind in ("node lost", "hang", "preempted", "infrastructure"):
         left = restarts < 2
-        why = f"retry {restarts + 1} of 2" if left else "all 2 retries are used up"
+        why = f"retry {restarts + 1} of 2" if left else "all 2 retries are used"
         assert decide_retry(kind, restarts, 2, True, True) == Retry(left, why, False)
     for kind in ("user error", "data"):
-        only = Retry(False, f"a failure of kind {kind!r} would only repeat itself", False)
+        only = Retry(False, f"a failure of kind {kind!r} would only repeat", False)
         assert decide_retry(kind, restarts, 2, True, False) == only
     # memory has a try of its own, at half the micro-batch, however often other causes struck
     for shrunk in (False, True):
@@ -181,14 +181,14 @@ def test_an_image_without_what_pelagos_needs_is_named(shipped: list[str]) -> Non
     done = subprocess.run(bare, capture_output=True, text=True)
     assert done.returncode == 3
     assert "lacks torch, ray, zarr" in done.stderr
-    assert "use an image or environment in which Pelagos is installed" in done.stderr
+    assert "use an image or environment with Pelagos installed" in done.stderr
 
 
 def test_bootstrap_refuses_code_that_was_changed(shipped: list[str]) -> None:
     shipped[3] = "0" * 64
     done = _bootstrap(shipped)
     assert done.returncode == 3
-    assert "it was changed; submit again" in done.stderr
+    assert "somebody changed it; submit again" in done.stderr
 
 
 def test_secrets_come_only_from_a_private_file(

@@ -61,7 +61,10 @@ def take_over(**settings: Any) -> str:
 def test_a_take_over_that_somebody_writes_changes_no_job(record: RunRecord, tmp_path: Path) -> None:
     RunDirectory(tmp_path / "runs/r").replace(TAKE_OVERS, take_over(optimizer__lr=0.77))
     assert drive(record) == 1
-    assert "take-overs.json, is not what was submitted (optimizer.lr: 0.77" in record.state().cause
+    assert (
+        "take-overs.json, differs from what was submitted (optimizer.lr: now 0.77"
+        in record.state().cause
+    )
 
 
 def test_a_job_file_that_changes_after_it_was_looked_at_is_not_run(
@@ -74,7 +77,7 @@ def test_a_job_file_that_changes_after_it_was_looked_at_is_not_run(
 
     monkeypatch.setattr(kind_of_training, "changes_to_submitted", look_then_change)
     assert drive(record) == 1
-    assert "is not what was submitted (seed: 77" in record.state().cause
+    assert "differs from what was submitted (seed: now 77" in record.state().cause
 
 
 @pytest.mark.parametrize("setting", ["optimizer.lr=7", "schedule.warmup_steps=7"])
@@ -85,8 +88,8 @@ def test_a_changed_schedule_is_said_to_be_somebodys(
     path.write_text(resolve_yaml(job_of(tmp_path, setting)))
     assert drive(record) == 1
     cause = record.state().cause
-    assert f"({setting.replace('=', ': ')}" in cause
-    assert "Put the submitted values back" in cause
+    assert f"({setting.replace('=', ': now ')}" in cause
+    assert "Restore the submitted values" in cause
     assert "--from" not in cause
 
 
@@ -94,7 +97,7 @@ def test_a_job_file_of_another_kind_is_named(record: RunRecord, tmp_path: Path) 
     other = load_job(TRAINING.with_name("finetune.yaml"), ["name=r"])
     (tmp_path / "runs/r/job.yaml").write_text(resolve_yaml(other))
     assert drive(record) == 1
-    assert "(job: 'finetune', submitted 'pretrain')" in record.state().cause
+    assert "(job: now 'finetune', submitted 'pretrain')" in record.state().cause
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_a_job_file_of_another_kind_is_named(record: RunRecord, tmp_path: Path) 
 def test_a_malformed_take_over_is_named(record: RunRecord, tmp_path: Path, text: str) -> None:
     run = RunDirectory(tmp_path / "runs/r")
     run.replace(TAKE_OVERS, text)
-    with pytest.raises(RunError, match=r"take-overs\.json is no list of take-overs: expected is"):
+    with pytest.raises(RunError, match=r"take-overs\.json is not a list of take-overs: expected"):
         branching.finish_last(run)
 
 
@@ -134,7 +137,7 @@ def test_a_run_waits_and_is_tried_again_as_its_own_event_says(
     monkeypatch.setattr(driver.Driver, "_run_job", lose_node)
     assert drive(record, digest) == 1
     assert len(calls) == 1
-    assert record.state().reason == "all 0 retries are used up"
+    assert record.state().reason == "all 0 retries are used"
 
 
 def test_a_log_that_is_a_link_is_not_written_to(tmp_path: Path) -> None:

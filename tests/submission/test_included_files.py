@@ -62,7 +62,7 @@ def test_what_looks_secret_is_refused_by_name(project: Path, name: str) -> None:
     (project / name).parent.mkdir(exist_ok=True)
     (project / name).write_text("planted")
     for include in (".", name):
-        with pytest.raises(ValueError, match="looks like a secret") as caught:
+        with pytest.raises(ValueError, match="has the name of a secret") as caught:
             build_archives([include])
         assert name in str(caught.value)
         assert "planted" not in str(caught.value)

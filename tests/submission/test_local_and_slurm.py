@@ -31,7 +31,7 @@ def test_conformance_on_this_machine(
     described = following.describe(found)
     assert (described.step, described.state) == (12, "finished")
     assert 0 < (described.goodput or 0) <= 1
-    with pytest.raises(ValueError, match="run 'conforms' exists already"):
+    with pytest.raises(ValueError, match="run 'conforms' already exists"):
         send(conformance_job.path, "here", "name=conforms")
 
 
@@ -111,7 +111,7 @@ def test_a_dependency_that_failed_cancels_what_comes_after(
     assert state.cause_kind == "user error"
     assert state.restarts == 0
     state = wait_for(after, lambda s: s.state == "cancelled")
-    assert state.reason == "broken, which it comes after, failed"
+    assert state.reason == "broken had to finish first, but is failed"
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_slurm_keeps_the_queue_and_the_verbs_see_it(hpc: Path, conformance_job: 
     # Slurm drops what depended on a job that did not succeed; looking at it records nothing
     wait_for(second, lambda s: s.state == following.LOST)
     state = start_again.recover(second)
-    reason = f"first, which it comes after, {first.record.state().state}"
+    reason = f"first had to finish first, but is {first.record.state().state}"
     assert (state.state, state.reason) == ("cancelled", reason)
 
 

@@ -93,7 +93,9 @@ def test_a_first_event_that_was_exchanged_is_not_run(
     first = record.submitting_event()
     digest = digest_of(first)
     write(record, 0, **{**first, "job": resolve_yaml(job_of(tmp_path, "seed=7"))})
-    with pytest.raises(RecordError, match="does not hold what this process was started for"):
+    with pytest.raises(
+        RecordError, match="does not match the submission that started this process"
+    ):
         drive(record, digest)
     assert resumed == []
 
@@ -126,7 +128,7 @@ def test_a_job_file_that_was_changed_in_what_a_run_is_is_refused(
     path.write_text(path.read_text().replace(f"seed: {seed}", f"seed: {seed + 1}"))
     assert drive(record) == 1
     assert resumed == []
-    assert f"seed: {seed + 1}, submitted {seed}" in record.state().cause
+    assert f"seed: now {seed + 1}, submitted {seed}" in record.state().cause
 
 
 def test_micro_batches_that_a_run_has_shrunk_stay_so(record: RunRecord, resumed: list[Any]) -> None:
@@ -140,7 +142,7 @@ def test_a_resumption_asks_for_what_neither_submission_nor_user_says(tmp_path: P
     run = RunDirectory.create(job)
     assert changes_to_own(run, [job], ()) == []
     run.replace_job(job_of(tmp_path, "optimizer.lr=1", "parallel.micro_batch_size=1"))
-    with pytest.raises(RunError, match=r"optimizer.lr: 1.0, submitted .*KEY=VALUE"):
+    with pytest.raises(RunError, match=r"optimizer.lr: now 1.0, submitted .*KEY=VALUE"):
         changes_to_own(run, [job], ("parallel.strategy=fsdp",))
     assert changes_to_own(run, [job], ("optimizer.lr=0.1",)) == []
 
@@ -152,7 +154,7 @@ def test_a_resumption_that_never_began_is_gone_on_with(tmp_path: Path) -> None:
     assert changes_to_own(run, [job, newest], ()) == ["parallel.strategy=fsdp"]
     assert changes_to_own(run, [job, newest], ("parallel.strategy=ddp",)) == []
     run.replace_job(job_of(tmp_path, "health.max_failures=9"))
-    with pytest.raises(RunError, match=r"health.max_failures: 9, submitted"):
+    with pytest.raises(RunError, match=r"health.max_failures: now 9, submitted"):
         changes_to_own(run, [job, newest], ())
 
 
@@ -210,7 +212,7 @@ def test_the_queue_starts_what_holders_of_the_token_submitted_alone(
     assert f"{store.uri} own 1 {digest_of(own)}" in entry_point
     for run in ("none", "other", "copied", "changed", "forged"):
         record = RunRecord(store, run)
-        assert record.state().reason.startswith("not started: it was not submitted with the token")
+        assert record.state().reason.startswith("not started: it was submitted without the token")
         assert [e["kind"] for e in record.events()].count("queued") == 1  # said once
 
 

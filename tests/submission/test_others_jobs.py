@@ -87,7 +87,7 @@ def test_what_another_wrote_names_no_place_for_secrets(
     shown = CliRunner().invoke(app, verb)
     assert shown.exit_code == 2
     assert key in shown.output
-    assert "may be somebody else's" in shown.output
+    assert "may come from somebody else" in shown.output
     assert started == []
     assert sorted(store.sizes()) == before
 

@@ -133,7 +133,10 @@ def test_looking_at_a_forged_dead_run_starts_and_writes_nothing(
     for verb in (("recover", "theirs"), ("resume", "theirs")):
         shown = call(*verb)
         assert shown.exit_code == 2
-        assert "is not in this user's list of submissions" in shown.output
+        assert (
+            "This user's list of submissions here does not have that as the last one"
+            in shown.output
+        )
     assert call("recover").exit_code == 0  # all of one's own: none
     assert everything(storage.root) == before
     assert started == []
@@ -226,7 +229,7 @@ def test_a_forged_process_is_not_ended(storage: DirectoryStore) -> None:
         write(record, 1, kind="started", attempt=1, handle=handle)
         shown = call("stop", "theirs", "--now")
         assert shown.exit_code == 2
-        assert "somebody else has written it" in shown.output
+        assert "somebody else wrote it" in shown.output
         assert victim.poll() is None
         assert "root:" not in call("logs", "theirs").output
         victim.kill()
@@ -255,12 +258,12 @@ def test_a_process_of_ones_own_is_known_before_and_after_it_becomes_the_run(
                 "attempt": 1,
             }
             if name == "other.py":
-                with pytest.raises(ClusterError, match="none that this cluster gives"):
+                with pytest.raises(ClusterError, match="this cluster never gives that name"):
                     cluster.checked_handle("mine", place, handle)
             else:
                 assert cluster.checked_handle("mine", place, handle)["pid"] == process.pid
                 for run, attempt in (("other", 1), ("mine", 2)):
-                    with pytest.raises(ClusterError, match="none that this cluster gives"):
+                    with pytest.raises(ClusterError, match="this cluster never gives that name"):
                         cluster.checked_handle(run, place, {**handle, "attempt": attempt})
             process.kill()
 
@@ -292,7 +295,7 @@ def test_handles_lead_to_the_run_itself_or_nowhere(tmp_path: Path) -> None:
         (local, {"pid": 1}),
     ]
     for cluster, handle in forged:
-        with pytest.raises(ClusterError, match="none that this cluster gives"):
+        with pytest.raises(ClusterError, match="this cluster never gives that name"):
             cluster.checked_handle("b", place, handle)
 
 
@@ -324,7 +327,7 @@ def test_code_that_somebody_put_into_a_record_of_ones_own_is_not_started(
     record.append("failed", cause="x")
     assert not own_runs.is_own(record)
     found = following.find("mine")
-    with pytest.raises(RunError, match="submitted last by mallory .* not in this user's list"):
+    with pytest.raises(RunError, match="mallory submitted it last, .* This user's list"):
         start_again.resume(found, None, (), submit.Options())
     # taken over: with code of one's own
     handed: list[Any] = []
@@ -399,9 +402,9 @@ def test_what_a_record_says_does_not_command_the_terminal(storage: DirectoryStor
 def test_large_and_deep_events_are_refused(storage: DirectoryStore) -> None:
     record = forge(storage)
     for content, message in (
-        (b" " * (2**20 + 1), "1,048,577 bytes, an event at most 1,048,576"),
-        (b"[" * 100_000, "no event of a record"),
-        (b'{"time": NaN}', "NaN is no number of JSON"),
+        (b" " * (2**20 + 1), "1,048,577 bytes; an event has at most 1,048,576"),
+        (b"[" * 100_000, "not an event of a record"),
+        (b'{"time": NaN}', "NaN is not a JSON number"),
     ):
         storage.write("records/theirs/events/00000001.json", content)
         with pytest.raises(ValueError, match=message):

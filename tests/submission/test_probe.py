@@ -32,7 +32,7 @@ def test_nodes_that_agree_are_fine() -> None:
             "2.11.0 on b, 2.13.0 on a",
         ),
         ({"versions": {"python": "3.11.7"}}, "versions", "torch missing on b"),
-        ({"clock_offset_seconds": -3.0}, "clocks", r"3.000 s apart at most \(b by -3.0 s\)"),
+        ({"clock_offset_seconds": -3.0}, "clocks", r"at most 3.000 s apart \(b by -3.0 s\)"),
         ({"storage_problem": "refused"}, "storage on nodes", "b: refused"),
         ({"gpus": 0}, "devices on nodes", "b has 8 CPU and 0 GPU"),
     ],
@@ -56,14 +56,14 @@ def test_a_head_that_takes_no_work_needs_no_devices_and_does_not_count() -> None
     head = replace(GOOD, host="head", cpus=2, gpus=0, computes=False)
     checks = {c.name: c for c in checks_of([head, GOOD, replace(GOOD, host="b")], JOB)}
     assert [name for name, check in checks.items() if not check.ok] == []
-    assert checks["nodes"].seen == "2: a, b; besides them head, which takes no work"
+    assert checks["nodes"].seen == "2: a, b; in addition head, which takes no work"
     short = {c.name: c for c in checks_of([head, GOOD], JOB)}
     assert not short["nodes"].ok
 
 
 def test_storage_is_written_and_read(tmp_path: Path) -> None:
     assert storage_problem(str(tmp_path / "storage"), None) == ""
-    (tmp_path / "file").write_text("no directory")
+    (tmp_path / "file").write_text("not a directory")
     assert "file" in storage_problem(str(tmp_path / "file" / "below"), None)
 
 

@@ -89,7 +89,7 @@ def test_what_needs_the_whole_cluster_waits_its_turn_by_priority(
     later = send(conformance_job.path, "lab", "name=later")
     urgent = send(conformance_job.path, "lab", "name=urgent", priority=10)
     state = wait_for(later, lambda s: bool(s.reason))
-    assert "needed at once" in state.reason or "behind" in state.reason
+    assert "at once" in state.reason or "behind" in state.reason
     following.stop(later, now=False)
     wait_for(later, lambda s: s.state == "cancelled")
     finish(urgent)

@@ -48,7 +48,7 @@ def test_of_many_who_claim_a_name_at_once_one_wins(store: ObjectStore) -> None:
     assert results.count("won") == 1
     losers = [r for r in results if r != "won"]
     assert len(losers) == 5
-    assert all("exists already: submitted by" in r for r in losers)
+    assert all("already exists: submitted by" in r for r in losers)
 
 
 def test_events_written_at_once_are_all_kept_in_one_order(store: ObjectStore) -> None:
@@ -90,7 +90,7 @@ def test_a_record_outlives_whoever_wrote_it(store: ObjectStore) -> None:
 
 def test_a_run_that_was_never_submitted_is_named_with_those_that_were(store: ObjectStore) -> None:
     RunRecord(store, "known").claim("job", **DETAILS)
-    with pytest.raises(RecordError, match="no submitted run 'unknown'.*there are: known"):
+    with pytest.raises(RecordError, match="no submitted run 'unknown'.*known runs: known"):
         RunRecord(store, "unknown").state()
 
 

@@ -157,5 +157,5 @@ def test_nothing_is_replaced_unless_asked(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="--overwrite replaces"):
         write(files, tmp_path, overwrite=False)
     assert write(files, tmp_path, overwrite=True) == [tmp_path / "Dockerfile"]
-    with pytest.raises(ValueError, match=f"there are: {', '.join(KINDS)}"):
+    with pytest.raises(ValueError, match=f"known kinds: {', '.join(KINDS)}"):
         render("helm", "lab", RAY)

@@ -45,7 +45,7 @@ def decisions(waiting, running=(), states=None, free=NODES, quotas=None):  # typ
 
 def test_a_run_starts_only_when_all_of_its_workers_fit_at_once() -> None:
     found = decisions([run("big", workers=5)])
-    assert found["big"] == ("wait", "5 workers of 1 CPU and 1 GPU needed at once, 4 fit now")
+    assert found["big"] == ("wait", "waiting for 5 workers of 1 CPU and 1 GPU at once; 4 fit now")
     assert decisions([run("fits", workers=4)])["fits"][0] == "start"
 
 
@@ -58,7 +58,7 @@ def test_a_worker_is_never_split_over_nodes() -> None:
 def test_what_starts_in_one_look_is_taken_from_the_next() -> None:
     found = decisions([run("a", workers=3, at=1), run("b", workers=2, at=2)])
     assert found["a"][0] == "start"
-    assert found["b"] == ("wait", "2 workers of 1 CPU and 1 GPU needed at once, 1 fit now")
+    assert found["b"] == ("wait", "waiting for 2 workers of 1 CPU and 1 GPU at once; 1 fit now")
 
 
 def test_higher_priority_goes_first_then_who_came_first() -> None:
@@ -84,14 +84,14 @@ def test_a_run_waits_for_those_it_comes_after_and_holds_up_nobody() -> None:
 @pytest.mark.parametrize("state", ["failed", "stopped", "cancelled"])
 def test_a_run_is_cancelled_if_what_it_comes_after_did_not_finish(state: str) -> None:
     found = decisions([run("second", after=("first",))], states={"first": state})
-    assert found["second"] == ("cancel", f"first, which it comes after, is {state}")
+    assert found["second"] == ("cancel", f"first had to finish first, but is {state}")
 
 
 def test_quotas_hold_back_one_user_and_not_another() -> None:
     quotas = RayQuotas(gpus_per_user=2)
     waiting = [run("mine", at=1), run("yours", at=2, by="bo")]
     found = decisions(waiting, running=[run("r", workers=2)], quotas=quotas)
-    assert found["mine"] == ("wait", "quota: ada uses 2 of 2 GPUs, 1 more wanted")
+    assert found["mine"] == ("wait", "quota: ada uses 2 of 2 GPUs, and the run needs 1 more")
     assert found["yours"][0] == "start"
     one = RayQuotas(running_jobs_per_user=1)
     found = decisions([run("a", at=1), run("b", at=2)], quotas=one)
@@ -100,7 +100,7 @@ def test_quotas_hold_back_one_user_and_not_another() -> None:
 
 def test_a_run_above_its_quota_is_refused_for_good() -> None:
     found = decisions([run("huge", workers=3)], quotas=RayQuotas(gpus_per_user=2))
-    assert found["huge"] == ("cancel", "quota: 3 GPUs wanted, 2 allowed to ada in all")
+    assert found["huge"] == ("cancel", "quota: the run needs 3 GPUs; ada may use 2 in all")
 
 
 @given(

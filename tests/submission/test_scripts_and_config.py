@@ -177,7 +177,7 @@ def test_what_can_never_run_is_refused_before_anything_is_sent(
     }
     clusters(lab=lab, seen={**lab, "shared_paths": ["/"]})
     cases: list[tuple[str, list[str], str, type[Exception]]] = [
-        ("lab", [], "which the cluster's nodes do not see", ConfigError),
+        ("lab", [], "and the cluster's nodes do not see it", ConfigError),
         ("seen", ["resources.num_workers=4"], "4 workers .* take 2 nodes", ClusterError),
         ("seen", ["tracking.uri=http://me:secret@mlflow:5000"], "holds a password", ConfigError),
         ("seen", ["model.name=poseidn-nano"], "poseidn-nano", ConfigError),
@@ -198,7 +198,7 @@ def test_storage_that_cannot_be_written_is_named(
     clusters(here={"kind": "local", "storage": str(blocker / "storage")})
     done = CliRunner().invoke(app, ["submit", str(job_file), "--cluster", "here"])
     assert done.exit_code == 2
-    assert "Check that the directory exists and may be written" in done.output
+    assert "Check that the directory exists and is writable" in done.output
     done = CliRunner().invoke(app, ["clusters", "--json"])
     assert done.exit_code == 1
     (row,) = json.loads(done.stdout)

@@ -243,8 +243,8 @@ def test_a_resumed_sweep_reports_again_on_trials_that_were_resumed(
             },
             "search.name: compares trials while they run",
         ),
-        ("here", {}, "run `pelagos sweep`, which keeps to max_concurrent"),
-        ("hpc", {"jobs": {"scot": {}}}, "expected one of `file` .* and `job`"),
+        ("here", {}, "Run `pelagos sweep`, which obeys max_concurrent"),
+        ("hpc", {"jobs": {"scot": {}}}, "give exactly one of `file` .* and `job`"),
         ("hpc", {"grid": {"optimizer.lr": ["fast"]}}, "grid.optimizer.lr"),
     ],
 )

@@ -93,11 +93,11 @@ def require_run(target: str, instead: str) -> None:
     run, at, which = target.partition("@")
     if at:
         raise ValueError(
-            f"{target} names a checkpoint, this takes a run: {instead.format(run, which)}"
+            f"{target} names a checkpoint, but this verb takes a run: {instead.format(run, which)}"
         )
 
 
 def note_old_spelling(old: str, new: str) -> None:
     """Print a note on a spelling that the next release drops."""
-    text = f"note: {old} is now written {new}; the next release drops it"
+    text = f"note: {old} is now written {new}; the next release drops the old spelling"
     error_console.print(text, soft_wrap=True)

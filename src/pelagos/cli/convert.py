@@ -126,7 +126,7 @@ def convert_command(
             _convert_job(source, [*given, *_as_overrides(context)], dry_run, as_json)
             return
         if source is not None and destination is None and source.endswith((".yaml", ".yml")):
-            raise ValueError(f"there is no job file {source}")
+            raise ValueError(f"the job file {source} does not exist")
         if overrides:
             raise ValueError(
                 f"got {overrides[0]!r} after DESTINATION: overrides belong to job files"
@@ -196,7 +196,9 @@ def _as_overrides(context: typer.Context) -> list[str]:
         if name not in keys:
             option = "--" + name.removesuffix("_name").replace("_", "-")
             key = "options." + name.removesuffix("_name")
-            raise ValueError(f"{option} is not for job files: give {key}=VALUE after the file")
+            raise ValueError(
+                f"{option} does not apply to job files: give {key}=VALUE after the file"
+            )
         found.append(override(keys[name], value))
     return found
 

@@ -164,7 +164,7 @@ def _numbers(text: str | None) -> list[int] | None:
         return None
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"--trajectories: got {text!r}, required: numbers with commas, e.g. 0,1,2")
+        raise ValueError(f"--trajectories: got {text!r}, expected numbers with commas, e.g. 0,1,2")
     return [int(part) for part in parts]
 
 
@@ -205,8 +205,8 @@ def _chosen(dataset: ReadableDataset, wanted: Sequence[int] | None, split: str |
     outside = [i for i in wanted if i >= len(rows)]
     if outside:
         raise ValueError(
-            f"--trajectories: {where} has {len(rows)}, numbered 0 to {len(rows) - 1}; "
-            f"there is no {', '.join(map(str, outside))}"
+            f"--trajectories: {where} has {len(rows)}, numbered 0 to {len(rows) - 1}; it has no "
+            f"{', '.join(map(str, outside))}"
         )
     return [rows[i] for i in wanted]
 
@@ -251,4 +251,4 @@ def _show_report(report: VerifyReport) -> None:
         console.print(f"  {damage}", soft_wrap=True)
     if number > SHOWN_DAMAGE:
         console.print(f"  and {number - SHOWN_DAMAGE} more; --json lists all")
-    console.print("Write the dataset again, or bring the named objects back from a copy.")
+    console.print("Write the dataset again, or restore the named objects from a copy.")

@@ -68,7 +68,7 @@ def _show(report: BenchReport, step_time: float, batch: int) -> None:
         f"{report.window_bytes / 1e3:.0f} kB, the dataset {report.dataset_bytes / 1e9:.3g} GB"
     )
     table = Table("", "threads", "windows/s", "MB/s", "median", "p99", "CPU/window", "requests")
-    for name, readings in (("bytes alone", report.raw), ("reader", report.reader)):
+    for name, readings in (("raw bytes", report.raw), ("reader", report.reader)):
         for r in readings:
             table.add_row(
                 name,
@@ -83,8 +83,8 @@ def _show(report: BenchReport, step_time: float, batch: int) -> None:
     console.print(table)
     if not report.raw:
         console.print(
-            "a Zarr array of another writer: read through zarr, bytes alone not measured. Faster in "
-            f"Pelagos' own format: pelagos convert {report.uri} NEW.zarr",
+            "a Zarr array from another tool: read through zarr, without the raw-bytes row. "
+            f"Pelagos' own format is faster: pelagos convert {report.uri} NEW.zarr",
             soft_wrap=True,
         )
     found = report.recommendation
@@ -99,5 +99,6 @@ def _show(report: BenchReport, step_time: float, batch: int) -> None:
     if found.cache_bytes is not None:
         console.print(
             f"data.cache={{directory: DIRECTORY, max_bytes: {found.cache_bytes}}} would hold all of "
-            f"it on a node's disk: from the second pass over the data on, its speed counts"
+            "it on a node's disk: from the second pass over the data on, the speed of that disk "
+            "counts"
         )

@@ -103,8 +103,8 @@ def append(
         more = _open(source, endpoint_url, description_at(description))
         manifest = appending.append(dataset, more, extend_split=split, progress=progress)
     console.print(
-        f"{uri} has {manifest.spec.num_trajectories} trajectories now, "
-        f"{more.num_trajectories} of them new; fingerprint {manifest.fingerprint[:16]}",
+        f"{uri} now has {manifest.spec.num_trajectories} trajectories, {more.num_trajectories} of "
+        f"them new; fingerprint {manifest.fingerprint[:16]}",
         soft_wrap=True,
     )
 
@@ -205,7 +205,9 @@ def _splits(ranges: list[str]) -> dict[str, tuple[int, int]]:
     pairs = [_range(text) for text in ranges]
     splits = dict(pairs)
     if len(splits) < len(pairs):
-        raise ValueError(f"got {' '.join(ranges)}: a split is named twice, and has one range")
+        raise ValueError(
+            f"got {' '.join(ranges)}, which names a split twice; each split has one range"
+        )
     for name in splits:
         if meant := meant_split(name):
             raise ValueError(f"unknown split {name!r}; did you mean {meant!r}?")
@@ -216,7 +218,7 @@ def _range(text: str) -> tuple[str, tuple[int, int]]:
     name, _, bounds = text.partition("=")
     start, separator, stop = bounds.partition(":")
     if not (name and separator and start.isdecimal() and stop.isdecimal()):
-        raise ValueError(f"got {text!r}, required: NAME=START:STOP, e.g. train=0:80")
+        raise ValueError(f"got {text!r}, expected NAME=START:STOP, e.g. train=0:80")
     return name, (int(start), int(stop))
 
 
@@ -228,9 +230,7 @@ def _named(output: Path, suffix: str) -> Path:
 
 def _refuse_output(output: Path) -> None:
     if output.is_dir() or not output.absolute().parent.is_dir():
-        raise ValueError(
-            f"--output {output}: give the name of new files in a directory that exists"
-        )
+        raise ValueError(f"--output {output}: give the name of new files in an existing directory")
     for path in (_named(output, ".json"), _named(output, ".png")):
         if path.exists():
             raise ValueError(f"{path} exists; choose another --output")

@@ -1,4 +1,4 @@
-"""What to do with data that are no dataset yet."""
+"""What to do with data that are not a dataset yet."""
 
 from pathlib import Path
 
@@ -19,8 +19,8 @@ def as_no_dataset_yet(uri: str, error: DatasetError) -> DatasetError:
     try:
         found = open_source(str(path), ConvertOptions()).format
     except (SourceError, DatasetError, OSError, ImportError) as why:
-        return DatasetError(f"{uri} is no dataset yet, and cannot be converted as it is: {why}")
+        return DatasetError(f"{uri} is not a dataset yet, and cannot be converted as it is: {why}")
     return DatasetError(
-        f"{uri} is no dataset yet. Its format is {found}: `pelagos convert {uri} {name}` makes one, and "
-        f"with --dry-run shows its fields, shape and splits first"
+        f"{uri} is not a dataset yet. Its format is {found}: `pelagos convert {uri} {name}` makes one. "
+        f"Its option --dry-run shows fields, shape and splits first"
     )

@@ -34,8 +34,8 @@ def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> A
     plugins.load_for(job)  # the user's own file
     if not isinstance(job, kind):
         raise ValueError(
-            f"{path} is a {job.job} job; this verb takes {kind.model_fields['job'].default} jobs: "
-            f"run `pelagos {job.job} {path}`"
+            f"{path} is a {job.job} job, but this verb takes {kind.model_fields['job'].default} "
+            f"jobs: run `pelagos {job.job} {path}`"
         )
     return job
 

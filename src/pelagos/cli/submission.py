@@ -166,7 +166,7 @@ def recover_command(
             everyones, problems = following.find_all(cluster)
             found = [f for f in everyones if own_runs.is_own(f.record)]
             for problem in problems:
-                error_console.print(f"not looked at: {problem}", soft_wrap=True)
+                error_console.print(f"not checked: {problem}", soft_wrap=True)
         states = [start_again.recover(f) for f in found]
     if as_json:
         print_json([{"run": s.run, "state": s.state, "attempt": s.attempt} for s in states])

@@ -95,7 +95,7 @@ def _report(written: Any, as_json: bool) -> None:
         return
     name = written.model or "a model of no registered size"
     if written.weights == "ema":
-        console.print("averaged weights (ema_decay); the weights themselves: --weights model")
+        console.print("averaged weights (ema_decay); for the weights themselves: --weights model")
     console.print(
         Text("wrote", style="green"),
         f"{written.directory}: {name}, {written.parameters:,} parameters, "

@@ -22,9 +22,9 @@ def require_affordable(num_bytes: int, where: str, error: type[ValueError] = Val
     budget = memory_budget()
     if num_bytes > budget:
         raise error(
-            f"{where} says that it takes {num_bytes:,} bytes at once, more than the {budget:,} that one "
-            f"piece may take here. If that is right, write it in smaller chunks, or set "
-            f"PELAGOS_MEMORY_BUDGET (bytes)"
+            f"{where} declares that it takes {num_bytes:,} bytes at once, more than the {budget:,} "
+            "that one piece may take here. If that is right, write it in smaller chunks, or raise "
+            "PELAGOS_MEMORY_BUDGET (bytes)"
         )
 
 

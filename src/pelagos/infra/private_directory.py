@@ -19,15 +19,15 @@ def private_directory(path: Path) -> Path:
     found = os.lstat(path)
     what = None
     if not stat.S_ISDIR(found.st_mode):
-        what = "is a link or no directory"
+        what = "is a link or not a directory"
     elif found.st_uid != os.getuid():
         what = f"belongs to user {found.st_uid}"
     elif stat.S_IMODE(found.st_mode) & 0o077:
-        what = f"has mode {stat.S_IMODE(found.st_mode):04o}, so that others can enter it"
+        what = f"has mode {stat.S_IMODE(found.st_mode):04o}, so others can enter it"
     if what is not None:
         raise PermissionError(
-            f"{path} {what}: nothing is read or written there. Remove it, or set TMPDIR to a directory "
-            f"of your own"
+            f"{path} {what}, so Pelagos neither reads nor writes there. Remove it, or set TMPDIR to "
+            "a directory of your own"
         )
     return path
 

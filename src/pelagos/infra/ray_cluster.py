@@ -135,10 +135,9 @@ def _start_or_join(address: str | None, num_cpus: int, num_gpus: int) -> None:
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         raise ConnectionError(
-            f"Ray did not start on this machine ({type(error).__name__}: {reason}). The machine "
-            "may be too busy, or out of memory or disk: try again when it is not, join a "
-            "running cluster (resources.ray_address), or train without Ray "
-            "(resources.launcher=none)."
+            f"Ray did not start on this machine ({type(error).__name__}: {reason}). The machine may "
+            "be too busy, or out of memory or disk. Try again later, join a running cluster "
+            "(resources.ray_address), or train without Ray (resources.launcher=none)."
         ) from error
 
 

@@ -163,7 +163,7 @@ class _Construction:
         self.num_nodes += 1
         if self.num_nodes > MAX_NODES:
             if self.num_nodes == MAX_NODES + 1:
-                self._problem(path, f"its aliases stand for more than {MAX_NODES} values", line)
+                self._problem(path, f"its aliases expand to more than {MAX_NODES} values", line)
             return None
         if id(node) in self.open_nodes:
             self._problem(path, "an anchor contains itself", line)
@@ -219,7 +219,7 @@ class _Construction:
         for part in parts:
             value = self.value(part, path)
             if not isinstance(value, dict):
-                self._problem(path, "<< takes a mapping", part.start_mark.line + 1)
+                self._problem(path, "<< needs a mapping", part.start_mark.line + 1)
                 continue
             found = {**value, **found}
         return found
@@ -229,7 +229,7 @@ class _Construction:
         # a tag that is written out, such as `!!bool yes`, does not make its text one
         if node.tag in _FORMS and not _FORMS[node.tag].match(text):
             kind = node.tag.rpartition(":")[2]
-            return self._problem(path, f"{text!r} is no {kind} in YAML 1.2", line)
+            return self._problem(path, f"{text!r} is not valid as {kind} in YAML 1.2", line)
         if node.tag == _NULL:
             return None
         if node.tag == _BOOL:

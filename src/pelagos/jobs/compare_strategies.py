@@ -65,7 +65,7 @@ def run(
             "no layout to compare: name at least one strategy and one number of --workers"
         )
     if output.exists() and not overwrite:
-        raise ValueError(f"{output} exists already: choose another --output, or pass --overwrite")
+        raise ValueError(f"{output} already exists: choose another --output, or pass --overwrite")
     jobs = [_job_of(job, layout, steps) for layout in layouts]
     for of_layout in jobs:
         checked(of_layout)
@@ -89,7 +89,7 @@ def layouts_of(strategies: Sequence[str], num_workers: Sequence[int]) -> list[La
     unknown = [s for s in strategies if s not in STRATEGIES]
     if unknown:
         raise ValueError(
-            f"unknown strategy {', '.join(unknown)}; there are {', '.join(STRATEGIES)}"
+            f"unknown strategy {', '.join(unknown)}; known strategies: {', '.join(STRATEGIES)}"
         )
     layouts: list[Layout] = []
     for count in num_workers:

@@ -134,7 +134,7 @@ def _run(
     with launching as launch, shard_progress(console) as progress:
         reports: list[ShardReport] = []
         if not overwrite and _is_there(uri, spec, storage_options):
-            console.print(f"{uri} is complete already")
+            console.print(f"{uri} is already complete")
         else:
             reports = _convert(found, spec, uri, overwrite, storage_options, launch, progress)
         metrics = _metrics(spec, reports, time.monotonic() - started)
@@ -202,10 +202,9 @@ def _is_there(uri: str, spec: DatasetSpec, options: dict[str, Any] | None) -> bo
     dataset.close()
     if differences:
         raise FileExistsError(
-            f"{uri} holds another complete dataset:\n  "
+            f"{uri} already holds another complete dataset:\n  "
             + "\n  ".join(_shortened(line) for line in differences)
-            + "\n"
-            "Choose another destination, or --overwrite."
+            + "\nChoose another destination, or pass --overwrite."
         )
     return True
 

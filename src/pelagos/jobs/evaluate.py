@@ -29,7 +29,7 @@ from pelagos.platform.mlflow_records.tracker import code_version, log_evaluation
 from pelagos.platform.records.runs import RunDirectory
 
 logger = logging.getLogger(__name__)
-AVERAGED = "averaged weights (ema_decay); the weights themselves: weights=model"
+AVERAGED = "averaged weights (ema_decay); for the weights themselves: weights=model"
 
 
 @dataclass(frozen=True)

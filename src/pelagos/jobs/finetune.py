@@ -204,8 +204,8 @@ def _with_normalization(job: FinetuneJob, source: Source) -> FinetuneJob:
     missing = [name for name in job.data.fields if name not in known.fields]
     if missing:
         message = (
-            f"source: {source.name} has no constants of {', '.join(missing)}; use statistics, or "
-            "give them: {mean: {...}, std: {...}}"
+            f"source: {source.name} has no constants for {', '.join(missing)}; use statistics, or "
+            "give the constants: {mean: {...}, std: {...}}"
         )
         raise ConfigError(f"job {job.name}", [Problem(("data", "normalization"), message)])
     constants = ConstantsConfig(
@@ -247,13 +247,13 @@ def _notes(job: FinetuneJob, source: Source, mixture: Mixture) -> list[str]:
     ]
     if shared:
         notes.append(
-            f"{', '.join(shared)} has been trained on by {source.name} already (same digest): what "
-            "is measured there says nothing of transfer"
+            f"{', '.join(shared)}: {source.name} was already trained on this data (same digest), so "
+            "errors measured on it say nothing about transfer"
         )
     fields = tuple((source.description or {}).get("fields", job.data.fields))
     if fields != tuple(job.data.fields) and len(fields) == len(job.data.fields):
         notes.append(
-            f"channels are taken over by position: {', '.join(fields)} there, "
+            f"channels are matched by position: {', '.join(fields)} in the source, "
             f"{', '.join(job.data.fields)} here; `reinitialize` starts the outer layers afresh"
         )
     return notes

@@ -93,7 +93,7 @@ def run(job: GenerateJob, console: Console | None = None) -> GenerateResult:
         for plan in plans:
             total["trajectories"] += plan.spec.num_trajectories
             if plan.is_done and not again:
-                console.print(f"{plan.uri} is complete already")
+                console.print(f"{plan.uri} is already complete")
                 continue
             if again or plan.there == "nothing":
                 reports = _generate(plan, job.overwrite, launch, progress)
@@ -122,7 +122,7 @@ def _plans(job: GenerateJob) -> list[_Plan]:
         occupied += [obstacle] if obstacle else []
     uris = [dataset.uri.rstrip("/") for dataset in job.datasets]
     problems += [
-        f"datasets share the uri {u}" for u in sorted({u for u in uris if uris.count(u) > 1})
+        f"several datasets have the uri {u}" for u in sorted({u for u in uris if uris.count(u) > 1})
     ]
     if problems:
         raise ValueError(f"job {job.name} cannot run:\n  " + "\n  ".join(problems))
@@ -163,7 +163,9 @@ def _plan(job: GenerateJob, dataset: GenerateDataset) -> tuple[_Plan, str | None
     differences = spec.differences(found.spec)
     found.close()
     if differences:
-        obstacle = f"{dataset.uri} holds another complete dataset ({'; '.join(differences)})"
+        obstacle = (
+            f"{dataset.uri} already holds another complete dataset ({'; '.join(differences)})"
+        )
         return _Plan(dataset.uri, request, spec, options, "nothing"), obstacle
     is_drawn = CONTACT_SHEET in open_store(dataset.uri, options or None).sizes()
     there: Literal["dataset", "dataset and picture"] = (

@@ -180,7 +180,7 @@ def _check_continues(blueprint: Blueprint, directory: RunDirectory) -> None:
         blueprint.streams.check_state(streams_of(state, f"{store.uri} step {step}"))
         check_network(job, state)
     except ValueError as error:
-        raise RunError(f"run {directory.name!r} is as it was: {error}") from error
+        raise RunError(f"run {directory.name!r} is unchanged: {error}") from error
 
 
 def _check_same_data(mixture: Mixture, state: dict[str, Any]) -> None:
@@ -193,15 +193,15 @@ def _check_same_data(mixture: Mixture, state: dict[str, Any]) -> None:
         return  # the check of the order says so
     now = [entry.dataset for entry in mixture.entries]
     changes = [
-        f"data.mixture.{i}.uri: {new.uri} has fingerprint {new.fingerprint[:_SHOWN]}, the data trained "
-        f"on so far ({old.get('uri')}) had {str(old.get('fingerprint'))[:_SHOWN]}"
+        f"data.mixture.{i}.uri: {new.uri} has fingerprint {new.fingerprint[:_SHOWN]}, but the run "
+        f"was trained so far on {str(old.get('fingerprint'))[:_SHOWN]} ({old.get('uri')})"
         for i, (old, new) in enumerate(zip(described, now, strict=True))
         if old.get("fingerprint") != new.fingerprint
     ]
     if changes:
         raise ValueError(
-            f"the data changed since the checkpoint was written: {'; '.join(changes)}. Name a place of "
-            f"the same data, or start a new run"
+            f"the data changed since the checkpoint was written: {'; '.join(changes)}. Give an "
+            "address that holds the same data, or start a new run"
         )
 
 
@@ -263,7 +263,7 @@ def _register(blueprint: Blueprint, directory: RunDirectory, recorded: RecordedR
         forecaster, _ = Forecaster.from_run(directory)
         return register_model(blueprint.job, recorded, forecaster, blueprint.mixture.grid_shape)
     except Exception as error:  # a registry that is away does not undo a finished training
-        logger.warning("the model could not be registered in MLflow: %s", error)
+        logger.warning("could not register the model in MLflow: %s", error)
         return None
 
 

@@ -78,7 +78,7 @@ def run(sweep: SweepJob, console: Console | None = None) -> SweepResult:
     directory = sweep_directory(sweep)
     parent = open_parent(sweep, directory)
     if console is not None:
-        console.print(f"{sweep.name}: {len(trials)} trials, {len(trials) - len(left)} done before")
+        console.print(f"{sweep.name}: {len(trials)} trials, {len(trials) - len(left)} already done")
     if left:
         tags = child_tags(sweep, parent)
         tagged = [tracked(sweep, t, tags) for t in left]

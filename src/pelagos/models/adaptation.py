@@ -105,14 +105,16 @@ def _check_share(
         None,
     )
     why = (
-        f"e.g. {misfit.name} has shape {list(misfit.source_shape or ())} there and "
-        f"{list(misfit.shape or ())} here"
+        f"e.g. {misfit.name} has shape {list(misfit.source_shape or ())} in the source and "
+        f"{list(misfit.shape or ())} in the network"
         if misfit
-        else f"its names are {', '.join(list(weights)[:_LISTED])}, …; the network's "
-        f"{', '.join(list(model.state_dict())[:_LISTED])}, …"
+        else (
+            f"the source's names are {', '.join(list(weights)[:_LISTED])}, …; the network's "
+            f"{', '.join(list(model.state_dict())[:_LISTED])}, …"
+        )
     )
     raise ValueError(
-        f"{source} fits {type(model).__name__} in {carried:,} of {total:,} values only: it is of "
-        f"another family or size ({why}). Choose the model that it was made with, or leave `model` "
-        f"out to take the source's"
+        f"{source} fits only {carried:,} of {total:,} values of {type(model).__name__}: it has "
+        f"another family or size ({why}). Choose the model of the source, or leave `model` out to "
+        "take it"
     )

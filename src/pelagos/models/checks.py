@@ -49,7 +49,7 @@ def wrong_frames(got: int, taken: int) -> str:
     if got == taken:
         return ""
     return (
-        f"; of {got} frames: set objective.config.num_input_frames to {taken}, or the model's "
+        f"; with {got} frames, set objective.config.num_input_frames to {taken}, or the model's "
         f"in_timesteps to {got}"
     )
 
@@ -77,7 +77,7 @@ def check_patterns(key: str, patterns: Iterable[str], names: Sequence[str]) -> N
     unmatched = [p for p in patterns if not any(re.search(p, name) for name in names)]
     if unmatched:
         raise ValueError(
-            f"{key}: {', '.join(unmatched)} match none of the {len(names)} parameters, e.g. "
+            f"{key}: {', '.join(unmatched)} matches none of the {len(names)} parameters, e.g. "
             f"{', '.join(names[:_LISTED])}"
         )
 

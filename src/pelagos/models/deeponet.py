@@ -67,7 +67,7 @@ class DeepONetConfig(Options):
             most = int(math.log2(min(self.grid)))
             problems.append(
                 f"image_size={self.image_size} must be at least 2 ** num_stages({self.num_stages}) "
-                f"= {2**self.num_stages}; it allows num_stages={most} at most"
+                f"= {2**self.num_stages}; it allows at most num_stages={most}"
             )
         if problems:
             raise ValueError("DeepONetConfig: " + "; ".join(problems))
@@ -209,7 +209,7 @@ class DeepONet(Pretrained):
             raise ValueError(
                 f"DeepONet got a frame of shape {shape}, needs [batch, {config.in_channels}, "
                 f"{', '.join(map(str, config.grid))}]: in_channels={config.in_channels}, sensors of "
-                f"image_size={config.image_size}; other places are for query(frame, points, time)"
+                f"image_size={config.image_size}; for other places use query(frame, points, time)"
             )
         if points.ndim != 3 or (points.shape[0], points.shape[2]) != (shape[0], _NUM_AXES):
             raise ValueError(

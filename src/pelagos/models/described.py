@@ -31,8 +31,8 @@ def buildable(what: str, weights: Sized | None = None) -> Iterator[None]:
         raise
     except Exception as error:  # options are any JSON, and each network uses its own in its own way
         raise ValueError(
-            f"{what} cannot be built with the options that it is described with: "
-            f"{type(error).__name__}: {error}"
+            f"cannot build {what} with the options in its description: {type(error).__name__}: "
+            f"{error}"
         ) from error
 
 
@@ -49,7 +49,7 @@ def _at_most(num_parameters: int | None) -> Iterator[None]:
         if made > num_parameters:
             raise ValueError(
                 f"the description is of a network with more than {num_parameters:,} parameter "
-                f"tensors, far more than there are weights"
+                "tensors, far more than the weights have"
             )
 
     handle = register_module_parameter_registration_hook(count)

@@ -73,7 +73,7 @@ class DPOTConfig(Options):
     def __post_init__(self) -> None:
         required = {"mixing_type": "afno", "normalize": False, "act": "gelu", "time_agg": "exp_mlp"}
         problems = [
-            f"{name}={getattr(self, name)!r} is not supported, only {value!r}"
+            f"{name}={getattr(self, name)!r} is not supported; use {value!r}"
             for name, value in required.items()
             if getattr(self, name) != value
         ]

@@ -55,8 +55,8 @@ class DPOT3DConfig(DPOTConfig):
         if self.mixer == "published" and self.token_grid > _MOST_TOKENS:
             problems.append(
                 f"mixer='published' takes img_size({self.img_size}) / patch_size({self.patch_size}) "
-                f"= {self.token_grid} up to {_MOST_TOKENS} tokens: of more, the official code drops "
-                f"modes along z"
+                f"= {self.token_grid} up to {_MOST_TOKENS} tokens; with more, the official code "
+                "drops modes along z"
             )
         return problems
 

@@ -51,8 +51,8 @@ def add_low_rank(
             continue
         if parameter.ndim < 2:
             raise ValueError(
-                f"lora.targets: {name} has shape {list(parameter.shape)}; a low-rank update needs "
-                f"two axes: name weights, not biases or norms"
+                f"lora.targets: {name} has shape {list(parameter.shape)}, but a low-rank update "
+                "needs two axes: name weights, not biases or norms"
             )
         _update(module, own_name, parameter, rank, alpha / rank)
         updated.append(name)
@@ -70,8 +70,8 @@ def _check_rank(model: nn.Module, updated: Sequence[str], rank: int) -> None:
     if sides and rank > max(sides.values()):
         widest = max(sides, key=lambda name: sides[name])
         raise ValueError(
-            f"lora.rank: got {rank}, but no target is a matrix of that rank; the widest, {widest}, "
-            f"has a smaller side of {sides[widest]}. Use a rank below that, or train these weights "
+            f"lora.rank: got {rank}, but no target has a rank that large; the widest, {widest}, has "
+            f"a smaller side of {sides[widest]}. Use a rank below that, or train these weights "
             "themselves (lora.also_train)"
         )
 

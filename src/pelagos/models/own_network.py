@@ -57,11 +57,11 @@ def find(name: str) -> type[nn.Module]:
     """
     module, _, attribute = name.partition(":")
     if module.partition(".")[0] in _LIBRARIES:
-        raise ValueError(f"{name}: {module} holds no networks of a user's own")
+        raise ValueError(f"{name}: {module} does not hold networks of users")
     if module not in sys.modules:
         raise ValueError(
             f"{name}: the module {module} was not imported. Jobs import the modules of their own "
-            f"model.name and plugins, but none that only a file names: give --plugin {module}"
+            f"model.name and plugins, but not those that only a file names: give --plugin {module}"
         )
     found = getattr(sys.modules[module], attribute, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
@@ -81,7 +81,7 @@ def call_of(name: str) -> Call:
     """How a class is called: its attribute `call`, or `frame`. Raises ValueError as `find`."""
     found: Call = getattr(find(name), "call", "frame")
     if found not in _CALLS:
-        raise ValueError(f"{name}.call is {found!r}; expected is one of {', '.join(_CALLS)}")
+        raise ValueError(f"{name}.call is {found!r}; expected one of {', '.join(_CALLS)}")
     return found
 
 

@@ -262,7 +262,9 @@ class ScOT(Pretrained):
             got = tuple(pixel_mask.shape)
             raise ValueError(f"scOT got pixel_mask of shape {got}, needs {expected[:2]}")
         if pixel_mask is not None and labels is None:
-            raise ValueError("scOT got pixel_mask without labels: nothing to replace the fields by")
+            raise ValueError(
+                "scOT got pixel_mask without labels, so nothing can replace the fields"
+            )
 
 
 def _grid_problem(config: ScOTConfig, shape: tuple[int, ...]) -> str:
@@ -285,8 +287,8 @@ def _grid_problem(config: ScOTConfig, shape: tuple[int, ...]) -> str:
     return (
         f"needs [batch, {channels}, H, W]: num_channels={channels}, both sides multiples of "
         f"patch_size({config.patch_size}) * 2**(stages({config.num_stages}) - 1) = "
-        f"{config.coarsest}, and in every stage, of {config.patch_size} pixels a token in the first, "
-        f"at most window_size={config.window_size} tokens or a multiple of it"
+        f"{config.coarsest}. In every stage (with {config.patch_size} pixels a token in the first) "
+        f"a side has at most window_size={config.window_size} tokens or a multiple of it"
         + (f"; the nearest grid is {near}" if near else "")
     )
 

@@ -117,7 +117,7 @@ class Pretrained(nn.Module):
         kind = config.get("model_type")
         if kind not in cls.model_types:
             raise ValueError(
-                f"{directory} holds a model of type {kind!r}; {cls.__name__} reads "
+                f"{directory} holds a model of type {kind!r}, but {cls.__name__} reads "
                 f"{', '.join(cls.model_types)}: use pelagos.models.registry.load_pretrained"
             )
         weights = read_weights(directory)
@@ -133,7 +133,7 @@ class Pretrained(nn.Module):
         """Write `config.json` and `model.safetensors` into a directory, new or empty."""
         path = Path(directory)
         if path.exists() and any(path.iterdir()):
-            raise ValueError(f"{path} exists and is not empty; nothing was written")
+            raise ValueError(f"{path} exists and is not empty; Pelagos wrote nothing")
         path.mkdir(parents=True, exist_ok=True)
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         write_weights(tensors, path / WEIGHTS_FILE)
@@ -202,7 +202,7 @@ def read_weights(directory: str | Path) -> dict[str, Tensor]:
     try:
         index = json.loads(_short_text(folder / INDEX_FILE))["weight_map"]
         if not isinstance(index, dict) or not index:
-            raise TypeError("weight_map is no object with names")
+            raise TypeError("weight_map is not an object with names")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{folder / INDEX_FILE} is damaged: it has no weight_map of names and files"
@@ -211,8 +211,8 @@ def read_weights(directory: str | Path) -> dict[str, Tensor]:
     elsewhere = [name for name in files if Path(name).name != name]
     if elsewhere:
         raise ValueError(
-            f"{folder / INDEX_FILE} lists files outside its directory: {_first(elsewhere)}; an index is "
-            f"data of others, and none of them is read"
+            f"{folder / INDEX_FILE} lists files outside its directory: {_first(elsewhere)}. The "
+            "index may come from somebody else, so Pelagos reads none of these files"
         )
     absent = [name for name in files if not (folder / name).is_file()]
     if absent:
@@ -246,9 +246,9 @@ def mismatches(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     own = model.state_dict()
     return [
         *(f"{name} is missing" for name in own if name not in weights),
-        *(f"{name} is not the network's" for name in weights if name not in own),
+        *(f"{name} is unknown to the network" for name in weights if name not in own),
         *(
-            f"{name} has shape {list(weights[name].shape)}, the network {list(t.shape)}"
+            f"{name} has shape {list(weights[name].shape)}, but {list(t.shape)} in the network"
             for name, t in own.items()
             if name in weights and weights[name].shape != t.shape
         ),
@@ -260,7 +260,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
 def _first(names: list[str], separator: str = ", ") -> str:

@@ -174,9 +174,9 @@ def create_model(
         if torch.get_default_device().type != "meta":
             raise
         raise ValueError(
-            f"model {name!r} cannot be built on the meta device, where tensors have shapes and no "
-            f"values ({error}): a family's constructor computes numbers without torch, builds its "
-            f"modules under torch.device('meta') and ends in self.materialize(device)"
+            f"model {name!r} cannot be built on the meta device, where tensors have shapes but no "
+            f"values ({error}). A family's constructor must compute numbers without torch, build its "
+            f"modules under torch.device('meta') and end in self.materialize(device)"
         ) from error
 
 
@@ -216,7 +216,7 @@ def load_pretrained(directory: str | Path) -> Pretrained:
     if kind is None:
         known = ", ".join(t for f in FAMILIES.values() for t in f.model.model_types)
         raise ValueError(
-            f"{directory}: {CONFIG_FILE} says model_type {config.get('model_type')!r}; known are "
+            f"{directory}: {CONFIG_FILE} has model_type {config.get('model_type')!r}; known types: "
             f"{known}"
         )
     return kind.from_pretrained(directory)

@@ -126,7 +126,7 @@ class ScOTConfig:
             "residual_model": "convnext",
         }
         return [
-            f"{name}={getattr(self, name)!r} is not supported, only {value!r}"
+            f"{name}={getattr(self, name)!r} is not supported; use {value!r}"
             for name, value in required.items()
             if getattr(self, name) != value
         ] + [

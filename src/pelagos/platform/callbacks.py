@@ -103,9 +103,9 @@ class Callbacks:
             taken = sorted(set(found) & ({*values} | {*added})) if is_named else []
             if taken or not numbers:
                 text = (
-                    f"callback {config.name}, on_step at step {step}: expected numbers under names of "
-                    f"their own, got {found!r}"
-                    + (f"; {', '.join(map(str, taken))} exist already" if taken else "")
+                    f"callback {config.name}, on_step at step {step}: expected new names with "
+                    f"numbers, got {found!r}"
+                    + (f"; these names are taken: {', '.join(map(str, taken))}" if taken else "")
                 )
                 self._failed(config, step, text, None)
                 continue
@@ -169,8 +169,8 @@ def create_callback(config: CallbackConfig) -> Callback:
         raise ValueError(f"callback {config.name}: {error}") from error
     if not isinstance(callback, Callback):
         raise ValueError(
-            f"callback {config.name} makes a {type(callback).__name__}; expected is a subclass of "
-            f"pelagos.platform.callbacks.Callback"
+            f"callback {config.name} makes a {type(callback).__name__}, expected a subclass of "
+            "pelagos.platform.callbacks.Callback"
         )
     return callback
 

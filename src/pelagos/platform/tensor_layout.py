@@ -58,7 +58,7 @@ class FlatShard(Tensor):
             if found == offsets:
                 return self.local[position : position + count].view(sizes)
             position += count
-        raise ValueError(f"no box at {offsets} in {self!r}")
+        raise ValueError(f"{self!r} has no box at {offsets}")
 
     def __repr__(self) -> str:  # type: ignore[override]
         stop = self.start + len(self.local)
@@ -145,7 +145,7 @@ def written_part(tensor: Tensor, rank: int, world_size: int) -> FlatShard:
         tensor.shape, tensor.device_mesh, tensor.placements
     )
     local = tensor.to_local().detach().reshape(-1)
-    assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "sharded along another axis than the first"
+    assert tuple(shape[1:]) == tuple(tensor.shape[1:]), "sharded along an axis other than the first"
     start = offset[0] * math.prod(tensor.shape[1:]) if local.numel() else 0
     replica, replicas = 0, 1
     for axis, placement in enumerate(tensor.placements):

@@ -156,7 +156,7 @@ class TrainingLoop:
             if stop and completed < total:
                 return Outcome(State.STOPPED, completed, "stop requested")
         if completed < total:
-            return Outcome(State.STOPPED, completed, f"was to pause after step {last}")
+            return Outcome(State.STOPPED, completed, f"pause requested after step {last}")
         return Outcome(State.FINISHED, completed)
 
     def train_step(self, step: int, batch: TrainingBatch) -> tuple[dict[str, float], bool]:
@@ -410,7 +410,7 @@ class TrainingLoop:
         self.parts.callbacks.event(kind, details)
 
     def _diverged(self, step: int, what: str) -> str:
-        what = f"step {step + 1}: {what}; the weights were not changed by it"
+        what = f"step {step + 1}: {what}; this step did not change the weights"
         saved = self.checkpoints.latest_step()
         if not saved:
             return (

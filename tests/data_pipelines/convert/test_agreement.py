@@ -108,7 +108,7 @@ def test_a_disagreement_names_both_places_and_both_values() -> None:
     found = Agreement()
     found.require("the spacing", "a.h5", 0.5)
     found.require("the spacing", "b.h5", 0.5)
-    with pytest.raises(SourceError, match=r"c\.h5: the spacing is 0\.75, in a\.h5 it is 0\.5\."):
+    with pytest.raises(SourceError, match=r"c\.h5: the spacing is 0\.75, but 0\.5 in a\.h5\."):
         found.require("the spacing", "c.h5", 0.75)
     for place, value in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
         found.remark("the start", place, value, "it is ignored")
@@ -117,7 +117,7 @@ def test_a_disagreement_names_both_places_and_both_values() -> None:
 
 def test_lengths_are_cut_by_the_key_alone() -> None:
     assert common_length([("a", 5), ("b", 5)], None) == (5, ())
-    with pytest.raises(SourceError, match=r"b has 7 frames, a has 5: .*--num-frames 5 keeps"):
+    with pytest.raises(SourceError, match=r"b has 7 frames and a has 5, .*--num-frames 5 keeps"):
         common_length([("a", 5), ("b", 7)], None)
     with pytest.raises(SourceError, match="--num-frames 5"):
         common_length([("a", 5), ("b", 7)], 6)
@@ -165,7 +165,7 @@ def test_uneven_times_of_the_well_agree_in_their_mean(tmp_path: Path) -> None:
     assert "the uneven spacing of times differs: [0.24, 0.27, 0.24] in" in told
     assert "times of the frames are not evenly spaced" in told
     write_well(tmp_path / "b.hdf5", times=uneven * 1.05)
-    assert "the mean time between frames is 0.2625, in" in refusal(tmp_path)
+    assert "the mean time between frames is 0.2625, but" in refusal(tmp_path)
 
 
 def test_what_may_differ_between_files_of_the_well(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_what_may_differ_between_files_of_the_well(tmp_path: Path) -> None:
     result = convert.run(str(tmp_path), str(tmp_path / "out.zarr"), options, verify=True)
     assert result.differences == ()
     assert "the time of the first frame differs: 0 in" in " ".join(result.notes)
-    assert "trajectories have 4 to 6 frames: the first 3" in " ".join(result.notes)
+    assert "trajectories have 4 to 6 frames; the first 3" in " ".join(result.notes)
     dataset = open_dataset(tmp_path / "out.zarr")
     assert dataset.parameters["viscosity"].tolist() == [0.1, 0.1, 0.3, 0.3]
     assert (dataset.window(3, 0, 3)[:, 0] == data[1][1, :3].transpose(0, 2, 1)).all()
@@ -189,7 +189,7 @@ def test_what_may_differ_between_files_of_the_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"dt": 0.2}, "the time between frames is 0.2, in"),
+        ({"dt": 0.2}, "the time between frames is 0.2, but"),
         ({"length": 3.0}, "the position along x is"),
         ({"start": 1.0}, "the position along x is"),
     ],
@@ -211,19 +211,19 @@ def test_files_of_pdebench_of_other_physics_have_parameters_or_are_told_apart(
     source = open_source(str(tmp_path), ConvertOptions())
     assert source.parts[0].parameters == {"Nu": 0.1}
     assert {part.parameter("Nu", 0) for part in source.parts} == {0.1, 0.2}
-    assert "parameters beta are not in every file: left out" in source.notes
+    assert "left out, because some files lack them: parameters beta" in source.notes
     write_gas(tmp_path / "c_periodic.hdf5", Nu=0.3)
-    assert "the boundary condition is {'x': 'periodic'}, in" in refusal(tmp_path)
+    assert "the boundary condition is {'x': 'periodic'}, but" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("last", "what"),
     [
         ({"frames": 5}, "0002 has 5 frames"),
-        ({"frames": 3}, "0002 has 3: all trajectories"),
-        ({"dt": 0.25}, "0002: the time between frames is 0.25, in"),
+        ({"frames": 3}, "0002 has 3, but all trajectories"),
+        ({"dt": 0.25}, "0002: the time between frames is 0.25, but"),
         ({"length": 2.0}, "0002: the position along x is"),
-        ({"channels": 2}, "0002: the shape of data but for its frames is (6, 4, 2), in"),
+        ({"channels": 2}, "0002: the shape of data except its frames is (6, 4, 2), but"),
     ],
 )
 def test_unlike_samples_of_one_file_of_pdebench(
@@ -308,7 +308,7 @@ def test_unlike_files_of_poseidon(tmp_path: Path) -> None:
 
     write("0", time=np.arange(3) * 0.1)
     for changes, what in (
-        ({"time": np.arange(3) * 0.2}, "the step of the coordinate time is 0.2, in"),
+        ({"time": np.arange(3) * 0.2}, "the step of the coordinate time is 0.2, but"),
         ({"time": np.arange(3) * 0.1, "units": "cm/s"}, "the unit of velocity is cm/s"),
         ({"time": np.arange(3) * 0.1, "size": 8}, "the grid (y, x) is (8, 8)"),
         ({"time": np.arange(3) * 0.1, "frames": 4}, "velocity_1.nc has 4 frames"),
@@ -335,7 +335,7 @@ def test_longer_files_of_dpot_are_cut_by_the_key_alone(tmp_path: Path) -> None:
     assert source.num_frames == 3
     with h5py.File(tmp_path / "data_1.hdf5", "a") as f:
         f["t"] = np.arange(3) * 0.5
-    assert "the step of the coordinate t is 0.5, in" in refusal(
+    assert "the step of the coordinate t is 0.5, but" in refusal(
         tmp_path, num_frames=3, format="dpot"
     )
 
@@ -351,13 +351,13 @@ def test_cases_of_cfdbench_of_other_sizes_are_pointed_out(tmp_path: Path) -> Non
     source = open_source(str(tmp_path), ConvertOptions())
     told = " ".join(source.notes)
     assert "the size (height, width) differs" in told
-    assert "parameters angle are not in every case: left out" in told
+    assert "left out, because some cases lack them: parameters angle" in told
     assert sorted(part.parameter("height", 0) for part in source.parts) == pytest.approx(
         [0.1, 0.2, 0.3]
     )
     np.save(tmp_path / "case0002" / "u.npy", numbers(3, 6, 4))
     np.save(tmp_path / "case0002" / "v.npy", numbers(3, 6, 4))
-    assert "the grid (y, x) is (6, 4), in" in refusal(tmp_path)
+    assert "the grid (y, x) is (6, 4), but" in refusal(tmp_path)
 
 
 def write_image(
@@ -389,8 +389,8 @@ def write_image(
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"pixel": 0.25}, "the size of a pixel (scale) is {'y': 0.25, 'x': 0.25}, in"),
-        ({"unit": "nanometer"}, "the unit is {'y': 'nanometer', 'x': 'nanometer'}, in"),
+        ({"pixel": 0.25}, "the size of a pixel (scale) is {'y': 0.25, 'x': 0.25}, but"),
+        ({"unit": "nanometer"}, "the unit is {'y': 'nanometer', 'x': 'nanometer'}, but"),
         ({"label_pixel": 1.0}, "labels/cells: the scale along"),
         ({"label_shift": 0.0}, "labels/cells: the translation along"),
     ],

@@ -184,7 +184,7 @@ def test_bfloat16_is_rounded_and_compared_as_stored(tmp_path: Path) -> None:
 def test_what_is_no_source_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "text.nc").write_text("not HDF5")
     (tmp_path / "empty").mkdir()
-    told = "does not exist" if "nothing" in name else "looks like none of the formats the_well"
+    told = "does not exist" if "nothing" in name else "resembles none of the formats the_well"
     with pytest.raises(SourceError, match=told):
         open_source(str(tmp_path / name), ConvertOptions())
 
@@ -196,7 +196,9 @@ def test_a_wrong_format_is_answered_with_the_right_one(tmp_path: Path) -> None:
     write_gas(tmp_path / "CE-KH.nc", 3, 2, 40)  # one array `data` too, but its axes are others
     with pytest.raises(SourceError, match=r"40 channels are more than 32.*\n.*looks like poseidon"):
         open_source(str(tmp_path / "CE-KH.nc"), ConvertOptions(format="dpot"))
-    with pytest.raises(SourceError, match=r"--format: got 'hdf5'; known are the_well, poseidon"):
+    with pytest.raises(
+        SourceError, match=r"--format: got 'hdf5'; known formats: the_well, poseidon"
+    ):
         open_source(str(tmp_path / "CE-RP.nc"), ConvertOptions(format="hdf5"))
 
 
@@ -205,7 +207,7 @@ def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
     write_gas(source, 6, 3, 64)
     found = open_source(str(source), ConvertOptions())
     source.write_bytes(source.read_bytes()[: 10**6])
-    with pytest.raises(SourceError, match=r"CE-RP\.nc cannot be read as HDF5: .*truncated"):
+    with pytest.raises(SourceError, match=r"cannot read .*CE-RP\.nc as HDF5: .*truncated"):
         list(blocks(found, range(6)))
 
 
@@ -246,7 +248,7 @@ def test_splits(tmp_path: Path, options: dict[str, Any], splits: dict[str, Any])
     [
         ({"splits": {"train": 0.9, "test": 0.2}}, "shares that add up to at most"),
         ({"num_frames": 3}, r"--num-frames 3: CE-RP has 2 frames"),
-        ({"max_trajectories": 2}, r"--max-trajectories 2 is fewer than there are splits"),
+        ({"max_trajectories": 2}, r"--max-trajectories 2 is less than the number of splits"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, Any], message: str) -> None:

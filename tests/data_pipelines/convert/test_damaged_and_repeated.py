@@ -49,7 +49,7 @@ def test_a_changed_bit_of_an_archive_is_found(
     )
     damaged(tmp_path / "a.npz")
     os.utime(tmp_path / "a.npz", ns=(1, 1))  # as a later copy of it has another time
-    with pytest.raises(SourceError, match=r"a\.npz: u (is damaged|cannot be read).*again"):
+    with pytest.raises(SourceError, match=r"a\.npz: (u is damaged|cannot read u).*again"):
         convert.run(str(tmp_path / "a.npz"), str(tmp_path / "out.zarr"), options(tmp_path))
     assert not (tmp_path / "out.zarr").exists()
 
@@ -86,9 +86,10 @@ def test_a_picture_in_two_splits_or_classes_is_noted(tmp_path: Path) -> None:
     source, _ = convert.plan(str(tmp_path), ConvertOptions())
     notes = sorted(note for note in source.notes if "same file" in note)
     assert len(notes) == 3
-    assert notes[0].startswith("1 pictures are in train and validation, of the classes cat and dog")
-    assert notes[1].startswith("1 pictures are in train and validation: ")
-    assert notes[2].startswith("1 pictures are twice in a split, of the classes cat and dog: ")
+    classes = "with the classes cat and dog, e.g. "
+    assert notes[0].startswith("1 pictures are in train and validation, e.g. ")
+    assert notes[1].startswith(f"1 pictures are in train and validation, {classes}")
+    assert notes[2].startswith(f"1 pictures are twice in a split, {classes}")
 
 
 def test_a_changed_bit_of_a_packed_volume_is_found(tmp_path: Path) -> None:

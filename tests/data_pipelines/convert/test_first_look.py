@@ -125,7 +125,8 @@ def test_a_process_that_somebody_ended_says_nothing_of_the_file(
     with monkeypatch.context() as patched:
         patched.setattr(first_look, "PROGRAM", crash(tmp_path, "SIGKILL"))
         with pytest.raises(
-            SourceError, match=r"look at .*a\.h5 was ended twice, in 'u' \(SIGKILL\)"
+            SourceError,
+            match=r"the process that checks .*a\.h5 before reading was killed twice, in 'u' \(SIGKILL\)",
         ):
             open_hdf5(str(file))
     open_hdf5(str(file)).close()
@@ -185,7 +186,7 @@ def test_of_very_many_parts_those_that_are_read_are_looked_at(tmp_path: Path) ->
 
 def test_lists_without_end_are_faults(tmp_path: Path) -> None:
     class Chunks:
-        """An array whose index of chunks leads in a circle."""
+        """An array whose index of chunks leads form a circle."""
 
         name, shape, chunks = "/u", (4, 4), (2, 2)
 
@@ -205,7 +206,7 @@ def test_lists_without_end_are_faults(tmp_path: Path) -> None:
         assert "no end" in look.fault
         with pytest.raises(look_process.Stop):
             look.see("a/" * (look_process.MOST_LEVELS + 1), None)
-        assert "in a circle" in look.fault
+        assert "form a circle" in look.fault
     signal.setitimer(signal.ITIMER_PROF, 0)
 
 
@@ -216,7 +217,9 @@ def test_what_asks_for_all_memory_is_a_fault(
     monkeypatch.setattr(first_look, "SPARE_BYTES", 2**26)
     with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
         file.attrs["large"] = np.zeros(2**24)
-    with pytest.raises(DamagedFileError, match=r"a\.h5 is damaged.*more memory than there is"):
+    with pytest.raises(
+        DamagedFileError, match=r"a\.h5 is damaged.*more memory than this machine has"
+    ):
         open_hdf5(str(tmp_path / "a.h5"))
 
 
@@ -232,7 +235,7 @@ def test_only_hdf5_is_looked_at_and_only_if_wanted(
     assert own_looker.num_started == 0
     for given in ("soon", "-1", "nan", "1e-9", "1e30"):
         monkeypatch.setenv(VARIABLE, given)
-        with pytest.raises(SourceError, match=f"{VARIABLE} is '{given}': expected is a number of"):
+        with pytest.raises(SourceError, match=f"{VARIABLE} is '{given}'; expected a number of"):
             open_hdf5(str(tmp_path / "a.h5"))
 
 
@@ -258,7 +261,7 @@ def test_a_process_that_cannot_start_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(first_look, "PROGRAM", tmp_path / "absent.py")
-    with pytest.raises(SourceError, match=f"cannot be started.*{VARIABLE}=0"):
+    with pytest.raises(SourceError, match=f"cannot start the process .*{VARIABLE}=0"):
         open_hdf5(str(write(tmp_path / "a.h5")))
 
 

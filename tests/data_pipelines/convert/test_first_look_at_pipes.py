@@ -45,7 +45,7 @@ def write_growing(path: Path, source: str) -> Path:
 def test_a_pipe_is_no_file(pipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for seconds in (SECONDS, 0):
         monkeypatch.setenv(VARIABLE, str(seconds))
-        with pytest.raises(SourceError, match=r"pipe\.h5 is no regular file"):
+        with pytest.raises(SourceError, match=r"pipe\.h5 is not a regular file"):
             open_hdf5(str(pipe))
 
 
@@ -53,13 +53,15 @@ def test_a_link_to_a_pipe_is_not_followed(pipe: Path) -> None:
     with h5py.File(pipe.with_name("a.h5"), "w") as file:
         file["u"] = h5py.ExternalLink(pipe.name, "u")
     opened = Hdf5File(str(pipe.with_name("a.h5")))
-    with pytest.raises(SourceError, match=r"pipe\.h5 is no regular file"):
+    with pytest.raises(SourceError, match=r"pipe\.h5 is not a regular file"):
         opened.array("u")
 
 
 def test_a_virtual_array_of_a_pipe_is_named(pipe: Path) -> None:
     file = write_growing(pipe.with_name("a.h5"), pipe.name)
-    with pytest.raises(DamagedFileError, match=r"names pipe\.h5, which is no regular file, as a s"):
+    with pytest.raises(
+        DamagedFileError, match=r"names pipe\.h5, which is not a regular file, as a s"
+    ):
         open_hdf5(str(file))
 
 

@@ -79,7 +79,9 @@ def test_pictures_without_splits_have_every_class_in_each(tmp_path: Path) -> Non
 def test_pictures_of_many_sizes_are_resized_if_asked(tmp_path: Path) -> None:
     picture(tmp_path / "mixed" / "a" / "1.png", (6, 5, 3))
     grey = picture(tmp_path / "mixed" / "b" / "2.png", (8, 8))
-    with pytest.raises(SourceError, match=r"2\.png has 8 x 8 pixels, .*1\.png 5 x 6.*--size N"):
+    with pytest.raises(
+        SourceError, match=r"2\.png has 8 x 8 pixels, but .*1\.png has 5 x 6.*--size N"
+    ):
         open_source(str(tmp_path / "mixed"), ConvertOptions())
     dataset = converted(tmp_path / "mixed", tmp_path / "out.zarr", size=4)
     assert dataset.spec.shape == (2, 1, 3, 4, 4)
@@ -112,7 +114,7 @@ def test_volumes_with_labels(tmp_path: Path) -> None:
     assert (stored[:, :2] == images.transpose(0, 1, 4, 3, 2)).all()
     assert (stored[:, 2] == labels.transpose(0, 3, 2, 1)).all()
     (root / "labelsTr" / "case_2.nii.gz").unlink()
-    with pytest.raises(SourceError, match=r"labelsTr has no label volume for 1 of 4 cases: case_2"):
+    with pytest.raises(SourceError, match=r"labelsTr lacks label volumes for 1 of 4 cases: case_2"):
         open_source(str(root), ConvertOptions())
 
 
@@ -125,7 +127,9 @@ def test_scaled_volumes_of_one_size(tmp_path: Path) -> None:
     dataset = converted(tmp_path / "v", tmp_path / "out.zarr")
     assert (dataset.window(0, 0, 1)[0, 0] == wanted.transpose(2, 1, 0)).all()
     volume(tmp_path / "v" / "b.nii", np.zeros((2, 3, 5), np.float32))
-    with pytest.raises(SourceError, match=r"b\.nii: .*\(2, 3, 5\), in .*a\.nii.* Resample or crop"):
+    with pytest.raises(
+        SourceError, match=r"b\.nii: .*\(2, 3, 5\), but .* in .*a\.nii.* Resample or crop"
+    ):
         open_source(str(tmp_path / "v"), ConvertOptions())
 
 
@@ -292,11 +296,11 @@ def test_plain_arrays_by_a_mapping(tmp_path: Path) -> None:
         ({"splits": {"train": 9}}, r"map\.yaml: splits .* whole numbers that add up to at most 5"),
         (
             {"fields": [{"file": "v.npy", "axes": list("nyxt"), "names": ["u"]}]},
-            r"v\.npy has shape \(5, 6, 4, 3, 2\), the mapping names the axes \['n', 'y', 'x', 't'\]",
+            r"v\.npy has shape \(5, 6, 4, 3, 2\), but the mapping names the axes \['n', 'y', 'x', 't'\]",
         ),
         (
             {"fields": [{"file": "v.npy", "axes": list("nyxtc"), "names": ["u"]}]},
-            r"axis c has 2, required are 1",
+            r"axis c has 2, expected 1",
         ),
         (
             {"fields": [{"file": "w.npy", "axes": list("nyx"), "names": ["u"]}]},

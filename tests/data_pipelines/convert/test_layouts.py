@@ -21,7 +21,9 @@ from pelagos.jobs import convert
 RNG = np.random.default_rng(3)
 Values = npt.NDArray[np.float32]
 
-ASSUMED = "nothing says these, so 1 is assumed for: frame_interval, the extent along y, x"
+ASSUMED = (
+    "the source does not record these, so 1 is assumed for: frame_interval, the extent along y, x"
+)
 
 
 def values(*shape: int) -> Values:
@@ -85,7 +87,7 @@ fields:
     np.testing.assert_array_equal(found[3, 2, 2], mask)
     assert dataset.spec.given_fields == ("mask",)
     (tmp_path / "v/b.h5").rename(tmp_path / "v/c.h5")
-    with pytest.raises(SourceError, match=r"u_b\.npy has no file that belongs to it in v/\*\.h5"):
+    with pytest.raises(SourceError, match=r"u_b\.npy has no matching file for v/\*\.h5"):
         open_source(str(tmp_path), options(tmp_path, text))
 
 
@@ -103,8 +105,8 @@ def test_a_folder_for_each_split(tmp_path: Path) -> None:
         everything(dataset)[:, :, 0], np.concatenate([rows[s] for s in ("train", "valid", "test")])
     )
     source = open_source(str(tmp_path), options(tmp_path, text))
-    assert source.notes == ("left out, as they are named like no split: scripts", ASSUMED)
-    with pytest.raises(SourceError, match="the folders of the files are the splits"):
+    assert source.notes == ("left out, because they have no name of a split: scripts", ASSUMED)
+    with pytest.raises(SourceError, match="the folders of the files already give the splits"):
         open_source(str(tmp_path), options(tmp_path, text + "splits: {train: 1.0}"))
 
 
@@ -112,15 +114,15 @@ def test_lengths_that_differ_are_rejected_or_cut_by_a_key(tmp_path: Path) -> Non
     runs = [values(frames, 4, 5) for frames in (5, 3, 4)]
     for i, run in enumerate(runs):
         write_h5(tmp_path / f"runs/{i}.h5", u=run)
-    message = r"runs/1\.h5 has 3 frames, .*runs/0\.h5 has 5: .*`num_frames: shortest`"
+    message = r"runs/1\.h5 has 3 frames and .*runs/0\.h5 has 5, .*`num_frames: shortest`"
     with pytest.raises(SourceError, match=message):
         open_source(str(tmp_path), options(tmp_path, ONE))
     source = open_source(str(tmp_path), options(tmp_path, ONE + "num_frames: shortest"))
-    assert source.notes == ("the first 3 frames are kept: 2 of 3 files have more", ASSUMED)
+    assert source.notes == ("the first 3 frames are kept; 2 of 3 files have more", ASSUMED)
     dataset = converted(tmp_path, ONE + "num_frames: shortest")
     np.testing.assert_array_equal(everything(dataset)[:, :, 0], np.stack([r[:3] for r in runs]))
     assert open_source(str(tmp_path), options(tmp_path, ONE, num_frames=2)).num_frames == 2
-    with pytest.raises(SourceError, match=r"num_frames is 4, and .*runs/1\.h5 has 3 frames"):
+    with pytest.raises(SourceError, match=r"num_frames is 4, but .*runs/1\.h5 has 3 frames"):
         open_source(str(tmp_path), options(tmp_path, ONE + "num_frames: 4"))
 
 
@@ -128,15 +130,17 @@ def test_grids_that_differ_are_several_datasets(tmp_path: Path) -> None:
     runs = [values(2, points, 5) for points in (4, 6, 4)]
     for i, run in enumerate(runs):
         write_h5(tmp_path / f"runs/{i}.h5", u=run)
-    message = r"2 different grids \(y x x\):\n  2 with 4x5, as .*0\.h5\n  1 with 6x5, as .*1\.h5\n"
+    message = (
+        r"2 different grids \(y x x\):\n  2 with 4x5, e.g. .*0\.h5\n  1 with 6x5, e.g. .*1\.h5\n"
+    )
     with pytest.raises(SourceError, match=message + r".*--grid 4x5"):
         open_source(str(tmp_path), options(tmp_path, ONE))
     source = open_source(str(tmp_path), options(tmp_path, ONE, grid=(4, 5)))
-    assert source.notes == ("left out, as they are of other grids: 1 of 3 files", ASSUMED)
+    assert source.notes == ("1 of 3 files have other grids and are left out", ASSUMED)
     dataset = converted(tmp_path, ONE, grid=(4, 5))
     np.testing.assert_array_equal(everything(dataset)[:, :, 0], np.stack([runs[0], runs[2]]))
     with pytest.raises(
-        SourceError, match=r"--grid 9x9: no file has that grid \(y x x\):\n  2 with"
+        SourceError, match=r"--grid 9x9: no file has this grid \(y x x\):\n  2 with"
     ):
         open_source(str(tmp_path), options(tmp_path, ONE, grid=(9, 9)))
     arguments = ["convert", str(tmp_path), "--dry-run", "--mapping", str(tmp_path / "map.yaml")]
@@ -199,8 +203,8 @@ def test_calendars_that_differ_are_both_named(
         assert open_source(str(place), chosen or ConvertOptions()).frame_interval == 6
         return
     message = (
-        rf"b\.nc has a frame every 6 hour \(calendar {other}, since 2001-01-01\), .*a\.nc every "
-        r"6 hour \(calendar standard, since 2000-01-01\): .*calendar"
+        rf"b\.nc has a frame every 6 hour \(calendar {other}, since 2001-01-01\), but .*a\.nc every "
+        r"6 hour \(calendar standard, since 2000-01-01\)\. .*calendar"
     )
     with pytest.raises(SourceError, match=message):
         open_source(str(place), chosen or ConvertOptions())
@@ -224,11 +228,11 @@ def test_paths_of_a_mapping_are_filled_in(tmp_path: Path, monkeypatch: pytest.Mo
         ("fields: [{file: run.h5, key: velocty, axes: [t, y, x], names: [u]}]",
          r"run\.h5 has no array 'velocty'; did you mean 'velocity'\?; it has g/p, velocity"),
         ("fields: [{file: runn.h5, key: u, axes: [t, y, x], names: [u]}]",
-         r"runn\.h5 does not exist; did you mean 'run\.h5'\?; there are map\.yaml, run\.h5"),
+         r"runn\.h5 does not exist; did you mean 'run\.h5'\?; the folder has map\.yaml, run\.h5"),
         ("fields: [{file: 'r*.hdf', key: u, axes: [t, y, x], names: [u]}]",
-         r"no file matches .*r\*\.hdf; there are map\.yaml, run\.h5"),
+         r"no file matches .*r\*\.hdf; the folder has map\.yaml, run\.h5"),
         ("fields: [{key: u, axes: [t, y, x], names: [u]}]",
-         r"is a folder: say in `file` which .*; there are map\.yaml, run\.h5"),
+         r"is a folder: name one of its files in `file`.*; it has map\.yaml, run\.h5"),
         # keys and values: line, key, nearest
         ("fields:\n  - {file: run.h5, kye: u, axes: [t, y, x], names: [u]}",
          r"1 problem\n  line 2: fields\.0\.kye: unknown key; did you mean 'key'\?; known keys here"),

@@ -83,10 +83,11 @@ def test_what_is_left_out_and_assumed_is_noted(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "a.nc"), ConvertOptions())
     assert source.format == "netcdf"
     assert source.notes == (
-        "left out, as they are not along time or trajectories, or have another grid or length: land",
-        "nothing says these, so 1 is assumed for: frame_interval, the extent along x",
-        f"{tmp_path}/a.nc: lat falls, 60 to 58.5 (4 points, -0.5 apart): rows stay in the file's "
-        "order, so that the dataset's y runs against it",
+        "left out, because they are not along time or trajectories, or have another grid or length: "
+        "land",
+        "the source does not record these, so 1 is assumed for: frame_interval, the extent along x",
+        f"{tmp_path}/a.nc: lat falls, 60 to 58.5 (4 points, -0.5 apart); rows keep the file's "
+        "order, so the dataset's y runs against it",
     )
     simulation().drop_vars(["land", "lon"]).to_zarr(tmp_path / "a.zarr", consolidated=False)
     (note,) = open_source(str(tmp_path / "a.zarr"), ConvertOptions()).notes
@@ -150,7 +151,7 @@ def test_an_array_that_only_a_later_file_has_is_noted(tmp_path: Path) -> None:
         netcdf4(run.assign(q=run["p"]) if i == 2 else run, tmp_path / f"{i}.nc")
     notes = open_source(str(tmp_path), ConvertOptions()).notes
     expected = (
-        f"left out: q, which 1 of 4 files have, as {tmp_path}/2.nc, and {tmp_path}/0.nc has not"
+        f"left out: q, which 1 of 4 files have, e.g. {tmp_path}/2.nc, but {tmp_path}/0.nc lacks"
     )
     assert expected in notes
 
@@ -172,7 +173,7 @@ def test_a_parameter_in_two_units_is_rejected(tmp_path: Path) -> None:
     for name, unit in (("a", "m"), ("b", "metre"), ("c", "cm")):
         run = simulation(members=False).drop_vars("land")
         netcdf4(run.assign(depth=((), 5.0, {"units": unit})), tmp_path / f"{name}.nc")
-    message = r"c\.nc: depth is in cm, .*a\.nc: depth in m: a parameter has one unit"
+    message = r"c\.nc: depth is in cm, but .*a\.nc: depth in m. A parameter has one unit"
     with pytest.raises(SourceError, match=message):
         open_source(str(tmp_path), ConvertOptions())
     (tmp_path / "c.nc").unlink()
@@ -204,7 +205,7 @@ def test_pieces_of_one_trajectory_are_not_taken_for_several(tmp_path: Path) -> N
     (tmp_path / "years").mkdir()
     for i in range(3):
         netcdf4(simulation(18.0 * i, members=False), tmp_path / f"years/{2000 + i}.nc")
-    message = r"2001\.nc begins where .*2000\.nc ends: the files are pieces of one trajectory"
+    message = r"2001\.nc begins where .*2000\.nc ends, so the files are pieces of one trajectory"
     with pytest.raises(SourceError, match=message):
         open_source(str(tmp_path / "years"), ConvertOptions())
 
@@ -245,7 +246,9 @@ def test_places_and_moments_may_be_written_in_several_ways(tmp_path: Path) -> No
     for start in (0.25, 0.51):  # the numbers of hours say the same, or nearly so
         late = other.assign_coords(time=("time", start + 0.25 * np.arange(3), days))
         netcdf4(late, tmp_path / "p.nc")
-        with pytest.raises(SourceError, match="the fields of a trajectory are of the same moments"):
+        with pytest.raises(
+            SourceError, match="The fields of a trajectory must have the same times"
+        ):
             open_source(str(tmp_path), ConvertOptions(mapping=str(mapping)))
 
 
@@ -276,7 +279,7 @@ def test_files_of_other_steps_or_domains_are_rejected(tmp_path: Path) -> None:
     other = simulation(members=False)
     for change, message in (
         ({"lon": other["lon"] * 2}, r"b\.nc: lon has the points .* 0\.5 apart\), .*a\.nc.* 0\.25"),
-        ({"lat": [60.0, 59.0, 57.0, 56.0]}, r"b\.nc: lat has steps from -2 to -1; .*even"),
+        ({"lat": [60.0, 59.0, 57.0, 56.0]}, r"b\.nc: lat has steps from -2 to -1, .*even"),
     ):
         changed = other.assign_coords({k: v.data if hasattr(v, "data") else v
                                        for k, v in change.items()})  # fmt: skip
@@ -349,7 +352,7 @@ def test_files_whose_positions_run_the_other_way_are_rejected(tmp_path: Path) ->
     netcdf4(one, folder / "0.nc")
     netcdf4(one.isel(lat=slice(None, None, -1)), folder / "1.nc")
     message = (
-        r"1\.nc: lat has the points along y .* 0.5 apart\), .*0\.nc.* -0.5 apart\): .*one order"
+        r"1\.nc: lat has the points along y .* 0.5 apart\), .*0\.nc.* -0.5 apart\)\. .*one order"
     )
     with pytest.raises(SourceError, match=message):
         converted(folder, tmp_path / "out.zarr")

@@ -105,7 +105,7 @@ def moved(shift: float) -> np.ndarray:
     [
         ({"affine": moved(0.5)}, "put a corner 1 voxels apart"),
         ({"affine": np.diag([0.5, 1.0, 2.5, 1.0])}, "put a corner 5 voxels apart"),
-        ({"affine": None}, "c0.nii says nothing of its orientation"),
+        ({"affine": None}, "c0.nii does not record its orientation"),
         ({"shape": (10, 8, 5)}, "has (10, 8, 5) voxels (x, y, z)"),
     ],
 )
@@ -132,7 +132,7 @@ def test_modalities_of_a_case_are_those_of_the_others(tmp_path: Path) -> None:
         for number in numbers:
             save(tmp_path / f"{case}_{number:04d}.nii", np.zeros((4, 4, 4), np.float32))
     told = refusal(tmp_path)
-    assert "case b has 2 modalities (b_0001.nii, b_0002.nii), a has 2 (a_0000.nii" in told
+    assert "case b has 2 modalities (b_0001.nii, b_0002.nii), but a has 2 (a_0000.nii" in told
 
 
 def test_four_digits_are_a_name_where_none_is_0000(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_cases_of_other_spacing_keep_their_own(tmp_path: Path) -> None:
     assert dataset.parameters["spacing-x"].tolist() == [1.0] * 3
     assert "the voxels' spacing (x, y, z) differs: (1, 1, 2.5) in" in " ".join(notes)
     save(tmp_path / "v" / "c3.nii", np.zeros((4, 4, 4), np.float32), unit="micron")
-    assert "the unit of positions is micron, in" in refusal(tmp_path / "v")
+    assert "the unit of positions is micron, but" in refusal(tmp_path / "v")
 
 
 def test_a_header_without_orientation_stays_as_it_is_stored(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_header_without_orientation_stays_as_it_is_stored(tmp_path: Path) -> N
     dataset, notes = converted(tmp_path / "v")
     assert np.array_equal(dataset.window(0, 0, 1)[0, 0], values.transpose(2, 1, 0))
     assert dataset.spec.generator["orientation"] == "not stored"
-    assert "say nothing of their orientation" in " ".join(notes)
+    assert "do not record their orientation" in " ".join(notes)
     save(tmp_path / "v" / "c.nii", values)
     assert "c.nii: the presence of an orientation is True" in refusal(tmp_path / "v")
 
@@ -181,13 +181,17 @@ def test_two_forms_that_lie_apart_are_pointed_out(tmp_path: Path) -> None:
     image.set_sform(PLAIN, code=1)
     nibabel.save(image, tmp_path / "a.nii")
     notes = open_source(str(tmp_path / "a.nii"), ConvertOptions()).notes
-    assert "s-form and q-form of 1 volumes lie apart" in " ".join(notes)
+    assert "s-form and q-form disagree in 1 volumes" in " ".join(notes)
 
 
 @pytest.mark.parametrize(
     ("values", "dtype", "what"),
     [
-        (np.float32([0, 1, 1.5, 2]), "float32", r"c0\.nii holds 1\.5, labels are whole numbers"),
+        (
+            np.float32([0, 1, 1.5, 2]),
+            "float32",
+            r"c0\.nii holds 1\.5, but labels are whole numbers",
+        ),
         (np.int32([0, 1, 2**24 + 1, 2]), "float32", "holds the whole number 16777217"),
         (np.int32([0, 1, 2049, 2]), "float16", "label 2049 becomes 2048 in float16"),
         (np.int32([0, 1, 257, 2]), "bfloat16", "label 257 becomes 256 in bfloat16"),

@@ -76,7 +76,9 @@ def test_raw_files_that_are_gone_or_short(tmp_path: Path) -> None:
         assert not find_gaps(file["u"])
         np.testing.assert_array_equal(file["u"][5], TRUTH[5])
     (tmp_path / "raw").write_bytes((tmp_path / "raw").read_bytes()[:-4])
-    rejected(tmp_path, "a.h5", rf"raw, which has {TRUTH.nbytes - 4} bytes where {TRUTH.nbytes} are")
+    rejected(
+        tmp_path, "a.h5", rf"raw, which has {TRUTH.nbytes - 4} bytes but needs {TRUTH.nbytes} are"
+    )
     (tmp_path / "raw").unlink()
     rejected(tmp_path, "a.h5", "raw, which does not exist")
 
@@ -198,7 +200,7 @@ def test_consolidated_metadata_that_is_out_of_date(tmp_path: Path, version: int)
         zarr.consolidate_metadata(path)
         content["u"].resize((7, *SHAPE[1:]))
     message = (
-        r"array 'u': its consolidated metadata says shape \([46], .* from index [46] of axis 0"
+        r"array 'u': its consolidated metadata gives shape \([46], .* from index [46] of axis 0"
     )
     with pytest.raises(DatasetError, match=message):
         open_foreign(path)
@@ -217,7 +219,7 @@ def test_consolidated_metadata_that_lacks_an_array_or_an_attribute(tmp_path: Pat
     xarray.Dataset({"u": (axes, TRUTH)}).to_zarr(path, zarr_format=2, consolidated=True)
     group = zarr.open_group(path, use_consolidated=False)
     group["u"].attrs["scale_factor"] = 2.0
-    with pytest.raises(DatasetError, match="array 'u': its consolidated metadata says attributes"):
+    with pytest.raises(DatasetError, match="array 'u': its consolidated metadata gives attributes"):
         open_foreign(path)
     zarr.consolidate_metadata(path)
     assert open_foreign(path).read_frames(0, [0])[0, 0, 0, 0] == 2 * TRUTH[0, 0, 0, 0]

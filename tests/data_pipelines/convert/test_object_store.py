@@ -39,5 +39,5 @@ def test_from_a_bucket_to_a_bucket(
     dataset = open_dataset(uri, s3_server.storage_options)
     assert (dataset.window(4, 0, 3) == data[4, :, :4]).all()
     assert verify(uri, s3_server.storage_options).is_whole
-    with pytest.raises(SourceError, match="looks like none of the formats"):
+    with pytest.raises(SourceError, match="resembles none of the formats"):
         open_source(f"{bucket}/published/NS-BB.nc", ConvertOptions())

@@ -313,9 +313,9 @@ def test_helmholtz_has_a_group_per_sample(tmp_path: Path) -> None:
 def test_a_poseidon_file_of_another_name_needs_the_problem(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "velocity_0.nc", "w") as f:
         f["velocity"] = numbers(2, 3, 2, 6, 4)
-    with pytest.raises(SourceError, match="looks like none of the formats"):
+    with pytest.raises(SourceError, match="resembles none of the formats"):
         open_source(str(tmp_path / "velocity_0.nc"), ConvertOptions())
-    with pytest.raises(SourceError, match="say which it is by --problem, one of NS-Sines"):
+    with pytest.raises(SourceError, match="give --problem, one of NS-Sines"):
         open_source(str(tmp_path / "velocity_0.nc"), ConvertOptions(format="poseidon"))
     options = ConvertOptions(problem="ns-sines", swap_axes=True)
     source = open_source(str(tmp_path / "velocity_0.nc"), options)

@@ -83,8 +83,8 @@ def test_depths_do_not_mix_and_deep_colour_is_rejected(tmp_path: Path) -> None:
     save(tmp_path / "p" / "a" / "1.png", colours(4, 5))
     save(tmp_path / "p" / "a" / "2.png", colours(4, 5).astype(np.uint16))
     told = refusal(tmp_path / "p")
-    assert "2.png: the depth of a value is 16 bits, in" in told
-    assert "1.png it is 8 bits" in told
+    assert "2.png: the depth of a value is 16 bits, but" in told
+    assert "but 8 bits in" in told
     deep = tmp_path / "p" / "a" / "2.png"
     deep.write_bytes(deep_colour_png(RNG.integers(0, 65536, (4, 5, 3))))
     assert "2.png has RGB of 16 bits per channel" in refusal(tmp_path / "p")
@@ -162,7 +162,7 @@ def test_pictures_are_turned_as_exif_says(tmp_path: Path, suffix: str) -> None:
         for number, values in enumerate(truth):
             stored = dataset.window(number, 0, 1)[0]
             assert np.array_equal(stored, values.transpose(2, 0, 1)), turned[number]
-        assert f"{3 if 1 in turned else 4} pictures are turned as their EXIF" in " ".join(notes)
+        assert f"{3 if 1 in turned else 4} pictures are turned by their EXIF" in " ".join(notes)
 
 
 def test_pages_empty_and_broken_files_are_named(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_pages_empty_and_broken_files_are_named(tmp_path: Path) -> None:
     save(file.with_suffix(".png"), colours(64, 64))
     content = file.with_suffix(".png").read_bytes()
     file.with_suffix(".png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(SourceError, match=r"1\.png cannot be read as a picture: .*truncated"):
+    with pytest.raises(SourceError, match=r"cannot read .*1\.png as a picture: .*truncated"):
         convert.run(str(tmp_path / "p"), str(tmp_path / "out.zarr"))
 
 
@@ -223,7 +223,7 @@ def test_linked_folders_and_files_are_followed_and_loops_are_not(tmp_path: Path)
     told = " ".join(notes)
     assert "b/up links to a folder above it" in told
     assert "1 files are not pictures and are left out" in told
-    assert "1 pictures are in no class" in told
+    assert "1 pictures belong to no class" in told
     (tmp_path / "p" / "b" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     assert "gone.png is a link to" in refusal(tmp_path / "p")
 
@@ -243,7 +243,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     dataset, notes = converted(tmp_path / "p", splits={"train": 1.0})
     assert dataset.spec.generator["classes"] == ["bus", "train", "tram"]
     assert dataset.num_trajectories == 3
-    assert "train hold pictures next to folders of other classes (bus" in " ".join(notes)
+    assert "train hold pictures next to folders of other classes (e.g. bus" in " ".join(notes)
     # the same as a split: then other folders beside it are pointed out
     for kind in ("train", "test"):
         save(tmp_path / "q" / kind / "train" / "1.png", colours(4, 4, 3))
@@ -251,14 +251,14 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     dataset, notes = converted(tmp_path / "q")
     assert dataset.spec.splits == {"train": (0, 1), "test": (1, 2)}
     assert dataset.spec.generator["classes"] == ["train"]
-    assert notes == ("folders next to test, train that are no split are left out: unlabelled",)
+    assert notes == ("folders next to test, train that are not splits are left out: unlabelled",)
     for kind in ("train", "test"):
         save(tmp_path / "r" / kind / "1.png", colours(4, 4, 3))
-    assert "is named like a split and holds pictures itself" in refusal(tmp_path / "r")
+    assert "is named like a split but holds pictures itself" in refusal(tmp_path / "r")
 
 
 def test_an_archive_is_answered_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "pictures.tar.gz").write_bytes(b"x")
     assert "pictures.tar.gz is an archive: unpack it" in refusal(tmp_path / "pictures.tar.gz")
     (tmp_path / "a.hdf5").write_bytes(b"")
-    assert "a.hdf5 is empty: it has 0 bytes" in refusal(tmp_path / "a.hdf5")
+    assert "a.hdf5 is empty (0 bytes)" in refusal(tmp_path / "a.hdf5")

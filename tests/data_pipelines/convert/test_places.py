@@ -54,7 +54,8 @@ def test_files_of_other_regions_are_rejected(tmp_path: Path, kind: str) -> None:
     netcdf4(made(shift=0.05), tmp_path / "b.nc")
     name = "XLAT" if kind == "two" else "lat"
     with pytest.raises(
-        SourceError, match=rf"b\.nc: {name} says of {name}: 50.05 to .*a\.nc: {name}: 50 to"
+        SourceError,
+        match=rf"b\.nc: {name} gives {name} as 50.05 to .*, but .*a\.nc: {name} as 50 to",
     ):
         open_source(str(tmp_path), ConvertOptions())
     mapping = tmp_path.parent / f"{tmp_path.name}.yaml"

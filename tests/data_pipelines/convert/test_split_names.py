@@ -86,7 +86,9 @@ def test_a_folder_with_nearly_a_name_is_an_error(tmp_path: Path, mapping: str | 
     if mapping:
         text = f"fields: [{{file: '{mapping}', key: u, axes: [n, t, y, x], names: [u]}}]"
         chosen = options(tmp_path, text)
-    with pytest.raises(SourceError, match=r"source/vaild is no known split.*did you mean 'valid'"):
+    with pytest.raises(
+        SourceError, match=r"source/vaild is not a known split.*did you mean 'valid'"
+    ):
         convert.plan(str(source), chosen)
     (source / "vaild").rename(source / "valid")
     _, spec = convert.plan(str(source), chosen)
@@ -116,7 +118,7 @@ def test_folders_of_pictures_with_an_ending_are_splits(tmp_path: Path) -> None:
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / place / "0.png")
     source, spec = convert.plan(str(tmp_path), ConvertOptions())
     assert spec.splits == {"train": (0, 1), "test": (1, 2), "test-ood": (2, 3)}
-    assert any("no split are left out: brain" in note for note in source.notes)
+    assert any("not splits are left out: brain" in note for note in source.notes)
 
 
 def test_other_folders_may_have_any_name(tmp_path: Path) -> None:
@@ -132,5 +134,5 @@ def test_a_folder_of_pictures_too(tmp_path: Path) -> None:
     for place in ("train/a", "train/b", "validaton/a"):
         (tmp_path / place).mkdir(parents=True)
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / place / "0.png")
-    with pytest.raises(SourceError, match=r"validaton is no known split.*'validation'"):
+    with pytest.raises(SourceError, match=r"validaton is not a known split.*'validation'"):
         convert.plan(str(tmp_path), ConvertOptions())

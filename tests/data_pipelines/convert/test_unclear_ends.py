@@ -88,7 +88,7 @@ def test_classic_netcdf(tmp_path: Path, version: Any, unlimited: tuple[str, ...]
     )
     content = (tmp_path / "a.nc").read_bytes()
     (tmp_path / "a.nc").write_bytes(content[:-100])
-    with pytest.raises(SourceError, match=r"a\.nc cannot be read"):
+    with pytest.raises(SourceError, match=r"cannot read .*a\.nc"):
         open_source(str(tmp_path), mapped(tmp_path, "a.nc"))
     (tmp_path / "a.nc").write_bytes(b"CDF\x05" + content[4:])
     with pytest.raises(SourceError, match=r"CDF-5.*nccopy -k nc4"):
@@ -162,11 +162,11 @@ def test_an_array_too_large_to_unpack_is_refused_with_its_bytes(
 
 def test_references_are_rejected_by_name(tmp_path: Path) -> None:
     for opening in (open_foreign, open_readable, open_dataset):
-        with pytest.raises(DatasetError, match="kerchunk references are not read.*to_zarr"):
+        with pytest.raises(DatasetError, match="does not read kerchunk references.*to_zarr"):
             opening("reference://refs.json")
     (tmp_path / "refs.json").write_text(json.dumps({"version": 1, "refs": {".zgroup": "{}"}}))
     for source in ("reference://refs.json", str(tmp_path / "refs.json")):
-        with pytest.raises(SourceError, match="kerchunk references are not read"):
+        with pytest.raises(SourceError, match="does not read kerchunk references"):
             open_source(source, ConvertOptions())
 
 
@@ -181,9 +181,9 @@ def test_a_malformed_key_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     store = ObstoreStore("s3://bucket/a.zarr")
-    with pytest.raises(StorageError, match="is no key that can be read"):
+    with pytest.raises(StorageError, match="is not a readable key"):
         store.read("x//y")
-    with pytest.raises(StorageError, match="is no key that can be read"):
+    with pytest.raises(StorageError, match="is not a readable key"):
         store.read_ranges("x//y", [(0, 1)])
     assert (store.counters.requests, store.counters.retries) == (2, 0)
 

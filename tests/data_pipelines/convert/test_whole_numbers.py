@@ -74,7 +74,7 @@ def test_the_first_rounded_number_of_a_field_is_noted(tmp_path: Path, kind: str)
         values[2, 0, 0, 0] = number + 2
         options = {"dtype": dtype, "trajectories_per_shard": 1}
         (note,) = notes_of(tmp_path / dtype, kind, values, **options)
-        assert f"the first is {number}, which becomes {rounded(number, dtype):.0f}." in note
+        assert f"first {number}, which becomes {rounded(number, dtype):.0f}." in note
         assert note.startswith("u: ")
         assert str(tmp_path / dtype) in note
         stored = open_dataset(tmp_path / dtype / "out.zarr").window(1, 1, 1)
@@ -112,7 +112,7 @@ def test_each_field_is_noted_once_and_missing_values_do_not_hide_it(tmp_path: Pa
     for note, name, number in zip(notes, "ab", (259, 261), strict=True):
         becomes = rounded(number, "bfloat16")
         assert note.startswith(f"{name}: ")
-        assert f"the first is {number}, which becomes {becomes:.0f}" in note
+        assert f"first {number}, which becomes {becomes:.0f}" in note
 
 
 def test_deep_pictures_are_noted_and_labels_rejected(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_deep_pictures_are_noted_and_labels_rejected(tmp_path: Path) -> None:
     options = ConvertOptions(dtype="float16")
     result = convert.run(str(tmp_path / "pictures"), str(tmp_path / "out.zarr"), options)
     (note,) = [note for note in result.notes if "rounds" in note]
-    assert f"first is 2051, which becomes {float(np.float16(2051)):.0f}" in note
+    assert f"first 2051, which becomes {float(np.float16(2051)):.0f}" in note
     labels = np.full(SHAPE, 2051, np.uint16)
     with pytest.raises(SourceError, match="label 2051 becomes 2052 in float16"):
         notes_of(tmp_path / "labels", "hdf5", labels, "label", dtype="float16")
@@ -176,7 +176,7 @@ def test_a_parameter_without_a_number_is_named_when_the_source_is_read(
     tmp_path: Path, kind: str, number: float
 ) -> None:
     source = write_parameter(tmp_path, kind, "nu", np.array([1.0, number, number]))
-    message = rf"{source.name}.*nu.* holds {number} at index \(1\).*so of 2 of 3"
+    message = rf"{source.name}.*nu.* holds {number} at index \(1\).*true of 2 of 3"
     with pytest.raises(SourceError, match=message):
         convert.plan(str(source), ConvertOptions())
     if kind.startswith("zarr"):
@@ -242,7 +242,7 @@ def test_nan_is_told_with_its_count_and_an_advice_that_works(tmp_path: Path, kin
     count = int(np.isnan(values[0]).sum())
     assert source.name in told
     assert "trajectory 0, frame 0, field 'u', grid index (0, 0)" in told
-    assert f"so of {count} of the {values[0].size} values" in told
+    assert f"true of {count} of the {values[0].size} values" in told
     assert "--missing mask" in told
     for policy in ("mask", "fill"):
         options = options_of(tmp_path, kind, missing=policy)
@@ -259,7 +259,7 @@ def test_nan_in_nifti_has_the_same_advice(tmp_path: Path) -> None:
     values = np.ones((4, 5, 6), np.float32)
     values[1, 2, 3] = np.nan
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
-    with pytest.raises(SourceError, match=r"a\.nii.*so of 1 of the 120 values.*--missing mask"):
+    with pytest.raises(SourceError, match=r"a\.nii.*true of 1 of the 120 values.*--missing mask"):
         convert.run(str(tmp_path / "a.nii"), str(tmp_path / "out.zarr"))
     options = ConvertOptions(missing="mask")
     convert.run(str(tmp_path / "a.nii"), str(tmp_path / "masked.zarr"), options, verify=True)
@@ -300,7 +300,7 @@ def test_missing_classes_get_no_mean(tmp_path: Path) -> None:
     place = str(tmp_path / "out.zarr")
     with pytest.raises(SourceError, match="numbers classes.*--fill-value 0.*--missing mask"):
         convert.run(str(source), place, ConvertOptions(missing="fill"))
-    with pytest.raises(SourceError, match=r"fill_value 1\.5 is no class"):
+    with pytest.raises(SourceError, match=r"fill_value 1\.5 is not a class"):
         convert.run(str(source), place, ConvertOptions(missing="mask", fill_value=1.5))
     convert.run(str(source), place, ConvertOptions(missing="mask"), verify=True)
     found = open_dataset(place).window(0, 0, 2)
@@ -333,8 +333,8 @@ def test_nan_of_foreign_zarr_in_place_has_index_count_and_advice(
     with pytest.raises(DatasetError) as caught:
         dataset.read_frames(2, [1])
     told = str(caught.value)
-    assert "'u' holds NaN at index (2, 1, 3, 2)" in told
-    assert "so of 2 of the 20 numbers" in told
+    assert "'u' holds NaN, which is no value, at index (2, 1, 3, 2)" in told
+    assert "true of 2 of the 20 numbers" in told
     assert "--missing mask" in told
     assert "write_empty_chunks" not in told
 
@@ -376,7 +376,7 @@ def test_static_arrays_of_a_group_are_left_out_with_a_note(tmp_path: Path, kind:
 def test_a_group_of_groups_names_them(tmp_path: Path) -> None:
     group = zarr.create_group(tmp_path / "a.zarr")
     group.create_group("run").create_array("u", data=np.ones(SHAPE), dimension_names=DIMS)
-    with pytest.raises(ValueError, match=r"but groups: name one of .*a\.zarr/run"):
+    with pytest.raises(ValueError, match=r"only groups: name one of .*a\.zarr/run"):
         open_readable(str(tmp_path / "a.zarr"))
     assert open_readable(str(tmp_path / "a.zarr/run")).num_trajectories == 3
 

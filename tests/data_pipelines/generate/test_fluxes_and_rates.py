@@ -344,7 +344,7 @@ def test_every_wrong_shape_is_refused() -> None:
     for forcing in (torch.ones(1, 1, 2, 8, 8), torch.ones(2, 8, 7), torch.ones(8, 8)):
         with pytest.raises(ValueError, match="Got forcing of shape"):
             navier_stokes.solve_navier_stokes(flow, [0.0, 1.0], forcing=forcing)
-    with pytest.raises(ValueError, match="Got forcing for 3 trajectories of 2"):
+    with pytest.raises(ValueError, match="Got forcing for 3 trajectories; the solver has 2"):
         navier_stokes.solve_navier_stokes(flow, [0.0, 1.0], forcing=torch.ones(3, 2, 8, 8))
     with pytest.raises(ValueError, match="at least 2 x 2"):
         euler.solve_euler(torch.ones(1, 4, 1, 8), [0.0, 1.0])

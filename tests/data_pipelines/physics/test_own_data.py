@@ -172,7 +172,7 @@ def test_coefficients_of_each_trajectory_and_other_names_of_fields(tmp_path: Pat
             },
             "velocity-y",
         ),
-        ({"boundary_conditions": {"x": "wall", "y": "wall"}}, "with boundaries periodic"),
+        ({"boundary_conditions": {"x": "wall", "y": "wall"}}, "the boundaries periodic"),
     ],
 )
 def test_what_cannot_be_measured_says_why(

@@ -51,7 +51,7 @@ def parse(
     scale = _factor(attributes, "scale_factor", 1.0, where)
     offset = _factor(attributes, "add_offset", 0.0, where)
     if scale == 0:
-        raise DatasetError(f"{where} has scale_factor = 0, which makes every value the same")
+        raise DatasetError(f"{where} has scale_factor = 0, which makes all values the same")
     seen_as = dtype if view is None else view
     missing = [
         entry
@@ -69,18 +69,20 @@ def parse(
     if not unpacked:
         low = None if low is None else _reinterpreted(low, seen_as, dtype)
         high = None if high is None else _reinterpreted(high, seen_as, dtype)
-    notes = [] if not unpacked else [f"the valid range of {where} is taken for unpacked values"]
+    notes = (
+        [] if not unpacked else [f"the valid range of {where} is taken to be in unpacked values"]
+    )
     notes += [
-        f"{where} has {entry.attribute} = {entry.number:g}, which its type {seen_as} cannot hold: no "
-        f"value is missing by it"
+        f"{where} has {entry.attribute} = {entry.number:g}, which its type {seen_as} cannot hold, "
+        "so it marks no value as missing"
         for entry in distinct.values()
         if not _fits(entry.number, seen_as)
     ]
     resembling = sorted(key for key in attributes if str(key).lower() in _RESEMBLING)
     if resembling:
         notes.append(
-            f"{where} has the attributes {', '.join(resembling)}, which are not those of CF and are "
-            f"not applied"
+            f"{where} has the attributes {', '.join(resembling)}, which CF does not define, so they "
+            "are not applied"
         )
     return Conventions(
         scale,
@@ -110,10 +112,10 @@ def _view(attributes: Mapping[str, Any], dtype: np.dtype[Any], where: str) -> np
     given = attributes["_Unsigned"]
     word = (_text(given) or "").strip().lower()
     if word not in ("true", "false"):
-        raise DatasetError(f"{where} has _Unsigned = {given!r}: required is 'true' or 'false'")
+        raise DatasetError(f"{where} has _Unsigned = {given!r}; expected 'true' or 'false'")
     wanted = "u" if word == "true" else "i"
     if dtype.kind not in "iu":
-        raise DatasetError(f"{where} has _Unsigned = {word!r} and holds {dtype}, not whole numbers")
+        raise DatasetError(f"{where} has _Unsigned = {word!r} but holds {dtype}, not whole numbers")
     return None if dtype.kind == wanted else np.dtype(f"{wanted}{dtype.itemsize}")
 
 
@@ -139,11 +141,9 @@ def _factor(attributes: Mapping[str, Any], key: str, usual: float, where: str) -
     if isinstance(given, np.ndarray) and given.size == 1:  # netCDF's attributes are vectors
         value = given.reshape(-1)[0]
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
-        raise DatasetError(f"{where} has the attribute {key} = {given!r}: required is a number")
+        raise DatasetError(f"{where} has the attribute {key} = {given!r}; expected a number")
     if not math.isfinite(float(value)):
-        raise DatasetError(
-            f"{where} has the attribute {key} = {given!r}: required is a finite number"
-        )
+        raise DatasetError(f"{where} has the attribute {key} = {given!r}; expected a finite number")
     return float(value)
 
 
@@ -169,8 +169,8 @@ def _limits(
         numbers = _numbers(attributes[key], f"{where} has the attribute {key}")
         if len(numbers) != size:
             raise DatasetError(
-                f"{where} has the attribute {key} = {attributes[key]!r}: required "
-                f"{'are two numbers' if size == 2 else 'is a number'}"
+                f"{where} has the attribute {key} = {attributes[key]!r}; expected "
+                f"{'two numbers' if size == 2 else 'a number'}"
             )
         names = ("valid_min", "valid_max") if size == 2 else (key,)
         for name, number in zip(names, numbers, strict=True):
@@ -196,7 +196,7 @@ def _numbers(value: Any, what: str) -> list[float | int]:
     if isinstance(value, bool):
         return [int(value)]
     if not isinstance(value, int | float):
-        raise DatasetError(f"{what} = {value!r}: required is a number, or a list of them")
+        raise DatasetError(f"{what} = {value!r}; expected a number, or a list of numbers")
     return [value]
 
 
@@ -210,7 +210,7 @@ def _number_of_text(value: str, what: str) -> float | int:
         return float(struct.unpack("<d", base64.b64decode(value, validate=True))[0])
     except (ValueError, struct.error) as error:
         raise DatasetError(
-            f"{what} = {value!r}: required is a number, or a list of them"
+            f"{what} = {value!r}; expected a number, or a list of numbers"
         ) from error
 
 

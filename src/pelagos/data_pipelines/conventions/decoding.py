@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pelagos.data_pipelines.store.errors import DatasetError
 
 Mask = npt.NDArray[np.bool_]
-MISSING_ADVICE = "`pelagos convert --missing mask` (or fill) makes a dataset of it"
+MISSING_ADVICE = "`pelagos convert --missing mask` (or fill) makes a dataset of such data"
 
 
 class MissingValueError(DatasetError):
@@ -162,7 +162,7 @@ def decode_all(conventions: Conventions, stored: npt.NDArray[Any], where: str) -
     require_present(
         decoded,
         where,
-        advice="Coordinates and parameters need every value: write it, or leave it out",
+        advice="Coordinates and parameters need every value: write it, or leave the array out",
     )
     return _in_double(conventions, stored) if conventions.is_packed else decoded.values
 
@@ -193,7 +193,7 @@ def require_present(
     first = np.argwhere(decoded.missing)[0].tolist()
     index = ", ".join(map(str, absolute(first)))
     raise MissingValueError(
-        f"{where} holds no value at index ({index}): {decoded.reason}, which its attributes say is no "
-        f"value. That is so of {count} of the {decoded.missing.size} numbers read with it. "
+        f"{where} holds no value at index ({index}): {decoded.reason}, which its attributes declare "
+        f"missing. This is true of {count} of the {decoded.missing.size} numbers read with it. "
         f"{advice}"
     )

@@ -126,7 +126,7 @@ def time_axis(points: npt.NDArray[Any], attributes: Mapping[str, Any], where: st
     if points.dtype.kind == "M":
         nanoseconds = points.astype("M8[ns]")
         if np.isnat(nanoseconds).any():
-            raise DatasetError(f"{where} holds a time that is missing (NaT)")
+            raise DatasetError(f"{where} holds a missing time (NaT)")
         seconds = (nanoseconds - nanoseconds.reshape(-1)[0]).astype(np.int64) / 1e9
         return TimeAxis(np.asarray(seconds, np.float64), "second", "proleptic_gregorian")
     if points.dtype.kind == "m":
@@ -135,7 +135,7 @@ def time_axis(points: npt.NDArray[Any], attributes: Mapping[str, Any], where: st
     calendar = _word(attributes.get("calendar"))
     if calendar is not None and calendar.lower() not in CALENDARS:
         raise DatasetError(
-            f"{where} has the calendar {calendar!r}: known are {', '.join(CALENDARS)}"
+            f"{where} has the calendar {calendar!r}; known calendars: {', '.join(CALENDARS)}"
         )
     units = _word(attributes.get("units"))
     since = _SINCE.match(units or "")
@@ -149,9 +149,9 @@ def time_axis(points: npt.NDArray[Any], attributes: Mapping[str, Any], where: st
             return TimeAxis(numbers * days, "day", calendar, since.group(2))
         raise DatasetError(
             f"{where} has units = {units!r}: {word} have no fixed length in the calendar "
-            f"{calendar or 'standard'}; write the times in days, or give the frame interval"
+            f"{calendar or 'standard'}. Write the times in days, or give the frame interval"
             if word in ("month", "months", "year", "years")
-            else f"{where} has units = {units!r}: known are {', '.join(SECONDS)} since a moment"
+            else f"{where} has units = {units!r}; known units: {', '.join(SECONDS)} since a moment"
         )
     return TimeAxis(numbers, unit, calendar, since.group(2))
 

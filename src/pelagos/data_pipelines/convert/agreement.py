@@ -21,8 +21,8 @@ RELATIVE_TOLERANCE = 1e-5
 # Of the means of uneven times, which vary from one run of a solver to the next.
 UNEVEN_TOLERANCE = 1e-2
 REMEDY = (
-    "All of a dataset must agree: convert those that do into one dataset each, a mixture trains on "
-    "several (docs/data.md)"
+    "All parts of a dataset must agree. Convert those that agree into one dataset each; a mixture "
+    "trains on several (docs/data.md)"
 )
 _SHOWN_NUMBERS = 4
 
@@ -54,8 +54,8 @@ class Agreement:
         first_place, first = self._first.setdefault(what, (place, value))
         if not agrees(first, value, tolerance):
             raise SourceError(
-                f"{place}: {what} is {shown(value, first)}, in {first_place} it is "
-                f"{shown(first, value)}. {self.remedy}"
+                f"{place}: {what} is {shown(value, first)}, but {shown(first, value)} in "
+                f"{first_place}. {self.remedy}"
             )
 
     def remark(self, what: str, place: str, value: Any, consequence: str) -> None:
@@ -137,12 +137,12 @@ def common_length(
         return shortest, ()
     if num_frames is None or num_frames > shortest:
         raise SourceError(
-            f"{long_place} has {longest} frames, {short_place} has {shortest}: all trajectories of a "
-            f"dataset have one length. --num-frames {shortest} keeps the first {shortest} of each; or "
-            f"convert those of one length at a time"
+            f"{long_place} has {longest} frames and {short_place} has {shortest}, but all "
+            f"trajectories of a dataset have one length. --num-frames {shortest} keeps the first "
+            f"{shortest} frames of each; or convert trajectories of one length at a time"
         )
     return shortest, (
-        f"trajectories have {shortest} to {longest} frames: the first {num_frames} of each are kept",
+        f"trajectories have {shortest} to {longest} frames; the first {num_frames} of each are kept",
     )
 
 
@@ -176,7 +176,7 @@ def require_equal_times(agreement: Agreement, place: str, times: npt.NDArray[np.
     mean = float((times[-1] - times[0]) / (len(times) - 1))
     agreement.require("the mean time between frames", place, mean, UNEVEN_TOLERANCE)
     agreement.remark(
-        "the uneven spacing of times", place, found, "the mean of the first is written for all"
+        "the uneven spacing of times", place, found, "the dataset stores the mean of the first"
     )
 
 

@@ -50,8 +50,8 @@ def _read(path: str, options: ConvertOptions) -> Source:
     cases = _cases(path)
     if not cases:
         raise SourceError(
-            f"{path} holds no cases: expected are folders case0000, case0001, …, or prop, bc and "
-            f"geo with such folders, each with u.npy, v.npy and case.json"
+            f"{path} holds no cases: expected folders case0000, case0001, …, or prop, bc and geo "
+            "with such folders, each with u.npy, v.npy and case.json"
         )
     numbers = {case: _numbers(case) for case in cases}
     shapes = {case: _shape(case) for case in cases}
@@ -60,14 +60,16 @@ def _read(path: str, options: ConvertOptions) -> Source:
     for case, shape in shapes.items():
         agreement.require("the grid (y, x)", str(case), shape[1:])
         size = (numbers[case].get("height"), numbers[case].get("width"))
-        consequence = "they stay parameters of the trajectory, and the domain is written as 1 x 1"
+        consequence = "they stay parameters of the trajectory, and the domain is stored as 1 x 1"
         agreement.remark("the size (height, width)", str(case), size, consequence)
     random.Random(0).shuffle(cases)
     num_frames = options.num_frames or min(shape[0] for shape in shapes.values())
     all_names = dict.fromkeys(name for case in cases for name in numbers[case])
     names = [n for n in all_names if all(n in numbers[case] for case in cases)]
     if missing := [n for n in all_names if n not in names]:
-        agreement.notes.append(f"parameters {', '.join(missing)} are not in every case: left out")
+        agreement.notes.append(
+            f"left out, because some cases lack them: parameters {', '.join(missing)}"
+        )
     held_out = round(len(cases) * 0.1)
     num_train = round(len(cases) * 0.8)
     by_split = {
@@ -87,10 +89,10 @@ def _read(path: str, options: ConvertOptions) -> Source:
     }
     left_out = sum(shape[0] % num_frames for shape in shapes.values())
     notes = (
-        f"cases have {min(s[0] for s in shapes.values())} to "
-        f"{max(s[0] for s in shapes.values())} frames: each is cut into trajectories of "
-        f"{num_frames} frames (--num-frames), all of a case in one split; {left_out} frames at "
-        f"the ends of cases are left out",
+        f"cases have {min(s[0] for s in shapes.values())} to {max(s[0] for s in shapes.values())} "
+        f"frames. Each is cut into trajectories of {num_frames} frames (--num-frames), and all "
+        f"trajectories of a case go into one split. {left_out} frames at the ends of cases are left "
+        "out",
         "the walls that the published loader adds around the values are not added",
         *agreement.notes,
     )
@@ -114,7 +116,7 @@ def _numbers(case: Path) -> dict[str, float]:
     try:
         values: dict[str, Any] = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise SourceError(f"{file} cannot be read: {error}") from error
+        raise SourceError(f"cannot read {file}: {error}") from error
     return {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
 
 
@@ -125,10 +127,11 @@ def _shape(case: Path) -> tuple[int, ...]:
         try:
             shapes.append(mapped_npy(case / name).shape)
         except (OSError, ValueError) as error:
-            raise SourceError(f"{case / name} cannot be read: {error}") from error
+            raise SourceError(f"cannot read {case / name}: {error}") from error
     if shapes[0] != shapes[1] or len(shapes[0]) != 3:
         raise SourceError(
-            f"{case}: u.npy has shape {shapes[0]} and v.npy {shapes[1]}; expected is one [t, y, x]"
+            f"{case}: u.npy has shape {shapes[0]} and v.npy {shapes[1]}; expected the same shape "
+            "[t, y, x]"
         )
     found: tuple[int, ...] = shapes[0]
     return found

@@ -31,13 +31,13 @@ class _Kind(NamedTuple):
 _NETCDF4 = "`nccopy -k nc4 {file} NEW.nc` writes it as netCDF-4"
 _GRIB = "`xarray.open_dataset('{file}', engine='cfgrib').to_netcdf('NEW.nc')` writes it as netCDF"
 _RASTER = (
-    "pictures are read from a folder per class; a raster of values is written as netCDF by "
+    "Pelagos reads pictures from one folder per class; a raster of values is written as netCDF by "
     "`rioxarray.open_rasterio('{file}').to_netcdf('NEW.nc')`"
 )
-_PICTURE = "give the folder that holds a folder of pictures per class"
-_VTK = "read it with `meshio` or `pyvista`, and save its arrays on a regular grid by `numpy.save`"
+_PICTURE = "give the folder that holds one folder of pictures per class"
+_VTK = "read it with `meshio` or `pyvista`, and save its arrays on a regular grid with `numpy.save`"
 _TABLE = "write its columns as arrays `[trajectory, time, …]` with `numpy.save`"
-_UNPACK = "unpack it ({how}), and convert what comes out"
+_UNPACK = "unpack it ({how}), then convert the result"
 
 _KINDS = (
     _Kind(0, b"CDF\x05", "netCDF of the classic model with 64-bit data (CDF-5)", _NETCDF4),
@@ -47,25 +47,23 @@ _KINDS = (
         0,
         b"MATLAB 5.0 MAT-file",
         "a MATLAB file of version 5 to 7",
-        "save it again in MATLAB by `save('NEW.mat', '-v7.3')` and call that NEW.h5, or in Python: "
-        "`numpy.savez('NEW.npz', **scipy.io.loadmat('{file}'))`",
+        "save it again in MATLAB with `save('NEW.mat', '-v7.3')` and name that file NEW.h5, or in "
+        "Python: `numpy.savez('NEW.npz', **scipy.io.loadmat('{file}'))`",
     ),
     _Kind(
         0,
         b"MATLAB 7.3 MAT-file",
         "a MATLAB file of version 7.3, which is HDF5",
-        "give it a name that ends in .h5, and describe its arrays in a mapping; MATLAB's first index "
-        "is HDF5's last",
+        "rename it to end in .h5, and describe its arrays in a mapping; MATLAB's first index is "
+        "HDF5's last",
         True,
     ),
+    _Kind(0, b"\x89HDF\r\n\x1a\n", "HDF5", "rename it to end in .h5 (or .nc for netCDF)", True),
+    _Kind(0, b"CDF\x01", "netCDF", "rename it to end in .nc", True),
+    _Kind(0, b"CDF\x02", "netCDF", "rename it to end in .nc", True),
+    _Kind(0, b"\x93NUMPY", "a NumPy array", "rename it to end in .npy", True),
     _Kind(
-        0, b"\x89HDF\r\n\x1a\n", "HDF5", "give it a name that ends in .h5 (or .nc for netCDF)", True
-    ),
-    _Kind(0, b"CDF\x01", "netCDF", "give it a name that ends in .nc", True),
-    _Kind(0, b"CDF\x02", "netCDF", "give it a name that ends in .nc", True),
-    _Kind(0, b"\x93NUMPY", "an array of NumPy", "give it a name that ends in .npy", True),
-    _Kind(
-        0, b"\xcd\xf3\x00\x01", "CDF of NASA, which is not netCDF", "`cdf2nc` writes it as netCDF"
+        0, b"\xcd\xf3\x00\x01", "NASA's CDF, which is not netCDF", "`cdf2nc` writes it as netCDF"
     ),
     _Kind(0, b"II*\x00", "a TIFF or GeoTIFF file", _RASTER),
     _Kind(0, b"MM\x00*", "a TIFF or GeoTIFF file", _RASTER),
@@ -73,7 +71,7 @@ _KINDS = (
     _Kind(0, b"MM\x00+", "a BigTIFF file", _RASTER),
     _Kind(0, b"\x89PNG\r\n\x1a\n", "one picture (PNG)", _PICTURE),
     _Kind(0, b"\xff\xd8\xff", "one picture (JPEG)", _PICTURE),
-    _Kind(128, b"DICM", "DICOM", "`dcm2niix` writes its series as NIfTI, which is read"),
+    _Kind(128, b"DICM", "DICOM", "`dcm2niix` writes its series as NIfTI, which Pelagos reads"),
     _Kind(
         0, b"NRRD", "NRRD", "`SimpleITK.WriteImage(SimpleITK.ReadImage('{file}'), 'NEW.nii.gz')`"
     ),
@@ -83,7 +81,7 @@ _KINDS = (
     _Kind(0, b'<?xml version="1.0"?>\n<VTKFile', "VTK", _VTK),
     _Kind(0, b"PAR1", "Parquet", _TABLE),
     _Kind(0, b"ARROW1", "Arrow", _TABLE),
-    _Kind(0, b"SQLite format 3\x00", "an SQLite data base", _TABLE),
+    _Kind(0, b"SQLite format 3\x00", "an SQLite database", _TABLE),
     _Kind(0, b"\x1f\x8b", "compressed by gzip", _UNPACK.replace("{how}", "`gunzip -k {file}`")),
     _Kind(
         0, b"\x28\xb5\x2f\xfd", "compressed by zstd", _UNPACK.replace("{how}", "`unzstd {file}`")
@@ -116,12 +114,15 @@ def unreadable_kind(file: str | Path, may_be_misnamed: bool = True) -> str:
             may_be_misnamed or not kind.is_misnamed
         ):
             advice = kind.advice.replace("{file}", str(file))
-            return f"{file} is {kind.name}, which is not read as it is: {advice}"
+            return f"{file} is {kind.name}, which Pelagos does not read directly: {advice}"
     if may_be_misnamed and start.startswith(_ZIP):
         if b"data.pkl" in start:
-            advice = "save its tensors by `numpy.save('NEW.npy', tensor.numpy())`"
-            return f"{file} is a file of PyTorch, which is not read: {advice}"
-        return f"{file} is a zip archive, which is not read: unpack it, and convert the folder"
+            advice = "save its tensors with `numpy.save('NEW.npy', tensor.numpy())`"
+            return f"{file} is a PyTorch file, which Pelagos does not read: {advice}"
+        return (
+            f"{file} is a zip archive, which Pelagos does not read: unpack it, and convert the "
+            "folder"
+        )
     return ""
 
 

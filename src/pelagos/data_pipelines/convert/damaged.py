@@ -25,8 +25,8 @@ def named_if_damaged(where: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise SourceError(
-            f"{where} asks for more memory than there is ({error}): it is damaged, or has to be written "
-            f"in smaller pieces"
+            f"{where} asks for more memory than this machine has ({error}): it is damaged, or must "
+            "be written in smaller pieces"
         ) from error
     except Exception as error:
         told = (
@@ -35,6 +35,7 @@ def named_if_damaged(where: str) -> Iterator[None]:
             else error
         )
         raise SourceError(
-            f"{where} is damaged, or not in its format ({type(error).__name__}: {told}): copy or "
-            f"download it again. Where other programs read it, `pelagos --verbose` shows the failure"
+            f"{where} is damaged, or not in its format ({type(error).__name__}: {told}). Copy or "
+            "download it again. If other programs can read it, `pelagos --verbose` shows the "
+            "failure"
         ) from error

@@ -75,8 +75,8 @@ def _read(path: str, options: ConvertOptions) -> Source:
     by_split = {name: files for name, files in _files(path).items() if files}
     if not by_split:
         raise SourceError(
-            f"{path}: expected is a folder with data_0.hdf5, data_1.hdf5, …, one with train and "
-            f"test, or one HDF5 file with 'data'"
+            f"{path}: expected a folder with data_0.hdf5, data_1.hdf5, …, a folder with train and "
+            "test, or one HDF5 file with 'data'"
         )
     splits: dict[str, tuple[Part, ...]] = {}
     lengths: list[tuple[str, int]] = []
@@ -102,7 +102,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
         num_frames=num_frames,
         grid_shape=(shape[1], shape[0]),
         notes=(
-            "the files hold no times: the frame interval is written as 1",
+            "the files hold no times, so the frame interval is set to 1",
             *agreement.notes,
             *cut,
         ),
@@ -118,16 +118,14 @@ def _part(file: str, agreement: Agreement) -> tuple[Part, tuple[int, ...]]:
         require_equal_descriptions(agreement, file, opened, ["data"])
     axes = "xyt" if _SCATTERED.search(file) else "nxyt"
     if len(shape) - len(axes) not in (0, 1):
-        raise SourceError(
-            f"{file}: data has shape {shape}, expected are the axes {axes} or {axes}c"
-        )
+        raise SourceError(f"{file}: data has shape {shape}, expected the axes {axes} or {axes}c")
     axes += "c" * (len(shape) - len(axes))
     sizes = dict(zip(axes, shape, strict=True))
     channels = sizes.get("c", 1)
     if channels > MAX_CHANNELS:
         raise SourceError(
-            f"{file}: data has shape {shape}, expected are the axes {axes}, and {channels} channels "
-            f"are more than {MAX_CHANNELS}: the axes have another order, or this is another format"
+            f"{file}: data has shape {shape}, expected the axes {axes}, and {channels} channels are "
+            f"more than {MAX_CHANNELS}. The axes have another order, or this is another format"
         )
     array = StoredArray("hdf5", file, "data", axes, 0, channels)
     return Part((array,), sizes.get("n", 1)), (sizes["x"], sizes["y"], sizes["t"], channels)

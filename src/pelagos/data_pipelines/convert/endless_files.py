@@ -33,6 +33,6 @@ def reject_endless(path: str) -> None:
 
 def _endless(path: str) -> SourceError:
     return SourceError(
-        f"{path} is a pipe, a socket or a device, whose reading may never end: remove it, or write "
-        f"its output to a file"
+        f"{path} is a pipe, a socket or a device, and reading it may never end. Remove it, or write "
+        "its output to a file"
     )

@@ -64,7 +64,9 @@ def _read(path: str, options: ConvertOptions) -> Source:
     parameters = _parameters(dataset)
     part = Part(tuple(arrays), spec.num_trajectories, parameters=parameters)
     assumed = [sentence for sentence in dataset.assumed if not sentence.startswith("splits")]
-    notes = [f"it does not say, so this is assumed: {'; '.join(assumed)}"] if assumed else []
+    notes = (
+        [f"the source does not record everything; assumed: {'; '.join(assumed)}"] if assumed else []
+    )
     notes += dataset.notes
     return Source(
         format="zarr",

@@ -99,7 +99,7 @@ def split_folders(path: str) -> dict[str, Path]:
         if name in found:
             raise SourceError(
                 f"{found[name]} and {folder} are both the split {name}: put everything into one "
-                f"folder, or remove the other"
+                "folder, or remove one"
             )
         found[name] = folder
     _require_no_misspelt_split(place, found)
@@ -123,9 +123,9 @@ def _require_no_misspelt_split(place: Path, found: Mapping[str, Path]) -> None:
 def misspelt_split(folder: Path, present: Collection[str]) -> SourceError:
     """The error for a folder that has nearly the name of a split which is absent."""
     return SourceError(
-        f"{folder} is no known split, so that it would be left out; did you mean "
-        f"{meant_split(folder.name, present)!r}? Rename it, or move it away if it is none. Known are "
-        f"{KNOWN_SPLITS}"
+        f"{folder} is not a known split and would be left out; did you mean "
+        f"{meant_split(folder.name, present)!r}? Rename it, or move it away if it is not a split. "
+        f"Known splits: {KNOWN_SPLITS}"
     )
 
 
@@ -163,8 +163,8 @@ def child(group: Any, key: str, expected: str) -> Any:
     require_answering(os.fsdecode(group.file.filename), f"{group.name}/{key}")
     if key not in group:
         raise SourceError(
-            f"{group.file.filename}: {group.name.rstrip('/')}/{key} is missing, expected is "
-            f"{expected}; there are {', '.join(list(group)[:10]) or 'no members'}"
+            f"{group.file.filename}: {group.name.rstrip('/')}/{key} is missing, expected "
+            f"{expected}; the group has {', '.join(list(group)[:10]) or 'no members'}"
         )
     found = group[key]
     require_numbers_beside(found, f"{group.file.filename}: {found.name}")
@@ -191,8 +191,8 @@ def attribute(node: Any, key: str, expected: str) -> Any:
     """
     if key not in node.attrs:
         raise SourceError(
-            f"{node.file.filename}: {node.name} has no attribute {key!r}, expected is {expected}; "
-            f"there are {', '.join(node.attrs) or 'none'}"
+            f"{node.file.filename}: {node.name} has no attribute {key!r}, expected {expected}; it "
+            f"has {', '.join(node.attrs) or 'none'}"
         )
     return node.attrs[key]
 
@@ -219,9 +219,12 @@ def interval(points: npt.ArrayLike, what: str) -> tuple[float, str | None]:
     steps = np.diff(values)
     mean = float((values[-1] - values[0]) / (len(values) - 1))
     if not np.isfinite(mean) or mean <= 0:
-        return 1.0, f"{what} do not increase: their spacing is written as 1"
+        return 1.0, f"{what} do not increase, so their spacing is set to 1"
     if np.abs(steps - mean).max() > SPACING_TOLERANCE * mean:
-        return mean, f"{what} are not evenly spaced: their mean spacing, {mean:g}, is written"
+        return (
+            mean,
+            f"{what} are not evenly spaced; the dataset stores their mean spacing, {mean:g}",
+        )
     # numbers such as 0.05 that float32 cannot hold
     return float(f"{mean:.6g}"), None
 

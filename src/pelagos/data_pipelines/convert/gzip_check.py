@@ -33,8 +33,8 @@ def require_intact_gzip(file: str, most_bytes: int) -> None:
             while stream.read(_PIECE_BYTES):
                 if stream.tell() > most_bytes:
                     raise SourceError(
-                        f"{file} unpacks to more than {most_bytes:,} bytes, which is all that its "
-                        f"header says: it is damaged, or made to exhaust time and memory"
+                        f"{file} unpacks to more than the {most_bytes:,} bytes that its header "
+                        "states: it is damaged, or made to exhaust time and memory"
                     )
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(

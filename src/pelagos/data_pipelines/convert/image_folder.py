@@ -67,9 +67,9 @@ class _Walk:
 
     def notes(self) -> Iterator[str]:
         if self.others:
-            yield f"{len(self.others)} files are not pictures and are left out: {self.others[0]}, …"
+            yield f"{len(self.others)} files are not pictures and are left out, e.g. {self.others[0]}"
         for folder in self.loops:
-            yield f"{folder} links to a folder above it: it is left out"
+            yield f"{folder} links to a folder above it and is left out"
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -77,7 +77,7 @@ def _listed(folder: Path) -> list[Path]:
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     except OSError as error:
-        raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
+        raise SourceError(f"cannot list {folder}: {error.strerror}") from error
 
 
 def _folders(path: str) -> tuple[dict[str, Path], list[str]]:
@@ -93,14 +93,13 @@ def _folders(path: str) -> tuple[dict[str, Path], list[str]]:
     names = ", ".join(p.name for p in like_splits)
     if others and flat and flat == like_splits:
         return {"all": Path(path)}, [
-            f"{names} hold pictures next to folders of other classes ({others[0].name}, …): they are "
-            f"read as classes, not as splits"
+            f"{names} hold pictures next to folders of other classes (e.g. {others[0].name}), so "
+            "they are read as classes, not as splits"
         ]
     if flat:
         raise SourceError(
-            f"{flat[0]} is named like a split and holds pictures itself; expected is a folder per "
-            f"class in it. If it is a class, give it another name, or put all classes into a folder "
-            f"called all"
+            f"{flat[0]} is named like a split but holds pictures itself; expected one folder per "
+            "class in it. If it is a class, rename it, or put all classes into a folder called all"
         )
     if not like_splits:
         return {"all": Path(path)}, []
@@ -111,7 +110,7 @@ def _folders(path: str) -> tuple[dict[str, Path], list[str]]:
     ended = {p.name: p for p in others if is_split_name(p.name)}  # test-ood
     left_out = [p.name for p in others if p.name not in ended]
     notes = (
-        [f"folders next to {names} that are no split are left out: {', '.join(left_out)}"]
+        [f"folders next to {names} that are not splits are left out: {', '.join(left_out)}"]
         if left_out
         else []
     )
@@ -150,15 +149,15 @@ def _matches(path: str, options: ConvertOptions) -> bool:
 
 def _read(path: str, options: ConvertOptions) -> Source:
     if not Path(path).is_dir():
-        raise SourceError(f"{path} is not a folder: expected is one with a folder per class")
+        raise SourceError(f"{path} is not a folder; expected a folder with one folder per class")
     folders, notes = _folders(path)
     walk = _Walk()
     by_split = {name: _pictures(folder, walk) for name, folder in folders.items()}
     classes = sorted({label for found in by_split.values() for label in found}, key=natural)
     if not classes:
         raise SourceError(
-            f"{path} has no folders with pictures ({', '.join(SUFFIXES)}): expected is one folder "
-            f"per class, as they are or in train, val and test"
+            f"{path} has no folders with pictures ({', '.join(SUFFIXES)}); expected one folder per "
+            "class, directly or in train, val and test"
         )
     files = [p for found in by_split.values() for several in found.values() for p in several]
     mode, depth, grid, remarks = _look(files, options.size)
@@ -174,7 +173,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
         for p in _listed(folder)
         if _is_picture(p)
     ]:
-        notes.append(f"{len(stray)} pictures are in no class and are left out: {stray[0]}, …")
+        notes.append(f"{len(stray)} pictures belong to no class and are left out, e.g. {stray[0]}")
     notes += _repeated(by_split)
     return Source(
         format="images",
@@ -207,10 +206,10 @@ def _repeated(by_split: dict[str, dict[str, list[Path]]]) -> list[str]:
                     continue
                 what = f"in {first[0]} and {split}" if first[0] != split else "twice in a split"
                 if first[1] != label:
-                    what += f", of the classes {first[1]} and {label}"
+                    what += f", with the classes {first[1]} and {label}"
                 repeated.setdefault(what, []).append((first[2], file))
     return [
-        f"{len(pairs)} pictures are {what}: {pairs[0][0]} is the same file as {pairs[0][1]}"
+        f"{len(pairs)} pictures are {what}, e.g. {pairs[0][0]} is the same file as {pairs[0][1]}"
         for what, pairs in repeated.items()
     ]
 
@@ -222,7 +221,7 @@ def _look(files: list[Path], size: int | None) -> tuple[str, str, tuple[int, int
         SourceError: a file is no picture, depths differ, or sizes differ and none is asked for.
     """
     agreement = Agreement(
-        "A value would mean another brightness in each: convert all pictures to one depth"
+        "One number would mean a different brightness in each: convert all pictures to one depth"
     )
     modes, first = set(), None
     remarks: dict[str, list[Path]] = {}
@@ -235,12 +234,15 @@ def _look(files: list[Path], size: int | None) -> tuple[str, str, tuple[int, int
         first = first or found.size
         if found.size != first and size is None:
             raise SourceError(
-                f"{file} has {found.size[1]} x {found.size[0]} pixels, {files[0]} {first[1]} x "
-                f"{first[0]}: all must be of one size, or give --size N to resize them to N x N"
+                f"{file} has {found.size[1]} x {found.size[0]} pixels, but {files[0]} has "
+                f"{first[1]} x {first[0]}. Use pictures of one size, or give --size N to resize all "
+                "to N x N"
             )
     assert first is not None
     mode = modes.pop() if len(modes) == 1 else "RGB"
-    notes = [f"{len(which)} pictures are {what}: {which[0]}, …" for what, which in remarks.items()]
+    notes = [
+        f"{len(which)} pictures are {what}, e.g. {which[0]}" for what, which in remarks.items()
+    ]
     return mode, found.depth, first if size is None else (size, size), notes
 
 
@@ -266,7 +268,7 @@ def _part(file: Path, label: int, mode: str, size: int | None) -> Part:
 FORMAT = Format(
     "images",
     "pictures in a folder per class",
-    "a folder of classes, as it is or in train, val, test (--size N resizes)",
+    "a folder of classes, directly or in train, val, test (--size N resizes)",
     _matches,
     _read,
 )

@@ -57,7 +57,9 @@ def source_of(
     frame_interval, times = _frame_interval(found, mapping)
     splits = _splits(found)
     if len(splits) > 1 and mapping.splits is not None:
-        raise SourceError(f"{label}: splits: the folders of the files are the splits")
+        raise SourceError(
+            f"{label}: the folders of the files already give the splits; leave out splits"
+        )
     notes += [*_assumed(found, mapping, order), *_only_in_some(found), *_other_beginnings(found)]
     notes += list(dict.fromkeys(note for unit in found for note in unit.notes))
     first = found[0]
@@ -103,8 +105,9 @@ def _files(path: str, mapping: Mapping, notes: list[str]) -> tuple[Files, list[U
     shared = [e for e in mapping.fields if not is_pattern(e.file) and "n" in e.axes]
     if shared:
         raise SourceError(
-            f"the mapping's field {shared[0].names[0]} has an axis n in one file, and others are in "
-            f"the files of a pattern: trajectories are either all in one file or each in its own"
+            f"the mapping's field {shared[0].names[0]} has an axis n in one file, but other fields "
+            "are in the files of a pattern. Trajectories are either all in one file or each in its "
+            "own"
         )
     files = {p: matched_files(path, p, notes) for p in dict.fromkeys(patterns) if p is not None}
     (first, units), *rest = [(pattern, list(found)) for pattern, found in files.items()]
@@ -114,8 +117,8 @@ def _files(path: str, mapping: Mapping, notes: list[str]) -> tuple[Files, list[U
             has = first if lacking[0] in units else pattern
             lacks = pattern if has == first else first
             raise SourceError(
-                f"{files[has][lacking[0]]} has no file that belongs to it in {lacks}: {len(units)} "
-                f"files match {first}, {len(theirs)} match {pattern}"
+                f"{files[has][lacking[0]]} has no matching file for {lacks}: {len(units)} files "
+                f"match {first}, {len(theirs)} match {pattern}"
             )
     return files, units
 
@@ -130,8 +133,8 @@ def _grid_axes(found: Sequence[Measured], file: str) -> tuple[str, ...]:
     order = AXIS_NAMES.get(len(set(sizes) & {"x", "y", "z"}), ())
     if not order or set(order) != set(sizes) & {"x", "y", "z"}:
         raise SourceError(
-            f"{file}: axes name {sorted(set(sizes) & {'x', 'y', 'z'})} of space; "
-            f"required are x, or y and x, or z, y and x"
+            f"{file}: the axes of space are {sorted(set(sizes) & {'x', 'y', 'z'})}; expected x, or "
+            "y and x, or z, y and x"
         )
     return order
 
@@ -151,24 +154,24 @@ def _of_one_grid(
     for unit in found:
         by_grid.setdefault(tuple(unit.sizes[letter] for letter in order), []).append(unit)
     told = "".join(
-        f"\n  {len(units)} with {'x'.join(map(str, grid))}, as {units[0].file}"
+        f"\n  {len(units)} with {'x'.join(map(str, grid))}, e.g. {units[0].file}"
         for grid, units in sorted(by_grid.items(), key=lambda item: -len(item[1]))
     )
     if wanted is None and len(by_grid) > 1:
         example = "x".join(map(str, next(iter(by_grid))))
         raise SourceError(
             f"the files have {len(by_grid)} different grids ({' x '.join(order)}):{told}\nA dataset "
-            f"has one grid: convert each as a dataset of its own (--grid {example}), and name the "
-            f"datasets together in a mixture, which takes several grids"
+            f"has one grid. Convert each grid into its own dataset (--grid {example}), and name the "
+            "datasets together in a mixture, which takes several grids"
         )
     if wanted is None:
         return list(found)
     if wanted not in by_grid:
         asked = "x".join(map(str, wanted))
-        raise SourceError(f"--grid {asked}: no file has that grid ({' x '.join(order)}):{told}")
+        raise SourceError(f"--grid {asked}: no file has this grid ({' x '.join(order)}):{told}")
     others = len(found) - len(by_grid[wanted])
     if others:
-        notes.append(f"left out, as they are of other grids: {others} of {len(found)} files")
+        notes.append(f"{others} of {len(found)} files have other grids and are left out")
     return by_grid[wanted]
 
 
@@ -176,15 +179,17 @@ def _require_equal_units(found: Sequence[Measured]) -> None:
     for unit in found[1:]:
         if unit.units != found[0].units:
             raise SourceError(
-                f"{unit.file} has the units {', '.join(unit.units)}, {found[0].file} has "
-                f"{', '.join(found[0].units)}: write one, or name them by `units` in the mapping"
+                f"{unit.file} has the units {', '.join(unit.units)}, but {found[0].file} has "
+                f"{', '.join(found[0].units)}. Write all files in the same units, or name the units "
+                "by `units` in the mapping"
             )
         for name, (said, where) in unit.parameter_units.items():
             first, first_where = found[0].parameter_units[name]
             if not same_unit(said, first):
                 raise SourceError(
-                    f"{where} is in {said or 'no unit'}, {first_where} in {first or 'no unit'}: a "
-                    f"parameter has one unit in all files of a dataset; write it in one"
+                    f"{where} is in {said or 'no unit'}, but {first_where} in {first or 'no unit'}. "
+                    "A parameter has one unit in all files of a dataset; write all files in one "
+                    "unit"
                 )
 
 
@@ -202,19 +207,20 @@ def _num_frames(
     if wanted is None and min(lengths) != max(lengths):
         longest = found[lengths.index(max(lengths))]
         raise SourceError(
-            f"{shortest.file} has {min(lengths)} frames, {longest.file} has {max(lengths)}: a dataset "
-            f"has trajectories of one length. `num_frames: shortest` in the mapping keeps the first "
-            f"{min(lengths)} of each, `num_frames: N` (or --num-frames N) the first N"
+            f"{shortest.file} has {min(lengths)} frames and {longest.file} has {max(lengths)}, but "
+            "all trajectories of a dataset have one length. `num_frames: shortest` in the mapping "
+            f"keeps the first {min(lengths)} of each, `num_frames: N` (or --num-frames N) the first "
+            "N"
         )
     if isinstance(wanted, int) and wanted > min(lengths):
         raise SourceError(
-            f"num_frames is {wanted}, and {shortest.file} has {min(lengths)} frames: leave it out by "
-            f"a narrower pattern, or keep fewer frames"
+            f"num_frames is {wanted}, but {shortest.file} has {min(lengths)} frames. Leave the file "
+            "out with a narrower pattern, or keep fewer frames"
         )
     kept = wanted if isinstance(wanted, int) else min(lengths)
     longer = sum(length > kept for length in lengths)
     if longer and options.num_frames is None:
-        notes.append(f"the first {kept} frames are kept: {longer} of {len(found)} files have more")
+        notes.append(f"the first {kept} frames are kept; {longer} of {len(found)} files have more")
     return kept
 
 
@@ -232,9 +238,9 @@ def _frame_interval(found: Sequence[Measured], mapping: Mapping) -> tuple[float,
         assert unit.time is not None, unit
         if not unit.time.steps_as(first, STEP_RELATIVE_TOLERANCE):
             raise SourceError(
-                f"{unit.file} has a frame every {unit.time.cadence}, {found[0].file} every "
-                f"{first.cadence}: a dataset has one time step, unit of time and calendar. Convert "
-                f"them as several datasets, with a pattern for each"
+                f"{unit.file} has a frame every {unit.time.cadence}, but {found[0].file} every "
+                f"{first.cadence}. A dataset has one time step, unit of time and calendar. Convert "
+                "the files into several datasets, with one pattern each"
             )
     return first.step, first.described
 
@@ -271,12 +277,12 @@ def _assumed(found: Sequence[Measured], mapping: Mapping, order: Sequence[str]) 
     if letters := [letter for letter in order if letter not in mapping.domain_extent]:
         unsaid.append(f"the extent along {', '.join(letters)}")
     if unsaid:
-        notes.append(f"nothing says these, so 1 is assumed for: {', '.join(unsaid)}")
+        notes.append(f"the source does not record these, so 1 is assumed for: {', '.join(unsaid)}")
     for letter in order:
         positions = first.positions.get(letter)
         if positions is not None and positions.falls:
             notes.append(
-                f"{positions.where} falls, {positions}: rows stay in the file's order, so that the "
+                f"{positions.where} falls, {positions}; rows keep the file's order, so the "
                 f"dataset's {letter} runs against it"
             )
     return notes
@@ -296,8 +302,8 @@ def _only_in_some(found: Sequence[Measured]) -> list[str]:
         for name, file in sorted(others):
             having.setdefault(name, []).append(file)
     return [
-        f"left out: {name}, which {len(files)} of {len(found)} files have, as {files[0]}, and "
-        f"{found[0].file} has not"
+        f"left out: {name}, which {len(files)} of {len(found)} files have, e.g. {files[0]}, but "
+        f"{found[0].file} lacks"
         for name, files in having.items()
     ]
 
@@ -343,7 +349,7 @@ def _published_splits(
 FORMAT = Format(
     "arrays",
     "plain arrays: .npy, .npz, .h5, .nc, .zarr and a mapping",
-    "a file or the folder of the files, with --mapping FILE.yaml",
+    "a file, or the folder of the files, with --mapping FILE.yaml",
     lambda path, options: options.mapping is not None,
     _read,
 )

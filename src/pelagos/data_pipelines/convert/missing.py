@@ -89,11 +89,11 @@ def advice_on_non_finite(source: Source, error: NonFiniteError) -> str:
             is_missing_there = bool(is_missing[at].any())
     if not is_missing_there:
         return (
-            ". Values beyond 3.4e38, or as large in float16 as 65520, become infinite: unless they are "
-            "infinite in the source, use another unit, or float32"
+            ". Values beyond 3.4e38 become infinite, and in float16 values from 65520 on. Unless "
+            "the source holds infinite values, use another unit, or float32"
         )
     return (
-        f". NaN is no value. That is so of {missing} of the {values} values of the field in the "
+        f". NaN is no value. This is true of {missing} of the {values} values of the field in the "
         f"trajectory. {MISSING_ADVICE}"
     )
 
@@ -165,13 +165,13 @@ def _fill_of_label(source: Source, channel: int, given: float | None) -> float:
     name = source.fields[channel].name
     if given is None and source.missing != "mask":
         raise SourceError(
-            f"{source.name}: field {name!r} numbers classes, of which a mean is none: name the class "
-            f"that takes the place of missing ones (--fill-value 0), or mask them (--missing mask)"
+            f"{source.name}: field {name!r} numbers classes, which have no mean. Name the class "
+            "that replaces missing ones (--fill-value 0), or mask them (--missing mask)"
         )
     if given is not None and given != int(given):
         raise SourceError(
-            f"{source.name}: fill_value {given:g} is no class: field {name!r} holds whole numbers. "
-            f"Give one, or leave it out"
+            f"{source.name}: fill_value {given:g} is not a class: field {name!r} holds whole "
+            "numbers. Give one, or leave it out"
         )
     return float(given or 0)
 

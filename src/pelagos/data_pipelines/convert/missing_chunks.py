@@ -88,8 +88,8 @@ def _absent_inside(store: ObjectStore, array: Any, shard: _Shard, size: int) -> 
     endian = codec["index_codecs"][0].get("configuration", {}).get("endian")
     if names not in (["bytes", "crc32c"], ["bytes"]) or endian != "little":
         raise SourceError(
-            f"{store.address(shard.key)}: the chunks inside cannot be counted, as the shard's index "
-            f"is encoded by {names}; counted are those encoded by bytes (little) and crc32c"
+            f"{store.address(shard.key)}: Pelagos cannot count the chunks inside, because {names} "
+            "encode the shard's index; it counts those encoded by bytes (little) and crc32c"
         )
     grid = [w // c for w, c in zip(array.shards, array.chunks, strict=True)]
     index_bytes = 16 * math.prod(grid)

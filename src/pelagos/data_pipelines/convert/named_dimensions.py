@@ -41,14 +41,14 @@ def _read(path: str, options: ConvertOptions) -> Source:
     if draft.guesses:
         raise SourceError(
             f"{path} does not name its dimensions. `pelagos convert {path} --draft-mapping` "
-            f"proposes a mapping to be checked"
+            "proposes a mapping for you to check"
         )
     notes = []
     if draft.left_out:
         names = ", ".join(array.key for array in draft.left_out)
         notes.append(
-            f"left out, as they are not along time or trajectories, or have another grid or length: "
-            f"{names}"
+            "left out, because they are not along time or trajectories, or have another grid or "
+            f"length: {names}"
         )
     return source_of(
         path, draft.mapping, options, path, notes, _require_own_trajectories, FORMAT.name
@@ -67,10 +67,10 @@ def _require_own_trajectories(found: Sequence[Measured]) -> None:
             return
     if len(by_time) > 1:
         raise SourceError(
-            f"{by_time[1].file} begins where {by_time[0].file} ends: the files are pieces of one "
-            f"trajectory. Join them first (xarray.open_mfdataset(FILES).to_netcdf('NEW.nc')), or, if "
-            f"each is to be a trajectory, say so in a mapping "
-            f"(`pelagos convert {Path(by_time[0].file).parent} --draft-mapping`)"
+            f"{by_time[1].file} begins where {by_time[0].file} ends, so the files are pieces of one "
+            "trajectory. Join them first (xarray.open_mfdataset(FILES).to_netcdf('NEW.nc')). If "
+            "each should be a trajectory, say so in a mapping (`pelagos convert "
+            f"{Path(by_time[0].file).parent} --draft-mapping`)"
         )
 
 

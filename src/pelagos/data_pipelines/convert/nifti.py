@@ -95,7 +95,7 @@ def _labels(folder: Path, cases: dict[str, Numbered]) -> dict[str, Path]:
     found = {case: files.get(case, shortened.get(case)) for case in cases}
     if missing := [case for case, path in found.items() if path is None]:
         raise SourceError(
-            f"{folder} has no label volume for {len(missing)} of {len(cases)} cases: "
+            f"{folder} lacks label volumes for {len(missing)} of {len(cases)} cases: "
             f"{', '.join(missing[:5])}"
         )
     return {case: path for case, path in found.items() if path is not None}
@@ -142,8 +142,8 @@ def _read(path: str, options: ConvertOptions) -> Source:
     notes = _agreement(cases)
     if len(cases) == 1 and len(numbers) > 1:
         notes.append(
-            f"{cases[0].name} is read as one case of {len(numbers)} modalities, as its files' numbers "
-            f"say"
+            f"{cases[0].name} is read as one case of {len(numbers)} modalities, following its "
+            "files' numbers"
         )
     first = cases[0].images[0]
     if first.num_channels > 1:
@@ -182,9 +182,9 @@ def _modalities(cases: dict[str, Numbered]) -> list[int | None]:
     for case, files in cases.items():
         if set(files) != set(first):
             raise SourceError(
-                f"case {case} has {len(files)} modalities ({_listed(files)}), {first_case} has "
-                f"{len(first)} ({_listed(first)}): all cases of a dataset must have the same, or a "
-                f"channel would be another thing in each"
+                f"case {case} has {len(files)} modalities ({_listed(files)}), but {first_case} has "
+                f"{len(first)} ({_listed(first)}). All cases of a dataset must have the same "
+                "modalities, or a channel would change its meaning from case to case"
             )
     return sorted(first, key=lambda number: -1 if number is None else number)
 
@@ -218,8 +218,8 @@ def _agreement(cases: list[_Case]) -> list[str]:
             agreement.require("the number of voxels (x, y, z)", place, volume.shape)
             agreement.require("the number of modalities", place, volume.num_channels)
         if case.label is not None and case.label.num_channels != 1:
-            raise SourceError(f"{case.label.file} has a fourth axis, expected is a label [x, y, z]")
-    headers = Agreement("Write into the headers where the voxels are, in one unit")
+            raise SourceError(f"{case.label.file} has a fourth axis, expected a label [x, y, z]")
+    headers = Agreement("Write the voxels' positions into the headers, in one unit")
     for case in cases:
         place = str(case.images[0].file)
         headers.require("the presence of an orientation", place, case.images[0].has_orientation)
@@ -228,12 +228,12 @@ def _agreement(cases: list[_Case]) -> list[str]:
             "the voxels' spacing (x, y, z)",
             place,
             case.images[0].spacing,
-            "each case keeps its own as parameters spacing-x, spacing-y, spacing-z; resample the "
-            "volumes if a voxel must have one size",
+            "each case keeps its own as the parameters spacing-x, spacing-y, spacing-z; resample "
+            "the volumes if a voxel must have one size",
         )
     volumes = [volume for case in cases for volume in case.volumes]
     return [
-        "the domain is that of the first volume, in its header's units",
+        "the domain comes from the first volume, in its header's units",
         *headers.notes,
         *_orientation_notes(volumes),
     ]
@@ -243,18 +243,18 @@ def _orientation_notes(volumes: list[Volume]) -> list[str]:
     notes = []
     if turned := sum(volume.is_turned for volume in volumes):
         notes.append(
-            f"{turned} of {len(volumes)} volumes are turned to the orientation RAS (x to the right, y "
-            f"to the front, z up), as their affine matrices say; nothing is resampled"
+            f"{turned} of {len(volumes)} volumes are turned to the orientation RAS (x to the right, "
+            "y to the front, z up) by their affine matrices; nothing is resampled"
         )
     if not volumes[0].has_orientation:
         notes.append(
-            f"{volumes[0].file} and the others say nothing of their orientation (sform_code and "
-            f"qform_code are 0): they stay as they are stored"
+            f"{volumes[0].file} and the others do not record their orientation (sform_code and "
+            "qform_code are 0), so they stay as stored"
         )
     if ambiguous := [volume for volume in volumes if volume.is_ambiguous]:
         notes.append(
-            f"s-form and q-form of {len(ambiguous)} volumes lie apart, the first is "
-            f"{ambiguous[0].file}: the affine matrix of the s-form is taken"
+            f"s-form and q-form disagree in {len(ambiguous)} volumes, e.g. {ambiguous[0].file}: the "
+            "affine matrix of the s-form is used"
         )
     return notes
 

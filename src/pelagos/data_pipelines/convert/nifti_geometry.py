@@ -74,12 +74,10 @@ def look(nibabel: Any, file: Path) -> Volume:
     try:
         image = nibabel.load(file)
     except (nibabel.filebasedimages.ImageFileError, OSError) as error:
-        raise SourceError(f"{file} cannot be read as NIfTI: {error}") from error
+        raise SourceError(f"cannot read {file} as NIfTI: {error}") from error
     stored = tuple(map(int, image.shape))
     if len(stored) not in (3, 4):
-        raise SourceError(
-            f"{file} has shape {stored}, expected is [x, y, z] or [x, y, z, modality]"
-        )
+        raise SourceError(f"{file} has shape {stored}, expected [x, y, z] or [x, y, z, modality]")
     affine = np.asarray(image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) == 0:
         raise SourceError(f"{file}: the affine matrix {affine.tolist()} maps no volume")
@@ -128,22 +126,22 @@ def require_same_grid(first: Volume, second: Volume) -> None:
     """
     if first.shape != second.shape:
         raise SourceError(
-            f"{second.file} has {second.shape} voxels (x, y, z), {first.file} has {first.shape}: "
-            f"images and labels of a case must have one grid; resample one to the other first"
+            f"{second.file} has {second.shape} voxels (x, y, z), but {first.file} has "
+            f"{first.shape}. Images and labels of a case must have one grid; resample one to the "
+            "other first"
         )
     if first.has_orientation != second.has_orientation:
         known, unknown = (first, second) if first.has_orientation else (second, first)
         raise SourceError(
-            f"{unknown.file} says nothing of its orientation (sform_code and qform_code are 0), "
-            f"{known.file} does: whether one is mirrored cannot be known. Write the affine matrix "
-            f"into its header"
+            f"{unknown.file} does not record its orientation (sform_code and qform_code are 0), but "
+            f"{known.file} does, so one might be mirrored. Write the affine matrix into its header"
         )
     apart = displacement(first.affine, second.affine, first.shape)
     if apart > SAME_GRID_VOXELS:
         raise SourceError(
-            f"{second.file} lies elsewhere than {first.file}: their affine matrices put a corner "
-            f"{apart:.3g} voxels apart ({_text(second.affine)} and {_text(first.affine)}, in "
-            f"canonical orientation). Resample one to the other, or correct the header"
+            f"{second.file} and {first.file} lie in different places: their affine matrices put a "
+            f"corner {apart:.3g} voxels apart ({_text(second.affine)} and {_text(first.affine)}, in "
+            "canonical orientation). Resample one to the other, or correct the header"
         )
 
 

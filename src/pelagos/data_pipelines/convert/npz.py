@@ -83,8 +83,8 @@ class NpzFile:
             raise
         except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError) as error:
             raise SourceError(
-                f"{self.file}: {key} cannot be read: {error}. The archive is damaged or cut short: "
-                f"copy or write it again"
+                f"{self.file}: cannot read {key}: {error}. The archive is damaged or cut short: "
+                "copy or write it again"
             ) from error
 
     def _array(self, info: zipfile.ZipInfo, key: str) -> npt.NDArray[Any] | StoredMember:
@@ -119,7 +119,7 @@ class NpzFile:
         held = info.file_size - header.header_bytes  # as the archive's directory says
         if held != header.num_bytes:
             raise SourceError(
-                f"{self.file}: {key} has {held:,} bytes in the archive, and its header says "
+                f"{self.file}: {key} has {held:,} bytes in the archive, but its header states "
                 f"{header.num_bytes:,}: it is damaged, or made to exhaust memory"
             )
         if header.num_bytes <= MOST_BYTES_IN_MEMORY:
@@ -132,9 +132,9 @@ class NpzFile:
         if header.num_bytes > free:
             raise SourceError(
                 f"{self.file}: {key} is compressed and has {header.num_bytes} bytes, "
-                f"{header.num_bytes / 2**30:.1f} GiB; to be read in pieces it is unpacked into "
-                f"{tempfile.gettempdir()}, where {free} bytes are free. Set TMPDIR to a larger disk, "
-                f"or save it with numpy.savez or numpy.save"
+                f"{header.num_bytes / 2**30:.1f} GiB. Reading it in pieces unpacks it into "
+                f"{tempfile.gettempdir()}, where only {free} bytes are free. Set TMPDIR to a larger "
+                "disk, or save it with numpy.savez or numpy.save"
             )
         with tempfile.TemporaryFile() as file, self.archive.open(info) as stream:
             stream.read(header.header_bytes)
@@ -161,10 +161,10 @@ def _header(stream: IO[bytes], where: str) -> _Header:
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     if version not in readers:
-        raise SourceError(f"{where} is of .npy version {version}, read are 1.0 and 2.0")
+        raise SourceError(f"{where} is of .npy version {version}; Pelagos reads 1.0 and 2.0")
     shape, is_fortran, dtype = readers[version](stream)
     if dtype.hasobject:
-        raise SourceError(f"{where} holds pickled objects, required are real numbers")
+        raise SourceError(f"{where} holds pickled objects, expected real numbers")
     return _Header(shape, is_fortran, dtype, stream.tell())
 
 
@@ -221,6 +221,6 @@ class StoredMember:
             if left or checksum != self.info.CRC:
                 raise SourceError(
                     f"{self.file}: {self.key} is damaged: its checksum is {checksum:#010x}, the "
-                    f"archive says {self.info.CRC:#010x}. Copy or write it again"
+                    f"archive states {self.info.CRC:#010x}. Copy or write it again"
                 )
             _intact.add(identity)

@@ -64,8 +64,8 @@ def _read(path: str, options: ConvertOptions) -> Source:
     images = _images(path)
     if not images:
         raise SourceError(
-            f"{path}: expected is an OME-Zarr image (a Zarr group with the attribute multiscales), "
-            f"or a folder of such images"
+            f"{path}: expected an OME-Zarr image (a Zarr group with the attribute multiscales), or "
+            "a folder of such images"
         )
     looks = [_look(image, options) for image in images]
     first = looks[0]
@@ -115,12 +115,12 @@ def _missing(
         return 0, ()
     found = f"{missing} of {total} chunks of {path} are missing"
     if options.allow_missing_chunks:
-        return missing, (f"{found}; they are read as the fill value of their array",)
+        return missing, (f"{found}; they read as the fill value of their array",)
     first = next(c.first_missing for c in counts if c.missing)
     raise SourceError(
-        f"{found}, the first in {first}. A writer may leave out chunks that hold the fill value "
-        f"alone (background), but lost ones look the same. Bring them back from a copy; or, if the "
-        f"writer left them out, allow it with --allow-missing-chunks: they become the fill value"
+        f"{found}, the first in {first}. A writer may leave out chunks that hold only the fill "
+        "value (background), but lost chunks look the same. Restore them from a copy. If the "
+        "writer left them out, allow it with --allow-missing-chunks: they become the fill value"
     )
 
 
@@ -147,7 +147,7 @@ def _look(image: str, options: ConvertOptions) -> dict[str, Any]:
         found = {k: v for k, v in zip(axes, labels.shape, strict=True) if k in sizes and k != "1"}
         if any(sizes[k] != v for k, v in found.items()):
             raise SourceError(
-                f"{image}/labels/{name}: level {level} has {found}, the image has {sizes}"
+                f"{image}/labels/{name}: level {level} has {found}, but the image has {sizes}"
             )
         label_key = f"labels/{name}/{_dataset(image, inner, level)['path']}"
         number = len(fields) + len(label_names)
@@ -170,7 +170,7 @@ def _require_same_grid(image: str, of_image: Any, labels: str, of_labels: Any) -
 
     Another scale, unit or translation of an axis that both have.
     """
-    agreement = Agreement("A label must lie on its image: write both on one grid")
+    agreement = Agreement("A label must match its image: write both on one grid")
     for what, mine, theirs in zip(
         ("the scale", "the unit", "the translation"), of_image, of_labels, strict=True
     ):
@@ -197,8 +197,8 @@ def _level(
     letters = tuple(str(axis["name"]).lower() for axis in named_axes)
     if not {"y", "x"} <= set(letters) <= set(_AXES_BEFORE_0_4) or len(letters) != len(array.shape):
         raise SourceError(
-            f"{image}: axes {letters} of an array of shape {array.shape}; expected are y and x, "
-            f"and at most t, c, z before them"
+            f"{image}: axes {letters} of an array of shape {array.shape}; expected y and x, with at "
+            "most t, c, z before them"
         )
     scale = dict.fromkeys(letters, 1.0)
     transformations = [

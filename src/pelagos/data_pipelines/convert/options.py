@@ -71,7 +71,7 @@ def options_from(settings: Mapping[str, Any]) -> ConvertOptions:
     """
     known = [field.name for field in fields(ConvertOptions)]
     problems = [
-        f"options.{key}: there is no such option{nearest(key, known)}; known: {', '.join(known)}"
+        f"options.{key}: no such option{nearest(key, known)}; known: {', '.join(known)}"
         for key in settings
         if key not in known
     ]
@@ -110,8 +110,8 @@ def parse_splits(text: str) -> dict[str, float]:
             number = math.nan
         if not separator or not name or name in splits or not 0 < number < math.inf:
             raise ValueError(
-                f"--splits: got {part.strip()!r} in {text!r}, required: name=share or name=number "
-                f"with commas, e.g. train=0.8,validation=0.1,test=0.1"
+                f"--splits: got {part.strip()!r} in {text!r}, expected name=share or name=number "
+                "with commas, e.g. train=0.8,validation=0.1,test=0.1"
             )
         splits[name] = number
     try:
@@ -132,7 +132,7 @@ def parse_grid(text: str) -> tuple[int, ...]:
     parts = text.lower().split("x")
     if not all(part.isdecimal() and int(part) for part in parts) or len(parts) > 3:
         raise ValueError(
-            f"--grid: got {text!r}, required: points per axis, the slowest first, e.g. 64x128"
+            f"--grid: got {text!r}, expected points per axis, the slowest first, e.g. 64x128"
         )
     return tuple(map(int, parts))
 
@@ -155,8 +155,8 @@ def split_counts(total: int, splits: dict[str, float]) -> dict[str, int]:
         counts = {name: int(value) for name, value in splits.items()}
     else:
         raise ValueError(
-            f"splits {splits} of {total} trajectories: required are shares that add up to at most "
-            f"1, or whole numbers that add up to at most {total}"
+            f"splits {splits} of {total} trajectories: expected shares that add up to at most 1, or "
+            f"whole numbers that add up to at most {total}"
         )
     if min(counts.values()) < 1:
         raise ValueError(f"splits {splits} of {total} trajectories leave a split empty: {counts}")

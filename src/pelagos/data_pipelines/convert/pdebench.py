@@ -112,20 +112,22 @@ def _read(path: str, options: ConvertOptions) -> Source:
     names = list(dict.fromkeys(name for part in parts for name in part.parameters))
     common = [name for name in names if all(name in part.parameters for part in parts)]
     if missing := [name for name in names if name not in common]:
-        notes += (f"parameters {', '.join(missing)} are not in every file: left out",)
+        notes += (f"left out, because some files lack them: parameters {', '.join(missing)}",)
     parts = tuple(
         Part(p.arrays, p.count, parameters={n: p.parameters[n] for n in common}) for p in parts
     )
     times = looks[0].times
     frame_interval, uneven = (
-        (1.0, "the file holds no times: the frame interval is written as 1")
+        (1.0, "the file holds no times, so the frame interval is set to 1")
         if times is None
         else interval(times[:num_frames], "times of the frames")
     )
     physics = first.physics
     if any(look.source.physics != physics for look in looks):
         physics = {}
-        notes += ("the files' names give other coefficients of the equation: none is recorded",)
+        notes += (
+            "the files' names give different coefficients of the equation, so none is recorded",
+        )
     all_notes = [note for look in looks for note in look.source.notes]
     total = sum(part.count for part in parts)
     tenth = total // 10
@@ -174,8 +176,8 @@ def _file(file: str) -> _Look:
         layout = _layout(opened)
         if layout is None:
             raise SourceError(
-                f"{file}: expected are groups 0000, 0001, … with data and grid, or the arrays "
-                f"density, Vx, …, or tensor, or velocity and t; there are "
+                f"{file}: expected groups 0000, 0001, … with data and grid, or the arrays density, "
+                "Vx, …, or tensor, or velocity and t; the file has "
                 f"{', '.join(list(opened)[:8]) or 'none'}"
             )
         if layout == "samples":
@@ -195,7 +197,7 @@ def _samples(file: str, opened: Any) -> _Look:
         sample = child(opened, group, "a sample")
         data = child(sample, "data", "the samples' values [t, x, …, c]")
         grid = child(sample, "grid", "positions") if "grid" in sample else {}
-        agreement.require("the shape of data but for its frames", place, tuple(data.shape[1:]))
+        agreement.require("the shape of data except its frames", place, tuple(data.shape[1:]))
         lengths.append((place, int(data.shape[0])))
         space = _SPACE[: len(data.shape) - 2]
         found = _positions(grid, dict(zip(space, space, strict=True)), data.shape[1:-1], place)
@@ -283,8 +285,8 @@ def _arrays(file: str, opened: Any, layout: str) -> _Look:
     dims = len(main.shape) - 2 - has_channels
     if dims not in AXIS_NAMES:
         raise SourceError(
-            f"{file}: {main.name.lstrip('/')} has shape {main.shape}, expected are [n, t, x], "
-            f"[n, t, x, y] or [n, t, x, y, z]{' and channels' if has_channels else ''}"
+            f"{file}: {main.name.lstrip('/')} has shape {main.shape}, expected [n, t, x], [n, t, x, "
+            f"y] or [n, t, x, y, z]{' and channels' if has_channels else ''}"
         )
     space = _SPACE[:dims]
     arrays: list[StoredArray] = []
@@ -301,8 +303,8 @@ def _arrays(file: str, opened: Any, layout: str) -> _Look:
         differs = any(sizes.get(letter, others[letter]) != others[letter] for letter in others)
         if len(opened[key].shape) != len(axes) or differs:
             raise SourceError(
-                f"{file}: {key} has shape {opened[key].shape}, expected are the axes {axes} "
-                f"next to {main.name.lstrip('/')} of {main.shape}"
+                f"{file}: {key} has shape {opened[key].shape}, expected the axes {axes} to match "
+                f"{main.name.lstrip('/')} of {main.shape}"
             )
         arrays.append(
             StoredArray("hdf5", file, key, axes, len(names), len(fields), start_frame=start_frame)
@@ -400,7 +402,7 @@ def _parameters(opened: Any) -> dict[str, float]:
 FORMAT = Format(
     "pdebench",
     "PDEBench: HDF5 with 0000/data, or density, Vx, …, or tensor",
-    "a file, or a folder of like files",
+    "a file, or a folder of similar files",
     _matches,
     _read,
 )

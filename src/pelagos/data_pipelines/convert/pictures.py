@@ -75,22 +75,22 @@ def head(file: Path) -> PictureHead:
         what = f"cannot be read as a picture: {error}" if file.stat().st_size else "is empty"
         raise SourceError(f"{file} {what}") from error
     except (OSError, Image.DecompressionBombError) as error:
-        raise SourceError(f"{file} cannot be read as a picture: {error}") from error
+        raise SourceError(f"cannot read {file} as a picture: {error}") from error
 
 
 def _refuse(file: Path, picture: Any) -> None:
     pages = getattr(picture, "n_frames", 1)
     if pages > 1 and picture.format != _PHONE_JPEG:
         raise SourceError(
-            f"{file} has {pages} pages or frames, expected is one picture per file: write each page "
-            f"into a file of its own"
+            f"{file} has {pages} pages or frames, expected one picture per file: write each page "
+            "into its own file"
         )
     arguments = picture.tile[0][3] if picture.tile else ""
     raw_mode = str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
     if picture.format in ("PNG", "TIFF") and _DEEP_COLOUR.fullmatch(raw_mode):
         raise SourceError(
-            f"{file} has {picture.mode} of 16 bits per channel, of which Pillow reads the upper 8: "
-            f"convert it to 8 bits per channel, or to arrays for --mapping (docs/converting.md)"
+            f"{file} has {picture.mode} of 16 bits per channel, and Pillow reads only the upper 8: "
+            "convert it to 8 bits per channel, or to arrays for --mapping (docs/converting.md)"
         )
 
 
@@ -101,9 +101,9 @@ def _depth(mode: str) -> str:
 def _remark(picture: Any, depth: str, is_turned: bool) -> str:
     remarks = []
     if picture.format == _PHONE_JPEG:
-        remarks.append("read without the previews and depth maps behind their first picture")
+        remarks.append("read without the previews and depth maps that follow their first picture")
     if is_turned:
-        remarks.append("turned as their EXIF orientation says")
+        remarks.append("turned by their EXIF orientation")
     if "A" in picture.getbands() or "transparency" in picture.info:
         remarks.append("stored without their alpha channel")
     if picture.mode not in (*_PLAIN, "LA", "RGBA") and not depth:
@@ -132,7 +132,7 @@ class Picture:
                 elif side:  # Pillow interpolates one deep type alone, float32
                     picture = Image.fromarray(np.asarray(picture).astype(np.float32))
         except (OSError, Image.DecompressionBombError) as error:
-            raise SourceError(f"{path} cannot be read as a picture: {error}") from error
+            raise SourceError(f"cannot read {path} as a picture: {error}") from error
         if side:
             picture = picture.resize((side, side), Image.Resampling.BILINEAR)
         values = np.asarray(picture)

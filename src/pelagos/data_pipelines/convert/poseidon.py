@@ -56,7 +56,7 @@ def _problem_name(path: str, options: ConvertOptions) -> str | None:
     if options.problem is not None:
         if options.problem.lower() not in known:
             raise SourceError(
-                f"--problem: got {options.problem!r}, known are {', '.join(PROBLEMS)}"
+                f"--problem: got {options.problem!r}; known problems: {', '.join(PROBLEMS)}"
             )
         return known[options.problem.lower()]
     place = Path(path)
@@ -79,7 +79,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
     name = _problem_name(path, options)
     if name is None:
         raise SourceError(
-            f"{path} is not named like a problem of PDEgym: say which it is by --problem, one of "
+            f"{path} does not have the name of a PDEgym problem: give --problem, one of "
             f"{', '.join(PROBLEMS)}"
         )
     files = files_of(path)
@@ -144,7 +144,7 @@ def _file(file: str, problem: Problem, agreement: Agreement) -> tuple[list[Part]
                 names += variable.optional
             if "c" in found and found["c"] < variable.first_index + len(names):
                 raise SourceError(
-                    f"{file}: {variable.key} has {found['c']} channels, expected are at least "
+                    f"{file}: {variable.key} has {found['c']} channels, expected at least "
                     f"{variable.first_index + len(names)}"
                 )
             for letter in "ntyx":
@@ -188,7 +188,7 @@ def _samples(file: str, problem: Problem, agreement: Agreement) -> tuple[list[Pa
         groups = sorted((g for g in opened if g.startswith("Sample_")), key=natural)
         if not groups:
             raise SourceError(
-                f"{file} has no group Sample_0, Sample_1, …; there are {list(opened)[:5]}"
+                f"{file} has no group Sample_0, Sample_1, …; it has {list(opened)[:5]}"
             )
         for group in groups:
             shapes = {
@@ -232,7 +232,7 @@ def matched_axes(file: str, stored: Any, axes: str) -> str:
             extra -= 1
     if extra:
         raise SourceError(
-            f"{file}: {stored.name.lstrip('/')} has shape {shape}, expected are the axes "
+            f"{file}: {stored.name.lstrip('/')} has shape {shape}, expected the axes "
             f"[{', '.join(axes)}]"
         )
     return "".join(letters)
@@ -261,7 +261,7 @@ def _notes(problem: Problem, total: int) -> tuple[str, ...]:
     if _splits(problem, total) is None:
         notes.append(
             f"{total} trajectories are fewer than the published {problem.num_validation} to "
-            f"validate and {problem.num_test} to test: 80 %, 10 % and 10 % are taken"
+            f"validate and {problem.num_test} to test, so the splits are 80 %, 10 % and 10 %"
         )
     return tuple(notes)
 
@@ -279,8 +279,9 @@ def _velocity_notes(velocity: npt.NDArray[np.floating]) -> tuple[str, ...]:
     first, last = divergence(0), divergence(1)
     if first < CLEARLY_LESS * last:
         return (
-            "velocity-x runs along the first axis of the file (the divergence tells), which the "
-            "dataset calls y: --swap-axes stores y first, which the published weights have not seen",
+            "velocity-x runs along the first axis of the file (the divergence shows it), which the "
+            "dataset calls y. --swap-axes stores y first; the published weights were not trained "
+            "on that order",
         )
     return ()
 

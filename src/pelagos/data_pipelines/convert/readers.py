@@ -169,15 +169,15 @@ class _Nifti:
         try:
             self.image = nibabel.load(file)
         except nibabel.filebasedimages.ImageFileError as error:
-            raise SourceError(f"{file} cannot be read as NIfTI: {error}") from error
+            raise SourceError(f"cannot read {file} as NIfTI: {error}") from error
         proxy = self.image.dataobj
         claimed = math.prod(proxy.shape) * np.dtype(proxy.dtype).itemsize + int(proxy.offset)
         if file.lower().endswith(".gz"):
             require_intact_gzip(file, claimed + NIFTI_SLACK_BYTES)
         elif claimed > Path(file).stat().st_size:
             raise SourceError(
-                f"{file} has {Path(file).stat().st_size:,} bytes, and its header says {claimed:,}: it "
-                f"is cut short or damaged"
+                f"{file} has {Path(file).stat().st_size:,} bytes, but its header states "
+                f"{claimed:,}: it is cut short or damaged"
             )
 
     def array(self, key: str) -> Sliceable:
@@ -229,7 +229,7 @@ def stored_array(array: StoredArray) -> Sliceable:
         raise SourceError(str(error)) from error
     if getattr(found, "dtype", None) is None or found.dtype.kind not in "fiub":
         kind = getattr(found, "dtype", type(found).__name__)
-        raise SourceError(f"{array.address} holds {kind}, required are real numbers")
+        raise SourceError(f"{array.address} holds {kind}, expected real numbers")
     return found
 
 
@@ -308,4 +308,4 @@ def _opened(array: StoredArray) -> StoredFile:
     except FileNotFoundError as error:
         raise SourceError(f"{array.file} does not exist") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{array.file} cannot be read: {error}") from error
+        raise SourceError(f"cannot read {array.file}: {error}") from error

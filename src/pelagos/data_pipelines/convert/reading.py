@@ -145,8 +145,8 @@ def _fill(
         raise SourceError(str(error)) from error
     except (OSError, EOFError, ValueError, RuntimeError) as error:
         raise SourceError(
-            f"{array.address}: trajectories {rows.start} to {rows.stop - 1}, frames "
-            f"{frames.start} to {frames.stop - 1} cannot be read: {error}"
+            f"{array.address}: cannot read trajectories {rows.start} to {rows.stop - 1}, frames "
+            f"{frames.start} to {frames.stop - 1}: {error}"
         ) from error
     letters = array.axes.replace("1", "")
     with np.errstate(over="ignore"):  # becomes infinite, and is refused by name when written
@@ -172,7 +172,7 @@ def _selection(
     sizes = dict(zip(AXIS_NAMES[len(source.grid_shape)], source.grid_shape, strict=True))
     if len(stored.shape) != len(array.axes):
         raise SourceError(
-            f"{array.address} has shape {stored.shape}, expected are the axes {array.axes}"
+            f"{array.address} has shape {stored.shape}, expected the axes {array.axes}"
         )
     single = array.axes.count("c") == 1
     selection: list[int | slice] = []
@@ -190,8 +190,8 @@ def _selection(
         fits = size == needed if letter in sizes or letter == "1" else size >= (needed or 0)
         if not fits:
             raise SourceError(
-                f"{array.address} has shape {stored.shape} along {array.axes}; axis {letter!r} "
-                f"has {size}, required are {needed}"
+                f"{array.address} has shape {stored.shape} along {array.axes}; axis {letter!r} has "
+                f"{size}, expected {needed}"
             )
         selection.append(chosen)
     return tuple(selection)

@@ -79,7 +79,7 @@ def open_source(path: str, options: ConvertOptions) -> Source:
     reject_endless(path)
     if options.format is not None and options.format not in FORMATS:
         raise SourceError(
-            f"--format: got {options.format!r}{nearest(options.format, FORMATS)}; known are "
+            f"--format: got {options.format!r}{nearest(options.format, FORMATS)}; known formats: "
             f"{FORMATS.listed()}"
         )
     name = options.format or (mapped_arrays.FORMAT.name if options.mapping else None)
@@ -90,7 +90,7 @@ def open_source(path: str, options: ConvertOptions) -> Source:
             raise SourceError(f"{path} does not exist")
         if _is_own(path):
             raise SourceError(
-                f"{path} is a Pelagos dataset already: pelagos data copy {path} NEW.zarr copies it"
+                f"{path} is already a Pelagos dataset: pelagos data copy {path} NEW.zarr copies it"
             )
         if not is_remote(path) and Path(path).is_file():
             _refuse_file(Path(path))
@@ -100,9 +100,9 @@ def open_source(path: str, options: ConvertOptions) -> Source:
         if not is_remote(path) and (known := _known_kind(Path(path))):
             raise SourceError(known)
         raise SourceError(
-            f"{path} looks like none of the formats {', '.join(FORMATS)}. Name one by --format, "
-            f"or describe its arrays in a file for --mapping (docs/converting.md): "
-            f"`pelagos convert {path} --draft-mapping` proposes one"
+            f"{path} resembles none of the formats {', '.join(FORMATS)}. Name one with --format, or "
+            "describe its arrays in a file for --mapping (docs/converting.md): `pelagos convert "
+            f"{path} --draft-mapping` proposes one"
         )
     try:
         with _said_of_stores(path):
@@ -130,7 +130,7 @@ def _said_of_stores(path: str) -> Iterator[None]:
         if not is_remote(path):
             with named_if_damaged(path):
                 raise
-        raise SourceError(f"{path} cannot be reached: {summary(error)}") from error
+        raise SourceError(f"cannot reach {path}: {summary(error)}") from error
 
 
 def _refuse_file(file: Path) -> None:
@@ -138,9 +138,9 @@ def _refuse_file(file: Path) -> None:
     if file.name.lower().endswith(ARCHIVE_SUFFIXES):
         raise SourceError(f"{file} is an archive: unpack it, and convert the folder")
     if file.stat().st_size == 0:
-        raise SourceError(f"{file} is empty: it has 0 bytes; was it downloaded or copied whole?")
+        raise SourceError(f"{file} is empty (0 bytes): was it downloaded or copied whole?")
     if not os.access(file, os.R_OK):
-        raise SourceError(f"{file} may not be read by this user: change its permissions")
+        raise SourceError(f"this user may not read {file}: change its permissions")
 
 
 def _require_whole(path: str) -> None:

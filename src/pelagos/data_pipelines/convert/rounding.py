@@ -35,9 +35,9 @@ class Rounding:
     def note(self) -> str:
         """A sentence for a person."""
         return (
-            f"{self.field}: {self.address} holds whole numbers that {self.dtype} rounds: the first is "
-            f"{self.value:.0f}, which becomes {self.stored:.0f}. {self.dtype} holds whole numbers up "
-            f"to {LARGEST_WHOLE_NUMBER[self.dtype]} exactly, float32 up to "
+            f"{self.field}: {self.address} holds whole numbers that {self.dtype} rounds, first "
+            f"{self.value:.0f}, which becomes {self.stored:.0f}. {self.dtype} holds whole numbers "
+            f"up to {LARGEST_WHOLE_NUMBER[self.dtype]} exactly, float32 up to "
             f"{LARGEST_WHOLE_NUMBER['float32']} (--dtype float32)"
         )
 
@@ -102,8 +102,9 @@ def require_exact(
         has_no_fraction = np.isnan(values) | (np.isfinite(values) & (values == np.rint(values)))
         if not has_no_fraction.all():
             raise SourceError(
-                f"{array.address} holds {values[~has_no_fraction][0]!s}, labels are whole numbers: an "
-                f"interpolation may have mixed them (resample labels by the nearest neighbour)"
+                f"{array.address} holds {values[~has_no_fraction][0]!s}, but labels are whole "
+                "numbers. Interpolation may have mixed them (resample labels by the nearest "
+                "neighbour)"
             )
     rounded = values.astype(np.float32).astype(np.float64)
     # both sides exactly: as float64, or where that rounds too (beyond 2^53), as Python's integers
@@ -116,5 +117,5 @@ def require_exact(
         raise SourceError(
             f"{array.address} holds the whole number {number!s}, which float32 rounds to "
             f"{np.float32(number):.0f}: above 2^24 = 16777216 ids would merge. Renumber ids from 0 "
-            f"on; if they are measurements, write them as float64, which may be rounded"
+            "on. If they are measurements, write them as float64, which may be rounded"
         )

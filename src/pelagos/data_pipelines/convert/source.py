@@ -240,7 +240,7 @@ class Source:
                 masks=dict(self.masks),
             )
         except ValueError as error:
-            raise SourceError(f"{self.name} ({self.format}) cannot be stored: {error}") from error
+            raise SourceError(f"cannot store {self.name} ({self.format}): {error}") from error
 
 
 def finished(source: Source, options: ConvertOptions) -> Source:
@@ -274,7 +274,7 @@ def _require_finite_parameters(source: Source) -> None:
                 at = int(np.argmin(np.isfinite(numbers)))
                 raise SourceError(
                     f"{part.arrays[0].file}: parameter {name!r} is {numbers[at]} at index ({at}), "
-                    f"required is a finite number for each trajectory; that is so of "
+                    "expected a finite number for each trajectory. This is true of "
                     f"{int((~np.isfinite(numbers)).sum())} of {len(numbers)}"
                 )
 
@@ -284,7 +284,8 @@ def _divided(source: Source, options: ConvertOptions) -> dict[str, tuple[Part, .
     if tuple(source.splits) != ("all",):
         if options.splits is not None:
             raise SourceError(
-                f"--splits: {source.name} comes in splits {', '.join(source.splits)}; leave it out"
+                f"--splits: {source.name} already has the splits {', '.join(source.splits)}; leave "
+                "the option out"
             )
         return dict(source.splits)
     total = source.num_trajectories
@@ -310,7 +311,7 @@ def _limited(splits: dict[str, tuple[Part, ...]], limit: int | None) -> dict[str
         return splits
     if limit < len(splits):
         raise SourceError(
-            f"--max-trajectories {limit} is fewer than there are splits ({', '.join(splits)})"
+            f"--max-trajectories {limit} is less than the number of splits ({', '.join(splits)})"
         )
     kept = {name: max(1, size * limit // total) for name, size in sizes.items()}
     largest = max(sizes, key=lambda name: sizes[name])

@@ -89,9 +89,10 @@ def _require_no_underflow(
     for channel, magnitude in magnitudes.items():
         if 0 < magnitude < math.inf:
             raise SourceError(
-                f"{source.address(trajectories[0], channel)}: field {source.fields[channel].name!r}: "
-                f"every value of trajectories {trajectories[0]} to {trajectories[-1]} becomes 0 in "
-                f"float32, the largest is {magnitude:.3g}: write them in another unit"
+                f"{source.address(trajectories[0], channel)}: field "
+                f"{source.fields[channel].name!r}: every value of trajectories {trajectories[0]} to "
+                f"{trajectories[-1]} becomes 0 in float32, and the largest is {magnitude:.3g}. "
+                "Write them in another unit"
             )
 
 
@@ -129,7 +130,7 @@ def compare_shard(
                     differences.append(_difference(source, *place, frame, expected[i]))
         for name, values in _parameters(source, trajectories).items():
             if (dataset.parameters[name][trajectories.start : trajectories.stop] != values).any():
-                differences.append(f"parameter {name!r} differs from the source's")
+                differences.append(f"parameter {name!r} differs from the source")
         with named_if_damaged(source.address(trajectories.start, 0)):
             drawn += second.statistics()
     finally:

@@ -84,8 +84,8 @@ def _read(path: str, options: ConvertOptions) -> Source:
     by_split = {name: files for name, files in _files(path).items() if files}
     if not by_split:
         raise SourceError(
-            f"{path} holds no HDF5 files: expected a file of The Well, a folder of them, or "
-            f"the folder with train, valid and test"
+            f"{path} holds no HDF5 files: expected a file of The Well, a folder of such files, or "
+            "the folder with train, valid and test"
         )
     looks = {name: [_look(file) for file in files] for name, files in by_split.items()}
     files = list(itertools.chain.from_iterable(by_split.values()))
@@ -100,7 +100,7 @@ def _read(path: str, options: ConvertOptions) -> Source:
     names = list(dict.fromkeys(name for look in flat for name in look.part.parameters))
     common = [name for name in names if all(name in look.part.parameters for look in flat)]
     if missing := [name for name in names if name not in common]:
-        notes.append(f"parameters {', '.join(missing)} are not in every file: left out")
+        notes.append(f"left out, because some files lack them: parameters {', '.join(missing)}")
     splits = {
         name: tuple(
             replace(look.part, parameters={k: look.part.parameters[k] for k in common})
@@ -192,7 +192,7 @@ def _look(file: str) -> _File:
             for letter, dim in zip(letters, dims, strict=True)
         }
         order = AXIS_NAMES[len(dims)]
-        count = int(attribute(opened, "n_trajectories", "their number"))
+        count = int(attribute(opened, "n_trajectories", "the number of trajectories"))
         notes: list[str] = []
         time = child(dimensions, "time", "times of the frames")
         lengths = {"n": count, "t": int(time.shape[-1]), **sizes}
@@ -225,7 +225,7 @@ def _letters(dims: tuple[str, ...]) -> tuple[str, ...]:
     """The letters of the axes: their own names, or for other coordinates z, y, x in their order."""
     order = AXIS_NAMES.get(len(dims))
     if order is None:
-        raise SourceError(f"{len(dims)} spatial dimensions {dims}: required are 1 to 3")
+        raise SourceError(f"{len(dims)} spatial dimensions {dims}: expected 1 to 3")
     return dims if set(dims) == set(order) else order
 
 
@@ -253,14 +253,15 @@ def _arrays(
             axes += "c" * max(0, min(order, len(stored.shape) - len(axes)))
             if len(stored.shape) != len(axes):
                 raise SourceError(
-                    f"{file}: {stored.name} has shape {stored.shape}, its attributes say {axes}"
+                    f"{file}: {stored.name} has shape {stored.shape}, but its attributes give "
+                    f"{axes}"
                 )
             wanted = {a: lengths[a] for a in axes if a != "c"}
             found = dict(zip(axes, map(int, stored.shape), strict=True))
             if any(found[letter] != size for letter, size in wanted.items()):
                 raise SourceError(
-                    f"{file}: {stored.name} has shape {stored.shape} along {axes}; trajectories, "
-                    f"times and positions of the file are {wanted}"
+                    f"{file}: {stored.name} has shape {stored.shape} along {axes}, but the file's "
+                    f"trajectories, times and positions are {wanted}"
                 )
             arrays.append(
                 StoredArray(
@@ -285,7 +286,7 @@ def _parameters(opened: Any, count: int, notes: list[str]) -> dict[str, float | 
     for name in names:
         scalar = scalars[name]
         if scalar.attrs.get("time_varying", False):
-            notes.append(f"scalar {name} changes in time: left out")
+            notes.append(f"scalar {name} changes in time and is left out")
             continue
         values = np.asarray(scalar, np.float64).reshape(-1)
         if scalar.attrs.get("sample_varying", False) and len(values) == count:
@@ -293,7 +294,7 @@ def _parameters(opened: Any, count: int, notes: list[str]) -> dict[str, float | 
         elif len(values) == 1:
             found[name] = float(values[0])
         else:
-            notes.append(f"scalar {name} of shape {scalar.shape} is not one number: left out")
+            notes.append(f"scalar {name} of shape {scalar.shape} is not one number and is left out")
     for name in texts(opened.attrs.get("simulation_parameters", [])):
         value = opened.attrs.get(name)
         is_known = name in found or name in names
@@ -308,7 +309,7 @@ def _boundaries(opened: Any, dims: tuple[str, ...], letters: tuple[str, ...]) ->
     for condition in opened.get("boundary_conditions", {}).values():
         kind = text(attribute(condition, "bc_type", "wall, open or periodic")).lower()
         associated = texts(attribute(condition, "associated_dims", "names of axes"))
-        mask = np.asarray(child(condition, "mask", "where it holds"), bool)
+        mask = np.asarray(child(condition, "mask", "the grid points where it holds"), bool)
         for dim in associated:
             letter = letters[dims.index(dim)]
             for side, index in (("low", 0), ("high", -1)):

@@ -85,8 +85,8 @@ class SourceArray:
             if lost.size:
                 raise DatasetError(
                     f"array {self.path!r} holds the whole number {lost[0]}, which float32 rounds: "
-                    f"above 2^24 = 16777216 ids would merge. Renumber ids from 0 on; if they are "
-                    f"measurements, write them as float64, which may be rounded"
+                    "above 2^24 = 16777216 ids would merge. Renumber ids from 0 on. If they are "
+                    "measurements, write them as float64, which may be rounded"
                 )
         if not np.isfinite(values).all():
             raise self._not_finite(selection, stored, values)
@@ -101,10 +101,10 @@ class SourceArray:
         first = np.argwhere(wrong)[0].tolist()
         absolute = absolute_index(selection, box_of(selection, self.numbers.shape))
         index = ", ".join(map(str, absolute(first)))
-        count = f"That is so of {int(wrong.sum())} of the {wrong.size} numbers read with it"
+        count = f"This is true of {int(wrong.sum())} of the {wrong.size} numbers read with it"
         if is_missing.any():
             return MissingValueError(
-                f"array {self.path!r} holds NaN at index ({index}), which is no value. {count}. "
+                f"array {self.path!r} holds NaN, which is no value, at index ({index}). {count}. "
                 f"{MISSING_ADVICE}"
             )
         number = stored[tuple(first)]
@@ -140,15 +140,16 @@ def find_arrays(
     lacking = [name for name in names if name not in arrays]
     if not names and (groups := sorted(name for name, _ in root.groups())):
         raise DatasetError(
-            f"{uri} has no arrays of three axes or more itself, but groups: name one of "
+            f"{uri} has no arrays of three axes or more itself, only groups: name one of "
             f"{listed(f'{uri}/{name}' for name in groups)}"
         )
     if lacking or not names:
         raise DatasetError(
-            f"{uri} has no array {', '.join(map(repr, lacking)) or 'of three axes or more'}"
-            f"{nearest(lacking[0], arrays) if lacking else ''}; it has "
-            f"{ {name: array.shape for name, array in arrays.items()} }. Say which hold the data in "
-            f"description.array, or description.fields with their `array`"
+            f"{uri} has no array "
+            f"{', '.join(map(repr, lacking)) or 'of three axes or more'}"
+            f"{nearest(lacking[0], arrays) if lacking else ''}; "
+            f"it has { {name: array.shape for name, array in arrays.items()} }. Name those with the "
+            "data in description.array, or in description.fields with their `array`"
         )
     found_arrays = tuple(_source(arrays[n], n, False, description, uri) for n in sorted(names))
     if per_field:
@@ -159,8 +160,8 @@ def find_arrays(
     }
     if len({str(extent) for extent in extents.values()}) > 1:
         raise DatasetError(
-            f"{uri}: arrays of several shapes, {extents} (trajectory, time, space): choose those of "
-            f"one shape in description.fields"
+            f"{uri}: the arrays have several shapes, {extents} (trajectory, time, space); choose "
+            "those of one shape in description.fields"
         )
     return found_arrays
 
@@ -192,6 +193,6 @@ def _source(
 ) -> SourceArray:
     where = f"{uri}, array {path!r}" if path else uri
     if array.dtype.kind not in "fiub":
-        raise DatasetError(f"{where} holds {array.dtype}: required are real numbers")
+        raise DatasetError(f"{where} holds {array.dtype}, expected real numbers")
     roles = axis_roles(array, has_channels, description.dimensions, where)
     return SourceArray(path, roles, ZarrNumbers(array, where))

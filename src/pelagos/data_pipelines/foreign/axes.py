@@ -72,24 +72,24 @@ def axis_roles(
         num_spatial = array.ndim - len(leading)
         if num_spatial not in AXIS_NAMES:
             raise DatasetError(
-                f"{where} has shape {array.shape} and no dimension names; required is "
-                f"({', '.join(leading)}, y, x), with one to three axes of space. If that is not its "
-                f"order, {wanted}"
+                f"{where} has shape {array.shape} and no dimension names; expected "
+                f"({', '.join(leading)}, y, x), with one to three axes of space. If the array has "
+                f"another order, {wanted}"
             )
         return (*leading, *AXIS_NAMES[num_spatial])
     if len(names) != array.ndim:
         raise DatasetError(
-            f"{where} has {array.ndim} axes, shape {array.shape}, and description.dimensions has "
+            f"{where} has {array.ndim} axes, shape {array.shape}, but description.dimensions names "
             f"{len(names)}: {list(names)}"
         )
     roles = tuple(role_of(name) for name in names)
     unknown = [name for name, role in zip(names, roles, strict=True) if not role]
     if unknown or len(set(roles)) < len(roles):
-        what = f"unknown: {json.dumps(unknown)}" if unknown else "some mean the same"
+        what = f"unknown: {json.dumps(unknown)}" if unknown else "some have the same meaning"
         raise DatasetError(f"{where} has the axes {list(names)} ({what}): {wanted}")
     spatial = {role for role in roles if role in SPATIAL}
     if spatial not in [set(axes) for axes in AXIS_NAMES.values()]:
         raise DatasetError(
-            f"{where} has the axes {list(names)}; required are x, or y and x, or z, y and x: {wanted}"
+            f"{where} has the axes {list(names)}; expected x, or y and x, or z, y and x: {wanted}"
         )
     return roles

@@ -102,8 +102,8 @@ def _bytes_of(buffer: Any) -> memoryview:
 def _require(size: int, limit: int) -> None:
     if size > limit:
         raise ChunkTooLargeError(
-            f"a compressed chunk holds {size:,} bytes or more, and a chunk of the array {limit:,} at "
-            f"most: it is damaged, or made to exhaust memory"
+            f"a compressed chunk holds at least {size:,} bytes, but a chunk of the array has at "
+            f"most {limit:,}: it is damaged, or made to exhaust memory"
         )
 
 

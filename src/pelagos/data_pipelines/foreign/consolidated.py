@@ -37,7 +37,7 @@ def require_current(root: zarr.Group | zarr.Array[Any], paths: Iterable[str], ur
     if here is not None and there is not None and here != there:
         left_out, gone = sorted(there - here), sorted(here - there)
         what = [f"leaves out {', '.join(left_out)}"] if left_out else []
-        what += [f"names {', '.join(gone)}, which is absent"] if gone else []
+        what += [f"names {', '.join(gone)}, which do not exist"] if gone else []
         raise DatasetError(f"{uri}: its consolidated metadata {' and '.join(what)}; {_ADVICE}")
 
 
@@ -52,8 +52,8 @@ def _require_equal(root: zarr.Group, path: str, uri: str) -> None:
         )
         first = min(said.shape[axis], real.shape[axis]) if said.shape and real.shape else 0
         raise DatasetError(
-            f"{uri}, array {path!r}: its consolidated metadata says shape {said.shape}, the array "
-            f"itself {real.shape}: they differ from index {first} of axis {axis} on. The "
+            f"{uri}, array {path!r}: its consolidated metadata gives shape {said.shape}, the array "
+            f"itself {real.shape}; they differ from index {first} of axis {axis} on. The "
             f"consolidated metadata is out of date; {_ADVICE}"
         )
     mine, theirs = _plain(said), _plain(real)
@@ -61,7 +61,7 @@ def _require_equal(root: zarr.Group, path: str, uri: str) -> None:
     if changed:
         key = changed[0]
         raise DatasetError(
-            f"{uri}, array {path!r}: its consolidated metadata says {key} = {mine.get(key)}, the "
+            f"{uri}, array {path!r}: its consolidated metadata gives {key} = {mine.get(key)}, the "
             f"array itself {theirs.get(key)}. The consolidated metadata is out of date; {_ADVICE}"
         )
 

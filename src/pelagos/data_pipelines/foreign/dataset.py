@@ -72,7 +72,7 @@ class ForeignDataset(SpecReader):
         try:
             self._root = zarr.open(self._store, mode="r")
         except Exception as error:
-            raise DatasetError(f"{uri} is no Zarr array or group ({error})") from error
+            raise DatasetError(f"{uri} is not a Zarr array or group ({error})") from error
         try:
             self.arrays = find_arrays(self._root, description, uri)
             require_current(self._root, [source.path for source in self.arrays], uri)
@@ -167,9 +167,9 @@ class ForeignDataset(SpecReader):
         except Exception as error:  # each codec and each store has its own
             raise DatasetError(
                 f"dataset {self.uri}, trajectory {trajectory}, frames "
-                f"{', '.join(map(str, frames))}: {error}. Nothing is filled in: restore the data; if "
-                f"its writer leaves out chunks of fill values, have it write them "
-                f"(zarr: config={{'write_empty_chunks': True}})"
+                f"{', '.join(map(str, frames))}: {error}. Pelagos fills nothing in: restore the "
+                "data. If its writer leaves out chunks of fill values, have it write them (zarr: "
+                "config={'write_empty_chunks': True})"
             ) from error
         return out
 
@@ -188,8 +188,8 @@ class ForeignDataset(SpecReader):
         _announced.add(self.uri)
         chunks = {source.path or "/": source.array.chunks for source in self.arrays}
         logger.warning(
-            "%s is a Zarr array of another writer, chunks %s. It reads slower than Pelagos' own "
-            "format, which this writes: pelagos convert %s NEW.zarr",
+            "%s is a Zarr array from another tool, chunks %s. It reads slower than Pelagos' own "
+            "format. To convert it: pelagos convert %s NEW.zarr",
             self.uri,
             chunks,
             self.uri,
@@ -198,7 +198,7 @@ class ForeignDataset(SpecReader):
             logger.warning("%s: %s", self.uri, note)
         if assumed:
             logger.warning(
-                "%s does not say, and its description neither, so this is assumed: %s",
+                "%s and its description do not record everything; assumed: %s",
                 self.uri,
                 "; ".join(assumed),
             )

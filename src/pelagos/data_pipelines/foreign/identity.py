@@ -44,8 +44,8 @@ def fingerprint(
             described.append(sorted(_objects(uri, source.path, storage_options)))
     if count > MAX_LISTED_OBJECTS:
         logger.warning(
-            "%s has %d chunks, too many to list: a change of its data, with the same metadata, will "
-            "not be noticed when a run is resumed",
+            "%s has %d chunks, too many to list. If its data changes under the same metadata, a "
+            "resumed run will not notice",
             uri,
             count,
         )

@@ -34,6 +34,6 @@ def note_of_left_out(
     if not others:
         return []
     return [
-        f"left out, as they are no fields along time or trajectories: {listed(others)}; name them in "
-        f"a mapping or a description if they belong to the data"
+        f"left out, because they are not fields along time or trajectories: {listed(others)}; name "
+        "them in a mapping or a description if they belong to the data"
     ]

@@ -57,8 +57,7 @@ def open_readable(
     if (scheme := uri.partition("://")[0]) in OPENERS:
         if description is not None:
             raise DatasetError(
-                f"{uri} is opened by {OPENERS.origin(scheme)}, which describes it: remove its "
-                f"description"
+                f"{OPENERS.origin(scheme)} opens and describes {uri}: remove its description"
             )
         return OPENERS[scheme](uri, dict(storage_options or {}), cache)
     _require_known_scheme(uri)

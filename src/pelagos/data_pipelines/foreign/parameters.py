@@ -46,9 +46,9 @@ def require_finite_parameter(numbers: npt.NDArray[np.float64], name: str, where:
         return
     at = int(np.argmax(is_wrong))
     raise DatasetError(
-        f"{where} holds {numbers[at]} at index ({at}), parameter {name!r} needs a finite number for "
-        f"each trajectory. That is so of {int(is_wrong.sum())} of {len(numbers)}: write them, or "
-        f"leave the parameter out in a mapping (`pelagos convert SRC --draft-mapping`)"
+        f"{where} holds {numbers[at]} at index ({at}), but parameter {name!r} needs a finite number "
+        f"for each trajectory. This is true of {int(is_wrong.sum())} of {len(numbers)}. Write them, "
+        "or leave the parameter out in a mapping (`pelagos convert SRC --draft-mapping`)"
     )
 
 
@@ -58,9 +58,9 @@ def require_finite_positions(points: npt.NDArray[Any], where: str) -> None:
     if is_wrong.any():
         at = int(np.argmax(is_wrong))
         raise DatasetError(
-            f"{where} holds {points[at]} at index ({at}), which is no position. That is so of "
-            f"{int(is_wrong.sum())} of {len(points)}: write them, or give a number instead of the "
-            f"array in a mapping or description"
+            f"{where} holds {points[at]} at index ({at}), which is not a position. This is true of "
+            f"{int(is_wrong.sum())} of {len(points)}. Write them, or give a number instead of the "
+            "array in a mapping or description"
         )
 
 

@@ -124,7 +124,7 @@ def _fields(
         )
     if len(described) != count:
         raise DatasetError(
-            f"{uri} has {count} channels, and description.fields names {len(described)}: "
+            f"{uri} has {count} channels, but description.fields names {len(described)}: "
             f"{[f.name for f in described]}"
         )
     return tuple(Field(f.name, f.kind or f.name, f.unit) for f in described)
@@ -204,9 +204,10 @@ def _require_one_place(
                 key = "frame_interval" if role == "time" else "domain_extent"
                 raise DatasetError(
                     f"{uri}: {name} has the points along {role} at {points_of_it[0]:.9g} to "
-                    f"{points_of_it[-1]:.9g}, {first_name} at {first[0]:.9g} to {first[-1]:.9g}: the "
-                    f"fields of a dataset have one domain. Name those of one in description.fields, "
-                    f"or give description.{key} to pass over the positions"
+                    f"{points_of_it[-1]:.9g}, but {first_name} at {first[0]:.9g} to "
+                    f"{first[-1]:.9g}. The fields of a dataset have one domain. Name those of one "
+                    f"domain in description.fields, or give description.{key} to ignore the "
+                    "positions"
                 )
 
 
@@ -218,13 +219,14 @@ def _step(points: npt.NDArray[np.float64] | None, uri: str, key: str) -> float |
     mean = float(steps.mean())
     if mean == 0 or np.abs(steps - mean).max() > _STEP_RELATIVE_TOLERANCE * abs(mean):
         raise DatasetError(
-            f"{uri}: a coordinate has steps from {steps.min():g} to {steps.max():g}; Pelagos' models "
-            f"take even ones. Give description.{key} to pass over it"
+            f"{uri}: a coordinate has steps from {steps.min():g} to {steps.max():g}, but Pelagos' "
+            f"models need even steps. Give description.{key} to ignore it"
         )
     if mean < 0 and key == "frame_interval":
         raise DatasetError(
-            f"{uri}: the times fall from {points[0]:g} to {points[-1]:g}: the frames run backwards. "
-            f"Write them in the order of time, or give description.{key} to keep their order"
+            f"{uri}: the times fall from {points[0]:g} to {points[-1]:g}, so the frames run "
+            f"backwards. Write them in the order of time, or give description.{key} to keep their "
+            "order"
         )
     return abs(mean)
 
@@ -244,7 +246,7 @@ def _extent(
         elif coordinates[axis][-1] < coordinates[axis][0]:
             assumed.append(
                 f"{axis} runs against its coordinate, which falls from {coordinates[axis][0]:g} to "
-                f"{coordinates[axis][-1]:g}: rows stay in the array's order"
+                f"{coordinates[axis][-1]:g}; rows keep the array's order"
             )
         extent.append(1.0 if step is None else step * points)
     return tuple(extent)

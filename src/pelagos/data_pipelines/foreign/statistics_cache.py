@@ -56,8 +56,8 @@ def cached_statistics(
     """
     if place is None:
         logger.warning(
-            "%s has no statistics: reading all of it to compute them, now and whenever it is opened "
-            "for training. Name a file in description.statistics to keep them",
+            "%s has no statistics. Pelagos reads all of it to compute them, now and at every "
+            "opening for training. Name a file in description.statistics to keep them",
             dataset.uri,
         )
         return compute_statistics(dataset, progress)
@@ -70,7 +70,7 @@ def cached_statistics(
     except ValueError as error:
         raise DatasetError(f"{place} is not a file of statistics ({error}): remove it") from error
     if not isinstance(kept, dict) or kept.get("format") != _FORMAT:
-        raise DatasetError(f"{place} exists and is not a file of statistics: name another one")
+        raise DatasetError(f"{place} exists and is not a file of statistics: name another file")
     if kept.get("fingerprint") == dataset.fingerprint:
         return _checked(kept.get("statistics"), dataset, place)
     logger.warning(

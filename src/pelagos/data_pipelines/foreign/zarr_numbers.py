@@ -115,7 +115,7 @@ def _note_of_fill(array: zarr.Array[Any], where: str) -> str:
     fill: Any = metadata.fill_value
     if array.dtype.kind not in "fiu" or not fill or math.isnan(fill):
         return ""
-    return f"{fill:g}, the fill value of {where}, counts as a number, as in xarray"
+    return f"the fill value {fill:g} of {where} counts as a number, as in xarray"
 
 
 def _fills(array: zarr.Array[Any]) -> dict[str, float | int]:

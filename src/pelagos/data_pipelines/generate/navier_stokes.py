@@ -118,8 +118,8 @@ class _Scheme:
         batch, _, height, width = velocity.shape
         if tracer is not None and tracer.shape != (batch, 1, height, width):
             raise ValueError(
-                f"Got tracer of shape {tuple(tracer.shape)}; {(batch, 1, height, width)} is "
-                "required by the velocity."
+                f"Got tracer of shape {tuple(tracer.shape)}; the velocity requires "
+                f"{(batch, 1, height, width)}."
             )
         modes = Modes.of((height, width), velocity.dtype, velocity.device)
         kept = modes.kept * (2.0 * math.pi)
@@ -168,7 +168,8 @@ class _Scheme:
         fields = forcing.to(self.damping).reshape(-1, *expected)
         if fields.shape[0] not in (1, self.damping.shape[0]):
             raise ValueError(
-                f"Got forcing for {fields.shape[0]} trajectories of {self.damping.shape[0]}."
+                f"Got forcing for {fields.shape[0]} trajectories; the solver has "
+                f"{self.damping.shape[0]}."
             )
         return self.start(fields)
 

@@ -128,8 +128,8 @@ def _splits(old: DatasetSpec, num_new: int, extended: str | None) -> dict[str, t
     if stop != old.num_trajectories:
         raise ValueError(
             f"split {extended!r} of {old.name} is [{start}, {stop}) of {old.num_trajectories} "
-            f"trajectories: only a split that ends with the last one can be extended. Append without "
-            f"a split, and change the splits then"
+            "trajectories. Only a split that ends with the last trajectory can be extended. Append "
+            "without a split, then change the splits"
         )
     splits[extended] = (start, stop + num_new)
     return splits

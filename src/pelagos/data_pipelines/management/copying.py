@@ -103,7 +103,7 @@ def _is_done(target: ObjectStore, dataset: Dataset, destination: str) -> bool:
     except ObjectMissingError:
         if target.sizes():
             raise FileExistsError(
-                f"{destination} holds something that is no unfinished copy: choose another place"
+                f"{destination} holds something other than an unfinished copy: choose another place"
             ) from None
         target.write(MARKER_KEY, dumps(wanted))
         return False
@@ -133,12 +133,14 @@ def _copy_shard(dataset: Dataset, target: ObjectStore, shard: ShardRecord) -> No
     content = found.tobytes()
     if crc32c(content) != shard.crc32c:
         raise DatasetError(
-            f"dataset {dataset.uri}: {shard.key} is damaged, its checksum is not the manifest's. The "
-            f"copy is not finished; `pelagos data verify` lists all damage"
+            f"dataset {dataset.uri}: {shard.key} is damaged: its checksum differs from the "
+            "manifest's. The copy is unfinished; `pelagos data verify` lists all damage"
         )
     target.write(shard.key, content)
     if not _index_is_right(target, dataset, shard):
-        raise DatasetError(f"{target.address(shard.key)} is not what was written there: copy again")
+        raise DatasetError(
+            f"{target.address(shard.key)} differs from the bytes written there: copy again"
+        )
 
 
 def _small_keys(dataset: Dataset) -> list[str]:
@@ -147,9 +149,7 @@ def _small_keys(dataset: Dataset) -> list[str]:
         earlier = is_earlier(parse_json(dataset.store.read(GROUP_KEY)))
     except (ValueError, AttributeError) as error:
         address = dataset.store.address(GROUP_KEY)
-        raise DatasetError(
-            f"{address} is damaged ({error}): nothing of it can be copied"
-        ) from error
+        raise DatasetError(f"{address} is damaged ({error}), so nothing was copied") from error
     documents = array_documents(dataset.spec, earlier=earlier)
     keys = [GROUP_KEY, *(f"{path}/zarr.json" for path in documents)]
     keys += [f"{path}/c/0" for path in documents if path not in ("data", "parameters")]

@@ -41,7 +41,7 @@ def revising(dataset: Dataset) -> Iterator[None]:
         found = load_manifest(store).fingerprint
         if found != dataset.manifest.fingerprint:
             raise DatasetError(
-                f"{store.uri} was revised since it was opened (fingerprint {found[:16]}…, it was "
+                f"{store.uri} was revised since it was opened (fingerprint now {found[:16]}…, then "
                 f"{dataset.manifest.fingerprint[:16]}…): open it again"
             )
         yield
@@ -65,14 +65,14 @@ def _locked(path: Path, uri: str) -> TextIO:
         try:
             file = os.fdopen(open_lock_file(path), "r+")
         except PermissionError as error:
-            raise DatasetError(f"{uri} cannot be revised: {error}") from error
+            raise DatasetError(f"cannot revise {uri}: {error}") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             with file:
                 file.seek(0)
                 holder = file.read() or "another process"
-            raise DatasetError(f"{uri} is being revised by {holder}: wait for it") from error
+            raise DatasetError(f"{holder} is revising {uri}: wait for it") from error
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 file.truncate(0)
@@ -89,8 +89,8 @@ def _hold_object(store: ObjectStore) -> Iterator[None]:
             told = parse_json(store.read(LOCK_KEY))
         holder = told.get("by") if isinstance(told, dict) else "another process"
         raise DatasetError(
-            f"{store.uri} is being revised by {holder}: wait for it. If that process was killed, "
-            f"remove {store.address(LOCK_KEY)} and try again"
+            f"{holder} is revising {store.uri}: wait for it. If that process was killed, remove "
+            f"{store.address(LOCK_KEY)} and try again"
         )
     try:
         yield

@@ -254,7 +254,7 @@ def _verify_shard(
         content = content[: record.size]  # longer, where more is being appended
     before = len(report.damage)
     if len(content) != record.size:
-        sizes = f"has {len(content)} bytes, {record.size} were written"
+        sizes = f"has {len(content)} bytes, but {record.size} were written"
         report.damage.append(Damage(record.key, sizes))
     try:
         index, checksum = decode_index(spec, content[-index_bytes_length(spec) :].data)
@@ -262,7 +262,9 @@ def _verify_shard(
         report.damage.append(Damage(record.key, f"index: {error}"))
         return report, {}
     if checksum != record.index_crc32c:
-        report.damage.append(Damage(record.key, "index: not the one that the manifest describes"))
+        report.damage.append(
+            Damage(record.key, "index: differs from the one that the manifest describes")
+        )
         return report, {}
     codec = FrameCodec(spec)
     sums: dict[str, list[TrajectorySums]] = {name: [] for name in spec.field_names}
@@ -311,7 +313,7 @@ def _decode_problem(
 
 def _compare_statistics(stored: Statistics, recomputed: Statistics) -> list[Damage]:
     return [
-        Damage("manifest.json", f"{split}: {name} {key} is {value}, the data has {found}")
+        Damage("manifest.json", f"{split}: {name} {key} is {value}, but the data gives {found}")
         for split, fields in stored.items()
         for name, row in fields.items()
         for key, value in row.items()
@@ -337,7 +339,9 @@ def _verify_vectors(store: ObjectStore, manifest: Manifest, report: VerifyReport
             report.damage.append(Damage(key, str(error)))
             continue
         if not is_coordinate(spec, name, payload):
-            report.damage.append(Damage(key, "is not the coordinate that the manifest describes"))
+            report.damage.append(
+                Damage(key, "differs from the coordinate that the manifest describes")
+            )
     for name in spec.parameter_names:
         key = f"parameters/{name}/c/0"
         try:
@@ -347,7 +351,9 @@ def _verify_vectors(store: ObjectStore, manifest: Manifest, report: VerifyReport
             report.damage.append(Damage(key, str(error)))
             continue
         if crc32c(payload) != manifest.parameters_crc32c[name]:
-            report.damage.append(Damage(key, "is not the parameter that the manifest describes"))
+            report.damage.append(
+                Damage(key, "differs from the parameter that the manifest describes")
+            )
 
 
 def _is_earlier(store: ObjectStore) -> bool:
@@ -372,7 +378,7 @@ def _verify_metadata(store: ObjectStore, manifest: Manifest, report: VerifyRepor
         try:
             document = parse_json(store.read(key))
             if not isinstance(document, dict):
-                raise ValueError("it is no JSON object")
+                raise ValueError("it is not a JSON object")
         except (DatasetError, ValueError, OSError) as error:
             report.damage.append(Damage(key, str(error)))
             continue
@@ -386,10 +392,10 @@ def _verify_metadata(store: ObjectStore, manifest: Manifest, report: VerifyRepor
             is_same = consolidated.get("metadata") == documents
             differing = _differing_attributes(attributes, manifest)
             if differing:
-                sentence = f"attributes {', '.join(differing)} are not those of the manifest"
+                sentence = f"attributes {', '.join(differing)} differ from the manifest"
                 report.damage.append(Damage(key, sentence))
         if not is_same:
-            report.damage.append(Damage(key, "is not the metadata that was written"))
+            report.damage.append(Damage(key, "differs from the metadata that was written"))
 
 
 def _differing_attributes(found: dict[str, Any], manifest: Manifest) -> list[str]:

@@ -59,7 +59,7 @@ def require_equal_schemas(first: DatasetSpec, others: Iterable[DatasetSpec]) -> 
             if key in meaning[1]
         ]
         problems += [
-            f"{other.name}: {key} is {theirs!r}, required is {mine!r} as in {first.name}"
+            f"{other.name}: {key} is {theirs!r}, expected {mine!r} as in {first.name}"
             for key, mine, theirs in pairs
             if mine != theirs
         ]

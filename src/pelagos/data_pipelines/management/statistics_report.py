@@ -170,5 +170,5 @@ def _differences(stored: Statistics, found: Statistics) -> list[str]:
                 here = found[split][name].get(key, math.nan)
                 scale = RELATIVE_TOLERANCE * row.get("rms", row["std"])
                 if not math.isclose(value, here, rel_tol=RELATIVE_TOLERANCE, abs_tol=scale):
-                    sentences.append(f"{split}: {name} {key} is {value}, the data has {here}")
+                    sentences.append(f"{split}: {name} {key} is {value}, but the data gives {here}")
     return sentences

@@ -112,7 +112,7 @@ def dataset_physics(dataset: ReadableDataset, fields: Sequence[str]) -> DatasetP
     spec = dataset.spec
     name, equation = _equation(spec)
     if len(spec.grid_shape) != 2:
-        raise NoPhysics(f"{spec.name} has {len(spec.grid_shape)} dimensions; residuals are of two")
+        raise NoPhysics(f"{spec.name} has {len(spec.grid_shape)} dimensions; residuals need two")
     height, width = spec.grid_shape
     tall, wide = spec.domain_extent
     conditions = spec.boundary_conditions
@@ -120,13 +120,13 @@ def dataset_physics(dataset: ReadableDataset, fields: Sequence[str]) -> DatasetP
     grid = Grid((height, width), (tall, wide), boundary)
     if grid.condition not in equation.boundaries:
         raise NoPhysics(
-            f"{name} is measured with boundaries {', '.join(equation.boundaries)}; {spec.name} has "
+            f"{name} needs the boundaries {', '.join(equation.boundaries)}; {spec.name} has "
             f"{conditions or 'none recorded'}"
         )
     if spec.masks:
         raise NoPhysics(
             f"{', '.join(spec.masks)} of {spec.name} has points without a value, where derivatives "
-            f"have no meaning"
+            "are undefined"
         )
     channels, constants = _channels(spec, equation, fields)
     coefficients = _coefficients(dataset, name, equation)
@@ -141,7 +141,8 @@ def _equation(spec: DatasetSpec) -> tuple[str, Equation]:
         close = difflib.get_close_matches(name, EQUATIONS, n=1)
         hint = f'; did you mean "{close[0]}"?' if close else ""
         raise NoPhysics(
-            f'{spec.name} records the equation "{name}"{hint}; known are {", ".join(EQUATIONS)}'
+            f'{spec.name} records the equation "{name}"{hint}; known equations: '
+            f"{', '.join(EQUATIONS)}"
         )
     return name, EQUATIONS[name]
 
@@ -190,7 +191,7 @@ def _coefficients(
         if isinstance(value, str):
             if value not in spec.parameter_names:
                 raise NoPhysics(
-                    f'{spec.name} records "{key}" as its parameter "{value}"; it has '
+                    f'{spec.name} names "{value}" as its parameter for "{key}"; it has '
                     f"{', '.join(spec.parameter_names) or 'none'}"
                 )
             found[key] = np.asarray(dataset.parameters[value], dtype=np.float64)

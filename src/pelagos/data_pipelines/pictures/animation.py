@@ -35,8 +35,9 @@ def animate(
     spec = dataset.spec
     if len(spec.grid_shape) == 1 or spec.num_frames < 2:
         raise ValueError(
-            f"an animation needs two dimensions or three, and two frames; got {spec.num_frames} "
-            f"frames with axes {spec.axis_names}. A sheet (without --animation) shows it whole"
+            "an animation needs two or three dimensions and at least two frames; got "
+            f"{spec.num_frames} frames with axes {spec.axis_names}. A sheet (without --animation) "
+            "shows everything"
         )
     is_volume = len(spec.grid_shape) == 3
     region = middle_region(spec.grid_shape, 0) if is_volume else None

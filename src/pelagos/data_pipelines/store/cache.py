@@ -40,7 +40,7 @@ def open_cached(
     """
     if settings.max_bytes < LEAST_SHARE * num_bytes:
         logger.warning(
-            "the cache %s of %d bytes is less than %.0f %% of %s (%d bytes): not used",
+            "not using the cache %s: its %d bytes are less than %.0f %% of %s (%d bytes)",
             *(settings.directory, settings.max_bytes, 100 * LEAST_SHARE, store.uri, num_bytes),
         )
         return store

@@ -240,17 +240,17 @@ def require_statistics(
     ranges = {"all": (0, spec.num_trajectories), **spec.splits}
     if statistics.keys() != ranges.keys():
         told = ", ".join(statistics) or "nothing"
-        raise ValueError(f"statistics: of {told}, required is {', '.join(ranges)}")
+        raise ValueError(f"statistics: got the splits {told}, expected {', '.join(ranges)}")
     known = {part + key for part in _PARTS for key in (*_POOLED, "rms")}
     for split, rows in statistics.items():
         if rows.keys() != set(spec.field_names):
-            raise ValueError(f"statistics.{split}: of other fields than the dataset's")
+            raise ValueError(f"statistics.{split}: the fields differ from the dataset's")
         start, stop = ranges[split]
         for name, row in rows.items():
             may_be_empty = start >= stop or name in spec.masks
             if (row or not may_be_empty) and (row.keys() - known or not set(_POOLED) <= row.keys()):
                 raise ValueError(
-                    f"statistics.{split}.{name}: has {', '.join(row) or 'nothing'}, required is "
+                    f"statistics.{split}.{name}: has {', '.join(row) or 'nothing'}, expected "
                     f"{', '.join(_POOLED)}"
                 )
 

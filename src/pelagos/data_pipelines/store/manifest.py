@@ -86,11 +86,11 @@ def load_manifest(store: ObjectStore) -> Manifest:
     try:
         name, version = read_head(content)
         if name != FORMAT_NAME:
-            raise DatasetError(f"{store.uri} is {name!r}, not {FORMAT_NAME!r}")
+            raise DatasetError(f"{store.uri} has the format {name!r}, expected {FORMAT_NAME!r}")
         if version > FORMAT_VERSION:
             raise DatasetError(
-                f"{store.uri} has version {version} of the format, and this Pelagos reads up to "
-                f"version {FORMAT_VERSION}: update Pelagos"
+                f"{store.uri} has version {version} of the format; this Pelagos reads versions up "
+                f"to {FORMAT_VERSION}. Upgrade Pelagos"
             )
         values = read_manifest(content)
         manifest = Manifest(
@@ -112,7 +112,7 @@ def load_manifest(store: ObjectStore) -> Manifest:
     if manifest.fingerprint != stored_fingerprint:
         raise DatasetError(
             f"{store.address(MANIFEST_KEY)} was changed after it was written: its fingerprint is "
-            f"{manifest.fingerprint[:16]}…, and it says {stored_fingerprint[:16]}…"
+            f"{manifest.fingerprint[:16]}…, but it records {stored_fingerprint[:16]}…"
         )
     return manifest
 
@@ -124,15 +124,18 @@ def _require_own_shards(manifest: Manifest) -> None:
     """
     spec, shards = manifest.spec, manifest.shards
     if len(shards) != spec.num_shards:
-        raise ValueError(f"shards: {len(shards)} of them, the spec makes {spec.num_shards}")
+        raise ValueError(f"shards: got {len(shards)}, but the spec makes {spec.num_shards}")
     least = index_bytes_length(spec)
     for number, shard in enumerate(shards):
         if shard.key != shard_key(spec, number):
             raise ValueError(
-                f"shards.{number}.key: {shard.key!r}, the layout gives {shard_key(spec, number)!r}"
+                f"shards.{number}.key: {shard.key!r}, expected {shard_key(spec, number)!r} from the "
+                "layout"
             )
         if shard.size < least:
-            raise ValueError(f"shards.{number}.size: {shard.size}, its index alone takes {least}")
+            raise ValueError(
+                f"shards.{number}.size: {shard.size}, but its index alone takes {least}"
+            )
 
 
 def check_shard_sizes(store: ObjectStore, manifest: Manifest) -> None:
@@ -146,7 +149,7 @@ def check_shard_sizes(store: ObjectStore, manifest: Manifest) -> None:
     problems = [
         f"{shard.key} is missing"
         if shard.key not in sizes
-        else f"{shard.key} has {sizes[shard.key]} bytes, {shard.size} were written"
+        else f"{shard.key} has {sizes[shard.key]} bytes, but {shard.size} were written"
         for shard in manifest.shards
         if sizes.get(shard.key) != shard.size
         and not (shard.key == growing and sizes.get(shard.key, -1) > shard.size)
@@ -179,13 +182,14 @@ def _why_no_manifest(store: ObjectStore) -> str:
         pass
     except (ValueError, KeyError, TypeError) as error:
         return (
-            f"{store.address(SPEC_KEY)} is damaged ({error}), and there is no manifest: write anew"
+            f"{store.address(SPEC_KEY)} is damaged ({error}), and the manifest is missing: write "
+            "the dataset anew"
         )
     else:
         count = len(written_shards(store, spec))
         return (
-            f"dataset {store.uri} is unfinished: {count} of {spec.num_shards} shards are written "
-            f"and there is no manifest. Run the job that makes it again: it writes the "
+            f"dataset {store.uri} is unfinished: {count} of {spec.num_shards} shards are written, "
+            "and the manifest is missing. Run the job that makes it again: it writes the "
             f"{spec.num_shards - count} missing shards and finishes"
         )
     interrupted = interrupted_replacement(store)
@@ -194,7 +198,7 @@ def _why_no_manifest(store: ObjectStore) -> str:
     try:
         store.read(GROUP_KEY)
     except ObjectMissingError:
-        return f"there is no dataset at {store.uri}: check the path"
+        return f"no dataset at {store.uri}: check the path"
     return (
         f"{store.uri} is a Zarr group but not a Pelagos dataset (it has no {MANIFEST_KEY}): "
         f"convert it first"

@@ -83,7 +83,7 @@ class OpenBlock:
             size = 4 * num_pages(length)
             tail = os.pread(descriptor, size + TRAILER.size + 1, length)
             if len(tail) != size + TRAILER.size:
-                raise DamagedBlockError(f"{path} has another length than it should")
+                raise DamagedBlockError(f"{path} has the wrong length")
             if tail[size:] != TRAILER.pack(MAGIC, length, crc32c(tail[:size])):
                 raise DamagedBlockError(f"the trailer of {path} is damaged")
             return cls(descriptor, length, np.frombuffer(tail[:size], "<u4"))
@@ -148,8 +148,8 @@ class NodeCache:
         except OSError as error:
             if error.errno not in DISK_IS_FULL:
                 raise DatasetError(
-                    f"the cache {settings.directory} cannot be used ({error}): give a directory "
-                    f"that this user may write to, or no cache"
+                    f"cannot use the cache {settings.directory} ({error}): give a directory that "
+                    "this user may write to, or no cache"
                 ) from error
             self._stop_filling(error)
 
@@ -189,7 +189,7 @@ class NodeCache:
                 if not self._reserve(file_bytes(length)):
                     self.is_filling = False
                     logger.info(
-                        "the cache %s holds its %d bytes; other data is read from the store",
+                        "the cache %s is full at %d bytes; other data is read from the store",
                         self.settings.directory,
                         self.settings.max_bytes,
                     )
@@ -272,7 +272,7 @@ class NodeCache:
         if self.is_filling:
             self.is_filling = False
             logger.warning(
-                "the cache %s takes no more (%s); other data is read from the store",
+                "the cache %s takes no more data (%s); other data is read from the store",
                 self.settings.directory,
                 error,
             )

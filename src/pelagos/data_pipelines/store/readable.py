@@ -152,14 +152,14 @@ class SpecReader:
             )
         ):
             raise IndexError(
-                f"region {region} must be one non-empty range of each axis of the grid "
+                f"region {region} must be one non-empty range per axis of the grid "
                 f"{self.grid_shape} of {self.uri}"
             )
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._process:
             raise DatasetError(
-                f"dataset {self.uri} was opened in process {self._process} and is read in its "
+                f"dataset {self.uri} was opened in process {self._process} but is read in its "
                 f"forked child {os.getpid()}. Open it in the child, use the spawn or forkserver "
-                f"start method, or read in threads (num_workers=0 of a DataLoader)"
+                "start method, or read in threads (num_workers=0 of a DataLoader)"
             )

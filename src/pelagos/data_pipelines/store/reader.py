@@ -270,7 +270,7 @@ class Dataset(SpecReader):
         (tail,) = self._fetch(record.key, [(record.size - length, length)])
         index, checksum = decode_index(self.spec, tail.data)
         if checksum != record.index_crc32c:
-            raise ChecksumError("it is not the index that the manifest describes")
+            raise ChecksumError("it differs from the index that the manifest describes")
         return index
 
     def close(self) -> None:
@@ -310,7 +310,7 @@ class Dataset(SpecReader):
             fetched = self.store.read_ranges(key, ranges, scratch)
         except ObjectMissingError as error:
             raise DatasetError(
-                f"dataset {self.uri}: shard {place or key} ({extent}) was there when the dataset was "
+                f"dataset {self.uri}: shard {place or key} ({extent}) existed when the dataset was "
                 f"opened and is gone now ({error})"
             ) from error
         except DatasetError as error:
@@ -365,7 +365,7 @@ class Dataset(SpecReader):
         try:
             check(content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:])
             if crc32c(payload) != self.manifest.parameters_crc32c[name]:
-                raise ChecksumError("it is not what the manifest describes")
+                raise ChecksumError("it differs from the manifest's description")
         except ChecksumError as error:
             raise DatasetError(f"dataset {self.uri}: {key} is damaged ({error})") from error
         return np.frombuffer(payload, dtype="<f8")

@@ -204,7 +204,9 @@ class DatasetSpec:
     def trajectories_of_shard(self, shard: int) -> range:
         """The trajectories that shard number `shard` holds."""
         if not 0 <= shard < self.num_shards:
-            raise ValueError(f"shard {shard} does not exist: there are {self.num_shards}, from 0")
+            raise ValueError(
+                f"shard {shard} does not exist: the shards are 0..{self.num_shards - 1}"
+            )
         start = shard * self.shard_trajectories
         return range(start, min(start + self.shard_trajectories, self.num_trajectories))
 
@@ -311,17 +313,18 @@ def _problems(spec: DatasetSpec) -> list[str]:
         problems.append(f"physics must name its equation, got {spec.physics!r}")
     both = sorted(set(names) & set(spec.constant_fields))
     if both:
-        problems.append(f"{both} are both stored and constant: a field is one or the other")
+        problems.append(f"{both} are both stored and constant; a field can be only one of these")
     strangers = sorted(set(spec.given_fields) - set(names))
     if strangers or (spec.given_fields and set(spec.given_fields) == set(names)):
         problems.append(
-            f"given_fields must be some of the stored {names}, and not all, got "
+            f"given_fields must be some of the stored {names}, but not all, got "
             f"{list(spec.given_fields)}"
         )
     strange = {k: v for k, v in spec.masks.items() if k not in names or v not in names}
     if strange or set(spec.masks) & set(spec.masks.values()):
         problems.append(
-            f"masks must name stored fields of {names}, and no mask may be masked, got {spec.masks}"
+            f"masks must name stored fields of {names}, and no mask may itself be masked, got "
+            f"{spec.masks}"
         )
     for name in spec.parameter_names:
         if not name or "/" in name or name.startswith("."):
@@ -342,7 +345,7 @@ def _split_problems(spec: DatasetSpec) -> list[str]:
             )
     everything = (0, spec.num_trajectories)
     if tuple(spec.splits.get("all", everything)) != everything:
-        problems.append("split 'all' means every trajectory: give another name to a part of them")
+        problems.append("split 'all' means every trajectory: give this part another name")
     for (name, (_, stop)), (following, (start, _)) in itertools.pairwise(ordered):
         if start < stop:
             problems.append(f"splits {name!r} and {following!r} share trajectory {start}")
@@ -354,5 +357,5 @@ def _boundary_problems(spec: DatasetSpec) -> list[str]:
     known = {*axes, *(f"{axis}-{side}" for axis in axes for side in ("low", "high"))}
     unknown = sorted(set(spec.boundary_conditions) - known)
     if unknown:
-        return [f"boundary_conditions name {unknown}; known are {sorted(known)}"]
+        return [f"boundary_conditions name {unknown}; known names: {sorted(known)}"]
     return []

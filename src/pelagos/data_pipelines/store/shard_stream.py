@@ -160,8 +160,8 @@ class _Stream:
         """Hand frames to the threads, and write out finished ones."""
         if block.shape[1:] != self.spec.frame_shape:
             raise ValueError(
-                f"frames have shape {block.shape[1:]}, required is {self.spec.frame_shape} = "
-                f"(channel, {', '.join(self.spec.axis_names)})"
+                f"frames have shape {block.shape[1:]}, expected {self.spec.frame_shape} = (channel, "
+                f"{', '.join(self.spec.axis_names)})"
             )
         with np.errstate(over="ignore"):  # an overflow becomes infinite, and is refused
             stored = _rounded(self.spec, np.ascontiguousarray(block, dtype=self.spec.value_dtype))
@@ -191,8 +191,8 @@ class _Stream:
         """Write the rest, and the index."""
         if self.num_given != self.num_frames:
             raise ValueError(
-                f"{self.num_given} frames were given for trajectories {self.trajectories.start}.."
-                f"{self.trajectories.stop - 1}, required are {len(self.trajectories)} x "
+                f"trajectories {self.trajectories.start}..{self.trajectories.stop - 1} got "
+                f"{self.num_given} frames, expected {len(self.trajectories)} x "
                 f"{self.spec.num_frames} = {self.num_frames}"
             )
         while self.waiting:
@@ -240,12 +240,11 @@ class _Stream:
             row, frame = divmod(self.num_given + at, self.spec.num_frames)
             trajectory = self.trajectories[row]
             raise InexactLabelError(
-                f"trajectory {trajectory}, frame {frame}, field "
-                f"{self.spec.field_names[channel]!r}, grid index {tuple(point)}: label "
-                f"{mine[(at, *point)]:.10g} becomes {theirs[(at, *point)]:.10g} in "
-                f"{self.spec.dtype}, which holds whole numbers up to "
-                f"{LARGEST_WHOLE_NUMBER[self.spec.dtype]} exactly: store as float32 "
-                f"(--dtype float32), or renumber the labels",
+                f"trajectory {trajectory}, frame {frame}, field {self.spec.field_names[channel]!r}, "
+                f"grid index {tuple(point)}: label {mine[(at, *point)]:.10g} becomes "
+                f"{theirs[(at, *point)]:.10g} in {self.spec.dtype}, which holds whole numbers up to "
+                f"{LARGEST_WHOLE_NUMBER[self.spec.dtype]} exactly. Store as float32 (--dtype "
+                "float32), or renumber the labels",
                 trajectory,
                 frame,
                 channel,
@@ -257,8 +256,9 @@ class _Stream:
             trajectory = self.trajectories[0]
             raise UnderflowError(
                 f"trajectories {trajectory} to {self.trajectories[-1]}, field "
-                f"{self.spec.field_names[channel]!r}: every value becomes 0 in float16, the largest "
-                f"is {self.magnitudes[channel]:.3g}: use float32 or bfloat16, or another unit",
+                f"{self.spec.field_names[channel]!r}: every value becomes 0 in float16, and the "
+                f"largest is {self.magnitudes[channel]:.3g}. Use float32 or bfloat16, or another "
+                "unit",
                 trajectory,
                 0,
                 channel,

@@ -83,12 +83,12 @@ class FrameCodec:
         check(payload, view[-CHECKSUM_BYTES:])
         if self.blosc is None:
             if len(payload) != self.chunk_bytes:
-                raise ChecksumError(f"{len(payload)} bytes where {self.chunk_bytes} were expected")
+                raise ChecksumError(f"got {len(payload)} bytes, expected {self.chunk_bytes}")
             out.view(np.uint8).reshape(-1)[:] = np.frombuffer(payload, np.uint8)
         else:
             claimed = int.from_bytes(payload[4:8], "little")  # in Blosc's header
             if claimed != self.chunk_bytes:
-                raise ChecksumError(f"{claimed} bytes where {self.chunk_bytes} were expected")
+                raise ChecksumError(f"got {claimed} bytes, expected {self.chunk_bytes}")
             self.blosc.decode(payload, out=out)
 
 

@@ -85,7 +85,7 @@ def canonical_splits(splits: Mapping[str, _Value]) -> dict[str, _Value]:
         try:
             checked_split_name(name)
         except ValueError as error:
-            raise ValueError(f"unknown split {name!r}, known are {error}") from error
+            raise ValueError(f"unknown split {name!r}; known splits: {error}") from error
         split = SPLIT_NAMES.get(name.lower(), name)
         if split in found:
             raise ValueError(f"{given[split]!r} and {name!r} both name the split {split!r}")

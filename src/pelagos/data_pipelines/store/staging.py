@@ -37,7 +37,7 @@ def prepare(uri: str, overwrite: bool, storage_options: dict[str, Any] | None) -
         return uri
     if state == "foreign":
         raise FileExistsError(
-            f"{uri} holds something that is not a Pelagos dataset: use another uri"
+            f"{uri} holds something other than a Pelagos dataset: use another uri"
         )
     if not overwrite:
         hint = (
@@ -45,7 +45,7 @@ def prepare(uri: str, overwrite: bool, storage_options: dict[str, Any] | None) -
             if state == "unfinished"
             else "choose another uri, or overwrite it"
         )
-        raise FileExistsError(f"there is a {state} dataset at {uri}: {hint}")
+        raise FileExistsError(f"{uri} already holds a {state} dataset: {hint}")
     if isinstance(store, LocalStore):
         if state == "unfinished":
             shutil.rmtree(store.root)
@@ -73,7 +73,7 @@ def unfinished_root(uri: str, storage_options: dict[str, Any] | None) -> str:
             return str(new)
     state = _state(store)
     if state != "unfinished":
-        raise ValueError(f"there is no unfinished dataset at {uri} (found: {state}): create it")
+        raise ValueError(f"{uri} holds no unfinished dataset (found: {state}): create it")
     return uri
 
 

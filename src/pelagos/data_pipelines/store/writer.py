@@ -77,8 +77,8 @@ def create_dataset(
     token = uuid.uuid4().hex
     if not store.create(SPEC_KEY, dumps({"spec": spec.to_json(), "writer": token})):
         raise FileExistsError(
-            f"another process has just begun a dataset at {uri}: wait until it is finished, or use "
-            f"another uri"
+            f"another process has just begun a dataset at {uri}: wait until it finishes, or use "
+            "another uri"
         )
     _write_metadata(store, spec)
     return DatasetWriter(uri, spec, root_uri, storage_options, token)
@@ -176,7 +176,7 @@ class DatasetWriter:
         if data.shape != wanted:
             raise ValueError(
                 f"data for trajectories {trajectories.start}..{trajectories.stop - 1} has shape "
-                f"{data.shape}, required is {wanted} = (trajectory, time, channel, "
+                f"{data.shape}, expected {wanted} = (trajectory, time, channel, "
                 f"{', '.join(self.spec.axis_names)})"
             )
         self.write_shard_frames(shard, iter(data), parameters)
@@ -229,8 +229,8 @@ class DatasetWriter:
         if missing:
             shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
             raise DatasetError(
-                f"dataset {self.uri} cannot be finished: {len(missing)} of {self.num_shards} "
-                f"shards are not written ({shown})"
+                f"cannot finish dataset {self.uri}: {len(missing)} of {self.num_shards} shards are "
+                f"not written ({shown})"
             )
         store = open_store(self.root_uri, self.storage_options)
         with ThreadPoolExecutor(_METADATA_THREADS) as pool:
@@ -259,8 +259,8 @@ class DatasetWriter:
             token = None
         if token != self.token:
             raise DatasetError(
-                f"dataset {self.uri} was finished, overwritten or deleted by another process: this "
-                f"one stops. Let one process at a time create a dataset"
+                f"another process finished, overwrote or deleted dataset {self.uri}, so this one "
+                "stops. Let one process at a time create a dataset"
             )
 
     def _manifest(self, store: ObjectStore, sidecars: list[dict[str, Any]]) -> Manifest:
@@ -285,7 +285,7 @@ class DatasetWriter:
         """`parameters` as float64, after their names and values are checked. Raises ValueError."""
         if set(parameters) != set(self.spec.parameter_names):
             raise ValueError(
-                f"parameters given are {sorted(parameters)}, the spec has "
+                f"got the parameters {sorted(parameters)}, but the spec has "
                 f"{sorted(self.spec.parameter_names)}"
             )
         checked = {}
@@ -338,7 +338,7 @@ def _checked_sidecar(store: ObjectStore, spec: DatasetSpec, shard: int) -> dict[
         ) from error
     if found != record.index_crc32c:
         raise DatasetError(
-            f"{store.address(record.key)} is not the shard that {sidecar_key(shard)} describes: "
+            f"{store.address(record.key)} does not match its description {sidecar_key(shard)}: "
             f"write shard {shard} again"
         )
     return sidecar

@@ -75,7 +75,7 @@ class StrictStore(WrapperStore[Store]):
         path = self.folder / key
         with contextlib.suppress(OSError):  # absent: reported by the code that needs it
             if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-                raise DatasetError(f"{path} is no regular file")
+                raise DatasetError(f"{path} is not a regular file")
             if self.is_closed:
                 require_inside(self.folder, path, DatasetError)
 

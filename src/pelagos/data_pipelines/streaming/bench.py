@@ -135,8 +135,8 @@ def bench(
     open_seconds = time.perf_counter() - started
     if num_frames > dataset.num_frames:
         raise DatasetError(
-            f"dataset {uri} has {dataset.num_frames} frames per trajectory, windows of {num_frames} "
-            f"are asked for"
+            f"dataset {uri} has {dataset.num_frames} frames per trajectory, but windows of "
+            f"{num_frames} were requested"
         )
     windows: _Windows | _ForeignWindows
     if isinstance(dataset, ForeignDataset):
@@ -151,11 +151,11 @@ def bench(
     raw, reader = [], []
     for num_threads in concurrencies:
         if isinstance(windows, _Windows):
-            progress(f"bytes alone, {num_threads} at once")
+            progress(f"raw bytes, {num_threads} at once")
             raw.append(_measure(dataset, windows.read_bytes, num_threads, seconds))
         progress(f"reader, {num_threads} threads")
         reader.append(_measure(dataset, windows.read_frames, num_threads, seconds))
-    progress("beside a consumer")
+    progress("with a consumer")
     return BenchReport(
         uri=uri,
         store=store,

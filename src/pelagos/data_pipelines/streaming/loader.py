@@ -81,17 +81,17 @@ class StreamLoader(Iterator[Batch]):
             raise ValueError(f"rank {rank} must be in 0..{world_size - 1}")
         if num_threads < 1 or prefetch_steps < 0 or start_step < 0:
             raise ValueError(
-                f"num_threads {num_threads} must be at least 1, prefetch_steps {prefetch_steps} "
-                f"and start_step {start_step} not negative"
+                f"num_threads {num_threads} must be at least 1; prefetch_steps {prefetch_steps} and "
+                f"start_step {start_step} must not be negative"
             )
         counts_steps = len(mixture.distinct_shapes) > 1 or mixture.has_schedule
         if counts_steps and sampler.samples_per_step != global_batch_size:
             raise ValueError(
-                f"grids of several shapes, or weights by step: the sampler orders steps of "
-                f"{sampler.samples_per_step} samples, the loader has {global_batch_size}"
+                "grids of several shapes, or weights by step: the sampler orders steps of "
+                f"{sampler.samples_per_step} samples, but the loader has {global_batch_size}"
             )
         if sampler.mixture is not mixture:
-            raise ValueError("the sampler orders another mixture: make it with this one")
+            raise ValueError("the sampler orders another mixture: create it with this one")
         self.mixture = mixture
         self.sampler = sampler
         self.global_batch_size = global_batch_size

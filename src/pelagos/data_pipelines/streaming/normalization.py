@@ -30,7 +30,7 @@ class Normalization:
         if not len(self.fields) == len(self.mean) == len(self.std):
             raise ValueError(
                 f"{len(self.fields)} fields, {len(self.mean)} means and {len(self.std)} standard "
-                f"deviations: required is one of each per field"
+                "deviations: expected one of each per field"
             )
         for name, mean, std in zip(self.fields, self.mean, self.std, strict=True):
             if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
@@ -93,7 +93,7 @@ class Normalization:
             ]
             if not rows:
                 raise ValueError(
-                    f"no dataset of the mixture has field {name!r}; they have "
+                    f"no dataset of the mixture has field {name!r}; the datasets have "
                     f"{sorted({f for d in datasets for f in d.field_names})}"
                 )
             count = math.fsum(n for n, _, _ in rows)
@@ -132,7 +132,7 @@ class Normalization:
         if not -values.ndim <= place < 0 or values.shape[place] != len(self.fields):
             where = "[…, {}, y, x]" if axis == -3 else f"{{}} channels at axis {axis}"
             raise ValueError(
-                f"values have shape {tuple(values.shape)}, required is "
+                f"values have shape {tuple(values.shape)}, expected "
                 f"{where.format(len(self.fields))}"
             )
         shape = (len(self.fields), *(1,) * (-place - 1))

@@ -141,21 +141,21 @@ class Sampler:
         self.mixture.check_state(state["mixture"])
         if state["seed"] != self.seed:
             raise ValueError(
-                f"the checkpoint was made with data seed {state['seed']}, this run has {self.seed}:"
-                f" the order of samples would change. Use seed {state['seed']}"
+                f"the checkpoint was made with data seed {state['seed']}, but this run has "
+                f"{self.seed}: the order of samples would change. Use seed {state['seed']}"
             )
         version = state.get("order", 1)
         if version != self.version:
             raise ValueError(
-                f"the checkpoint was made with version {version} of the order of samples, this run "
-                f"has {self.version}: windows would be repeated or left out. Continue it with "
+                f"the checkpoint was made with version {version} of the order of samples, but this "
+                f"run has {self.version}: windows would be repeated or left out. Continue it with "
                 f"data.order_version={version}"
             )
         before = state.get("run_length", 1)
         if before != self.run_length:
             raise ValueError(
-                f"the checkpoint was made with runs of {before} samples from one dataset, this run "
-                f"has {self.run_length}: the order of samples would change"
+                f"the checkpoint was made with runs of {before} samples from one dataset, but this "
+                f"run has {self.run_length}: the order of samples would change"
             )
 
 

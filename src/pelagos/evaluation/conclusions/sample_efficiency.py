@@ -75,7 +75,7 @@ def mean_curve(errors: Errors) -> dict[int, float]:
     curve = {n: fmean(errors[n].values()) for n in sorted(errors) if errors[n]}
     wrong = [n for n, error in curve.items() if not error >= 0]
     if wrong or not curve:
-        raise ValueError(f"errors must be given and not be negative, got {curve}")
+        raise ValueError(f"every error must be given and must not be negative, got {curve}")
     return curve
 
 

@@ -135,7 +135,7 @@ class Verdict:
             return ""
         return (
             f"the model ({self.method}) is no better than a constant {self._at(worse)}: VRMSE is "
-            f"above 1, or the dataset's mean has less error"
+            "above 1, or the dataset's mean has a smaller error"
         )
 
     def _against(self, baseline: str) -> str:
@@ -325,9 +325,10 @@ def combined_label(leads: Sequence[LeadVerdict]) -> str:
 def rule() -> str:
     """The rule in words, for reports."""
     return (
-        f"A forecast beats a baseline at a lead where its median VRMSE is below 1 and the "
-        f"{CONFIDENCE:.0%} interval of the median over trajectories of VRMSE (mean over fields) over "
-        f"the baseline's is below 1: paired bootstrap, {NUM_RESAMPLES} resamples of the trajectories."
+        "A forecast beats a baseline at a lead if its median VRMSE is below 1 and the "
+        f"{CONFIDENCE:.0%} interval of the median over trajectories of VRMSE (mean over fields) "
+        f"over the baseline's lies below 1 (paired bootstrap, {NUM_RESAMPLES} resamples of the "
+        "trajectories)."
     )
 
 

@@ -42,17 +42,17 @@ class GivenField:
     def sentence(self) -> str:
         """Fields left out of the errors, and the effects that this hides."""
         if self.is_as_trained:
-            return f"{self.name} {self.why}: it is given to the model and is in no error"
+            return f"{self.name} {self.why}: the model takes it as an input, and no error counts it"
         found = []
         if self.num_changing:
             found.append(f"changes from frame to frame in {self.num_changing}")
         if self.num_different:
             found.append(f"has other values in {self.num_different}")
         consequence = (
-            "no error counts it, and a model that takes it as given holds it still. Train on data in "
-            "which it changes"
+            "no error counts it, and a model that takes it as an input keeps it constant. Train on "
+            "data in which it changes"
             if self.num_changing
-            else "the model has not seen them"
+            else "the model has not seen these values"
         )
         return (
             f"{self.name} {self.why}, but {' and '.join(found)} of {self.num_trajectories} evaluated "

@@ -104,19 +104,21 @@ class ImageEvaluation:
         """Sentences that say which scores are left out of means, and which make them infinite."""
         notes = []
         for index in np.flatnonzero(self.counts.sum(axis=1) == 0):
-            given = "although it is given" if self.counts[:, index].any() else "nor given"
-            notes.append(f"class {index} is not in the truth, {given}: it has no recall")
+            given = (
+                "although it is predicted" if self.counts[:, index].any() else "and never predicted"
+            )
+            notes.append(f"class {index} is absent from the truth, {given}, so it has no recall")
         for column in range(self.dice.shape[1] if self.is_segmentation else 0):
             absent = int(np.isnan(self.dice[:, column]).sum())
             if absent:
                 notes.append(
-                    f"class {column + 1} is absent from truth and answer in {absent} of "
-                    f"{len(self.images)} images, which are left out of its means"
+                    f"class {column + 1} is absent from truth and prediction in {absent} of "
+                    f"{len(self.images)} images, and its means leave these out"
                 )
             missed = int(np.isinf(self.mean_distance[:, column]).sum())
             if missed:
                 notes.append(
-                    f"class {column + 1} is in only one of truth and answer in {missed} of "
+                    f"class {column + 1} is in only one of truth and prediction in {missed} of "
                     f"{len(self.images)} images, which makes its mean distances infinite"
                 )
         return notes

@@ -191,7 +191,7 @@ def _advance(predict: Predict, state: Tensor, lead_time: float, present: Tensor)
     forecast = predict(state, state.new_full((state.shape[0],), lead_time))
     if forecast.shape != (state.shape[0], *state.shape[-present.ndim :]):
         raise ValueError(
-            f"predict returned shape {tuple(forecast.shape)} for frames of {tuple(state.shape)}; "
-            f"a forecast needs as many channels as it takes in"
+            f"predict returned shape {tuple(forecast.shape)} for frames of {tuple(state.shape)}; a "
+            "forecast needs as many channels as its input"
         )
     return masked(forecast.to(state.dtype), present)

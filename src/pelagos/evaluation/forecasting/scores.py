@@ -147,7 +147,7 @@ class DatasetEvaluation:
         """
         reasons = {"vrmse": "VRMSE", "relative_l1": "relative errors"}
         found = [
-            f"{group}: points without a value are left out of all errors"
+            f"{group}: all errors leave out points without a value"
             for group, channels in self.data.groups.items()
             if set(channels) & set(self.data.masks)
         ]
@@ -159,7 +159,7 @@ class DatasetEvaluation:
                 if count := int(marks[:, :, index].sum()):
                     why = "does not vary over space" if metric == "vrmse" else "is zero"
                     found.append(
-                        f"{group}: {name} left out of {count} of {marks[:, :, index].size} frames, "
+                        f"{group}: {name} leaves out {count} of {marks[:, :, index].size} frames, "
                         f"in which the truth {why} (to a millionth of its size)"
                     )
         return found

@@ -140,7 +140,8 @@ class StabilityMeasurement:
         if len(self._frames) < self.input_frames:
             raise ValueError(
                 f"a rollout on {self.data.name} starts from {self.input_frames} frames, "
-                f"{self.rollout_step} apart; its trajectories have {self.data.num_frames} frames"
+                f"{self.rollout_step} apart, but its trajectories have {self.data.num_frames} "
+                "frames"
             )
 
     @property

@@ -203,8 +203,8 @@ def _figures(evaluation: DatasetEvaluation) -> list[Picture]:
     ]
     if evaluation.physics is not None:
         caption = (
-            "What the equation leaves over, as a share of a norm of the data, against lead time: "
-            "median and quartiles over trajectories. Truth is the data itself."
+            "Residual of the equation, as a share of a norm of the data, against lead time: median "
+            "and quartiles over trajectories. Truth is the data itself."
         )
         drawn = plots.figure_png(physics_figure(evaluation))
         pictures.append(Picture(caption, "physics.png", drawn))

@@ -78,7 +78,9 @@ def write_image_report(
 
 def _figures(evaluation: ImageEvaluation) -> list[Picture]:
     drawn = plots.figure_png(confusion_figure(evaluation))
-    pictures = [Picture("Confusion matrix, each row's share.", "confusion.png", drawn)]
+    pictures = [
+        Picture("Confusion matrix; each row is normalised to shares.", "confusion.png", drawn)
+    ]
     if evaluation.examples:
         caption = "The first images: input, truth and prediction."
         shown = plots.figure_png(examples_figure(evaluation))
@@ -119,7 +121,7 @@ def examples_figure(evaluation: ImageEvaluation) -> Figure:
                 shown = _slice(values)
                 axes[row, column].imshow(shown, cmap="tab10", vmin=0, vmax=max(9, top))
         else:
-            title = f"true {int(example.truth)}, given {int(example.predicted)}"
+            title = f"true {int(example.truth)}, predicted {int(example.predicted)}"
             axes[0, column].set_title(title, fontsize=8)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])

@@ -44,10 +44,10 @@ from pelagos.infra.storage.files import replace_durably
 
 RULE = (
     "Runs are ordered by mean rank: at each lead and in each field they are ranked by their median "
-    "VRMSE, and equal ones share a rank. At a lead a run is marked as the best only if it is better "
-    f"than every other one: the {CONFIDENCE:.0%} interval of the median over trajectories of its VRMSE "
-    f"(mean over fields) over the other's is below 1 (paired bootstrap, {NUM_RESAMPLES} resamples of "
-    "the trajectories)."
+    "VRMSE, and equal ones share a rank. A run is marked as the best at a lead only if it is "
+    f"better than every other run: the {CONFIDENCE:.0%} interval of the median over trajectories of "
+    f"its VRMSE (mean over fields) over the other's is below 1 (paired bootstrap, {NUM_RESAMPLES} "
+    "resamples of the trajectories)."
 )
 FloatArray = npt.NDArray[np.float64]
 
@@ -168,7 +168,7 @@ def shared_datasets(
             f"{run}: {', '.join(e.data.name for e in of_run)}"
             for run, of_run in evaluations.items()
         )
-        raise ValueError(f"these runs have no dataset in common ({listed}): compare others")
+        raise ValueError(f"these runs have no common dataset ({listed}): compare others")
     return shared
 
 
@@ -179,8 +179,8 @@ def _shared(found: Sequence[tuple[str, DatasetEvaluation]]) -> SharedDataset:
     if different:
         told = ", ".join(f"{run} {list(steps)}" for run, steps in different.items())
         raise ValueError(
-            f"{name}: the runs forecast other leads (in frames: {told}); choose common ones with "
-            f"lead_steps, in frames that each run uses"
+            f"{name}: the runs forecast different leads (in frames: {told}); choose common ones "
+            "with lead_steps, in frames that each run uses"
         )
     initial = {run: e.initial_frame for run, e in found}
     if len(set(initial.values())) > 1:
@@ -192,7 +192,7 @@ def _shared(found: Sequence[tuple[str, DatasetEvaluation]]) -> SharedDataset:
             f"{run}: {', '.join(_told(group, names) for group, names in fields.items())}"
             for (run, _), fields in zip(found, scored, strict=True)
         )
-        raise ValueError(f"{name}: the runs score no field in common ({told})")
+        raise ValueError(f"{name}: the runs score no common field ({told})")
     methods = [best_method(e, groups) for _, e in found]
     ranks = mean_ranks(
         np.array([_medians(e, m, groups) for m, (_, e) in zip(methods, found, strict=True)])

@@ -157,7 +157,7 @@ class SweepReport:
         names = ", ".join(worse[:_NAMED]) + (", …" if len(worse) > _NAMED else "")
         return (
             f"{len(worse)} of {len(self.rows)} trials are no better than a constant at {self.lead}: "
-            f"VRMSE is above 1, or the dataset's mean has less error ({names})"
+            f"VRMSE is above 1, or the dataset's mean has a smaller error ({names})"
         )
 
     def baseline_lines(self) -> list[str]:

@@ -37,7 +37,9 @@ def recorded_config(values: dict[str, Any]) -> ClusterConfig:
     """
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in CLUSTER_KINDS:
-        raise ValueError(f"{kind!r} is no kind of cluster; there are {', '.join(CLUSTER_KINDS)}")
+        raise ValueError(
+            f"{kind!r} is not a kind of cluster; known kinds: {', '.join(CLUSTER_KINDS)}"
+        )
     return CLUSTER_KINDS[kind].model_validate(values)
 
 

@@ -164,9 +164,9 @@ class Cluster(ABC):
     def not_its_handle(self, run: str, told: object) -> ClusterError:
         """Return the error for a handle that is none of a run."""
         return ClusterError(
-            f"the record of {run} says that it is {told!r} on cluster {self.name}, which is none that "
-            f"this cluster gives to a run of that name: somebody else has written it. Nothing was asked "
-            f"of the cluster"
+            f"the record of {run} says that it is {told!r} on cluster {self.name}, but this cluster "
+            "never gives that name to this run, so somebody else wrote it. Pelagos did not contact "
+            "the cluster"
         )
 
     def check_needs(self, needs: Needs) -> None:
@@ -178,15 +178,15 @@ class Cluster(ABC):
         fit = workers_per_node(needs, node.cpus, node.gpus)
         if fit == 0:
             raise ClusterError(
-                f"cluster {self.name}: one worker needs {each}, one node has {node.cpus} CPU and "
-                f"{node.gpus} GPU: no node can hold it. Lower resources.cpus_per_worker"
-                f"{' or gpus_per_worker' if needs.gpus_per_worker else ''}"
+                f"cluster {self.name}: one worker needs {each}, but one node has {node.cpus} CPU "
+                f"and {node.gpus} GPU, so no node can hold it. Lower "
+                f"resources.cpus_per_worker{' or gpus_per_worker' if needs.gpus_per_worker else ''}"
             )
         nodes = math.ceil(needs.num_workers / fit)
         if most is not None and nodes > most:
             raise ClusterError(
                 f"cluster {self.name}: {needs.num_workers} workers of {each} at {fit} per node take "
-                f"{nodes} nodes; it has at most {most}, which hold {most * fit}. Lower "
+                f"{nodes} nodes. The cluster has at most {most}, which hold {most * fit}. Lower "
                 f"resources.num_workers to {most * fit} or less"
             )
 

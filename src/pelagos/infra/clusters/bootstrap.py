@@ -40,7 +40,7 @@ def main() -> None:
     if missing:
         leave(
             f"{sys.executable} on {os.uname().nodename} lacks {', '.join(missing)}: use an image or "
-            "environment in which Pelagos is installed"
+            "environment with Pelagos installed"
         )
     code = unpacked(arguments.wheel, arguments.wheel_sha256)
     files = unpacked(arguments.files, arguments.files_sha256)
@@ -61,7 +61,7 @@ def unpacked(uri: str, sha256: str) -> Path:
     content = fetched(uri)
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
-        leave(f"{uri} has sha256 {found}, expected {sha256}: it was changed; submit again")
+        leave(f"{uri} has sha256 {found}, expected {sha256}: somebody changed it; submit again")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent))
     archive = temporary / "archive"
@@ -87,7 +87,7 @@ def cache_directory() -> Path:
     own = cache / f"pelagos-{os.geteuid()}"
     own.mkdir(mode=0o700, exist_ok=True)
     if not is_own(os.lstat(own), 0o077):
-        leave(f"{own} is not this user's alone: nothing is run from there. Remove it")
+        leave(f"{own} does not belong to this user alone, so nothing is run from it. Remove it")
     return own
 
 

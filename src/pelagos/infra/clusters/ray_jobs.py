@@ -153,10 +153,10 @@ class RayJobsCluster(Cluster):
         token = self._token()
         if token and not self._is_confidential():
             raise ClusterError(
-                f"cluster {self.name}: {self.config.address} is plain HTTP to another machine, where "
-                f"others on the network read the token. Use https://, or a tunnel (ssh -L "
-                f"8265:localhost:8265 HEAD, address http://localhost:8265); on a network that you "
-                f"trust, set allow_http: true in clusters.yaml"
+                f"cluster {self.name}: {self.config.address} is plain HTTP to another machine, so "
+                "others on the network could read the token. Use https://, or a tunnel (ssh -L "
+                "8265:localhost:8265 HEAD, address http://localhost:8265). On a network that you "
+                "trust, set allow_http: true in clusters.yaml"
             )
         return {"Authorization": f"Bearer {token}"} if token else None
 
@@ -280,11 +280,11 @@ def _explained(cluster: RayJobsCluster) -> Iterator[None]:
         if isinstance(error, ClusterError):
             raise
         raise ClusterError(
-            f"cluster {cluster.name}: what answers at {address} is not a Ray dashboard ({error})"
+            f"cluster {cluster.name}: the server at {address} is not a Ray dashboard ({error})"
         ) from error
     except (AttributeError, KeyError, TypeError) as error:
         raise ClusterError(
-            f"cluster {cluster.name}: what answers at {address} is not a Ray dashboard ({error!r})"
+            f"cluster {cluster.name}: the server at {address} is not a Ray dashboard ({error!r})"
         ) from error
     except RuntimeError as error:
         text = str(error)

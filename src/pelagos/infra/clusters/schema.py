@@ -28,8 +28,8 @@ def printable(text: str) -> str:
     for place, character in enumerate(text):
         if not character.isprintable():
             raise ValueError(
-                f"{text!r} holds the character U+{ord(character):04X} at position {place + 1}, which "
-                f"cannot be seen and could add lines to scripts; remove it"
+                f"{text!r} holds the invisible character U+{ord(character):04X} at position "
+                f"{place + 1}, which could add lines to scripts; remove it"
             )
     return text
 
@@ -45,7 +45,7 @@ def _slurm_path(path: str) -> str:
     """
     found = next((character for character in '"\\' if character in path), None)
     if found is not None:
-        raise ValueError(f"{path} holds {found}, which sbatch does not take in the name of a log")
+        raise ValueError(f"{path} holds {found}, which sbatch does not accept in the name of a log")
     return path
 
 

@@ -166,7 +166,7 @@ class SlurmCluster(Cluster):
         if name in RUNNING:
             return SchedulerState("running", f"job {job_id} on {reason}")
         if not name:
-            return SchedulerState("ended", f"Slurm knows no job {job_id} (any more)")
+            return SchedulerState("ended", f"Slurm has no job {job_id} (any more)")
         return SchedulerState("ended", f"job {job_id}: {name}", name == "COMPLETED")
 
     def logs(self, handle: dict[str, Any]) -> str:
@@ -272,8 +272,8 @@ class SlurmCluster(Cluster):
         known = sorted(set(self._run("sinfo", "--noheader", "--format=%R").split()))
         if wanted not in known:
             raise ClusterError(
-                f"cluster {self.name}: Slurm has no partition {wanted!r}; it has {', '.join(known)}. "
-                "Mend `partition` in clusters.yaml"
+                f"cluster {self.name}: Slurm has no partition {wanted!r}; it has "
+                f"{', '.join(known)}. Correct `partition` in clusters.yaml"
             )
 
     def _log(self, submission: Submission, job_id: str) -> str:
@@ -336,7 +336,8 @@ class SlurmCluster(Cluster):
             )
         except FileNotFoundError as error:
             raise ClusterError(
-                f"cluster {self.name}: no {command[0]} on this machine; submit from a login node"
+                f"cluster {self.name}: {command[0]} is not installed on this machine; submit from a "
+                "login node"
             ) from error
         except subprocess.TimeoutExpired as error:
             raise ClusterError(
@@ -360,7 +361,8 @@ def _quoted(value: str) -> str:
     found = next((c for c in value if c in '"\\' or not c.isprintable()), None)
     if found is not None:
         raise ClusterError(
-            f"{value!r} holds {found!r}, which a line of an sbatch script cannot; use another name"
+            f"{value!r} holds {found!r}, which is not allowed in a line of an sbatch script; use "
+            "another name"
         )
     return value if shlex.quote(value) == value else f'"{value}"'
 

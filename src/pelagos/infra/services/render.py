@@ -51,7 +51,7 @@ PANELS = (
 def render(kind: str, name: str, config: ClusterConfig) -> dict[str, str]:
     """Return the files of a kind for a cluster, by name. Raises `ValueError`."""
     if kind not in KINDS:
-        raise ValueError(f"no kind {kind!r} of files; there are: {', '.join(KINDS)}")
+        raise ValueError(f"unknown kind of files {kind!r}; known kinds: {', '.join(KINDS)}")
     return KINDS[kind](name, config)
 
 
@@ -60,7 +60,7 @@ def write(files: dict[str, str], directory: Path, overwrite: bool) -> list[Path]
     paths = {directory / name: text for name, text in files.items()}
     taken = [str(path) for path in paths if path.exists()]
     if taken and not overwrite:
-        raise FileExistsError(f"{', '.join(taken)} exist(s) already; --overwrite replaces them")
+        raise FileExistsError(f"{', '.join(taken)} already exist; --overwrite replaces them")
     directory.mkdir(parents=True, exist_ok=True)
     for path, text in paths.items():
         replace_durably(path, text.encode())
@@ -138,8 +138,8 @@ def _bucket_policy(name: str, config: ClusterConfig) -> dict[str, str]:
     match = re.fullmatch(r"s3a?://([a-z0-9][a-z0-9.-]*)/(.+?)/*", printable(config.storage))
     if match is None:
         raise ValueError(
-            f"cluster {name}: storage {config.storage} is not s3://bucket/prefix, so there is no bucket "
-            "policy for it"
+            f"cluster {name}: storage {config.storage} is not s3://bucket/prefix, so it needs no "
+            "bucket policy"
         )
     bucket = f"arn:aws:s3:::{match[1]}"
     # in policies these are wildcards and variables, unless written as variables themselves

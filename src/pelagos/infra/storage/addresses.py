@@ -19,9 +19,9 @@ def reject_references(uri: str, error: type[ValueError]) -> None:
     """
     if uri.partition("://")[0] == REFERENCE_SCHEME:
         raise error(
-            f"{uri}: kerchunk references are not read. Name the files that they refer to, or write "
-            f"their arrays as one Zarr first: xarray.open_dataset(REFERENCES, engine='kerchunk')"
-            f".to_zarr('NEW.zarr')"
+            f"{uri}: Pelagos does not read kerchunk references. Name the files that they refer to, "
+            "or write their arrays as one Zarr first: xarray.open_dataset(REFERENCES, "
+            "engine='kerchunk').to_zarr('NEW.zarr')"
         )
 
 
@@ -36,10 +36,10 @@ def reject_empty_parts(uri: str, error: type[ValueError], backend: str = "auto")
     if scheme not in BUCKET_SCHEMES or backend == "fsspec" or "//" not in place.rstrip("/"):
         return
     raise error(
-        f"{uri} has an empty part between two slashes, which is another key than with one slash, and "
-        f"which obstore cannot read. Write one slash, or, if the object is really named so, read it "
-        f"through fsspec where there is that choice (storage: backend: fsspec), or copy it to "
-        f"another key"
+        f"{uri} has an empty part between two slashes. That key differs from the one with a single "
+        "slash, and obstore cannot read it. Write one slash. If the object really has this name, "
+        "read it through fsspec where the storage allows it (storage: backend: fsspec), or copy it "
+        "to another key"
     )
 
 
@@ -50,8 +50,8 @@ _SECRET_NAMES = re.compile(
 )
 _LONGEST_PLAIN_VALUE = 24  # longer ones look like secrets, whatever they are called
 _REMEDY = (
-    "addresses are kept in job files, records and logs. Set it in the environment instead "
-    "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, PGUSER, PGPASSWORD, AWS_…), or in the "
+    "job files, records and logs keep addresses. Put credentials into the environment instead "
+    "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, PGUSER, PGPASSWORD, AWS_…), or into the "
     "cluster's secrets_file"
 )
 

@@ -42,7 +42,7 @@ def open_regular(path: Path, *, follow_links: bool = False) -> int:
     descriptor = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return descriptor
 
 
@@ -64,9 +64,7 @@ def read_opened(descriptor: int, path: Path, start: int = 0) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         num_bytes = os.fstat(descriptor).st_size - start
         if num_bytes > memory_budget():
-            told = (
-                f"has {num_bytes:,} bytes, more than may be taken at once (PELAGOS_MEMORY_BUDGET)"
-            )
+            told = f"has {num_bytes:,} bytes, more than may be read at once (PELAGOS_MEMORY_BUDGET)"
             raise OSError(errno.EFBIG, told, str(path))
         file.seek(start)
         return file.read()
@@ -99,7 +97,7 @@ def below(root: Path, name: str) -> Path:
         or not path.parent.resolve().is_relative_to(root.resolve())
         or path.is_symlink()
     ):
-        raise ValueError(f"{name!r} leads out of {root}: nothing was written")
+        raise ValueError(f"{name!r} leads out of {root}; Pelagos wrote nothing")
     return path
 
 
@@ -122,7 +120,7 @@ def open_lock_file(path: Path) -> int:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     # of an earlier version, or narrowed by the umask
     if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != mode:
         os.fchmod(descriptor, mode)
@@ -183,5 +181,5 @@ def expanded_path(path: str) -> str:
         return filled
     home = os.path.expanduser(rest)
     if home.startswith("~"):
-        raise ValueError(f"{path}: there is no user {rest.partition('/')[0][1:]!r}")
+        raise ValueError(f"{path}: user {rest.partition('/')[0][1:]!r} does not exist")
     return scheme + home

@@ -84,7 +84,9 @@ class _Folder:
         """
         path = Path(os.path.normpath(self.root / key))
         if not path.is_relative_to(self.root) or "\0" in key:
-            raise self._error(f"{key!r} leads out of {self.root}: nothing is read or written there")
+            raise self._error(
+                f"{key!r} leads out of {self.root}; Pelagos neither reads nor writes there"
+            )
         if path != self.root and path.parent not in self._inside:
             require_inside(self.root, path.parent, self._error)
             if self.looks_once:
@@ -288,8 +290,8 @@ def require_inside(root: Path, path: Path, error: type[Exception] = StorageError
     found, place = os.path.realpath(path), os.path.realpath(root)
     if found != place and not found.startswith(f"{place.rstrip(os.sep)}{os.sep}"):
         raise error(
-            f"{path} leads out of {root} over a link, to {found}: nothing is read or written there. "
-            f"Put the file itself there, or make the folder as a whole a link"
+            f"{path} leads out of {root} over a link, to {found}; Pelagos neither reads nor writes "
+            f"there. Put the file itself into {root}, or make that folder as a whole a link"
         )
 
 
@@ -313,5 +315,5 @@ def _explained(path: Path) -> Iterator[None]:
         raise StorageMissingError(f"{path} does not exist") from error
     except OSError as error:
         raise StorageError(
-            f"{path}: {error.strerror}. Check that the directory exists and may be written"
+            f"{path}: {error.strerror}. Check that the directory exists and is writable"
         ) from error

@@ -81,15 +81,15 @@ def open_remote(
     reject_empty_parts(uri, error, backend)
     if backend == "obstore" and scheme not in SCHEMES:
         raise ValueError(
-            f"{uri}: obstore does not know {scheme}://, only {', '.join(SCHEMES)}; leave "
-            f"the back end to auto, or take fsspec"
+            f"{uri}: obstore does not support {scheme}://, only {', '.join(SCHEMES)}; leave the "
+            "back end at auto, or use fsspec"
         )
     if backend == "fsspec" or scheme not in SCHEMES:
         return RemoteStore(uri, storage_options, error=error, missing=missing)
     if _Process.is_broken:
         logger.warning(
-            "%s: process %d was forked after obstore had run, which obstore does not survive: "
-            "reading through fsspec. Start processes by spawn or forkserver",
+            "%s: process %d was forked after obstore had run, which obstore does not survive, so "
+            "Pelagos reads through fsspec. Start processes by spawn or forkserver",
             uri,
             os.getpid(),
         )

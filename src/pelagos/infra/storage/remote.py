@@ -261,8 +261,8 @@ class RemoteStore:
         for (offset, length), part in zip(ranges, parts, strict=True):
             if len(part) != length:
                 raise self._error(
-                    f"{self._where(key)} gave {len(part)} bytes from byte {offset} where "
-                    f"{length} are needed: the object is cut short"
+                    f"{self._where(key)} gave {len(part)} bytes from byte {offset}, but {length} "
+                    "are needed: the object is cut short"
                 )
         self.counters.add(bytes_fetched=sum(length for _, length in ranges))
         return parts
@@ -271,7 +271,7 @@ class RemoteStore:
         short = [(r, len(p)) for r, p in zip(ranges, parts, strict=True) if len(p) != r[1]]
         (offset, length), found = short[0]
         logger.warning(
-            "%s gave %d bytes from byte %d where %d are needed: asked for once more",
+            "%s gave %d bytes from byte %d, but %d are needed: asking once more",
             *(self._where(key), found, offset, length),
         )
 
@@ -314,11 +314,11 @@ class RemoteStore:
             ) from error
         if isinstance(error, ImportError) or "Protocol not known" in str(error):
             raise self._error(
-                f"{self._where(key)}: {self.scheme}:// cannot be opened here ({error}). Check the "
-                f"address, or install fsspec's package for it"
+                f"{self._where(key)}: cannot open {self.scheme}:// here ({error}). Check the "
+                "address, or install fsspec's package for it"
             ) from error
         if failures.is_malformed(error):
-            raise self._error(f"{self._where(key)} is no key that can be read: {error}") from error
+            raise self._error(f"{self._where(key)} is not a readable key: {error}") from error
         if failures.http_status(error) == 416:
             raise self._error(
                 f"{self._where(key)} ends before the bytes that are needed: the object is cut short"
@@ -414,7 +414,7 @@ def credential_source(options: dict[str, Any] | None = None) -> str:
     """Return where the lookup of S3 credentials finds them, without showing them."""
     options = options or {}
     if options.get("anon"):
-        return "nowhere (anonymous access asked for)"
+        return "nowhere (the job asks for anonymous access)"
     if options.get("key"):
         return f"storage_options (key {str(options['key'])[:4]}…)"
     if os.environ.get("AWS_ACCESS_KEY_ID"):

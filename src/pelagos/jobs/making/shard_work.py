@@ -142,7 +142,7 @@ class ShardProgress:
         self.started = self.last_line = time.monotonic()
         self.task = self.bar.add_task(name, total=total, completed=done, rate="")
         if done:
-            self.console.print(f"{name}: {done} of {total} trajectories are there already")
+            self.console.print(f"{name}: {done} of {total} trajectories already exist")
 
     def advance(self, count: int, num_bytes: int = 0) -> None:
         """Count trajectories that were just written, and their bytes where the rate is in bytes."""

@@ -56,7 +56,7 @@ def forecast_measurements(
         stride, frames = option_of(training, "frame_stride", 1), forecaster.objective.input_frames
         history = (frames - 1) * stride
         initial = max(initial_frame, history)
-        physics, note = _physics(dataset, forecaster) if with_physics else (None, "not asked for")
+        physics, note = _physics(dataset, forecaster) if with_physics else (None, "not requested")
         found.append(
             ForecastMeasurement(
                 forecaster.predict_on(data),
@@ -103,8 +103,8 @@ def check_forecasts(forecaster: Forecaster, run: str) -> None:
     if forecaster.objective.call not in ("frame", "window"):
         name = forecaster.description["objective"]["name"]
         raise ValueError(
-            f"run {run} was trained for {name}, which forecasts nothing; evaluate measures "
-            f"forecasts. The validation losses of its training are in its events.jsonl and in MLflow"
+            f"run {run} was trained for {name}, which makes no forecasts, and evaluate measures "
+            "forecasts. The run's validation losses are in its events.jsonl and in MLflow"
         )
 
 
@@ -131,9 +131,9 @@ def _check_masks(dataset: ReadableDataset, forecaster: Forecaster) -> None:
     absent = [f for f in forecaster.fields if f in masks and masks[f] not in forecaster.fields]
     if absent:
         raise ValueError(
-            f"{dataset.uri}: {', '.join(absent)} has points without a value, but the run was trained "
-            f"without {', '.join(sorted({masks[f] for f in absent}))}, which says where: train with it "
-            f"in data.fields"
+            f"{dataset.uri}: {', '.join(absent)} has points without a value, but the run was "
+            f"trained without {', '.join(sorted({masks[f] for f in absent}))}, the mask of these "
+            "points. Train with the mask in data.fields"
         )
 
 

@@ -63,8 +63,8 @@ class Comparison:
             elif not result.max_loss_difference <= self.tolerance:
                 found.append(
                     f"{result.name}: the loss of step {result.worst_step} differs from "
-                    f"{self.results[0].name} by {result.max_loss_difference:.2g} relative, more "
-                    f"than {self.tolerance:.2g}"
+                    f"{self.results[0].name} by {result.max_loss_difference:.2g} relative; the "
+                    f"tolerance is {self.tolerance:.2g}"
                 )
         return found
 

@@ -54,9 +54,9 @@ def workers_of(wanted: EvaluateResources, trained_on: ResourcesConfig) -> Worker
         gpus = 1 if count <= here and not elsewhere else 0
     if gpus * count > here and not elsewhere:
         raise ValueError(
-            f"resources.gpus_per_worker: num_workers({count}) x {gpus} = {gpus * count}, but PyTorch "
-            f"finds {here} on this machine. Use gpus_per_worker=0, fewer workers, or the "
-            f"ray_address of a cluster that has them"
+            f"resources.gpus_per_worker: num_workers({count}) x {gpus} = {gpus * count}, but "
+            f"PyTorch finds {here} on this machine. Use gpus_per_worker=0, fewer workers, or the "
+            "ray_address of a cluster that has enough"
         )
     asks_cluster = elsewhere and gpus > 0  # whose GPUs only a Ray worker is given
     in_ray = wanted.launcher == "ray" or (wanted.launcher is None and (count > 1 or asks_cluster))

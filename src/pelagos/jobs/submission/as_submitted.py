@@ -45,8 +45,9 @@ def changes_to_own(run: RunDirectory, own: Sequence[Job], overrides: Sequence[st
     if not keys or not all(differing(other) for other in earlier):
         return [override(key, value_at(job, key)) for key in keys]
     raise RunError(
-        f"{run.path / 'job.yaml'} is not what you submitted ({_told(found, job, keys)}): somebody has "
-        f"changed it, or you have, without submitting it. Say each value that you mean (KEY=VALUE)"
+        f"{run.path / 'job.yaml'} differs from the job that you submitted "
+        f"({_told(found, job, keys)}). Somebody changed it, or you did without submitting it. Give "
+        "each value that you want as KEY=VALUE"
     )
 
 
@@ -82,20 +83,22 @@ def require_submitted(found: TrainingJob, submitted: TrainingJob) -> None:
 def _refuse(run: str, found: TrainingJob, job: TrainingJob, keys: Sequence[str]) -> None:
     if keys:
         raise RunError(
-            f"job.yaml of run {run!r}, or its take-overs.json, is not what was submitted "
-            f"({_told(found, job, keys)}): somebody has changed it since. Put the submitted values back "
-            f"there, or `pelagos clone {run} NEW` runs the submitted job anew"
+            f"job.yaml of run {run!r}, or its take-overs.json, differs from what was submitted "
+            f"({_told(found, job, keys)}): somebody changed it since. Restore the submitted values, "
+            f"or run the submitted job anew: `pelagos clone {run} NEW`"
         )
 
 
 def _told(found: TrainingJob, job: TrainingJob, keys: Sequence[str]) -> str:
     return "; ".join(
-        f"{key}: {value_at(found, key)!r}, submitted {value_at(job, key)!r}" for key in keys
+        f"{key}: now {value_at(found, key)!r}, submitted {value_at(job, key)!r}" for key in keys
     )
 
 
 def _training(job: Job, run: RunDirectory) -> TrainingJob:
-    other = RunError(f"run {run.name!r} was submitted as no training, but its directory holds one")
+    other = RunError(
+        f"run {run.name!r} was not submitted as a training, but its directory holds one"
+    )
     return as_kind(TrainingJob, job, other)
 
 

@@ -104,7 +104,7 @@ class Driver:
                 if self.record.state().stop:
                     RunDirectory(self.runs_dir / self.run).request_stop()
             except (StorageError, RecordError, OSError) as error:
-                logger.warning("the record cannot be read now: %s", error)
+                logger.warning("cannot read the record now: %s", error)
         if now >= self._next_push:
             self._next_push = now + PUSH_SECONDS
             self.push()
@@ -214,7 +214,7 @@ class Driver:
                 time.sleep(DEPENDENCY_SECONDS)
             if state.state != State.FINISHED and name in after:
                 self.record.append(
-                    "cancelled", reason=f"{name}, which it comes after, {state.state}"
+                    "cancelled", reason=f"{name} had to finish first, but is {state.state}"
                 )
                 return False
         return True

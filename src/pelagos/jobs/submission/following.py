@@ -92,11 +92,11 @@ def find(run: str, cluster: str | None = None) -> SubmittedRun:
                 found[candidate.store.uri] = _open(run, config, configs)
     if not found:
         searched = ", ".join(f"{name} ({c.storage})" for name, c in configs.items()) or "no cluster"
-        raise RunError(f"no run {run!r} in ./{SEARCHED_FIRST}, nor submitted to {searched}")
+        raise RunError(f"run {run!r} is neither in ./{SEARCHED_FIRST} nor submitted to {searched}")
     if len(found) > 1:
         places = ", ".join(found)
         raise RunError(
-            f"run {run!r} exists in several storages: {places}; say which: --cluster NAME"
+            f"run {run!r} exists in several storages: {places}; choose one: --cluster NAME"
         )
     return next(iter(found.values()))
 
@@ -247,7 +247,9 @@ def wait(found: SubmittedRun, timeout_seconds: float | None = None) -> RunState:
         if state.has_ended or state.state == State.LOST:
             return state
         if deadline is not None and time.monotonic() >= deadline:
-            raise TimeoutError(f"run {state.run!r} is {state.state} after {timeout_seconds:g} s")
+            raise TimeoutError(
+                f"run {state.run!r} is still {state.state} after {timeout_seconds:g} s"
+            )
         time.sleep(POLL_SECONDS)
 
 
@@ -306,17 +308,17 @@ def with_cluster(record: RunRecord, configs: dict[str, ClusterConfig]) -> Submit
     name, recorded = event["cluster"], event.get("cluster_config", {})
     own = configs.get(name)
     if own is None:
-        remark = f"your clusters.yaml has no cluster {name!r}, so only the record tells of it"
+        remark = f"your clusters.yaml has no cluster {name!r}, so only the record describes it"
         return SubmittedRun(record, None, remark)
     if storage_of(own).uri != record.store.uri:
         remark = (
-            f"the record names cluster {name!r}, whose storage is {own.storage} in clusters.yaml"
+            f"the record names cluster {name!r}, whose storage in clusters.yaml is {own.storage}"
         )
         return SubmittedRun(record, None, remark)
     mine = own.model_dump(mode="json")
     differing = [k for k in PLACE_KEYS if k != "storage" and recorded.get(k) != mine.get(k)]
     told = ", ".join(f"{k} {recorded.get(k)!r} (yours: {mine.get(k)!r})" for k in differing)
-    remark = f"the record has another cluster {name!r}: {told}; yours is used" if differing else ""
+    remark = f"the record's cluster {name!r} differs: {told}; yours is used" if differing else ""
     return SubmittedRun(record, open_cluster(name, own), remark)
 
 

@@ -88,9 +88,9 @@ def submission_of(
     """
     if missing := [key for key in ("needs", "code") if event.get(key) is None]:
         raise RecordError(
-            f"the record of run {record.run!r} in {record.store.uri} has no {' and no '.join(missing)}, "
-            f"which every submission has: it was not written by `pelagos submit`, and nothing can be "
-            f"done with it"
+            f"the record of run {record.run!r} in {record.store.uri} lacks {' and '.join(missing)}, "
+            "which every submission has. `pelagos submit` did not write it, so Pelagos cannot use "
+            "it"
         )
     return Submission(
         run=record.run,

@@ -242,9 +242,9 @@ def _nodes(reports: Sequence[NodeReport], job: ProbeJob) -> Check:
     computing = sorted(report.host for report in reports if report.computes)
     seen = f"{len(computing)}: {', '.join(computing)}"
     if heads := sorted(report.host for report in reports if not report.computes):
-        seen += f"; besides them {', '.join(heads)}, which takes no work"
+        seen += f"; in addition {', '.join(heads)}, which takes no work"
     enough = len(computing) >= job.num_nodes
-    return Check("nodes", enough, seen, f"{job.num_nodes} were asked for: start the others")
+    return Check("nodes", enough, seen, f"the check needs {job.num_nodes} nodes: start the others")
 
 
 def _versions(reports: Sequence[NodeReport]) -> Check:
@@ -272,7 +272,7 @@ def _clocks(reports: Sequence[NodeReport]) -> Check:
     offsets = [report.clock_offset_seconds for report in reports]
     spread = max(offsets) - min(offsets)
     latest = max(reports, key=lambda report: abs(report.clock_offset_seconds))
-    seen = f"{spread:.3f} s apart at most"
+    seen = f"at most {spread:.3f} s apart"
     if spread > CLOCK_TOLERANCE_SECONDS:
         seen += f" ({latest.host} by {latest.clock_offset_seconds:+.1f} s)"
     within = spread <= CLOCK_TOLERANCE_SECONDS

@@ -38,7 +38,7 @@ def require_own_places(
         ENDPOINT: {config.endpoint_url, _value(own, ENDPOINT)},
     }
     problems = [
-        f"{key}={found}, where credentials would be sent"
+        f"{key}={found}, where your credentials would be sent"
         for key in (TRACKING, ENDPOINT)
         if (found := _value(tree, key)) is not None
         and found not in known[key]
@@ -57,8 +57,9 @@ def require_own_places(
     ]
     if problems:
         raise RunError(
-            f"the job of run {run!r} may be somebody else's, and names {'; '.join(problems)}. Say "
-            f"each yourself if you know it (KEY=VALUE), or give your own"
+            f"the job of run {run!r} may come from somebody else, and it sets "
+            f"{'; '.join(problems)}. Give each of these yourself if you trust it (KEY=VALUE), or "
+            "give your own value"
         )
 
 

@@ -58,9 +58,9 @@ def prepare(job: Job, config: ClusterConfig) -> Job:
             problems.append(
                 Problem(
                     key,
-                    f"{path} is a path of this machine, which the cluster's nodes do not see "
-                    f"(shared_paths: {seen}). Copy it to object storage and name it s3://…, or list "
-                    "its directory in the cluster's shared_paths if the nodes do see it",
+                    f"{path} is a path on this machine, and the cluster's nodes do not see it "
+                    f"(shared_paths: {seen}). Copy it to object storage and name it s3://…. If the "
+                    "nodes do see it, list its directory in the cluster's shared_paths",
                 )
             )
         return path

@@ -244,10 +244,12 @@ def read_entries(files: Sequence[str], overrides: Sequence[str]) -> list[Entry]:
     """
     if len(files) == 1 and _is_graph(files[0]):
         if overrides:
-            raise ValueError("overrides belong to single jobs; use the `set` of a run in the file")
+            raise ValueError(
+                "overrides apply to single jobs only; use the `set` of a run in the file"
+            )
         return _graph_entries(files[0])
     if len(files) > 1 and overrides:
-        raise ValueError("overrides with several job files are ambiguous; put them into the files")
+        raise ValueError("overrides are ambiguous with several job files; put them into the files")
     return [
         Entry(path, ("",) if index else (), tuple(overrides)) for index, path in enumerate(files)
     ]
@@ -301,11 +303,11 @@ def _check_job(
     kind = kind_of(job)
     for key, needed in kind.runs_needed(job).items():
         if needed not in earlier and not RunRecord(store, needed).exists():
-            message = f"no run {needed!r} in {store.uri}, nor earlier in this submission"
+            message = f"run {needed!r} is neither in {store.uri} nor earlier in this submission"
             raise ConfigError(f"job {kind.run_name(job)}", [Problem(key, message)])
     for name in after:
         if name not in earlier and not RunRecord(store, name).exists():
-            message = f"no submitted run of that name in {store.uri}"
+            message = f"{store.uri} holds no submitted run of that name"
             raise ConfigError("--after", [Problem((name,), message)])
     made = {uri for other in earlier.values() for uri in kind_of(other).datasets_made(other)}
     return kind.check(job, made, earlier)
@@ -315,13 +317,15 @@ def _check_names(runs: Sequence[PlannedRun], store: ObjectStore) -> None:
     names = [run.name for run in runs]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f"two runs of this submission are called {', '.join(sorted(twice))}")
+        raise ValueError(
+            f"two runs of this submission have the same name: {', '.join(sorted(twice))}"
+        )
     for run in runs:
         record = RunRecord(store, run.name)
         if record.exists():
             state = record.state()
             raise ValueError(
-                f"run {run.name!r} exists already in {store.uri} ({state.state}, submitted by "
-                f"{state.submitted_by}): `pelagos resume {run.name}` continues it; a new run needs "
+                f"run {run.name!r} already exists in {store.uri} ({state.state}, submitted by "
+                f"{state.submitted_by}). `pelagos resume {run.name}` continues it; a new run needs "
                 "another name (name=OTHER)"
             )

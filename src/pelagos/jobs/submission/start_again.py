@@ -63,7 +63,7 @@ def _blocking(found: SubmittedRun, state: RunState) -> str:
     for name in state.after:
         other = RunRecord(found.store, name)
         if other.exists() and (ended := other.state()).has_ended and ended.state != State.FINISHED:
-            return f"{name}, which it comes after, {ended.state}"
+            return f"{name} had to finish first, but is {ended.state}"
     return ""
 
 
@@ -80,14 +80,15 @@ def require_own(found: SubmittedRun) -> list[dict[str, Any]]:
     remark = ""
     if own_runs.was_submitted(found.record):
         remark = (
-            f" (you have submitted {run!r} from here: somebody has submitted it since, or has removed "
-            f"or exchanged what its record held)"
+            f" (you submitted {run!r} from here; since then somebody submitted it again, or removed "
+            "or exchanged its record)"
         )
     raise RunError(
-        f"run {run!r} was submitted last by {last['by']} from {last['host']}, says its record, and "
-        f"that is not in this user's list of submissions here, or not the last there{remark}. Starting "
-        f"it again would execute its code with your access: `pelagos clone {run} NEW` runs its job with "
-        f"your own code; `pelagos resume {run} --take-over` continues it with your own code"
+        f"run {run!r}: its record says that {last['by']} submitted it last, from {last['host']}. "
+        f"This user's list of submissions here does not have that as the last one{remark}. Starting "
+        f"the run again would execute its code with your access. `pelagos clone {run} NEW` runs its "
+        f"job with your own code; `pelagos resume {run} --take-over` continues it with your own "
+        "code"
     )
 
 
@@ -126,8 +127,9 @@ def resume(
     target = open_cluster(name, config)
     if storage_of(config).uri != found.store.uri:
         raise RunError(
-            f"cluster {name} keeps its runs in {config.storage}, this one is in {found.store.uri}: a "
-            "run continues only where its checkpoints are. Give both clusters the same storage"
+            f"cluster {name} keeps its runs in {config.storage}, but this run is in "
+            f"{found.store.uri}, and a run continues only where its checkpoints are. Give both "
+            "clusters the same storage"
         )
     job = _revised(found, overrides, own or [last], bool(own), is_branch=from_step is not None)
     own_job = parse_job(last["job"], f"run {state.run}") if own else None
@@ -158,11 +160,13 @@ def _require_resumable(
     is_sweep = kind_of(parse_job(last["job"], f"run {state.run}")).reports_on_trials
     if is_sweep and overrides:
         raise RunError(
-            f"run {state.run!r} reports on trials that were submitted with it and takes no overrides "
-            f"({', '.join(overrides)}); resume a trial with them, or submit another sweep"
+            f"run {state.run!r} reports on trials that were submitted with it, so it takes no "
+            f"overrides ({', '.join(overrides)}). Resume a trial with them, or submit another sweep"
         )
     if is_sweep and from_step is not None:
-        raise RunError(f"run {state.run!r} reports on a sweep and has no checkpoint to branch from")
+        raise RunError(
+            f"run {state.run!r} reports on a sweep, so it has no checkpoint to branch from"
+        )
     if state.state == State.FINISHED and not is_sweep and from_step is None:
         raise RunError(
             f"run {state.run!r} has finished; `pelagos clone {state.run} NEW` runs it again"

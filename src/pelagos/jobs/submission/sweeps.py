@@ -38,14 +38,15 @@ def needs_of_all(trials: list[Trial]) -> Needs:
 def _unfit(sweep: SweepJob, cluster: Cluster) -> Problem | None:
     if sweep.search.name in COMPARES_RUNNING_TRIALS:
         message = (
-            "compares trials while they run, which submitted trials, each a run of its own, cannot "
-            "do: use grid or random, or run `pelagos sweep` on the cluster, with ray_address"
+            "compares trials while they run, which submitted trials cannot do, because each is a "
+            "run of its own. Use grid or random, or run `pelagos sweep` on the cluster, with "
+            "ray_address"
         )
         return Problem(("search", "name"), message)
     if not cluster.makes_runs_wait:
         message = (
-            f"{cluster.name} is this machine, where {sweep.name}'s trials would all start at once: "
-            "run `pelagos sweep`, which keeps to max_concurrent"
+            f"{cluster.name} is this machine, where all trials of {sweep.name} would start at once. "
+            "Run `pelagos sweep`, which obeys max_concurrent"
         )
         return Problem(("job",), message)
     return None

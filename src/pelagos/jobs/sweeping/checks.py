@@ -65,8 +65,8 @@ def check_measurement(sweep: SweepJob, jobs: Mapping[str, TrainingJob]) -> None:
         objective = build_objective(job)
         if objective.call not in ("frame", "window"):
             message = (
-                f"{job.objective.name} forecasts nothing that could be evaluated: set evaluate: "
-                "null to compare validation losses"
+                f"{job.objective.name} makes no forecasts to evaluate; set evaluate: null to "
+                "compare validation losses"
             )
             problems.append(Problem(("jobs", label, "objective", "name"), message))
             continue
@@ -122,8 +122,8 @@ def _lead_problems(
             yield Problem(
                 ("evaluate", "lead_steps"),
                 f"got {lead}, but {dataset.uri} has {num_used} used frames ({dataset.num_frames} "
-                f"stored, frame_stride {stride}), of which {input_frames} are given: the last lead "
-                f"is {longest}",
+                f"stored, frame_stride {stride}), and the first {input_frames} are given: the last "
+                f"lead is {longest}",
             )
 
 
@@ -146,7 +146,7 @@ def _gain_problems(sweep: SweepJob, scored: Mapping[str, Groups]) -> Iterator[Pr
                 ("jobs", label),
                 f"is scored on {_told(groups)}, but the baseline {baseline} on "
                 f"{_told(scored[baseline])}: a gain would compare errors of different fields. Use "
-                "the same data.fields and objective.config.field_groups, or a sweep for each",
+                "the same data.fields and objective.config.field_groups, or one sweep for each",
             )
 
 

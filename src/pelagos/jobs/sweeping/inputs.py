@@ -100,9 +100,8 @@ def _problems(
         yield Problem(
             ("jobs", label),
             f"{what} changed since {trials[0].name}{others} began: digest {before[:_SHOWN]} then, "
-            f"{after[:_SHOWN]} now. Trials of both would be compared as if they were alike: give the "
-            f"sweep another name (name=OTHER), or delete these trials in {sweep.runs_dir} to run "
-            "them anew",
+            f"{after[:_SHOWN]} now. The sweep would mix trials of both. Give the sweep another name "
+            f"(name=OTHER), or delete these trials in {sweep.runs_dir} to run them anew",
         )
 
 

@@ -47,7 +47,7 @@ def open_parent(sweep: SweepJob, directory: Path) -> str | None:
         _log_job(client, run_id, sweep)
         return run_id
     except Exception as error:
-        logger.warning("MLflow: the sweep is not recorded there: %s", error)
+        logger.warning("MLflow: could not record the sweep: %s", error)
         return None
 
 
@@ -55,7 +55,7 @@ def _log_job(client: Any, run_id: str, sweep: SweepJob) -> None:
     try:
         client.log_text(run_id, resolve_yaml(sweep), "sweep.yaml")
     except Exception as error:  # the place of artifacts is another than that of the runs
-        logger.warning("MLflow: the sweep's job file is not recorded there: %s", error)
+        logger.warning("MLflow: could not record the sweep's job file: %s", error)
 
 
 def adopt_children(sweep: SweepJob, run_id: str | None) -> None:
@@ -69,7 +69,7 @@ def adopt_children(sweep: SweepJob, run_id: str | None) -> None:
             if run.info.run_id != run_id:
                 client.set_tag(run.info.run_id, PARENT_TAG, run_id)
     except Exception as error:
-        logger.warning("MLflow: the trials could not be put under their sweep: %s", error)
+        logger.warning("MLflow: could not put the trials under their sweep: %s", error)
 
 
 def close_parent(
@@ -86,7 +86,7 @@ def close_parent(
         log_own_files(client, run_id, directory, "sweep", names)
         client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
     except Exception as error:
-        logger.warning("MLflow: the end of the sweep could not be recorded: %s", error)
+        logger.warning("MLflow: could not record the end of the sweep: %s", error)
 
 
 def child_tags(sweep: SweepJob, run_id: str | None) -> dict[str, str]:

@@ -113,9 +113,9 @@ def check_population(sweep: SweepJob, trial: Trial) -> None:
     if population.num_legs < 2:
         every = trial.job.validation.every_steps
         message = (
-            f"got {sweep.search.perturb_validations}, so the members would first be compared after "
-            f"{population.steps_per_leg} steps (x validation.every_steps {every}), but they end after "
-            f"{population.total_steps}: compare or validate more often"
+            f"got {sweep.search.perturb_validations}: the members would first be compared after "
+            f"{population.steps_per_leg} steps (x validation.every_steps {every}), but they end "
+            f"after {population.total_steps}. Compare or validate more often"
         )
         problems.append(Problem(("search", "perturb_validations"), message))
     problems += _unchangeable_options(sweep, trial.job)
@@ -144,16 +144,18 @@ def _unchangeable_options(sweep: SweepJob, job: TrainingJob) -> Iterator[Problem
             listed = ", ".join(free) or "nothing"
             yield Problem(
                 ("random", key),
-                "cannot be changed within a run, which a population does: its members exchange "
-                f"weights and continue one loss. Of the options of {job.objective.name} it can change "
-                f"{listed}; for others use `grid`, which makes a population for each value",
+                "a population changes values within a run, and this key cannot change there: the "
+                "members exchange weights and continue one loss. Of the options of "
+                f"{job.objective.name} a population can change {listed}. For others use `grid`, "
+                "which makes one population per value",
             )
         elif key.startswith(WEIGHTS_KEY) and not (
             isinstance(span, RandomRangeConfig) and span.low > 0
         ):
             yield Problem(
                 ("random", key),
-                "must be a range above 0: members are compared with these weights divided out",
+                "must be a range above 0, because members are compared with these weights divided "
+                "out",
             )
 
 

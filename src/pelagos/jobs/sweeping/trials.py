@@ -316,7 +316,7 @@ def trial_job(sweep: SweepJob, label: str, values: Mapping[str, Any]) -> Trainin
     text = read_yaml_text(entry.file) if entry.file else yaml_text(entry.job)
     overrides = [override(key, value) for key, value in {**entry.set, **values}.items()]
     job = parse_job(text, source, overrides)
-    message = f"is {job.job}; a sweep takes pretrain and finetune"
+    message = f"is {job.job}; a sweep runs only pretrain and finetune jobs"
     job = as_kind(TrainingJob, job, ConfigError(source, [Problem(("job",), message)]))
     if job.resources.num_workers != 1:
         raise ConfigError(
@@ -324,8 +324,8 @@ def trial_job(sweep: SweepJob, label: str, values: Mapping[str, Any]) -> Trainin
             [
                 Problem(
                     ("resources", "num_workers"),
-                    f"is {job.resources.num_workers}; a trial runs in one process. Set it to 1 in "
-                    f"jobs.{label}.set, and max_concurrent to as many trials as fit",
+                    f"is {job.resources.num_workers}, but a trial runs in one process. Set it to 1 "
+                    f"in jobs.{label}.set, and max_concurrent to as many trials as fit",
                 )
             ],
         )

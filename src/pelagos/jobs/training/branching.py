@@ -71,8 +71,9 @@ def branch(run: RunDirectory, which: str, overrides: Sequence[str], request: str
         streams_of(state, f"{source.uri} step {step}")  # or nothing could continue from the branch
         if after.schedule.total_steps <= step:
             raise RunError(
-                f"run {run.name!r}: schedule.total_steps is {after.schedule.total_steps}, the "
-                f"checkpoint is of step {step}: nothing is left to train; choose more steps"
+                f"run {run.name!r}: schedule.total_steps is {after.schedule.total_steps}, but the "
+                f"checkpoint is already at step {step}, so nothing is left to train; choose more "
+                "steps"
             )
         checked(after)  # the network and the data may reject values that the schema accepts
         record = bring_checkpoint(run, run.name, source, step)
@@ -108,7 +109,7 @@ def finish_last(run: RunDirectory, overrides: Sequence[str] = ()) -> None:
             make_effective(run, record, overrides)
         changed = (f"{key}={after!r}" for key, (_, after) in record["settings"].items())
         logger.warning(
-            "run %s: the branch from step %d, which was cut off half way, is complete now (%s)",
+            "run %s: completed the branch from step %d, which had been interrupted (%s)",
             run.name,
             record["step"],
             ", ".join(changed) or "no setting changed",
@@ -147,4 +148,4 @@ def _checkpoint(run: RunDirectory, which: str) -> tuple[CheckpointStore, int]:
     uri = run.checkpoint_uri
     store = CheckpointStore(uri, options_for(uri, options))
     listed = ", ".join(str(info.step) for info in store.complete()) or "none"
-    raise CheckpointError(f"{uri} has no checkpoint of step {which}; there are: {listed}")
+    raise CheckpointError(f"{uri} has no checkpoint of step {which}; available steps: {listed}")

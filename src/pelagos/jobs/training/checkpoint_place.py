@@ -37,7 +37,7 @@ def check_free(job: TrainingJob, identity: str | None) -> None:
         if owner is not None and owner.get("run") == identity:
             return
         if owner is not None:
-            problem = f"{uri} is where {_described(owner)} keeps its checkpoints"
+            problem = f"{_described(owner)} keeps its checkpoints in {uri}"
         elif found:
             steps = ", ".join(str(info.step) for info in found)
             problem = f"{uri} holds checkpoints of another run (steps {steps})"
@@ -66,8 +66,8 @@ def claim(job: TrainingJob, run: RunDirectory) -> None:
     owner = _owner(store)
     if owner is not None and owner.get("run") != identity:
         raise RunError(
-            f"{uri} is where {_described(owner)} keeps its checkpoints: two runs cannot share it. "
-            f"Give this run another name or checkpoint.uri"
+            f"{_described(owner)} keeps its checkpoints in {uri}, and two runs cannot share it. "
+            "Give this run another name or checkpoint.uri"
         )
 
 

@@ -59,8 +59,8 @@ def build_mixture(
     ones = job.data.absent_fields == "ones"
     if ones and objective.call not in ("frame", "window"):
         raise ValueError(
-            f"data.absent_fields: got ones, but {job.objective.name} forecasts no fields, whose "
-            f"channels would need filling: use masked"
+            f"data.absent_fields: got ones, but {job.objective.name} forecasts no fields whose "
+            "channels would need filling: use masked"
         )
     mixture = Mixture(
         entries,
@@ -72,8 +72,8 @@ def build_mixture(
     )
     if ones and mixture.is_complete:
         raise ValueError(
-            f"data.absent_fields: got ones, but no dataset lacks any of {list(job.data.fields)}: "
-            f"leave it out"
+            f"data.absent_fields: got ones, but every dataset has all of {list(job.data.fields)}: "
+            "remove the key"
         )
     if normalization is None and isinstance(objective, Segmentation):
         # classes are whole numbers, not values to be scaled
@@ -88,7 +88,7 @@ def _normalization(data: DataConfig) -> Normalization | None:
     if data.normalization == "none":
         return Normalization.identity(data.fields)
     if data.normalization == "source":
-        raise ValueError("data.normalization: source was not replaced by the source's constants")
+        raise ValueError("data.normalization: the constants of the source did not replace `source`")
     return Normalization.constants(data.fields, data.normalization.mean, data.normalization.std)
 
 

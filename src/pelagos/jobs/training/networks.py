@@ -24,7 +24,7 @@ CALLS = {
     "frame": "one frame and a lead time",
     "window": "several frames",
     "image": "one image",
-    "masked": "an image and what is hidden of it",
+    "masked": "an image and its hidden patches",
 }
 
 
@@ -64,17 +64,18 @@ def _masks(job: TrainingJob, mixture: Mixture) -> dict[str, str]:
     label = option_of(job, "label_field")
     if issubclass(kind, Segmentation) and label in masks:
         raise ValueError(
-            f"{label} has points without a class ({masks[label]} is 0 there), which segmentation "
-            f"cannot learn from: convert with `missing: fill` and a fill_value that is a class"
+            f"{label} has points without a class ({masks[label]} is 0 there), and segmentation "
+            "cannot learn from those: convert with `missing: fill` and a fill_value that is a "
+            "class"
         )
     if not issubclass(kind, FieldObjective | Masked):
         return {}
     absent = sorted(set(masks.values()) - set(mixture.fields))
     if absent:
         raise ValueError(
-            f"{', '.join(n for n in masks if masks[n] in absent)} has points without a value; "
-            f"{', '.join(absent)} says where: add {', '.join(absent)} to data.fields, and the model "
-            f"and its loss know them (or convert with `missing: fill`)"
+            f"{', '.join(n for n in masks if masks[n] in absent)} has points without a value, and "
+            f"{', '.join(absent)} marks them: add {', '.join(absent)} to data.fields, so that the "
+            "model and its loss know them (or convert with `missing: fill`)"
         )
     return masks
 
@@ -104,9 +105,8 @@ def build_network(job: TrainingJob, objective: Objective) -> Pretrained:
     if call != objective.call:
         fitting = [name for name, kind in OBJECTIVES.items() if kind.call == call]
         raise ValueError(
-            f"{job.model.name} is called with {CALLS[call]}, the objective {job.objective.name} "
-            f"calls with {CALLS[objective.call]}: use objective.name {' or '.join(fitting)}, or "
-            f"another model"
+            f"{job.model.name} takes {CALLS[call]}, but the objective {job.objective.name} gives "
+            f"{CALLS[objective.call]}: use objective.name {' or '.join(fitting)}, or another model"
         )
     _check_no_channels(job)
     inputs, outputs = objective.model_channels

@@ -55,8 +55,8 @@ def _misfits(job: TrainingJob) -> Iterator[Problem]:
     if job.data.absent_fields == "ones" and option_of(job, "normalize_samples"):
         yield Problem(
             ("data", "absent_fields"),
-            "got ones, which objective.config.normalize_samples would make zeros again; use masked, "
-            "or set normalize_samples to false",
+            "got ones, but objective.config.normalize_samples would turn them into zeros again; "
+            "use masked, or set normalize_samples to false",
         )
     groups = option_of(job, "field_groups") or {}
     grouped = [f for group in groups.values() for f in group]
@@ -64,7 +64,8 @@ def _misfits(job: TrainingJob) -> Iterator[Problem]:
     if strangers:
         yield Problem(
             (*CONFIG, "field_groups"),
-            f"names {', '.join(strangers)}, not in data.fields ({', '.join(job.data.fields)})",
+            f"names {', '.join(strangers)}, which data.fields does not have "
+            f"({', '.join(job.data.fields)})",
         )
 
 

@@ -74,8 +74,8 @@ def _continue_from(
     """Bring the checkpoint into the run's own, and let the run continue from there."""
     if run.last_step() > step:
         raise RunError(
-            f"run {run.name!r} has gone on to step {run.last_step()}: taking over the checkpoint of "
-            f"step {step} of {source.name} would undo what it did since"
+            f"run {run.name!r} has continued to step {run.last_step()}: taking over the checkpoint "
+            f"of step {step} of {source.name} would undo its steps since then"
         )
     before, after = run.job(), with_settings(run, settings)
     changes = {key: [value_at(before, key), value_at(after, key)] for key in settings}
@@ -134,7 +134,7 @@ def with_settings(run: RunDirectory, settings: Mapping[str, Any]) -> TrainingJob
     """Return the run's job with other values of these dotted keys."""
     overrides = [override(key, value) for key, value in settings.items()]
     job = load_job(run.path / "job.yaml", overrides)
-    other = RunError(f"run {run.name!r}: {TAKE_OVERS} makes it something else than a training")
+    other = RunError(f"run {run.name!r}: with {TAKE_OVERS} it is no longer a training")
     return as_kind(TrainingJob, job, other)
 
 

@@ -82,5 +82,7 @@ def recorded_datasets(description: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = description.get("datasets", [])
     if not found or not all(record.get("uri") for record in found):
-        raise ValueError("the training says no address of its datasets: nothing can be measured")
+        raise ValueError(
+            "the training records no address of its datasets, so nothing can be measured"
+        )
     return [{"offset": {}, **record} for record in found]

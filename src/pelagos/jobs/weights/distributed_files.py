@@ -39,5 +39,5 @@ def read_distributed(directory: Path, prefix_of: Callable[[list[str]], str]) -> 
             load_tensors(dict(tensors), storage_reader=reader, no_dist=True)
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
-        raise ValueError(f"{directory} is not complete: {cause}") from error
+        raise ValueError(f"{directory} is incomplete: {cause}") from error
     return {name.removeprefix(start): tensor for name, tensor in tensors.items()}

@@ -201,10 +201,12 @@ class Forecaster:
         strangers = sorted(set(absent) - set(self.fields))
         if strangers or set(absent) == set(self.fields):
             wrong = (
-                f"{', '.join(strangers)}, not fields of the model" if strangers else "all fields"
+                f"{', '.join(strangers)}, which the model does not have"
+                if strangers
+                else "all fields"
             )
             raise ValueError(
-                f"absent names {wrong}: it takes some of {', '.join(self.fields)}, not all"
+                f"absent names {wrong}; it may name some of {', '.join(self.fields)}, but not all"
             )
 
     def save(self, directory: Path) -> None:
@@ -225,8 +227,8 @@ def _normalization(description: Mapping[str, Any]) -> Normalization:
     told = description.get("normalization")
     if told is None or tuple(told["fields"]) != tuple(description["fields"]):
         raise ValueError(
-            "the description of the trained network has no normalization of its fields: it forecasts "
-            "none"
+            "the description of the trained network has no normalization of its fields, so the "
+            "network makes no forecasts"
         )
     return Normalization.from_dict(told)
 
@@ -288,7 +290,7 @@ def as_arrays(model_input: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, A
     """
     absent = [key for key in ("fields", "lead_time") if key not in model_input]
     if absent:
-        raise ValueError(f"the request has no {' and no '.join(absent)}")
+        raise ValueError(f"the request lacks {' and '.join(absent)}")
     return (
         np.asarray(model_input["fields"], dtype=np.float32),
         np.asarray(model_input["lead_time"], dtype=np.float32).reshape(-1),

@@ -87,9 +87,9 @@ def _refuse_deepspeed(source: Path) -> None:
     if any(next(source.glob(part), None) for part in parts):
         root = source if next(source.glob("global_step*"), None) else source.parent
         raise ValueError(
-            f"{source} is a DeepSpeed checkpoint, in pieces of its ranks. Join them with the script "
-            f"that DeepSpeed put there, then import the result: python {root}/zero_to_fp32.py "
-            f"{root} JOINED --safe_serialization; pelagos import JOINED DIR"
+            f"{source} is a DeepSpeed checkpoint, split into pieces by rank. Join them with the "
+            "script that DeepSpeed put there, then import the result: python "
+            f"{root}/zero_to_fp32.py {root} JOINED --safe_serialization; pelagos import JOINED DIR"
         )
 
 
@@ -106,8 +106,8 @@ def _refuse_pelagos(source: Path) -> None:
     run = owning_run(source)
     if run is not None:
         raise ValueError(
-            f"{source} belongs to the Pelagos run {run.name}: use `pelagos export {run.name} "
-            f"DIR --runs-dir {run.parent}`, which keeps fields and normalisation too"
+            f"{source} belongs to the Pelagos run {run.name}. Use `pelagos export {run.name} DIR "
+            f"--runs-dir {run.parent}`, which also keeps fields and normalisation"
         )
 
 
@@ -117,7 +117,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -142,9 +142,9 @@ def _refusal(path: Path, message: str) -> str:
         return _damaged(path, message)
     allowed = ", ".join(f"{c.__module__}.{c.__name__}" for c in ALLOWED_CLASSES)
     return (
-        f"{path} asks to load {named[1]}, which could run code; only tensors, plain containers and "
-        f"{allowed} are read, and nothing was run. If you trust the file, save its state dict alone "
-        f"where it was made: torch.save(model.state_dict(), ...)"
+        f"{path} asks to load {named[1]}, which could run code; nothing was run. Pelagos reads only "
+        f"tensors, plain containers and {allowed}. If you trust the file, save its state dict alone "
+        "where it was made: torch.save(model.state_dict(), ...)"
     )
 
 
@@ -152,8 +152,8 @@ def _damaged(path: Path, message: str) -> str:
     # torch's own first sentence advises to let the file run its code
     detail = re.search(r"WeightsUnpickler error:\s*(.+)", message)
     lines = [line for line in message.splitlines() if line and "weights_only" not in line]
-    reason = detail[1] if detail else lines[0] if lines else "it ends too early, or is no pickle"
-    return f"{path} is damaged or no PyTorch file: {reason}"
+    reason = detail[1] if detail else lines[0] if lines else "it ends too early, or is not a pickle"
+    return f"{path} is damaged or not a PyTorch file: {reason}"
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

@@ -42,8 +42,8 @@ def check_free(directory: Path, overwrite: bool) -> None:
         not directory.is_dir() or any(directory.iterdir())
     ):
         raise ValueError(
-            f"{directory} exists and is no model directory (it has no {CONFIG_FILE}); it is not "
-            f"overwritten: choose another directory"
+            f"{directory} exists and is not a model directory (it has no {CONFIG_FILE}), so it is "
+            "not overwritten; choose another directory"
         )
 
 

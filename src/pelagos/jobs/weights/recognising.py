@@ -58,8 +58,8 @@ def _infer(found: ForeignWeights, options: Mapping[str, Any]) -> tuple[Pretraine
     if family is None:
         names = ", ".join(sorted(found.tensors)[:_LISTED])
         raise ValueError(
-            f"{found.source}: the names fit no model of the registry (its first names: {names}); "
-            f"give --model, and --prefix if the parameter names have a prefix"
+            f"{found.source}: no registered model has these names (the first are {names}); give "
+            "--model, and --prefix if the parameter names have a prefix"
         )
     reasons = []
     for name in (n for n in list_models() if n.startswith(f"{family}-")):
@@ -73,8 +73,8 @@ def _infer(found: ForeignWeights, options: Mapping[str, Any]) -> tuple[Pretraine
             return network, name
         reasons.append(f"{name}: {problems[0]} ({len(problems)} mismatches)")
     raise ValueError(
-        f"{found.source}: the shapes fit no registered size of {family}; give --model and the "
-        f"options that differ, key=value. " + "; ".join(reasons)
+        f"{found.source}: no registered size of {family} has these shapes; give --model and the "
+        "options that differ, key=value. " + "; ".join(reasons)
     )
 
 

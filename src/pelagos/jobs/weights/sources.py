@@ -148,13 +148,13 @@ def _from_registry(uri: str, tracking_uri: str) -> Source:
             raise ValueError(f"source.uri: {uri} in {tracking_uri}: {error.message}") from error
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"source.uri: {tracking_uri} gave no answer of MLflow's for {uri}: {error!r}"
+                f"source.uri: {tracking_uri} did not answer like MLflow for {uri}: {error!r}"
             ) from error
         found = next(path.rglob(DESCRIPTION_FILE), None)
         if found is None:
             raise ValueError(
-                f"source.uri: {uri} holds no {DESCRIPTION_FILE}: it was not registered by Pelagos; "
-                f"export its weights and give the file"
+                f"source.uri: {uri} has no {DESCRIPTION_FILE}, so Pelagos did not register it; "
+                "export its weights and give the file"
             )
         return _from_files(found.parent, uri)
 
@@ -189,8 +189,8 @@ def _from_files(
     run = owning_run(path) if path.is_dir() else None
     if run is not None:
         raise ValueError(
-            f"source.uri: {uri} belongs to the run {run.name}: name it as `source: {{run: {run.name}, "
-            f"runs_dir: {run.parent}}}`, which keeps fields and normalisation too"
+            f"source.uri: {uri} belongs to the run {run.name}. Name it as `source: {{run: "
+            f"{run.name}, runs_dir: {run.parent}}}`, which also keeps fields and normalisation"
         )
     try:
         found = read_source(path, prefix, MARKERS)

@@ -270,8 +270,9 @@ class FieldObjective(OneFrameIn):
             found = [self.fields[c] for c in channels if self.fields[c] in masks]
             if found:
                 raise ValueError(
-                    f"objective: field group {name!r} forecasts {', '.join(found)}, which says where "
-                    f"other fields have values and is given: leave it out of field_groups"
+                    f"objective: field group {name!r} forecasts {', '.join(found)}, which marks "
+                    "where other fields have values and is an input only: leave it out of "
+                    "field_groups"
                 )
         if masks and self.error.needs_whole_grid:
             raise ValueError(

@@ -30,7 +30,7 @@ class FieldMasks:
         masked = sorted(set(masks) & set(masks.values()))
         if masked:
             raise ValueError(
-                f"objective: {', '.join(masked)} is a mask and has one: leave that out"
+                f"objective: {', '.join(masked)} is a mask and has a mask itself: leave that out"
             )
         at = {name: channel for channel, name in enumerate(fields)}
         return cls(tuple((at[name], at[mask]) for name, mask in masks.items()))

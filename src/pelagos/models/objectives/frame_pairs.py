@@ -65,7 +65,7 @@ class AllToAll(FramePair):
             usable = f": set it to {num_frames - 1} or less" if num_frames > 1 else ""
             raise ValueError(
                 f"all2all: num_frames({num_frames}) must exceed frame_stride({self.frame_stride}), "
-                f"or each used frame is paired with itself alone{usable}"
+                f"or each used frame is paired only with itself{usable}"
             )
         longest = len(used) if self.max_lead_steps is None else self.max_lead_steps
         return tuple((a, b) for i, a in enumerate(used) for b in used[i : i + longest + 1])

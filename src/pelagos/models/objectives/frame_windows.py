@@ -98,7 +98,7 @@ class Autoregressive(FieldObjective):
         most = (num_frames - 1) // self.frame_stride - self.num_unrolled_steps + 1
         if most >= 1:
             return f": set objective.config.num_input_frames to {most} or less"
-        return ": set objective.config.num_unrolled_steps or objective.config.frame_stride lower"
+        return ": lower objective.config.num_unrolled_steps or objective.config.frame_stride"
 
     def magnitudes(self, batch: WindowBatch) -> Tensor:
         """`[B, G]`: the denominators of all steps whose error is taken."""
@@ -134,7 +134,7 @@ class Autoregressive(FieldObjective):
         """
         if frames.shape[1] != self.num_input_frames:
             raise ValueError(
-                f"autoregressive: got {frames.shape[1]} frame(s), the model forecasts from "
+                f"autoregressive: got {frames.shape[1]} frame(s), but the model forecasts from "
                 f"num_input_frames={self.num_input_frames}"
             )
         return self._call(model, frames)[0]

@@ -55,7 +55,7 @@ class _SingleFrame(OneFrameIn):
 
     def predict(self, model: nn.Module, frames: Tensor, lead_time: Tensor) -> Tensor:
         """Not a forecast: raises ValueError."""
-        raise ValueError(f"{type(self).__name__} learns from single frames and forecasts nothing")
+        raise ValueError(f"{type(self).__name__} learns from single frames and makes no forecasts")
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ class Masked(_SingleFrame):
         if num_kept >= num_patches:
             raise ValueError(
                 f"masked: mask_ratio={self.mask_ratio} hides none of {num_patches} patches of "
-                f"{patch} points on a grid of {tuple(image.shape[2:])}; take smaller patches, or hide "
-                f"more patches"
+                f"{patch} points on a grid of {tuple(image.shape[2:])}; use smaller patches, or "
+                "hide more patches"
             )
         return torch.zeros_like(order, dtype=torch.bool).scatter(1, order[:, :num_kept], True)
 
@@ -138,8 +138,8 @@ class Masked(_SingleFrame):
             return (self.patch_size,) * num_dimensions
         if len(self.patch_size) != num_dimensions:
             raise ValueError(
-                f"masked: patch_size={tuple(self.patch_size)} has {len(self.patch_size)} sides, the "
-                f"grid has {num_dimensions} axes"
+                f"masked: patch_size={tuple(self.patch_size)} has {len(self.patch_size)} sides, but "
+                f"the grid has {num_dimensions} axes"
             )
         return tuple(self.patch_size)
 
@@ -201,9 +201,9 @@ class Classification(_SingleFrame):
         logits = model(batch.frames[:, 0])
         if isinstance(logits, tuple) or logits.shape != (len(labels), self.num_classes):
             raise ValueError(
-                f"classification: the network answers with {_shapes(logits)}, needed are logits "
-                f"[batch, {self.num_classes}]: of a ViT take head: classification; networks that "
-                f"answer with maps fit the objective segmentation"
+                f"classification: the network returns {_shapes(logits)}, expected logits [batch, "
+                f"{self.num_classes}]. For a ViT set head: classification; networks that return "
+                "maps fit the objective segmentation"
             )
         smoothing = self.label_smoothing
         losses = F.cross_entropy(
@@ -231,8 +231,8 @@ class Segmentation(_SingleFrame):
         super().__post_init__()
         if self.label_field not in self.fields or len(self.fields) < 2:
             raise ValueError(
-                f"segmentation: label_field={self.label_field!r} must be one of the fields, next to "
-                f"the inputs of the model; the fields are {', '.join(self.fields)}"
+                f"segmentation: label_field={self.label_field!r} must be one of the fields, in "
+                f"addition to the inputs of the model; the fields are {', '.join(self.fields)}"
             )
         if self.num_classes < 2:
             raise ValueError(f"segmentation: num_classes={self.num_classes} must be at least 2")
@@ -249,8 +249,8 @@ class Segmentation(_SingleFrame):
         maps = answer if isinstance(answer, tuple) else (answer,)
         if any(m.ndim != image.ndim or m.shape[1] != self.num_classes for m in maps):
             raise ValueError(
-                f"segmentation: the network answers with {_shapes(answer)}, needed are maps [batch, "
-                f"{self.num_classes}, *grid]: of a ViT take head: segmentation"
+                f"segmentation: the network returns {_shapes(answer)}, expected maps [batch, "
+                f"{self.num_classes}, *grid]. For a ViT set head: segmentation"
             )
         weights = [0.5**level for level in range(len(maps))]
         errors = [w * self._error(m, _at(labels, m)) for w, m in zip(weights, maps, strict=True)]

@@ -51,8 +51,8 @@ def locate(target: str, runs_dir: str) -> CheckpointLocation:
     run_name, _, which = target.partition("@")
     if "/" in run_name:
         raise RunError(
-            f"{target} is no checkpoint: expected a run's name, RUN@STEP, RUN@best, or the address "
-            "of a directory step-XXXXXXXX"
+            f"{target} is not a checkpoint: expected a run's name, RUN@STEP, RUN@best, or the "
+            "address of a directory step-XXXXXXXX"
         )
     run = RunDirectory.open(runs_dir, run_name)
     uri = run.checkpoint_uri

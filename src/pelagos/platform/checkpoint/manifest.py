@@ -181,11 +181,11 @@ def parse_manifest(text: str, uri: str) -> Manifest:
     try:
         head = _Head.model_validate_json(text)
         if head.format != FORMAT:
-            raise ValueError(f"format: {head.format!r}, expected is {FORMAT!r}")
+            raise ValueError(f"format: got {head.format!r}, expected {FORMAT!r}")
         if head.version > FORMAT_VERSION:
             raise CheckpointError(
-                f"{uri}: format version {head.version}, this Pelagos reads up to {FORMAT_VERSION}; "
-                "upgrade it"
+                f"{uri}: format version {head.version}; this Pelagos reads versions up to "
+                f"{FORMAT_VERSION}. Upgrade Pelagos"
             )
         _Stored.model_validate_json(text)
         content = json.loads(text)
@@ -224,7 +224,11 @@ def damaged_files(directory: Path, files: Iterable[FileRecord]) -> list[str]:
             damage.append(f"{expected.name}: {error.strerror}")
             continue
         if actual.num_bytes != expected.num_bytes:
-            damage.append(f"{expected.name}: {actual.num_bytes} bytes, not {expected.num_bytes}")
+            damage.append(
+                f"{expected.name}: got {actual.num_bytes} bytes, expected {expected.num_bytes}"
+            )
         elif actual.crc32c != expected.crc32c:
-            damage.append(f"{expected.name}: crc32c {actual.crc32c}, not {expected.crc32c}")
+            damage.append(
+                f"{expected.name}: got crc32c {actual.crc32c}, expected {expected.crc32c}"
+            )
     return damage

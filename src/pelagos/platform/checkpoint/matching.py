@@ -29,8 +29,8 @@ def match_tensors(
         n for n in surplus if not n.startswith("model.") and f"model.{_parameter(n)}" in wanted
     ]
     newly_trained = [n for n in missing if n not in kept and f"model.{_parameter(n)}" in stored]
-    differences = [f"{n}: not in the checkpoint" for n in missing if n not in kept]
-    differences += [f"{n}: not in the model" for n in surplus if n not in frozen]
+    differences = [f"{n}: absent from the checkpoint" for n in missing if n not in kept]
+    differences += [f"{n}: absent from the model" for n in surplus if n not in frozen]
     differences += [
         f"{n}: {list(stored[n])} in the checkpoint, {list(wanted[n])} in the model"
         for n in wanted
@@ -38,14 +38,14 @@ def match_tensors(
     ]
     if differences:
         shown = "; ".join(differences[:SHOWN_DIFFERENCES])
-        advice = "Use the model configuration that the checkpoint was made with."
+        advice = "Use the model configuration of the checkpoint."
         if newly_trained:
             advice = (
-                "Parameters that were frozen, or averaged weights that were not kept, have no such "
-                "state: name them in checkpoint.new_parameters to start it afresh."
+                "Frozen parameters have no such state, nor have parameters whose averaged weights "
+                "were not kept. Name them in checkpoint.new_parameters to start it afresh."
             )
         raise CheckpointError(
-            f"{uri} is of another architecture: {len(differences)} differences, e.g. {shown}. "
+            f"{uri} holds another architecture: {len(differences)} differences, e.g. {shown}. "
             f"{advice}"
         )
     read = {n: t for n, t in tensors.items() if n in stored}

@@ -20,15 +20,15 @@ def named_step(store: CheckpointStore, which: str) -> int:
         told = store.trainer_state(steps[-1]).get("best")
         if told is None:
             raise CheckpointError(
-                f"{store.uri} has no best checkpoint: no validation was made at a step that was "
-                f"saved. Let validation.every_steps be a multiple of checkpoint.every_steps, or take "
-                f"last or one of {listed}"
+                f"{store.uri} has no best checkpoint: no saved step was validated. Make "
+                "validation.every_steps a multiple of checkpoint.every_steps, or take last or one "
+                f"of {listed}"
             )
         best = int(told["step"])
         if best not in steps:
             raise CheckpointError(
-                f"{store.uri}: the best checkpoint, of step {best}, was not kept "
-                f"(checkpoint.keep_best); take last or one of {listed}"
+                f"{store.uri}: the best checkpoint, at step {best}, was not kept "
+                f"(checkpoint.keep_best). Take last or one of {listed}"
             )
         return best
     if which.isdigit() and int(which) in steps:

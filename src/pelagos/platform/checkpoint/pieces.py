@@ -97,7 +97,9 @@ def damaged_pieces(
         offsets = tuple(result.index.offset or ())
         tensor = _read_piece(directory, result.storage_data)
         if tensor_crc32c(tensor) != expected.get((result.index.fqn, offsets)):
-            damage.append(f"{result.index.fqn} at {list(offsets)}: other bytes than in memory")
+            damage.append(
+                f"{result.index.fqn} at {list(offsets)}: the bytes differ from those in memory"
+            )
     return damage
 
 
@@ -151,10 +153,12 @@ class StoredTensors:
             try:
                 stored = _read_piece(self.directory, self._storage(name, piece.offsets))
             except (CheckpointError, OSError, KeyError, RuntimeError, EOFError) as error:
-                damage.append(f"{name} at {list(piece.offsets)}: cannot be read ({error})")
+                damage.append(f"{name} at {list(piece.offsets)}: cannot read it ({error})")
                 continue
             if tensor_crc32c(stored) != piece.crc32c:
-                damage.append(f"{name} at {list(piece.offsets)}: crc32c is not {piece.crc32c}")
+                damage.append(
+                    f"{name} at {list(piece.offsets)}: the bytes do not match crc32c {piece.crc32c}"
+                )
         return damage
 
     def ranks(self) -> int:
@@ -171,7 +175,7 @@ class StoredTensors:
         for index, info in self._pieces.get(name, ()):
             if tuple(index.offset or ()) == offsets:
                 return info
-        raise KeyError(f"no piece of {name} at {offsets}")
+        raise KeyError(f"the checkpoint has no piece of {name} at {offsets}")
 
 
 def read_pieces(
@@ -208,7 +212,8 @@ def _read_piece(directory: Path, info: Any) -> Tensor:
         tensor: Tensor = torch.load(content, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{directory / info.relative_path}: bytes {info.offset} to {info.offset + info.length} are "
-            f"no tensor, and loading them would run code: it was not run. Take another checkpoint"
+            f"{directory / info.relative_path}: bytes {info.offset} to {info.offset + info.length} "
+            "are not a tensor. Loading them would run code, so nothing was run. Take another "
+            "checkpoint"
         ) from error
     return tensor

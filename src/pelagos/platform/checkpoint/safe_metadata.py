@@ -76,14 +76,14 @@ def read_metadata_file(path: Path) -> Metadata:
         message = str(error)
         if message.startswith("GLOBAL "):
             raise ValueError(
-                f"{path} asks to load {message.removeprefix('GLOBAL ')}, which a checkpoint's "
-                f"metadata does not need and which could run code; nothing was run"
+                f"{path} asks to load {message.removeprefix('GLOBAL ')}. A checkpoint's metadata "
+                "does not need it, and it could run code; nothing was run"
             ) from error
         raise ValueError(f"{path} is damaged: {message}") from error
     except _DAMAGE as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(metadata, Metadata):
-        raise ValueError(f"{path} is no checkpoint metadata: it holds {type(metadata).__name__}")
+        raise ValueError(f"{path} is not checkpoint metadata: it holds {type(metadata).__name__}")
     try:
         _require_plausible(metadata, path)
     except (AttributeError, TypeError) as error:
@@ -103,7 +103,9 @@ def _require_plausible(metadata: Metadata, path: Path) -> None:
         if not isinstance(name, str) or Path(name).name != name:
             raise ValueError(f"{path} names the file {name!r}, which is not in its directory")
         if getattr(info, "transform_descriptors", None):
-            raise ValueError(f"{path}: the pieces in {name} are compressed, which is not read")
+            raise ValueError(
+                f"{path}: the pieces in {name} are compressed; Pelagos does not read those"
+            )
         if name not in sizes:
             place = path.parent / name
             sizes[name] = place.stat().st_size if place.is_file() else None
@@ -114,7 +116,7 @@ def _require_plausible(metadata: Metadata, path: Path) -> None:
             or (size is not None and info.offset + info.length > size)
         ):
             raise ValueError(
-                f"{path}: {index.fqn} is said to be at bytes {info.offset} to "
+                f"{path}: {index.fqn} should be at bytes {info.offset} to "
                 f"{info.offset + info.length} of {name}, which has {size}"
             )
         held[index.fqn] = held.get(index.fqn, 0) + info.length
@@ -123,6 +125,6 @@ def _require_plausible(metadata: Metadata, path: Path) -> None:
             claimed = math.prod(entry.size) * entry.properties.dtype.itemsize
             if claimed > held.get(name, 0):
                 raise ValueError(
-                    f"{path}: {name} is said to have {claimed:,} bytes, and its files hold "
-                    f"{held.get(name, 0):,} of it"
+                    f"{path}: {name} should have {claimed:,} bytes, but its files hold "
+                    f"{held.get(name, 0):,}"
                 )

@@ -259,9 +259,9 @@ class CheckpointStore:
 
     def _failed(self, step: int, failures: Sequence[str]) -> str:
         return (
-            f"{self.uri}: the checkpoint of step {step} could not be written "
-            f"({'; '.join(failures)}). Earlier checkpoints are intact. Free space or permit "
-            "writing there, then resume the run."
+            f"{self.uri}: could not write the checkpoint of step {step} ({'; '.join(failures)}). "
+            "Earlier checkpoints are intact. Free space or permit writing there, then resume the "
+            "run."
         )
 
     # -- loading ----------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class CheckpointStore:
         try:
             state = parse_json(read_regular(directory / TRAINER_STATE, follow_links=True))
         except ValueError as error:
-            raise CheckpointError(f"{self.uri} step {step}: {TRAINER_STATE} is no JSON") from error
+            raise CheckpointError(f"{self.uri} step {step}: {TRAINER_STATE} is not JSON") from error
         return checked_state(state, f"{self.uri} step {step}")
 
     def load(
@@ -376,7 +376,7 @@ class CheckpointStore:
         path = directory / MANIFEST
         if not path.exists():
             steps = ", ".join(str(info.step) for info in self.complete()) or "none"
-            raise CheckpointError(f"{uri}: no complete checkpoint; there are: {steps}")
+            raise CheckpointError(f"{uri}: no complete checkpoint; found: {steps}")
         text = read_regular(path, follow_links=True).decode(errors="replace")
         return parse_manifest(text, uri)
 

@@ -60,7 +60,7 @@ def checked_state(values: Any, where: str) -> dict[str, Any]:
     except ValidationError as error:
         problem = first_problem(error, "the whole")
         raise CheckpointError(
-            f"{where}: {TRAINER_STATE} is none of a training: {problem}"
+            f"{where}: {TRAINER_STATE} does not come from a training: {problem}"
         ) from error
     return dict(values)
 
@@ -70,7 +70,7 @@ def streams_of(state: dict[str, Any], where: str) -> dict[str, Any]:
     streams: dict[str, Any] | None = state.get("streams")
     if streams is None:
         raise CheckpointError(
-            f"{where}: {TRAINER_STATE} does not say which samples came before: nothing continues from "
-            f"it. Its weights can be fine-tuned"
+            f"{where}: {TRAINER_STATE} does not record which samples were used, so no run can "
+            "continue from it. Its weights can be fine-tuned"
         )
     return streams

@@ -50,7 +50,9 @@ def _check_evaluation(job: EvaluateJob) -> list[Finding]:
     workers = job.resources.num_workers
     if job.resources.launcher != "none" or workers == 1:
         return []
-    message = f"got none, which is one process, for {workers} workers: use ray, or num_workers=1"
+    message = (
+        f"got none, which runs one process, but num_workers is {workers}; use ray, or num_workers=1"
+    )
     return [(("resources", "launcher"), message)]
 
 
@@ -91,8 +93,9 @@ def _check_batch(job: TrainingJob) -> Iterator[Finding]:
         near = f"{lower} or {upper}" if lower else str(upper)
         yield (
             ("data", "global_batch_size"),
-            f"got {batch}, which {workers} workers do not divide: {batch} = {batch // workers} x "
-            f"{workers} + {batch % workers}. Use {near}, or another resources.num_workers.",
+            f"got {batch}, which is not a multiple of the {workers} workers: {batch} = "
+            f"{batch // workers} x {workers} + {batch % workers}. Use {near}, or another "
+            "resources.num_workers.",
         )
         return
     run = job.data.run_length
@@ -135,7 +138,8 @@ def _check_parallel(job: TrainingJob) -> Iterator[Finding]:
     if job.validation.num_samples < workers:
         yield (
             ("validation", "num_samples"),
-            f"got {job.validation.num_samples}, but each of {workers} workers needs one at least",
+            f"got {job.validation.num_samples}, but each of the {workers} workers needs at least "
+            "one",
         )
     if parallel.strategy.startswith("zero"):
         yield from _check_zero(job)
@@ -158,7 +162,10 @@ def _check_zero(job: TrainingJob) -> Iterator[Finding]:
                     f"is an option of zero3, but the strategy is {parallel.strategy}",
                 )
         if zero.offload_optimizer == "nvme":
-            yield (*key, "offload_optimizer"), "nvme is an option of zero3; use cpu, or zero3"
+            yield (
+                (*key, "offload_optimizer"),
+                "nvme is an option of zero3; use cpu, or parallel.strategy: zero3",
+            )
     for name in ("quantized_weights", "quantized_gradients"):
         if getattr(zero, name) and not job.resources.gpus_per_worker:
             yield (*key, name), "runs on GPUs only, but resources.gpus_per_worker is 0"
@@ -170,12 +177,15 @@ def _check_zero(job: TrainingJob) -> Iterator[Finding]:
         )
     uses_nvme = "nvme" in (zero.offload_optimizer, zero.offload_parameters)
     if uses_nvme and zero.nvme_path is None:
-        yield (*key, "nvme_path"), "is needed for offloading to nvme: a directory on that disk"
+        yield (
+            (*key, "nvme_path"),
+            "is required for offloading to nvme: name a directory on that disk",
+        )
     if parallel.compile and parallel.strategy == "zero3":
         yield (
             ("parallel", "compile"),
-            "is not possible with zero3, whose hooks gather parameters inside each block; set it "
-            "to false, or use parallel.strategy: fsdp",
+            "does not work with zero3, whose hooks gather parameters inside each block; set it to "
+            "false, or use parallel.strategy: fsdp",
         )
 
 
@@ -183,15 +193,16 @@ def _check_pretrain(job: TrainingJob) -> Iterator[Finding]:
     if job.schedule.warmup_steps >= job.schedule.total_steps:
         yield (
             ("schedule", "warmup_steps"),
-            f"got {job.schedule.warmup_steps}, must be below total_steps {job.schedule.total_steps}",
+            f"got {job.schedule.warmup_steps}, expected less than total_steps "
+            f"{job.schedule.total_steps}",
         )
     starts = [(i, group.frozen_until_step) for i, group in enumerate(job.optimizer.groups)]
     for index, start in starts:
         if start >= job.schedule.total_steps:
             yield (
                 ("optimizer", "groups", index, "frozen_until_step"),
-                f"got {start}, must be below total_steps {job.schedule.total_steps}; for parameters "
-                "that are never trained use optimizer.frozen",
+                f"got {start}, expected less than total_steps {job.schedule.total_steps}; to never "
+                "train these parameters use optimizer.frozen",
             )
     if job.resources.gpus_per_worker > 1:
         yield (
@@ -201,12 +212,12 @@ def _check_pretrain(job: TrainingJob) -> Iterator[Finding]:
         )
     entries = job.data.mixture
     if any(e.weight is not None for e in entries) and any(e.repeat != 1 for e in entries):
-        yield ("data", "mixture"), "has weights and repeats: use one of the two"
+        yield ("data", "mixture"), "sets weights and repeats; use only one"
     constants = job.data.normalization
     if constants == "source" and job.job != "finetune":
         yield (
             ("data", "normalization"),
-            f"source is for finetune jobs, which have one; this is a {job.job} job: use statistics",
+            f"source is only for finetune jobs, and this is a {job.job} job; use statistics",
         )
     if not isinstance(constants, str):
         for name, table in (("mean", constants.mean), ("std", constants.std)):
@@ -228,7 +239,7 @@ def _check_dataset(index: int, dataset: GenerateDataset) -> Iterator[Finding]:
     if solver % dataset.resolution:
         yield (
             (*key, "solver_resolution"),
-            f"got {solver}, must be a multiple of resolution {dataset.resolution}",
+            f"got {solver}, expected a multiple of resolution {dataset.resolution}",
         )
 
 
@@ -241,7 +252,7 @@ def _check_search(job: SweepJob) -> Iterator[Finding]:
     if search.name == EARLY_STOPPING and search.grace_validations >= search.max_validations:
         yield (
             ("search", "grace_validations"),
-            f"got {search.grace_validations}, must be below max_validations "
+            f"got {search.grace_validations}, expected less than max_validations "
             f"{search.max_validations}",
         )
     if search.name == POPULATION:
@@ -258,9 +269,9 @@ def _check_search(job: SweepJob) -> Iterator[Finding]:
 def _check_population(job: SweepJob) -> Iterator[Finding]:
     search = job.search
     if not job.random:
-        yield ("random",), "is empty, but a population changes its values: give {key: {low: …}}"
+        yield ("random",), "is empty, but a population changes these values: give {key: {low: …}}"
     if search.num_samples < 2:
-        message = f"got {search.num_samples}, but a population has 2 members at least"
+        message = f"got {search.num_samples}, but a population needs at least 2 members"
         yield ("search", "num_samples"), message
     listed = ", ".join(CHANGEABLE_WITHIN_A_RUN)
     for key in job.random:
@@ -268,16 +279,16 @@ def _check_population(job: SweepJob) -> Iterator[Finding]:
         if not is_among(key, (*CHANGEABLE_WITHIN_A_RUN, "objective.config.*")):
             yield (
                 ("random", key),
-                "cannot be changed within a run, which a population does: its members exchange "
-                f"weights and continue one loss. It can change {listed}, and options of the objective "
-                "that only move weights; for other keys use `grid`, which makes a population for each "
-                "value",
+                "a population changes values within a run, and this key cannot change there: the "
+                f"members exchange weights and continue one loss. A population can change {listed}, "
+                "and options of the objective that only move weights. For other keys use `grid`, "
+                "which makes one population per value",
             )
     if job.ray_address is not None and job.max_concurrent < search.num_samples:
         yield (
             ("max_concurrent",),
             f"got {job.max_concurrent}, but a population of {search.num_samples} on a running "
-            "cluster has as many members at once as it has room for: set it to num_samples",
+            "cluster has as many members at once as fit; set it to num_samples",
         )
 
 
@@ -285,18 +296,21 @@ def _check_sweep(job: SweepJob) -> Iterator[Finding]:
     if job.baseline is not None and job.baseline not in job.jobs:
         yield (
             ("baseline",),
-            f"got {job.baseline!r}, which is no label; there are: " + ", ".join(job.jobs),
+            f"got {job.baseline!r}, which is not a label; expected one of: " + ", ".join(job.jobs),
         )
     for key in ("trajectories", "seeds"):
         values = getattr(job, key)
         if len(set(values)) != len(values):
-            yield (key,), f"got {list(values)}, where one comes twice"
+            yield (key,), f"got {list(values)}, which repeats a value"
     both = sorted(set(job.grid) & set(job.random))
     if both:
         yield ("random",), f"{', '.join(both)} is in `grid` too; keep one"
     for label, entry in job.jobs.items():
         if (entry.file is None) == (entry.job is None):
-            yield ("jobs", label), "expected one of `file` (a job file) and `job` (the job itself)"
+            yield (
+                ("jobs", label),
+                "give exactly one of `file` (a job file) and `job` (the job itself)",
+            )
     swept = {("grid", k) for k in job.grid} | {("random", k) for k in job.random}
     places: list[tuple[str, ...]] = [*swept]
     places += [("jobs", label, "set", k) for label, entry in job.jobs.items() for k in entry.set]
@@ -304,4 +318,4 @@ def _check_sweep(job: SweepJob) -> Iterator[Finding]:
     for path in sorted(places):
         own = next((own for key, own in sets.items() if is_among(path[-1], [key])), None)
         if own is not None:
-            yield path, f"is set by the sweep itself: use its key `{own}`"
+            yield path, f"the sweep sets this itself: use its key `{own}`"

@@ -72,7 +72,7 @@ def find_cluster(name: str) -> ClusterConfig:
         known = ", ".join(clusters) or f"none (write {PROJECT_FILE} here or {user_file()})"
         raise ConfigError(
             f"cluster {name}",
-            [Problem((name,), f"no such cluster{nearest(name, clusters)}; there are: {known}")],
+            [Problem((name,), f"no such cluster{nearest(name, clusters)}; known: {known}")],
         )
     return clusters[name]
 
@@ -105,8 +105,8 @@ def _load() -> tuple[dict[str, ClusterConfig], dict[str, str]]:
             clusters[name] = config
         if asks:
             left_out[name] = (
-                f"not used, as it sets {', '.join(asks)} and {path} is not trusted yet. Look at the "
-                f"file, then: pelagos clusters --trust"
+                f"not used: it sets {', '.join(asks)}, and you have not trusted {path} yet. Read "
+                "the file, then: pelagos clusters --trust"
             )
     return clusters, {name: why for name, why in left_out.items() if name not in clusters}
 
@@ -144,7 +144,7 @@ def _parse_cluster(
     prefix = ("clusters", name)
     line = lines.get(prefix)
     if not NAME_PATTERN.fullmatch(name):
-        return None, [Problem(prefix, "a name has letters, digits, '.', '_' and '-' only", line)]
+        return None, [Problem(prefix, "a name consists of letters, digits, '.', '_' and '-'", line)]
     kind = entry.get("kind") if isinstance(entry, dict) else None
     if not isinstance(kind, str) or kind not in CLUSTER_KINDS:
         allowed = ", ".join(CLUSTER_KINDS)

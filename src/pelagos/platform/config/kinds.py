@@ -24,5 +24,5 @@ JOB_KINDS: dict[str, type[Job]] = {
 def as_kind(kind: type[AnyJob], job: Job, otherwise: Exception | None = None) -> AnyJob:
     """Return a job as one of a kind, which it is, or else raise `otherwise`."""
     if not isinstance(job, kind):
-        raise otherwise or AssertionError(f"{job.job} is no {kind.__name__}")
+        raise otherwise or AssertionError(f"{job.job} is not a {kind.__name__}")
     return job

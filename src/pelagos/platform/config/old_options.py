@@ -98,7 +98,7 @@ def warn(source: str, names: Iterable[str]) -> None:
 @functools.cache
 def _warn(source: str, names: tuple[str, ...]) -> None:
     logger.warning(
-        "%s: options of the objective belong under objective.config: write %s. The old spelling is read "
+        "%s: options of the objective belong in objective.config: write %s. The old spelling works "
         "for one more release",
         source,
         ", ".join(f"objective.config.{name}" for name in names),

@@ -40,9 +40,9 @@ def reject_strange_host(address: str, tracking_uri: str) -> str:
     if parts.netloc in named:
         return address
     raise StrangeArtifactsError(
-        f"MLflow at {tracking_uri} says that the files are at {address}: your MLflow credentials would "
-        f"be sent to {parts.netloc}, and nothing was. If that is your server of artifacts, set "
-        f"{VARIABLE}={parts.scheme}://{parts.netloc}"
+        f"MLflow at {tracking_uri} says that the files are at {address}. Pelagos sent nothing, "
+        f"because your MLflow credentials would go to {parts.netloc}. If that is your artifact "
+        f"server, set {VARIABLE}={parts.scheme}://{parts.netloc}"
     )
 
 
@@ -111,4 +111,4 @@ def resolved_artifacts(uri: str, tracking_uri: str) -> str:
             address = str(RunsArtifactRepository.get_underlying_uri(address))
         else:
             return reject_strange_host(address, tracking_uri)
-    raise StrangeArtifactsError(f"{uri} in {tracking_uri} is a name of a name of a name: {address}")
+    raise StrangeArtifactsError(f"{uri} in {tracking_uri} leads through too many names: {address}")

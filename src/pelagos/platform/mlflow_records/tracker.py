@@ -105,8 +105,8 @@ class Tracker:
             if not self.warned:
                 self.warned = True
                 logger.warning(
-                    "MLflow at %s does not answer (%s: %s); training continues, records are kept in "
-                    "%s and sent when it does",
+                    "MLflow at %s does not answer (%s: %s). Training continues; records are kept "
+                    "in %s and sent once it answers",
                     self.job.tracking.uri,
                     type(error).__name__,
                     str(error).splitlines()[0] if str(error) else "",
@@ -131,7 +131,7 @@ class Tracker:
             log_own_files(self._client, str(self.run_id), self.run.path, "run", names)
             self._client.set_terminated(self.run_id, MLFLOW_STATUS[State(kind)])
         except Exception as error:
-            logger.warning("MLflow: the end of the run could not be recorded: %s", error)
+            logger.warning("MLflow: could not record the end of the run: %s", error)
 
     def _connect(self) -> None:
         if self.recorded is not None:
@@ -168,7 +168,7 @@ class Tracker:
             found = None
         if found is None or found.info.lifecycle_stage == "deleted":
             logger.warning(
-                "the MLflow run %s of %s was deleted in %s: a new one takes all its records",
+                "the MLflow run %s of %s was deleted in %s: a new one receives all its records",
                 recorded.run_id,
                 self.run.name,
                 recorded.uri,
@@ -408,4 +408,4 @@ def log_evaluation(
             client.log_batch(run_id, metrics=records[start : start + BATCH_METRICS])
         log_own_files(client, run_id, output, f"evaluation/{output.name}")
     except Exception as error:
-        logger.warning("MLflow: the evaluation could not be logged: %s", error)
+        logger.warning("MLflow: could not log the evaluation: %s", error)

@@ -54,7 +54,7 @@ def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
     if unmatched:
         raise ValueError(_no_match("optimizer.frozen", unmatched, model))
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("optimizer.frozen matches every parameter: nothing is left to train")
+        raise ValueError("optimizer.frozen matches every parameter, so nothing is left to train")
 
 
 def group_settings(model: nn.Module, config: OptimizerSettings) -> dict[str, GroupSettings]:
@@ -149,8 +149,8 @@ def parameter_groups(model: nn.Module, settings: dict[str, GroupSettings]) -> li
 def _no_match(key: str, patterns: set[str], model: nn.Module) -> str:
     names = [n for n, _ in model.named_parameters()]
     return (
-        f"{key}: {', '.join(sorted(patterns))} match none of the {len(names)} parameters, "
-        f"e.g. {', '.join(names[:3])}"
+        f"{key}: {', '.join(sorted(patterns))} matches none of the {len(names)} parameters, e.g. "
+        f"{', '.join(names[:3])}"
     )
 
 

@@ -98,7 +98,7 @@ def decide_retry(
             return Retry(False, "out of memory again at half the micro-batch")
         return Retry(True, "once more at half the micro-batch", smaller_micro_batch=True)
     if kind not in RETRIED:
-        return Retry(False, f"a failure of kind {kind!r} would only repeat itself")
+        return Retry(False, f"a failure of kind {kind!r} would only repeat")
     if restarts >= retries:
-        return Retry(False, f"all {retries} retries are used up")
+        return Retry(False, f"all {retries} retries are used")
     return Retry(True, f"retry {restarts + 1} of {retries}")

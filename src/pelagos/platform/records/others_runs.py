@@ -87,7 +87,7 @@ def is_given(key: str, given: Sequence[str]) -> bool:
 def _warn(path: str, owner: int, key: str, value: str, variable: str) -> None:
     """Say it once."""
     logger.warning(
-        "%s is of user %d: its %s %s is not used, as credentials would be sent or files written there. "
-        "Set %s to it if you know it",
+        "%s belongs to user %d. Its %s %s is ignored, because credentials would be sent or files "
+        "written there. Set %s to it if you trust it",
         *(path, owner, key, value, variable),
     )

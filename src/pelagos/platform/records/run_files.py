@@ -34,7 +34,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(content)
     except ValueError as error:
-        raise ValueError(f"{path}: is no JSON: {error}") from error
+        raise ValueError(f"{path}: not JSON: {error}") from error
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class RunDirectory:
             run.path.parent.mkdir(parents=True, exist_ok=True)
             if run.path.exists():
                 raise RunError(
-                    f"run {job.name!r} exists already in {run.path.parent}: `pelagos resume "
+                    f"run {job.name!r} already exists in {run.path.parent}. `pelagos resume "
                     f"{job.name}` continues it; a new run needs another name (name=OTHER)"
                 )
             run.path.mkdir()
@@ -104,7 +104,7 @@ class RunDirectory:
         run = cls(Path(runs_dir) / name)
         if not (run.path / "job.yaml").exists():
             known = ", ".join(r.name for r in list_runs(runs_dir)) or "none"
-            raise RunError(f"no run {name!r} in {run.path.parent}; there are: {known}")
+            raise RunError(f"no run {name!r} in {run.path.parent}; known runs: {known}")
         return run
 
     def job(self) -> TrainingJob:
@@ -119,13 +119,15 @@ class RunDirectory:
         """Return the run's resolved job, to be shown. Raises as `job`."""
         self._require_regular_job()
         job = load_job(self.path / "job.yaml")
-        other = RunError(f"{self.path / 'job.yaml'} is no training job; only those make runs")
+        other = RunError(
+            f"{self.path / 'job.yaml'} is not a training job; only training jobs make runs"
+        )
         return as_kind(TrainingJob, job, other)
 
     def _require_regular_job(self) -> None:
         path = self.path / "job.yaml"
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise RunError(f"{path} is a link or no regular file; it is not read")
+            raise RunError(f"{path} is a link or not a regular file, so it is not read")
 
     def revised_job(
         self, overrides: Sequence[str], also_changeable: Sequence[str] = ()
@@ -146,13 +148,14 @@ class RunDirectory:
             return after
         if all(is_among(key, CHANGEABLE_IN_A_BRANCH) for key in refused):
             raise RunError(
-                f"run {self.name!r}: {', '.join(refused)} can change from a checkpoint on, as a "
-                f"branch of the run: add --from STEP (or --from last)"
+                f"run {self.name!r}: {', '.join(refused)} can change only in a branch of the run, "
+                "which begins at a checkpoint: add --from STEP (or --from last)"
             )
         raise RunError(
-            f"run {self.name!r}: a resume cannot change {', '.join(refused)}: the steps to come "
-            f"would not continue those done. It can change {', '.join(CHANGEABLE)}, and with "
-            f"--from STEP {' and '.join(CHANGEABLE_IN_A_BRANCH)}; for anything else start a new run"
+            f"run {self.name!r}: a resume cannot change {', '.join(refused)}, because the next "
+            f"steps would not continue the last ones. It can change {', '.join(CHANGEABLE)}, and "
+            f"with --from STEP {' and '.join(CHANGEABLE_IN_A_BRANCH)}. For anything else start a "
+            "new run"
         )
 
     def require_believed(
@@ -171,9 +174,9 @@ class RunDirectory:
         dropped = [text for text in told if not is_given(text.partition("=")[0], given)]
         if dropped:
             raise RunError(
-                f"run {self.name!r} is another user's, and its files in {self.path} say "
-                f"{' and '.join(dropped)}, where your credentials would be sent. Say it yourself if you "
-                f"know it, or KEY=null to continue without"
+                f"run {self.name!r} belongs to another user. Its files in {self.path} set "
+                f"{' and '.join(dropped)}, and your credentials would be sent there. If you trust "
+                "the address, give KEY=VALUE yourself; KEY=null continues without"
             )
 
     def replace_job(self, job: TrainingJob) -> None:
@@ -206,8 +209,9 @@ class RunDirectory:
             told = read_json(self.path / TAKE_OVERS)
             if not (isinstance(told, list) and all(map(is_continuation, told))):
                 raise RunError(
-                    f"{self.path / TAKE_OVERS} is no list of take-overs: expected is [{{step: NUMBER, "
-                    f"source: RUN, checkpoint: PLACE, settings: {{KEY: [BEFORE, AFTER]}}}}, …]"
+                    f"{self.path / TAKE_OVERS} is not a list of take-overs: expected [{{step: "
+                    "NUMBER, source: RUN, checkpoint: PLACE, settings: {KEY: [BEFORE, AFTER]}}, "
+                    "…]"
                 )
             return told
         return []
@@ -222,7 +226,7 @@ class RunDirectory:
         with contextlib.suppress(FileNotFoundError):
             told = read_json(self.path / IDENTITY)
             if not (isinstance(told, dict) and isinstance(told.get("run"), str)):
-                raise RunError(f"{self.path / IDENTITY} names no run")
+                raise RunError(f"{self.path / IDENTITY} does not name a run")
             own = told["run"]
         others = (i for record in self.take_overs() for i in record.get("identities", [""]))
         return (own, *map(str, others))
@@ -283,7 +287,7 @@ class RunDirectory:
             descriptor = open_lock_file(path)
         except PermissionError as error:
             raise RunError(
-                f"run {self.name!r} is another user's: {path} cannot be opened for writing"
+                f"run {self.name!r} belongs to another user: {path} cannot be opened for writing"
             ) from error
         with os.fdopen(descriptor, "r+b") as file:
             deadline = time.monotonic() + wait_seconds
@@ -294,8 +298,8 @@ class RunDirectory:
                 except BlockingIOError:
                     if time.monotonic() >= deadline:
                         raise RunError(
-                            f"run {self.name!r} is in use by another process; wait for it, or "
-                            f"stop it (see `pelagos status {self.name}`)"
+                            f"run {self.name!r} is in use by another process. Wait for it, or stop "
+                            f"it (see `pelagos status {self.name}`)"
                         ) from None
                     time.sleep(0.1)
             yield
@@ -385,9 +389,9 @@ def check_identity(run: RunRecords, uri: str, step: int, trainer_state: Mapping[
     """Raise `RunError` if a checkpoint's state is of another run."""
     if trainer_state.get("run", "") not in run.identities:
         raise RunError(
-            f"{uri}: the checkpoint of step {step} is of another run with the same name and "
-            f"checkpoint.uri; nothing was loaded. Give this run another name or checkpoint.uri, or "
-            f"start from those weights by `pelagos finetune` with source.uri: {uri}"
+            f"{uri}: the checkpoint of step {step} belongs to another run with the same name and "
+            "checkpoint.uri. Nothing was loaded. Give this run another name or checkpoint.uri, or "
+            f"start from those weights with `pelagos finetune` and source.uri: {uri}"
         )
 
 

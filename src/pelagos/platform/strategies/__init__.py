@@ -57,8 +57,9 @@ def check_strategy(name: str, options: StrategyOptions, world_size: int) -> None
     """
     if options.optimizer.needs_whole_matrices and name not in LEAVE_PARAMETERS_WHOLE:
         raise ValueError(
-            f"parallel.strategy: {name} gives each rank a part of every parameter, and the optimizer "
-            f"needs whole matrices: use {' or '.join(LEAVE_PARAMETERS_WHOLE)}, or another optimizer"
+            f"parallel.strategy: {name} gives each rank a part of every parameter, but this "
+            f"optimizer needs whole matrices. Use {' or '.join(LEAVE_PARAMETERS_WHOLE)}, or another "
+            "optimizer"
         )
     if not name.startswith("zero"):
         return

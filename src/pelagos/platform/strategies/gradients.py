@@ -82,5 +82,5 @@ class LossScale:
         """Take over a state; raises `ValueError` where it is none."""
         scale = float(state["scale"])
         if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"loss scale {scale} in the checkpoint; expected a positive number")
+            raise ValueError(f"the checkpoint's loss scale is {scale}; expected a positive number")
         self.scale, self.good_steps = scale, int(state["good_steps"])

@@ -22,8 +22,8 @@ def modules_to_draw(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) in seen:
             raise ValueError(
-                f"{type(model).__name__} shares one parameter as {seen[id(parameter)]} and {name}; "
-                "a model must hold each parameter once"
+                f"{type(model).__name__} shares one parameter under two names, "
+                f"{seen[id(parameter)]} and {name}; a model must hold each parameter once"
             )
         seen[id(parameter)] = name
     for name, module in reversed(list(model.named_modules())):
@@ -60,9 +60,8 @@ def draw(model: nn.Module, name: str, module: nn.Module, seed: int) -> None:
             reset()
         else:
             raise ValueError(
-                f"nothing says how to initialise {name} ({type(module).__name__}): give "
-                f"{type(model).__name__} a method init_weights(module), or the module "
-                "reset_parameters()"
+                f"no rule initialises {name} ({type(module).__name__}): give {type(model).__name__} "
+                "a method init_weights(module), or the module reset_parameters()"
             )
 
 

@@ -50,5 +50,5 @@ def check_precision(precision: Precision, use_gpu: bool) -> None:
     if precision in ("bf16", "tf32") and capability < TF32_CAPABILITY:
         raise ValueError(
             f"parallel.precision: {name} has compute capability {capability[0]}.{capability[1]}, "
-            f"{precision} needs {TF32_CAPABILITY[0]}.{TF32_CAPABILITY[1]}; use fp16 or fp32"
+            f"but {precision} needs {TF32_CAPABILITY[0]}.{TF32_CAPABILITY[1]}; use fp16 or fp32"
         )

@@ -99,7 +99,7 @@ def block_modes(
     if isinstance(choice, EveryNConfig):
         return ["none" if i % choice.every_n else "full" for i in range(len(blocks))]
     if isinstance(choice, MemoryBudgetConfig):
-        assert example_loss is not None, "a memory budget needs an example to measure"
+        assert example_loss is not None, "a memory budget needs an example batch to measure"
         costs, rest = measure_blocks(model, blocks, example_loss)
         chosen = blocks_within(costs, rest, choice.memory_budget_bytes, static_bytes)
         logger.info(
@@ -171,8 +171,8 @@ def blocks_within(
         from torch.distributed._tools.sac_ilp import sac_milp
     except ImportError as error:
         raise ValueError(
-            "parallel.activation_checkpointing: a memory budget is solved with PuLP, which is not "
-            "installed: `pip install pulp`, or name the blocks with full, selective or every_n"
+            "parallel.activation_checkpointing: a memory budget needs PuLP, which is not "
+            "installed: `pip install pulp`, or choose the blocks with full, selective or every_n"
         ) from error
     available = budget_bytes - static_bytes
     discardable = sum(c.kept_bytes for c in costs)
@@ -180,9 +180,9 @@ def blocks_within(
     if total_bytes <= available:
         return set()
     problem = ValueError(
-        f"parallel.activation_checkpointing: memory_budget_bytes is {budget_bytes:,}, but weights, "
-        f"gradients and moments take {static_bytes:,} and the activations at least about "
-        f"{smallest:,} with every block recomputed: {static_bytes + smallest:,} together. Raise "
+        f"parallel.activation_checkpointing: memory_budget_bytes is {budget_bytes:,}. Weights, "
+        f"gradients and moments take {static_bytes:,}, and with every block recomputed the "
+        f"activations take at least about {smallest:,}: {static_bytes + smallest:,} together. Raise "
         "the budget, lower parallel.micro_batch_size, or shard over more workers."
     )
     if available <= 0:

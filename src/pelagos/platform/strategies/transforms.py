@@ -28,8 +28,8 @@ def apply_transforms(model: nn.Module, options: StrategyOptions, static_bytes: i
     blocks = blocks_of(model)
     if not blocks and (options.activation_checkpointing != "none" or options.compile):
         raise ValueError(
-            f"{type(model).__name__} names no blocks(), which parallel.activation_checkpointing "
-            "and parallel.compile apply to; set them to none and false"
+            f"{type(model).__name__} has no blocks(), which parallel.activation_checkpointing and "
+            "parallel.compile need; set them to none and false"
         )
     fix_order_of_gradient_sums(model)
     apply_recompute(

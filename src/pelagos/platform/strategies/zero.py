@@ -150,7 +150,7 @@ class ZeroStrategy(Strategy):
             if any(member is parameter for member in members):
                 state: dict[str, Tensor] = self.optimizer.state[flat]
                 return state
-        raise AssertionError("a trainable parameter is in no optimizer group")
+        raise AssertionError("a trainable parameter belongs to no optimizer group")
 
     def _flat_buffers(self) -> list[Tensor]:
         return list(self.zero.single_partition_of_fp32_groups)
@@ -182,9 +182,10 @@ class ZeroStrategy(Strategy):
             first = counts.setdefault(id(flat), (name, count))
             if first[1] != count:
                 raise ValueError(
-                    f"{name} has made {count:.0f} optimizer steps, {first[0]} {first[1]:.0f}, but "
-                    f"zero{self.stage} counts steps per optimizer group: give the newer parameters "
-                    "a group of their own in optimizer.groups, or use parallel.strategy: fsdp"
+                    f"{name} has taken {count:.0f} optimizer steps and {first[0]} {first[1]:.0f}, "
+                    f"but zero{self.stage} counts steps per optimizer group. Give the newer "
+                    "parameters their own group in optimizer.groups, or use parallel.strategy: "
+                    "fsdp"
                 )
             flat[key].fill_(count)
 
@@ -339,8 +340,8 @@ def _import_deepspeed(use_gpu: bool) -> Any:
             import deepspeed
     except ImportError as error:
         raise ValueError(
-            f"parallel.strategy: ZeRO needs DeepSpeed, which cannot be imported ({error}); "
-            "`pip install deepspeed`, or use parallel.strategy: fsdp"
+            f"parallel.strategy: ZeRO needs DeepSpeed, whose import failed ({error}); `pip install "
+            "deepspeed`, or use parallel.strategy: fsdp"
         ) from error
     deepspeed.utils.logging.logger.setLevel("WARNING")
     if not use_gpu:

@@ -83,8 +83,12 @@ def merged(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -> dict
     result = _merge(ours, theirs, path, conflicts)
     if conflicts:
         raise ValueError(
-            "parallel.zero.config contradicts the job: " + "; ".join(conflicts) + ". Remove these "
-            'keys from it, or set them to "auto", and say it in the job file.'
+            "parallel.zero.config contradicts the job: "
+            + "; ".join(conflicts)
+            + (
+                '. Remove these keys from it or set them to "auto", and set the values in the job '
+                "file."
+            )
         )
     return result
 
@@ -100,7 +104,7 @@ def _merge(
         elif isinstance(value, dict) and isinstance(ours[key], dict):
             result[key] = _merge(ours[key], value, f"{name}.", conflicts)
         elif value not in (ours[key], "auto"):
-            conflicts.append(f"{name} is {value!r} there, {ours[key]!r} from the job")
+            conflicts.append(f"{name} is {value!r} there, but {ours[key]!r} in the job")
     return result
 
 
@@ -117,7 +121,7 @@ def check_nvme(zero: ZeroConfig) -> None:
         found = "is not writable" if path.is_dir() else "is not a directory"
         raise ValueError(
             f"parallel.zero.nvme_path: {path} {found} on {platform.node()}; name a directory on an "
-            "NVMe disk that every worker's node has"
+            "NVMe disk that exists on every worker's node"
         )
 
 

@@ -83,8 +83,8 @@ class Hdf5File:
         if target is not None:
             where = f"{link.filename}: {target}" if hasattr(link, "filename") else target
             raise SourceError(
-                f"{self.name}: {key} is a link to {where}, which does not exist: bring the file back, "
-                f"or name the array itself"
+                f"{self.name}: {key} is a link to {where}, which does not exist. Restore the file, "
+                "or name the array itself"
             )
 
     def names(self) -> list[str]:
@@ -211,9 +211,9 @@ class Hdf5Array:
             index, reason = hit
             raise SourceError(
                 f"{self.where} holds nothing at index ({', '.join(map(str, index))}): it {reason}. "
-                f"HDF5 would read zeros there; nothing is filled in. Write the data, or convert only "
-                f"the written part (--splits train=N takes the first N trajectories, --num-frames the "
-                f"first frames)"
+                "HDF5 would read zeros there, but Pelagos fills nothing in. Write the data, or "
+                "convert only the written part (--splits train=N takes the first N trajectories, "
+                "--num-frames the first frames)"
             )
         if self.facts.unproven is None:
             self.facts.unproven = UnprovenChunks(self.dataset, self.where)

@@ -132,8 +132,8 @@ class UnprovenChunks:
                     return
             elif known is not None and known.claim is not None and known.claim(data) > limit:
                 raise ChunkTooLargeError(
-                    f"it claims to unpack to {known.claim(data):,} bytes, and a chunk of the array has "
-                    f"{self.num_bytes:,}: it is damaged, or made to exhaust memory"
+                    f"it claims to unpack to {known.claim(data):,} bytes, but a chunk of the array "
+                    f"has {self.num_bytes:,}: it is damaged, or made to exhaust memory"
                 )
             else:
                 return

@@ -52,7 +52,7 @@ class ClassicFile:
         if version not in _VERSIONS:
             raise SourceError(
                 unreadable_kind(file, may_be_misnamed=False)
-                or f"{file} is netCDF of a version that is not read"
+                or f"{file} is netCDF of a version that Pelagos does not read"
             )
         try:
             # the mapping lasts as long as arrays that use it: scipy's own closing would warn of that
@@ -61,7 +61,7 @@ class ClassicFile:
             self.file: Any = kept_open(stream, "r", mmap=True, maskandscale=False)
         except (TypeError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
             raise SourceError(
-                f"{file} cannot be read as classic netCDF ({error}): it is cut short or damaged"
+                f"cannot read {file} as classic netCDF ({error}): it is cut short or damaged"
             ) from error
 
     def array(self, key: str) -> ClassicArray:

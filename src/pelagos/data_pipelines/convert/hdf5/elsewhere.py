@@ -31,7 +31,7 @@ def require_beside(parent: Any, key: str, depth: int = 0) -> None:
     """
     where = f"{_name(parent)}: {key}"
     if depth > MOST_LINKS:
-        raise SourceError(f"{where} is behind more than {MOST_LINKS} links: they lead in a circle")
+        raise SourceError(f"{where} is behind more than {MOST_LINKS} links, so they form a circle")
     group: Any = parent.file if key.startswith("/") else parent
     for part in filter(None, key.split("/")):
         if not hasattr(group, "get"):  # an array
@@ -72,9 +72,9 @@ def _require(node: Any, name: str, where: str, how: str) -> None:
         require_answering(folder / name)
         return
     raise SourceError(
-        f"{where} {how} the file {name}, which is not below the folder of the file that says so: a file "
-        f"of somebody else could name any. Put it there, or copy the numbers into one file (h5repack, "
-        f"or h5py)"
+        f"{where} {how} the file {name}, which is outside the folder of the file that names it. A "
+        "file from somebody else could name any file. Put it there, or copy the numbers into one "
+        "file (h5repack, or h5py)"
     )
 
 

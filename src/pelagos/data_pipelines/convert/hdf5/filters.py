@@ -63,8 +63,8 @@ def require_filters(dataset: Any, where: str) -> None:
     if lacking:
         raise SourceError(
             f"{where} is compressed by the HDF5 filter {described(lacking)}, which is not available "
-            f"here. `pip install {PLUGIN_PACKAGE}` has the common ones; for others see "
-            f"HDF5_PLUGIN_PATH"
+            f"here. `pip install {PLUGIN_PACKAGE}` provides the common filters; for others see "
+            "HDF5_PLUGIN_PATH"
         )
 
 

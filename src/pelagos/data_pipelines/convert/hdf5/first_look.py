@@ -61,7 +61,7 @@ def require_answering(file: str | Path, key: str = "") -> None:
         return  # reported by the code that opens it
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise SourceError(
-            f"{file} is no regular file: expected is an HDF5 file. Nothing was read from it"
+            f"{file} is not a regular file: expected an HDF5 file. Pelagos read nothing from it"
         )
     if not seconds:
         return
@@ -78,7 +78,7 @@ def _seconds() -> float:
         if seconds == 0 or LEAST_SECONDS <= seconds <= MOST_SECONDS:
             return seconds
     raise SourceError(
-        f"{VARIABLE} is {given!r}: expected is a number of seconds from {LEAST_SECONDS:g} to "
+        f"{VARIABLE} is {given!r}; expected a number of seconds from {LEAST_SECONDS:g} to "
         f"{MOST_SECONDS:g}, such as {DEFAULT_SECONDS:g}, or 0 for no first look"
     )
 
@@ -115,8 +115,9 @@ class Looker:
                 known.keys.add(key)
         if known.fault:
             raise DamagedFileError(
-                f"{file} is damaged: it {known.fault}. Copy or download it again; `h5dump -H {file}` "
-                f"shows how far other programs get, and `h5repack` may save the intact parts"
+                f"{file} is damaged: it {known.fault}. Copy or download it again. `h5dump -H "
+                f"{file}` shows how far other programs get, and `h5repack` may save the intact "
+                "parts"
             )
 
     def _ask(self, file: str, key: str, seconds: float) -> dict[str, Any]:
@@ -133,8 +134,9 @@ class Looker:
             if fault := _fault(code, at, seconds):
                 return {"fault": fault}
         raise SourceError(
-            f"the process that takes a first look at {file} was ended twice, in {at} ({_name(code)}): "
-            f"is memory short? {VARIABLE}=0 reads without it: a damaged file may then take for ever"
+            f"the process that checks {file} before reading was killed twice, in {at} "
+            f"({_name(code)}): is memory short? {VARIABLE}=0 reads without the check, but a damaged "
+            "file may then take forever"
         )
 
     def _answer(self, file: str, key: str, seconds: float) -> tuple[dict[str, Any] | None, str]:
@@ -178,8 +180,8 @@ class Looker:
             why = str(error)
         self.end()
         raise SourceError(
-            f"the process that looks at HDF5 files before they are read cannot be started ({why}). "
-            f"{VARIABLE}=0 reads them without: a damaged file may then take for ever"
+            f"cannot start the process that checks HDF5 files before reading ({why}). {VARIABLE}=0 "
+            "reads without the check, but a damaged file may then take forever"
         )
 
     def _status(self) -> int:
@@ -236,8 +238,8 @@ def _fault(code: int, at: str, seconds: float) -> str:
         )
     if -code == signal.SIGPROF:
         return (
-            f"keeps the HDF5 library busy for ever (it computed for {seconds:g} s in {at} and got no "
-            f"further; {VARIABLE} sets how long)"
+            f"keeps the HDF5 library busy without end (it computed for {seconds:g} s in {at} and "
+            f"made no progress; {VARIABLE} sets how long)"
         )
     return f"makes the HDF5 library crash (in {at}: {_name(code)})" if -code in CRASHES else ""
 

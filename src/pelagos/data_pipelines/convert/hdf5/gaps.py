@@ -107,7 +107,7 @@ def find_gaps(dataset: Any, level: int = 0) -> Gaps:
     total = math.prod(counts)
     if total > MOST_CHUNKS:
         raise SourceError(
-            f"{dataset.file.filename}: {dataset.name} says that it has {total:,} chunks, "
+            f"{dataset.file.filename}: {dataset.name} declares {total:,} chunks, "
             f"{dataset.id.get_num_chunks():,} of them written; write it in larger chunks"
         )
     if dataset.id.get_num_chunks() >= total:
@@ -137,12 +137,12 @@ def _external_gaps(dataset: Any, whole: Box) -> Iterator[Gap]:
     for name, offset, size in dataset.external:
         path = folder / name
         if not path.is_file():
-            yield Gap(whole, f"keeps its numbers in the file {path}, which does not exist")
+            yield Gap(whole, f"stores its numbers in the file {path}, which does not exist")
         elif size < 2**63 and path.stat().st_size < offset + size:
             yield Gap(
                 whole,
-                f"keeps its numbers in the file {path}, which has {path.stat().st_size} bytes where "
-                f"{offset + size} are needed",
+                f"stores its numbers in the file {path}, which has {path.stat().st_size} bytes but "
+                f"needs {offset + size}",
             )
 
 
@@ -175,8 +175,8 @@ def _reason(dataset: Any, source: Any, level: int) -> str:
     name, key = str(source.file_name), str(source.dset_name)
     if "%b" in name or "%b" in key:
         return (
-            f"is virtual with a pattern of sources ({name}: {key}), for which HDF5 passes over files "
-            f"that are absent; write it whole (h5repack, or copy it with h5py)"
+            f"is virtual with a pattern of sources ({name}: {key}), and HDF5 skips those that are "
+            "absent; write the array whole (h5repack, or copy it with h5py)"
         )
     if name == ".":
         return _reason_inside(dataset.file, dataset.file.filename, key, source, level)
@@ -188,7 +188,7 @@ def _reason(dataset: Any, source: Any, level: int) -> str:
         with h5py.File(path, "r") as opened:
             return _reason_inside(opened, str(path), key, source, level)
     except OSError as error:
-        return f"is virtual, and its source {path} ({key}) cannot be read: {error}"
+        return f"is virtual, and reading its source {path} ({key}) failed: {error}"
 
 
 def _found(dataset: Any, name: str) -> Path | None:
@@ -213,7 +213,9 @@ def _reason_inside(file: Any, path: str, key: str, source: Any, level: int) -> s
     needed = int(source.vspace.get_select_npoints())
     is_short = any(have < want for have, want in zip(found.shape, space.shape, strict=False))
     if is_short or (takes_all and found.size < needed):
-        return f"is virtual, and its source {path}: {key} has shape {found.shape}, too small for it"
+        return (
+            f"is virtual, and its source {path}: {key} has shape {found.shape}, which is too small"
+        )
     gaps = find_gaps(found, level + 1)
     if not gaps:
         return ""
@@ -247,7 +249,7 @@ def _uncovered_by_count(whole: Box, dataset: Any) -> Gap | None:
     points = sum(int(s.vspace.get_select_npoints()) for s in dataset.virtual_sources())
     if points >= math.prod(stop for _, stop in whole):
         return None
-    return Gap(whole, f"is virtual, and its sources cover {points} points of it")
+    return Gap(whole, f"is virtual, and its sources cover only {points} of its points")
 
 
 def _selected_boxes(space: Any, shape: tuple[int, ...]) -> Iterable[Box]:

@@ -72,7 +72,7 @@ class Look:
             raise
         except Exception as error:
             if isinstance(error, MemoryError) or NO_MEMORY in str(error):
-                self.fault = f"asks for more memory than there is ({error})"
+                self.fault = f"asks for more memory than this machine has ({error})"
                 raise Stop from error
 
     def go_on(self) -> None:
@@ -86,7 +86,7 @@ class Look:
         if self.num_objects > MOST_OBJECTS:
             raise Stop
         if name.count("/") > MOST_LEVELS:
-            self.fault = f"has groups in more than {MOST_LEVELS} groups: links lead in a circle"
+            self.fault = f"nests groups more than {MOST_LEVELS} deep, so links form a circle"
             raise Stop
         self.out.write(json.dumps({"at": name[-MOST_SHOWN:]}) + "\n")
         self.out.flush()
@@ -144,7 +144,9 @@ class Look:
         for name in {str(source.file_name) for source in node.virtual_sources()} - {"."}:
             path = os.path.join(folder, name)
             if os.path.exists(path) and not os.path.isfile(path):
-                self.fault = f"names {name}, which is no regular file, as a source of {node.name}"
+                self.fault = (
+                    f"names {name}, which is not a regular file, as a source of {node.name}"
+                )
                 raise Stop
 
     def see_chunks(self, node: Any) -> None:
@@ -158,7 +160,7 @@ class Look:
             nonlocal num_seen
             num_seen += 1
             if num_seen > most:
-                self.fault = f"lists more chunks of {node.name} than can be: the list has no end"
+                self.fault = f"lists more chunks of {node.name} than can exist: the list has no end"
                 raise Stop
             if num_seen % CHUNKS_PER_STEP == 0:
                 self.go_on()

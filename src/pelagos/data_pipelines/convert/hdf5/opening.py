@@ -40,8 +40,8 @@ def open_hdf5(file: str) -> Any:
             stream = _remote_stream(file)
             if stream.read(len(CLASSIC_MAGIC)) == CLASSIC_MAGIC:
                 raise SourceError(
-                    f"{file} is classic netCDF, which is read from files of this machine alone: "
-                    f"copy it here, or write it as netCDF-4 (`nccopy -k nc4 OLD NEW`)"
+                    f"{file} is classic netCDF, which Pelagos reads only from this machine: copy it "
+                    "here, or write it as netCDF-4 (`nccopy -k nc4 OLD NEW`)"
                 )
             stream.seek(0)
             return h5py.File(stream, "r", rdcc_nbytes=HDF5_CACHE_BYTES)
@@ -53,7 +53,7 @@ def open_hdf5(file: str) -> Any:
         if known := unreadable_kind(file, may_be_misnamed=False):
             raise SourceError(known) from error
         raise SourceError(
-            f"{file} cannot be read as HDF5: {error}. Expected is an HDF5 or netCDF file"
+            f"cannot read {file} as HDF5: {error}. Expected an HDF5 or netCDF file"
         ) from error
 
 
@@ -64,4 +64,4 @@ def _remote_stream(file: str) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:  # each file system has its own: no credentials, no such host, …
-        raise SourceError(f"{file} cannot be reached: {type(error).__name__}: {error}") from error
+        raise SourceError(f"cannot reach {file}: {type(error).__name__}: {error}") from error

@@ -66,7 +66,8 @@ def catalogue(path: str) -> Catalogue:
     files = [file for folder in folders for file in _files(folder)]
     if not files:
         raise SourceError(
-            f"{path} has no files of arrays; known are those ending in {', '.join(READER_OF_SUFFIX)}"
+            f"{path} has no array files; Pelagos knows files ending in "
+            f"{', '.join(READER_OF_SUFFIX)}"
         )
     by_suffix: dict[str, list[Path]] = {}
     for file in files:

@@ -67,7 +67,7 @@ def reader_of(place: str) -> str:
             return reader
     if known := unreadable_kind(place):
         raise SourceError(known)
-    raise SourceError(f"{place}: known are files ending in {', '.join(READER_OF_SUFFIX)}")
+    raise SourceError(f"{place}: Pelagos knows files ending in {', '.join(READER_OF_SUFFIX)}")
 
 
 def folder_of(path: str) -> Path:
@@ -81,8 +81,8 @@ def address_of(path: str, name: str | None) -> str:
     if name is None:
         if Path(path).is_dir() and not path.rstrip("/").endswith(".zarr"):
             raise SourceError(
-                f"{path} is a folder: say in `file` which of its files is meant, or a pattern such "
-                f"as '*.h5'; there are {listed(_files_in(Path(path)))}"
+                f"{path} is a folder: name one of its files in `file`, or give a pattern such as "
+                f"'*.h5'; it has {listed(_files_in(Path(path)))}"
             )
         return path
     name = expanded_path(name)
@@ -93,7 +93,7 @@ def address_of(path: str, name: str | None) -> str:
     if "://" not in path and not place.exists():
         there = _files_in(folder_of(path))
         raise SourceError(
-            f"{place} does not exist{nearest(name, there)}; there are {listed(there)}"
+            f"{place} does not exist{nearest(name, there)}; the folder has {listed(there)}"
         )
     return f"{path.rpartition('/')[0]}/{name}" if "://" in path else str(place)
 
@@ -105,9 +105,11 @@ def matched_files(path: str, pattern: str, notes: list[str]) -> dict[Unit, str]:
         SourceError: none exist, or the place cannot be listed.
     """
     if "://" in path or "://" in pattern:
-        raise SourceError(f"{pattern}: patterns are for files of this machine, not of a store")
+        raise SourceError(
+            f"{pattern}: patterns work only for files on this machine, not for object storage"
+        )
     if pattern.count(SPLIT_PLACE) > 1:
-        raise SourceError(f"{pattern}: {SPLIT_PLACE} may stand there once")
+        raise SourceError(f"{pattern}: {SPLIT_PLACE} may occur only once")
     whole = str(folder_of(path) / expanded_path(pattern))  # an absolute one stays as it is
     expression, searched = _compiled(whole)
     found: dict[Unit, str] = {}
@@ -127,17 +129,19 @@ def matched_files(path: str, pattern: str, notes: list[str]) -> dict[Unit, str]:
         token = tuple(g for name, g in _groups(match) if name != "split")
         unit = Unit(split, token)
         if unit in found:
-            raise SourceError(f"{found[unit]} and {place} are of one split: merge their folders")
+            raise SourceError(f"{found[unit]} and {place} belong to one split: merge their folders")
         found[unit] = place
     present = {unit.split for unit in found}
     for folder in sorted(strangers):
         if meant_split(folder, present):
             raise misspelt_split(Path(whole.partition(SPLIT_PLACE)[0]) / folder, present)
     if strangers:
-        notes.append(f"left out, as they are named like no split: {', '.join(sorted(strangers))}")
+        notes.append(
+            f"left out, because they have no name of a split: {', '.join(sorted(strangers))}"
+        )
     if not found:
         there = _files_in(Path(_fixed_part(whole)))
-        raise SourceError(f"no file matches {whole}; there are {listed(there)}")
+        raise SourceError(f"no file matches {whole}; the folder has {listed(there)}")
     return {unit: found[unit] for unit in sorted(found, key=lambda u: u.order)}
 
 

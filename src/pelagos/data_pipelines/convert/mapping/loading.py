@@ -27,7 +27,7 @@ def load_mapping(file: str) -> Mapping:
     try:
         tree, lines = parse_yaml_text(read_utf8(expanded_path(file)))
     except OSError as error:
-        raise SourceError(f"--mapping {file} cannot be read: {error.strerror}") from error
+        raise SourceError(f"cannot read --mapping {file}: {error.strerror}") from error
     except YamlTextError as error:
         raise _failed(file, [_sentence(*problem) for problem in error.problems]) from error
     if not isinstance(tree, dict):

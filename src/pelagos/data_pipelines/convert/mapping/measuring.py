@@ -24,7 +24,7 @@ from pelagos.data_pipelines.convert.mapping.schema import ArrayMapping, Mapping,
 from pelagos.data_pipelines.convert.readers import parameter_of, positions_of, stored_array
 from pelagos.data_pipelines.convert.source import SourceError, StoredArray
 
-EVEN_ADVICE = "Give a number as {} in a mapping to pass over it"
+EVEN_ADVICE = "Give a number as {} in a mapping to ignore it"
 
 Files = AbstractMapping[str, AbstractMapping[Unit, str]]
 """For each pattern its files."""
@@ -131,7 +131,7 @@ def _units(entry: ArrayMapping, conventions: Conventions) -> list[str]:
     units = entry.units or [conventions.units or "1"] * len(entry.names)
     if len(units) != len(entry.names):
         raise SourceError(
-            f"the mapping's fields {entry.names} have {len(units)} units: give one each"
+            f"the mapping's fields {entry.names} have {len(units)} units; give one per name"
         )
     return units
 
@@ -141,14 +141,14 @@ def _measure_axes(array: StoredArray, sizes: dict[str, int]) -> None:
     shape = stored_array(array).shape
     if len(shape) != len(array.axes):
         raise SourceError(
-            f"{array.address} has shape {shape}, the mapping names the axes {list(array.axes)}"
+            f"{array.address} has shape {shape}, but the mapping names the axes {list(array.axes)}"
         )
     for letter, size in zip(array.axes, shape, strict=True):
         wanted = {"c": array.num_channels, "1": 1}.get(letter, sizes.get(letter, size))
         if size != wanted:
             raise SourceError(
                 f"{array.address} has shape {shape} along {list(array.axes)}: axis {letter} has "
-                f"{size}, required are {wanted}"
+                f"{size}, expected {wanted}"
             )
         if letter not in "c1":
             sizes[letter] = int(size)
@@ -174,7 +174,7 @@ def _parameters(
             raise SourceError(f"{error}. It is parameter {name!r}, which every file has") from error
         if len(numbers) != count:
             raise SourceError(
-                f"{array.address} has {len(numbers)} numbers, parameter {name!r} needs one for "
+                f"{array.address} has {len(numbers)} numbers, but parameter {name!r} needs one for "
                 f"each of {count} trajectories"
             )
         found[name] = tuple(map(float, numbers))
@@ -258,6 +258,7 @@ def _coordinate(
     points = positions_of(array)
     if len(points) != size:
         raise SourceError(
-            f"{array.address} has {len(points)} positions, axis {letter} of the arrays has {size}"
+            f"{array.address} has {len(points)} positions, but axis {letter} of the arrays has "
+            f"{size}"
         )
     return array, points

@@ -111,8 +111,8 @@ def require_one_region(one: Place, other: Place, name: str) -> None:
     """Raise SourceError where two files say different things of where their grid is."""
     if not one.is_at(other):
         raise SourceError(
-            f"{one.where} says of {name}: {one}, {other.where}: {other}; a dataset has one domain. "
-            f"Convert them as several datasets, with a pattern for each; or, if they are meant to lie "
-            f"in several places, give numbers for all axes as domain_extent in a mapping, which passes "
-            f"over the positions"
+            f"{one.where} gives {name} as {one}, but {other.where} as {other}. A dataset has one "
+            "domain. Convert the files into several datasets, with one pattern each. If they "
+            "should lie in several places, give numbers for all axes as domain_extent in a "
+            "mapping, which ignores the positions"
         )

@@ -67,8 +67,8 @@ class Positions:
         mean = float(steps.mean())
         if not mean or np.abs(steps - mean).max() > STEP_RELATIVE_TOLERANCE * abs(mean):
             raise SourceError(
-                f"{self.where} has steps from {steps.min():g} to {steps.max():g}; models take even "
-                f"ones. {advice}"
+                f"{self.where} has steps from {steps.min():g} to {steps.max():g}, but models need "
+                f"even steps. {advice}"
             )
         return mean
 
@@ -106,7 +106,8 @@ def read_positions(array: StoredArray, size: int) -> Positions:
     points = np.asarray(positions_of(array), np.float64)
     if len(points) != size:
         raise SourceError(
-            f"{array.address} has {len(points)} positions, axis {array.axes} of the arrays has {size}"
+            f"{array.address} has {len(points)} positions, but axis {array.axes} of the arrays has "
+            f"{size}"
         )
     return Positions(points, unit_of(array), array.address)
 
@@ -160,13 +161,13 @@ def require_one_place(one: Positions, other: Positions, letter: str) -> None:
         return
     if letter == "t":
         raise SourceError(
-            f"{one.where} has the frames at {one}, {other.where} at {other}: the fields of a "
-            f"trajectory are of the same moments. Write them at the same times, or, if they are meant "
-            f"to be, give a number as frame_interval in a mapping, which passes over the times"
+            f"{one.where} has the frames at {one}, but {other.where} at {other}. The fields of a "
+            "trajectory must have the same times. Write them at the same times. If this is "
+            "intended, give a number as frame_interval in a mapping, which ignores the times"
         )
     raise SourceError(
-        f"{one.where} has the points along {letter} at {one}, {other.where} at {other}: a dataset has "
-        f"one domain, with its points in one order and unit. Convert them as several datasets, with a "
-        f"pattern for each; or, if they are meant to lie in several places, give a number for "
-        f"{letter} as domain_extent in a mapping, which passes over the positions"
+        f"{one.where} has the points along {letter} at {one}, but {other.where} at {other}. A "
+        "dataset has one domain, with its points in one order and unit. Convert the files into "
+        "several datasets, with one pattern each. If they should lie in several places, give a "
+        f"number for {letter} as domain_extent in a mapping, which ignores the positions"
     )

@@ -52,7 +52,7 @@ def open_second(reader: str, file: str) -> SecondFile:
     except SourceError:
         raise
     except (OSError, ValueError, EOFError) as error:
-        raise SourceError(f"{file} cannot be read a second time: {error}") from error
+        raise SourceError(f"cannot read {file} a second time: {error}") from error
 
 
 # -- containers -----------------------------------------------------------------------------------

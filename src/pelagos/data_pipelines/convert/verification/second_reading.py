@@ -264,7 +264,7 @@ class SecondReading:
             raise SourceError(f"{array.file} has no array {array.key!r}") from error
         if len(found.shape) != len(found.letters):
             raise SourceError(
-                f"{array.address} has shape {found.shape}, expected are the axes {found.letters}"
+                f"{array.address} has shape {found.shape}, expected the axes {found.letters}"
             )
         return found
 

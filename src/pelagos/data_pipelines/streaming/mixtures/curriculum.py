@@ -27,7 +27,9 @@ def weight_problem(weight: Weight) -> str | None:
     if min(weight, default=-1) != 0:
         return f"weights by step must begin with step 0, got the steps {sorted(weight)}"
     if min(weight.values()) < 0 or max(weight.values()) <= 0:
-        return f"weights must not be negative, and one positive, got {dict(weight)}"
+        return (
+            f"weights must not be negative, and at least one must be positive, got {dict(weight)}"
+        )
     return None
 
 
@@ -56,7 +58,9 @@ def weights_by_step(weights: Sequence[Weight]) -> list[WeightsFrom]:
     table = [(step, [weight_at(weight, step) for weight in weights]) for step in steps]
     for step, row in table:
         if not any(row):
-            raise ValueError(f"every weight is 0 from step {step} on: one must be positive")
+            raise ValueError(
+                f"every weight is 0 from step {step} on; at least one must be positive"
+            )
     return table
 
 

@@ -83,7 +83,7 @@ class Mixture:
         )
         if self.normalization.fields != self.fields:
             raise ValueError(
-                f"normalisation is for {self.normalization.fields}, the model has {self.fields}"
+                f"normalisation is for {self.normalization.fields}, but the model has {self.fields}"
             )
         # a dataset without a mask has values everywhere
         self._masks = frozenset(m for e in self.entries for m in e.dataset.spec.masks.values())
@@ -281,7 +281,7 @@ class Mixture:
         mine = self._listed_state()
         changes = []
         if list(state["fields"]) != mine["fields"]:
-            changes.append(f"fields were {list(state['fields'])}, are {mine['fields']}")
+            changes.append(f"fields were {list(state['fields'])}, now {mine['fields']}")
         if "digests" in state:
             changes += changes_of_digests(state["digests"], mine["datasets"])
         else:
@@ -289,7 +289,7 @@ class Mixture:
         if changes:
             raise ValueError(
                 "the data changed since the checkpoint was written, so the order of samples would "
-                "not be the one that was begun:\n  " + "\n  ".join(changes) + "\n"
+                "change:\n  " + "\n  ".join(changes) + "\n"
                 "restore the data, or begin a new run from the checkpoint's weights"
             )
 

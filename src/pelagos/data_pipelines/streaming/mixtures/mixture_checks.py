@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def mixture_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> list[str]:
     """Problems of datasets that are to be trained on together, a sentence each."""
     if not entries:
-        return ["there is no dataset"]
+        return ["expected at least one dataset"]
     problems = []
     if len(set(fields)) != len(fields) or not fields:
         problems.append(f"channels must be non-empty and distinct, got {list(fields)}")
@@ -29,7 +29,7 @@ def mixture_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> 
             )
         unknown = sorted(set(entry.offset) - set(fields))
         if unknown:
-            problems.append(f"{dataset.uri}: offset for {unknown}, which are no channels")
+            problems.append(f"{dataset.uri}: offset for {unknown}, which are not channels")
         if entry.split not in (*dataset.spec.splits, "all"):
             problems.append(
                 f"{dataset.uri} has no split {entry.split!r}; it has "
@@ -39,8 +39,8 @@ def mixture_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> 
             available = len(dataset.split(entry.split))
             if not 0 < entry.max_trajectories <= available:
                 problems.append(
-                    f"{dataset.uri} has {available} trajectories in its split {entry.split}; "
-                    f"max_trajectories is {entry.max_trajectories}, it must be 1 to {available}"
+                    f"{dataset.uri} has {available} trajectories in its split {entry.split}, so "
+                    f"max_trajectories must be 1 to {available}, got {entry.max_trajectories}"
                 )
         problem = None if entry.weight is None else weight_problem(entry.weight)
         if problem is not None:
@@ -54,14 +54,16 @@ def mixture_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> 
     problems += _mask_problems(entries, fields)
     if len({len(entry.dataset.grid_shape) for entry in entries}) > 1:
         listed = ", ".join(f"{e.dataset.uri}: {e.dataset.grid_shape}" for e in entries)
-        problems.append(f"all grids must have as many axes, got {listed}: train on them separately")
+        problems.append(
+            f"all grids must have the same number of axes, got {listed}: train on them separately"
+        )
     with_weight = sum(entry.weight is not None for entry in entries)
     if with_weight not in (0, len(entries)):
         problems.append(
             f"{with_weight} of {len(entries)} datasets have a weight: give one to all or to none"
         )
     if with_weight and any(entry.repeat != 1 for entry in entries):
-        problems.append("datasets have weights and repeats: use one of the two")
+        problems.append("datasets have weights and repeats; use only one")
     return problems
 
 
@@ -71,8 +73,8 @@ def check_masks(normalization: Normalization, masks: Collection[str]) -> None:
     for name, mean, std in rows:
         if name in masks and (mean, std) != (0.0, 1.0):
             raise ValueError(
-                f"normalisation of {name!r} has mean {mean:g} and std {std:g}, but it says where "
-                f"fields have values and stays 0 and 1: give mean 0 and std 1"
+                f"normalisation of {name!r} has mean {mean:g} and std {std:g}, but the field marks "
+                "where others have values and stays 0 and 1: give mean 0 and std 1"
             )
 
 
@@ -85,8 +87,8 @@ def _mask_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> li
             first, where = masks.setdefault(name, (mask, entry.dataset.uri))
             if name in fields and first != mask:
                 problems.append(
-                    f"field {name!r} is masked by {first!r} in {where}, by {mask!r} in "
-                    f"{entry.dataset.uri}: convert them so that one name says where it has values"
+                    f"field {name!r} is masked by {first!r} in {where}, but by {mask!r} in "
+                    f"{entry.dataset.uri}: convert both so that one mask marks where it has values"
                 )
     for entry in entries:
         spec = entry.dataset.spec
@@ -95,13 +97,14 @@ def _mask_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> li
             if name in fields and unmasked and mask in spec.field_names:
                 problems.append(
                     f"field {name!r} is masked by {mask!r} in {where}, but not in "
-                    f"{entry.dataset.uri}, which has a field {mask!r} too: they cannot share channels"
+                    f"{entry.dataset.uri}, which also has a field {mask!r}: they cannot share "
+                    "channels"
                 )
         shifted = sorted(set(entry.offset) & {mask for mask, _ in masks.values()})
         if shifted:
             problems.append(
-                f"{entry.dataset.uri}: offset for {', '.join(shifted)}, which says where other "
-                f"fields have values and stays 0 and 1: leave it out"
+                f"{entry.dataset.uri}: offset for {', '.join(shifted)}, which marks where other "
+                "fields have values and stays 0 and 1: leave it out"
             )
     return problems
 

@@ -20,11 +20,12 @@ def changes_of_datasets(
     """A sentence for each change between two lists of datasets as states hold them."""
     changes = []
     if len(before) != len(now):
-        changes.append(f"there were {len(before)} datasets, are {len(now)}")
+        changes.append(f"the number of datasets was {len(before)}, now {len(now)}")
     for i, (old, new) in enumerate(zip(before, now, strict=False)):
         # A dataset may have moved: its contents count, not its place.
         changes += [
-            f"dataset {i} ({new['uri']}): {key} was {old.get(key, usual)}, is {new.get(key, usual)}"
+            f"dataset {i} ({new['uri']}): {key} was {old.get(key, usual)}, now "
+            f"{new.get(key, usual)}"
             for key, usual in STATE_KEYS.items()
             if old.get(key, usual) != new.get(key, usual)
         ]
@@ -43,9 +44,9 @@ def changes_of_digests(before: Sequence[str], now: Sequence[Mapping[str, Any]]) 
     """A sentence for each dataset whose digest is another now."""
     found = digests(now)
     if len(before) != len(found):
-        return [f"there were {len(before)} datasets, are {len(found)}"]
+        return [f"the number of datasets was {len(before)}, now {len(found)}"]
     if len(found) != len(now):
-        return [] if list(before) == found else ["a dataset or its weight is another"]
+        return [] if list(before) == found else ["a dataset or its weight differs"]
     return [
         f"dataset {i} ({new['uri']}): its content, windows, weight or crop changed"
         for i, (old, its, new) in enumerate(zip(before, found, now, strict=True))

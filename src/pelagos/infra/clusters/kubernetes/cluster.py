@@ -100,7 +100,7 @@ class KubernetesCluster(Cluster):
         except ClusterError as error:
             return Check("tokens for Ray", False, str(error), remedy)
         is_known = '"authOptions"' in text
-        seen = "yes" if is_known else "this KubeRay knows no authOptions"
+        seen = "yes" if is_known else "this KubeRay does not support authOptions"
         return Check("tokens for Ray", is_known, seen, remedy)
 
     def render(self, submission: Submission) -> dict[str, str]:
@@ -135,7 +135,7 @@ class KubernetesCluster(Cluster):
             }
         except (KeyError, TypeError) as error:
             raise ClusterError(
-                f"cluster {self.name}: the API server gave no RayJob: it lacks {error}"
+                f"cluster {self.name}: the API server's answer is not a RayJob: it lacks {error}"
             ) from error
         patch = {"metadata": {"ownerReferences": [reference]}}
         name, namespace = part["metadata"]["name"], part["metadata"]["namespace"]
@@ -182,11 +182,11 @@ class KubernetesCluster(Cluster):
             found = parse_json(text)
         except ValueError as error:
             raise ClusterError(
-                f"cluster {self.name}: the API server gave no object: {error}"
+                f"cluster {self.name}: the API server's answer is not an object: {error}"
             ) from error
         if not isinstance(found, dict) or not isinstance(found.get("status") or {}, dict):
             raise ClusterError(
-                f"cluster {self.name}: the API server gave no object: {text[:200]!r}"
+                f"cluster {self.name}: the API server's answer is not an object: {text[:200]!r}"
             )
         return found
 
@@ -378,7 +378,9 @@ class KubernetesCluster(Cluster):
                 timeout=2 * TIMEOUT_SECONDS,
             )
         except FileNotFoundError as error:
-            raise ClusterError(f"cluster {self.name}: no kubectl on this machine") from error
+            raise ClusterError(
+                f"cluster {self.name}: kubectl is not installed on this machine"
+            ) from error
         except subprocess.TimeoutExpired as error:
             raise ClusterError(f"cluster {self.name}: the API server does not answer") from error
         if done.returncode:

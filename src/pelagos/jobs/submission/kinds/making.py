@@ -56,7 +56,7 @@ class ConvertKind(JobKind[ConvertJob]):
 
         options = convert.options_of(job)
         if not is_remote(job.source) and not os.path.exists(job.source):
-            return [f"not checked, because not visible from here: {job.source}"]
+            return [f"not checked, because this machine cannot see it: {job.source}"]
         return list(convert.plan(job.source, options)[0].notes)
 
     def datasets_made(self, job: ConvertJob) -> tuple[str, ...]:
@@ -77,7 +77,5 @@ class ConvertKind(JobKind[ConvertJob]):
         result = convert.run_job(job, console)
         if result.differences:
             differences = convert.listed(list(result.differences))
-            return Outcome(
-                State.FAILED, 0, f"{job.uri} is not the same as {job.source}: {differences}"
-            )
+            return Outcome(State.FAILED, 0, f"{job.uri} differs from {job.source}: {differences}")
         return Outcome(State.FINISHED, 0)

@@ -40,7 +40,9 @@ class TrainingKind(JobKind[AnyTraining]):
         absent = [uri for uri in uris if not is_remote(uri) and not os.path.exists(uri)]
         if absent or any(uri in made for uri in uris):
             unseen = ", ".join(absent or made)
-            return [f"not checked, because not there yet or not visible from here: {unseen}"]
+            return [
+                f"not checked, because absent so far or not visible from this machine: {unseen}"
+            ]
         return self.check_parts(job)
 
     def check_parts(self, job: AnyTraining) -> list[str]:
@@ -107,7 +109,10 @@ class FinetuneKind(TrainingKind[FinetuneJob]):
     def check_parts(self, job: FinetuneJob) -> list[str]:
         source = job.source.run
         if source is not None:
-            return [f"not checked against {source}, whose weights are not there yet or only there"]
+            return [
+                f"not checked against {source}, whose weights do not exist yet or are not visible "
+                "from this machine"
+            ]
         from pelagos.jobs import finetune
 
         finetune.prepare(job)

@@ -117,9 +117,9 @@ class Queue:
         if not self.token or is_signed(self.token, self.store.uri, record.run, event):
             return event
         reason = (
-            f"not started: it was not submitted with the token of cluster {self.cluster}. With it "
-            f"(token_env or token_file in clusters.yaml): `pelagos stop {record.run}`, then `pelagos "
-            f"resume {record.run}`"
+            f"not started: it was submitted without the token of cluster {self.cluster}. To submit "
+            "it with the token (token_env or token_file in clusters.yaml): `pelagos stop "
+            f"{record.run}`, then `pelagos resume {record.run}`"
         )
         if record.seen_state().reason != reason:
             record.append(State.QUEUED, reason=reason)
@@ -133,7 +133,7 @@ class Queue:
         except (ValueError, TypeError, StorageError) as error:
             if self._complaints.get(run) != str(error):
                 self._complaints[run] = str(error)
-                logger.warning("run %s is left out: %s", run, error)
+                logger.warning("skipping run %s: %s", run, error)
 
     def _act(self, decision: Decision) -> None:
         record = self.records[decision.run]
@@ -206,7 +206,7 @@ class Queue:
         event = self._signed_event(record)
         config = recorded_config(event.get("cluster_config", {}))
         if not isinstance(config, RayConfig):
-            raise RecordError(f"its cluster is of kind {config.kind}; only Ray's have a queue")
+            raise RecordError(f"cluster of kind {config.kind}: only Ray clusters have a queue")
         return submission_of(record, event, attempt, config), config
 
     def _quotas(self, states: Mapping[str, RunState]) -> RayQuotas:
@@ -232,7 +232,7 @@ def main(arguments: list[str]) -> None:
     token = token_here()
     if not token:
         logger.warning(
-            "this Ray cluster asks for no token: everyone who reaches it runs code there"
+            "this Ray cluster asks for no token: everyone who can reach it can run code on it"
         )
     Queue(store, cluster, JobSubmissionClient(), token).serve()
 

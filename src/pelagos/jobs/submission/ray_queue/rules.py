@@ -103,7 +103,7 @@ def _by_dependencies(candidate: WaitingRun, states: dict[str, str]) -> Decision 
         state = states.get(name, "missing")
         if state in ("missing", State.FAILED, State.STOPPED, State.CANCELLED):
             return Decision(
-                candidate.state.run, "cancel", f"{name}, which it comes after, is {state}"
+                candidate.state.run, "cancel", f"{name} had to finish first, but is {state}"
             )
         if state != State.FINISHED:
             unfinished.append(name)
@@ -124,10 +124,10 @@ def _by_quota(
     )
     for what, limit, used, wanted in limits:
         if limit is not None and wanted > limit:
-            reason = f"quota: {wanted} {what} wanted, {limit} allowed to {user} in all"
+            reason = f"quota: the run needs {wanted} {what}; {user} may use {limit} in all"
             return Decision(candidate.state.run, "cancel", reason)
         if limit is not None and used + wanted > limit:
-            reason = f"quota: {user} uses {used} of {limit} {what}, {wanted} more wanted"
+            reason = f"quota: {user} uses {used} of {limit} {what}, and the run needs {wanted} more"
             return Decision(candidate.state.run, "wait", reason)
     return None
 
@@ -135,6 +135,6 @@ def _by_quota(
 def _shortage(needs: Needs, free: Sequence[NodeResources]) -> str:
     fit = sum(max(0, workers_per_node(needs, node.cpus, node.gpus)) for node in free)
     return (
-        f"{needs.num_workers} workers of {needs.cpus_per_worker} CPU and {needs.gpus_per_worker} GPU "
-        f"needed at once, {fit} fit now"
+        f"waiting for {needs.num_workers} workers of {needs.cpus_per_worker} CPU and "
+        f"{needs.gpus_per_worker} GPU at once; {fit} fit now"
     )

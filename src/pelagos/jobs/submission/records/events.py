@@ -103,19 +103,19 @@ def parse_event(content: bytes, number: int, where: str) -> dict[str, Any]:
         ValueError: it is no event of Pelagos; names its address, the key and what was expected.
     """
     if len(content) > MOST_BYTES:
-        raise ValueError(f"{where} has {len(content):,} bytes, an event at most {MOST_BYTES:,}")
+        raise ValueError(f"{where} has {len(content):,} bytes; an event has at most {MOST_BYTES:,}")
     try:
         tree = json.loads(content, parse_constant=_refuse_constant)
         if not isinstance(tree, dict):
-            raise ValueError(f"expected is a JSON object, found {type(tree).__name__}")
+            raise ValueError(f"expected a JSON object, found {type(tree).__name__}")
         printable: dict[str, Any] = _printable(tree, MOST_DEPTH)
         _model_of(printable, number).model_validate(printable)
     except ValidationError as error:
         raise ValueError(
-            f"{where} is no event of a record: {first_problem(error, 'the event')}"
+            f"{where} is not an event of a record: {first_problem(error, 'the event')}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is no event of a record: {error}") from error
+        raise ValueError(f"{where} is not an event of a record: {error}") from error
     return printable
 
 
@@ -131,7 +131,7 @@ def printable(value: Any) -> Any:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _printable(value: Any, depth: int) -> Any:
@@ -141,7 +141,7 @@ def _printable(value: Any, depth: int) -> Any:
         ValueError: it is nested deeper than `depth`.
     """
     if depth < 0:
-        raise ValueError(f"is nested more than {MOST_DEPTH} levels deep")
+        raise ValueError(f"nested more than {MOST_DEPTH} levels deep")
     if isinstance(value, str):
         is_clean = value.isprintable()
         return (

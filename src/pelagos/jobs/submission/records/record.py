@@ -94,8 +94,8 @@ class RunRecord:
     def __init__(self, store: ObjectStore, run: str) -> None:
         if not NAME_PATTERN.fullmatch(run):
             raise RecordError(
-                f"{run!r} is not a run's name: letters, digits, '.', '_' and '-', at most 100, the "
-                "first one a letter or digit"
+                f"{run!r} is not a valid run name. Use at most 100 letters, digits, '.', '_' and "
+                "'-', and begin with a letter or digit"
             )
         self.store, self.run = store, run
         self._known: dict[str, dict[str, Any]] = {}
@@ -113,9 +113,9 @@ class RunRecord:
             first = self.events()[0]
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(first["time"]))
             raise RecordError(
-                f"run {self.run!r} exists already: submitted by {first['by']} from "
-                f"{first['host']} at {when}. `pelagos resume {self.run}` continues it; a new run "
-                "needs another name (name=OTHER)"
+                f"run {self.run!r} already exists: submitted by {first['by']} from {first['host']} "
+                f"at {when}. `pelagos resume {self.run}` continues it; a new run needs another name "
+                "(name=OTHER)"
             )
         self._known[self._key(0)] = event
         self._summarise(1)
@@ -144,9 +144,9 @@ class RunRecord:
             return list(found.values())[-1]
         if digest not in found:
             raise RecordError(
-                f"the record of run {self.run!r} in {self.store.uri} does not hold what this process "
-                f"was started for (sha256 {digest}): somebody has exchanged it. Submit the run under "
-                f"another name"
+                f"the record of run {self.run!r} in {self.store.uri} does not match the submission "
+                f"that started this process (sha256 {digest}): somebody exchanged it. Submit the "
+                "run under another name"
             )
         return found[digest]
 
@@ -255,7 +255,7 @@ class RunRecord:
     def _read(self, key: str, number: int, size: int) -> dict[str, Any]:
         where = f"{self.store.uri}/{key}"
         if size > MOST_BYTES:
-            raise RecordError(f"{where} has {size:,} bytes, an event at most {MOST_BYTES:,}")
+            raise RecordError(f"{where} has {size:,} bytes; an event has at most {MOST_BYTES:,}")
         try:
             return parse_event(self.store.read(key), number, where)
         except ValueError as error:
@@ -278,7 +278,7 @@ class RunRecord:
         if not events:
             known = ", ".join(record.run for record in list_records(self.store)) or "none"
             raise RecordError(
-                f"no submitted run {self.run!r} in {self.store.uri}; there are: {known}"
+                f"no submitted run {self.run!r} in {self.store.uri}; known runs: {known}"
             )
         return events
 

@@ -64,8 +64,8 @@ def included_files(include: Sequence[str]) -> dict[str, bytes]:
             total += file.stat().st_size
             if total > MAX_FILES_BYTES:
                 raise ValueError(
-                    f"--include: more than {MAX_FILES_BYTES >> 20} MiB (at {name}); data belongs in "
-                    "storage, named by the job"
+                    f"--include: more than {MAX_FILES_BYTES >> 20} MiB (at {name}). Put data into "
+                    "storage and name it in the job"
                 )
             found[str(name)] = file.read_bytes()
     return found
@@ -102,9 +102,9 @@ def _require_inside(path: Path, here: Path, given: str) -> None:
 def _require_no_secret(name: Path, given: str) -> None:
     if looks_secret(name):
         raise ValueError(
-            f"--include {given}: {name} looks like a secret by its name, and others may read what is "
-            f"shipped. Keep secrets in the cluster's secrets_file; have git ignore the file "
-            f"(.gitignore), include fewer files, or give it another name if it is none"
+            f"--include {given}: {name} has the name of a secret, and others may read what you "
+            "ship. Put secrets into the cluster's secrets_file. Then let git ignore the file "
+            "(.gitignore), or include fewer files. If it is not a secret, rename it"
         )
 
 

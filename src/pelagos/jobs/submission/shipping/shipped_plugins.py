@@ -23,7 +23,7 @@ def require_shipped(modules: Sequence[str], shipped: Collection[str]) -> None:
             continue
         name = source.relative_to(here).as_posix()
         if not any(file == name or file.startswith(f"{name}/") for file in shipped):
-            message = f"the job imports {module}, which is not shipped: add --include {name}"
+            message = f"the job imports {module}, which would not be shipped: add --include {name}"
             problems.append(Problem((module,), message))
     if problems:
         raise ConfigError("plugins", problems)

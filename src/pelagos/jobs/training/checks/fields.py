@@ -37,7 +37,9 @@ def field_problems(
     if not isinstance(objective, FieldObjective):
         return []
     if not set(job.data.fields) - mixture.given_fields:
-        message = f"none of {', '.join(job.data.fields)} ever changes: there is nothing to forecast"
+        message = (
+            f"none of {', '.join(job.data.fields)} ever changes, so there is nothing to forecast"
+        )
         return [Problem(("data", "fields"), message)]
     _tell_of_given(objective, mixture)
     _tell_of_changes(job, objective, mixture, held_out, validated)
@@ -54,8 +56,8 @@ def field_problems(
     ]
     if without:
         logger.warning(
-            "none of the %d validation samples has %s: the validation loss leaves that out; raise "
-            "validation.num_samples to include it",
+            "none of the %d validation samples has %s, so the validation loss leaves that out; "
+            "raise validation.num_samples to include it",
             len(validated),
             ", ".join(without),
         )
@@ -97,9 +99,12 @@ def _tell_of_given(objective: FieldObjective, mixture: Mixture) -> None:
     scored = {mixture.fields[c] for channels in objective.group_channels for c in channels}
     for dataset, name, why in _unmarked(mixture):
         what = (
-            "objective.config.field_groups names it, so that it counts in losses and errors all the same"
+            "it still counts in losses and errors, because objective.config.field_groups names it"
             if name in scored
-            else "it is given to the model, not forecast, and is in no loss or error"
+            else (
+                "the model takes it as an input and does not forecast it, so no loss or error "
+                "counts it"
+            )
         )
         logger.warning("%s: %s %s: %s", dataset.uri, name, why, what)
 
@@ -130,8 +135,9 @@ def _tell_of_changes(
             if change > CHANGE_SHARE * size:
                 left.remove(channel)
                 logger.warning(
-                    "%s: %s never changes in the training split, and changes in split %s: it is given "
-                    "to the model, and no validation loss counts it. Train on data in which it changes",
+                    "%s: %s never changes in the training split, but changes in split %s. The "
+                    "model takes it as an input, and no validation loss counts it. Train on data "
+                    "in which it changes",
                     held_out.entries[sample.dataset].dataset.uri,
                     mixture.fields[channel],
                     job.validation.split,

@@ -60,9 +60,10 @@ def _other_classes(mixture: Mixture) -> Iterator[str]:
                 min(len(first), len(classes)),
             )
             yield (
-                f"{uri} has {len(classes)} classes, {first_uri} has {len(first)}, and label {at} is "
-                f"{_class(classes, at)} there and {_class(first, at)} here: convert the pictures "
-                f"with all classes as one source, so that they are numbered once"
+                f"{uri} has {len(classes)} classes and {first_uri} has {len(first)}: label {at} is "
+                f"{_class(classes, at)} in the former and {_class(first, at)} in the latter. "
+                "Convert the pictures with all classes as one source, so that they are numbered "
+                "once"
             )
 
 

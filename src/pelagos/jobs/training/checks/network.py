@@ -22,6 +22,6 @@ def check_network(job: TrainingJob, state: dict[str, Any]) -> None:
     if changed:
         wanted = " ".join(f"model.config.{key}={json.dumps(then.get(key))}" for key in changed)
         raise ValueError(
-            f"the run began with a network of other options; continue it with {wanted}, or start a "
-            f"new run"
+            f"the run began with other options of the network; continue it with {wanted}, or start "
+            "a new run"
         )
