@@ -25,7 +25,9 @@ def test_changes_are_named_dataset_by_dataset() -> None:
     moved = [{**row, "uri": f"elsewhere/{row['uri']}"} for row in before]
     assert changes_of_datasets(before, moved) == []
     # a key that is left out has its usual value
-    assert changes_of_datasets(before, [{**before[0], "repeat": 1, "crop": None}, *before[1:]]) == []
+    assert (
+        changes_of_datasets(before, [{**before[0], "repeat": 1, "crop": None}, *before[1:]]) == []
+    )
     now = [dataset("a", weight=2.0), dataset("b", repeat=3), dataset("x", max_trajectories=4)]
     assert changes_of_datasets(before, now) == [
         "dataset 0 (a): weight was None, is 2.0",
@@ -67,11 +69,14 @@ def test_digests_tell_what_changed(count: int) -> None:
         expected = ["a dataset or its weight is another"]
     assert changes_of_digests(kept, now) == expected
     more = changes_of_digests(kept, [*before, dataset("more")])
-    assert more == {
-        2: ["there were 2 datasets, are 3"],
-        48: ["there were 48 datasets, are 49"],
-        49: ["a dataset or its weight is another"],
-    }[count]
+    assert (
+        more
+        == {
+            2: ["there were 2 datasets, are 3"],
+            48: ["there were 48 datasets, are 49"],
+            49: ["a dataset or its weight is another"],
+        }[count]
+    )
     fewer = changes_of_digests(kept, before[:1] if count < 49 else before[:48])
     told = {2: "2 datasets, are 1", 48: "48 datasets, are 1", 49: "more than 48 datasets, are 48"}
     assert fewer == [f"there were {told[count]}"]
