@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pelagos.platform.config.schema import FullyShardConfig
-from pelagos.platform.optimization.optimizer_kinds import OPTIMIZERS
+from pelagos.platform.config.schema import FullyShardConfig, ZeroConfig
 from pelagos.platform.strategies import create_strategy
 from pelagos.platform.strategies.base import Precision, Strategy, StrategyOptions
 from pelagos.platform.strategies.fully_shard import shard_group_size
@@ -54,23 +53,42 @@ def test_fp16_alone_scales_its_loss(precision: Precision) -> None:
 # -- memory --------------------------------------------------------------------------------------------
 
 
-def bytes_held(strategy_name: str, **options: Any) -> int:
-    """Bytes that a rank holds of eight parameters: weight, gradient and what the optimizer keeps."""
-    if "cpu_offload" in options:
-        options = {"fsdp": FullyShardConfig(cpu_offload=options["cpu_offload"])}
-    strategy = create_strategy(strategy_name, StrategyOptions(**options))
-    try:
-        return strategy.static_bytes(nn.Linear(3, 2))
-    finally:
-        strategy.close()
+def bytes_held(layouts: list[tuple[str, dict[str, Any], dict[str, Any]]]) -> list[int]:
+    """Bytes that a rank holds of eight parameters: weights, gradients and what AdamW keeps."""
+    found = []
+    for name, fsdp, zero in layouts:
+        options = StrategyOptions(fsdp=FullyShardConfig(**fsdp), zero=ZeroConfig(**zero))
+        strategy = create_strategy(name, options)
+        try:
+            found.append(strategy.static_bytes(nn.Linear(3, 2)))
+        finally:
+            strategy.close()
+    return found
 
 
-def test_bytes_of_weights_gradients_and_moments() -> None:
-    """Fp32: 4 + 4 + 8 for a parameter under AdamW."""
-    assert OPTIMIZERS["adamw"].bytes_per_parameter == 8
-    assert bytes_held("single") == 8 * 16
-    assert bytes_held("fsdp") == 8 * 16
-    assert bytes_held("fsdp", cpu_offload=True) == 0
+# Of fp32: a weight, its gradient, two moments of 4 bytes each. DDP copies gradients into buckets.
+# ZeRO (Rajbhandari et al., SC 2020, fig. 1) cuts up moments, with a second copy of the weights that
+# they belong to; then gradients; then weights.
+BYTES_ON_TWO_RANKS: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
+    "ddp": ("ddp", {}, {}, 4 + 4 + 8 + 4),
+    "fsdp": ("fsdp", {}, {}, (4 + 4 + 8) // 2),
+    "fsdp offloaded": ("fsdp", {"cpu_offload": True}, {}, 0),
+    "hsdp of one": ("hsdp", {"shard_group_size": 1}, {}, 4 + 4 + 8),
+    "hsdp of two": ("hsdp", {"shard_group_size": 2}, {}, (4 + 4 + 8) // 2),
+    "zero1": ("zero1", {}, {}, 4 + 4 + (4 + 8) // 2),
+    "zero2": ("zero2", {}, {}, 4 + (4 + 4 + 8) // 2),
+    "zero3": ("zero3", {}, {}, (4 + 4 + 8) // 2),
+    "zero1 offloaded": ("zero1", {}, {"offload_optimizer": "cpu"}, 4 + 4),
+    "zero2 offloaded": ("zero2", {}, {"offload_optimizer": "cpu"}, 4 + 4 // 2),
+}
+
+
+def test_bytes_of_weights_gradients_and_moments(rank_pool: Any) -> None:
+    assert bytes_held([("single", {}, {})]) == [8 * (4 + 4 + 8)]
+    layouts = [row[:3] for row in BYTES_ON_TWO_RANKS.values()]
+    for found in rank_pool.call(2, __file__, "bytes_held", layouts=layouts):
+        told = dict(zip(BYTES_ON_TWO_RANKS, found, strict=True))
+        assert told == {name: 8 * row[3] for name, row in BYTES_ON_TWO_RANKS.items()}
 
 
 # -- ranks ---------------------------------------------------------------------------------------------
@@ -82,7 +100,6 @@ def sums_and_waiting() -> dict[str, Any]:
     try:
         given = torch.tensor([strategy.rank + 1.0, 10.0])
         result: dict[str, Any] = {
-            "bytes": strategy.static_bytes(nn.Linear(3, 2)),
             "sum": strategy.all_reduce_sum(given).tolist(),
             "over_data": strategy.sum_over_data(given).tolist(),
         }
@@ -105,7 +122,6 @@ def test_sums_are_over_all_ranks_or_over_shares_of_the_data(rank_pool: Any) -> N
     for rank, found in enumerate(ranks):
         assert found["sum"] == found["over_data"] == [3.0, 20.0]
         assert found["over_own_data"] == found["given"] == [rank + 1.0, 10.0]
-        assert found["bytes"] == 8 * (16 + 4)  # and DDP's copy of the gradients
     assert ranks[1]["waited"] > 0.1
 
 
