@@ -203,10 +203,10 @@ def _try(
     markers = [f"not {name}" for name in NOT_RUN if name not in row.get("marks", [])]
     arguments = ["-m", " and ".join(markers), *row["tests"]]
     arguments += (f"--deselect={name}" for name in row.get("without", []))
-    _import_all(_run(source, arguments, MOST_SECONDS, names=True)[1])
     begin = time.monotonic()
-    status, _ = _run(source, arguments, MOST_SECONDS)
+    status, imported = _run(source, arguments, MOST_SECONDS, names=True)
     seconds = time.monotonic() - begin
+    _import_all(imported)
     if status != 0:
         raise SystemExit(
             f"the tests of {row['path']} fail without any change: {' '.join(arguments)}"
