@@ -18,6 +18,7 @@ from pelagos.data_pipelines.store import (
     create_dataset,
     open_dataset,
 )
+from pelagos.data_pipelines.store.stored_documents import read_begun
 
 
 def spec_of(trajectories: int, per_shard: int) -> DatasetSpec:
@@ -154,3 +155,47 @@ def test_a_fingerprint_is_of_the_content_alone(tmp_path: Path) -> None:
     assert len(one.fingerprint) == 64
     written(tmp_path / "three", 6)
     assert open_dataset(str(tmp_path / "three")).fingerprint != one.fingerprint
+
+
+# -- sizes that documents may claim --------------------------------------------------------------------
+
+
+def begun(**changes: Any) -> bytes:
+    spec = {**spec_of(5, 2).to_json(), **changes}
+    return json.dumps({"spec": spec}).encode()
+
+
+@pytest.mark.parametrize(
+    ("key", "least", "most"),
+    [
+        ("num_trajectories", 1, 10**9),
+        ("trajectories_per_shard", 1, 10**9),
+        ("num_frames", 1, 10**7),
+    ],
+)
+def test_counts_have_bounds(key: str, least: int, most: int) -> None:
+    for value in (least, most):
+        assert read_begun(begun(**{key: value}))["spec"][key] == value
+    for value in (least - 1, most + 1, str(least), 1.5):
+        with pytest.raises(ValueError, match=f"spec.{key}"):
+            read_begun(begun(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"grid_shape": []}, "spec.grid_shape"),
+        ({"grid_shape": [1, 2, 3, 4]}, "spec.grid_shape"),
+        ({"domain_extent": [1.0, 2.0, 3.0, 4.0]}, "spec.domain_extent"),
+        ({"domain_extent": []}, "spec.domain_extent"),
+        ({"fields": []}, "spec.fields"),
+        ({"fields": [{"name": "u"}]}, "spec.fields.0.kind"),
+        ({"splits": {"train": [0, 1, 2]}}, "spec.splits.train"),
+        ({"boundary_conditions": {"x": 1}}, "spec.boundary_conditions.x"),
+        ({"constant_fields": {"a": "1"}}, "spec.constant_fields.a"),
+        ({"name": 3}, "spec.name"),
+    ],
+)
+def test_a_document_of_another_kind_names_the_key(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        read_begun(begun(**changes))
