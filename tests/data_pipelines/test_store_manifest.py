@@ -18,7 +18,7 @@ from pelagos.data_pipelines.store import (
     create_dataset,
     open_dataset,
 )
-from pelagos.data_pipelines.store.stored_documents import read_begun
+from pelagos.data_pipelines.store.stored_documents import read_begun, read_head, read_manifest
 
 
 def spec_of(trajectories: int, per_shard: int) -> DatasetSpec:
@@ -199,3 +199,35 @@ def test_counts_have_bounds(key: str, least: int, most: int) -> None:
 def test_a_document_of_another_kind_names_the_key(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         read_begun(begun(**changes))
+
+
+def test_checksums_and_names_have_bounds(tmp_path: Path) -> None:
+    written(tmp_path / "d.zarr")
+    values = json.loads((tmp_path / "d.zarr/manifest.json").read_text())
+
+    def with_record(key: str, value: int) -> bytes:
+        return json.dumps({**values, "shards": [{**values["shards"][0], key: value}]}).encode()
+
+    for key, most in (("crc32c", 2**32 - 1), ("index_crc32c", 2**32 - 1), ("size", 2**63 - 1)):
+        for value in (0, most):
+            assert read_manifest(with_record(key, value))["shards"][0][key] == value
+        for value in (-1, most + 1):
+            with pytest.raises(ValueError, match=f"shards.0.{key}"):
+                read_manifest(with_record(key, value))
+    for name in ("n" * 200, "n", "ν of water"):
+        assert read_begun(begun(parameter_names=[name]))["spec"]["parameter_names"] == [name]
+    for name in ("n" * 201, "", "a/b", "a\\b", "a\x00", "a\x1f", "a\x7f"):
+        with pytest.raises(ValueError, match="spec.parameter_names.0"):
+            read_begun(begun(parameter_names=[name]))
+    for version, is_right in ((0, True), (10**6, True), (-1, False), (10**6 + 1, False)):
+        content = json.dumps({"format": "any", "format_version": version}).encode()
+        if is_right:
+            assert read_head(content) == ("any", version)
+        else:
+            with pytest.raises(ValueError, match="format_version"):
+                read_head(content)
+    for text in ("f" * 64, "0123456789abcdef" * 4):
+        assert read_manifest(json.dumps({**values, "fingerprint": text}).encode())
+    for text in ("f" * 63, "f" * 65, "F" * 64, "g" * 64):
+        with pytest.raises(ValueError, match="fingerprint"):
+            read_manifest(json.dumps({**values, "fingerprint": text}).encode())
