@@ -18,6 +18,7 @@ from pelagos.data_pipelines.store import (
     open_dataset,
     resume_dataset,
 )
+from pelagos.data_pipelines.store.shard_stream import InexactLabelError, UnderflowError
 
 
 def spec_of(**changes: Any) -> DatasetSpec:
@@ -172,3 +173,37 @@ def test_a_shard_is_the_one_that_its_record_describes(tmp_path: Path) -> None:
     writer.write_shard(0, *block(writer, 0))
     writer.finalize()
     assert open_dataset(str(root)).num_trajectories == 5
+
+
+def test_a_field_that_a_half_cannot_hold_is_named_with_its_trajectories(tmp_path: Path) -> None:
+    """The least float16 is 2^-24 = 6.0e-8; half of it and less becomes 0."""
+    spec = spec_of(dtype="float16", parameter_names=(), trajectories_per_shard=3)
+    writer = create_dataset(str(tmp_path / "d.zarr"), spec)
+    data = np.zeros((2, 2, 1, 3, 4), np.float32)
+    data[1, 1, 0, 2, 3] = 2e-8
+    told = r"trajectories 3 to 4, field 'u': every value becomes 0 in float16, the largest is 2e-08"
+    with pytest.raises(UnderflowError, match=told) as caught:
+        writer.write_shard(1, data)
+    assert (caught.value.trajectory, caught.value.frame, caught.value.channel) == (3, 0, 0)
+    data[0, 0, 0, 0, 0] = -1e-7  # one that is held is enough
+    writer.write_shard(1, data)
+    writer.write_shard(0, np.zeros((3, 2, 1, 3, 4), np.float32))  # so are zeros
+
+
+def test_a_label_that_is_rounded_is_named_with_its_place(tmp_path: Path) -> None:
+    """Float16 holds whole numbers to 2048: 2049 lies between two of its numbers."""
+    fields = (Field("u", "velocity-x", "m/s"), Field("organ", "label"))
+    spec = spec_of(dtype="float16", parameter_names=(), fields=fields, trajectories_per_shard=3)
+    writer = create_dataset(str(tmp_path / "d.zarr"), spec)
+    data = np.ones((2, 2, 2, 3, 4), np.float32)
+    data[1, 0, 1, 2, 3] = 2049.0
+    told = (
+        r"trajectory 4, frame 0, field 'organ', grid index \(2, 3\): label 2049 becomes 2048 in "
+        r"float16, which holds whole numbers up to 2048 exactly"
+    )
+    with pytest.raises(InexactLabelError, match=told) as caught:
+        writer.write_shard(1, data)
+    assert (caught.value.trajectory, caught.value.frame, caught.value.channel) == (4, 0, 1)
+    data[1, 0, 1, 2, 3] = 2050.0
+    data[0, 0, 0] = 2049.0  # no label: is rounded
+    writer.write_shard(1, data)
