@@ -1,14 +1,21 @@
 """Initial states and coefficients of the downstream problems, point by point from their formulas
-(named in `downstream_fields`), with the random numbers of the same generator."""
+(named in `downstream_fields` and
+`downstream_flows`), with the random numbers of the same generator."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
-from pelagos.data_pipelines.generate import downstream_fields, trajectory_generator
+from pelagos.data_pipelines.generate import (
+    downstream_fields,
+    downstream_flows,
+    initial_states,
+    trajectory_generator,
+)
 
 COUNT = 12
 SEEDS = range(4)
@@ -169,3 +176,124 @@ def test_noise_is_one_number_to_a_cell() -> None:
     found = downstream_fields.noise_state(generator(0), 64)
     assert found.shape == (2, 64, 64)
     np.testing.assert_array_equal(found, generator(0).standard_normal((2, 64, 64)))
+
+
+# -- flows ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_shear_layers(seed: int) -> None:
+    rng = generator(seed)
+    count = int(rng.integers(7, 13))
+    thickness, shift = rng.uniform(0.08, 0.12), rng.uniform(-1.0 / 16.0, 1.0 / 16.0)
+    weight, phase = rng.uniform(0.0, 1.0, 12), rng.uniform(0.0, 2 * math.pi, 12)
+    found = downstream_flows.shear_layer_velocity(generator(seed), COUNT)
+    assert not found[1].any()
+    for row, column in cells():
+        x, y = column / COUNT, row / COUNT
+        waves = [
+            weight[k - 1] * math.sin(2 * math.pi * k * x - phase[k - 1])
+            for k in range(1, count + 1)
+        ]
+        moved = (y + shift + 0.025 * sum(waves)) % 1.0
+        layer = moved - 0.25 if moved <= 0.5 else 0.75 - moved
+        expected = math.tanh(2 * math.pi * layer / thickness)
+        assert found[0, row, column] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_vortex_sheet_is_the_one_that_was_drawn(seed: int) -> None:
+    rng = generator(seed)
+    amplitude, offset = rng.uniform(0.0, 0.003125, 10), rng.uniform(0.0, 1.0, 10)
+    count = 64
+    sheet = downstream_flows.sheet_vorticity(amplitude, offset, count)
+    velocity = downstream_flows.vortex_sheet_velocity(generator(seed), count)
+    k = np.fft.fftfreq(count, 1.0 / count)
+    k[count // 2] = 0.0
+    u, v = np.fft.fft2(velocity)
+    curl = np.fft.ifft2(2j * math.pi * (k[None, :] * v - k[:, None] * u)).real
+    spectrum = np.fft.fft2(sheet)
+    spectrum[0, 0] = spectrum[count // 2] = spectrum[:, count // 2] = 0.0
+    np.testing.assert_allclose(curl, np.fft.ifft2(spectrum).real, atol=1e-11)
+    # and lies where it should: the vorticity's centre of each column is the sheet's height
+    places = np.arange(count) / count
+    for column in (0, 9, 40):
+        height = 0.5 + 0.2 * math.sin(2 * math.pi * places[column])
+        height += sum(
+            a * math.sin(2 * math.pi * (places[column] + b))
+            for a, b in zip(amplitude, offset, strict=True)
+        )
+        centre = (sheet[:, column] * places).sum() / sheet[:, column].sum()
+        assert centre == pytest.approx(height, abs=0.005)  # bent within the kernel's 5/128
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_four_gases_behind_fine_waves(seed: int) -> None:
+    rng = generator(seed)
+    amplitude, phase = rng.uniform(-0.01, 0.01, (2, 2, 2)), rng.uniform(0.0, 1.0, (2, 2, 2))
+    density, velocity = rng.uniform(1.0, 3.0, (2, 2)), rng.uniform(-10.0, 10.0, (2, 2, 2))
+    states = np.stack((density, velocity[0], velocity[1], rng.uniform(5.0, 7.0, (2, 2))))
+    found = downstream_flows.uneven_riemann_state(generator(seed), COUNT)
+    for row, column in cells():
+        x, y = centre_of(row, column)
+        part = []
+        for axis, position in enumerate((x, y)):
+            shift = sum(
+                amplitude[axis, i - 1, j - 1]
+                * math.sin(2 * math.pi * ((i + 8) * x + (j + 8) * y + phase[axis, i - 1, j - 1]))
+                for i in (1, 2)
+                for j in (1, 2)
+            )
+            part.append(int(2 * ((position + shift) % 1.0)))
+        np.testing.assert_array_equal(found[:, row, column], states[:, part[1], part[0]])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_blast_in_a_perturbed_disk(seed: int) -> None:
+    rng = generator(seed)
+    weight, phase = rng.uniform(0.0, 1.0, 10), rng.uniform(0.0, 1.0, 10)
+    count = 32
+    found = downstream_flows.richtmyer_meshkov_state(generator(seed), count)
+    assert not found[1:3].any()
+    for row, column in itertools.product(range(count), range(count)):
+        x, y = (column + 0.5) / count - 0.5, (row + 0.5) / count - 0.5
+        radius, theta = math.hypot(x, y), math.atan2(y, x)
+        waves = [
+            weight[j - 1] * math.sin(j * theta + 2 * math.pi * phase[j - 1]) for j in range(1, 11)
+        ]
+        front = 0.25 + 0.02 * sum(waves) / weight.sum()
+        assert found[0, row, column] == (2.0 if radius < front else 1.0)
+        assert found[3, row, column] == (20.0 if radius < 0.1 else 1.0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_heavy_gas_around_a_star(seed: int) -> None:
+    rng = generator(seed)
+    bend, turn = rng.uniform(-1.0, 1.0), rng.uniform(-math.pi, math.pi)
+    (density, pressure), atwood = rng.uniform(0.8, 1.2, 2), rng.uniform(0.04, 0.06)
+    found = downstream_flows.rayleigh_taylor_state(generator(seed), COUNT)
+    assert not found[1:3].any()
+    for row, column in cells():
+        x, y = (c - 0.5 for c in centre_of(row, column))
+        radius, theta = math.hypot(x, y), math.atan2(y, x)
+        ratio = pressure / density**2
+        angle = math.sqrt(2 * math.pi / ratio) * radius
+        profile = math.sin(angle) / angle
+        outside = radius >= (1.0 + bend * math.cos(theta + turn)) / 4.0
+        heavier = (1.0 + atwood) / (1.0 - atwood) if outside else 1.0
+        expected = [
+            density * profile * heavier,
+            pressure * profile**2,
+            -2 * ratio * density * profile,
+        ]
+        assert found[[0, 3, 4], row, column].tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_field_that_pushes_diagonally(seed: int) -> None:
+    found = downstream_flows.kolmogorov_state(generator(seed), COUNT)
+    flow = initial_states.piecewise_constant_velocity(generator(seed), COUNT)
+    np.testing.assert_array_equal(found[:2], flow)
+    for row, column in cells():
+        expected = 0.1 * math.sin(2 * math.pi * (column + row) / COUNT)
+        assert found[2, row, column] == pytest.approx(expected, abs=1e-14)
