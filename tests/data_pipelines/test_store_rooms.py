@@ -262,6 +262,12 @@ def test_finishing_removes_halves_of_files_and_puts_the_new_in_its_place(tmp_pat
     assert open_dataset(uri).num_trajectories == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.zarr"]
     assert not list((tmp_path / "d.zarr").rglob(half.name))
+    written(new)
+    finish(f"file://{uri}", str(new))  # the same place, otherwise named
+    assert open_dataset(uri).num_trajectories == 5
+    finish(
+        "memory://d.zarr", "memory://d.zarr"
+    )  # an object store has no halves and no names to change
     for there in (new, old):  # one of the two alone is no replacement
         there.mkdir()
         assert interrupted_replacement(open_objects(uri)) is None

@@ -160,6 +160,28 @@ def test_a_process_alone_makes_its_group_once() -> None:
     assert rank_device(use_gpu=False) == torch.device("cpu")
 
 
+@pytest.mark.parametrize(("local_rank", "gpu"), [(None, 0), ("0", 0), ("3", 3), ("5", 1)])
+def test_ranks_of_a_node_take_its_gpus_in_turn(
+    local_rank: str | None, gpu: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four GPUs, as far as torch is asked; the process group is a real one."""
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    ensure_process_group(use_gpu=False, timeout_seconds=60)
+    try:
+        assert taken == []
+        assert not ensure_process_group(use_gpu=True, timeout_seconds=60)
+        assert taken == [gpu]
+    finally:
+        dist.destroy_process_group()
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: gpu)
+    assert rank_device(use_gpu=True) == torch.device("cuda", gpu)
+
+
 # -- precision -----------------------------------------------------------------------------------------
 
 
