@@ -78,7 +78,7 @@ def test_a_shard_is_where_the_layout_says(
 @pytest.mark.parametrize("key", ["../x", "/x", "a/../../x", "a\0b"])
 def test_no_key_leads_out_of_a_local_store(tmp_path: Path, key: str) -> None:
     (tmp_path / "x").write_bytes(b"secret")
-    store = LocalStore(tmp_path / "store")
+    store = LocalStore(tmp_path / "store", error=DatasetError)
     (tmp_path / "store").mkdir()
     key = key.replace("/x", f"{tmp_path}/x") if key == "/x" else key
     actions: list[Callable[[], Any]] = [

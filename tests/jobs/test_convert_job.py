@@ -98,6 +98,17 @@ def test_what_cannot_be_converted_is_refused_before_anything_starts(
     assert not (tmp_path / "out.zarr").exists()
 
 
+def test_a_wrong_option_is_cited_with_its_line(job_file: Path) -> None:
+    text = job_file.read_text().replace("  mapping:", "  num_framez: 3\n  mapping:")
+    job_file.write_text(text)
+    line = text.splitlines().index("  num_framez: 3") + 1
+    for verb in (["convert"], ["convert", "--dry-run"]):
+        refused = CliRunner().invoke(app, [*verb, str(job_file)])
+        said = " ".join(refused.output.split())
+        assert f"convert.yaml: 1 problem line {line}: options.num_framez" in said, said
+        assert "num_frames" in said
+
+
 def test_overrides_belong_to_job_files(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["convert", "u.npy", "out.zarr", "verify=true"])
     assert result.exit_code == 2

@@ -161,3 +161,36 @@ def test_no_override_crashes(key: str, value: str) -> None:
 def test_no_file_crashes(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_job(text, "job.yaml")
+
+
+def test_a_mistake_in_an_override_is_not_cited_as_a_line_of_the_file() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_job(GOOD, "job.yaml", ["parallel.strategy=fsdpp", "checkpoint={evry: 2}"])
+    problems = str(caught.value).splitlines()[1:]
+    assert [line.partition(": got")[0].partition(": unknown")[0] for line in problems] == [
+        "  override: parallel.strategy",
+        "  override: checkpoint.evry",
+    ]
+
+
+def test_run_at_checkpoint_names_both_in_a_job_file() -> None:
+    source = parse_job(
+        GOOD.replace("job: pretrain", "job: finetune") + "source: {run: big@500}\n", "t"
+    ).source
+    assert (source.run, source.checkpoint) == ("big", "500")
+    job = parse_job("{job: evaluate, run: big@best}", "t")
+    assert (job.run, job.checkpoint) == ("big", "best")
+    assert parse_job("{job: evaluate, run: big@best, checkpoint: best}", "t") == job
+    for text, expected in {
+        "{job: evaluate, run: big@}": "expected last, best or a step after the @",
+        "{job: evaluate, run: big@best, checkpoint: 5}": "name two checkpoints",
+    }.items():
+        with pytest.raises(ConfigError, match=expected):
+            parse_job(text, "t")
+
+
+@pytest.mark.parametrize("seed", [2**62, 2**63 - 1, 2**63, 2**64, -1])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    (problem,) = problems(GOOD, (f"seed={seed}",))
+    assert problem.startswith(f"override: seed: got {seed} (int), allowed: ")
+    assert parse_job(GOOD, "t", [f"seed={2**62 - 1}"]).seed == 2**62 - 1

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from pelagos.infra.clusters.schema import RayConfig
 from pelagos.infra.services.render import render
-from pelagos.infra.storage.directory_store import open_store
+from pelagos.infra.storage.local import open_store
 from pelagos.jobs.submission.records.record import RunRecord
 
 STORAGE = "s3://science/teams/pelagos"

@@ -21,7 +21,7 @@ from tests.submission.test_others_events import (
 )
 
 from pelagos.infra.signatures import digest_of
-from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.infra.storage.local import DirectoryStore
 from pelagos.jobs import pretrain, submit
 from pelagos.jobs.submission import driver, following, start_again
 from pelagos.jobs.submission.as_submitted import changes_to_submitted

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.infra.storage.local import DirectoryStore
 from pelagos.jobs.submission.shipping.included_files import included_files, looks_secret
 from pelagos.jobs.submission.shipping.package import build_archives, names_in, upload
 

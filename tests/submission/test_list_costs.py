@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pelagos.cli.main import app
 from pelagos.infra.signatures import digest_of
-from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.infra.storage.local import DirectoryStore
 from pelagos.jobs.submission import listed_runs
 from pelagos.jobs.submission.driver import Driver
 from pelagos.jobs.submission.ray_queue import process as run_queue

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.infra.storage.local import DirectoryStore
 from pelagos.jobs.submission.shipping.mirror import PART_BYTES, Mirror
 
 

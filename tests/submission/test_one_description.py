@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pelagos.cli.main import app
-from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.infra.storage.local import DirectoryStore
 from pelagos.jobs.submission.records.record import RunRecord
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.records.runs import RunDirectory

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pelagos.infra.signatures import digest_of, is_signed, signature_with, signed_text
-from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.infra.storage.local import DirectoryStore
 from pelagos.jobs import resume as resume_job
 from pelagos.jobs.pretrain import PretrainResult
 from pelagos.jobs.submission.as_submitted import changes_to_own

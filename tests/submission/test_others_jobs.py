@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from pelagos.cli.main import app
 from pelagos.infra.clusters.local import LocalCluster
-from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.infra.storage.local import DirectoryStore
 
 Clusters = Callable[..., None]
 TRAINING = (Path(__file__).parents[2] / "configs/quickstart/pretrain.yaml").read_text()

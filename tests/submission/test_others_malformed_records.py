@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pelagos.cli.main import app
 from pelagos.infra.clusters.storage_check import check_store
-from pelagos.infra.storage.directory_store import DirectoryStore
+from pelagos.infra.storage.local import DirectoryStore
 from pelagos.infra.storage.remote import StorageError
 from pelagos.jobs.submission.ray_queue import process as run_queue
 from pelagos.jobs.submission.records.record import RunRecord

@@ -22,7 +22,7 @@ from pelagos.cli.main import app
 from pelagos.infra.clusters import ClusterError, open_cluster
 from pelagos.infra.clusters.schema import LocalConfig, RayConfig, SlurmConfig
 from pelagos.infra.signatures import digest_of
-from pelagos.infra.storage.directory_store import DirectoryStore, open_store
+from pelagos.infra.storage.local import DirectoryStore, open_store
 from pelagos.jobs import submit
 from pelagos.jobs.submission import following, start_again
 from pelagos.jobs.submission.records import own_runs

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pelagos.infra.storage.directory_store import DirectoryStore, ObjectStore, open_store
+from pelagos.infra.storage.local import DirectoryStore, ObjectStore, open_store
 from pelagos.infra.storage.remote import StorageError, StorageMissingError
 from pelagos.jobs.submission.records.record import RecordError, RunRecord, list_records, replay
 from pelagos.jobs.submission.silent_ends import record_silent_end
@@ -158,7 +158,7 @@ def test_no_name_leads_out_of_the_storage(name: str) -> None:
     key = record._key(0)
     assert key.split("/")[1] == name
     assert ".." not in Path(key).parts
-    assert store._path(key).is_relative_to("/nonexistent/storage/records")
+    assert store.path(key).is_relative_to("/nonexistent/storage/records")
 
 
 @pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/etc/passwd"])

@@ -52,7 +52,8 @@ def with_choices(
     given = list(overrides or ())
     for text in given:
         key, _, value = text.partition("=")
-        if key in _SPELLINGS:
+        is_section = value.startswith("{")  # `checkpoint` of a training
+        if key in _SPELLINGS and not is_section:
             space = "" if _SPELLINGS[key].endswith("@") else " "
             note_old_spelling(text, f"{_SPELLINGS[key]}{space}{value}")
     choices = {

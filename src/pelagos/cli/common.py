@@ -21,6 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+NOTHING_SAVED = "before the first step: there was nothing to save"
 
 
 def expanded_option(path: str | None) -> str | None:
@@ -43,6 +44,13 @@ class CheckedGroup(TyperGroup):
             with exit_on_error():
                 reject_credentials(argument if "://" in key else value)
         return super().parse_args(ctx, _plugins_first(args) if ctx.parent is None else args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # while a verb imports what it needs
+            say_interrupted(error)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _plugins_first(arguments: list[str]) -> list[str]:
@@ -73,17 +81,27 @@ RunsDir = Annotated[
 
 
 @contextlib.contextmanager
-def exit_on_error() -> Iterator[None]:
-    """Print errors that a user can fix and exit with status 2; any other is our bug and shows."""
+def exit_on_error(if_interrupted: str = "") -> Iterator[None]:
+    """Print errors that a user can fix and exit with status 2; any other is our bug and shows.
+
+    On a signal that asks to end, say so, with `if_interrupted` behind it, and exit with status 130.
+    """
     try:
         yield
-    except KeyboardInterrupt:
-        error_console.print("interrupted")
+    except KeyboardInterrupt as error:
+        say_interrupted(error, if_interrupted)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except (ValueError, OSError) as error:
         # one long line: addresses and keys can be searched for and copied
         error_console.print(Text("error:", style="red"), _message(error), soft_wrap=True)
         raise typer.Exit(EXIT_BAD_INPUT) from None
+
+
+def say_interrupted(error: KeyboardInterrupt, more: str = "") -> None:
+    """Print which signal ended the verb, and what that means: its own note, else `more`."""
+    text = f"interrupted by {error}" if str(error) else "interrupted"
+    note = getattr(error, "note", "") or more
+    error_console.print(f"{text}: {note}" if note else text, soft_wrap=True)
 
 
 def finish(ok: bool) -> None:

@@ -37,9 +37,10 @@ def compare_strategies_command(
 
     Example: pelagos compare-strategies job.yaml --strategies ddp,fsdp,zero3 --workers 2,4
     """
-    from pelagos.cli.job_files import errors_of, load_as
+    from pelagos.cli.job_files import load_as
     from pelagos.jobs import compare_strategies as job_module
     from pelagos.platform.config import PretrainJob
+    from pelagos.platform.config.locating import errors_of
 
     with exit_on_error(), errors_of(job_file, overrides):
         job = load_as(PretrainJob, job_file, overrides)

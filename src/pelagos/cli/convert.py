@@ -205,12 +205,14 @@ def _convert_job(path: str, overrides: list[str], dry_run: bool, as_json: bool) 
     from pelagos.cli.job_files import load_as
     from pelagos.jobs import convert
     from pelagos.platform.config import ConvertJob
+    from pelagos.platform.config.locating import errors_of
 
     job = load_as(ConvertJob, path, overrides)
-    if dry_run:
-        _show_plan(*convert.plan(job.source, convert.options_of(job)), as_json)
-        return
-    result = convert.run_job(job, None if as_json else console)
+    with errors_of(path, overrides):
+        if dry_run:
+            _show_plan(*convert.plan(job.source, convert.options_of(job)), as_json)
+            return
+        result = convert.run_job(job, None if as_json else console)
     _report(result, job.verify, as_json)
     finish(not result.differences)
 

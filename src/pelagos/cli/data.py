@@ -61,7 +61,8 @@ def inspect(
 
     Example: pelagos data inspect quickstart/data/ns-sines.zarr
     """
-    from pelagos.data_pipelines.management.inspection import DatasetDescription, describe_readable
+    from pelagos.data_pipelines.foreign.overview import ForeignOverview
+    from pelagos.data_pipelines.management.inspection import describe_readable
 
     with exit_on_error():
         options = storage_options(uri, endpoint_url, anonymous=anonymous)
@@ -70,7 +71,7 @@ def inspect(
         print_json(found.to_json())
         return
     show_summary(found)
-    if isinstance(found, DatasetDescription):
+    if not isinstance(found, ForeignOverview):
         show_statistics(found)
 
 

@@ -12,16 +12,16 @@ from pelagos.cli.common import console
 if TYPE_CHECKING:
     from pelagos.data_pipelines.foreign.overview import ForeignOverview
     from pelagos.data_pipelines.management.inspection import DatasetDescription
+    from pelagos.data_pipelines.management.plugin_description import PluginDescription
+
+    Description = DatasetDescription | ForeignOverview | PluginDescription
 
 
-def show_summary(found: DatasetDescription | ForeignOverview) -> None:
+def show_summary(found: Description) -> None:
     """Print the contents and the storage layout of a dataset, a line each."""
-    from pelagos.data_pipelines.foreign.overview import ForeignOverview
-
-    stored = _foreign_storage(found) if isinstance(found, ForeignOverview) else _storage(found)
     rows = {
         **_common_rows(found),
-        **stored,
+        **_stored_rows(found),
         "fingerprint": found.fingerprint,
     }
     table = Table(show_header=False, box=None)
@@ -33,7 +33,18 @@ def show_summary(found: DatasetDescription | ForeignOverview) -> None:
     console.print(table)
 
 
-def _common_rows(found: DatasetDescription | ForeignOverview) -> dict[str, str]:
+def _stored_rows(found: Description) -> dict[str, str]:
+    from pelagos.data_pipelines.foreign.overview import ForeignOverview
+    from pelagos.data_pipelines.management.plugin_description import PluginDescription
+
+    if isinstance(found, ForeignOverview):
+        return _foreign_storage(found)
+    if isinstance(found, PluginDescription):
+        return {"opened by": found.opened_by, "size": f"{size(found.raw_bytes)} as it is read"}
+    return _storage(found)
+
+
+def _common_rows(found: Description) -> dict[str, str]:
     spec = found.spec
     names = ("trajectory", "time", "channel", *spec.axis_names)
     axes = ", ".join(f"{name} {n}" for name, n in zip(names, found.shape, strict=True))
@@ -95,16 +106,22 @@ def _foreign_storage(found: ForeignOverview) -> dict[str, str]:
     }
 
 
-def show_statistics(found: DatasetDescription) -> None:
-    """Print the statistics of a dataset, a line per field."""
+def show_statistics(found: DatasetDescription | PluginDescription) -> None:
+    """Print the statistics of a dataset, a line per field; those of a plugin's are of `train`."""
+    from pelagos.data_pipelines.management.inspection import DatasetDescription
+
+    if isinstance(found, DatasetDescription):
+        statistics, title = found.statistics["all"], "statistics over all trajectories"
+    else:
+        statistics, title = found.statistics, "statistics over the training split"
     columns = ["mean", "std", "min", "max"]
     if found.spec.num_frames > 1:  # pictures and volumes do not change
         columns.append("delta_std")
-    table = Table("field", "unit", *columns, title="statistics over all trajectories")
+    table = Table("field", "unit", *columns, title=title)
     for column in table.columns[2:]:
         column.justify = "right"
     for field in found.spec.fields:
-        row = found.statistics["all"][field.name]
+        row = statistics.get(field.name, {})
         table.add_row(
             field.name, field.unit, *(f"{row.get(name, math.nan):.5g}" for name in columns)
         )

@@ -1,7 +1,6 @@
 """Reading job files for the verbs, and the closing words of a training."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from pelagos.platform.config import (
     load_job,
 )
 from pelagos.platform.config.kinds import as_kind
-from pelagos.platform.config.load import ConfigError, located, parse_job
+from pelagos.platform.config.load import parse_job
 from pelagos.platform.records.states import State
 
 AnyJob = TypeVar("AnyJob", PretrainJob, FinetuneJob, GenerateJob, ConvertJob, EvaluateJob, SweepJob)
@@ -39,17 +38,6 @@ def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> A
             f"run `pelagos {job.job} {path}`"
         )
     return job
-
-
-@contextlib.contextmanager
-def errors_of(path: str, overrides: Sequence[str] | None) -> Iterator[None]:
-    """Report errors in the parts of a file's job with the file and its lines."""
-    try:
-        yield
-    except ConfigError as error:
-        if not error.source.startswith("job "):
-            raise  # the file's own, which has them
-        raise located(error, path, overrides or ()) from error
 
 
 def is_job_file(argument: str) -> bool:
@@ -94,9 +82,8 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
             soft_wrap=True,
         )
     elif outcome.kind == State.STOPPED:
-        console.print(
-            Text("stopped", style="yellow"), f"{result.run_name}, saved at step {outcome.step}"
-        )
+        end = f", saved at step {outcome.step}" if outcome.is_saved else f": {outcome.cause}"
+        console.print(Text("stopped", style="yellow"), f"{result.run_name}{end}", soft_wrap=True)
         console.print(
             f"  continue: pelagos resume {result.run_name} --runs-dir {runs_dir}", soft_wrap=True
         )

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from pelagos import plugins
+from pelagos import __version__, plugins
 from pelagos.cli import runs, submission, weights
 from pelagos.cli.checkpoint import app as checkpoint_app
 from pelagos.cli.choices import JobRunsDir, Workers, with_choices
 from pelagos.cli.common import (
     EXIT_INTERRUPTED,
+    NOTHING_SAVED,
     AsJson,
     CheckedGroup,
     RunsDir,
@@ -26,14 +27,16 @@ from pelagos.cli.convert import convert_command
 from pelagos.cli.data import app as data_app
 from pelagos.cli.data_management import app as data_management_app
 from pelagos.cli.evaluation import evaluate_command
+from pelagos.cli.first_day import show_first_day
 from pelagos.cli.infra import app as infra_app
 from pelagos.cli.sweep import sweep_command
+from pelagos.infra.signals import interrupt_on_signals
 
 app = typer.Typer(
     name="pelagos",
     cls=CheckedGroup,
     help="Train foundation models for PDEs and images on a cluster, from one YAML file.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
 )
@@ -53,8 +56,15 @@ DryRun = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pelagos {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def configure(
+    context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show debug records.")] = False,
     plugin: Annotated[
         list[str] | None,
@@ -64,8 +74,17 @@ def configure(
             help="Import a module of your own first; works with every verb (docs/extending.md).",
         ),
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
 ) -> None:
     """Set up logging, and the user's own parts, for every verb."""
+    if context.invoked_subcommand is None:
+        show_first_day()
+        return
     set_up_logging(verbose)
     with exit_on_error():
         plugins.load_installed()
@@ -85,12 +104,13 @@ def generate(
     Example: pelagos generate configs/quickstart/generate.yaml seed=1
     """
     from pelagos.cli.job_files import load_as
-    from pelagos.jobs import generate as job_module
     from pelagos.platform.config import GenerateJob
-    from pelagos.platform.planner import plan_generate
 
     with exit_on_error():
         job = load_as(GenerateJob, job_file, with_choices(overrides, workers=workers))
+        from pelagos.jobs import generate as job_module
+        from pelagos.platform.planner import plan_generate
+
         if dry_run:
             plan_generate(job).show(console, as_json)
             return
@@ -112,15 +132,17 @@ def pretrain(
 
     Example: pelagos pretrain configs/quickstart/pretrain.yaml schedule.total_steps=100
     """
-    from pelagos.cli.job_files import errors_of, load_as, report_training
-    from pelagos.jobs import pretrain as job_module
-    from pelagos.jobs.training.checking import checked
+    from pelagos.cli.job_files import load_as, report_training
     from pelagos.platform.config import PretrainJob
-    from pelagos.platform.planner import plan_pretrain
+    from pelagos.platform.config.locating import errors_of
 
-    with exit_on_error(), errors_of(job_file, overrides):
-        chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
-        job = load_as(PretrainJob, job_file, chosen)
+    chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
+    with exit_on_error(NOTHING_SAVED), errors_of(job_file, chosen):
+        job = load_as(PretrainJob, job_file, chosen)  # mistakes show before torch is imported
+        from pelagos.jobs import pretrain as job_module
+        from pelagos.jobs.training.checking import checked
+        from pelagos.platform.planner import plan_pretrain
+
         if dry_run:
             blueprint = checked(job)
             plan = plan_pretrain(job, blueprint.mixture, blueprint.flops_per_sample)
@@ -143,14 +165,16 @@ def finetune(
 
     Example: pelagos finetune configs/quickstart/finetune.yaml source.run=quickstart
     """
-    from pelagos.cli.job_files import errors_of, load_as, report_training
-    from pelagos.jobs import finetune as job_module
+    from pelagos.cli.job_files import load_as, report_training
     from pelagos.platform.config import FinetuneJob
-    from pelagos.platform.planner import plan_pretrain
+    from pelagos.platform.config.locating import errors_of
 
-    with exit_on_error(), errors_of(job_file, overrides):
-        chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
+    chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
+    with exit_on_error(NOTHING_SAVED), errors_of(job_file, chosen):
         job = load_as(FinetuneJob, job_file, chosen)
+        from pelagos.jobs import finetune as job_module
+        from pelagos.platform.planner import plan_pretrain
+
         if dry_run:
             prepared = job_module.prepare(job)
             if not as_json:
@@ -244,6 +268,7 @@ def doctor(
 
 def main() -> None:
     """Run the command line."""
+    interrupt_on_signals()
     try:
         app()
     except KeyboardInterrupt:

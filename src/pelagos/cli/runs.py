@@ -199,7 +199,6 @@ def resume_command(
     Example: pelagos resume quickstart parallel.strategy=fsdp --workers 4
     """
     from pelagos.cli.job_files import report_training
-    from pelagos.jobs import resume
     from pelagos.jobs.submission import following, start_again
     from pelagos.jobs.submission.planning import Options
 
@@ -208,6 +207,9 @@ def resume_command(
         require_run(run, "`pelagos resume {0} --from {1}` branches off there")
         if is_local_run(run, runs_dir, cluster):
             place = runs_dir or DEFAULT_RUNS_DIR
+            RunDirectory.open(place, run)  # a wrong name shows before torch is imported
+            from pelagos.jobs import resume
+
             report_training(
                 resume.resume(place, run, console, given, from_step=from_step),
                 place,

@@ -25,15 +25,17 @@ def sweep_command(
     Example: pelagos sweep configs/quickstart/sweep.yaml seeds=[0] --dry-run
     """
     from pelagos.cli.job_files import load_as
-    from pelagos.jobs import sweep as job_module
-    from pelagos.jobs.sweeping.checks import check_labels
-    from pelagos.jobs.sweeping.inputs import check_inputs
-    from pelagos.jobs.sweeping.report_text import show_report
-    from pelagos.jobs.sweeping.trials import FINAL_STATES, trials_of
     from pelagos.platform.config import SweepJob
 
     with exit_on_error():
         job = load_as(SweepJob, job_file, with_choices(overrides, runs_dir=runs_dir))
+        # after mistakes were shown: these import torch
+        from pelagos.jobs import sweep as job_module
+        from pelagos.jobs.sweeping.checks import check_labels
+        from pelagos.jobs.sweeping.inputs import check_inputs
+        from pelagos.jobs.sweeping.report_text import show_report
+        from pelagos.jobs.sweeping.trials import FINAL_STATES, trials_of
+
         if dry_run:
             trials = trials_of(job)
             for trial in trials:

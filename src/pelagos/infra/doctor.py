@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import logging
 import os
 import platform
@@ -27,12 +28,17 @@ class Check:
     remedy: str = ""
 
 
-def examine(runs_dir: str = "runs") -> list[Check]:
-    """Return every finding about this machine; nothing is changed."""
+def examine(runs_dir: str = "runs", *, imports: bool = True) -> list[Check]:
+    """Return every finding about this machine; nothing is changed.
+
+    Args:
+        imports: also import every package and ask torch for devices, which takes seconds.
+    """
+    package = _package if imports else _installed
     checks: list[Callable[[], Check]] = [
         _python,
-        *[lambda name=name: _package(name) for name in PACKAGES],
-        _devices,
+        *[lambda name=name: package(name) for name in PACKAGES],
+        _devices if imports else _cores,
         _compiler,
         lambda: _writable(runs_dir),
         _shared_memory,
@@ -54,6 +60,16 @@ def _package(name: str) -> Check:
         return Check(name, True, version(name))
     except (ImportError, PackageNotFoundError, OSError, RuntimeError) as error:
         return Check(name, False, f"{type(error).__name__}: {error}", "pip install pelagos again")
+
+
+def _installed(name: str) -> Check:
+    if importlib.util.find_spec(name) is None:
+        return Check(name, False, "is not installed", "pip install pelagos again")
+    return Check(name, True, version(name))
+
+
+def _cores() -> Check:
+    return Check("devices", True, f"{len(os.sched_getaffinity(0))} CPU cores")
 
 
 def _devices() -> Check:

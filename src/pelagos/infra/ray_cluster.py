@@ -1,15 +1,24 @@
-"""Starting or joining the Ray cluster of a job. The only file that calls `ray.init`."""
+"""Starting or joining the Ray cluster of a job.
+
+The only file that calls `ray.init`, and the only one that knows something of Ray that is not public:
+`tests/jobs/test_ray_internals.py` notices if that changes.
+"""
 
 import contextlib
+import glob
 import logging
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from pelagos.infra.private_directory import temporary_directory
+from pelagos.infra.signals import Interrupted, kept_by_children_and_libraries
+
+logger = logging.getLogger(__name__)
 
 # Ray's own output is for its developers; these settings apply only where unset.
 QUIET_ENVIRONMENT = {
@@ -20,6 +29,8 @@ QUIET_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # On SIGTERM Ray's own handler prints a page of C++ frames and aborts.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
 
 
@@ -44,19 +55,63 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int = 0) -> Iterat
     # Ray says at every start that tokens are on, which is how it should be
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     already = ray.is_initialized()
+    if address is None and not already:
+        require_gpus(num_gpus)
+        _say_if_address_is_not_used()
     with contextlib.ExitStack() as stack:
         if not already:
             if address is None:
                 stack.enter_context(_for_this_process_alone())
-            _start_or_join(address, num_cpus, num_gpus)
-            stack.callback(ray.shutdown)
+            stack.callback(ray.shutdown)  # also of one that was interrupted while it started
+            with kept_by_children_and_libraries():
+                _start_or_join(address, num_cpus, num_gpus)
         yield
+
+
+def require_gpus(count: int) -> None:
+    """Raise unless this machine has that many GPUs, and a PyTorch that can use them.
+
+    Raises:
+        ValueError: says which is missing, and what to change.
+    """
+    if not count:
+        return
+    import torch
+
+    found = torch.cuda.device_count()
+    if found >= count:
+        return
+    without_cuda = torch.version.cuda is None and torch.version.hip is None
+    if without_cuda and glob.glob("/dev/nvidia[0-9]*"):
+        why = f"this machine has some, but PyTorch {torch.__version__} is built without CUDA"
+    elif without_cuda:
+        why = f"this machine has none, and PyTorch {torch.__version__} is built without CUDA"
+    else:
+        why = f"PyTorch sees {found} here (`nvidia-smi`, CUDA_VISIBLE_DEVICES)"
+    raise ValueError(
+        f"the job needs {count} GPUs (num_workers x gpus_per_worker); {why}. Set "
+        f"resources.gpus_per_worker=0 to compute on the CPU, or submit the job to a cluster"
+    )
+
+
+def _say_if_address_is_not_used() -> None:
+    if address := os.environ.get("RAY_ADDRESS"):
+        logger.warning(
+            "RAY_ADDRESS=%s is not used: the job starts a Ray cluster of its own on this machine. To "
+            "join the other, set resources.ray_address=%s",
+            address,
+            address,
+        )
 
 
 def _start_or_join(address: str | None, num_cpus: int, num_gpus: int) -> None:
     import ray
 
-    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    options: dict[str, Any] = {
+        "logging_level": logging.WARNING,
+        "log_to_driver": False,
+        "job_config": _without_driver_folders(),
+    }
     if address is None:
         # a machine with fewer cores still runs the job, just slower: the cores are a ledger
         options |= {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
@@ -68,6 +123,8 @@ def _start_or_join(address: str | None, num_cpus: int, num_gpus: int) -> None:
         options["runtime_env"] = {"py_modules": modules}
     try:
         ray.init(address=address or "local", **options)
+    except SystemExit as error:  # Ray's handler of SIGTERM while it starts
+        raise Interrupted(signal.SIGTERM) from error
     except ConnectionError as error:
         raise ConnectionError(
             f"resources.ray_address {address}: no Ray cluster answers there ({error}). Start "
@@ -83,6 +140,44 @@ def _start_or_join(address: str | None, num_cpus: int, num_gpus: int) -> None:
             "running cluster (resources.ray_address), or train without Ray "
             "(resources.launcher=none)."
         ) from error
+
+
+def _without_driver_folders() -> Any:
+    """Return the settings of a Ray job whose workers import as this process does.
+
+    Ray puts the driver's current directory before all else on its workers' search path, unless the job
+    has a directory of its own: a user's `queue.py` there would take the place of Python's. Plugins are
+    found without that (`pelagos.plugins` looks there last).
+    """
+    from ray.job_config import JobConfig
+
+    class Settings(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return Settings()
+
+
+def torch_trainer(is_own_cluster: bool) -> type[Any]:
+    """Return Ray's `TorchTrainer`, which in a cluster of the job's own ends without a wait.
+
+    An actor of Ray's watches a controller's life through the dashboard's address. A cluster of the job's
+    own has no dashboard and ends with its controller, so that all this actor does there is to hold the
+    end of every training up for 12 seconds.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks import placement_group_callback
+
+    if not is_own_cluster:
+        return TorchTrainer
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            watcher = placement_group_callback.PlacementGroupCleanerCallback
+            made = super()._create_default_callbacks()  # type: ignore[misc]
+            return [callback for callback in made if not isinstance(callback, watcher)]
+
+    return Trainer
 
 
 def _plugins_in(files: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
+from pelagos.infra.signals import Interrupted
 from pelagos.jobs.training.blueprint import Blueprint, build_parts
 from pelagos.jobs.training.checking import checked
 from pelagos.jobs.training.checkpoint_place import check_free, claim
@@ -21,7 +22,7 @@ from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.checkpoint.trainer_state import streams_of
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.console import HarmlessConsole
-from pelagos.platform.launch import Watcher, join_as_rank, launch
+from pelagos.platform.launch import Watcher, check_gpus, join_as_rank, launch
 from pelagos.platform.mlflow_records.store import RecordedRun, check_tracking, recorded_run
 from pelagos.platform.mlflow_records.tracker import Tracker
 from pelagos.platform.progress import TrainingProgress
@@ -96,6 +97,7 @@ def start(
     if _other_rank():
         return _join(job)
     check_free(job, identity)
+    check_gpus(job.resources)
     check_tracking(job)
     directory = RunDirectory.create(job, identity)
     claim(job, directory)
@@ -148,6 +150,7 @@ def resume(
         return PretrainResult(name, outcome, _last_values(directory), version)
     if _other_rank():
         return _join(job)
+    check_gpus(job.resources)
     check_tracking(job)
     if overrides:
         _check_continues(blueprint, directory)
@@ -221,7 +224,13 @@ def _train(
                 watcher()
 
         outcome = launch(job, directory, _builder(blueprint), options, watch, until_step)
-    version = _close_records(blueprint, directory, tracker, outcome)
+    try:
+        version = _close_records(blueprint, directory, tracker, outcome)
+    except Interrupted as error:
+        note = (
+            f"the run has ended ({outcome.kind}); `pelagos resume {job.name}` sends MLflow the rest"
+        )
+        raise Interrupted(error.number, note) from error
     return PretrainResult(job.name, outcome, _last_values(directory), version)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pelagos.models import (
     deeponet,
     dpot,
@@ -166,7 +168,16 @@ def create_model(
         config = config_class(**{**size.options, **adapted, **config_overrides, **channels})
     except ValueError as error:
         raise ValueError(f"model {name!r}: {error}") from error
-    return family.model(config)
+    try:
+        return family.model(config)
+    except NotImplementedError as error:
+        if torch.get_default_device().type != "meta":
+            raise
+        raise ValueError(
+            f"model {name!r} cannot be built on the meta device, where tensors have shapes and no "
+            f"values ({error}): a family's constructor computes numbers without torch, builds its "
+            f"modules under torch.device('meta') and ends in self.materialize(device)"
+        ) from error
 
 
 def _is_of_type(value: object, annotation: str) -> bool:

@@ -4,28 +4,32 @@ The flow, for either launcher:
     1. the driver holds the run's lock and records the launch
     2. workers train; rank 0 appends to metrics.jsonl; restarts reuse the newest checkpoint
     3. the driver watches those files: progress on the terminal, records to MLflow
-    4. Ctrl-C or SIGTERM asks the workers to save and return; a second one ends at once
+    4. Ctrl-C, SIGTERM or SIGHUP asks the workers to save and return; before the first step, with
+       nothing to save, or a second time, it ends the launch at once
     5. the outcome is a value, read from the run's directory
 """
 
-import contextlib
 import functools
+import itertools
 import logging
 import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pelagos.infra.clusters.bootstrap import read_secrets
-from pelagos.infra.ray_cluster import ray_cluster
-from pelagos.platform.config.schema import TrainingJob
+from pelagos.infra.ray_cluster import ray_cluster, require_gpus, torch_trainer
+from pelagos.infra.signals import Interrupted, handling
+from pelagos.platform.config.schema import ResourcesConfig, TrainingJob
+from pelagos.platform.records.causes import is_permanent
 from pelagos.platform.records.remote_run import share
 from pelagos.platform.records.runs import Outcome, RunDirectory, RunRecords
 from pelagos.platform.records.states import State
 from pelagos.platform.trainer import (
+    FIRST_STEP,
     BuildParts,
     StepObserver,
     destroy_process_group,
@@ -35,8 +39,7 @@ from pelagos.platform.trainer import (
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
-# Errors that another try would only repeat; all else (a lost node, a dead peer) is retried.
-PERMANENT_ERRORS = (ValueError, FloatingPointError, OSError)
+LAUNCHED = "launched"  # the event that begins a launch
 
 Watcher = Callable[[], None]
 
@@ -62,27 +65,29 @@ def launch(
         identity=identity,
         until_step=until_step,
     )
-    with run.lock(), _stop_on_signals(run):
-        run.clear_stop()
-        run.set_status(
-            State.RUNNING,
-            launch=identity,
-            launcher=job.resources.launcher,
-            cause="",
-            is_tracked=False,  # an earlier launch's record does not count for this one
-        )
-        run.append_event("launched", launch=identity, num_workers=job.resources.num_workers)
+    with run.lock(), handling(functools.partial(_stop, run, identity)):
         try:
+            run.clear_stop()
+            run.set_status(
+                State.RUNNING,
+                launch=identity,
+                launcher=job.resources.launcher,
+                cause="",
+                is_tracked=False,  # an earlier launch's record does not count for this one
+            )
+            run.append_event(LAUNCHED, launch=identity, num_workers=job.resources.num_workers)
             if job.resources.launcher == "ray":
                 failure = _run_in_ray(job, run, work, watcher)
             else:
                 failure = _run_here(functools.partial(work, run), watcher)
+            outcome = run.outcome(identity)
+        except Interrupted as interrupted:
+            outcome, failure = _interrupted(run, identity, interrupted), ""
         except Exception as error:  # nothing was launched: the run is not running
             cause = f"{type(error).__name__}: {error}"
             run.append_event("failed", step=run.last_step(), cause=cause)
             run.set_status(State.FAILED, cause=cause)
             raise
-        outcome = run.outcome(identity)
         if outcome is None:
             outcome = Outcome(
                 State.FAILED, run.last_step(), failure or "the workers ended without a word"
@@ -91,6 +96,13 @@ def launch(
         run.set_status(outcome.kind, cause=outcome.cause)
     watcher()
     return outcome
+
+
+def check_gpus(resources: ResourcesConfig) -> None:
+    """Raise ValueError if this machine lacks GPUs that workers need; a joined cluster has its own."""
+    is_ray = resources.launcher == "ray"
+    if not (is_ray and resources.ray_address):
+        require_gpus(resources.gpus_per_worker * (resources.num_workers if is_ray else 1))
 
 
 def join_as_rank(
@@ -116,8 +128,8 @@ def _work(
     try:
         observer = None if make_observer is None else make_observer()
         train(job, run, build, storage_options, identity, observer, until_step)
-    except PERMANENT_ERRORS as error:
-        if isinstance(error, ConnectionError | TimeoutError):
+    except Exception as error:
+        if not is_permanent(error):
             raise
         cause = f"{type(error).__name__}: {error}"
         run.write_outcome(Outcome(State.FAILED, run.last_step(), cause), identity)
@@ -183,10 +195,10 @@ def _run_in_ray(
 
 def _torch_trainer(job: TrainingJob, run: RunDirectory, worker: Callable[[], None]) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     resources = job.resources
-    return TorchTrainer(
+    return torch_trainer(resources.ray_address is None)(
         train_loop_per_worker=worker,
         torch_config=TorchConfig(
             backend="nccl" if resources.gpus_per_worker else "gloo",
@@ -209,22 +221,28 @@ def _torch_trainer(job: TrainingJob, run: RunDirectory, worker: Callable[[], Non
     )
 
 
-@contextlib.contextmanager
-def _stop_on_signals(run: RunDirectory) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a stop request; the second ends the process's work."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _stop(run: RunDirectory, identity: str, number: int) -> None:
+    """Ask for a stop after the current step; end at once with nothing to save, or if asked again."""
+    if run.stop_requested() or not _has_stepped(run, identity):
+        raise Interrupted(number)
+    run.request_stop()
+    logger.warning("%s: saving after this step, then stopping", signal.Signals(number).name)
 
-    def handle(number: int, _: object) -> None:
-        if run.stop_requested():
-            raise KeyboardInterrupt
-        run.request_stop()
-        logger.warning("%s: saving after this step, then stopping", signal.Signals(number).name)
 
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _has_stepped(run: RunDirectory, identity: str) -> bool:
+    """Whether this launch has taken a step, of which there is something to save."""
+    events = reversed(run.events())
+    since = itertools.takewhile(lambda event: event.get("launch") != identity, events)
+    return any(event["kind"] == FIRST_STEP for event in since)
+
+
+def _interrupted(run: RunDirectory, identity: str, error: Interrupted) -> Outcome:
+    """Return the end of a launch that a signal ended at once."""
+    if outcome := run.outcome(identity):  # the workers had just ended by themselves
+        return outcome
+    why = (
+        "again: ended at once, without the steps since the last checkpoint"
+        if _has_stepped(run, identity)
+        else "before the first step: there was nothing to save"
+    )
+    return Outcome(State.STOPPED, run.last_step(), f"{error} {why}", is_saved=False)

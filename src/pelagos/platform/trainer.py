@@ -36,6 +36,7 @@ from pelagos.platform.tensor_layout import local_part
 from pelagos.platform.weight_average import WeightAverage
 
 GROUP_LOSS = "validation_group_loss/"
+FIRST_STEP = "first_step"  # the event of a launch that has taken a step
 BuildParts = Callable[[TrainingJob], TrainingParts]
 StepObserver = Callable[[dict[str, float]], None]
 
@@ -144,6 +145,8 @@ class TrainingLoop:
             values |= {f"data_{name}": count for name, count in stream.read_counts.items()}
             values |= self.parts.callbacks.step(completed, values)
             self._log_step(completed, values)
+            if completed == start + 1 and self.strategy.rank == 0:
+                self.run.append_event(FIRST_STEP, step=completed)
             if self.on_step is not None:
                 self.on_step(values)
             if completed % self.job.validation.every_steps == 0 or completed == total:

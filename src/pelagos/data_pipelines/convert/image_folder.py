@@ -25,8 +25,8 @@ from pelagos.data_pipelines.convert.options import ConvertOptions
 from pelagos.data_pipelines.convert.pictures import EIGHT_BITS, RAW, head
 from pelagos.data_pipelines.convert.source import Part, Source, SourceError, StoredArray
 from pelagos.data_pipelines.store import Field
+from pelagos.data_pipelines.store.schema import LABEL_PARAMETER
 from pelagos.data_pipelines.store.splits import SPLIT_NAMES, is_split_name, meant_split
-from pelagos.data_pipelines.streaming.mixtures.mixture import LABEL_PARAMETER
 from pelagos.infra.storage.remote import is_remote
 
 SUFFIXES = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, Protocol
 
+from fsspec import available_protocols
+
 from pelagos.data_pipelines.foreign.dataset import open_foreign
 from pelagos.data_pipelines.foreign.description import Description
 from pelagos.data_pipelines.store import CacheSettings, DatasetError, open_dataset
@@ -59,6 +61,7 @@ def open_readable(
                 f"description"
             )
         return OPENERS[scheme](uri, dict(storage_options or {}), cache)
+    _require_known_scheme(uri)
     try:
         dataset = open_dataset(uri, storage_options, cache)
     except DatasetError as error:
@@ -72,6 +75,26 @@ def open_readable(
             f"{uri} is a Pelagos dataset, which describes itself: remove its description"
         )
     return dataset
+
+
+def _require_known_scheme(uri: str) -> None:
+    """Raise DatasetError for a scheme that neither a plugin nor fsspec opens."""
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme not in available_protocols():
+        raise DatasetError(
+            f"{uri}: nothing opens {scheme}://; schemes of plugins: {OPENERS.listed() or 'none'}. "
+            f"Check the address, name the plugin (`plugins` of a job, --plugin MODULE), or install "
+            f"the fsspec package for this scheme"
+        )
+
+
+def require_stored(uri: str) -> None:
+    """Raise DatasetError for a dataset that a plugin opens: this concerns its shards, or its arrays."""
+    if (scheme := uri.partition("://")[0]) in OPENERS:
+        raise DatasetError(
+            f"{uri} is opened by {OPENERS.origin(scheme)}, and only that plugin knows where it is "
+            f"stored. Name a directory or an object store's prefix with a dataset"
+        )
 
 
 def is_foreign(store: ObjectStore) -> bool:

@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pelagos.data_pipelines.foreign import Description, ForeignDataset, open_readable
+from pelagos.data_pipelines.foreign.opening import OPENERS, require_stored
 from pelagos.data_pipelines.foreign.overview import ForeignOverview, overview
+from pelagos.data_pipelines.management.plugin_description import PluginDescription, describe_opened
 from pelagos.data_pipelines.store import DatasetError, DatasetSpec, open_dataset
 from pelagos.data_pipelines.store.chunk_grid import TouchedChunk, touched_chunks
 from pelagos.data_pipelines.store.coordinates import coordinate_contents, is_coordinate
@@ -141,7 +143,7 @@ def describe_readable(
     uri: str,
     storage_options: dict[str, Any] | None = None,
     description: Description | None = None,
-) -> DatasetDescription | ForeignOverview:
+) -> DatasetDescription | ForeignOverview | PluginDescription:
     """Open a dataset of any writer and describe it, without reading its data.
 
     Args:
@@ -153,7 +155,11 @@ def describe_readable(
     dataset = open_readable(uri, storage_options, description)
     if isinstance(dataset, ForeignDataset):
         return overview(dataset)
-    dataset.close()
+    try:
+        if (scheme := uri.partition("://")[0]) in OPENERS:
+            return describe_opened(dataset, OPENERS.origin(scheme))
+    finally:
+        dataset.close()
     return describe(uri, storage_options)
 
 
@@ -208,6 +214,7 @@ def verify(
     Raises:
         DatasetError: there is no finished dataset, or its manifest is damaged.
     """
+    require_stored(uri)
     store = open_store(uri, storage_options)
     manifest = load_manifest(store)
     spec = manifest.spec

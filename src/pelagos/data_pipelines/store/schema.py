@@ -32,6 +32,7 @@ AXIS_NAMES = {1: ("x",), 2: ("y", "x"), 3: ("z", "y", "x")}
 # The kind of a field whose values are numbers of classes or objects: they are stored exactly or
 # refused, as two ids that a type rounds to one number would become one.
 LABEL_KIND = "label"
+LABEL_PARAMETER = "label"  # the per-trajectory parameter that holds an image's class
 DTYPES = ("float32", "float16", "bfloat16")
 COMPRESSIONS = ("none", "lz4", "zstd")
 

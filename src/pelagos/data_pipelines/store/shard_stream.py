@@ -31,7 +31,7 @@ from pelagos.data_pipelines.store.field_statistics import (
     pooled_sums,
 )
 from pelagos.data_pipelines.store.half_precision import from_bfloat16, to_bfloat16
-from pelagos.data_pipelines.store.object_store import TEMPORARY_MARK, LocalStore, ObjectStore
+from pelagos.data_pipelines.store.object_store import LocalStore, ObjectStore
 from pelagos.data_pipelines.store.schema import LABEL_KIND, DatasetSpec
 from pelagos.data_pipelines.store.shards import (
     Buffer,
@@ -41,6 +41,7 @@ from pelagos.data_pipelines.store.shards import (
     shard_index,
 )
 from pelagos.infra.storage.files import sync_directory
+from pelagos.infra.storage.local import TEMPORARY_MARK
 from pelagos.infra.storage.remote import RemoteStore
 
 Frames = npt.NDArray[np.floating]  # [frame, channel, y, x]

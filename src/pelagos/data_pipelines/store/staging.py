@@ -16,14 +16,10 @@ from typing import Any
 
 from pelagos.data_pipelines.store.errors import ObjectMissingError
 from pelagos.data_pipelines.store.layout import GROUP_KEY, MANIFEST_KEY, SPEC_KEY
-from pelagos.data_pipelines.store.object_store import (
-    TEMPORARY_MARK,
-    LocalStore,
-    ObjectStore,
-    open_store,
-)
+from pelagos.data_pipelines.store.object_store import LocalStore, ObjectStore, open_store
 from pelagos.data_pipelines.store.schema import FORMAT_NAME
 from pelagos.infra.storage.files import sync_directory
+from pelagos.infra.storage.local import TEMPORARY_MARK
 
 NEW_SUFFIX = ".pelagos-new"
 OLD_SUFFIX = ".pelagos-old"

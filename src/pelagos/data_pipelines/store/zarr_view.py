@@ -19,12 +19,12 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from pelagos.data_pipelines.store.errors import DatasetError
 from pelagos.data_pipelines.store.layout import SHARD_PREFIX
-from pelagos.data_pipelines.store.object_store import require_inside
 from pelagos.infra.storage.addresses import (
     reject_credentials,
     reject_empty_parts,
     reject_references,
 )
+from pelagos.infra.storage.local import require_inside
 from pelagos.infra.storage.read_policy import split_options
 from pelagos.infra.storage.remote import S3_SCHEMES, s3_options
 
@@ -77,7 +77,7 @@ class StrictStore(WrapperStore[Store]):
             if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
                 raise DatasetError(f"{path} is no regular file")
             if self.is_closed:
-                require_inside(self.folder, path)
+                require_inside(self.folder, path, DatasetError)
 
 
 def open_store(

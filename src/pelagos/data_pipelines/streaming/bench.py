@@ -18,6 +18,7 @@ import numpy as np
 
 from pelagos.data_pipelines.foreign import Description, ForeignDataset, open_readable
 from pelagos.data_pipelines.foreign.identity import object_sizes
+from pelagos.data_pipelines.foreign.opening import require_stored
 from pelagos.data_pipelines.store import Dataset, DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset
 from pelagos.data_pipelines.streaming.loader import StreamLoader
@@ -127,6 +128,7 @@ def bench(
     ):
         if value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
+    require_stored(uri)
     progress("opening")
     started = time.perf_counter()
     dataset = open_readable(uri, storage_options, description)

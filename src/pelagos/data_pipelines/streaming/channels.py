@@ -148,3 +148,29 @@ class Channels:
     def beside(self, values: Sequence[float]) -> Tensor:
         """Return one number per channel as `[C, 1, …]`, which goes with `[…, C, *grid]`."""
         return torch.tensor(values, dtype=torch.float32).view(-1, *(1,) * self.num_dimensions)
+
+
+def fill_absent(
+    normalized: Tensor,
+    fields: Sequence[str],
+    absent: Collection[str],
+    *,
+    masks: Collection[str] = (),
+    absent_value: float = 0.0,
+    axis: int = 1,
+) -> Tensor:
+    """Return normalised values with absent channels as `Channels.write` makes them.
+
+    Args:
+        normalized: the channels are along `axis`.
+        fields: names of the channels, in order.
+        absent: names of those that the data lack.
+        masks: names of channels that are 1 where they are absent; no normalisation changes them.
+        absent_value: the value of the other absent channels.
+    """
+    for names, value in ((set(absent) - set(masks), absent_value), (set(absent) & set(masks), 1.0)):
+        where = [channel for channel, name in enumerate(fields) if name in names]
+        if where:
+            at = torch.tensor(where, dtype=torch.long, device=normalized.device)
+            normalized = normalized.index_fill(axis, at, value)
+    return normalized

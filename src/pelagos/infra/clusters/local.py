@@ -32,7 +32,8 @@ class LocalCluster(Cluster):
     makes_runs_wait = False
 
     def check(self) -> list[Check]:
-        return examine(self.config.storage if "://" not in self.config.storage else "runs")
+        place = "runs" if "://" in self.config.storage else self.config.storage
+        return examine(place, imports=False)  # `pelagos doctor` imports them
 
     def render(self, submission: Submission) -> dict[str, str]:
         environment = "".join(f"{k}={v}\n" for k, v in sorted(submission.environment.items()))

@@ -4,7 +4,7 @@ import uuid
 
 from pelagos.infra.clusters.schema import ClusterConfig
 from pelagos.infra.doctor import Check
-from pelagos.infra.storage.directory_store import ObjectStore, open_store
+from pelagos.infra.storage.local import ObjectStore, open_store
 from pelagos.infra.storage.remote import StorageError
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from torch import Tensor
 
 from pelagos.data_pipelines.store.readable import ReadableDataset
-from pelagos.data_pipelines.streaming.mixtures.mixture import LABEL_PARAMETER
+from pelagos.data_pipelines.store.schema import LABEL_PARAMETER
 from pelagos.evaluation.forecasting.batches import Measurement
 from pelagos.evaluation.forecasting.images import ImageEvaluation, ImageMeasurement
 from pelagos.jobs.measuring.spreading import measure_all

@@ -23,14 +23,13 @@ from pathlib import Path
 
 from pelagos import plugins
 from pelagos.infra.private_directory import temporary_directory
-from pelagos.infra.storage.directory_store import ObjectStore, open_store
+from pelagos.infra.storage.local import ObjectStore, open_store
 from pelagos.infra.storage.remote import StorageError, is_remote
 from pelagos.jobs.submission.as_submitted import (
     MICRO_BATCH,
 )
 from pelagos.jobs.submission.kinds import kind_of
 from pelagos.jobs.submission.placing import place_job
-from pelagos.jobs.submission.records.causes import classify, decide_retry
 from pelagos.jobs.submission.records.record import RecordError, RunRecord
 from pelagos.jobs.submission.records.summary import Progress
 from pelagos.jobs.submission.shipping.mirror import Mirror
@@ -38,6 +37,7 @@ from pelagos.platform.config.kinds import Job, as_kind
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.console import HarmlessConsole
+from pelagos.platform.records.causes import classify, decide_retry
 from pelagos.platform.records.runs import Outcome, RunDirectory
 from pelagos.platform.records.states import State
 

@@ -21,8 +21,8 @@ from pelagos.infra.clusters import (
     open_cluster,
 )
 from pelagos.infra.private_directory import cache_directory
-from pelagos.infra.storage.directory_store import ObjectStore, open_store
 from pelagos.infra.storage.files import read_regular
+from pelagos.infra.storage.local import ObjectStore, open_store
 from pelagos.infra.storage.remote import StorageError, StorageMissingError, is_remote
 from pelagos.jobs.submission.others_jobs import require_own_places
 from pelagos.jobs.submission.planning import Options, SubmissionPlan, plan

@@ -14,7 +14,7 @@ from pelagos.infra.clusters import (
     Submission,
 )
 from pelagos.infra.signatures import digest_of
-from pelagos.infra.storage.directory_store import ObjectStore
+from pelagos.infra.storage.local import ObjectStore
 from pelagos.jobs.submission.records.record import RecordError, RunRecord
 from pelagos.platform.records.states import State
 

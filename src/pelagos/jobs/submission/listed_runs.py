@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from pelagos.infra.clusters import ClusterConfig
-from pelagos.infra.storage.directory_store import ObjectStore
+from pelagos.infra.storage.local import ObjectStore
 from pelagos.infra.storage.remote import StorageError
 from pelagos.jobs.submission.following import current_state, storage_of, with_cluster
 from pelagos.jobs.submission.records.record import (

@@ -23,8 +23,8 @@ from pydantic import TypeAdapter
 from pelagos.infra.clusters.storage_check import check_store
 from pelagos.infra.doctor import PACKAGES, Check
 from pelagos.infra.ray_cluster import ray_cluster
-from pelagos.infra.storage.directory_store import open_store
 from pelagos.infra.storage.files import below, read_regular, replace_durably
+from pelagos.infra.storage.local import open_store
 from pelagos.infra.storage.remote import StorageError
 from pelagos.platform.config.measure import ProbeJob
 

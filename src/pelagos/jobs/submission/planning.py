@@ -14,7 +14,7 @@ from pelagos.infra.clusters import (
     Submission,
     open_cluster,
 )
-from pelagos.infra.storage.directory_store import ObjectStore, open_store
+from pelagos.infra.storage.local import ObjectStore, open_store
 from pelagos.jobs.submission.handing_over import (
     environment_of,
 )
@@ -34,6 +34,7 @@ from pelagos.platform.config.load import (
     read_yaml_text,
     resolve_yaml,
 )
+from pelagos.platform.config.locating import errors_of
 from pelagos.platform.config.overrides import override
 from pelagos.platform.config.sweep import SweepJob
 
@@ -180,7 +181,8 @@ def plan(
             runs += _plan_sweep(as_kind(SweepJob, job), cluster, common, earlier, store)
         else:
             job = prepare(job, config)
-            notes = _check_job(job, earlier, after, store)
+            with errors_of(entry.path, given):
+                notes = _check_job(job, earlier, after, store)
             submission = replace(
                 common, run=options.name or kind.run_name(job), needs=kind.needs(job)
             )

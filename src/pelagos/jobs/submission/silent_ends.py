@@ -1,7 +1,7 @@
 """Runs whose process ended silently: a killed node reports nothing."""
 
-from pelagos.jobs.submission.records.causes import classify, decide_retry
 from pelagos.jobs.submission.records.record import RunRecord
+from pelagos.platform.records.causes import classify, decide_retry
 from pelagos.platform.records.states import State
 
 STOPPED_AT_ONCE = "stopped at once"

@@ -303,6 +303,7 @@ def _trial(
             "runs_dir": sweep.runs_dir,
             "resources": job.resources.model_copy(update=resources),
             "tracking": sweep.tracking,
+            "plugins": tuple(dict.fromkeys([*sweep.plugins, *job.plugins])),
         }
     )
     return Trial(name, label, overrides, seed, trajectories, job)

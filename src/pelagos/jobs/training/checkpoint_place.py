@@ -10,7 +10,7 @@ import socket
 from typing import Any
 
 from pelagos.infra.json_text import parse_json
-from pelagos.infra.storage.directory_store import DirectoryStore, ObjectStore
+from pelagos.infra.storage.local import DirectoryStore, ObjectStore
 from pelagos.infra.storage.remote import RemoteStore, StorageError, StorageMissingError, is_remote
 from pelagos.jobs.training.datasets import options_for
 from pelagos.platform.checkpoint import CheckpointStore

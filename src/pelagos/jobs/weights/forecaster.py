@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.data_pipelines.store.readable import ReadableDataset
-from pelagos.data_pipelines.streaming.channels import Channels
+from pelagos.data_pipelines.streaming.channels import Channels, fill_absent
 from pelagos.data_pipelines.streaming.given_fields import given_fields
 from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.evaluation.forecasting.rollout import Predict
@@ -188,14 +188,14 @@ class Forecaster:
         return 1 if self.objective.input_frames == 1 else 2
 
     def _fill(self, normalized: Tensor, absent: Collection[str]) -> Tensor:
-        if not absent:
-            return normalized
-        channels = [self.fields.index(name) for name in absent]
-        masks = [channel for channel in channels if channel in self._masks.channels]
-        for where, value in ((channels, self._absent_value), (masks, 1.0)):
-            at = torch.tensor(where, dtype=torch.long, device=normalized.device)
-            normalized = normalized.index_fill(self._channel_axis, at, value)
-        return normalized
+        return fill_absent(
+            normalized,
+            self.fields,
+            absent,
+            masks=[self.fields[channel] for channel in self._masks.channels],
+            absent_value=self._absent_value,
+            axis=self._channel_axis,
+        )
 
     def _check_absent(self, absent: Collection[str]) -> None:
         strangers = sorted(set(absent) - set(self.fields))

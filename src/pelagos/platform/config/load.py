@@ -31,6 +31,7 @@ from pelagos.platform.config.old_options import (
     OLD_OPTIONS,
     SECTION,
     is_default,
+    is_old,
     move_keys,
     move_options,
     new_path,
@@ -40,6 +41,10 @@ from pelagos.platform.config.schema import OptimizerConfig, TrainingJob
 from pelagos.platform.config.sweep import SweepJob
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+GIVEN_AS_OVERRIDE = 0
+"""The line of a key whose value is no line of the file, but an override."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"line {self.line}: " if self.line else ""
+        if self.line == GIVEN_AS_OVERRIDE:
+            where = "override: "
         key = ".".join(str(part) for part in self.key) or "(whole file)"
         return f"{where}{key}: {self.message}"
 
@@ -91,7 +98,9 @@ def located(error: ConfigError, path: str, overrides: Sequence[str] = ()) -> Con
     tree, lines = parse_yaml(read_yaml_text(path), path)
     move_options(tree, lines)
     _apply_overrides(tree, lines, _job_kind(tree, lines, path), overrides, [])
-    problems = [replace(p, line=p.line or _line_of(p.key, lines)) for p in error.problems]
+    problems = [
+        p if p.line is not None else replace(p, line=_line_of(p.key, lines)) for p in error.problems
+    ]
     return ConfigError(path, sorted(problems, key=lambda p: p.line or 0))
 
 
@@ -285,6 +294,7 @@ def _apply_overrides(
             problems.append(Problem(path, f"override {override!r} does not lead to a value"))
         for key in [key for key in lines if key[: len(path)] == path]:
             del lines[key]  # this value no longer comes from that line of the file
+        lines[path] = GIVEN_AS_OVERRIDE
     return problems
 
 
@@ -356,6 +366,9 @@ def _explain(detail: Any, kind: Any, lines: dict[KeyPath, int]) -> Problem:
         if isinstance(p, int) or (is_own and p is last) or not _is_union_member(str(p))
     )
     line = _line_of(key, lines)
+    if detail["type"] == "extra_forbidden" and is_old(key):
+        new = ".".join(map(str, new_path(key)))
+        return Problem(key, f"is also given as {new}, its present name: keep that one", line)
     if detail["type"] == "extra_forbidden":
         section = _section_at(kind, key[:-1])
         known = list(section.model_fields) if section else []

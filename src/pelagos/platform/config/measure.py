@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pelagos.platform.config.schema import (
     PLUGINS,
@@ -15,7 +15,7 @@ from pelagos.platform.config.schema import (
     RunName,
     Section,
 )
-from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, WeightsChoice
+from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, WeightsChoice, split_checkpoint
 
 
 class EvaluateResources(Section):
@@ -52,7 +52,7 @@ class EvaluateJob(Section):
     """Measure a trained run on held-out trajectories: `pelagos evaluate RUN`."""
 
     job: Literal["evaluate"] = "evaluate"
-    run: RunName = Field(description="The run to evaluate.")
+    run: RunName = Field(description="The run to evaluate, or RUN@WHICH.")
     runs_dir: PathText = Field("runs", description="Directory that holds the runs.")
     checkpoint: CheckpointName = Field("last", description="last, best, or a step number.")
     weights: WeightsChoice = Field("auto", description=WEIGHTS_DESCRIPTION)
@@ -86,6 +86,11 @@ class EvaluateJob(Section):
     )
     plugins: Plugins = PLUGINS
     tracking: bool = Field(True, description="Log the results to the run's MLflow store.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _run_at_checkpoint(cls, given: Any) -> Any:
+        return split_checkpoint(given)
 
     @field_validator("rollout_windows")
     @classmethod

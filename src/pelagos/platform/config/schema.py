@@ -28,6 +28,7 @@ from pelagos.platform.config.section import PositiveInt as PositiveInt
 from pelagos.platform.config.section import RegularExpression as RegularExpression
 from pelagos.platform.config.section import RunName as RunName
 from pelagos.platform.config.section import Section as Section
+from pelagos.platform.config.section import Seed as Seed
 from pelagos.platform.config.starting import LowRankConfig, SourceConfig
 
 PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
@@ -101,7 +102,7 @@ class GenerateJob(Section):
 
     job: Literal["generate"] = "generate"
     name: RunName = Field(description="Name of the job.")
-    seed: NonNegativeInt = Field(0, description="Seed of every random draw.")
+    seed: Seed = Field(0, description="Seed of every random draw.")
     datasets: Annotated[tuple[GenerateDataset, ...], Field(min_length=1)] = Field(
         description="The datasets to simulate, one after the other."
     )
@@ -389,7 +390,7 @@ class TrainingJob(Section):
     name: Annotated[RunName, Meaning.PLACE, Trait.HOME] = Field(
         description="Name of the run; names its directory."
     )
-    seed: NonNegativeInt = Field(0, description="Seed of weights and sample order.")
+    seed: Seed = Field(0, description="Seed of weights and sample order.")
     runs_dir: Annotated[PathText, Meaning.PLACE, Trait.HOME, Trait.INPUTS] = Field(
         "runs", description="Directory that holds one directory per run."
     )

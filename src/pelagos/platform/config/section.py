@@ -10,6 +10,8 @@ from pelagos.infra.storage.files import expanded_path
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+# What torch and numpy take, with room for the numbers that are added to it.
+Seed = Annotated[int, Field(ge=0, lt=2**62)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -43,6 +45,27 @@ AddressText = Annotated[str, AfterValidator(reject_credentials)]
 PathText = Annotated[str, AfterValidator(expanded_path), AfterValidator(reject_credentials)]
 # YAML reads a step as a number, and `last` as text.
 CheckpointName = Annotated[str, BeforeValidator(_as_text)]
+
+
+def split_checkpoint(given: Any) -> Any:
+    """Return a section's mapping with `run: RUN@WHICH` as `run` and `checkpoint`, else unchanged.
+
+    >>> split_checkpoint({"run": "quickstart@best"})
+    {'run': 'quickstart', 'checkpoint': 'best'}
+
+    Raises:
+        ValueError: the mapping also has another `checkpoint`, or nothing follows the @.
+    """
+    named = given.get("run") if isinstance(given, dict) else None
+    if not isinstance(named, str) or "@" not in named:
+        return given
+    run, _, which = named.partition("@")
+    if not which:
+        raise ValueError(f"run: {named}: expected last, best or a step after the @")
+    other = given.get("checkpoint")
+    if other is not None and str(other) != which:
+        raise ValueError(f"run: {named} and checkpoint: {other} name two checkpoints; keep one")
+    return {**given, "run": run, "checkpoint": which}
 
 
 class Section(BaseModel):

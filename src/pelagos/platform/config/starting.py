@@ -1,8 +1,8 @@
 """Starting points of a training: existing weights, and low-rank updates to them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pelagos.platform.config.section import (
     WEIGHTS_DESCRIPTION,
@@ -14,13 +14,14 @@ from pelagos.platform.config.section import (
     RunName,
     Section,
     WeightsChoice,
+    split_checkpoint,
 )
 
 
 class SourceConfig(Section):
     """Source of the weights: either `run` or `uri`."""
 
-    run: RunName | None = Field(None, description="Name of a run.")
+    run: RunName | None = Field(None, description="Name of a run, or RUN@WHICH.")
     runs_dir: PathText | None = Field(
         None, description="Directory of that run; default: `runs_dir`."
     )
@@ -37,6 +38,11 @@ class SourceConfig(Section):
     prefix: str | None = Field(
         None, description="Prefix before the network's own names in a foreign file."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _run_at_checkpoint(cls, given: Any) -> Any:
+        return split_checkpoint(given)
 
 
 class LowRankConfig(Section):

@@ -8,12 +8,13 @@ from pelagos.platform.config.marks import Sets, Trait
 from pelagos.platform.config.meanings import has, names_of
 from pelagos.platform.config.schema import (
     Fraction,
-    NonNegativeInt,
     PathText,
+    Plugins,
     PositiveFloat,
     PositiveInt,
     RunName,
     Section,
+    Seed,
     TrackingConfig,
 )
 
@@ -59,7 +60,7 @@ class SearchConfig(Section):
         1,
         description="Draws from `random` for each combination; population: members of each.",
     )
-    seed: NonNegativeInt = Field(0, description="Seed of the draws.")
+    seed: Seed = Field(0, description="Seed of the draws.")
     grace_validations: PositiveInt = Field(
         1, description="asha: validations before a trial may be stopped."
     )
@@ -125,7 +126,7 @@ class SweepJob(Section):
     trajectories: Annotated[tuple[PositiveInt, ...], Sets("data.max_trajectories")] = Field(
         (), description="Numbers of training trajectories (data.max_trajectories); default: all."
     )
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), Sets("seed")] = Field(
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Sets("seed")] = Field(
         (0,), description="Seeds; every variant is run with each."
     )
     baseline: str | None = Field(
@@ -143,6 +144,9 @@ class SweepJob(Section):
         "one on this machine.",
     )
     tracking: Annotated[TrackingConfig, Sets("tracking")] = TrackingConfig()
+    plugins: Plugins = Field(
+        (), description="Modules that are imported first, in addition to those that its jobs name."
+    )
 
     @classmethod
     def keys_set(cls) -> dict[str, str]:

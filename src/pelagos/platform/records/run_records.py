@@ -10,11 +10,17 @@ End = Literal[State.FINISHED, State.STOPPED, State.FAILED]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a launch ended, as a value: finished, stopped on request, or failed with its cause."""
+    """How a launch ended, as a value: finished, stopped on request, or failed with its cause.
+
+    Attributes:
+        step: the last completed step.
+        is_saved: of one that was stopped: whether a checkpoint of that step was saved.
+    """
 
     kind: End
     step: int
     cause: str = ""
+    is_saved: bool = True
 
 
 class RunRecords(Protocol):

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from pelagos.data_pipelines.store import DatasetError
 from pelagos.data_pipelines.store.readable import ReadableDataset, Region
+from pelagos.data_pipelines.store.schema import LABEL_PARAMETER
 from pelagos.data_pipelines.streaming.channels import Channels
 from pelagos.data_pipelines.streaming.crops import crop_region
 from pelagos.data_pipelines.streaming.given_fields import given_fields
@@ -38,7 +39,6 @@ from pelagos.data_pipelines.streaming.mixtures.mixture_state import (
 from pelagos.data_pipelines.streaming.normalization import Normalization
 
 Windows = tuple[tuple[int, ...], ...]
-LABEL_PARAMETER = "label"
 
 
 class Mixture:

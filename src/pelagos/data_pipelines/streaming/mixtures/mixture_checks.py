@@ -25,7 +25,7 @@ def mixture_problems(entries: Sequence[MixtureEntry], fields: Sequence[str]) -> 
         if not set(fields) & set(dataset.field_names):
             problems.append(
                 f"{dataset.uri} has fields {list(dataset.field_names)}, none of the model's "
-                f"channels {list(fields)}"
+                f"channels {list(fields)}: set data.fields"
             )
         unknown = sorted(set(entry.offset) - set(fields))
         if unknown:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from pelagos.infra.clusters import Needs
-from pelagos.infra.storage.directory_store import ObjectStore
+from pelagos.infra.storage.local import ObjectStore
 from pelagos.jobs.submission.shipping.mirror import Mirror
 from pelagos.platform.config.kinds import Job
 from pelagos.platform.console import HarmlessConsole

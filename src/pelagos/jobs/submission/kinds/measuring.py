@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from pelagos.infra.clusters import Needs
-from pelagos.jobs.submission import node_probe, sweep_reports
 from pelagos.jobs.submission.kinds.base import Attempt, JobKind, Key, Place
 from pelagos.jobs.submission.kinds.places import on_this_ray, place_tracking
 from pelagos.jobs.submission.records.record import RunRecord
@@ -66,6 +65,7 @@ class SweepKind(JobKind[SweepJob]):
         return job.model_copy(update={"runs_dir": str(runs_dir)})
 
     def run(self, job: SweepJob, attempt: Attempt, console: HarmlessConsole) -> Outcome:
+        from pelagos.jobs.submission import sweep_reports
         from pelagos.jobs.sweeping.report_text import show_report
 
         ends = {}
@@ -89,5 +89,7 @@ class ProbeKind(JobKind[ProbeJob]):
         return Needs(job.num_nodes, job.cpus_per_node, job.gpus_per_node)
 
     def run(self, job: ProbeJob, attempt: Attempt, console: HarmlessConsole) -> Outcome:
+        from pelagos.jobs.submission import node_probe
+
         node_probe.run(job, attempt.store.uri, attempt.runs_dir)
         return Outcome(State.FINISHED, 0)

@@ -28,7 +28,7 @@ from pelagos.infra.clusters.ray_jobs import (
 )
 from pelagos.infra.clusters.schema import RayConfig, RayQuotas
 from pelagos.infra.signatures import is_signed
-from pelagos.infra.storage.directory_store import ObjectStore, open_store
+from pelagos.infra.storage.local import ObjectStore, open_store
 from pelagos.infra.storage.remote import StorageError
 from pelagos.jobs.submission.handing_over import submission_of
 from pelagos.jobs.submission.ray_queue.rules import (

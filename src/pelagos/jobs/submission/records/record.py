@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pelagos.infra.signatures import Sign, digest_of, signed_text, unsigned
-from pelagos.infra.storage.directory_store import ObjectStore
+from pelagos.infra.storage.local import ObjectStore
 from pelagos.infra.storage.remote import StorageError
 from pelagos.jobs.submission.records.events import MOST_BYTES, MOST_TEXT, SUBMITTING, parse_event
 from pelagos.jobs.submission.records.summary import Progress, Summary, encoded, parse_summary

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pelagos.infra.memory_budget import require_affordable
-from pelagos.infra.storage.directory_store import ObjectStore
 from pelagos.infra.storage.files import below, files_below, replace_durably
+from pelagos.infra.storage.local import ObjectStore
 from pelagos.infra.storage.remote import StorageError
 
 PART_BYTES = 2**20

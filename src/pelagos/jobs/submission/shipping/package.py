@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pelagos
-from pelagos.infra.storage.directory_store import DirectoryStore, ObjectStore
+from pelagos.infra.storage.local import DirectoryStore, ObjectStore
 from pelagos.infra.storage.remote import StorageMissingError
 from pelagos.jobs.submission.shipping.included_files import included_files, is_skipped
 

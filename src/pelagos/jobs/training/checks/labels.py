@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Iterator
 
+from pelagos.data_pipelines.store.schema import LABEL_PARAMETER
 from pelagos.data_pipelines.streaming.loader import load_batch
-from pelagos.data_pipelines.streaming.mixtures.mixture import LABEL_PARAMETER, Mixture
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
 from pelagos.data_pipelines.streaming.sampler import SampleIndex
 from pelagos.models.objectives import Classification, Objective, Segmentation
 

@@ -1,4 +1,8 @@
-"""Why a run failed, and whether trying again can help."""
+"""Why a run failed, and whether trying again can help: at once, within a launch, and as a new attempt.
+
+Within a launch Ray restarts the workers after a failure that is not permanent (`is_permanent`), as often
+as `health.max_failures` says. A submitted run that has failed is started again as `decide_retry` says.
+"""
 
 import re
 from dataclasses import dataclass
@@ -41,6 +45,7 @@ PATTERNS: tuple[tuple[CauseKind, str], ...] = (
     ),
 )
 
+# Another attempt may go well: on another node, or after a while.
 RETRIED = ("node lost", "hang", "preempted", "infrastructure")
 
 
@@ -59,6 +64,19 @@ def classify(cause: str) -> CauseKind:
         if re.search(pattern, cause, re.IGNORECASE):
             return kind
     return "infrastructure"
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether workers that are restarted at once would only meet the same error again.
+
+    This is so for mistakes of the job and its data, for too little memory, and for storage that has no
+    room or gave no answer for as long as it is asked. It is not so for a lost peer, nor for an error
+    that no pattern knows.
+    """
+    if isinstance(error, ConnectionError | TimeoutError):
+        return False
+    kind = classify(f"{type(error).__name__}: {error}")
+    return kind not in RETRIED or isinstance(error, OSError | ValueError)
 
 
 def decide_retry(
