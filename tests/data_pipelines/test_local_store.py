@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pelagos.data_pipelines.store import DatasetError
-from pelagos.data_pipelines.store import object_store as module
 from pelagos.data_pipelines.store.errors import ObjectMissingError
 from pelagos.data_pipelines.store.object_store import open_store
+from pelagos.infra.storage import local as module
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_links_inside_are_followed_and_links_out_are_not(store: module.LocalStor
     (beside / "file").write_bytes(b"secret")
     (store.root / "near").symlink_to(beside / "file")
     for key in ("out", "folder/file", "near"):
-        with pytest.raises(DatasetError, match="leads out of the dataset over a link, to "):
+        with pytest.raises(DatasetError, match="leads out of .* over a link, to "):
             store.read(key)
-    with pytest.raises(DatasetError, match="leads out of the dataset over a link"):
+    with pytest.raises(DatasetError, match="leads out of .* over a link"):
         store.write("folder/new", b"")
     whole = store.root.parent / "whole"
     whole.symlink_to(store.root)  # is the choice of whoever names it

@@ -23,7 +23,6 @@ from pelagos.data_pipelines.store.coordinates import (
     coordinate_documents,
     is_coordinate,
 )
-from pelagos.data_pipelines.store.object_store import TEMPORARY_MARK
 from pelagos.data_pipelines.store.object_store import open_store as open_objects
 from pelagos.data_pipelines.store.readable import SpecReader
 from pelagos.data_pipelines.store.staging import (
@@ -33,6 +32,7 @@ from pelagos.data_pipelines.store.staging import (
     unfinished_root,
 )
 from pelagos.data_pipelines.store.zarr_view import open_group, open_store
+from pelagos.infra.storage.local import TEMPORARY_MARK
 
 
 def spec_of(**changes: Any) -> DatasetSpec:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pelagos.infra.storage.directory_store import is_remote
+from pelagos.infra.storage.remote import is_remote
 from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.checkpoint.inspection import (
     CheckpointLocation,
