@@ -259,18 +259,6 @@ def test_room_for_no_copy_at_all_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         sharing.__enter__()
 
 
-def test_of_several_errors_every_rank_raises_the_first_ranks(
-    rank_pool: Any, tmp_path: Path
-) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a disk")
-    try:
-        found = rank_pool.call(2, __file__, "fail_here", local=str(tmp_path))
-        assert found == ["ValueError: the trouble of rank 0"] * 2
-    finally:
-        rank_pool.close()  # their disks go with them
-
-
 def test_a_rank_raises_its_own_error_as_it_is() -> None:
     def fetch(directory: Path) -> None:
         raise OddError(0, "the trouble")
@@ -280,7 +268,7 @@ def test_a_rank_raises_its_own_error_as_it_is() -> None:
         sharing.__enter__()
 
 
-def test_readers_are_those_of_one_disk(rank_pool: Any, tmp_path: Path) -> None:
+def test_readers_and_errors_are_those_of_one_disk(rank_pool: Any, tmp_path: Path) -> None:
     """Who counts one too many leaves files to it that nobody verifies."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a disk")
@@ -288,6 +276,9 @@ def test_readers_are_those_of_one_disk(rank_pool: Any, tmp_path: Path) -> None:
         found = rank_pool.call(4, __file__, "share_here", local=str(tmp_path), alone_from=2)
         alone = [[f"by rank {rank}", 0, 1] for rank in (2, 3)]
         assert found == [["by rank 0", 0, 2], ["by rank 0", 1, 2], *alone]
+        # of several errors, every rank raises the first rank's
+        found = rank_pool.call(2, __file__, "fail_here", local=str(tmp_path))
+        assert found == ["ValueError: the trouble of rank 0"] * 2
     finally:
         rank_pool.close()  # their disks go with them
 
