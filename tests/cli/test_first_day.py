@@ -1,10 +1,14 @@
 """`pelagos` alone, its version, and verbs that need no torch: what they import is counted."""
 
+import json
+import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import yaml
 from typer.main import get_command
@@ -12,6 +16,8 @@ from typer.testing import CliRunner
 
 from pelagos.cli.first_day import VERBS
 from pelagos.cli.main import app
+from pelagos.data_pipelines.generate.families import FAMILIES as PROBLEMS
+from pelagos.models.registry import list_models, model_info
 
 HEAVY = ("torch", "ray", "mlflow", "matplotlib", "deepspeed", "pandas", "sympy")
 
@@ -80,3 +86,52 @@ def test_verbs_and_mistakes_that_need_no_torch_import_none(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_models_are_a_row_per_family_in_eighty_columns() -> None:
+    shown = CliRunner().invoke(app, ["models"], env={"COLUMNS": "80"}).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    said = " ".join(shown.split())
+    for name, info in ((n, model_info(n)) for n in list_models()):
+        size = name.removeprefix(f"{info.family}-")
+        assert f"{size}: " in said, name
+        if info.weights_license:
+            assert name in said.partition(f"published under {info.weights_license}")[2]
+    assert re.search(r"^ +poseidon +frame +nano: 0\.82M, t: 20\.8M\*", shown, re.MULTILINE)
+    rows = [
+        line.split()[0] for line in shown.splitlines() if re.match(r"  \w+ +\w+ +\S+: \d", line)
+    ]
+    assert rows == list(dict.fromkeys(model_info(name).family for name in list_models()))
+
+
+def test_families_of_problems_are_listed_with_equation_fields_and_parameters() -> None:
+    shown = CliRunner().invoke(app, ["generate", "--list"], env={"COLUMNS": "80"})
+    assert shown.exit_code == 0
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    said = " ".join(shown.stdout.split())
+    for family in PROBLEMS.values():
+        after_equation = said.partition(" ".join(family.equation.split()))[2]
+        assert f"fields {', '.join(family.fields)}" in after_equation, family.name
+        assert ", ".join(family.parameter_names) in after_equation
+        assert f" {family.name.lower()} {family.description}" in said
+    told = json.loads(CliRunner().invoke(app, ["generate", "--list", "--json"]).stdout)
+    assert [row["name"] for row in told] == list(PROBLEMS)
+    assert CliRunner().invoke(app, ["generate"]).exit_code == 2
+
+
+def test_files_that_are_no_dataset_yet_are_sent_to_convert(tmp_path: Path) -> None:
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)), tmp_path / "v.nii"
+    )
+    said = inspected(tmp_path / "v.nii")
+    assert "v.nii is no dataset yet. Its format is nifti: `pelagos convert" in said
+    assert "v.zarr` makes one" in said
+    np.save(tmp_path / "plain.npy", np.zeros((4, 3, 8, 8)))
+    assert "--draft-mapping` proposes one" in inspected(tmp_path / "plain.npy")
+    assert "there is no dataset at" in inspected(tmp_path / "absent.zarr")
+
+
+def inspected(path: Path) -> str:
+    shown = CliRunner().invoke(app, ["data", "inspect", str(path)])
+    assert shown.exit_code == 2
+    return " ".join(shown.output.split())

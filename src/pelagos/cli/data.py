@@ -61,12 +61,17 @@ def inspect(
 
     Example: pelagos data inspect quickstart/data/ns-sines.zarr
     """
+    from pelagos.cli.data_to_convert import as_no_dataset_yet
     from pelagos.data_pipelines.foreign.overview import ForeignOverview
     from pelagos.data_pipelines.management.inspection import describe_readable
+    from pelagos.data_pipelines.store import DatasetError
 
     with exit_on_error():
         options = storage_options(uri, endpoint_url, anonymous=anonymous)
-        found = describe_readable(uri, options, description_at(description))
+        try:
+            found = describe_readable(uri, options, description_at(description))
+        except DatasetError as error:
+            raise as_no_dataset_yet(uri, error) from error
     if as_json:
         print_json(found.to_json())
         return

@@ -29,6 +29,7 @@ from pelagos.cli.data_management import app as data_management_app
 from pelagos.cli.evaluation import evaluate_command
 from pelagos.cli.first_day import show_first_day
 from pelagos.cli.infra import app as infra_app
+from pelagos.cli.problem_families import show_problem_families
 from pelagos.cli.sweep import sweep_command
 from pelagos.infra.signals import interrupt_on_signals
 
@@ -46,6 +47,9 @@ app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(infra_app, name="infra")
 
 JobFile = Annotated[str, typer.Argument(help="The job file (YAML).", show_default=False)]
+OptionalJobFile = Annotated[
+    str | None, typer.Argument(help="The job file (YAML).", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides: dotted.key=value, e.g. optimizer.lr=1e-4", show_default=False),
@@ -93,8 +97,11 @@ def configure(
 
 @app.command()
 def generate(
-    job_file: JobFile,
+    job_file: OptionalJobFile = None,
     overrides: Overrides = None,
+    list_families: Annotated[
+        bool, typer.Option("--list", help="List the families of problems that can be simulated.")
+    ] = False,
     workers: Workers = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -106,7 +113,12 @@ def generate(
     from pelagos.cli.job_files import load_as
     from pelagos.platform.config import GenerateJob
 
+    if list_families:
+        show_problem_families(as_json)
+        return
     with exit_on_error():
+        if job_file is None:
+            raise ValueError("generate needs a job file, or --list")
         job = load_as(GenerateJob, job_file, with_choices(overrides, workers=workers))
         from pelagos.jobs import generate as job_module
         from pelagos.platform.planner import plan_generate

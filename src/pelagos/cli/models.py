@@ -1,8 +1,11 @@
 """`pelagos models`: the registry as a table, one model as a summary of its modules."""
 
+from __future__ import annotations
+
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -10,6 +13,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pelagos.cli.common import console, print_json
+
+if TYPE_CHECKING:
+    from pelagos.models.registry import ModelInfo
 
 DEPTH = 2
 
@@ -32,19 +38,31 @@ def show_models(as_json: bool) -> None:
     if as_json:
         print_json([asdict(i) for i in infos])
         return
-    table = Table("model", "parameters", "takes", "paper", "weights", box=SIMPLE_HEAD)
-    for column in (0, 1, 2, 4):
+    table = Table("family", "takes", "size: parameters", "paper", box=SIMPLE_HEAD)
+    for column in (0, 1):
         table.columns[column].no_wrap = True
-    table.columns[1].justify = "right"
-    for info in infos:
-        table.add_row(
-            info.name,
-            f"{info.parameters:,}",
-            info.call,
-            info.paper,
-            info.weights_license or "-",
-        )
+    licences: dict[str, list[str]] = {}
+    for family, found in itertools.groupby(infos, key=lambda info: info.family):
+        members = list(found)
+        for info in members:
+            if info.weights_license:
+                licences.setdefault(info.weights_license, []).append(info.name)
+        sizes = ", ".join(_size(family, info) for info in members)
+        table.add_row(family, members[0].call, sizes, members[0].paper)
     console.print(table)
+    console.print(
+        "A model's name is FAMILY-SIZE, e.g. poseidon-nano; `pelagos models NAME` shows one."
+    )
+    for licence, names in licences.items():
+        console.print(f"* weights published under {licence}: {', '.join(names)}", highlight=False)
+
+
+def _size(family: str, info: ModelInfo) -> str:
+    """Return a size as `nano: 0.8M`, with a star if weights are published."""
+    name = info.name.removeprefix(f"{family}-") if info.name != family else info.name
+    millions = info.parameters / 1e6
+    digits = 0 if millions >= 100 else 1 if millions >= 1 else 2
+    return f"{name}: {millions:,.{digits}f}M{'*' if info.weights_license else ''}"
 
 
 def show_model(name: str, as_json: bool) -> None:
