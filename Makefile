@@ -11,6 +11,7 @@
 #
 # Another interpreter: make venv PYTHON=/path/to/python3.12
 # One module's mutants: make mutants MUTANTS_OF=models/losses   (benchmarks/mutants.toml has the table)
+# Other mutants:       make mutants MUTANTS_SEED=1 MUTANTS_SAMPLE=6
 # Some tests only:     make test PYTEST_ARGS="tests/models -k poseidon"
 
 SHELL := /bin/bash
@@ -99,11 +100,14 @@ docs: $(STAMP)
 	@echo "open site/index.html"
 
 MUTANTS_OF ?=
+MUTANTS_SEED ?=
+MUTANTS_SAMPLE ?=
 mutants: export OMP_NUM_THREADS ?= 1
 mutants: export OPENBLAS_NUM_THREADS ?= 1
 mutants: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --constraint constraints.txt --editable ".[mutants]"
-	nice -n 10 $(BIN)/python benchmarks/mutants.py "$(MUTANTS_OF)"
+	nice -n 10 $(BIN)/python benchmarks/mutants.py "$(MUTANTS_OF)" \
+	  $(if $(MUTANTS_SEED),--seed $(MUTANTS_SEED)) $(if $(MUTANTS_SAMPLE),--sample $(MUTANTS_SAMPLE))
 
 lock: $(STAMP)
 	uv pip compile --quiet pyproject.toml --extra dev --constraint constraints.txt --universal \

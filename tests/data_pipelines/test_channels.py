@@ -99,6 +99,13 @@ def test_a_mask_that_a_dataset_lacks_is_one_everywhere(uri: str) -> None:
     assert (read[:, 1] == 1).all()
 
 
+def test_an_absent_channel_is_zero_after_normalisation(uri: str) -> None:
+    dataset = open_dataset(uri)
+    normalization = Normalization(("tracer", "pressure"), (5.0, 0.0), (2.0, 1.0))
+    read = Channels.of(dataset, normalization).normalized(dataset.read_frames(0, (0, 1)))
+    assert (read[:, 0] == 0).all()
+
+
 def test_channels_as_stored_are_normalised_in_place(uri: str, values: Any) -> None:
     dataset = open_dataset(uri)
     stored = Normalization(("pressure", "velocity-x"), (1.0, 2.0), (3.0, 4.0))

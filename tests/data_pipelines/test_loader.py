@@ -277,6 +277,50 @@ def test_sizes_that_do_not_divide_are_refused(mixture: Mixture) -> None:
         StreamLoader(mixture, Sampler(mixture, 0), global_batch_size=12, rank=0, world_size=5)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"global_batch_size": 0}, "global_batch_size 0 must be a multiple of world_size 1"),
+        ({"rank": 3, "world_size": 3}, "rank 3 must be in 0..2"),
+        ({"rank": -1}, "rank -1 must be in 0..0"),
+        ({"num_threads": 0}, "num_threads 0 must be at least 1, prefetch_steps 2 and start_step 0"),
+        ({"prefetch_steps": -1}, "num_threads 4 must be at least 1, prefetch_steps -1"),
+        ({"start_step": -1}, "start_step -1 not negative"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    mixture: Mixture, changes: dict[str, int], message: str
+) -> None:
+    values = {"global_batch_size": 12, **changes}
+    with pytest.raises(ValueError, match=message):
+        StreamLoader(mixture, Sampler(mixture, 0), **values)
+
+
+def test_a_loader_takes_the_sampler_of_its_mixture(mixture: Mixture) -> None:
+    other = Mixture(mixture.entries, FIELDS, pairs)
+    with pytest.raises(ValueError, match="orders another mixture"):
+        StreamLoader(mixture, Sampler(other, 0), global_batch_size=12)
+    least = {"num_threads": 1, "prefetch_steps": 0, "start_step": 0}
+    with StreamLoader(mixture, Sampler(mixture, 0), global_batch_size=2, **least) as loader:
+        assert len(next(loader)) == 2
+
+
+def test_costs_of_reading_are_summed_over_datasets_each_counted_once(make_dataset: Any) -> None:
+    (first, _), (second, _) = make_dataset(seed=1), make_dataset(seed=2)
+    entries = [MixtureEntry(d, weight=1.0) for d in (first, second, first)]
+    mixture = Mixture(entries, ["density"], pairs)
+    start = first.bytes_read + second.bytes_read
+    with StreamLoader(mixture, Sampler(mixture, 0), global_batch_size=6, stop_step=3) as loader:
+        assert loader.read_counts == {}
+        assert len(list(loader)) == 3
+        assert loader.bytes_read == first.bytes_read + second.bytes_read - start > 0
+        first.counters.add(requests=5, retry_seconds=0.5)
+        second.counters.add(requests=3, cache_hits=2)
+        assert loader.read_counts == {"requests": 8, "retry_seconds": 0.5, "cache_hits": 2}
+    with StreamLoader(mixture, Sampler(mixture, 0), global_batch_size=6, num_threads=1) as later:
+        assert later.bytes_read == 0
+
+
 def test_damage_reaches_the_consumer_with_its_place(make_dataset: Any) -> None:
     dataset, _ = make_dataset()
     shard = Path(dataset.uri) / "data/c/0/0/0/0/0"

@@ -13,6 +13,7 @@ import pytest
 from pelagos.data_pipelines.streaming.loader import StreamLoader
 from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
 from pelagos.data_pipelines.streaming.mixtures.mixture_entry import MixtureEntry
+from pelagos.data_pipelines.streaming.normalization import Normalization
 from pelagos.data_pipelines.streaming.sampler import Sampler
 
 MakeDataset = Callable[..., Any]
@@ -47,6 +48,23 @@ def test_every_rank_of_a_step_has_one_shape_and_the_batch_is_that_of_one_rank(
     for step, (shape, datasets, _) in enumerate(alone):
         assert [part[step][0] for part in parts] == [shape] * 3
         assert [d for part in parts for d in part[step][1]] == datasets
+
+
+def test_a_thread_reads_windows_of_any_size_into_one_piece_of_memory(
+    make_dataset: MakeDataset,
+) -> None:
+    """The first is the largest: a new piece for each would be written to for the first time."""
+    made = [make_dataset(n, grid_shape=grid) for n, grid in enumerate([(12, 16), (6, 8), (12, 16)])]
+    identity = Normalization.identity(["pressure", "density"])  # in another order than is stored
+    entries = [MixtureEntry(dataset) for dataset, _ in made]
+    mixture = Mixture(entries, identity.fields, lambda n: tuple((t,) for t in range(n)), identity)
+    places = set()
+    for number in (0, 1, 2, 1, 0):
+        out = np.empty(mixture.shape_on(mixture.grid_shapes[number]), np.float32)
+        mixture.read(number, 3, (2,), out)
+        np.testing.assert_array_equal(out[0], made[number][1][3, 2, ::-1])
+        places.add(mixture._scratch.buffer.ctypes.data)
+    assert len(places) == 1
 
 
 def test_shapes_and_datasets_keep_their_shares_and_every_window_comes_once(

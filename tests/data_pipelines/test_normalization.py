@@ -100,6 +100,9 @@ def test_statistics_of_several_datasets_are_those_of_all_their_values(make_datas
         assert found.std[n] == pytest.approx(values.std(), rel=1e-12)
     alone = Normalization.from_statistics([second], ["pressure"])
     assert (alone.mean, alone.std) == ((7.0,), (1.0,))  # constant everywhere
+    for wrong in (offsets[:1], [*offsets, {}]):  # a row for each dataset
+        with pytest.raises(ValueError, match=r"argument 2 is (shorter|longer)"):
+            Normalization.from_statistics([first, second], ["density"], wrong)
     with pytest.raises(
         ValueError, match=r"has field 'heat'; the datasets have \['density', 'pressure'\]"
     ):

@@ -74,6 +74,8 @@ def test_last_best_and_numbers(tmp_path: Path) -> None:
             named_step(store, which)
     store.save(30, tensors(), {"step": 30, "best": {"step": 12, "value": 0.5}})
     assert (named_step(store, "best"), named_step(store, "last")) == (12, 30)
+    cut = [text.split("@")[1] for text in ("run@best", "run@last")]  # equal words, other objects
+    assert [named_step(store, which) for which in cut] == [12, 30]
     # told by the last one alone: what an earlier one thought best may have been beaten
     store.save(40, tensors(), {"step": 40, "best": {"step": 40, "value": 0.4}})
     assert named_step(store, "best") == 40
@@ -149,6 +151,8 @@ def test_an_abandoned_save_leaves_nothing_and_takes_nothing(
 ) -> None:
     save(place, 3)
     staging = place.staging(7)
+    if isinstance(place, LocalPlace):
+        assert place.staging(7) == staging  # as every rank asks, and as after a kill
     (staging / "data").write_bytes(b"1")
     place.upload(7, staging, ["data"])
     place.discard(7, staging)
@@ -250,8 +254,9 @@ def test_files_are_recorded_and_their_damage_named(tmp_path: Path) -> None:
         f"long: got {READ_BYTES + 2} bytes, expected {READ_BYTES + 3}",
     ]
     (tmp_path / "empty").mkdir()
-    (damage,) = damaged_files(tmp_path, records[:1])
-    assert damage.startswith("empty: ")
+    one, *others = damaged_files(tmp_path, records)
+    assert one == "empty: is no regular file"
+    assert [text.split(":")[0] for text in others] == ["short", "long"]
 
 
 @pytest.mark.parametrize("count", [0, 1, READ_BYTES // 4, READ_BYTES // 4 + 1])

@@ -199,9 +199,18 @@ def test_old_checkpoints_stay_while_the_newest_is_not_whole(tmp_path: Path) -> N
     target = CheckpointStore(str(tmp_path))
     for step in (1, 2, 3):
         target.save(step, {"model.w": torch.ones(10)}, {"step": step})
-    next((tmp_path / "step-00000003").glob("__0_*")).write_bytes(b"short")
-    assert target.prune(keep_last=1, keep=set()) == []
-    assert [info.step for info in target.complete()] == [1, 2, 3]
+    newest = tmp_path / "step-00000003"
+    part, manifest = next(newest.glob("__0_*")), newest / "manifest.json"
+    whole, told = part.read_bytes(), manifest.read_bytes()
+    for path, content in ((part, b"short"), (part, None), (manifest, b"{"), (manifest, b"")):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        assert target.prune(keep_last=1, keep=set()) == []
+        assert [info.step for info in target.complete()] == [1, 2, 3]
+        part.write_bytes(whole)
+        manifest.write_bytes(told)
+    part.write_bytes(b"short")
     target.save(4, {"model.w": torch.ones(10)}, {"step": 4})
     assert target.prune(keep_last=1, keep=set()) == [1, 2, 3]
 

@@ -84,22 +84,55 @@ def load_here(
     return ""
 
 
-def share_here(local: str, dies: bool) -> tuple[str, int]:
-    """Share a file with the ranks of the group, the last of which reads late."""
+def share_here(
+    local: str, dies: bool = False, alone_from: int = 99, without_room: int = 99
+) -> tuple[str, int, int]:
+    """Share a file with the ranks of the group, the last of which reads late.
+
+    Ranks from `alone_from` on have each a disk of their own; one has no room for a copy.
+    """
     dist.init_process_group("gloo")
     rank, before = dist.get_rank(), tempfile.tempdir
+    if rank >= alone_from:
+        have_a_disk_of_ones_own(local)
 
     def fetch(directory: Path) -> None:
         if dies:
             os.kill(os.getpid(), signal.SIGKILL)
         (directory / "file").write_text(f"by rank {rank}")
 
-    tempfile.tempdir = local
+    tempfile.tempdir = local if rank != without_room else f"{local}/missing"
     try:
         with shared_copy(fetch, CheckpointGroup(60)) as copy:
             if rank == dist.get_world_size() - 1:
                 time.sleep(1.0)
-            return (copy.directory / "file").read_text(), copy.reader
+            return (copy.directory / "file").read_text(), copy.reader, copy.num_readers
+    finally:
+        tempfile.tempdir = before
+
+
+class OddError(Exception):
+    """Cannot be made again from its arguments, so it stays on the rank that met it."""
+
+    def __init__(self, rank: int, told: str) -> None:
+        super().__init__(f"{told} of rank {rank}")
+
+
+def fail_here(local: str) -> str:
+    """Fetch in vain on every rank, each for its own reason; return what was raised."""
+    dist.init_process_group("gloo")
+    rank, before = dist.get_rank(), tempfile.tempdir
+    have_a_disk_of_ones_own(local)
+
+    def fetch(directory: Path) -> None:
+        raise OddError(rank, "the trouble") if rank else ValueError("the trouble of rank 0")
+
+    tempfile.tempdir = local
+    try:
+        with shared_copy(fetch, CheckpointGroup(60)):
+            return "nothing"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     finally:
         tempfile.tempdir = before
 
@@ -205,9 +238,49 @@ def test_a_fetch_may_take_longer_than_a_collective(remote: Remote) -> None:
 
 
 def test_no_copy_is_removed_before_all_have_read_it(rank_pool: Any, tmp_path: Path) -> None:
-    found = rank_pool.call(3, __file__, "share_here", local=str(tmp_path), dies=False)
-    assert found == [["by rank 0", 0], ["by rank 0", 1], ["by rank 0", 2]]
+    found = rank_pool.call(3, __file__, "share_here", local=str(tmp_path))
+    assert found == [["by rank 0", reader, 3] for reader in range(3)]
     assert not list(tmp_path.glob("pelagos*"))
+
+
+@pytest.mark.parametrize("without_room", [0, 1])
+def test_a_rank_without_room_reads_anothers_copy(
+    rank_pool: Any, tmp_path: Path, without_room: int
+) -> None:
+    options = {"local": str(tmp_path), "without_room": without_room}
+    found = rank_pool.call(2, __file__, "share_here", **options)
+    assert found == [[f"by rank {1 - without_room}", reader, 2] for reader in range(2)]
+
+
+def test_room_for_no_copy_at_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    sharing = shared_copy(lambda directory: None, CheckpointGroup(60))
+    with pytest.raises(FileNotFoundError, match="missing"):
+        sharing.__enter__()
+
+
+def test_a_rank_raises_its_own_error_as_it_is() -> None:
+    def fetch(directory: Path) -> None:
+        raise OddError(0, "the trouble")
+
+    sharing = shared_copy(fetch, CheckpointGroup(60))
+    with pytest.raises(OddError, match="the trouble of rank 0"):
+        sharing.__enter__()
+
+
+def test_readers_and_errors_are_those_of_one_disk(rank_pool: Any, tmp_path: Path) -> None:
+    """Who counts one too many leaves files to it that nobody verifies."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a disk")
+    try:
+        found = rank_pool.call(4, __file__, "share_here", local=str(tmp_path), alone_from=2)
+        alone = [[f"by rank {rank}", 0, 1] for rank in (2, 3)]
+        assert found == [["by rank 0", 0, 2], ["by rank 0", 1, 2], *alone]
+        # of several errors, every rank raises the first rank's
+        found = rank_pool.call(2, __file__, "fail_here", local=str(tmp_path))
+        assert found == ["ValueError: the trouble of rank 0"] * 2
+    finally:
+        rank_pool.close()  # their disks go with them
 
 
 def test_the_death_of_the_rank_that_fetches_is_noticed(rank_pool: Any, tmp_path: Path) -> None:

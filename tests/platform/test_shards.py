@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from pelagos.platform.tensor_layout import flat_range_boxes, share
+from pelagos.platform.tensor_layout import flat_range_boxes, share, written_part
 
 
 def test_boxes_cover_the_range_once_and_in_order() -> None:
@@ -41,6 +45,45 @@ def test_any_number_of_ranks_reads_what_one_wrote(tmp_path: Path, world_size: in
             dcp.load({name: part}, checkpoint_id=tmp_path, no_dist=True)
             parts.append(part.local)
         assert torch.equal(torch.cat(parts).reshape(tensor.shape), tensor)
+
+
+@pytest.mark.parametrize(
+    ("mesh_shape", "placements"),
+    [
+        ((4,), (Shard(0),)),
+        ((2, 3), (Replicate(), Shard(0))),  # HSDP
+        ((3, 2), (Shard(0), Replicate())),
+        ((2, 3), (Replicate(), Replicate())),
+        ((2, 2, 2), (Replicate(), Shard(0), Replicate())),
+    ],
+)
+@pytest.mark.parametrize("shape", [(5, 3), (7,), (2, 3, 2), (1, 4)])
+def test_ranks_together_write_each_element_once_in_its_place(
+    mesh_shape: tuple[int, ...], placements: tuple[Replicate | Shard, ...], shape: tuple[int, ...]
+) -> None:
+    """Torch's fake process groups stand for the other ranks: nothing here is sent."""
+    whole = torch.arange(1.0, math.prod(shape) + 1).reshape(shape)
+    sharded = next((axis for axis, p in enumerate(placements) if isinstance(p, Shard)), None)
+    written = torch.zeros(whole.numel())
+    world_size = math.prod(mesh_shape)
+    for rank in range(world_size):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+        try:
+            mesh = init_device_mesh("cpu", mesh_shape)
+            local = whole
+            if sharded is not None:  # chunks of ceil(rows / ranks), the last ones shorter or empty
+                number, ranks = mesh.get_coordinate()[sharded], mesh_shape[sharded]
+                rows = -(-shape[0] // ranks)
+                local = whole[number * rows : (number + 1) * rows]
+            tensor = DTensor.from_local(
+                local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride()
+            )
+            part = written_part(tensor, rank, world_size)
+        finally:
+            dist.destroy_process_group()
+        assert tuple(part.shape) == shape
+        written[part.start : part.start + part.local.numel()] += part.local
+    assert torch.equal(written.reshape(shape), whole)
 
 
 def test_a_shard_is_no_operand() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from pelagos.data_pipelines.generate import (
     generate_trajectories,
     trajectory_generator,
 )
-from pelagos.data_pipelines.generate.elliptic import solve_elliptic, solve_poisson
+from pelagos.data_pipelines.generate.elliptic import apply_elliptic, solve_elliptic, solve_poisson
 
 STEADY = ["Poisson-Gauss", "Helmholtz", "Darcy"]
 
@@ -112,8 +114,47 @@ def test_wrong_elliptic_problems_are_refused() -> None:
     good = torch.ones(1, 4, 4)
     with pytest.raises(ValueError, match="positive"):
         solve_elliptic(good * 0.0, good, good, torch.zeros(1))
-    with pytest.raises(ValueError, match="batch, y, x"):
-        solve_elliptic(good, good[0], good, torch.zeros(1))
+    for wrong in ((good, good[0], good), (good, good, good[..., :3]), (good[0], good[0], good[0])):
+        told = ".*".join(re.escape(str(tuple(field.shape))) for field in wrong)
+        with pytest.raises(ValueError, match=rf"{told}; all must be \[batch, y, x\]"):
+            solve_elliptic(*wrong, torch.zeros(1))
+    for boundary in (torch.zeros(2), torch.zeros(1, 1), torch.tensor(0.0)):
+        told = re.escape(f"Got boundary of shape {tuple(boundary.shape)} for 1 problems")
+        with pytest.raises(ValueError, match=told):
+            solve_elliptic(good, good, good, boundary)
+
+
+@pytest.mark.parametrize("extent", [(1.0, 1.0), (2.0, 0.5)])
+def test_differences_of_any_field_are_those_of_its_fluxes(extent: tuple[float, float]) -> None:
+    """Flux by flux: k grad u through each face, half a cell away from the boundary's value."""
+    rng = np.random.default_rng(7)
+    k, r, u = (
+        np.exp(rng.normal(size=(2, 3, 5))),
+        rng.normal(size=(2, 3, 5)),
+        rng.normal(size=(2, 3, 5)),
+    )
+    g = np.array([0.7, -0.2])
+    found = apply_elliptic(*(torch.from_numpy(a) for a in (k, r, u, g)), extent).numpy()
+    for n, j, i in itertools.product(range(2), range(3), range(5)):
+        total = r[n, j, i] * u[n, j, i]
+        for dj, di, width in ((0, 1, extent[1] / 5), (1, 0, extent[0] / 3)):
+            for side in (-1, 1):
+                jj, ii = j + side * dj, i + side * di
+                if 0 <= jj < 3 and 0 <= ii < 5:
+                    face = 2.0 / (1.0 / k[n, j, i] + 1.0 / k[n, jj, ii])
+                    total += face * (u[n, j, i] - u[n, jj, ii]) / width**2
+                else:
+                    total += k[n, j, i] * (u[n, j, i] - g[n]) / (width / 2) / width
+        assert found[n, j, i] == pytest.approx(total, rel=1e-12, abs=1e-12)
+
+
+def test_what_is_solved_for_is_found_again_of_every_problem_of_a_batch() -> None:
+    rng = np.random.default_rng(8)
+    k, r, f = (torch.from_numpy(rng.uniform(0.5, 2.0, (3, 6, 6))) for _ in range(3))
+    g = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)
+    solution = solve_elliptic(k.float(), r, f, g)
+    assert solution.dtype == torch.float64
+    torch.testing.assert_close(apply_elliptic(k.float().double(), r, solution, g), f)
 
 
 @pytest.mark.parametrize("name", STEADY)

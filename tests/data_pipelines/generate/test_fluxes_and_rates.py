@@ -4,6 +4,7 @@ cells, rates that bound the step, and what is refused."""
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -323,32 +324,78 @@ def test_every_trajectory_has_its_own_step() -> None:
 # -- what is refused -------------------------------------------------------------------------------
 
 
+def of_shape(name: str, tensor: torch.Tensor) -> str:
+    return re.escape(f"Got {name} of shape {tuple(tensor.shape)}")
+
+
 def test_every_wrong_shape_is_refused() -> None:
+    """And named, as a user would print it."""
     ones = torch.ones(2, 3, 8, 8)
     for shape in ((8, 8, 9), (8, 9, 8), (7, 8, 8)):
         for pair in ((torch.ones(8, 8, 8), torch.ones(shape)), (torch.ones(shape), ones[0, :, :1])):
-            with pytest.raises(ValueError, match="Got displacement of shape"):
+            both = f"{of_shape('displacement', pair[0])} and speed of shape "
+            with pytest.raises(ValueError, match=both + re.escape(str(tuple(pair[1].shape)))):
                 wave_equation.solve_wave(*pair, [0.0, 1.0])
-    with pytest.raises(ValueError, match="Got displacement of shape"):
+    with pytest.raises(ValueError, match=of_shape("displacement", ones)):
         wave_equation.solve_wave(ones, ones, [0.0, 1.0])
     for state in (ones, ones[:, [0, 0, 0, 0, 0]], ones[0]):
-        with pytest.raises(ValueError, match="Got a state of shape"):
+        with pytest.raises(ValueError, match=of_shape("a state", state)):
             euler.solve_euler(state, [0.0, 1.0])
     for state in (ones[:, :2], ones[:, [0, 0, 0, 0]], ones[0]):
-        with pytest.raises(ValueError, match="Got a state of shape"):
+        with pytest.raises(ValueError, match=of_shape("a state", state)):
             shallow_water.solve_shallow_water(state, [0.0, 1.0])
     for state in (ones, ones[:, :1], ones[0]):
-        with pytest.raises(ValueError, match="Got velocity of shape"):
+        with pytest.raises(ValueError, match=of_shape("velocity", state)):
             navier_stokes.solve_navier_stokes(state, [0.0, 1.0])
     flow = ones[:, :2]
     for forcing in (torch.ones(1, 1, 2, 8, 8), torch.ones(2, 8, 7), torch.ones(8, 8)):
-        with pytest.raises(ValueError, match="Got forcing of shape"):
+        expected = of_shape("forcing", forcing) + r"; \(2, 8, 8\) or \('batch', 2, 8, 8\) is"
+        with pytest.raises(ValueError, match=expected):
             navier_stokes.solve_navier_stokes(flow, [0.0, 1.0], forcing=forcing)
     with pytest.raises(ValueError, match="Got forcing for 3 trajectories; the solver has 2"):
         navier_stokes.solve_navier_stokes(flow, [0.0, 1.0], forcing=torch.ones(3, 2, 8, 8))
-    with pytest.raises(ValueError, match="at least 2 x 2"):
-        euler.solve_euler(torch.ones(1, 4, 1, 8), [0.0, 1.0])
+    for tracer in (torch.ones(2, 2, 8, 8), torch.ones(1, 1, 8, 8), torch.ones(2, 1, 8, 6)):
+        expected = of_shape("tracer", tracer) + r"; \(2, 1, 8, 8\) is required"
+        with pytest.raises(ValueError, match=expected):
+            navier_stokes.solve_navier_stokes(
+                flow, [0.0, 1.0], tracer=tracer, tracer_diffusivity=0.1
+            )
+    for grid in ((1, 8), (8, 1)):
+        with pytest.raises(ValueError, match=re.escape(f"Got a grid of {grid}; at least 2 x 2")):
+            euler.solve_euler(torch.ones(1, 4, *grid), [0.0, 1.0])
     euler.solve_euler(torch.ones(1, 4, 2, 2), [0.0, math.ulp(1.0)])  # is enough
     for grid in ((2, 8), (8, 2), (5, 8), (8, 5)):
-        with pytest.raises(ValueError, match="even numbers of at least 4"):
+        with pytest.raises(
+            ValueError, match=f"Got a grid of {grid[0]} x {grid[1]}; even numbers of at least 4"
+        ):
             spectral.Modes.of(grid, torch.float64, torch.device("cpu"))
+
+
+# -- bits --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("grid", [(6, 10), (16, 16), (12, 20), (48, 32)])
+def test_a_transform_has_the_same_bits_beside_others(
+    grid: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """Of fields beside it in the batch, and of channels: one call of MKL makes one transform."""
+    fields = torch.randn(2, 5, *grid, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    spectra = spectral.forward(fields)
+    back = spectral.inverse(spectra, grid)
+    for row in range(2):
+        for channel in range(5):
+            one = (slice(row, row + 1), slice(channel, channel + 1))
+            assert torch.equal(spectral.forward(fields[one]), spectra[one])
+            assert torch.equal(spectral.inverse(spectra[one], grid), back[one])
+
+
+def test_no_frame_holds_a_negative_zero() -> None:
+    """Equal numbers are then equal bits, which fingerprints of datasets are made of."""
+    nothing = -torch.zeros(1, 2, 8, 8)
+    times = [0.0, 0.01]
+    burgers = solve_semilinear(nothing, times, Burgers(), diffusivity=0.0, cfl=0.5)
+    flow = navier_stokes.solve_navier_stokes(nothing, times)
+    for found in (burgers, flow, spectral.velocity_from_vorticity(nothing[:, 0])):
+        assert not found.any()
+        assert not torch.signbit(found).any()

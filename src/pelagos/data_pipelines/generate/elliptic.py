@@ -59,6 +59,11 @@ def solve_elliptic(
             f"Got conductivity, reaction and source of shapes {tuple(conductivity.shape)}, "
             f"{tuple(reaction.shape)} and {tuple(source.shape)}; all must be [batch, y, x]."
         )
+    if boundary.shape != conductivity.shape[:1]:
+        raise ValueError(
+            f"Got boundary of shape {tuple(boundary.shape)} for {conductivity.shape[0]} problems; "
+            "one value for each is required."
+        )
     if not bool((conductivity > 0.0).all()):
         raise ValueError("Got a conductivity that is not positive; it must be so in every cell.")
     fields = zip(conductivity.double(), reaction.double(), source.double(), boundary, strict=True)

@@ -53,7 +53,7 @@ class Channels:
     scale: tuple[float, ...]
     num_stored: int
     num_dimensions: int
-    absent_value: float = 0.0
+    absent_value: float
 
     @classmethod
     def of(

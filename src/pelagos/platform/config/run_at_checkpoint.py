@@ -17,7 +17,7 @@ def split_checkpoints(tree: dict[str, Any]) -> list[tuple[KeyPath, str]]:
     """
     problems: list[tuple[KeyPath, str]] = []
     for place in SECTIONS:
-        section = tree.get(place[0]) if place else tree
+        section = tree.get(str(place[0])) if place else tree
         named = section.get("run") if isinstance(section, dict) else None
         if not isinstance(section, dict) or not isinstance(named, str) or "@" not in named:
             continue

@@ -126,9 +126,8 @@ class Mixture:
     @property
     def weights_by_step(self) -> list[WeightsFrom]:
         """The share of each dataset from each step on at which one changes; first step 0."""
-        given = [e.weight for e in self.entries if e.weight is not None]
-        if given and self.has_schedule:
-            return weights_by_step(given)
+        if self.has_schedule:
+            return weights_by_step([e.weight for e in self.entries if e.weight is not None])
         return [(0, self.weights or [float(windows) for windows in self.num_windows])]
 
     @property

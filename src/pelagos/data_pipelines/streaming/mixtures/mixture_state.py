@@ -12,6 +12,7 @@ STATE_KEYS: dict[str, int | None] = {"fingerprint": None, "windows": None, "weig
 STATE_KEYS |= {"repeat": 1, "max_trajectories": None, "crop": None}
 # A state of more characters keeps digests of at most this many datasets, 12 characters each.
 LONGEST_STATE, MOST_DIGESTS = 800, 48
+_OF_EACH, _OF_ALL = 8, 64  # characters of a digest: of each dataset, or one of all of them
 
 
 def changes_of_datasets(
@@ -37,15 +38,17 @@ def digests(datasets: Sequence[Mapping[str, Any]]) -> list[str]:
     kept = [[d.get(key, usual) for key, usual in STATE_KEYS.items()] for d in datasets]
     if len(kept) > MOST_DIGESTS:
         return [hashlib.sha256(json.dumps(kept).encode()).hexdigest()]
-    return [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:8] for row in kept]
+    return [hashlib.sha256(json.dumps(row).encode()).hexdigest()[:_OF_EACH] for row in kept]
 
 
 def changes_of_digests(before: Sequence[str], now: Sequence[Mapping[str, Any]]) -> list[str]:
     """A sentence for each dataset whose digest is another now."""
     found = digests(now)
     if len(before) != len(found):
-        return [f"the number of datasets was {len(before)}, now {len(found)}"]
-    if len(found) != len(now):
+        is_of_all = [len(digest) for digest in before] == [_OF_ALL]
+        count = f"more than {MOST_DIGESTS}" if is_of_all else str(len(before))
+        return [f"the number of datasets was {count}, now {len(now)}"]
+    if len(now) > MOST_DIGESTS:
         return [] if list(before) == found else ["a dataset or its weight differs"]
     return [
         f"dataset {i} ({new['uri']}): its content, windows, weight or crop changed"
