@@ -134,7 +134,9 @@ def test_a_manifest_is_its_datasets_own(tmp_path: Path, change: Any, told: str) 
 
 def test_a_place_without_a_manifest_says_what_it_is(tmp_path: Path) -> None:
     written(tmp_path / "begun", until=2)
-    told = "is unfinished: 2 of 3 shards are written, .* missing.* writes the 1 missing shards and finishes"
+    told = (
+        "is unfinished: 2 of 3 shards are written, .* missing.* the 1 missing shards and finishes"
+    )
     with pytest.raises(DatasetError, match=told):
         open_dataset(str(tmp_path / "begun"))
     (tmp_path / "begun/.pelagos/shards/0.json").unlink()  # of a shard that is written second
