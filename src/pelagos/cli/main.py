@@ -30,6 +30,7 @@ from pelagos.cli.evaluation import evaluate_command
 from pelagos.cli.first_day import show_first_day
 from pelagos.cli.infra import app as infra_app
 from pelagos.cli.problem_families import show_problem_families
+from pelagos.cli.schema import schema_command
 from pelagos.cli.sweep import sweep_command
 from pelagos.infra.signals import interrupt_on_signals
 
@@ -216,6 +217,7 @@ app.command(name="diff")(submission.diff_command)
 app.command(name="clusters")(submission.clusters_command)
 app.command(name="export")(weights.export_command)
 app.command(name="import")(weights.import_command)
+app.command(name="schema")(schema_command)
 
 
 @app.command()
