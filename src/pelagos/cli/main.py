@@ -29,6 +29,7 @@ from pelagos.cli.data_management import app as data_management_app
 from pelagos.cli.evaluation import evaluate_command
 from pelagos.cli.first_day import show_first_day
 from pelagos.cli.infra import app as infra_app
+from pelagos.cli.new import app as new_app
 from pelagos.cli.problem_families import show_problem_families
 from pelagos.cli.schema import schema_command
 from pelagos.cli.sweep import sweep_command
@@ -43,6 +44,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 data_app.add_typer(data_management_app)
+app.add_typer(new_app, name="new")
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(infra_app, name="infra")
