@@ -17,6 +17,7 @@ from pelagos.cli.common import (
     CheckedGroup,
     RunsDir,
     console,
+    error_console,
     exit_on_error,
     finish,
     print_json,
@@ -147,13 +148,14 @@ def pretrain(
 
     Example: pelagos pretrain configs/quickstart/pretrain.yaml schedule.total_steps=100
     """
-    from pelagos.cli.job_files import load_as, report_training
+    from pelagos.cli.job_files import load_as, report_training, say_begun
     from pelagos.platform.config import PretrainJob
     from pelagos.platform.config.locating import errors_of
 
     chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
     with exit_on_error(NOTHING_SAVED), errors_of(job_file, chosen):
         job = load_as(PretrainJob, job_file, chosen)  # mistakes show before torch is imported
+        say_begun(job_file, job.name, quiet=as_json or dry_run)
         from pelagos.jobs import pretrain as job_module
         from pelagos.jobs.training.checking import checked
         from pelagos.platform.planner import plan_pretrain
@@ -163,7 +165,7 @@ def pretrain(
             plan = plan_pretrain(job, blueprint.mixture, blueprint.flops_per_sample)
             plan.show(console, as_json)
             return
-        result = job_module.run(job, console)
+        result = job_module.run(job, error_console if as_json else console)
         report_training(result, job.runs_dir, as_json)
 
 
@@ -180,13 +182,14 @@ def finetune(
 
     Example: pelagos finetune configs/quickstart/finetune.yaml source.run=quickstart
     """
-    from pelagos.cli.job_files import load_as, report_training
+    from pelagos.cli.job_files import load_as, report_training, say_begun
     from pelagos.platform.config import FinetuneJob
     from pelagos.platform.config.locating import errors_of
 
     chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
     with exit_on_error(NOTHING_SAVED), errors_of(job_file, chosen):
         job = load_as(FinetuneJob, job_file, chosen)
+        say_begun(job_file, job.name, quiet=as_json or dry_run)
         from pelagos.jobs import finetune as job_module
         from pelagos.platform.planner import plan_pretrain
 
@@ -198,7 +201,7 @@ def finetune(
             plan = plan_pretrain(prepared.job, blueprint.mixture, blueprint.flops_per_sample)
             plan.show(console, as_json)
             return
-        result = job_module.run(job, console)
+        result = job_module.run(job, error_console if as_json else console)
         report_training(result, job.runs_dir, as_json)
 
 
