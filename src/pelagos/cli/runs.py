@@ -211,7 +211,9 @@ def resume_command(
             from pelagos.jobs import resume
 
             report_training(
-                resume.resume(place, run, console, given, from_step=from_step),
+                resume.resume(
+                    place, run, error_console if as_json else console, given, from_step=from_step
+                ),
                 place,
                 as_json,
             )
