@@ -281,6 +281,7 @@ def test_sizes_that_do_not_divide_are_refused(mixture: Mixture) -> None:
     ("changes", "message"),
     [
         ({"global_batch_size": 0}, "global_batch_size 0 must be a multiple of world_size 1"),
+        ({"global_batch_size": 11, "world_size": 4}, r"of world_size 4: 11 = 4 \* 2 \+ 3"),
         ({"rank": 3, "world_size": 3}, "rank 3 must be in 0..2"),
         ({"rank": -1}, "rank -1 must be in 0..0"),
         ({"num_threads": 0}, "num_threads 0 must be at least 1; prefetch_steps 2 and start_step 0"),
