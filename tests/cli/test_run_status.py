@@ -98,3 +98,27 @@ def test_lengths_of_time() -> None:
         *("0 s", "59 s", "1 min", "59 min 59 s", "1 h 1 min", "1 d 1 h")
     ]
     assert span(float("inf")) == "-"
+
+
+LONG = "ns-and-ce-poseidon-nano-lr-0.0006-warmup-60-weight_decay-0.01-s0-34ba19"
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 100, 200])
+@pytest.mark.parametrize("name", ["short", LONG])
+def test_a_list_fits_the_terminal_and_cuts_no_name(
+    make_job: MakeJob, width: int, name: str
+) -> None:
+    job = make_job(name)
+    RunDirectory.create(job)
+    place = ["--runs-dir", str(job.runs_dir)]
+    shown = CliRunner().invoke(app, ["list", *place], env={"COLUMNS": str(width)}).stdout
+    assert name in shown
+    assert "created" in shown
+    needed = len(name) + len("created") + 7
+    assert max(map(len, shown.splitlines()[:5])) <= max(width, needed)
+    wide = CliRunner().invoke(app, ["list", *place, "--wide"], env={"COLUMNS": str(width)}).stdout
+    header = wide.splitlines()[1]
+    for column in ("run", "cluster", "state", "step", "loss", "samples/s", "last sign"):
+        assert column in header
+        assert column in shown.splitlines()[1] or f"{column}" in shown.partition("not shown: ")[2]
+    assert name in wide

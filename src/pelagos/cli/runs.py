@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from pelagos.cli.choices import Workers, require_run, with_choices
@@ -17,9 +16,9 @@ from pelagos.cli.common import (
     expanded_option,
     print_json,
 )
+from pelagos.cli.run_list import show_runs
 from pelagos.cli.run_status import show_run
 from pelagos.cli.submission import ClusterName
-from pelagos.cli.words import ago, coloured
 from pelagos.platform.config.clusters import load_clusters
 from pelagos.platform.records.description import (
     RunSummary,
@@ -41,9 +40,16 @@ RunsDir = Annotated[
 
 
 def list_command(
-    runs_dir: RunsDir = None, cluster: ClusterName = None, as_json: AsJson = False
+    runs_dir: RunsDir = None,
+    cluster: ClusterName = None,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Show every column, however wide that is.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the runs here and on every cluster: state, progress, last loss, age.
+
+    A narrow terminal shows fewer columns; names are always whole.
 
     Example: pelagos list --cluster lab
     """
@@ -72,18 +78,7 @@ def list_command(
             f"no runs in {runs_dir or DEFAULT_RUNS_DIR}; start one with `pelagos pretrain JOB.yaml`"
         )
         return
-    table = Table("run", "cluster", "state", "step", "loss", "samples/s", "last sign")
-    for s in summaries:
-        table.add_row(
-            s.run,
-            s.cluster or "-",
-            coloured(s.state),
-            f"{s.step}/{s.total_steps}" if s.total_steps else "-",
-            _number(s.metrics.get("loss"), "{:.4f}"),
-            _number(s.metrics.get("samples_per_second"), "{:.1f}"),
-            ago(s.updated),
-        )
-    console.print(table)
+    show_runs(summaries, wide=wide)
 
 
 def status_command(
