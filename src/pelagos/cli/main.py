@@ -34,6 +34,7 @@ from pelagos.cli.new import app as new_app
 from pelagos.cli.problem_families import show_problem_families
 from pelagos.cli.schema import schema_command
 from pelagos.cli.sweep import sweep_command
+from pelagos.cli.tune_lr import tune_lr_command
 from pelagos.infra.signals import interrupt_on_signals
 
 app = typer.Typer(
@@ -208,6 +209,7 @@ def finetune(
 app.command(name="evaluate")(evaluate_command)
 app.command(name="convert")(convert_command)
 app.command(name="sweep")(sweep_command)
+app.command(name="tune-lr")(tune_lr_command)
 app.command(name="compare-strategies")(compare_strategies_command)
 app.command(name="list")(runs.list_command)
 app.command(name="status")(runs.status_command)
