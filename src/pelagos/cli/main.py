@@ -31,6 +31,7 @@ from pelagos.cli.evaluation import evaluate_command
 from pelagos.cli.first_day import show_first_day
 from pelagos.cli.infra import app as infra_app
 from pelagos.cli.new import app as new_app
+from pelagos.cli.plot import plot_command
 from pelagos.cli.problem_families import show_problem_families
 from pelagos.cli.schema import schema_command
 from pelagos.cli.sweep import sweep_command
@@ -213,6 +214,7 @@ app.command(name="tune-lr")(tune_lr_command)
 app.command(name="compare-strategies")(compare_strategies_command)
 app.command(name="list")(runs.list_command)
 app.command(name="status")(runs.status_command)
+app.command(name="plot")(plot_command)
 app.command(name="resume")(runs.resume_command)
 app.command(name="submit")(submission.submit_command)
 app.command(name="logs")(submission.logs_command)
