@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from pelagos import __version__, plugins
-from pelagos.cli import runs, submission, weights
+from pelagos.cli import completion, runs, submission, weights
 from pelagos.cli.checkpoint import app as checkpoint_app
 from pelagos.cli.choices import JobRunsDir, Workers, with_choices
 from pelagos.cli.common import (
@@ -31,9 +31,11 @@ from pelagos.cli.evaluation import evaluate_command
 from pelagos.cli.first_day import show_first_day
 from pelagos.cli.infra import app as infra_app
 from pelagos.cli.new import app as new_app
+from pelagos.cli.plot import plot_command
 from pelagos.cli.problem_families import show_problem_families
 from pelagos.cli.schema import schema_command
 from pelagos.cli.sweep import sweep_command
+from pelagos.cli.tune_lr import tune_lr_command
 from pelagos.infra.signals import interrupt_on_signals
 
 app = typer.Typer(
@@ -208,9 +210,11 @@ def finetune(
 app.command(name="evaluate")(evaluate_command)
 app.command(name="convert")(convert_command)
 app.command(name="sweep")(sweep_command)
+app.command(name="tune-lr")(tune_lr_command)
 app.command(name="compare-strategies")(compare_strategies_command)
 app.command(name="list")(runs.list_command)
 app.command(name="status")(runs.status_command)
+app.command(name="plot")(plot_command)
 app.command(name="resume")(runs.resume_command)
 app.command(name="submit")(submission.submit_command)
 app.command(name="logs")(submission.logs_command)
@@ -227,7 +231,10 @@ app.command(name="schema")(schema_command)
 
 @app.command()
 def models(
-    name: Annotated[str | None, typer.Argument(help="One model, in detail.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One model, in detail.", autocompletion=completion.models),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the models: family, size, parameters, inputs, paper, licence of published weights.
