@@ -22,13 +22,7 @@ import numpy as np
 import pytest
 from static_server import serve_directory
 
-from pelagos.data_pipelines.store import (
-    CacheSettings,
-    Dataset,
-    DatasetError,
-    cache,
-    open_dataset,
-)
+from pelagos.data_pipelines.store import CacheSettings, Dataset, DatasetError, open_dataset
 from pelagos.data_pipelines.store.cache import CachedStore, row_blocks
 from pelagos.data_pipelines.store.node_cache import (
     BLOCK,
@@ -101,7 +95,8 @@ def test_a_large_block_is_fetched_in_parts(
     origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trajectory and its checksums in two requests, as each may ask for three quarters of it."""
-    monkeypatch.setattr(cache, "MAX_REQUEST_BYTES", origin.data[0].nbytes * 3 // 4)
+    most = "pelagos.data_pipelines.store.cache.MAX_REQUEST_BYTES"
+    monkeypatch.setattr(most, origin.data[0].nbytes * 3 // 4)
     dataset = origin.open(tmp_path / "cache")
     origin.check(dataset)
     assert dataset.counters.cache_misses == 7
