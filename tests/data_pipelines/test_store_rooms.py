@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import xarray
@@ -318,3 +319,19 @@ def test_no_pipe_is_read_and_no_link_out_of_a_dataset_followed(tmp_path: Path, k
         told = "elsewhere|outside"
     with pytest.raises(DatasetError, match=told):
         open_group(uri)["data"][4]  # type: ignore[index]
+
+
+def test_an_address_leads_to_its_files_or_objects(tmp_path: Path) -> None:
+    _, data = written(tmp_path / "d.zarr")
+    address = f"memory://{tmp_path.name}/seen.zarr"
+    objects = fsspec.filesystem("memory")
+    objects.put(f"{tmp_path}/d.zarr", f"/{tmp_path.name}/seen.zarr", recursive=True)
+    for uri, folder in (
+        (str(tmp_path / "d.zarr"), tmp_path / "d.zarr"),
+        (f"file://{tmp_path}/d.zarr", tmp_path / "d.zarr"),
+        (address, None),
+    ):
+        store = open_store(uri)
+        assert store.folder == folder
+        opened = zarr.open_group(store, mode="r")["data"]
+        np.testing.assert_array_equal(opened[4], data[4])  # type: ignore[index]
