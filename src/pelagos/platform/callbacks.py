@@ -6,7 +6,6 @@ steps: it gets copies of values, and torch's generator is seeded anew in each st
 
 import logging
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pelagos.plugins import own_line
 from pelagos.platform.config.schema import CallbackConfig, TrainingJob
 from pelagos.platform.records.runs import Outcome
 from pelagos.registry import Registry
@@ -132,13 +132,13 @@ class Callbacks:
             config, callback = entry
             try:
                 answers.append((entry, getattr(callback, method)(*arguments)))
-            except Exception as error:
-                text = f"callback {config.name}, {method} at step {step}: {_told(error)}"
+            except (Exception, SystemExit) as error:  # an exit must not end the run quietly
+                text = f"callback {config.name}, {method} at step {step}: {type(error).__name__}: {error}{own_line(error)}"
                 self._failed(config, step, text, error)
         return answers
 
     def _failed(
-        self, config: CallbackConfig, step: Any, text: str, error: Exception | None
+        self, config: CallbackConfig, step: Any, text: str, error: BaseException | None
     ) -> None:
         """Stop the run, or log and record the failure, as the job says of this callback."""
         if config.on_error == "stop":
@@ -173,8 +173,3 @@ def create_callback(config: CallbackConfig) -> Callback:
             "pelagos.platform.callbacks.Callback"
         )
     return callback
-
-
-def _told(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
