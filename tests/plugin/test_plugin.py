@@ -271,7 +271,10 @@ def test_a_plugin_that_exits_or_lacks_a_module_is_an_error_of_its_own(place: Pat
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("register_objective('mine', int)", "objective 'mine': expected a class that is a dataclass"),
+        (
+            "register_objective('mine', int)",
+            "objective 'mine': expected a class that is a dataclass",
+        ),
         ("register_optimizer('mine', dict)", "optimizer 'mine': expected an optimizer_kinds."),
         ("register_schedule('mine', 0.5)", "schedule 'mine': expected a function, got 0.5"),
         ("register_metric('mine', 3)", "metric 'mine': expected a function, got 3"),

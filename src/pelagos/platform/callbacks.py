@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pelagos.plugins import own_line
 from pelagos.platform.config.schema import CallbackConfig, TrainingJob
 from pelagos.platform.records.runs import Outcome
+from pelagos.plugins import own_line
 from pelagos.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,8 @@ class Callbacks:
             try:
                 answers.append((entry, getattr(callback, method)(*arguments)))
             except (Exception, SystemExit) as error:  # an exit must not end the run quietly
-                text = f"callback {config.name}, {method} at step {step}: {type(error).__name__}: {error}{own_line(error)}"
+                told = f"{type(error).__name__}: {error}{own_line(error)}"
+                text = f"callback {config.name}, {method} at step {step}: {told}"
                 self._failed(config, step, text, error)
         return answers
 
