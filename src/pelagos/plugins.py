@@ -21,12 +21,11 @@ import importlib.metadata
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pelagos.registry import registering
+from pelagos.registry import own_line, registering
 
 if TYPE_CHECKING:
     from pelagos.data_pipelines.convert.formats import Format
@@ -268,12 +267,3 @@ def _explained(name: str, error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         place = f" ({error.filename}, line {error.lineno})"
     return f"plugin {name} cannot be imported: {type(error).__name__}: {error}{place}"
-
-
-def own_line(error: BaseException) -> str:
-    """Return where an exception left a user's own code, ` (file, line: text)`; empty if it never did."""
-    library = (str(Path(importlib.__file__).parent), "<frozen", str(Path(__file__).parent))
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(library) and "site-packages" not in frame.filename:
-            return f" ({frame.filename}, line {frame.lineno}: {frame.line})"
-    return ""

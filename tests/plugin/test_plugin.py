@@ -119,13 +119,17 @@ def test_the_initial_weights_are_those_of_the_constructor(place: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
 def test_two_ray_workers_agree_and_go_on(place: Path, strategy: str) -> None:
-    job = write(place, parallel={"strategy": strategy})
-    pelagos(place, "pretrain", job, "schedule.total_steps=8")
+    entry = {"name": "ocean_lab.watch:WeightNorms", "config": {"file": "notes.jsonl", "fail_at": 6}}
+    job = write(place, parallel={"strategy": strategy}, callbacks=[entry])
+    pelagos(place, "pretrain", job, fails=True)
+    assert len(metrics(place, "own")) == 5
+    pelagos(place, "resume", "own", "callbacks.0.on_error=log")  # from step 4
     ranks = {note["rank"] for note in notes(place) if note["call"] == "start"}
     assert ranks == {0, 1}
     alone = write(place, "alone.yaml", name="alone")
     pelagos(place, "pretrain", alone, "resources.num_workers=1", "resources.launcher=none")
     losses = [m["loss"] for m in metrics(place, "own")]
+    assert len(losses) == 8
     assert losses == pytest.approx([m["loss"] for m in metrics(place, "alone")], rel=1e-5)
 
 

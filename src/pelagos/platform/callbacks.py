@@ -15,8 +15,7 @@ from torch import Tensor
 
 from pelagos.platform.config.schema import CallbackConfig, TrainingJob
 from pelagos.platform.records.runs import Outcome
-from pelagos.plugins import own_line
-from pelagos.registry import Registry
+from pelagos.registry import Registry, own_line
 
 logger = logging.getLogger(__name__)
 FAILED = "callback_failed"
