@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from typer.testing import CliRunner
 from pelagos.cli.first_day import VERBS
 from pelagos.cli.main import app
 from pelagos.data_pipelines.generate.families import FAMILIES as PROBLEMS
-from pelagos.models.registry import list_models, model_info
+from pelagos.models.registry import create_model, list_models, model_info
+from pelagos.platform.config import PretrainJob, resolve_yaml
+
+MakeJob = Callable[..., PretrainJob]
 
 HEAVY = ("torch", "ray", "mlflow", "matplotlib", "deepspeed", "pandas", "sympy")
 
@@ -135,3 +139,33 @@ def inspected(path: Path) -> str:
     shown = CliRunner().invoke(app, ["data", "inspect", str(path)])
     assert shown.exit_code == 2
     return " ".join(shown.output.split())
+
+
+def test_a_training_says_what_it_is_about_to_do_and_json_stays_json(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job("told", schedule__total_steps=3, schedule__warmup_steps=0)
+    path = tmp_path / "told-job.yaml"
+    path.write_text(resolve_yaml(job))
+    shown = CliRunner().invoke(app, ["pretrain", str(path)], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    lines = [line for line in shown.output.splitlines() if line.strip()]
+    assert lines[0] == f"told: {path} is read; opening data and building the model"
+    found = {line.split()[0]: line for line in lines[1:7]}
+    assert list(found) == ["run", "data", "model", "memory", "tracking", "workers"]
+    assert found["run"].split()[1] == str(tmp_path / "runs" / "told")
+    network = create_model("poseidon-nano", in_channels=4, out_channels=4, **job.model.config)
+    count = sum(p.numel() for p in network.parameters())
+    assert f"poseidon-nano, {count:,} parameters" in found["model"]
+    # fp32 weights, gradients and AdamW's two moments
+    assert f"{count * 16 / 2**20:.1f} MiB" in found["memory"]
+    assert "experiment pelagos" in found["tracking"]
+    assert found["workers"].endswith("this process, without Ray")
+
+    told = subprocess.run(
+        [sys.executable, "-m", "pelagos.cli.main", "pretrain", str(path), "name=other", "--json"],
+        capture_output=True,
+        text=True,
+    )
+    assert json.loads(told.stdout)["outcome"]["kind"] == "finished"
+    assert "model    poseidon-nano" in told.stderr

@@ -7,8 +7,8 @@ from pelagos import __version__
 from pelagos.cli.common import console
 
 VERBS = {
-    "doctor": "check what this machine has",
-    "generate JOB.yaml": "simulate a dataset; `pelagos convert` reads your own files",
+    "convert FILES DATASET": "make a dataset of your files; `generate` simulates one",
+    "new pretrain": "write a job file that fits your data",
     "pretrain JOB.yaml": "train a model on datasets",
     "status RUN": "see how far a run is; `pelagos list` shows all",
     "evaluate RUN": "measure it on held-out data, with a report",

@@ -40,6 +40,14 @@ def load_as(kind: type[AnyJob], path: str, overrides: Sequence[str] | None) -> A
     return job
 
 
+def say_begun(path: str, name: str, *, quiet: bool) -> None:
+    """Print at once that a job was read, before what takes seconds."""
+    if not quiet:
+        console.print(
+            f"{name}: {path} is read; opening data and building the model", soft_wrap=True
+        )
+
+
 def is_job_file(argument: str) -> bool:
     """Whether an argument names a file of a job, and not data or a run."""
     return argument.endswith((".yaml", ".yml")) and Path(argument).exists()

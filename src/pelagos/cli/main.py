@@ -17,6 +17,7 @@ from pelagos.cli.common import (
     CheckedGroup,
     RunsDir,
     console,
+    error_console,
     exit_on_error,
     finish,
     print_json,
@@ -29,8 +30,12 @@ from pelagos.cli.data_management import app as data_management_app
 from pelagos.cli.evaluation import evaluate_command
 from pelagos.cli.first_day import show_first_day
 from pelagos.cli.infra import app as infra_app
+from pelagos.cli.new import app as new_app
+from pelagos.cli.plot import plot_command
 from pelagos.cli.problem_families import show_problem_families
+from pelagos.cli.schema import schema_command
 from pelagos.cli.sweep import sweep_command
+from pelagos.cli.tune_lr import tune_lr_command
 from pelagos.infra.signals import interrupt_on_signals
 
 app = typer.Typer(
@@ -42,6 +47,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 data_app.add_typer(data_management_app)
+app.add_typer(new_app, name="new")
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(infra_app, name="infra")
@@ -144,13 +150,14 @@ def pretrain(
 
     Example: pelagos pretrain configs/quickstart/pretrain.yaml schedule.total_steps=100
     """
-    from pelagos.cli.job_files import load_as, report_training
+    from pelagos.cli.job_files import load_as, report_training, say_begun
     from pelagos.platform.config import PretrainJob
     from pelagos.platform.config.locating import errors_of
 
     chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
     with exit_on_error(NOTHING_SAVED), errors_of(job_file, chosen):
         job = load_as(PretrainJob, job_file, chosen)  # mistakes show before torch is imported
+        say_begun(job_file, job.name, quiet=as_json or dry_run)
         from pelagos.jobs import pretrain as job_module
         from pelagos.jobs.training.checking import checked
         from pelagos.platform.planner import plan_pretrain
@@ -160,7 +167,7 @@ def pretrain(
             plan = plan_pretrain(job, blueprint.mixture, blueprint.flops_per_sample)
             plan.show(console, as_json)
             return
-        result = job_module.run(job, console)
+        result = job_module.run(job, error_console if as_json else console)
         report_training(result, job.runs_dir, as_json)
 
 
@@ -177,13 +184,14 @@ def finetune(
 
     Example: pelagos finetune configs/quickstart/finetune.yaml source.run=quickstart
     """
-    from pelagos.cli.job_files import load_as, report_training
+    from pelagos.cli.job_files import load_as, report_training, say_begun
     from pelagos.platform.config import FinetuneJob
     from pelagos.platform.config.locating import errors_of
 
     chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
     with exit_on_error(NOTHING_SAVED), errors_of(job_file, chosen):
         job = load_as(FinetuneJob, job_file, chosen)
+        say_begun(job_file, job.name, quiet=as_json or dry_run)
         from pelagos.jobs import finetune as job_module
         from pelagos.platform.planner import plan_pretrain
 
@@ -195,16 +203,18 @@ def finetune(
             plan = plan_pretrain(prepared.job, blueprint.mixture, blueprint.flops_per_sample)
             plan.show(console, as_json)
             return
-        result = job_module.run(job, console)
+        result = job_module.run(job, error_console if as_json else console)
         report_training(result, job.runs_dir, as_json)
 
 
 app.command(name="evaluate")(evaluate_command)
 app.command(name="convert")(convert_command)
 app.command(name="sweep")(sweep_command)
+app.command(name="tune-lr")(tune_lr_command)
 app.command(name="compare-strategies")(compare_strategies_command)
 app.command(name="list")(runs.list_command)
 app.command(name="status")(runs.status_command)
+app.command(name="plot")(plot_command)
 app.command(name="resume")(runs.resume_command)
 app.command(name="submit")(submission.submit_command)
 app.command(name="logs")(submission.logs_command)
@@ -216,6 +226,7 @@ app.command(name="diff")(submission.diff_command)
 app.command(name="clusters")(submission.clusters_command)
 app.command(name="export")(weights.export_command)
 app.command(name="import")(weights.import_command)
+app.command(name="schema")(schema_command)
 
 
 @app.command()

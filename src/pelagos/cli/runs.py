@@ -1,12 +1,10 @@
 """`pelagos list`, `status` and `resume`: list runs and their progress, continue one."""
 
 import json
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from pelagos.cli.choices import Workers, require_run, with_choices
@@ -18,25 +16,17 @@ from pelagos.cli.common import (
     expanded_option,
     print_json,
 )
+from pelagos.cli.run_list import show_runs
+from pelagos.cli.run_status import show_run
 from pelagos.cli.submission import ClusterName
 from pelagos.platform.config.clusters import load_clusters
 from pelagos.platform.records.description import (
-    RunDescription,
     RunSummary,
     description_of,
     summary_of,
 )
 from pelagos.platform.records.runs import RunDirectory, list_runs
-from pelagos.platform.records.states import State
 
-COLOURS: dict[str, str] = {
-    State.FINISHED: "green",
-    State.RUNNING: "cyan",
-    State.FAILED: "red",
-    State.LOST: "red",
-    State.PREEMPTED: "yellow",
-    State.QUEUED: "blue",
-}
 DEFAULT_RUNS_DIR = "runs"
 RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
 RunsDir = Annotated[
@@ -50,9 +40,16 @@ RunsDir = Annotated[
 
 
 def list_command(
-    runs_dir: RunsDir = None, cluster: ClusterName = None, as_json: AsJson = False
+    runs_dir: RunsDir = None,
+    cluster: ClusterName = None,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Show every column, however wide that is.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the runs here and on every cluster: state, progress, last loss, age.
+
+    A narrow terminal shows fewer columns; names are always whole.
 
     Example: pelagos list --cluster lab
     """
@@ -81,18 +78,7 @@ def list_command(
             f"no runs in {runs_dir or DEFAULT_RUNS_DIR}; start one with `pelagos pretrain JOB.yaml`"
         )
         return
-    table = Table("run", "cluster", "state", "step", "loss", "samples/s", "last sign")
-    for s in summaries:
-        table.add_row(
-            s.run,
-            s.cluster or "-",
-            coloured(s.state),
-            f"{s.step}/{s.total_steps}" if s.total_steps else "-",
-            _number(s.metrics.get("loss"), "{:.4f}"),
-            _number(s.metrics.get("samples_per_second"), "{:.1f}"),
-            ago(s.updated),
-        )
-    console.print(table)
+    show_runs(summaries, wide=wide)
 
 
 def status_command(
@@ -116,44 +102,7 @@ def status_command(
     if as_json:
         print_json(plain(found))
         return
-    table = Table(show_header=False, box=None)
-    for key, value in _shown(found).items():
-        table.add_row(key, coloured(value))
-    for key, number in found.metrics.items():
-        table.add_row(key.replace("_", " "), _number(number, "{:.6g}"))
-    console.print(table)
-
-
-def _shown(found: RunDescription) -> dict[str, str]:
-    """Return the lines of `status`, each a name and a few words."""
-    steps = None if found.total_steps is None else f"{found.step} of {found.total_steps}"
-    submitted = None if found.submitted_at is None else ago(found.submitted_at)
-    rows = {
-        "run": found.run,
-        "job": found.job,
-        "state": found.state,
-        "reason": found.reason,
-        "cause": found.cause,
-        "step": steps,
-        "last checkpoint": None
-        if found.last_checkpoint is None
-        else f"step {found.last_checkpoint}",
-        "goodput": None if found.goodput is None else f"{found.goodput:.1%}",
-        "cluster": found.cluster,
-        "scheduler": found.scheduler,
-        "where": found.where,
-        "attempt": str(found.attempt),
-        "restarts": str(found.restarts),
-        "after": ", ".join(found.after),
-        "priority": None if found.priority is None else str(found.priority),
-        "submitted": submitted and f"by {found.submitted_by}, {submitted}",
-        "last sign": None if found.updated is None else ago(found.updated),
-        "directory": found.directory,
-        "storage": found.storage,
-        "checkpoints": found.checkpoints,
-        "tracking": found.tracking,
-    }
-    return {key: value for key, value in rows.items() if value}
+    show_run(found)
 
 
 def resume_command(
@@ -211,7 +160,9 @@ def resume_command(
             from pelagos.jobs import resume
 
             report_training(
-                resume.resume(place, run, console, given, from_step=from_step),
+                resume.resume(
+                    place, run, error_console if as_json else console, given, from_step=from_step
+                ),
                 place,
                 as_json,
             )
@@ -238,22 +189,6 @@ def plain(found: RunSummary) -> dict[str, Any]:
     """Return the description of a run as values of JSON: a number that is not finite is null."""
     values: dict[str, Any] = json.loads(found.model_dump_json())
     return values
-
-
-def coloured(state: str) -> Text:
-    """Return the state with its colour."""
-    return Text(state, style=COLOURS.get(state, ""))
-
-
-def ago(moment: float | None) -> str:
-    """Return how long ago a time was, in the largest fitting unit."""
-    if moment is None:
-        return "-"
-    seconds = max(0.0, time.time() - moment)
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
 
 
 def _number(value: Any, form: str) -> str:

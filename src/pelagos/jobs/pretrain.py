@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
 from pelagos.infra.signals import Interrupted
@@ -15,6 +16,7 @@ from pelagos.jobs.training.checking import checked
 from pelagos.jobs.training.checkpoint_place import check_free, claim
 from pelagos.jobs.training.checks.network import check_network
 from pelagos.jobs.training.mixtures import unique_names
+from pelagos.jobs.training.phases import phases
 from pelagos.jobs.training.run_plugins import import_plugins_of
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.jobs.weights.register import register_model
@@ -102,7 +104,14 @@ def start(
     directory = RunDirectory.create(job, identity)
     claim(job, directory)
     make_ready(directory)
+    show_phases(blueprint, directory, console)
     return _train(blueprint, directory, console, watcher, until_step)
+
+
+def show_phases(blueprint: Blueprint, directory: RunDirectory, console: Console) -> None:
+    """Print a line for each phase that comes before the first step."""
+    for name, line in phases(blueprint, directory.path):
+        console.print(Text(f"{name:8}", style="bold"), line, highlight=False, soft_wrap=True)
 
 
 def resume(
@@ -157,7 +166,9 @@ def resume(
         directory.replace_job(job)
     claim(job, directory)
     make_ready(directory)
-    return _train(blueprint, directory, console or HarmlessConsole(), watcher, until_step)
+    console = console or HarmlessConsole()
+    show_phases(blueprint, directory, console)
+    return _train(blueprint, directory, console, watcher, until_step)
 
 
 def _check_continues(blueprint: Blueprint, directory: RunDirectory) -> None:

@@ -19,8 +19,8 @@ from pelagos.evaluation.forecasting.scores import DatasetEvaluation
 from pelagos.evaluation.forecasting.stability import Stability
 from pelagos.evaluation.measures.metrics import METRICS
 from pelagos.evaluation.pages import line_plots, plots
-from pelagos.evaluation.pages.physics_figure import physics_figure
-from pelagos.evaluation.pages.stability_figure import stability_figure
+from pelagos.evaluation.pages.figures.physics_figure import physics_figure
+from pelagos.evaluation.pages.figures.stability_figure import stability_figure
 from pelagos.evaluation.pages.summary import shown_methods, summary_rows
 from pelagos.infra.storage.files import below, replace_durably
 

@@ -15,7 +15,7 @@ from pelagos.platform.config.schema import (
     RunName,
     Section,
 )
-from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, WeightsChoice
+from pelagos.platform.config.section import WEIGHTS_DESCRIPTION, RunOfFile, WeightsChoice
 
 
 class EvaluateResources(Section):
@@ -52,7 +52,7 @@ class EvaluateJob(Section):
     """Measure a trained run on held-out trajectories: `pelagos evaluate RUN`."""
 
     job: Literal["evaluate"] = "evaluate"
-    run: RunName = Field(description="The run to evaluate, or RUN@WHICH.")
+    run: RunOfFile = Field(description="The run to evaluate, or RUN@WHICH.")
     runs_dir: PathText = Field("runs", description="Directory that holds the runs.")
     checkpoint: CheckpointName = Field("last", description="last, best, or a step number.")
     weights: WeightsChoice = Field("auto", description=WEIGHTS_DESCRIPTION)

@@ -30,6 +30,9 @@ address the items of a list:
 
     pelagos pretrain job.yaml optimizer.lr=1e-4 data.mixture.0.weight=2 tracking.uri=null
 
+Editors complete and check job files by a JSON Schema: `pelagos schema` writes it, and the first line of
+a file names it (`# yaml-language-server: $schema=schemas/job.json`), as in all files of `configs/`.
+
 The column *on resume* gives the meaning of a key of a training, and whether
 `pelagos resume RUN KEY=VALUE` may change it:
 

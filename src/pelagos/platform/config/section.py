@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from pelagos.infra.storage.addresses import reject_credentials
 from pelagos.infra.storage.files import expanded_path
@@ -44,7 +44,16 @@ RegularExpression = Annotated[str, AfterValidator(_that_compiles)]
 AddressText = Annotated[str, AfterValidator(reject_credentials)]
 PathText = Annotated[str, AfterValidator(expanded_path), AfterValidator(reject_credentials)]
 # YAML reads a step as a number, and `last` as text.
-CheckpointName = Annotated[str, BeforeValidator(_as_text)]
+CheckpointName = Annotated[
+    str, BeforeValidator(_as_text), WithJsonSchema({"type": ["string", "integer"]})
+]
+# RUN@WHICH is split before the values are checked (`run_at_checkpoint`).
+RunOfFile = Annotated[
+    RunName,
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@(last|best|[0-9]+))?$"}
+    ),
+]
 
 
 class Section(BaseModel):

@@ -11,7 +11,7 @@ from pelagos.platform.config.section import (
     PositiveFloat,
     PositiveInt,
     RegularExpression,
-    RunName,
+    RunOfFile,
     Section,
     WeightsChoice,
 )
@@ -20,7 +20,7 @@ from pelagos.platform.config.section import (
 class SourceConfig(Section):
     """Source of the weights: either `run` or `uri`."""
 
-    run: RunName | None = Field(None, description="Name of a run, or RUN@WHICH.")
+    run: RunOfFile | None = Field(None, description="Name of a run, or RUN@WHICH.")
     runs_dir: PathText | None = Field(
         None, description="Directory of that run; default: `runs_dir`."
     )

@@ -21,7 +21,18 @@ def constant(progress: float, schedule: ScheduleSettings) -> float:
     return 1.0
 
 
-SCHEDULES: Registry[Curve] = Registry("schedule", {"cosine": cosine, "constant": constant})
+def range_test(progress: float, schedule: ScheduleSettings) -> float:
+    """Rise by a constant factor per step from `final_lr_fraction` of the peak rate to all of it.
+
+    For range tests (`pelagos tune-lr`); a fraction of 0 begins at a millionth.
+    """
+    low = schedule.final_lr_fraction or 1e-6
+    return math.pow(low, 1.0 - progress)
+
+
+SCHEDULES: Registry[Curve] = Registry(
+    "schedule", {"cosine": cosine, "constant": constant, "range_test": range_test}
+)
 
 
 def lr_factor(step: int, schedule: ScheduleSettings) -> float:

@@ -1,5 +1,7 @@
 """A run as `status` and `list` report it, local or submitted: the same keys, types and units."""
 
+import contextlib
+import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -8,6 +10,7 @@ from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.records.states import State
 
+SMOOTHED_STEPS = 20
 # the values of a step that a list shows
 LISTED_METRICS = ("loss", "samples_per_second")
 
@@ -36,6 +39,15 @@ class RunSummary(BaseModel):
     """Values of the last step."""
 
 
+class ValidationAt(BaseModel):
+    """A validation's loss, and after which step it was measured."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    loss: float
+
+
 class RunDescription(RunSummary):
     """The report of `pelagos status`."""
 
@@ -49,6 +61,14 @@ class RunDescription(RunSummary):
     """Directory or prefix of its checkpoints."""
     last_checkpoint: int | None = None
     """Step of the newest checkpoint."""
+    smoothed_loss: float | None = None
+    """Mean over the last `SMOOTHED_STEPS` steps."""
+    last_validation: ValidationAt | None = None
+    best_validation: ValidationAt | None = None
+    last_step_at: float | None = None
+    """When the last step ended, in seconds since 1970: a hang does not move it, unlike `updated`."""
+    seconds_left: float | None = None
+    """For the steps to come at the pace of the last ones; of a run that is under way."""
     goodput: float | None = None
     """Share of the time since the first launch that went into steps that count, 0 to 1."""
     attempt: int = 1
@@ -99,10 +119,20 @@ def description_of(run: RunDirectory) -> RunDescription:
 
 def training_values(run: RunDirectory, job: TrainingJob) -> dict[str, Any]:
     """Return the state of a training from its records, by the names of `RunDescription`'s fields."""
-    last = next(iter(run.last_metrics(1)), {})
+    latest = run.last_metrics(SMOOTHED_STEPS)
+    last = latest[-1] if latest else {}
     times = run.followed_times().now()
-    saved = [event for event in run.events() if event["kind"] == "checkpoint"]
+    events = run.events()
+    saved = [event for event in events if event["kind"] == "checkpoint"]
+    validations = [found for event in events if (found := _validation(event)) is not None]
+    pace = _mean(latest, "step_seconds")
+    left = job.schedule.total_steps - int(last.get("step", 0))
     return {
+        "smoothed_loss": _mean(latest, "loss"),
+        "last_validation": validations[-1] if validations else None,
+        "best_validation": min(validations, key=lambda v: v.loss) if validations else None,
+        "last_step_at": _number(last, "time"),
+        "seconds_left": None if pace is None else pace * left,
         "step": int(last.get("step", 0)),
         "total_steps": job.schedule.total_steps,
         "checkpoints": saved[-1].get("uri") if saved else None,
@@ -111,6 +141,29 @@ def training_values(run: RunDirectory, job: TrainingJob) -> dict[str, Any]:
         "tracking": job.tracking.uri,
         "metrics": _numbers({**last, **times.percentiles()}),
     }
+
+
+def _validation(event: dict[str, Any]) -> ValidationAt | None:
+    loss = _number(event, "validation_loss")
+    if event["kind"] != "validation" or loss is None or not isinstance(event.get("step"), int):
+        return None
+    return ValidationAt(step=event["step"], loss=loss)
+
+
+def _mean(records: list[dict[str, Any]], key: str) -> float | None:
+    """Return the mean of a value over steps that have it."""
+    numbers = [number for record in records if (number := _number(record, key)) is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _number(record: dict[str, Any], key: str) -> float | None:
+    """Return a finite number of a record; others may have written there."""
+    value = record.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    with contextlib.suppress(OverflowError):  # a whole number that no float holds
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:

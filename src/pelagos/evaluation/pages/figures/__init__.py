@@ -1,0 +1,1 @@
+"""Single pictures of reports: physics, stability, range tests of the learning rate."""

@@ -1,0 +1,1 @@
+"""What `pelagos new` looks at, and the files that it writes."""
