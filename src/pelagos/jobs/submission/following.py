@@ -93,7 +93,8 @@ def find(run: str, cluster: str | None = None) -> SubmittedRun:
     if not found:
         if not configs:
             raise RunError(
-                f"run {run!r} is not in ./{SEARCHED_FIRST}, and there is no clusters.yaml to look further"
+                f"run {run!r} is not in ./{SEARCHED_FIRST}, and there is no clusters.yaml that "
+                "names other places"
             )
         searched = ", ".join(f"{name} ({c.storage})" for name, c in configs.items())
         raise RunError(f"run {run!r} is neither in ./{SEARCHED_FIRST} nor submitted to {searched}")
