@@ -338,3 +338,22 @@ def test_a_dry_run_of_a_sweep_knows_own_networks(place: Path) -> None:
     sweep = {"job": "sweep", "name": "s", "jobs": {"a": {"file": "job.yaml"}}, "seeds": [0, 1]}
     (place / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "tracking": {"uri": None}}))
     assert "2 trials, 0 done" in pelagos(place, "sweep", "sweep.yaml", "--dry-run")
+
+
+def test_a_sealed_process_imports_nothing_more(tmp_path: Path) -> None:
+    """So the process of a submitted run reads checkpoints of others after it was sealed."""
+    (tmp_path / "early.py").write_text("")
+    (tmp_path / "late.py").write_text("open('imported', 'w')\n")
+    code = (
+        "from pelagos import plugins\n"
+        "plugins.load(['early'])\n"
+        "plugins.seal()\n"
+        "plugins.load(['early'])\n"
+        "try: plugins.load(['late'])\n"
+        "except plugins.PluginError as error: print(error)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "needs late, which was not imported" in shown.stdout
+    assert not (tmp_path / "imported").exists()

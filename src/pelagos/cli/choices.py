@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from pelagos.cli import completion
 from pelagos.cli.common import error_console, exit_on_error, expanded_option
 from pelagos.platform.config.overrides import override
 
@@ -27,9 +28,25 @@ Workers = Annotated[
         "--workers", min=1, help="Worker processes; default: the job's.", show_default=False
     ),
 ]
+RunName = Annotated[
+    str,
+    typer.Argument(help="Name of the run.", show_default=False, autocompletion=completion.runs),
+]
 RunAtCheckpoint = Annotated[
     str,
-    typer.Argument(help="A run, RUN@best or RUN@STEP; default: @last.", show_default=False),
+    typer.Argument(
+        help="A run, RUN@best or RUN@STEP; default: @last.",
+        show_default=False,
+        autocompletion=completion.runs,
+    ),
+]
+ClusterName = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        help="Look on this cluster only; default: all of clusters.yaml.",
+        autocompletion=completion.clusters,
+    ),
 ]
 # key of a job file: its spelling on the command line
 _SPELLINGS = {

@@ -13,6 +13,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from pelagos.cli import completion
 from pelagos.cli.common import (
     AsJson,
     console,
@@ -39,7 +40,12 @@ app = typer.Typer(help="Look at datasets, time and manage them.", no_args_is_hel
 app.command("bench")(bench_command)
 
 Uri = Annotated[
-    str, typer.Argument(help="A dataset: a directory or an s3:// prefix.", show_default=False)
+    str,
+    typer.Argument(
+        help="A dataset: a directory or an s3:// prefix.",
+        show_default=False,
+        autocompletion=completion.datasets,
+    ),
 ]
 EndpointUrl = Annotated[
     str | None, typer.Option(help="S3 endpoint; default: AWS_ENDPOINT_URL, else Amazon's own.")

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from pelagos.cli import completion
 from pelagos.cli.choices import JobRunsDir, Workers, with_choices
 from pelagos.cli.common import AsJson, console, exit_on_error, expanded_option, print_json
 
@@ -15,6 +16,7 @@ def evaluate_command(
             help="A run, RUN@best or RUN@STEP, or a job file; with --compare several runs; then "
             "overrides dotted.key=value.",
             show_default=False,
+            autocompletion=completion.runs,
         ),
     ],
     compare: Annotated[

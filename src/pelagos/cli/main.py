@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from pelagos import __version__, plugins
-from pelagos.cli import runs, submission, weights
+from pelagos.cli import completion, runs, submission, weights
 from pelagos.cli.checkpoint import app as checkpoint_app
 from pelagos.cli.choices import JobRunsDir, Workers, with_choices
 from pelagos.cli.common import (
@@ -231,7 +231,10 @@ app.command(name="schema")(schema_command)
 
 @app.command()
 def models(
-    name: Annotated[str | None, typer.Argument(help="One model, in detail.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="One model, in detail.", autocompletion=completion.models),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the models: family, size, parameters, inputs, paper, licence of published weights.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pelagos.cli import completion
 from pelagos.cli.common import console, exit_on_error
 from pelagos.infra.yaml_text import parse_yaml_value
 
@@ -19,7 +20,12 @@ app = typer.Typer(
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run.", show_default=False)]
 Data = Annotated[
     list[str] | None,
-    typer.Option("--data", help="A dataset; once for each.", show_default=False),
+    typer.Option(
+        "--data",
+        help="A dataset; once for each.",
+        show_default=False,
+        autocompletion=completion.datasets,
+    ),
 ]
 Job = Annotated[
     list[str] | None,
@@ -40,7 +46,12 @@ def pretrain(
     name: Name = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Network; default: by the grid.", show_default=False),
+        typer.Option(
+            "--model",
+            help="Network; default: by the grid.",
+            show_default=False,
+            autocompletion=completion.models,
+        ),
     ] = None,
     steps: Steps = None,
     output: Output = None,

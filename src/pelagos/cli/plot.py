@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from pelagos.cli import completion
 from pelagos.cli.common import AsJson, RunsDir, console, exit_on_error, print_json
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ SHORT = {
 
 
 def plot_command(
-    runs: Annotated[list[str], typer.Argument(help="Runs.", show_default=False)],
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Runs.", show_default=False, autocompletion=completion.runs),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file.")] = Path("curves.png"),
     runs_dir: RunsDir = "runs",
     as_json: AsJson = False,

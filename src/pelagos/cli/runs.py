@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from pelagos.cli.choices import Workers, require_run, with_choices
+from pelagos.cli.choices import ClusterName, RunName, Workers, require_run, with_choices
 from pelagos.cli.common import (
     AsJson,
     console,
@@ -18,7 +18,6 @@ from pelagos.cli.common import (
 )
 from pelagos.cli.run_list import show_runs
 from pelagos.cli.run_status import show_run
-from pelagos.cli.submission import ClusterName
 from pelagos.platform.config.clusters import load_clusters
 from pelagos.platform.records.description import (
     RunSummary,
@@ -28,7 +27,6 @@ from pelagos.platform.records.description import (
 from pelagos.platform.records.runs import RunDirectory, list_runs
 
 DEFAULT_RUNS_DIR = "runs"
-RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
 RunsDir = Annotated[
     str | None,
     typer.Option(

@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from pelagos.cli.choices import Workers, with_choices
+from pelagos.cli import completion
+from pelagos.cli.choices import ClusterName, RunName, Workers, with_choices
 from pelagos.cli.common import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -24,11 +25,6 @@ from pelagos.platform.console import harmless
 from pelagos.platform.records.states import State
 
 EXIT_TIMED_OUT = 124
-RunName = Annotated[str, typer.Argument(help="Name of the run.", show_default=False)]
-ClusterName = Annotated[
-    str | None,
-    typer.Option("--cluster", help="Look on this cluster only; default: all of clusters.yaml."),
-]
 
 
 def submit_command(
@@ -40,7 +36,12 @@ def submit_command(
             show_default=False,
         ),
     ],
-    cluster: Annotated[str, typer.Option("--cluster", help="Name in clusters.yaml.")],
+    cluster: Annotated[
+        str,
+        typer.Option(
+            "--cluster", help="Name in clusters.yaml.", autocompletion=completion.clusters
+        ),
+    ],
     after: Annotated[
         list[str] | None, typer.Option("--after", help="Run to wait for; may be repeated.")
     ] = None,
