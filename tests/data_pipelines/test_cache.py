@@ -91,6 +91,18 @@ def test_each_trajectory_is_fetched_once(origin: Origin, tmp_path: Path) -> None
     assert sum(p.stat().st_size for p in blocks_in(cache)) < 1.02 * origin.data.nbytes
 
 
+def test_a_large_block_is_fetched_in_parts(
+    origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trajectory and its checksums in two requests, as each may ask for three quarters of it."""
+    most = "pelagos.data_pipelines.store.cache.MAX_REQUEST_BYTES"
+    monkeypatch.setattr(most, origin.data[0].nbytes * 3 // 4)
+    dataset = origin.open(tmp_path / "cache")
+    origin.check(dataset)
+    assert dataset.counters.cache_misses == 7
+    assert origin.num_ranges() == 2 * 7 + 3
+
+
 def test_what_does_not_fit_is_read_past_it(origin: Origin, tmp_path: Path) -> None:
     cache, budget = tmp_path / "cache", int(0.4 * origin.data.nbytes)
     dataset = origin.open(cache, budget)
@@ -108,7 +120,7 @@ def test_a_budget_that_cannot_help_is_not_used(
 ) -> None:
     dataset = origin.open(tmp_path / "cache", 100)
     assert not isinstance(dataset.store, CachedStore)
-    assert "not using" in caplog.text
+    assert "its 100 bytes are less than 5 % of" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "trailer", "empty"])

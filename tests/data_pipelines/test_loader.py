@@ -281,11 +281,12 @@ def test_sizes_that_do_not_divide_are_refused(mixture: Mixture) -> None:
     ("changes", "message"),
     [
         ({"global_batch_size": 0}, "global_batch_size 0 must be a multiple of world_size 1"),
+        ({"global_batch_size": 11, "world_size": 4}, r"of world_size 4: 11 = 4 \* 2 \+ 3"),
         ({"rank": 3, "world_size": 3}, "rank 3 must be in 0..2"),
         ({"rank": -1}, "rank -1 must be in 0..0"),
-        ({"num_threads": 0}, "num_threads 0 must be at least 1, prefetch_steps 2 and start_step 0"),
-        ({"prefetch_steps": -1}, "num_threads 4 must be at least 1, prefetch_steps -1"),
-        ({"start_step": -1}, "start_step -1 not negative"),
+        ({"num_threads": 0}, "num_threads 0 must be at least 1; prefetch_steps 2 and start_step 0"),
+        ({"prefetch_steps": -1}, "num_threads 4 must be at least 1; prefetch_steps -1"),
+        ({"start_step": -1}, "start_step -1 must not be negative"),
     ],
 )
 def test_numbers_out_of_range_are_refused(

@@ -30,19 +30,19 @@ def test_changes_are_named_dataset_by_dataset() -> None:
     )
     now = [dataset("a", weight=2.0), dataset("b", repeat=3), dataset("x", max_trajectories=4)]
     assert changes_of_datasets(before, now) == [
-        "dataset 0 (a): weight was None, is 2.0",
-        "dataset 1 (b): repeat was 1, is 3",
-        "dataset 1 (b): crop was [8, 8], is None",
-        "dataset 2 (x): fingerprint was f-c, is f-x",
-        "dataset 2 (x): max_trajectories was None, is 4",
+        "dataset 0 (a): weight was None, now 2.0",
+        "dataset 1 (b): repeat was 1, now 3",
+        "dataset 1 (b): crop was [8, 8], now None",
+        "dataset 2 (x): fingerprint was f-c, now f-x",
+        "dataset 2 (x): max_trajectories was None, now 4",
     ]
     for shorter, longer in ((before[:2], before), (before, before[:2])):
         assert changes_of_datasets(shorter, longer) == [
-            f"there were {len(shorter)} datasets, are {len(longer)}"
+            f"the number of datasets was {len(shorter)}, now {len(longer)}"
         ]
     assert changes_of_datasets(before[:1], [dataset("a", windows=9), *before[1:]]) == [
-        "there were 1 datasets, are 3",
-        "dataset 0 (a): windows was 75, is 9",
+        "the number of datasets was 1, now 3",
+        "dataset 0 (a): windows was 75, now 9",
     ]
 
 
@@ -66,17 +66,17 @@ def test_digests_tell_what_changed(count: int) -> None:
     now = [dataset("0"), dataset("1", weight=3.0), *before[2:]]
     expected = ["dataset 1 (1): its content, windows, weight or crop changed"]
     if count > 48:
-        expected = ["a dataset or its weight is another"]
+        expected = ["a dataset or its weight differs"]
     assert changes_of_digests(kept, now) == expected
     more = changes_of_digests(kept, [*before, dataset("more")])
     assert (
         more
         == {
-            2: ["there were 2 datasets, are 3"],
-            48: ["there were 48 datasets, are 49"],
-            49: ["a dataset or its weight is another"],
+            2: ["the number of datasets was 2, now 3"],
+            48: ["the number of datasets was 48, now 49"],
+            49: ["a dataset or its weight differs"],
         }[count]
     )
     fewer = changes_of_digests(kept, before[:1] if count < 49 else before[:48])
-    told = {2: "2 datasets, are 1", 48: "48 datasets, are 1", 49: "more than 48 datasets, are 48"}
-    assert fewer == [f"there were {told[count]}"]
+    told = {2: "2, now 1", 48: "48, now 1", 49: "more than 48, now 48"}
+    assert fewer == [f"the number of datasets was {told[count]}"]

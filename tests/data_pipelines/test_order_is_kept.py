@@ -200,10 +200,10 @@ def test_the_samplers_order_is_its_definition(
 ) -> None:
     """Steps are dealt to shapes, and the samples of a shape's steps to its datasets."""
     datasets = [make_dataset(n, grid_shape=grid)[0] for n, grid in enumerate(grids)]
-    entries = [MixtureEntry(d, weight=1.0 + n) for n, d in enumerate(datasets)]
+    weights = [1.0 + n for n in range(len(datasets))]
+    entries = [MixtureEntry(d, weight=w) for d, w in zip(datasets, weights, strict=True)]
     mixture = Mixture(entries, ("density", "pressure"), lambda n: tuple((t,) for t in range(n)))
     seed, batch, steps = 5, 4, 30
-    (_, weights), *_ = mixture.weights_by_step
     shapes = list(dict.fromkeys(grids))
     members = [[d for d, grid in enumerate(grids) if grid == shape] for shape in shapes]
     shares = [sum(weights[d] for d in own) for own in members]
@@ -231,6 +231,26 @@ def test_the_samplers_order_is_its_definition(
             dataset,
             mixture.window_of(dataset, item),
         )
+
+
+@pytest.mark.parametrize("grids", [[(8, 8), (8, 8)], [(8, 8), (8, 8), (12, 16)]])
+def test_weights_change_at_their_step_whatever_the_runs(
+    grids: list[tuple[int, int]], make_dataset: Any
+) -> None:
+    """Half of the samples of the first two until step 6, none of the first from there on."""
+    datasets = [make_dataset(n, grid_shape=grid)[0] for n, grid in enumerate(grids)]
+    weights = [{0: 1.0, 6: 0.0}, {0: 1.0, 6: 2.0}, {0: 2.0}][: len(grids)]
+    entries = [MixtureEntry(d, weight=w) for d, w in zip(datasets, weights, strict=True)]
+    mixture = Mixture(entries, ("density", "pressure"), lambda n: tuple((t,) for t in range(n)))
+    batch, steps = 8, 40
+    for run_length in (1, 2, 4):
+        found = Sampler(mixture, 5, batch, run_length).draw(np.arange(steps * batch))[0]
+        of_steps = found.reshape(steps, batch)
+        before, after = (part[part < 2].tolist() for part in (of_steps[:6], of_steps[6:]))
+        assert before.count(0) == before.count(1) >= 2 * batch / 2
+        assert set(after) == {1}
+        runs = found.reshape(-1, run_length)
+        assert (runs == runs[:, :1]).all()
 
 
 def test_a_sampler_goes_on_only_with_its_own_order(make_dataset: Any) -> None:

@@ -61,7 +61,9 @@ def test_names_of_splits_are_known_meant_or_refused() -> None:
     }
     with pytest.raises(ValueError, match="'val' and 'valid' both name the split 'validation'"):
         canonical_splits({"train": 1, "val": 2, "valid": 3})
-    with pytest.raises(ValueError, match="unknown split 'tarin', known are .*did you mean 'train'"):
+    with pytest.raises(
+        ValueError, match="unknown split 'tarin'; known splits: .*did you mean 'train'"
+    ):
         canonical_splits({"tarin": 1})
     with pytest.raises(ValueError, match="such as test-ood$"):  # like nothing known: no hint
         checked_split_name("brains")
@@ -184,20 +186,22 @@ def test_statistics_of_others_must_be_whole(tmp_path: Path) -> None:
     )
     for key in required:
         short = {k: v for k, v in row.items() if k != key}
-        with pytest.raises(
-            ValueError, match=r"statistics\.train\.u: has .*, required is count, mean"
-        ):
+        with pytest.raises(ValueError, match=r"statistics\.train\.u: has .*, expected count, mean"):
             require_statistics({**good, "train": {**good["train"], "u": short}}, spec)
     with pytest.raises(ValueError, match=r"statistics\.train\.u: has"):
         require_statistics({**good, "train": {**good["train"], "u": {**row, "median": 0.0}}}, spec)
     require_statistics({**good, "train": {**good["train"], "u": {}}}, spec)
-    with pytest.raises(ValueError, match=r"statistics\.train\.p: has nothing, required"):
+    with pytest.raises(ValueError, match=r"statistics\.train\.p: has nothing, expected count"):
         require_statistics({**good, "train": {"u": row, "p": {}}}, spec)
-    with pytest.raises(ValueError, match=r"statistics\.test\.p: has count, required"):
+    with pytest.raises(ValueError, match=r"statistics\.test\.p: has count, expected count, mean"):
         require_statistics({**good, "test": {"u": {}, "p": {"count": 1.0}}}, spec)
-    with pytest.raises(ValueError, match=r"statistics\.train: of other fields"):
+    with pytest.raises(
+        ValueError, match=r"statistics\.train: the fields differ from the dataset's"
+    ):
         require_statistics({**good, "train": {"u": row}}, spec)
-    with pytest.raises(ValueError, match="statistics: of all, train, required is all, train, test"):
+    with pytest.raises(
+        ValueError, match="statistics: got the splits all, train, expected all, train, test"
+    ):
         require_statistics({k: good[k] for k in ("all", "train")}, spec)
-    with pytest.raises(ValueError, match="statistics: of nothing, required"):
+    with pytest.raises(ValueError, match="statistics: got the splits nothing, expected all"):
         require_statistics({}, spec)

@@ -79,7 +79,7 @@ def test_only_a_last_shard_with_room_may_be_longer(
     key = f"data/c/{shard}/0/0/0/0"
     told = f"{key} is missing"
     if shards[shard].exists():
-        told = f"{key} has {shards[shard].stat().st_size} bytes, {size} were written"
+        told = f"{key} has {shards[shard].stat().st_size} bytes, but {size} were written"
     with pytest.raises(DatasetError, match=f"1 of 3 shards are missing or cut short:\n  {told}\n"):
         open_dataset(str(tmp_path / "d.zarr"))
 
@@ -105,19 +105,22 @@ def changed(root: Path, change: Callable[[dict[str, Any]], None]) -> str:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda m: m["shards"].pop(), "shards: 2 of them, the spec makes 3"),
+        (lambda m: m["shards"].pop(), "shards: got 2, but the spec makes 3"),
         (
             lambda m: m["shards"][1].update(key="data/c/7"),
-            r"shards\.1\.key: 'data/c/7', the layout",
+            r"shards\.1\.key: 'data/c/7', expected 'data/c/1/0/0/0/0' from the layout",
         ),
         (
             lambda m: m["shards"][2].update(size=67),
-            r"shards\.2\.size: 67, its index alone takes 68",
+            r"shards\.2\.size: 67, but its index alone takes 68",
         ),
         (lambda m: m["shards"][2].update(size=68), "was changed after it was written"),
-        (lambda m: m.update(fingerprint="0" * 64), "and it says 0000000000000000…"),
-        (lambda m: m.update(format_version=3), "has version 3 of the format, .* up to version 2"),
-        (lambda m: m.update(format="another"), "is 'another', not 'pelagos-dataset'"),
+        (lambda m: m.update(fingerprint="0" * 64), "but it records 0000000000000000…"),
+        (lambda m: m.update(format_version=3), "has version 3 of the format; .* up to 2. Upgrade"),
+        (
+            lambda m: m.update(format="another"),
+            "has the format 'another', expected 'pelagos-dataset'",
+        ),
         (lambda m: m.pop("shards"), "is damaged"),
         (lambda m: m["statistics"].pop("train"), "is damaged .*statistics"),
     ],
@@ -131,19 +134,21 @@ def test_a_manifest_is_its_datasets_own(tmp_path: Path, change: Any, told: str) 
 
 def test_a_place_without_a_manifest_says_what_it_is(tmp_path: Path) -> None:
     written(tmp_path / "begun", until=2)
-    told = "is unfinished: 2 of 3 shards are written .* writes the 1 missing shards and finishes"
+    told = (
+        "is unfinished: 2 of 3 shards are written, .* missing.* the 1 missing shards and finishes"
+    )
     with pytest.raises(DatasetError, match=told):
         open_dataset(str(tmp_path / "begun"))
     (tmp_path / "begun/.pelagos/shards/0.json").unlink()  # of a shard that is written second
-    with pytest.raises(DatasetError, match="1 of 3 shards are written .* writes the 2 missing"):
+    with pytest.raises(DatasetError, match="1 of 3 shards are written, .* writes the 2 missing"):
         open_dataset(str(tmp_path / "begun"))
     (tmp_path / "begun/.pelagos/spec.json").write_text("{}")
-    with pytest.raises(DatasetError, match=r"spec\.json is damaged .*: write anew"):
+    with pytest.raises(DatasetError, match=r"spec\.json is damaged .*: write the dataset anew"):
         open_dataset(str(tmp_path / "begun"))
     zarr.open_group(tmp_path / "group", mode="w")
     with pytest.raises(DatasetError, match=r"is a Zarr group but not a Pelagos dataset"):
         open_dataset(str(tmp_path / "group"))
-    with pytest.raises(DatasetError, match="there is no dataset at .*nowhere: check the path"):
+    with pytest.raises(DatasetError, match="no dataset at .*nowhere: check the path"):
         open_dataset(str(tmp_path / "nowhere"))
 
 

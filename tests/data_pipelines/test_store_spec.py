@@ -100,7 +100,7 @@ def test_the_last_shard_may_hold_fewer() -> None:
     assert spec.is_last_shard_partial
     assert not spec_of(trajectories_per_shard=5).is_last_shard_partial
     for shard in (-1, 3):
-        with pytest.raises(ValueError, match=f"shard {shard} does not exist: there are 3, from 0"):
+        with pytest.raises(ValueError, match=f"shard {shard} does not exist: the shards are 0..2"):
             spec.trajectories_of_shard(shard)
 
 
@@ -173,7 +173,7 @@ def test_differences_are_told_and_given_fields_only_where_both_name_some() -> No
         ({"given_fields": ("u", "p")}, "given_fields must be some of the stored"),
         ({"masks": {"u": "x"}}, "masks must name stored fields of ['u', 'p']"),
         ({"masks": {"x": "p"}}, "masks must name stored fields of"),
-        ({"masks": {"u": "p", "p": "u"}}, "no mask may be masked"),
+        ({"masks": {"u": "p", "p": "u"}}, "no mask may itself be masked"),
     ],
 )
 def test_every_rule(changes: dict[str, Any], told: str) -> None:

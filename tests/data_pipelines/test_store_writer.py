@@ -55,7 +55,9 @@ def test_shards_are_written_in_any_order_and_those_missing_are_listed(tmp_path: 
     again = pickle.loads(pickle.dumps(writer))
     again.write_shard(2, *block(writer, 2))
     assert writer.missing_shards() == [0]
-    with pytest.raises(DatasetError, match=r"finished: 1 of 3 shards are not written \(0\)"):
+    with pytest.raises(
+        DatasetError, match=r"cannot finish .*: 1 of 3 shards are not written \(0\)"
+    ):
         writer.finalize()
     resumed = resume_dataset(uri, spec_of())
     resumed.write_shard(0, *block(writer, 0))
@@ -86,7 +88,7 @@ def test_data_of_another_shape_is_refused(tmp_path: Path, shape: tuple[int, ...]
     _, parameters = block(writer, 1)
     with pytest.raises(ValueError, match="data for trajectories 2..3 has shape ") as caught:
         writer.write_shard(1, np.zeros(shape, np.float32), parameters)
-    told = f"shape {shape}, required is (2, 2, 1, 3, 4) = (trajectory, time, channel, y, x)"
+    told = f"shape {shape}, expected (2, 2, 1, 3, 4) = (trajectory, time, channel, y, x)"
     assert told in str(caught.value)
     assert writer.missing_shards() == [0, 1, 2]
 
@@ -94,13 +96,16 @@ def test_data_of_another_shape_is_refused(tmp_path: Path, shape: tuple[int, ...]
 @pytest.mark.parametrize(
     ("parameters", "told"),
     [
-        (None, r"parameters given are \[\], the spec has \['seed', 'viscosity'\]"),
-        ({"seed": [1.0, 2.0]}, r"parameters given are \['seed'\]"),
+        (None, r"got the parameters \[\], but the spec has \['seed', 'viscosity'\]"),
+        ({"seed": [1.0, 2.0]}, r"got the parameters \['seed'\]"),
         ({"viscosity": [1.0, 2.0], "seed": [1.0]}, "'seed' must be 2 finite numbers"),
         ({"viscosity": [1.0, 2.0], "seed": [[1.0, 2.0]]}, "'seed' must be 2 finite numbers"),
         ({"viscosity": [1.0, np.nan], "seed": [1.0, 2.0]}, "'viscosity' must be 2 finite"),
         ({"viscosity": [1.0, np.inf], "seed": [1.0, 2.0]}, "'viscosity' must be 2 finite"),
-        ({"viscosity": [1, 2], "seed": [1, 2], "more": [1, 2]}, r"given are \['more', 'seed', "),
+        (
+            {"viscosity": [1, 2], "seed": [1, 2], "more": [1, 2]},
+            r"got the parameters \['more', 'seed', ",
+        ),
     ],
 )
 def test_parameters_are_a_number_for_each_trajectory(
@@ -129,7 +134,10 @@ def test_a_writer_stops_where_the_dataset_is_no_longer_its_own(
             writer.write_shard(shard, *block(writer, shard))
         writer.finalize()
     for act in (lambda: writer.write_shard(0, *block(writer, 0)), writer.finalize):
-        with pytest.raises(DatasetError, match="was finished, overwritten or deleted by another"):
+        with pytest.raises(
+            DatasetError,
+            match="another process finished, overwrote or deleted dataset .*so this one stops",
+        ):
             act()
     writer.abandon()  # takes nothing of another's
     if happened == "overwritten":
@@ -168,7 +176,7 @@ def test_a_shard_is_the_one_that_its_record_describes(tmp_path: Path) -> None:
     told = json.loads(record.read_text())
     told["record"]["index_crc32c"] ^= 1
     record.write_text(json.dumps(told))
-    with pytest.raises(DatasetError, match=r"is not the shard that .*0\.json describes: write sh"):
+    with pytest.raises(DatasetError, match=r"does not match its description .*0\.json: write sh"):
         writer.finalize()
     writer.write_shard(0, *block(writer, 0))
     writer.finalize()
@@ -181,7 +189,7 @@ def test_a_field_that_a_half_cannot_hold_is_named_with_its_trajectories(tmp_path
     writer = create_dataset(str(tmp_path / "d.zarr"), spec)
     data = np.zeros((2, 2, 1, 3, 4), np.float32)
     data[1, 1, 0, 2, 3] = 2e-8
-    told = r"trajectories 3 to 4, field 'u': every value becomes 0 in float16, the largest is 2e-08"
+    told = r"trajectories 3 to 4, field 'u': every value becomes 0 in float16, and the largest is 2e-08"
     with pytest.raises(UnderflowError, match=told) as caught:
         writer.write_shard(1, data)
     assert (caught.value.trajectory, caught.value.frame, caught.value.channel) == (3, 0, 0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, SaveReport
+from pelagos.platform.checkpoint.inspection import compare, describe, locate, verify
 from pelagos.platform.checkpoint.manifest import record_file
 
 TRAINER_STATE = {"step": 3, "best": None}
@@ -232,3 +233,44 @@ def test_metadata_that_would_run_code_is_refused_even_with_the_right_checksum(
     with pytest.raises(ValueError, match=r"asks to load \w+.mkdir"):
         store.load(1, {"model.a": torch.zeros(3)})
     assert not (tmp_path / "made").exists()
+
+
+def test_a_tensor_without_elements_is_restored_and_compared_by_its_shape(tmp_path: Path) -> None:
+    """No rank writes a piece of it: the manifest alone names it."""
+    store = CheckpointStore(str(tmp_path))
+    empty = {"model.c": torch.zeros(3, 0, dtype=torch.bfloat16), "optimizer.c.m": torch.zeros(0)}
+    state = {**tensors(), **empty}
+    store.save(3, state, TRAINER_STATE)
+    loaded = zeros_like(state)
+    store.load(3, loaded)
+    assert_equal(loaded, state)
+    named = store.load_named(3, "model.")
+    assert_equal(named, {k: v for k, v in state.items() if k.startswith("model.")})
+    assert named["model.c"].dtype == torch.bfloat16
+    location = locate(f"{tmp_path}/step-00000003", ".")
+    assert verify(location) == []
+    assert list(compare(location, location)) == []
+    (row,) = describe(location, r"model\.c")["tensors"]
+    assert row == {"name": "model.c", "shape": [3, 0], "dtype": "bfloat16", "crc32c": []}
+    with pytest.raises(CheckpointError, match=r"model\.c: \[3, 0\] in the checkpoint, \[0, 5\] in"):
+        store.load(3, {**zeros_like(state), "model.c": torch.zeros(0, 5)})
+    with pytest.raises(CheckpointError, match=r"1 differences, e\.g\. model\.d: absent from"):
+        store.load(3, {**zeros_like(state), "model.d": torch.zeros(0)})
+    with pytest.raises(
+        CheckpointError, match=r"1 differences, e\.g\. model\.c: absent from the mod"
+    ):
+        store.load(3, {k: v for k, v in zeros_like(state).items() if k != "model.c"})
+
+
+def test_only_a_type_of_torch_is_taken_from_a_manifest(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    store.save(3, {**tensors(), "model.c": torch.zeros(0)}, TRAINER_STATE)
+    path = tmp_path / "step-00000003/manifest.json"
+    whole = path.read_text()
+    for dtype in ("load", "no_such_type"):
+        path.write_text(
+            whole.replace('"shape":[0],"dtype":"float32"', f'"shape":[0],"dtype":"{dtype}"')
+        )
+        assert path.read_text() != whole
+        with pytest.raises(CheckpointError, match=r"model\.c: absent from the checkpoint"):
+            store.load(3, zeros_like({**tensors(), "model.c": torch.zeros(0)}))

@@ -115,7 +115,7 @@ def test_all_damage_is_told_and_progress_counts_files_and_tensors(tmp_path: Path
     place = content.index(torch.full((4,), 2.0).numpy().tobytes())
     path.write_bytes(content[:place] + b"\x01" + content[place + 1 :])
     of_file, of_tensor = verify(location)
-    assert of_file.startswith(f"{path.name}: crc32c ")
+    assert of_file.startswith(f"{path.name}: got crc32c ")
     assert of_tensor.startswith("model.b at [0]")
     (directory / "trainer.json").unlink()
     assert [line.split(":")[0] for line in verify(location)][-1:] != ["trainer.json"]
@@ -140,5 +140,7 @@ def test_an_address_names_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Monke
     found = locate(remote, ".")
     assert (found.store.uri, found.step) == ("memory://bucket/run", 12)
     for target in (str(tmp_path / "other" / "step-00000007"), "a/b"):  # no such directory
-        with pytest.raises(ValueError, match=f"{target} is no checkpoint: expected a run's name"):
+        with pytest.raises(
+            ValueError, match=f"{target} is not a checkpoint: expected a run's name"
+        ):
             locate(target, ".")

@@ -45,27 +45,33 @@ def test_only_parameters_that_are_named_may_be_lacking() -> None:
     read, (kept, frozen) = match_tensors(shapes(*STATE), wanted, ("nothing", r"^head\.bias$"), "")
     assert (list(read), kept, frozen) == ([*STATE], new, ())
     for patterns in ((), ("^bias",), ("exp_avg",), ("model",)):
-        with pytest.raises(CheckpointError, match=r"3 differences, e\.g\. model\.head\.bias: not"):
+        with pytest.raises(
+            CheckpointError, match=r"3 differences, e\.g\. model\.head\.bias: absent"
+        ):
             match_tensors(shapes(*STATE), wanted, patterns, "")
 
 
 def test_states_of_parameters_that_are_frozen_now_are_left() -> None:
     read, (kept, frozen) = match_tensors(shapes(*STATE), of_model("model.a"), (), "")
     assert (list(read), kept, frozen) == (["model.a"], (), STATE[1:])
-    with pytest.raises(CheckpointError, match=r"1 differences, e\.g\. model\.b: not in the model"):
+    with pytest.raises(
+        CheckpointError, match=r"1 differences, e\.g\. model\.b: absent from the model"
+    ):
         match_tensors(shapes(*STATE, "model.b"), of_model(*STATE), (), "")
     # a moment of a parameter that is gone altogether is no frozen one
     with pytest.raises(
-        CheckpointError, match=r"2 differences.*model\.b: .*optimizer\.b\.m: not in"
+        CheckpointError, match=r"2 differences.*model\.b: .*optimizer\.b\.m: absent from"
     ):
         match_tensors(shapes("model.a", "model.b", "optimizer.b.m"), of_model("model.a"), (), "")
 
 
 def test_advice_depends_on_what_is_lacking() -> None:
-    with pytest.raises(CheckpointError, match=r"name them in checkpoint\.new_parameters to start"):
+    with pytest.raises(CheckpointError, match=r"Name them in checkpoint\.new_parameters to start"):
         match_tensors(shapes("model.a"), of_model(*STATE), (), "")
-    told = r"^here is of another architecture: 1 differences, e\.g\. model\.b: not in the checkpoint\. "
-    with pytest.raises(CheckpointError, match=told + "Use the model configuration that"):
+    told = (
+        r"^here holds another architecture: 1 differences, e\.g\. model\.b: absent from the check"
+    )
+    with pytest.raises(CheckpointError, match=told + r"point\. Use the model configuration of"):
         match_tensors(shapes("model.a"), of_model("model.a", "model.b"), (), "here")
     with pytest.raises(
         CheckpointError, match=r"model\.a: \[2\] in the checkpoint, \[3, 1\] in the"
@@ -121,7 +127,9 @@ def test_a_state_is_handed_on_as_it_is(state: dict[str, Any]) -> None:
     ],
 )
 def test_a_state_that_is_none_names_the_key(state: Any, key: str) -> None:
-    with pytest.raises(CheckpointError, match=r"^here: trainer\.json is none of a train") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"^here: trainer\.json does not come from a train"
+    ) as caught:
         checked_state(state, "here")
     assert key in str(caught.value)
 
@@ -131,7 +139,7 @@ def test_a_run_continues_from_an_order_of_samples() -> None:
     assert streams_of({"streams": streams}, "here") is streams
     for state in ({}, {"streams": None}):
         with pytest.raises(
-            CheckpointError, match=r"here: trainer\.json does not say which samples"
+            CheckpointError, match=r"here: trainer\.json does not record which samples"
         ):
             streams_of(state, "here")
 
@@ -202,7 +210,7 @@ def test_damage_is_not_copied_and_a_failed_copy_leaves_nothing(
     source: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = CheckpointStore(str(tmp_path / "target"))
-    with pytest.raises(CheckpointError, match="no complete checkpoint; there are: 3, 5"):
+    with pytest.raises(CheckpointError, match="no complete checkpoint; found: 3, 5"):
         copy_checkpoint(source, 4, target)
 
     def full(*_: Any) -> None:
@@ -213,6 +221,8 @@ def test_damage_is_not_copied_and_a_failed_copy_leaves_nothing(
         copy_checkpoint(source, 3, target)
     assert list((tmp_path / "target").iterdir()) == []
     (tmp_path / "source" / "step-00000003" / "trainer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"source step 3 is damaged: trainer\.json: 2 bytes"):
+    with pytest.raises(
+        CheckpointError, match=r"source step 3 is damaged: trainer\.json: got 2 bytes, expected 14"
+    ):
         copy_checkpoint(source, 3, target)
     assert target.complete() == []

@@ -255,7 +255,7 @@ def test_files_are_recorded_and_their_damage_named(tmp_path: Path) -> None:
     ]
     (tmp_path / "empty").mkdir()
     one, *others = damaged_files(tmp_path, records)
-    assert one == "empty: is no regular file"
+    assert one == "empty: is not a regular file"
     assert [text.split(":")[0] for text in others] == ["short", "long"]
 
 

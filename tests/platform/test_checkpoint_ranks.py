@@ -31,6 +31,7 @@ def whole_tensors() -> dict[str, Tensor]:
         "model.plain": torch.randn(13, 7, generator=draw),
         "model.sharded": torch.randn(5, 3, 2, generator=draw),
         "model.tiny": torch.randn(1, generator=draw),  # fewer elements than ranks
+        "model.empty": torch.zeros(0, 3),
         "model.flat": torch.randn(9, 4, generator=draw),
         "optimizer.flat.step": torch.tensor(3.0),
     }
@@ -43,7 +44,7 @@ def laid_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     mesh = init_device_mesh("cpu", (world_size,))
     result = {n: t.clone() for n, t in tensors.items()}
-    for name in ("model.sharded", "model.tiny"):
+    for name in ("model.sharded", "model.tiny", "model.empty"):
         result[name] = distribute_tensor(tensors[name], mesh, [Shard(0)])
     if world_size == 4:
         grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))

@@ -22,7 +22,7 @@ from pelagos.infra.storage.remote import StorageError
 from pelagos.jobs.training.blueprint import build_parts
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore
 from pelagos.platform.checkpoint.group import CheckpointGroup
-from pelagos.platform.checkpoint.node_copy import shared_copy
+from pelagos.platform.checkpoint.node_copy import _portable, shared_copy
 from pelagos.platform.config import PretrainJob, resolve_yaml
 from pelagos.platform.config.load import load_job
 from pelagos.platform.records.runs import RunDirectory
@@ -266,6 +266,34 @@ def test_a_rank_raises_its_own_error_as_it_is() -> None:
     sharing = shared_copy(fetch, CheckpointGroup(60))
     with pytest.raises(OddError, match="the trouble of rank 0"):
         sharing.__enter__()
+
+
+class WordyError(ValueError):
+    """Adds its words again when it is made from its arguments."""
+
+    def __init__(self, told: str) -> None:
+        super().__init__(f"trouble: {told}")
+
+
+class PlainError(ValueError):
+    """Arrives as a ValueError of the same words."""
+
+    def __reduce__(self) -> tuple[type[ValueError], tuple[str]]:
+        return ValueError, (str(self),)
+
+
+def test_an_error_that_would_change_on_the_way_is_told_in_its_words() -> None:
+    for error, told in (
+        (WordyError("a disk"), "WordyError: trouble: a disk"),
+        (PlainError("a disk"), "PlainError: a disk"),
+        (OddError(2, "the trouble"), "OddError: the trouble of rank 2"),
+    ):
+        found = _portable(error)
+        assert type(found) is CheckpointError
+        assert str(found) == told
+    same = FileNotFoundError(2, "No such file", "here")
+    assert _portable(same) is same
+    assert _portable(None) is None
 
 
 def test_readers_and_errors_are_those_of_one_disk(rank_pool: Any, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Recomputing activations: the same bits, fewer bytes kept, and a budget that is met."""
 
 import shutil
+from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pelagos.models.registry import create_model
 from pelagos.platform.config.schema import EveryNConfig, MemoryBudgetConfig
@@ -71,6 +74,34 @@ def test_more_recomputing_keeps_fewer_bytes() -> None:
     half, _ = kept_bytes_and_gradients(EveryNConfig(every_n=2))
     nothing, _ = kept_bytes_and_gradients("full")
     assert nothing < half < everything
+
+
+class Counted(TorchDispatchMode):
+    """Counts operators by name, those of a recomputation included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("choice", "products", "activations"),
+    [("none", 2, 2), ("selective", 2, 3), ("full", 4, 3)],
+)
+def test_only_a_full_recomputation_repeats_matrix_products(
+    choice: Recompute, products: int, activations: int
+) -> None:
+    """Repeated is what the backward pass needs: the last activation's result is no part of it."""
+    block = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 3), nn.GELU())
+    apply_recompute(block, [block], choice, lambda model: model(torch.ones(2, 3)).sum(), 0)
+    with Counted() as counted:
+        torch.autograd.backward(block(torch.ones(2, 3)).sum())
+    assert counted.counts["aten.addmm.default"] == products
+    assert counted.counts["aten.gelu.default"] == activations
 
 
 def test_a_measurement_on_the_meta_device_is_what_a_real_pass_keeps() -> None:

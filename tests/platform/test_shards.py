@@ -10,9 +10,16 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from pelagos.platform.tensor_layout import flat_range_boxes, share, written_part
+from pelagos.platform.tensor_layout import (
+    flat_range_boxes,
+    local_part,
+    share,
+    with_local_part,
+    written_part,
+)
 
 
 def test_boxes_cover_the_range_once_and_in_order() -> None:
@@ -24,6 +31,7 @@ def test_boxes_cover_the_range_once_and_in_order() -> None:
         elements = torch.arange(count).reshape(shape)
         covered: list[int] = []
         for offsets, sizes in flat_range_boxes(shape, start, stop):
+            assert min(sizes, default=1) > 0
             box = tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))
             covered += elements[box].reshape(-1).tolist()
         assert covered == list(range(start, stop))
@@ -89,3 +97,20 @@ def test_ranks_together_write_each_element_once_in_its_place(
 def test_a_shard_is_no_operand() -> None:
     with pytest.raises(TypeError, match="compute on its .local"):
         torch.add(share(torch.ones(4), 0, 2), 1)
+
+
+def test_a_part_is_put_in_place_without_asking_other_ranks() -> None:
+    """Ranks write their checkpoint parts in a thread of their own, where nothing else may be sent."""
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
+    try:
+        mesh = init_device_mesh("cpu", (2, 2))
+        whole = torch.arange(12.0).reshape(4, 3)
+        tensor = DTensor.from_local(
+            whole[2:], mesh, (Replicate(), Shard(0)), shape=whole.shape, stride=whole.stride()
+        )
+        with CommDebugMode() as sent:
+            other = with_local_part(tensor, whole[:2])
+        assert sent.get_total_counts() == 0
+        assert torch.equal(local_part(other), whole[:2])
+    finally:
+        dist.destroy_process_group()

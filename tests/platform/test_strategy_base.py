@@ -235,7 +235,7 @@ def test_a_gpu_before_ampere_has_no_bf16_and_no_tf32(
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "tf32")
     for precision in precisions:
         if precision in lacks:
-            told = rf"T4 has compute capability 7\.5, {precision} needs 8\.0; use fp16 or fp32"
+            told = rf"T4 has compute capability 7\.5, but {precision} needs 8\.0; use fp16 or fp32"
             with pytest.raises(ValueError, match=told):
                 check_precision(precision, use_gpu=True)
         else:

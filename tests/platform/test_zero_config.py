@@ -74,7 +74,10 @@ def test_both_have_their_keys_and_none_has_two_values() -> None:
     assert ours == {"a": 1, "deep": {"b": 2, "c": {"d": 3}}, "plain": {"e": 4}}  # is left alone
     with pytest.raises(ValueError, match="contradicts the job") as caught:
         merged(ours, {"a": 2, "deep": {"c": {"d": 9}}, "plain": 7})
-    told = "a is 2 there, 1 from the job; deep.c.d is 9 there, 3 from the job; plain is 7 there"
+    told = (
+        "a is 2 there, but 1 in the job; deep.c.d is 9 there, but 3 in the job; plain is 7 there, "
+    )
+    told += "but {'e': 4} in the job"
     assert told in str(caught.value)
 
 

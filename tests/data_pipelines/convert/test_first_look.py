@@ -201,13 +201,16 @@ def test_lists_without_end_are_faults(tmp_path: Path) -> None:
     file = write(tmp_path / "a.h5")
     with open(os.devnull, "w") as out:
         look = look_process.Look({"file": str(file), "key": "", "seconds": 30}, out)
-        with pytest.raises(look_process.Stop):
-            look.see_chunks(Chunks())
-        assert "no end" in look.fault
-        with pytest.raises(look_process.Stop):
-            look.see("a/" * (look_process.MOST_LEVELS + 1), None)
-        assert "form a circle" in look.fault
-    signal.setitimer(signal.ITIMER_PROF, 0)
+        try:
+            with pytest.raises(look_process.Stop):
+                look.see_chunks(Chunks())
+            assert "no end" in look.fault
+            with pytest.raises(look_process.Stop):
+                look.see("a/" * (look_process.MOST_LEVELS + 1), None)
+            assert "form a circle" in look.fault
+        finally:  # else their signals end the process that runs the tests
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def test_what_asks_for_all_memory_is_a_fault(

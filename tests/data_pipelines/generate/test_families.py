@@ -201,6 +201,27 @@ def test_only_the_failing_trajectory_is_solved_again() -> None:
     assert [data[i].tobytes() == clean[i].tobytes() for i in range(3)] == [True, False, True]
 
 
+@pytest.mark.parametrize(
+    ("device", "resolution", "expected"),
+    [("cpu", 64, [5]), ("cpu", 128, [2, 2, 1]), ("cpu", 256, [1] * 5), ("meta", 256, [5])],
+)
+def test_a_cpu_solves_together_what_stays_in_cache_and_a_device_everything(
+    device: str, resolution: int, expected: list[int]
+) -> None:
+    """32,768 points: two of 128 x 128. `meta` stands for a GPU; nothing is computed."""
+    together: list[int] = []
+
+    def noting(states: Tensor, times: Sequence[float], cfl: float) -> Tensor:
+        assert states.device.type == device
+        together.append(len(states))
+        return torch.zeros(len(states), len(times), *states.shape[1:])
+
+    family = dataclasses.replace(FAMILIES["NS-Gauss"], solve=noting)
+    settings = {"resolution": resolution, "solver_resolution": resolution, "num_frames": 2}
+    generate_trajectories(family, range(5), seed=0, final_time=0.1, device=device, **settings)
+    assert together == expected
+
+
 def test_trajectories_that_never_work_are_named() -> None:
     hopeless = dataclasses.replace(FAMILIES["CE-RP"], cfl=1000.0)
     told = r"CE-RP, seed 9: trajectories \[7, 2\] .*up to time 0\.1 on a 32 x 32 grid in float32, "

@@ -355,7 +355,7 @@ def test_every_wrong_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="Got forcing for 3 trajectories; the solver has 2"):
         navier_stokes.solve_navier_stokes(flow, [0.0, 1.0], forcing=torch.ones(3, 2, 8, 8))
     for tracer in (torch.ones(2, 2, 8, 8), torch.ones(1, 1, 8, 8), torch.ones(2, 1, 8, 6)):
-        expected = of_shape("tracer", tracer) + r"; \(2, 1, 8, 8\) is required"
+        expected = of_shape("tracer", tracer) + r"; the velocity requires \(2, 1, 8, 8\)\."
         with pytest.raises(ValueError, match=expected):
             navier_stokes.solve_navier_stokes(
                 flow, [0.0, 1.0], tracer=tracer, tracer_diffusivity=0.1

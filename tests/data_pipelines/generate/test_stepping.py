@@ -91,6 +91,7 @@ def test_a_trajectory_that_is_lost_is_nan_from_there_on_and_holds_up_none(lost: 
     frames = work.march(times, cfl=1.0).flatten(1)
     assert frames[1, :2].tolist() == [0.0, 1.0]
     assert frames[1, 2:].isnan().all()
+    assert work.sizes[1] == [1.0, 0.0]  # its state is left as it is
     for i, rate in ((0, 1.0), (2, 0.7)):
         alone = Clockwork(rate)
         assert torch.equal(alone.march(times, cfl=1.0).flatten(1)[0], frames[i])

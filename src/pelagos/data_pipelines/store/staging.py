@@ -40,12 +40,11 @@ def prepare(uri: str, overwrite: bool, storage_options: dict[str, Any] | None) -
             f"{uri} holds something other than a Pelagos dataset: use another uri"
         )
     if not overwrite:
-        hint = (
-            "continue it with resume_dataset, or overwrite it"
-            if state == "unfinished"
-            else "choose another uri, or overwrite it"
-        )
-        raise FileExistsError(f"{uri} already holds a {state} dataset: {hint}")
+        if state == "unfinished":
+            held, hint = "an unfinished", "continue it with resume_dataset"
+        else:
+            held, hint = "a finished", "choose another uri"
+        raise FileExistsError(f"{uri} already holds {held} dataset: {hint}, or overwrite it")
     if isinstance(store, LocalStore):
         if state == "unfinished":
             shutil.rmtree(store.root)

@@ -20,7 +20,7 @@ from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.optimization.optimizer import freeze, group_settings
 from pelagos.platform.optimization.optimizer_kinds import find_optimizer
 from pelagos.platform.optimization.schedules import SCHEDULES
-from pelagos.platform.strategies import check_strategy
+from pelagos.platform.strategies import check_parameters, check_strategy
 from pelagos.platform.strategy_choice import strategy_options
 
 
@@ -125,5 +125,6 @@ def _training_problems(job: TrainingJob, model: nn.Module) -> Iterator[Problem]:
     try:
         options = strategy_options(job)
         check_strategy(job.parallel.strategy, options, job.resources.num_workers)
+        check_parameters(job.parallel.strategy, model)
     except ValueError as error:
         yield Problem(("parallel",), str(error))

@@ -18,6 +18,8 @@ def match_tensors(
 ) -> tuple[dict[str, Tensor], tuple[tuple[str, ...], tuple[str, ...]]]:
     """Return the tensors to read, and those kept or left.
 
+    One without elements must be in both, of the same shape; there is nothing to read of it.
+
     Raises:
         CheckpointError: names or shapes differ otherwise; the first ten are listed.
     """
@@ -48,7 +50,7 @@ def match_tensors(
             f"{uri} holds another architecture: {len(differences)} differences, e.g. {shown}. "
             f"{advice}"
         )
-    read = {n: t for n, t in tensors.items() if n in stored}
+    read = {n: t for n, t in tensors.items() if n in stored and t.numel()}
     return read, (tuple(kept), tuple(frozen))
 
 

@@ -114,6 +114,7 @@ class StoredTensors:
         self._pieces: dict[str, list[tuple[MetadataIndex, Any]]] = {}
         for index, info in self.metadata.storage_data.items():
             self._pieces.setdefault(index.fqn, []).append((index, info))
+        self._layouts = {**_without_elements(manifest), **dict(self._entries())}
 
     def names(self) -> list[str]:
         """Return the names of all tensors, sorted."""
@@ -121,19 +122,16 @@ class StoredTensors:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the whole shape of every tensor."""
-        return {n: tuple(e.size) for n, e in self._entries()}
+        return {name: shape for name, (shape, _) in self._layouts.items()}
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the type of a tensor's elements."""
-        entry = self.metadata.state_dict_metadata[name]
-        assert isinstance(entry, TensorStorageMetadata)
-        return entry.properties.dtype
+        return self._layouts[name][1]
 
     def read(self, name: str) -> Tensor:
         """Return one tensor whole."""
-        entry = self.metadata.state_dict_metadata[name]
-        assert isinstance(entry, TensorStorageMetadata)
-        tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
+        shape, dtype = self._layouts[name]
+        tensor = torch.empty(shape, dtype=dtype)
         for index, info in self._pieces.get(name, ()):
             piece = _read_piece(self.directory, info)
             offsets = tuple(index.offset or ())
@@ -166,10 +164,10 @@ class StoredTensors:
         names = {info.relative_path.split("_")[2] for info in self.metadata.storage_data.values()}
         return len(names)
 
-    def _entries(self) -> Iterator[tuple[str, TensorStorageMetadata]]:
+    def _entries(self) -> Iterator[tuple[str, tuple[tuple[int, ...], torch.dtype]]]:
         for name, entry in self.metadata.state_dict_metadata.items():
             if isinstance(entry, TensorStorageMetadata):
-                yield name, entry
+                yield name, (tuple(entry.size), entry.properties.dtype)
 
     def _storage(self, name: str, offsets: tuple[int, ...]) -> Any:
         for index, info in self._pieces.get(name, ()):
@@ -190,10 +188,10 @@ def read_pieces(
 def tensor_records(
     tensors: dict[str, Tensor], pieces: Iterable[PieceRecord]
 ) -> dict[str, TensorRecord]:
-    """Put together the pieces that all ranks wrote."""
-    by_name: dict[str, list[PieceRecord]] = {}
+    """Put together the pieces that all ranks wrote; a tensor without elements has none."""
+    by_name: dict[str, list[PieceRecord]] = {name: [] for name in tensors}
     for piece in pieces:
-        by_name.setdefault(piece.name, []).append(piece)
+        by_name[piece.name].append(piece)
     return {
         name: TensorRecord(
             tuple(tensors[name].shape),
@@ -202,6 +200,19 @@ def tensor_records(
         )
         for name, found in by_name.items()
     }
+
+
+def _without_elements(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of each tensor that has no elements.
+
+    PyTorch's metadata names only tensors of which some rank wrote a piece; the manifest names all.
+    """
+    found = {}
+    for name, record in manifest.tensors.items():
+        dtype = getattr(torch, record.dtype, None)
+        if 0 in record.shape and isinstance(dtype, torch.dtype):
+            found[name] = (record.shape, dtype)
+    return found
 
 
 def _read_piece(directory: Path, info: Any) -> Tensor:

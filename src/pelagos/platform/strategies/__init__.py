@@ -3,6 +3,8 @@
 import importlib.util
 from collections.abc import Callable
 
+from torch import nn
+
 from pelagos.platform.strategies.base import Strategy, StrategyOptions
 
 
@@ -74,9 +76,34 @@ def check_strategy(name: str, options: StrategyOptions, world_size: int) -> None
     check_nvme(options.zero)
 
 
+def check_parameters(name: str, model: nn.Module) -> None:
+    """Reject a network that a strategy cannot divide, in the driver, before a worker is started.
+
+    Raises:
+        ValueError: a parameter has no elements. FSDP cannot sum its gradients over ranks, and
+            DeepSpeed keeps no state of it.
+    """
+    if name in LEAVE_PARAMETERS_WHOLE:
+        return
+    empty = [n for n, p in model.named_parameters() if 0 in p.shape]
+    if empty:
+        raise ValueError(
+            f"parallel.strategy: {name} divides each parameter among ranks, but these have no "
+            f"elements: {', '.join(empty)}. Use {' or '.join(LEAVE_PARAMETERS_WHOLE)}, or a network "
+            "without these parameters"
+        )
+
+
 def create_strategy(name: str, options: StrategyOptions) -> Strategy:
     """Return the strategy of that name, in this process group."""
     return STRATEGIES[name](options)
 
 
-__all__ = ["STRATEGIES", "Strategy", "StrategyOptions", "check_strategy", "create_strategy"]
+__all__ = [
+    "STRATEGIES",
+    "Strategy",
+    "StrategyOptions",
+    "check_parameters",
+    "check_strategy",
+    "create_strategy",
+]

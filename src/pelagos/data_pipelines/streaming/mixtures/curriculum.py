@@ -24,7 +24,7 @@ def weight_problem(weight: Weight) -> str | None:
         return None if is_right else f"weight must be a positive number, got {weight}"
     if not all(math.isfinite(value) for value in weight.values()):
         return f"weights must be finite, got {dict(weight)}"
-    if min(weight, default=-1) != 0:
+    if not weight or min(weight) != 0:
         return f"weights by step must begin with step 0, got the steps {sorted(weight)}"
     if min(weight.values()) < 0 or max(weight.values()) <= 0:
         return (

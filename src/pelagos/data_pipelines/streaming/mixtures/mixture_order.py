@@ -71,7 +71,7 @@ class MixtureOrder:
         self.run_length = run_length
         first = weights if weights is not None else sizes
         for row in (first, *(row for _, row in later)):
-            is_bad = min(row, default=-1) < 0 or max(row, default=0) <= 0
+            is_bad = not row or min(row) < 0 or max(row) <= 0
             if is_bad or len(row) != len(self.sizes) or (not later and min(row) <= 0):
                 raise ValueError(f"weights must be positive, one per dataset, got {row}")
         self._recent_blocks: dict[tuple[int, int], tuple[IntArray, IntArray]] = {}
