@@ -15,17 +15,17 @@ from others (records, checkpoints, model directories) imports nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.metadata
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pelagos.registry import registering
+from pelagos.registry import own_line, registering
 
 if TYPE_CHECKING:
     from pelagos.data_pipelines.convert.formats import Format
@@ -54,8 +54,10 @@ class PluginError(ValueError):
 
 def register_model_family(family: ModelFamily) -> None:
     """Add a family of networks; its models are called `NAME-SIZE`."""
+    from pelagos.models.family import Family
     from pelagos.models.registry import FAMILIES
 
+    _require(isinstance(family, Family), "a model family", family, "a models.family.Family")
     FAMILIES.register(family.name, family)
 
 
@@ -63,6 +65,8 @@ def register_objective(name: str, objective: type[Any]) -> None:
     """Add an objective: a dataclass that is one (`pelagos.models.objectives.Objective`)."""
     from pelagos.models.objectives import OBJECTIVES
 
+    is_class = isinstance(objective, type) and dataclasses.is_dataclass(objective)
+    _require(is_class, f"objective {name!r}", objective, "a class that is a dataclass")
     OBJECTIVES.register(name, objective)
 
 
@@ -70,6 +74,9 @@ def register_loss(name: str, loss: Loss) -> None:
     """Add a loss that `objective.config.loss` can name."""
     from pelagos.models.losses import LOSSES
 
+    has_both = all(callable(getattr(loss, method, None)) for method in ("magnitudes", "errors"))
+    is_loss = has_both and not isinstance(loss, type)
+    _require(is_loss, f"loss {name!r}", loss, "an object with the methods of models.losses.Loss")
     LOSSES.register(name, loss)
 
 
@@ -77,13 +84,16 @@ def register_metric(name: str, metric: Metric) -> None:
     """Add an error that evaluations report: `(forecast, truth, num_dimensions)` to a tensor."""
     from pelagos.evaluation.measures.metrics import METRICS
 
+    _require(callable(metric), f"metric {name!r}", metric, "a function")
     METRICS.register(name, metric)
 
 
 def register_optimizer(name: str, optimizer: OptimizerKind) -> None:
     """Add an optimizer that `optimizer.name` can name."""
-    from pelagos.platform.optimization.optimizer_kinds import OPTIMIZERS
+    from pelagos.platform.optimization.optimizer_kinds import OPTIMIZERS, OptimizerKind
 
+    is_kind = isinstance(optimizer, OptimizerKind)
+    _require(is_kind, f"optimizer {name!r}", optimizer, "an optimizer_kinds.OptimizerKind")
     OPTIMIZERS.register(name, optimizer)
 
 
@@ -91,6 +101,7 @@ def register_schedule(name: str, curve: Curve) -> None:
     """Add a curve of the learning rate that `schedule.name` can name."""
     from pelagos.platform.optimization.schedules import SCHEDULES
 
+    _require(callable(curve), f"schedule {name!r}", curve, "a function")
     SCHEDULES.register(name, curve)
 
 
@@ -98,20 +109,25 @@ def register_opener(scheme: str, opener: Opener) -> None:
     """Let datasets whose uri begins with `scheme://` be opened by a function."""
     from pelagos.data_pipelines.foreign.opening import OPENERS
 
+    _require(callable(opener), f"opener of {scheme!r}", opener, "a function or class")
     OPENERS.register(scheme, opener)
 
 
 def register_format(found: Format) -> None:
     """Add a file format that `pelagos convert` reads."""
+    from pelagos.data_pipelines.convert.formats import Format
     from pelagos.data_pipelines.convert.registry import FORMATS
 
+    _require(isinstance(found, Format), "a file format", found, "a convert.formats.Format")
     FORMATS.register(found.name, found)
 
 
 def register_problem_family(family: ProblemFamily) -> None:
     """Add a family of problems that `pelagos generate` simulates."""
     from pelagos.data_pipelines.generate.families import FAMILIES
+    from pelagos.data_pipelines.generate.family import Family
 
+    _require(isinstance(family, Family), "a family of problems", family, "a generate.family.Family")
     FAMILIES.register(family.name, family)
 
 
@@ -119,7 +135,14 @@ def register_callback(name: str, make: Callable[..., Callback]) -> None:
     """Add a callback that `callbacks` can name; it is made with the entry's `config`."""
     from pelagos.platform.callbacks import CALLBACKS
 
+    _require(callable(make), f"callback {name!r}", make, "a class or function that makes one")
     CALLBACKS.register(name, make)
+
+
+def _require(is_one: bool, what: str, got: object, expected: str) -> None:
+    """Reject at its registration what would fail in a worker."""
+    if not is_one:
+        raise TypeError(f"{what}: expected {expected}, got {got!r}")
 
 
 # -- importing ----------------------------------------------------------------------------------------
@@ -240,16 +263,7 @@ def _explained(name: str, error: BaseException) -> str:
             f"directory ({os.getcwd()}) and where Python finds packages. A submitted job takes it "
             f"along with --include {absent.partition('.')[0]}"
         )
-    library = (str(Path(importlib.__file__).parent), "<frozen", str(Path(__file__)))
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        f
-        for f in frames
-        if not f.filename.startswith(library) and "site-packages" not in f.filename
-    ]
-    place = ""
+    place = own_line(error)
     if isinstance(error, SyntaxError) and error.filename:
         place = f" ({error.filename}, line {error.lineno})"
-    elif own:
-        place = f" ({own[-1].filename}, line {own[-1].lineno}: {own[-1].line})"
     return f"plugin {name} cannot be imported: {type(error).__name__}: {error}{place}"

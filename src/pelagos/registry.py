@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
+import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Generic, TypeVar
 
 PELAGOS = "pelagos"
@@ -100,3 +103,12 @@ def registering(module: str) -> Iterator[None]:
         yield
     finally:
         _origins.pop()
+
+
+def own_line(error: BaseException) -> str:
+    """Return where an exception left a user's own code, ` (file, line: text)`; empty if it never did."""
+    library = (str(Path(importlib.__file__).parent), "<frozen", str(Path(__file__).parent))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(library) and "site-packages" not in frame.filename:
+            return f" ({frame.filename}, line {frame.lineno}: {frame.line})"
+    return ""

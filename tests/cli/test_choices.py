@@ -112,6 +112,19 @@ def test_two_checkpoints_in_one_command_are_refused(finished: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--workers", 3, "resources.num_workers=2"), "--workers 3 and resources.num_workers=2"),
+        (("--runs-dir", "a", "runs_dir=b"), "--runs-dir a and runs_dir=b"),
+    ],
+)
+def test_a_choice_in_both_spellings_is_refused(options: tuple[Any, ...], told: str) -> None:
+    result = call("pretrain", "configs/quickstart/pretrain.yaml", *options, "--dry-run")
+    assert result.exit_code == 2
+    assert f"error: {told} make the same choice: keep the first" in result.stderr
+
+
+@pytest.mark.parametrize(
     ("verb", "advice"), [("status", "checkpoint inspect done@8"), ("resume", "done --from 8")]
 )
 def test_verbs_of_runs_say_what_to_do_with_a_checkpoint(

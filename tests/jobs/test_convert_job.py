@@ -109,6 +109,17 @@ def test_a_wrong_option_is_cited_with_its_line(job_file: Path) -> None:
         assert "num_frames" in said
 
 
+def test_a_mapping_that_cannot_be_read_is_cited_with_its_line(
+    job_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mapping.yaml").unlink()
+    line = next(n for n, t in enumerate(job_file.read_text().splitlines(), 1) if "mapping:" in t)
+    refused = CliRunner().invoke(app, ["convert", str(job_file)])
+    assert refused.exit_code == 2
+    said = " ".join(refused.output.split())
+    assert f"convert.yaml: 1 problem line {line}: options.mapping: cannot read" in said
+
+
 def test_overrides_belong_to_job_files(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["convert", "u.npy", "out.zarr", "verify=true"])
     assert result.exit_code == 2

@@ -389,6 +389,7 @@ def test_data_that_the_source_was_trained_on_is_pointed_out(
             {"model": "{name: poseidon-nano}", "reinitialize": "[patch_recovery]"},
             "another family or size",
         ),
+        ({"model": "{name: poseidon-nano}", "data__fields": TRACER_FIELDS}, "data.fields chooses"),
         ({"reinitialize": "[no_such_layer]"}, "matches none"),
         ({"reinitialize": "['(']"}, "a regular expression; this one has a mistake"),
         ({"optimizer__frozen": "['*']"}, "a regular expression; this one has a mistake"),

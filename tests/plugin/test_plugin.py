@@ -15,6 +15,8 @@ import pytest
 import torch
 import yaml
 
+from pelagos import plugins
+
 HERE = Path(__file__).parent
 JOB = {
     "job": "pretrain",
@@ -117,13 +119,17 @@ def test_the_initial_weights_are_those_of_the_constructor(place: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
 def test_two_ray_workers_agree_and_go_on(place: Path, strategy: str) -> None:
-    job = write(place, parallel={"strategy": strategy})
-    pelagos(place, "pretrain", job, "schedule.total_steps=8")
+    entry = {"name": "ocean_lab.watch:WeightNorms", "config": {"file": "notes.jsonl", "fail_at": 6}}
+    job = write(place, parallel={"strategy": strategy}, callbacks=[entry])
+    pelagos(place, "pretrain", job, fails=True)
+    assert len(metrics(place, "own")) == 5
+    pelagos(place, "resume", "own", "callbacks.0.on_error=log")  # from step 4
     ranks = {note["rank"] for note in notes(place) if note["call"] == "start"}
     assert ranks == {0, 1}
     alone = write(place, "alone.yaml", name="alone")
     pelagos(place, "pretrain", alone, "resources.num_workers=1", "resources.launcher=none")
     losses = [m["loss"] for m in metrics(place, "own")]
+    assert len(losses) == 8
     assert losses == pytest.approx([m["loss"] for m in metrics(place, "alone")], rel=1e-5)
 
 
@@ -266,9 +272,88 @@ def test_a_plugin_that_exits_or_lacks_a_module_is_an_error_of_its_own(place: Pat
     assert "my_lab.py, line 1: import my_la" in said
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            "register_objective('mine', int)",
+            "objective 'mine': expected a class that is a dataclass",
+        ),
+        ("register_optimizer('mine', dict)", "optimizer 'mine': expected an optimizer_kinds."),
+        ("register_schedule('mine', 0.5)", "schedule 'mine': expected a function, got 0.5"),
+        ("register_metric('mine', 3)", "metric 'mine': expected a function, got 3"),
+        ("register_loss('mine', print)", "loss 'mine': expected an object with the methods"),
+        ("register_callback('mine', None)", "callback 'mine': expected a class or function"),
+        ("register_opener('mine', {})", "opener of 'mine': expected a function or class"),
+        ("register_format('mine')", "a file format: expected a convert.formats.Format"),
+        ("register_problem_family('mine')", "a family of problems: expected a generate.family"),
+        ("register_model_family('mine')", "a model family: expected a models.family.Family"),
+        ("register_loss('relative_l1', print)", "loss 'relative_l1': expected an object"),
+        ("register_schedule('cosine', print)", "pelagos already registered the schedule 'cosine'"),
+    ],
+)
+def test_a_part_that_is_none_is_an_error_with_the_plugins_own_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, told: str
+) -> None:
+    (tmp_path / "wrong_part.py").write_text(f"from pelagos import plugins\nplugins.{line}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(plugins.PluginError) as error:
+        plugins.load(["wrong_part"])
+    assert told in str(error.value)
+    assert str(error.value).endswith(f"wrong_part.py, line 2: plugins.{line})")
+
+
+def test_a_callback_that_exits_stops_the_run_as_any_error_does(place: Path) -> None:
+    (place / "leaving.py").write_text(
+        "import sys\n"
+        "from pelagos.platform.callbacks import Callback\n"
+        "class Leaving(Callback):\n"
+        "    def on_step(self, step, values):\n"
+        "        sys.exit(0)\n"
+    )
+    job = write(place, callbacks=[{"name": "leaving:Leaving"}])
+    alone = ("resources.num_workers=1", "resources.launcher=none")
+    said = pelagos(place, "pretrain", job, *alone, fails=True)
+    assert "callback leaving:Leaving, on_step at step 1: SystemExit: 0" in said
+    assert "leaving.py, line 5: sys.exit(0)" in said
+
+
+def test_a_failed_run_goes_on_with_the_state_of_its_own_optimizer(place: Path) -> None:
+    """After a resume the velocities of `momentum` are those of the checkpoint, to the last bit."""
+    alone = ("resources.num_workers=1", "resources.launcher=none")
+    pelagos(place, "pretrain", write(place, "whole.yaml", name="whole"), *alone)
+    entry = {"name": "ocean_lab.watch:WeightNorms", "config": {"file": "n.jsonl", "fail_at": 6}}
+    pelagos(place, "pretrain", write(place, callbacks=[entry]), *alone, fails=True)
+    assert len(metrics(place, "own")) == 5
+    pelagos(place, "resume", "own", "callbacks.0.on_error=log")
+    found = [[m["loss"] for m in metrics(place, run)] for run in ("own", "whole")]
+    assert found[0] == found[1]
+    assert len(found[0]) == 8
+
+
 def test_a_dry_run_of_a_sweep_knows_own_networks(place: Path) -> None:
     alone = {"num_workers": 1, "launcher": "none"}
     write(place, resources=alone)
     sweep = {"job": "sweep", "name": "s", "jobs": {"a": {"file": "job.yaml"}}, "seeds": [0, 1]}
     (place / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "tracking": {"uri": None}}))
     assert "2 trials, 0 done" in pelagos(place, "sweep", "sweep.yaml", "--dry-run")
+
+
+def test_a_sealed_process_imports_nothing_more(tmp_path: Path) -> None:
+    """So the process of a submitted run reads checkpoints of others after it was sealed."""
+    (tmp_path / "early.py").write_text("")
+    (tmp_path / "late.py").write_text("open('imported', 'w')\n")
+    code = (
+        "from pelagos import plugins\n"
+        "plugins.load(['early'])\n"
+        "plugins.seal()\n"
+        "plugins.load(['early'])\n"
+        "try: plugins.load(['late'])\n"
+        "except plugins.PluginError as error: print(error)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "needs late, which was not imported" in shown.stdout
+    assert not (tmp_path / "imported").exists()

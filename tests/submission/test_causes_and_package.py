@@ -23,6 +23,14 @@ from pelagos.platform.records.causes import Retry, classify, decide_retry, is_pe
     [
         ("ConfigError: job x: 1 problem", "user error"),
         ("TrainingDiverged: step 3: the loss is nan", "user error"),
+        ("CallbackError: callback w:W, on_step at step 6: OverflowError: too large", "user error"),
+        (
+            "CallbackError: callback w:W, on_step at step 6: ConnectionError: refused",
+            "infrastructure",
+        ),
+        ("PluginError: plugin lab cannot be imported: LookupError: none", "user error"),
+        ("UnknownNameError: unknown loss 'x'; all: l1", "user error"),
+        ("NameError: name 'torhc' is not defined", "user error"),
         ("DatasetError: /data/a.zarr: shard 3 is damaged (checksum)", "data"),
         ("StorageError: bucket 'b', key 'k': access refused (403)", "data"),
         ("StorageError: bucket 'b': no success in 9 attempts over 60.0 s", "infrastructure"),

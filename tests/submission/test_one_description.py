@@ -109,3 +109,14 @@ def test_the_words_for_states_are_one_vocabulary() -> None:
     assert found == []
     assert set(MLFLOW_STATUS.values()) == {"FINISHED", "KILLED", "FAILED"}
     assert json.dumps({"state": State.STOPPED_EARLY}) == '{"state": "stopped early"}'
+
+
+def test_a_run_that_is_nowhere_is_said_to_be_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("PELAGOS_CLUSTERS", raising=False)
+    shown = CliRunner().invoke(app, ["wait", "nowhere"])
+    assert shown.exit_code == 2
+    assert "run 'nowhere' is not in ./runs, and there is no clusters.yaml" in shown.output

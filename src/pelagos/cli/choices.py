@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pelagos.cli import completion
-from pelagos.cli.common import error_console, expanded_option
+from pelagos.cli.common import error_console, exit_on_error, expanded_option
 from pelagos.platform.config.overrides import override
 
 JobRunsDir = Annotated[
@@ -65,20 +65,27 @@ def with_choices(
     output: str | None = None,
     checkpoint: str | None = None,
 ) -> list[str]:
-    """Return the overrides followed by these choices; print a note on old spellings."""
+    """Return the overrides followed by these choices; print a note on old spellings.
+
+    A choice in both spellings ends the verb with status 2.
+    """
     given = list(overrides or ())
-    for text in given:
-        key, _, value = text.partition("=")
-        is_section = value.startswith("{")  # `checkpoint` of a training
-        if key in _SPELLINGS and not is_section:
-            space = "" if _SPELLINGS[key].endswith("@") else " "
-            note_old_spelling(text, f"{_SPELLINGS[key]}{space}{value}")
     choices = {
         "runs_dir": runs_dir,
         "resources.num_workers": workers,
         "output_dir": output,
         "checkpoint": checkpoint,
     }
+    for text in given:
+        key, _, value = text.partition("=")
+        is_section = value.startswith("{")  # `checkpoint` of a training
+        if key in _SPELLINGS and not is_section:
+            space = "" if _SPELLINGS[key].endswith("@") else " "
+            if choices[key] is not None:
+                new = f"{_SPELLINGS[key]}{space}{choices[key]}"
+                with exit_on_error():
+                    raise ValueError(f"{new} and {text} make the same choice: keep the first")
+            note_old_spelling(text, f"{_SPELLINGS[key]}{space}{value}")
     return given + [override(key, value) for key, value in choices.items() if value is not None]
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from rich.console import Console
 
-from pelagos.data_pipelines.convert import ConvertOptions, Source, open_source
+from pelagos.data_pipelines.convert import ConvertOptions, Source, SourceError, open_source
+from pelagos.data_pipelines.convert.mapping.loading import load_mapping
 from pelagos.data_pipelines.convert.missing import settled
 from pelagos.data_pipelines.convert.options import options_from
 from pelagos.data_pipelines.convert.rounding import first_of_each_field
@@ -171,11 +172,18 @@ def run_job(job: ConvertJob, console: Console | None = None) -> ConvertResult:
 def options_of(job: ConvertJob) -> ConvertOptions:
     """Return the options of a job. Raises ConfigError, which names each that is wrong."""
     try:
-        return options_from(job.options)
+        options = options_from(job.options)
     except ValueError as error:
         lines = (line.partition(": ") for line in str(error).splitlines())
         problems = [Problem(tuple(key.split(".")), message) for key, _, message in lines]
         raise ConfigError(f"job {job.name}", problems) from error
+    if options.mapping is not None:
+        try:
+            load_mapping(str(options.mapping))
+        except SourceError as error:
+            problem = Problem(("options", "mapping"), str(error))
+            raise ConfigError(f"job {job.name}", [problem]) from error
+    return options
 
 
 def _launcher(

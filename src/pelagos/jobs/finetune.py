@@ -118,7 +118,8 @@ def prepare(job: FinetuneJob) -> PreparedFinetune:
             network = build_network(job, build_objective(job))
         adaptation = adapt(network, source.tensors, source.name, job.reinitialize)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"job {job.name}", [Problem(("source",), str(error))]) from error
+        message = f"{error}{_other_fields(job, source)}"
+        raise ConfigError(f"job {job.name}", [Problem(("source",), message)]) from error
     job = _training_fresh_parameters(job, adaptation)
     blueprint = checked(job)
     notes = tuple(_notes(job, source, blueprint.mixture))
@@ -234,6 +235,17 @@ def _lineage(prepared: PreparedFinetune) -> dict[str, Any]:
         **prepared.source.lineage,
         "adaptation": counts,
     }
+
+
+def _other_fields(job: FinetuneJob, source: Source) -> str:
+    """Return a hint for a source with another number of fields, else an empty text."""
+    fields = (source.description or {}).get("fields")
+    if fields is None or len(fields) == len(job.data.fields):
+        return ""
+    return (
+        f". The source has the fields {', '.join(fields)}, this job {', '.join(job.data.fields)}: "
+        "data.fields chooses them"
+    )
 
 
 def _notes(job: FinetuneJob, source: Source, mixture: Mixture) -> list[str]:

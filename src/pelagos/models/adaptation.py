@@ -114,7 +114,12 @@ def _check_share(
         )
     )
     raise ValueError(
-        f"{source} fits only {carried:,} of {total:,} values of {type(model).__name__}: it has "
+        f"{source} fits only {carried:,} of {total:,} values of {_name_of(model)}: it has "
         f"another family or size ({why}). Choose the model of the source, or leave `model` out to "
         "take it"
     )
+
+
+def _name_of(model: Pretrained) -> str:
+    """The class of a network; of a user's own, theirs."""
+    return type(getattr(model, "network", model)).__name__

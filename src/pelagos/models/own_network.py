@@ -186,7 +186,7 @@ def _constructed(config: OwnOptions) -> nn.Module:
     keywords = _keywords(kind, config)
     try:
         return kind(**keywords)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the constructor is a user's own
         said = ", ".join(f"{key}={value!r}" for key, value in keywords.items())
         raise ValueError(f"{config.network}({said}): {type(error).__name__}: {error}") from error
 

@@ -6,7 +6,6 @@ steps: it gets copies of values, and torch's generator is seeded anew in each st
 
 import logging
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from pelagos.platform.config.schema import CallbackConfig, TrainingJob
 from pelagos.platform.records.runs import Outcome
-from pelagos.registry import Registry
+from pelagos.registry import Registry, own_line
 
 logger = logging.getLogger(__name__)
 FAILED = "callback_failed"
@@ -132,13 +131,14 @@ class Callbacks:
             config, callback = entry
             try:
                 answers.append((entry, getattr(callback, method)(*arguments)))
-            except Exception as error:
-                text = f"callback {config.name}, {method} at step {step}: {_told(error)}"
+            except (Exception, SystemExit) as error:  # an exit must not end the run quietly
+                told = f"{type(error).__name__}: {error}{own_line(error)}"
+                text = f"callback {config.name}, {method} at step {step}: {told}"
                 self._failed(config, step, text, error)
         return answers
 
     def _failed(
-        self, config: CallbackConfig, step: Any, text: str, error: Exception | None
+        self, config: CallbackConfig, step: Any, text: str, error: BaseException | None
     ) -> None:
         """Stop the run, or log and record the failure, as the job says of this callback."""
         if config.on_error == "stop":
@@ -173,8 +173,3 @@ def create_callback(config: CallbackConfig) -> Callback:
             "pelagos.platform.callbacks.Callback"
         )
     return callback
-
-
-def _told(error: Exception) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"

@@ -91,7 +91,12 @@ def find(run: str, cluster: str | None = None) -> SubmittedRun:
             if candidate.store.uri not in found and candidate.exists():
                 found[candidate.store.uri] = _open(run, config, configs)
     if not found:
-        searched = ", ".join(f"{name} ({c.storage})" for name, c in configs.items()) or "no cluster"
+        if not configs:
+            raise RunError(
+                f"run {run!r} is not in ./{SEARCHED_FIRST}, and there is no clusters.yaml that "
+                "names other places"
+            )
+        searched = ", ".join(f"{name} ({c.storage})" for name, c in configs.items())
         raise RunError(f"run {run!r} is neither in ./{SEARCHED_FIRST} nor submitted to {searched}")
     if len(found) > 1:
         places = ", ".join(found)

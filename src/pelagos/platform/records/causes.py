@@ -41,7 +41,8 @@ PATTERNS: tuple[tuple[CauseKind, str], ...] = (
         "user error",
         r"ConfigError|RunError|CheckpointError|ValueError|TypeError|KeyError|AttributeError"
         r"|ImportError|ModuleNotFoundError|FloatingPointError|TrainingDiverged|FileNotFoundError"
-        r"|PermissionError|AssertionError|NotImplementedError|IndexError",
+        r"|PermissionError|AssertionError|NotImplementedError|IndexError|CallbackError|PluginError"
+        r"|\b(Unknown)?NameError|SyntaxError|ZeroDivisionError|SystemExit",
     ),
 )
 
