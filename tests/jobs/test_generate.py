@@ -149,9 +149,16 @@ def test_two_ray_workers_write_the_same_bytes(tmp_path: Path, reference: Path) -
 def test_an_error_in_a_ray_task_is_raised_as_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ray import cloudpickle
+
     monkeypatch.setattr(generate, "make_shard", _always_fails)
-    with pytest.raises(GenerationError, match="NS-Gauss, seed 11: trajectories"):
-        generate.run(job(tmp_path, launcher="ray"), quiet())
+    here = sys.modules[__name__]  # which workers cannot import
+    cloudpickle.register_pickle_by_value(here)
+    try:
+        with pytest.raises(GenerationError, match="NS-Gauss, seed 11: trajectories"):
+            generate.run(job(tmp_path, launcher="ray"), quiet())
+    finally:
+        cloudpickle.unregister_pickle_by_value(here)
 
 
 def _always_fails(_writer: object, request: GenerationRequest, shard: int) -> None:
