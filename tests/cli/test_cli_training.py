@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from pelagos.cli.main import app
 from pelagos.platform.checkpoint import CheckpointStore
-from pelagos.platform.config import PretrainJob
+from pelagos.platform.config import PretrainJob, resolve_yaml
 from pelagos.platform.records.runs import RunDirectory
 
 MakeJob = Callable[..., PretrainJob]
@@ -198,3 +198,26 @@ def test_resume_changes_how_steps_are_computed_but_not_which(
     assert resumed.exit_code == 0, resumed.output
     assert run.job().parallel.strategy == "fsdp"
     assert (run.path / "job-1.yaml").read_bytes() == before["job.yaml"]
+
+
+def test_a_resume_whose_data_moved_says_where_to_name_the_new_place(
+    make_job: Callable[..., PretrainJob], datasets: tuple[str, str], tmp_path: Path
+) -> None:
+    home = tmp_path / "here.zarr"
+    shutil.copytree(datasets[1], home)
+    job = make_job("moved", data__mixture=f"[{{uri: {home}}}]", tracking__uri="null")
+    path = tmp_path / "moved-job.yaml"
+    path.write_text(resolve_yaml(job))
+    runs = ("--runs-dir", str(job.runs_dir))
+    assert CliRunner().invoke(app, ["pretrain", str(path)]).exit_code == 0
+    home.rename(tmp_path / "there.zarr")
+    longer = ["resume", "moved", "--from", "last", "schedule.total_steps=10", *runs]
+    refused = CliRunner().invoke(app, longer)
+    assert refused.exit_code == 2
+    said = " ".join(refused.output.split())
+    assert re.search(r"job\.yaml: 1 problem line \d+: data\.mixture\.0\.uri: .*here\.zarr", said), (
+        said
+    )
+    assert "If it moved: data.mixture.0.uri=NEW_PLACE" in said
+    done = CliRunner().invoke(app, [*longer, f"data.mixture.0.uri={tmp_path / 'there.zarr'}"])
+    assert done.exit_code == 0, done.output

@@ -156,14 +156,12 @@ def resume_command(
             place = runs_dir or DEFAULT_RUNS_DIR
             RunDirectory.open(place, run)  # a wrong name shows before torch is imported
             from pelagos.jobs import resume
+            from pelagos.platform.config.locating import errors_of
 
-            report_training(
-                resume.resume(
-                    place, run, error_console if as_json else console, given, from_step=from_step
-                ),
-                place,
-                as_json,
-            )
+            shown = error_console if as_json else console
+            with errors_of(str(Path(place) / run / "job.yaml"), given):
+                result = resume.resume(place, run, shown, given, from_step=from_step)
+            report_training(result, place, as_json)
             return
         found = following.find(run)
         state = start_again.resume(found, cluster, given, Options(), from_step, take_over)

@@ -1,6 +1,7 @@
 """Starting a training and continuing a run, of whatever kind the job is."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -9,6 +10,7 @@ from pelagos.jobs.pretrain import JobCheck, PretrainResult
 from pelagos.jobs.training.branching import branch, finish_last
 from pelagos.jobs.training.run_plugins import import_plugins_of
 from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.config.load import ConfigError, Problem
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.launch import Watcher
 from pelagos.platform.records.runs import RunDirectory
@@ -51,11 +53,22 @@ def resume(
     """
     directory = RunDirectory.open(runs_dir, name)
     import_plugins_of(directory)
-    if from_step is not None:
-        branch(directory, from_step, overrides, request)
-    finish_last(directory, overrides)
-    is_finetune = isinstance(directory.job(), FinetuneJob)
-    make_ready = finetune.make_ready_again if is_finetune else pretrain.ready_already
-    return pretrain.resume(
-        runs_dir, name, console, overrides, watcher, make_ready, until_step, require
-    )
+    try:
+        if from_step is not None:
+            branch(directory, from_step, overrides, request)
+        finish_last(directory, overrides)
+        is_finetune = isinstance(directory.job(), FinetuneJob)
+        make_ready = finetune.make_ready_again if is_finetune else pretrain.ready_already
+        return pretrain.resume(
+            runs_dir, name, console, overrides, watcher, make_ready, until_step, require
+        )
+    except ConfigError as error:
+        raise ConfigError(error.source, [_if_moved(p) for p in error.problems]) from error
+
+
+def _if_moved(problem: Problem) -> Problem:
+    """Return the problem, of a dataset that does not open with how to name its new place."""
+    if problem.key[:2] != ("data", "mixture") or problem.key[-1:] != ("uri",):
+        return problem
+    key = ".".join(map(str, problem.key))
+    return replace(problem, message=f"{problem.message}. If it moved: {key}=NEW_PLACE")
