@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,16 @@ def two_workers() -> Iterator[None]:
     """One cluster for all tests here; a job joins the cluster it finds."""
     with ray_cluster(None, num_cpus=4):
         yield
+
+
+@pytest.fixture
+def shipped_by_value() -> Iterator[None]:
+    """Workers get what is defined here by value: they do not import the folder of a driver."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def sharpness(forecast: Tensor, truth: Tensor, num_dimensions: int = 2) -> Tensor:
@@ -144,7 +155,7 @@ class Noting:
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("two_workers")
+@pytest.mark.usefixtures("two_workers", "shipped_by_value")
 def test_each_piece_is_worked_on_once_and_what_follows_does_follow(tmp_path: Path) -> None:
     found = list(spread(Noting(), range(9), num_workers=2, reads_ahead=True))
     assert sorted(item for item, _, _ in found) == list(range(9))
@@ -189,7 +200,7 @@ def threads(forecaster: Forecaster, device: torch.device, known: Any) -> list[An
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("two_workers")
+@pytest.mark.usefixtures("two_workers", "shipped_by_value")
 @pytest.mark.parametrize("in_ray", [False, True])
 def test_workers_use_the_threads_and_the_device_that_they_are_given(
     runs: str, in_ray: bool

@@ -131,6 +131,13 @@ def test_two_ray_workers_agree_and_go_on(place: Path, strategy: str) -> None:
     losses = [m["loss"] for m in metrics(place, "own")]
     assert len(losses) == 8
     assert losses == pytest.approx([m["loss"] for m in metrics(place, "alone")], rel=1e-5)
+    if strategy == "ddp":  # the laboratory's metric, measured by workers
+        report = place / "runs/alone/evaluation/test/metrics.json"
+        pelagos(place, "evaluate", "alone", "tracking=false")
+        expected = json.loads(report.read_text())
+        assert "mean_bias" in json.dumps(expected)
+        pelagos(place, "evaluate", "alone", "tracking=false", "--workers", "2")
+        assert json.loads(report.read_text()) == expected
 
 
 def test_it_is_evaluated_fine_tuned_exported_and_loaded(place: Path) -> None:

@@ -5,6 +5,8 @@ network, the job, and this process's findings on each dataset (its mean frame). 
 itself. The batches are the same wherever they are measured, so the numbers are too.
 """
 
+import pickle
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +27,7 @@ from pelagos.evaluation.measures.metrics import METRICS, Metric
 from pelagos.infra.ray_workers import spread
 from pelagos.jobs.measuring.workers import Workers, repeatable
 from pelagos.jobs.weights.forecaster import Forecaster
+from pelagos.registry import PELAGOS, Registry
 
 Known = Any
 """What a measurement learnt of a dataset, which need not be learnt again."""
@@ -61,7 +64,7 @@ def measure_all(
         forecaster.description,
         forecaster.model.state_dict(),
         plugins.named_in_environment(),
-        dict(METRICS),
+        _shipped(METRICS),
         workers,
     )
     with workers.cluster():
@@ -76,6 +79,33 @@ def measure_all(
         return combined(measurements, parts)
 
 
+def _shipped(metrics: Registry[Metric]) -> bytes:
+    """Return the metrics that are not Pelagos's own, for this program's own workers.
+
+    A worker imports plugins. What a program registers that is no plugin it cannot import: that goes
+    by value.
+    """
+    from ray import cloudpickle as untyped
+
+    cloudpickle: Any = untyped
+    own = {name: metric for name, metric in metrics.items() if metrics.origin(name) != PELAGOS}
+    known = {name.partition(".")[0] for name in plugins.named_in_environment()}
+    modules = {
+        module
+        for metric in own.values()
+        if (module := sys.modules.get(metric.__module__)) is not None
+        and module.__name__.partition(".")[0] not in known
+    }
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        content: bytes = cloudpickle.dumps(own)
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+    return content
+
+
 @dataclass
 class _Work:
     """Measure one batch in a Ray worker. The first batch builds the network."""
@@ -85,8 +115,8 @@ class _Work:
     description: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     plugins: Sequence[str]
-    metrics: Mapping[str, Metric]
-    """All that are measured: some may be registered by a program that is no plugin."""
+    metrics: bytes
+    """Those that are not Pelagos's own, to be read once the plugins are imported."""
     workers: Workers
     worker: BatchWorker | None = field(default=None, init=False)
 
@@ -95,8 +125,9 @@ class _Work:
         with repeatable(self.workers.cpus_per_worker, device):
             if self.worker is None:
                 plugins.load(self.plugins)
-                for name in self.metrics.keys() - METRICS.keys():
-                    METRICS.register(name, self.metrics[name])
+                for name, metric in pickle.loads(self.metrics).items():
+                    if name not in METRICS:
+                        METRICS.register(name, metric)
                 forecaster = Forecaster(self.description, self.weights).to(device)
                 self.worker = BatchWorker(self.make(forecaster, device, self.known))
             return self.worker(unit, following)
