@@ -27,7 +27,7 @@ from pelagos.evaluation.measures.metrics import METRICS, Metric
 from pelagos.infra.ray_workers import spread
 from pelagos.jobs.measuring.workers import Workers, repeatable
 from pelagos.jobs.weights.forecaster import Forecaster
-from pelagos.registry import PELAGOS, Registry
+from pelagos.registry import Registry
 
 Known = Any
 """What a measurement learnt of a dataset, which need not be learnt again."""
@@ -88,13 +88,10 @@ def _shipped(metrics: Registry[Metric]) -> bytes:
     from ray import cloudpickle as untyped
 
     cloudpickle: Any = untyped
-    own = {name: metric for name, metric in metrics.items() if metrics.origin(name) != PELAGOS}
-    known = {name.partition(".")[0] for name in plugins.named_in_environment()}
+    known = {"pelagos", *(name.partition(".")[0] for name in plugins.named_in_environment())}
+    own = {name: metric for name, metric in metrics.items() if _top(metric) != "pelagos"}
     modules = {
-        module
-        for metric in own.values()
-        if (module := sys.modules.get(metric.__module__)) is not None
-        and module.__name__.partition(".")[0] not in known
+        sys.modules[metric.__module__] for metric in own.values() if _top(metric) not in known
     }
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
@@ -104,6 +101,11 @@ def _shipped(metrics: Registry[Metric]) -> bytes:
         for module in modules:
             cloudpickle.unregister_pickle_by_value(module)
     return content
+
+
+def _top(metric: Metric) -> str:
+    """Return the name of the package, or the module, that defines a metric."""
+    return metric.__module__.partition(".")[0]
 
 
 @dataclass
