@@ -67,6 +67,20 @@ def test_a_signal_that_is_ignored_as_nohup_does_stays_so(make_job: MakeJob, tmp_
     assert run.status()["state"] == "finished"
 
 
+def test_a_background_job_of_a_shell_stops_on_sigint(make_job: MakeJob, tmp_path: Path) -> None:
+    job, run = write_job(make_job, tmp_path, "background", **ENDLESS, **ALONE)
+    log = tmp_path / "log.txt"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells do for `pelagos … &`
+    try:
+        with running(["pretrain", job], log) as process:
+            wait_until(lambda: steps_done(run) >= 3, process, log)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(WAIT_SECONDS) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert run.status()["state"] == "stopped"
+
+
 SLOW_SAVE = """
 import sys, time
 from pelagos.platform.trainer import TrainingLoop

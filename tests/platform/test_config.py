@@ -58,7 +58,8 @@ def test_every_fault_of_a_file_is_listed_with_its_line() -> None:
         "line 7: data.global_batch_size: got 'eight' (str), allowed: a valid"
     )
     expected = (
-        "line 9: schedule.name: unknown schedule 'cosin'; closest: cosine; all: cosine, constant"
+        "line 9: schedule.name: unknown schedule 'cosin'; closest: cosine; all: cosine, constant, "
+        "range_test"
     )
     assert found[2] == expected
 

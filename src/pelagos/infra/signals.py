@@ -1,7 +1,6 @@
 """Signals that ask a process to end: Ctrl-C, SIGTERM, and SIGHUP of a terminal that closes.
 
-All three are treated alike. A signal that is ignored when the process starts, as `nohup` does with
-SIGHUP, stays ignored.
+All three are treated alike. Where SIGHUP is ignored when the process starts, as by `nohup`, it stays so.
 """
 
 import contextlib
@@ -36,7 +35,7 @@ def interrupt(number: int, _frame: FrameType | None = None) -> None:
 
 def interrupt_on_signals() -> None:
     """Raise `Interrupted` on every signal that asks to end, from now on."""
-    for number in _not_ignored():
+    for number in _handled():
         signal.signal(number, interrupt)
 
 
@@ -52,7 +51,7 @@ def handling(handle: Callable[[int], None]) -> Iterator[None]:
             leave_closed_terminal()
         handle(number)
 
-    before = {number: signal.signal(number, called) for number in _not_ignored()}
+    before = {number: signal.signal(number, called) for number in _handled()}
     try:
         yield
     finally:
@@ -92,8 +91,10 @@ def leave_closed_terminal() -> None:
     os.close(nowhere)
 
 
-def _not_ignored() -> list[signal.Signals]:
-    return [number for number in ASK_TO_END if signal.getsignal(number) is not signal.SIG_IGN]
+def _handled() -> list[signal.Signals]:
+    # shells start background jobs with SIGINT ignored; whoever sends it to one means it
+    keeps_running = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in ASK_TO_END if not (keeps_running and number == signal.SIGHUP)]
 
 
 def _terminals() -> list[int]:
