@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from tests.data_pipelines.small_spec import spec_of
 from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
-from pelagos.data_pipelines.store import DatasetSpec, Field
 from pelagos.data_pipelines.store.chunk_grid import frame_chunks, parts_by_number, touched_chunks
 from pelagos.data_pipelines.store.half_precision import as_read, from_bfloat16, to_bfloat16
 from pelagos.data_pipelines.store.layout import (
@@ -40,24 +40,6 @@ from pelagos.data_pipelines.store.shards import (
     index_bytes_length,
     shard_index,
 )
-
-
-def spec_of(**changes: Any) -> DatasetSpec:
-    values: dict[str, Any] = {
-        "name": "parts",
-        "equation": "none",
-        "fields": (Field("u", "velocity-x", "m/s"), Field("p", "pressure", "Pa")),
-        "num_trajectories": 5,
-        "num_frames": 3,
-        "grid_shape": (7, 10),
-        "frame_interval": 0.5,
-        "domain_extent": (1.0, 2.0),
-        "boundary_conditions": {"x": "periodic", "y": "periodic"},
-        "splits": {"train": (0, 4), "test": (4, 5)},
-        "trajectories_per_shard": 2,
-    }
-    return DatasetSpec(**{**values, **changes})
-
 
 # -- chunks ------------------------------------------------------------------------------------------
 

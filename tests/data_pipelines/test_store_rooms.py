@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray
 import zarr
+from tests.data_pipelines import small_spec
 
 from pelagos.data_pipelines.store import (
     DatasetError,
@@ -37,20 +38,8 @@ from pelagos.infra.storage.local import TEMPORARY_MARK
 
 
 def spec_of(**changes: Any) -> DatasetSpec:
-    values: dict[str, Any] = {
-        "name": "rooms",
-        "equation": "none",
-        "fields": (Field("u", "velocity-x", "m/s"), Field("Ψ", "streamfunction", "m2/s")),
-        "num_trajectories": 5,
-        "num_frames": 3,
-        "grid_shape": (7, 10),
-        "frame_interval": 0.5,
-        "domain_extent": (1.0, 2.0),
-        "boundary_conditions": {"x": "periodic", "y": "periodic"},
-        "splits": {"train": (0, 4), "test": (4, 5)},
-        "trajectories_per_shard": 2,
-    }
-    return DatasetSpec(**{**values, **changes})
+    fields = (Field("u", "velocity-x", "m/s"), Field("Ψ", "streamfunction", "m2/s"))
+    return small_spec.spec_of(**{"name": "rooms", "fields": fields, **changes})
 
 
 def written(path: Path, **changes: Any) -> tuple[str, np.ndarray]:

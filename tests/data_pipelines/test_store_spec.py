@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.data_pipelines import small_spec
 
 from pelagos.data_pipelines.store import DatasetSpec, Field
 
@@ -14,19 +15,8 @@ MIB = 2**20
 
 
 def spec_of(**changes: Any) -> DatasetSpec:
-    values: dict[str, Any] = {
-        "name": "spec",
-        "equation": "none",
-        "fields": (Field("u", "velocity-x", "m/s"), Field("p", "pressure", "Pa")),
-        "num_trajectories": 5,
-        "num_frames": 3,
-        "grid_shape": (7, 10),
-        "frame_interval": 0.5,
-        "domain_extent": (1.0, 2.0),
-        "boundary_conditions": {"x": "periodic", "y": "periodic"},
-        "splits": {"train": (0, 4), "test": (4, 5)},
-    }
-    return DatasetSpec(**{**values, **changes})
+    by_default = {"trajectories_per_shard": DatasetSpec.trajectories_per_shard}
+    return small_spec.spec_of(**{"name": "spec", **by_default, **changes})
 
 
 def one_field(*grid: int, **changes: Any) -> DatasetSpec:

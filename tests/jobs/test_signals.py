@@ -53,31 +53,30 @@ def test_after_a_step_each_saves_and_stops(
     assert f"saved at step {done}" in log.read_text()
 
 
-def test_a_signal_that_is_ignored_as_nohup_does_stays_so(make_job: MakeJob, tmp_path: Path) -> None:
-    job, run = write_job(make_job, tmp_path, "nohup", schedule__total_steps=30, **ALONE)
-    log = tmp_path / "log.txt"
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # children inherit it
+def exit_of_a_run_that_ignored(
+    number: signal.Signals, job: str, run: RunDirectory, log: Path
+) -> int:
+    """Start a run with a signal ignored, send it that after three steps; return the exit status."""
+    before = signal.signal(number, signal.SIG_IGN)  # children inherit it
     try:
         with running(["pretrain", job], log) as process:
             wait_until(lambda: steps_done(run) >= 3, process, log)
-            process.send_signal(signal.SIGHUP)
-            assert process.wait(WAIT_SECONDS) == 0
+            process.send_signal(number)
+            return process.wait(WAIT_SECONDS)
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
+
+
+def test_a_signal_that_is_ignored_as_nohup_does_stays_so(make_job: MakeJob, tmp_path: Path) -> None:
+    job, run = write_job(make_job, tmp_path, "nohup", schedule__total_steps=30, **ALONE)
+    assert exit_of_a_run_that_ignored(signal.SIGHUP, job, run, tmp_path / "log.txt") == 0
     assert run.status()["state"] == "finished"
 
 
 def test_a_background_job_of_a_shell_stops_on_sigint(make_job: MakeJob, tmp_path: Path) -> None:
+    # shells start `pelagos … &` with SIGINT ignored
     job, run = write_job(make_job, tmp_path, "background", **ENDLESS, **ALONE)
-    log = tmp_path / "log.txt"
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells do for `pelagos … &`
-    try:
-        with running(["pretrain", job], log) as process:
-            wait_until(lambda: steps_done(run) >= 3, process, log)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(WAIT_SECONDS) == 130
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert exit_of_a_run_that_ignored(signal.SIGINT, job, run, tmp_path / "log.txt") == 130
     assert run.status()["state"] == "stopped"
 
 

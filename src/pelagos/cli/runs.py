@@ -185,7 +185,3 @@ def plain(found: RunSummary) -> dict[str, Any]:
     """Return the description of a run as values of JSON: a number that is not finite is null."""
     values: dict[str, Any] = json.loads(found.model_dump_json())
     return values
-
-
-def _number(value: Any, form: str) -> str:
-    return form.format(value) if isinstance(value, int | float) else "-"

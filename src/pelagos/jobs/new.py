@@ -12,7 +12,7 @@ from typing import Any
 
 from pelagos.infra.storage.files import replace_durably
 from pelagos.jobs import finetune
-from pelagos.jobs.drafting.choosing import Choice, choose
+from pelagos.jobs.drafting.choosing import choose
 from pelagos.jobs.drafting.looking import SeenData, look_at, look_at_machine, require_alike
 from pelagos.jobs.drafting.texts import (
     SCHEMA,
@@ -182,6 +182,3 @@ def _source(source: str, runs_dir: str) -> tuple[dict[str, Any], dict[str, Any]]
 
 def _without_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value not in (None, [], {})}
-
-
-__all__ = ["Choice", "Draft", "fine_tune", "pretrain", "submission", "sweep", "write"]

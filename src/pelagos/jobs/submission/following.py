@@ -154,7 +154,8 @@ def describe(found: SubmittedRun) -> RunDescription:
     job = parse_job(found.record.job_yaml(), f"run {state.run}")
     values: dict[str, Any] = {}
     if isinstance(job, TrainingJob):
-        values = training_values(run_directory(found), job)
+        directory = run_directory(found)
+        values = training_values(directory, job, directory.events())
     return RunDescription(
         run=state.run,
         job=job.job,

@@ -7,9 +7,9 @@ from pelagos.jobs.training.blueprint import Blueprint
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.mlflow_records.store import tracking_uri
 from pelagos.platform.optimization.optimizer_kinds import find_optimizer
+from pelagos.platform.strategies import LEAVE_PARAMETERS_WHOLE
 
 WEIGHT_AND_GRADIENT_BYTES = 4 + 4  # of a parameter, in fp32
-WHOLE = ("single", "ddp")  # strategies under which each worker has all of them
 _LISTED = 6
 
 
@@ -42,7 +42,11 @@ def _data(blueprint: Blueprint) -> str:
 
 def _memory(job: TrainingJob, parameters: int) -> str:
     each = WEIGHT_AND_GRADIENT_BYTES + find_optimizer(job.optimizer).bytes_per_parameter
-    share = "of each worker" if job.parallel.strategy in WHOLE else "divided among the workers"
+    share = (
+        "of each worker"
+        if job.parallel.strategy in LEAVE_PARAMETERS_WHOLE
+        else "divided among the workers"
+    )
     size = f"{parameters * each / 2**20:,.1f} MiB for weights, gradients and {job.optimizer.name}"
     return f"{size}, {share}; activations come on top"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -107,9 +108,11 @@ def description_of(run: RunDirectory) -> RunDescription:
     """Return everything that is known of a run in a directory here. Raises as `summary_of`."""
     job = run.job_as_written()
     summary = _summary(run, job)
-    kinds = [event["kind"] for event in run.events()]
+    events = run.events()
+    kinds = [event["kind"] for event in events]
+    values = training_values(run, job, events)
     return RunDescription(
-        **{**dict(summary), **training_values(run, job), "checkpoints": run.checkpoint_uri_of(job)},
+        **{**dict(summary), **values, "checkpoints": run.checkpoint_uri_of(job)},
         job=job.job,
         directory=str(run.path),
         attempt=kinds.count("launched"),
@@ -117,12 +120,16 @@ def description_of(run: RunDirectory) -> RunDescription:
     )
 
 
-def training_values(run: RunDirectory, job: TrainingJob) -> dict[str, Any]:
-    """Return the state of a training from its records, by the names of `RunDescription`'s fields."""
+def training_values(
+    run: RunDirectory, job: TrainingJob, events: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the state of a training from its records, by the names of `RunDescription`'s fields.
+
+    `events` are the run's, as `run.events()` returns them.
+    """
     latest = run.last_metrics(SMOOTHED_STEPS)
     last = latest[-1] if latest else {}
     times = run.followed_times().now()
-    events = run.events()
     saved = [event for event in events if event["kind"] == "checkpoint"]
     validations = [found for event in events if (found := _validation(event)) is not None]
     pace = _mean(latest, "step_seconds")
