@@ -10,7 +10,8 @@ from pelagos.evaluation.pages.plots import new_figure
 
 Curve = tuple[list[int], list[float]]
 """Steps and values."""
-LINEAR = ("learning rate", "samples per second")
+EXACT = "learning rate"  # without noise: a mean would only lag behind
+LINEAR = (EXACT, "samples per second")
 _FEW = 5  # points that are marked as well as joined
 _MANY = 100  # points of a curve that gets a rolling mean
 
@@ -32,7 +33,9 @@ def write_curves(panels: Sequence[Panel], path: Path) -> None:
         for name, (steps, values) in panel.curves.items():
             marker = "o" if len(steps) <= _FEW else ""
             (line,) = axis.plot(steps, values, marker=marker, linewidth=1.2, label=name)
-            if len(steps) >= _MANY:  # the mean in full colour, each step behind it
+            if (
+                len(steps) >= _MANY and panel.title != EXACT
+            ):  # the mean in full colour, each step behind it
                 line.set(alpha=0.25, label=None)
                 smooth = _rolling_mean(values)
                 axis.plot(steps, smooth, color=line.get_color(), linewidth=1.6, label=name)
