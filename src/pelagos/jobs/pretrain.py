@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
 from pelagos.infra.signals import Interrupted
+from pelagos.jobs.plot_runs import draw_run
 from pelagos.jobs.training.blueprint import Blueprint, build_parts
 from pelagos.jobs.training.checking import checked
 from pelagos.jobs.training.checkpoint_place import check_free, claim
@@ -243,6 +244,7 @@ def _train(
 
         outcome = launch(job, directory, _builder(blueprint), options, watch, until_step)
     try:
+        draw_run(directory)
         version = _close_records(blueprint, directory, tracker, outcome)
     except Interrupted as error:
         note = (
