@@ -5,7 +5,7 @@
 processor and memory use that it samples there. Errors and shares are fractions everywhere.
 """
 
-TRAIN, VALIDATION, SYSTEM = "train/", "validation/", "system/"
+TRAIN, VALIDATION, EVALUATION, SYSTEM = "train/", "validation/", "evaluation/", "system/"
 _NAMED = {"lr": f"{TRAIN}learning_rate"}
 _VALIDATION_KIND = "validation"
 _LOSS = "loss"
@@ -39,6 +39,18 @@ def event_metric(kind: str, name: str) -> str:
     if kind == _VALIDATION_KIND and _LOSS in short.partition("/")[0]:
         return f"{VALIDATION}{short}"
     return f"{SYSTEM}{kind}_{short}"
+
+
+def evaluation_metric(name: str) -> str:
+    """Return the name in MLflow of a number of an evaluation: a single group.
+
+    MLflow draws a section for each path before the last `/`, in alphabetical order: dozens of them,
+    one for each dataset and method, would come before the learning curves.
+
+    >>> evaluation_metric("evaluation/NS-Gauss/direct/vrmse")
+    'evaluation/NS-Gauss.direct.vrmse'
+    """
+    return EVALUATION + name.removeprefix(EVALUATION).replace("/", ".")
 
 
 def setting_metric(key: str) -> str:

@@ -28,7 +28,7 @@ from pelagos.platform.mlflow_records.events import (
     source_tags,
     take_over_tag,
 )
-from pelagos.platform.mlflow_records.groups import event_metric, step_metric
+from pelagos.platform.mlflow_records.groups import evaluation_metric, event_metric, step_metric
 from pelagos.platform.mlflow_records.names import (
     MAX_PARAMETER_LENGTH,
     MAX_TAG_LENGTH,
@@ -377,6 +377,7 @@ def log_evaluation(
 
         client, run_id = tracking_client(recorded.uri), recorded.run_id
         now = int(time.time() * 1000)
+        metrics = [(evaluation_metric(name), step, value) for name, step, value in metrics]
         records = [Metric(accepted_name(name), value, now, step) for name, step, value in metrics]
         changed = {name for name, _, _ in metrics if accepted_name(name) != name}
         tags = [RunTag(accepted_name(NAME_TAG + accepted_name(name)), name) for name in changed]
