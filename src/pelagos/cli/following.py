@@ -85,9 +85,8 @@ def stop_command(
     if not done.asked or done.state.has_ended:
         console.print(f"{found.name} is {done.state}{note}", soft_wrap=True)
     else:
-        console.print(
-            f"{found.name} saves and stops; see `pelagos wait {run}`{note}", soft_wrap=True
-        )
+        does = "ends" if now else "saves and stops"
+        console.print(f"{found.name} {does}; see `pelagos wait {run}`{note}", soft_wrap=True)
 
 
 def wait_command(

@@ -136,7 +136,8 @@ class LocalRun(AnyRun):
         if not has_ended():
             os.kill(driver.pid, signal.SIGKILL)
             _until(has_ended)
-            with contextlib.suppress(RunError), self.run.lock():
+            # its threads hold the lock for a moment longer
+            with contextlib.suppress(RunError), self.run.lock(wait_seconds=END_SECONDS):
                 cause = "killed: it did not end by itself"
                 self.run.append_event(State.STOPPED, step=self.run.last_step(), cause=cause)
                 self.run.set_status(State.STOPPED, cause=cause)
