@@ -92,7 +92,7 @@ def _anywhere(name: str, default: str) -> AnyRun:
         if isinstance(local, SubmittedAnyRun):  # the directory is that of a cluster found above
             places.setdefault(local.address, (local.found.store.uri, lambda: local))
         else:
-            places = {address_of(default, name): (default, lambda: local), **places}
+            places = {address_of(default, name): ("started here", lambda: local), **places}
     if not places:
         raise following.not_submitted(name, unread, default)
     if len(places) > 1:
