@@ -195,7 +195,8 @@ def test_a_run_that_was_never_launched_is_over(make_job: MakeJob, tmp_path: Path
     run.set_status(State.CREATED, driver=None)
     shown = call("wait", "early", *where)
     assert shown.exit_code == LOST
-    assert "no process drives it; `pelagos resume early` starts it" in shown.output
+    told = f"no process drives it; `pelagos resume {run.path}` starts it"
+    assert told in shown.output
 
 
 @pytest.mark.parametrize("verb", ["wait", "watch", "logs -f"])

@@ -86,7 +86,8 @@ def stop_command(
         console.print(f"{found.name} is {done.state}{note}", soft_wrap=True)
     else:
         does = "ends" if now else "saves and stops"
-        console.print(f"{found.name} {does}; see `pelagos wait {run}`{note}", soft_wrap=True)
+        said = found.address if runs_dir or cluster else run
+        console.print(f"{found.name} {does}; see `pelagos wait {said}`{note}", soft_wrap=True)
 
 
 def wait_command(

@@ -24,6 +24,7 @@ from pelagos.platform.records.others_runs import is_own_file
 from pelagos.platform.records.runs import RunDirectory, RunError
 from pelagos.platform.records.states import UNDER_WAY, State
 
+RUNS_DIR = "runs"
 # Time for a process to end by itself before it is killed (`--now`).
 END_SECONDS = 15.0
 
@@ -35,6 +36,7 @@ class LocalRun(AnyRun):
         self.name, self.address = run.name, address_of(runs_dir, run.name)
         self.run = run
         self._runs_dir = runs_dir
+        self._said = self.name if Path(runs_dir) == Path(RUNS_DIR) else self.address
         self._followed = FollowedRun(run)
 
     def standing(self) -> Standing:
@@ -42,10 +44,10 @@ class LocalRun(AnyRun):
         status = self.run.status()
         state, cause = status["state"], status.get("cause") or ""
         if state == State.LOST:
-            reason = f"its process ended without a word; `pelagos resume {self.name}` continues it"
+            reason = f"its process ended without a word; `pelagos resume {self._said}` continues it"
             return Standing(state, True, cause, reason)
         if state == State.CREATED and DriverProcess.of(status) is None:
-            reason = f"no process drives it; `pelagos resume {self.name}` starts it"
+            reason = f"no process drives it; `pelagos resume {self._said}` starts it"
             return Standing(state, True, cause, reason)
         return Standing(state, state not in (*UNDER_WAY, State.CREATED), cause)
 
