@@ -50,10 +50,10 @@ def verify(
 
     Example: pelagos checkpoint verify quickstart@best
     """
-    from pelagos.platform.checkpoint.inspection import verify as verify_checkpoint
-
     with exit_on_error():
         location = _locate(target, runs_dir, cluster)
+        from pelagos.platform.checkpoint.inspection import verify as verify_checkpoint
+
         with Progress(console=console, transient=True, disable=as_json) as bar:
             task = bar.add_task("reading", total=None)
             damage = verify_checkpoint(
@@ -84,10 +84,11 @@ def inspect(
 
     Example: pelagos checkpoint inspect quickstart --pattern 'model.*logit_scale'
     """
-    from pelagos.platform.checkpoint.inspection import describe
-
     with exit_on_error():
-        content = describe(_locate(target, runs_dir, cluster), pattern or "")
+        location = _locate(target, runs_dir, cluster)
+        from pelagos.platform.checkpoint.inspection import describe
+
+        content = describe(location, pattern or "")
     if as_json:
         print_json(content)
         return
@@ -127,10 +128,10 @@ def diff(
 
     Example: pelagos checkpoint diff run-a@500 run-b@500 --tolerance 1e-6
     """
-    from pelagos.platform.checkpoint.inspection import compare
-
     with exit_on_error():
         one, two = _locate(a, runs_dir, cluster), _locate(b, runs_dir, cluster)
+        from pelagos.platform.checkpoint.inspection import compare
+
         with Progress(console=console, transient=True, disable=as_json) as bar:
             task = bar.add_task("comparing", total=None)
             found = list(
