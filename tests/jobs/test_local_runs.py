@@ -121,7 +121,9 @@ def test_a_killed_driver_is_noticed(make_job: MakeJob, tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     with running(["pretrain", job], log) as process:
         wait_until(lambda: steps_done(run) >= 2, process, log)
-        with followers(("wait", "killed", *where), logs=tmp_path) as [(waiting, told)]:
+        with followers(("wait", "killed", "--timeout", "30", *where), logs=tmp_path) as [
+            (waiting, told)
+        ]:
             process.kill()
             process.wait()
             assert waiting.wait(WAIT_SECONDS) == LOST
@@ -148,10 +150,23 @@ def test_now_ends_it_at_once_also_where_it_does_not_answer(
     assert (status["state"], status["cause"]) == ("stopped", "killed: it did not end by itself")
 
 
-@pytest.fixture
-def victim() -> Iterator[subprocess.Popen[bytes]]:
-    """A process of this user's that drives no run."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+HOLDING = """
+import fcntl, sys
+for path in sys.argv[1:]:
+    lock = open(path, "a")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+print("ready", flush=True)
+input()
+"""
+
+
+@contextlib.contextmanager
+def victim(*locks: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this user's, which holds these locks and would not stop as a run does."""
+    command = [sys.executable, "-c", HOLDING, *map(str, locks)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
         yield process
         process.kill()
 
@@ -162,28 +177,54 @@ def driver(pid: int, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"started": "1"}, {"host": "elsewhere"}, {"takes_signals": False}, {"started": None}],
-    ids=["holds no lock", "other start", "other host", "in a notebook", "cannot be seen"],
+    ("changes", "holds_lock"),
+    [
+        ({}, False),
+        ({"started": "1"}, True),
+        ({"started": None}, True),
+        ({"host": "elsewhere"}, True),
+        ({"takes_signals": False}, True),
+    ],
+    ids=["holds no lock", "other start", "cannot be seen", "other host", "in a notebook"],
 )
-def test_a_process_that_is_not_the_runs_is_left_alone(
-    make_job: MakeJob, victim: subprocess.Popen[bytes], changes: dict[str, Any]
+def test_a_process_that_may_not_be_the_runs_is_left_alone(
+    make_job: MakeJob, changes: dict[str, Any], holds_lock: bool
 ) -> None:
     """The request goes through the run's directory instead, and `--now` is refused."""
     run = RunDirectory.create(make_job("named"))
     where = ("--runs-dir", run.path.parent)
-    with run.lock():
-        run.set_status(State.RUNNING, driver=driver(victim.pid, **changes))
+    with contextlib.ExitStack() as stack:
+        if not holds_lock:
+            stack.enter_context(run.lock())
+        process = stack.enter_context(victim(*[run.lock_path] * holds_lock))
+        run.set_status(State.RUNNING, driver=driver(process.pid, **changes))
         now = call("stop", "named", "--now", *where)
         assert not run.stop_requested()
         asked = call("stop", "named", *where)
         assert run.stop_requested()
-    assert victim.poll() is None
+        assert process.poll() is None
     assert now.exit_code == BAD_INPUT
-    host = changes.get("host", os.uname().nodename)
-    told = f"process {victim.pid} on {host}"
+    told = f"process {process.pid} on {changes.get('host', os.uname().nodename)}"
     assert f"is driven by {told}, which cannot be ended from here" in now.output
     assert f"{told} sees the request after its next step" in asked.output
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_the_process_of_another_users_file_is_left_alone(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory.create(make_job("named"))
+    with victim(run.lock_path) as process:
+        run.set_status(State.RUNNING, driver=driver(process.pid))
+        uid = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+        os.chown(run.path / "status.json", uid + 2, -1)
+        call("stop", "named", "--runs-dir", run.path.parent)
+        assert process.poll() is None
+        monkeypatch.undo()
+        os.chown(run.path / "status.json", uid, -1)
+        call("stop", "named", "--runs-dir", run.path.parent)
+        assert process.wait(WAIT_SECONDS) == -signal.SIGTERM  # it is the run's, as far as one sees
 
 
 def test_a_run_that_was_never_launched_is_over(make_job: MakeJob, tmp_path: Path) -> None:
@@ -191,7 +232,7 @@ def test_a_run_that_was_never_launched_is_over(make_job: MakeJob, tmp_path: Path
     where = ("--runs-dir", run.path.parent)
     assert call("wait", "early", "--timeout", 0, *where).exit_code == TIMED_OUT  # this process
     run.set_status(State.CREATED, driver=driver(os.getpid(), started="1"))
-    assert call("wait", "early", *where).exit_code == LOST
+    assert call("wait", "early", "--timeout", 5, *where).exit_code == LOST
     run.set_status(State.CREATED, driver=None)
     shown = call("wait", "early", *where)
     assert shown.exit_code == LOST

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import time
@@ -22,7 +21,6 @@ from pelagos.infra.storage.local import DirectoryStore
 from pelagos.jobs.run_access import finding
 from pelagos.jobs.run_access.finding import find
 from pelagos.jobs.submission.records.record import RunRecord
-from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.config import PretrainJob
 from pelagos.platform.config.load import resolve_yaml
 from pelagos.platform.records.known_runs import MOST_NAMED
@@ -303,10 +301,40 @@ def find_store(storage: str, server: S3Server) -> RunRecord:
     return RunRecord(open_store(storage, server.endpoint), "theirs")
 
 
-def test_completion_and_checkpoints_by_address_are_as_before(twins: Path) -> None:
+def test_a_directory_that_a_cluster_keeps_its_runs_in_lists_each_once(
+    here: Path, clusters: Clusters, make_job: MakeJob
+) -> None:
+    """And a run there is the submitted one: `stop` asks its record."""
+    clusters(lab={"kind": "local", "storage": str(here)})
+    job = make_job("sent")
+    record = RunRecord(DirectoryStore(str(here)), "sent")
+    record.claim(resolve_yaml(job), cluster="lab", **DETAILS)
+    RunDirectory.create(job)
+    RunDirectory.create(make_job("mine"))
+    rows = json.loads(well("list", "--json"))
+    assert {(row["run"], row["cluster"]) for row in rows} == {("mine", None), ("sent", "lab")}
+    for arguments in (("sent",), ("sent", "--runs-dir", "runs"), ("./runs/sent",)):
+        assert json.loads(well("status", *arguments, "--json"))["cluster"] == "lab (local)"
+    assert json.loads(well("stop", "sent", "--json"))["state"] == "cancelled"
+
+
+def test_a_broken_clusters_file_hides_no_run_that_is_here(
+    here: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (here / "broken.yaml").write_text("clusters: {lab: {kind: lokal, storage: x}}")
+    monkeypatch.setenv("PELAGOS_CLUSTERS", str(here / "broken.yaml"))
+    RunDirectory.create(make_job("mine"))
+    assert find("mine").address == "./runs/mine"
+    assert "'lokal'" in caplog.text
+    assert find("mine", runs_dir="runs").address == "./runs/mine"
+    assert "did you mean 'local'" in call("status", "nothing").output
+
+
+def test_a_checkpoint_given_by_its_address_is_not_looked_for_as_a_run(twins: Path) -> None:
     run = RunDirectory(twins / "runs/twin")
     shown = call("checkpoint", "inspect", f"{run.checkpoint_uri}/step-00000008")
     assert shown.exit_code == 2
     assert "run 'twin'" not in shown.output
-    assert CheckpointStore(run.checkpoint_uri).complete() == []
-    assert os.environ["PELAGOS_CLUSTERS"]
+    shown = call("checkpoint", "inspect", "./runs/twin@8")
+    assert shown.exit_code == 2
+    assert run.checkpoint_uri in shown.output

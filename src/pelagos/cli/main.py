@@ -191,8 +191,9 @@ def finetune(
 
     chosen = with_choices(overrides, runs_dir=runs_dir, workers=workers)
     with exit_on_error(NOTHING_SAVED), errors_of(job_file, chosen):
-        job = with_source_found(load_as(FinetuneJob, job_file, chosen))
+        job = load_as(FinetuneJob, job_file, chosen)
         say_begun(job_file, job.name, quiet=as_json or dry_run)
+        job = with_source_found(job)
         from pelagos.jobs import finetune as job_module
         from pelagos.platform.planner import plan_pretrain
 

@@ -44,6 +44,7 @@ def list_command(
 
     Example: pelagos list --cluster lab
     """
+    from pelagos.jobs.run_access.finding import is_runs_dir_of
     from pelagos.jobs.submission.listed_runs import listed_runs
 
     with exit_on_error():
@@ -57,7 +58,10 @@ def list_command(
                     problems.append(f"run {directory.name}: {error}")
         if runs_dir is None:
             found, unread = listed_runs(cluster)
-            summaries += found
+            submitted = {
+                row.run for row in found if is_runs_dir_of(str(row.storage), DEFAULT_RUNS_DIR)
+            }
+            summaries = [row for row in summaries if row.run not in submitted] + found
             problems += unread
     for problem in problems:
         error_console.print(Text("not shown:", style="yellow"), problem, soft_wrap=True)

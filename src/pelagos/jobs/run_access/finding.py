@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pelagos.infra.storage.files import expanded_path
 from pelagos.infra.storage.local import DirectoryStore
-from pelagos.infra.storage.remote import is_remote
+from pelagos.infra.storage.remote import StorageError, is_remote
 from pelagos.jobs.run_access.any_run import AnyRun
 from pelagos.jobs.run_access.local_run import LocalRun, address_of
 from pelagos.jobs.run_access.submitted_run import SubmittedAnyRun
@@ -24,6 +24,7 @@ from pelagos.jobs.submission import following
 from pelagos.jobs.submission.records.record import NAME_PATTERN, RunRecord
 from pelagos.platform.config.clusters import load_clusters
 from pelagos.platform.config.finetune import FinetuneJob
+from pelagos.platform.config.load import ConfigError
 from pelagos.platform.records.runs import RunDirectory, RunError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def find(
         )
         if given:
             raise RunError(f"{run} and {given[0]} both say where the run is: keep one")
-        is_cluster = not place.startswith((".", "/", "~")) and place in load_clusters()
+        is_cluster = place in load_clusters()  # no cluster's name has a slash or begins with a dot
         runs_dir, cluster = (None, place) if is_cluster else (expanded_path(place or "/"), None)
     if runs_dir is not None and cluster is not None:
         raise RunError(f"--runs-dir {runs_dir} and --cluster {cluster} name two places: keep one")
@@ -66,13 +67,14 @@ def find(
 
 def _in_directory(runs_dir: str, name: str) -> AnyRun:
     """Return the run of a directory, which may be the one that a cluster keeps its runs in."""
-    for cluster, config in load_clusters().items():
-        if is_remote(config.storage) or not NAME_PATTERN.fullmatch(name):
-            continue
-        store = following.storage_of(config)
-        if _is_same(Path(store.uri) / "runs", Path(runs_dir)) and RunRecord(store, name).exists():
-            return SubmittedAnyRun(cluster, following.find(name, cluster))
-    return LocalRun(runs_dir, RunDirectory.open(runs_dir, name))
+    run = RunDirectory.open(runs_dir, name)
+    with contextlib.suppress(ConfigError):  # of clusters.yaml, which this run does not need
+        for cluster, config in load_clusters().items():
+            if is_runs_dir_of(config.storage, runs_dir) and NAME_PATTERN.fullmatch(name):
+                with contextlib.suppress(StorageError):
+                    if RunRecord(following.storage_of(config), name).exists():
+                        return SubmittedAnyRun(cluster, following.find(name, cluster))
+    return LocalRun(runs_dir, run)
 
 
 def _anywhere(name: str, default: str) -> AnyRun:
@@ -80,7 +82,12 @@ def _anywhere(name: str, default: str) -> AnyRun:
     found: dict[str, following.Claimed] = {}
     unread: list[str] = []
     if NAME_PATTERN.fullmatch(name):
-        found, unread = following.search(name, ANSWER_SECONDS if is_here else None)
+        try:
+            found, unread = following.search(name, ANSWER_SECONDS if is_here else None)
+        except ConfigError as error:
+            if not is_here:
+                raise
+            unread = [str(error)]
     elif not is_here:
         RunRecord(DirectoryStore("."), name)  # raises: no run has such a name
     places: dict[str, tuple[str, Callable[[], AnyRun]]] = {
@@ -108,9 +115,12 @@ def _opener(cluster: str, claimed: Callable[[], following.SubmittedRun]) -> Call
     return lambda: SubmittedAnyRun(cluster, claimed())
 
 
-def _is_same(a: Path, b: Path) -> bool:
+def is_runs_dir_of(storage: str, runs_dir: str) -> bool:
+    """Whether a storage is a directory of this machine whose runs are in this one."""
+    if is_remote(storage):
+        return False
     with contextlib.suppress(OSError):
-        return os.path.samefile(a, b)
+        return os.path.samefile(Path(DirectoryStore(storage).uri) / "runs", runs_dir)
     return False
 
 
