@@ -242,7 +242,8 @@ def _train(
                     watcher()
 
             outcome = launch(job, directory, _builder(blueprint), options, watch, until_step)
-        log.print(f"{outcome.kind} after step {outcome.step} {outcome.cause}".rstrip())
+        why = f": {outcome.cause}" if outcome.cause else ""
+        log.print(f"{outcome.kind} after step {outcome.step}{why}", soft_wrap=True)
     try:
         version = _close_records(blueprint, directory, tracker, outcome)
     except Interrupted as error:

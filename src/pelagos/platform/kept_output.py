@@ -11,8 +11,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.logging import RichHandler
-
 from pelagos.infra.storage.files import open_regular
 from pelagos.platform.console import HarmlessConsole
 from pelagos.platform.records.runs import RunDirectory
@@ -50,13 +48,23 @@ class _BoundedLog(io.TextIOBase):
         return os.open(self.path, flags, 0o666)
 
 
+class _Printed(logging.Handler):
+    """Prints a log record as a line."""
+
+    def __init__(self, console: HarmlessConsole) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(f"{record.levelname:8} {self.format(record)}", soft_wrap=True)
+
+
 @contextlib.contextmanager
 def kept_output(run: RunDirectory) -> Iterator[HarmlessConsole]:
     """Return a console whose output stays in the run's directory, as do log records meanwhile."""
     console = HarmlessConsole(file=_BoundedLog(run.path), width=_WIDTH, color_system=None)
     root = logging.getLogger()
-    handler = RichHandler(console=console, show_path=False, show_time=False)
-    handler.setLevel(logging.INFO)
+    handler = _Printed(console)
     is_set_up = bool(root.handlers)  # else ours would keep warnings from the terminal
     if is_set_up:
         root.addHandler(handler)
