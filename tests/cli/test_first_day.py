@@ -92,7 +92,11 @@ def test_verbs_and_mistakes_that_need_no_torch_import_none(
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(status), *verb.split()],
         cwd=tmp_path,
-        env={"PELAGOS_CLUSTERS": str(tmp_path / "clusters.yaml"), "HOME": str(tmp_path)},
+        env={
+            "PELAGOS_CLUSTERS": str(tmp_path / "clusters.yaml"),
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(Path(__file__).parents[2] / "src"),  # the code beside this test
+        },
         capture_output=True,
         text=True,
     )
