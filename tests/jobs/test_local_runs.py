@@ -227,6 +227,29 @@ def test_the_process_of_another_users_file_is_left_alone(
         assert process.wait(WAIT_SECONDS) == -signal.SIGTERM  # it is the run's, as far as one sees
 
 
+SLOW_CLAIM = """
+import time
+from pelagos.jobs import pretrain
+pretrain.claim = lambda *_: time.sleep(600)
+from pelagos.cli.main import main
+main()
+"""
+
+
+def test_a_run_is_stopped_before_it_is_launched(make_job: MakeJob, tmp_path: Path) -> None:
+    job, run = write_job(make_job, tmp_path, "early", **ENDLESS, **ALONE)
+    where = ("--runs-dir", run.path.parent)
+    log = tmp_path / "log.txt"
+    with running(["pretrain", job], log, [CLI[0], "-c", SLOW_CLAIM]) as process:
+        wait_until(lambda: run.status()["state"] == State.CREATED, process, log)
+        assert call("wait", "early", "--timeout", 0, *where).exit_code == TIMED_OUT
+        assert call("stop", "early", *where).exit_code == 0
+        assert process.wait(WAIT_SECONDS) == STOPPED
+    shown = call("wait", "early", "--timeout", 5, *where)
+    assert shown.exit_code == STOPPED
+    assert shown.output == "early: stopped SIGTERM before it was launched\n"
+
+
 def test_a_run_that_was_never_launched_is_over(make_job: MakeJob, tmp_path: Path) -> None:
     run = RunDirectory.create(make_job("early"))
     where = ("--runs-dir", run.path.parent)
