@@ -6,8 +6,8 @@ import torch
 
 from pelagos.jobs.training.run_plugins import import_plugins_of
 from pelagos.jobs.weights.described_parts import described_network
-from pelagos.jobs.weights.forecaster import trained_weights
 from pelagos.jobs.weights.model_directory import ModelDirectory, check_free, write_model_directory
+from pelagos.jobs.weights.run_weights import trained_weights
 from pelagos.models.pretrained import check_weights
 from pelagos.platform.records.runs import RunDirectory
 
