@@ -108,7 +108,7 @@ def unpack(
     found = _found(data, fields, layout)
     missing = [name for name in fields if name not in found and name not in absent]
     if missing:
-        raise ValueError(_missing_text(missing, found or _names_in(data, layout), fields))
+        raise ValueError(_missing_text(missing, _names_in(data, layout), fields))
     wanted = [name for name in fields if name in found and name not in absent]
     if not wanted:
         raise ValueError(f"absent names all fields that the data have: {', '.join(found)}")
