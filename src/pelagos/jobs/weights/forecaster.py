@@ -26,6 +26,8 @@ from pelagos.jobs.weights.trained_on import (
 from pelagos.models.pretrained import WEIGHTS_FILE, read_weights, write_weights
 from pelagos.platform.records.runs import RunDirectory
 
+_AT_ONCE = 16  # samples that go through the network together, whatever the number of leads
+
 
 class Forecaster(TrainedNetwork):
     """Predicts fields a lead time ahead.
@@ -141,6 +143,10 @@ class Forecaster(TrainedNetwork):
         count = self.trained_on.num_dimensions
         return ArrayInput.of(fields, self.fields, absent, names, self._channel_axis, count)
 
+    def lead_of_step(self, lead_time: float | None) -> float:
+        """Return a lead time, or the shortest of the training if none is given. Raises as `predict`."""
+        return self._leads(lead_time)[0][0]
+
     def _leads(self, lead_time: Any) -> tuple[list[float], bool]:
         """Return the lead times, checked, and whether they were given as several."""
         if self.objective.call not in ("frame", "window"):
@@ -190,7 +196,8 @@ class Forecaster(TrainedNetwork):
         """Return physical fields `[batch, channel, *grid]`, `leads [batch]` later."""
         normalized, shift = self._normalized(fields, absent, offset)
         leads = leads.to(normalized)
-        forecast = self.predict_normalized(normalized, leads)
+        parts = [slice(n, n + _AT_ONCE) for n in range(0, len(normalized), _AT_ONCE)]
+        forecast = torch.cat([self.predict_normalized(normalized[p], leads[p]) for p in parts])
         return self._physical(forecast, normalized, absent, shift)
 
     def _rollout(
