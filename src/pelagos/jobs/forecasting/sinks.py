@@ -180,10 +180,9 @@ class _Zarr:
     ) -> None:
         import zarr
 
-        with warnings.catch_warnings():
-            # text coordinates have no type in the specification of Zarr v3 yet
-            warnings.simplefilter("ignore", zarr.errors.UnstableSpecificationWarning)
-            skeleton.to_zarr(path, mode="w-", zarr_format=3, consolidated=False)
+        # text of a fixed length has no type in the specification of Zarr v3
+        texts = {n: c.astype(object) for n, c in skeleton.coords.items() if c.dtype.kind == "U"}
+        skeleton.assign_coords(texts).to_zarr(path, mode="w-", zarr_format=3, consolidated=False)
         self.path, self.rows_axis = path, rows
         self.group = zarr.open_group(path, mode="a")
         for name, variable in block.data_vars.items():

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -258,9 +259,11 @@ def require_h5netcdf(purpose: str) -> None:
 def _open_zarr(path: Path) -> xr.Dataset:
     _refuse_pickles(path)
     try:
-        return xr.open_dataset(
-            path, engine="zarr", chunks=None, cache=False, decode_timedelta=False
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated")
+            return xr.open_dataset(
+                path, engine="zarr", chunks=None, cache=False, decode_timedelta=False
+            )
     except (TypeError, KeyError, FileNotFoundError) as error:
         raise ValueError(f"{path} cannot be read as Zarr: {error}") from error
 
