@@ -141,7 +141,7 @@ class Forecaster(TrainedNetwork):
     ) -> ArrayInput:
         self._check_absent(absent)
         count = self.trained_on.num_dimensions
-        return ArrayInput.of(fields, self.fields, absent, names, self._channel_axis, count)
+        return ArrayInput.of(fields, self.fields, absent, names, self.channel_axis, count)
 
     def lead_of_step(self, lead_time: float | None) -> float:
         """Return a lead time, or the shortest of the training if none is given. Raises as `predict`."""
@@ -215,7 +215,7 @@ class Forecaster(TrainedNetwork):
         for _ in range(steps):
             forecast = self._fill_frame(self.predict_normalized(state, leads), absent)
             found.append(self._physical(forecast, state, absent, shift).to(fields.device))
-            several = self._channel_axis == 2
+            several = self.channel_axis == 2
             state = torch.cat((state[:, 1:], forecast[:, None]), dim=1) if several else forecast
         answer = torch.stack(found, dim=1)
         finite = torch.isfinite(forecast).all()
@@ -236,7 +236,7 @@ class Forecaster(TrainedNetwork):
         The latter is `[channel, 1, …]`.
         """
         self._check_absent(absent)
-        axis = self._channel_axis
+        axis = self.channel_axis
         values = fields.to(next(self.model.parameters()).device)
         shape = (len(self.fields), *(1,) * (values.ndim - axis - 1))
         shifts = self.trained_on.offset() if offset is None else offset
@@ -248,7 +248,7 @@ class Forecaster(TrainedNetwork):
         shift = values.new_tensor([shifts.get(name, 0.0) for name in self.fields]).reshape(shape)
         normalized = self._fill(self.normalization.apply(values - shift, axis), absent)
         self.trained_on.check_grid(tuple(values.shape[axis + 1 :]))
-        valid = self._masks.valid(normalized, axis=axis)
+        valid = self.field_masks.valid(normalized, axis=axis)
         check_finite(normalized, valid, self.fields, axis)
         numbers = zip(self.fields, self.normalization.mean, self.normalization.std, strict=True)
         constants = ", ".join(f"{name} {mean:.3g} ± {std:.3g}" for name, mean, std in numbers)
@@ -260,8 +260,8 @@ class Forecaster(TrainedNetwork):
         self, forecast: Tensor, state: Tensor, absent: Collection[str], shift: Tensor
     ) -> Tensor:
         """Return a forecast in physical units, NaN where there is none."""
-        latest = state if self._channel_axis == 1 else state[:, -1]
-        valid = self._masks.valid(latest)
+        latest = state if self.channel_axis == 1 else state[:, -1]
+        valid = self.field_masks.valid(latest)
         physical = self.normalization.invert(forecast, 1) + shift
         physical[:, [self.fields.index(name) for name in absent]] = torch.nan
         whole: Tensor = physical if valid is None else physical.where(valid, torch.nan)
@@ -282,6 +282,10 @@ class Forecaster(TrainedNetwork):
     def save(self, directory: Path) -> None:
         """Write weights (safetensors) and description (JSON) into a new directory."""
         directory.mkdir(parents=True)
+        self.write(directory)
+
+    def write(self, directory: Path) -> None:
+        """Write weights and description into an existing directory."""
         tensors = {k: v.contiguous() for k, v in self.model.state_dict().items()}
         write_weights(tensors, directory / WEIGHTS_FILE)
         (directory / DESCRIPTION_FILE).write_text(json.dumps(self.description, indent=1))

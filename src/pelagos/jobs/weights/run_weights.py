@@ -12,7 +12,7 @@ from pelagos.platform.storage_choice import options_for
 
 
 def trained_weights(
-    run: RunDirectory, checkpoint: str = "last", weights: str = "auto"
+    run: RunDirectory, checkpoint: str = "last", weights: str = "auto", *, merge: bool = True
 ) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     """Return description, state dict and step of a run's checkpoint; the optimizer is not read.
 
@@ -22,7 +22,7 @@ def trained_weights(
     """
     job = run.job()
     store = CheckpointStore(run.checkpoint_uri, options_for(run.checkpoint_uri, job.storage))
-    return store_weights(store, checkpoint, weights, run)
+    return store_weights(store, checkpoint, weights, run, merge=merge)
 
 
 def store_weights(
@@ -30,8 +30,10 @@ def store_weights(
     checkpoint: str = "last",
     weights: str = "auto",
     run: RunDirectory | None = None,
+    *,
+    merge: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Tensor], int]:
-    """Return description, state dict and step of a checkpoint, low-rank updates merged in.
+    """Return description, state dict and step of a checkpoint, low-rank updates merged in if `merge`.
 
     The description's `weights` says which they are: `ema` for averaged ones, else `model`.
 
@@ -55,6 +57,6 @@ def store_weights(
         )
     state |= {name.removeprefix("ema."): tensor for name, tensor in averaged.items()}
     description["weights"] = "ema" if averaged else "model"
-    if (updates := description.get("lora")) is not None:
+    if merge and (updates := description.get("lora")) is not None:
         state = merged(state, updates["alpha"])
     return description, state, step

@@ -115,7 +115,7 @@ class TrainedNetwork:
         `frames` is one frame `[batch, channel, y, x]`, or several `[batch, frame, channel, y, x]`
         for an objective that forecasts from `objective.input_frames` frames.
         """
-        several = frames if self._channel_axis == 2 else frames[:, None]
+        several = frames if self.channel_axis == 2 else frames[:, None]
         return self.objective.predict(self.model, several, lead_time)
 
     @torch.no_grad()
@@ -136,7 +136,8 @@ class TrainedNetwork:
         return finest
 
     @property
-    def _masks(self) -> FieldMasks:
+    def field_masks(self) -> FieldMasks:
+        """Which channels say where others have values."""
         return (
             self.objective.field_masks if isinstance(self.objective, FieldObjective) else NO_MASKS
         )
@@ -147,19 +148,19 @@ class TrainedNetwork:
         return float(self.description.get("absent_value", 0.0))
 
     @property
-    def _channel_axis(self) -> int:
+    def channel_axis(self) -> int:
         """Input axes: one frame `[batch, channel, …]`, or several, `[batch, frame, channel, …]`."""
         return 1 if self.objective.input_frames == 1 else 2
 
     def _fill(self, normalized: Tensor, absent: Collection[str]) -> Tensor:
-        return self._fill_frame(normalized, absent, self._channel_axis)
+        return self._fill_frame(normalized, absent, self.channel_axis)
 
     def _fill_frame(self, normalized: Tensor, absent: Collection[str], axis: int = 1) -> Tensor:
         return fill_absent(
             normalized,
             self.fields,
             absent,
-            masks=[self.fields[channel] for channel in self._masks.channels],
+            masks=[self.fields[channel] for channel in self.field_masks.channels],
             absent_value=self._absent_value,
             axis=axis,
         )
