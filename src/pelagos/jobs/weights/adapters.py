@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pelagos.models.layers.linear import Linear
 from pelagos.models.low_rank import base_of, factor_names
 
 _PREFIX = "base_model.model."
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LINEAR = (nn.Linear, Linear)  # other subclasses may use their weight in another way
 _LISTED = 3
 
 
@@ -85,7 +87,7 @@ def _target(network: nn.Module, name: str) -> nn.Module | None:
     """Return the layer that PEFT has an update for, None if it has none."""
     module, _, own = name.rpartition(".")
     layer = network.get_submodule(module)
-    is_plain = type(layer) is nn.Linear or (type(layer) in _CONVOLUTIONS and layer.groups == 1)
+    is_plain = type(layer) in _LINEAR or (type(layer) in _CONVOLUTIONS and layer.groups == 1)
     return layer if own == "weight" and is_plain else None
 
 

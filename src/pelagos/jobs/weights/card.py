@@ -248,8 +248,8 @@ def _limits(description: Mapping[str, Any]) -> str:
     ]
     if objective not in _TASKS:
         items.append(
-            f"Lead times other than {known.leads_in_words()} were not trained. Errors grow when forecasts "
-            "are fed back (`rollout`)."
+            f"Lead times other than {known.leads_in_words()} were not trained. Errors grow when "
+            "forecasts are fed back (`rollout`)."
         )
     if description.get("masks"):
         masked = ", ".join(f"{n} (mask {m})" for n, m in description["masks"].items())

@@ -78,7 +78,7 @@ def write_programs(model: TrainedNetwork, kinds: Sequence[Kind], directory: Path
             f"--also {kinds[0]}: the run does not record its grid, as an earlier version trained it. "
             "Resume it for a step, or export without --also"
         )
-    forecast = Forecast(model).eval()
+    forecast = Forecast(model).eval().requires_grad_(False)  # nor do the program's answers need it
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported, batch = _traced(forecast, model)
