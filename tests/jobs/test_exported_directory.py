@@ -91,6 +91,16 @@ def test_the_card_has_the_hub_s_front_matter_and_what_one_must_know(
     assert "Of these weights: not stated" in bare
 
 
+def test_errors_of_another_checkpoint_are_not_claimed(
+    evaluated: Path, trained: RunDirectory, tmp_path: Path
+) -> None:
+    assert "Medians over held-out trajectories" in (evaluated / "README.md").read_text()
+    export.run(
+        trained.name, tmp_path / "earlier", checkpoint="6", runs_dir=str(trained.path.parent)
+    )
+    assert "No errors were measured" in (tmp_path / "earlier/README.md").read_text()
+
+
 def test_text_of_others_is_no_markup_and_no_front_matter(evaluated: Path) -> None:
     description = read_trained_description(evaluated / "forecaster.json")
     evil = "x\n---\nlicense: mit\n# <script>|[a](http://b)"

@@ -142,6 +142,11 @@ def test_absent_and_misordered_fields_are_named(forecaster: Forecaster, fields: 
     mean = forecaster.normalization.mean[3]
     filled = forecaster.predict(without.assign(pressure=without["density"] * 0 + mean), LEAD)
     xr.testing.assert_allclose(answer, filled.drop_vars("pressure"))
+    # also if the absent field is the first, so that others stand at other places
+    given = labelled(fields)
+    first = forecaster.predict(given.isel(channel=[1, 2, 3]), LEAD, absent=["density"])
+    whole = forecaster.predict(fields, LEAD, absent=["density"])
+    np.testing.assert_allclose(first, whole[:, 1:], **CLOSE)
     with pytest.raises(ValueError, match="Rename presure to pressure"):
         forecaster.predict(without.assign(presure=without["density"]), LEAD)
     order = [3, 1, 0, 2]
