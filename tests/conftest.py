@@ -26,8 +26,11 @@ import numpy as np
 import pytest
 import s3fs
 import yaml
+from selenium.webdriver import Chrome
+from tests import browser as browsing
 
 from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
+from pelagos.jobs import pretrain
 from pelagos.platform.config import PretrainJob
 from pelagos.platform.config.load import parse_job
 
@@ -378,3 +381,22 @@ def job_text(datasets: tuple[str, str], directory: Path, name: str) -> str:
             "resources": {"launcher": "none"},
         }
     )
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """Chromium without a window, driven over its debugging protocol; functions in `tests.browser`."""
+    problem = browsing.install()
+    if problem:
+        pytest.skip(problem)
+    with browsing.open_browser(tmp_path_factory.mktemp("browser")) as driver:
+        yield driver
+
+
+@pytest.fixture(autouse=True)
+def _curves_where_they_matter(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draw the picture that ends every training, half a second each, in tests with that marker alone."""
+    if "curves" not in request.keywords:
+        monkeypatch.setattr(pretrain, "draw_run", lambda run: None)

@@ -28,6 +28,8 @@ from pelagos.evaluation import (
 )
 from pelagos.evaluation.conclusions.rollout_windows import window_scores
 from pelagos.evaluation.conclusions.verdicts import judge
+from pelagos.evaluation.forecasting.batches import measure_here
+from pelagos.evaluation.forecasting.forecasts import ForecastMeasurement
 from pelagos.evaluation.pages.forecast_page import numbers
 
 MODEL_FIELDS = ("density", "velocity-x", "velocity-y", "pressure")
@@ -172,6 +174,46 @@ def test_examples_are_physical_and_as_many_as_asked():
     np.testing.assert_allclose(example.forecasts["direct"][:, 1:3], raw, atol=1e-5)
 
 
+# Trajectory n is forecast with an error of ERRORS[n] of its deviation, the same in both fields.
+ERRORS = {3: 0.5, 7: 0.1, 4: 0.3, 1: 0.9, 6: 0.2, 2: math.nan}
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "expected"),
+    [
+        ((3, 7, 4, 1, 6), {"median": 4, "worst": 1, "best": 7}),
+        ((3, 2, 4, 1, 6), {"median": 3, "worst": 2, "best": 6}),  # diverging is worst
+        ((3, 7, 1, 6), {"median": 6, "worst": 1, "best": 7}),
+        ((3, 7), {"median": 7, "worst": 3}),
+        ((3,), {"median": 3}),
+    ],
+)
+def test_typical_examples_are_the_median_the_worst_and_the_best(
+    trajectories: tuple[int, ...], expected: dict[str, int]
+):
+    def wrong(frames: Tensor, lead_time: Tensor) -> Tensor:
+        truth = exact(frames, lead_time)
+        mean = torch.tensor(MEAN)[:, None, None]
+        std = torch.tensor(STD)[:, None, None]
+        physical = truth * std + mean
+        # (1 + n) e^-t is the field's largest value: it names the trajectory, whatever the lead
+        size = physical[:, 1].abs().amax((1, 2)) * torch.exp(lead_time)
+        number = [round(float(v)) - 1 for v in size]
+        share = torch.tensor([ERRORS[n] for n in number])[:, None, None, None]
+        return (physical * (1 + share) - mean) / std
+
+    measured = ForecastMeasurement(
+        wrong, view(), trajectories, (1,), batch_size=2, typical_examples=True
+    )
+    (evaluation,) = measure_here([measured])
+    assert {e.rank: e.trajectory for e in evaluation.examples} == expected
+    for example in evaluation.examples:
+        raw = DecayingWaves().read_frames(example.trajectory, [1])
+        np.testing.assert_allclose(example.truth[:, 1:3], raw, atol=1e-6)
+        told = raw * (1 + ERRORS[example.trajectory])
+        np.testing.assert_allclose(example.forecasts["autoregressive"][:, 1:3], told, atol=1e-4)
+
+
 def test_diverged_trajectories_count_as_infinitely_bad():
     def blow_up(frames: Tensor, lead_time: Tensor) -> Tensor:
         return torch.where(frames.abs().amax((1, 2, 3), keepdim=True) > 8, math.nan, frames)
@@ -252,7 +294,7 @@ def test_the_report_needs_no_other_file(written: tuple[str, dict[str, Any], Any]
     assert parser.open == []
     assert len(parser.fetched) >= 6
     assert all(re.match(r"data:image/(png|gif);base64,", address) for address in parser.fetched)
-    assert parser.links == ["http://t/1"]
+    assert [a for a in parser.links if not a.startswith("#")] == ["http://t/1"]
     assert not re.search(r"<script|@import|url\(", written[0])
 
 

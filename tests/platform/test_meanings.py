@@ -82,6 +82,11 @@ schedule.name steps population updates
 schedule.total_steps steps updates
 schedule.warmup_steps steps population updates
 schedule.final_lr_fraction steps population updates
+schedule.stop_when steps resumable updates
+schedule.stop_when.target steps resumable updates
+schedule.stop_when.patience steps resumable updates
+schedule.stop_when.min_delta steps resumable updates
+schedule.stop_when.dataset steps resumable updates
 parallel.strategy how
 parallel.precision how accuracy
 parallel.micro_batch_size how accuracy
@@ -165,6 +170,7 @@ def test_what_resumes_branches_and_populations_may_change_follows() -> None:
     assert set(CHANGEABLE) == {
         *("data.cache", "data.num_threads", "data.prefetch_steps", "data.order_version"),
         *("data.mixture.*.uri", "model.config", "optimizer.frozen", "parallel", "resources"),
+        "schedule.stop_when",
         *("checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_best"),
         *("checkpoint.asynchronous", "checkpoint.new_parameters", "validation.every_steps"),
         *("tracking", "health", "storage", "plugins", "callbacks"),

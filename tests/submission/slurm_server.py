@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests import debian
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo", "scontrol")
 START_TIMEOUT_SECONDS = 60
 CONFIGURATION = """\
@@ -50,23 +52,9 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 def install() -> str:
     """Install Slurm from Debian's packages if it is not there; return why that failed, or nothing."""
     os.environ["PATH"] += ":/usr/sbin:/sbin"
-    if all(shutil.which(program) for program in PROGRAMS):
-        return "" if os.geteuid() == 0 else "starting Slurm's daemons takes root"
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        return "needs Slurm: as root, apt-get install slurm-wlm munge"
-    for command in (
-        ["apt-get", "update"],
-        ["apt-get", "install", "--yes", "--no-install-recommends", "slurm-wlm", "munge"],
-    ):
-        done = subprocess.run(
-            command,
-            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    return f"apt-get install slurm-wlm failed: {done.stderr.strip()[-300:]}" if missing else ""
+    if all(map(shutil.which, PROGRAMS)) and os.geteuid() != 0:
+        return "starting Slurm's daemons takes root"
+    return debian.install(PROGRAMS, ["slurm-wlm", "munge"])
 
 
 @contextlib.contextmanager

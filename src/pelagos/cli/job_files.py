@@ -85,6 +85,13 @@ def report_training(result: Any, runs_dir: str, as_json: bool) -> None:
         console.print(
             Text("finished", style="green"), f"{result.run_name} at step {outcome.step}{shown}"
         )
+        if outcome.cause:  # schedule.stop_when
+            console.print(f"  {outcome.cause}", soft_wrap=True, markup=False)
+            console.print(
+                f"  continue all the same: pelagos resume {result.run_name} --runs-dir {runs_dir} "
+                "schedule.stop_when=null",
+                soft_wrap=True,
+            )
         console.print(
             f"  evaluate it: pelagos evaluate {result.run_name} --runs-dir {runs_dir}",
             soft_wrap=True,

@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from pelagos.evaluation.pages.terminal_tables import Column, print_table
 from pelagos.infra.storage.files import below
 from pelagos.jobs.measuring.forecasts import check_forecasts, forecast_measurements, known_of
 from pelagos.jobs.measuring.spreading import measure_all
+from pelagos.jobs.measuring.story import story_of
 from pelagos.jobs.measuring.trained import TrainedRun, load_run
 from pelagos.jobs.measuring.workers import workers_of
 from pelagos.jobs.training.mixtures import unique_names
@@ -52,8 +54,17 @@ def run(job: EvaluateJob, console: Console | None = None) -> EvaluateResult:
     output = _output(job, directory)
     if trained.forecaster.objective.call == "image":
         return _run_on_images(job, trained, console)
-    evaluations, stabilities = _forecasts(job, trained, with_physics=job.physics)
-    report, found = write_report(evaluations, _provenance(job, trained), output, stabilities)
+    begun = time.perf_counter()
+    evaluations, stabilities = _forecasts(job, trained, for_report=True)
+    seconds = time.perf_counter() - begun
+    story = story_of(
+        trained,
+        [evaluation.data.name for evaluation in evaluations],
+        seconds,
+        sum(len(evaluation.trajectories) for evaluation in evaluations),
+    )
+    provenance = _provenance(job, trained)
+    report, found = write_report(evaluations, provenance, output, stabilities, story)
     if job.tracking:
         log_evaluation(training, directory, output, evaluation_metrics(evaluations))
     if console is not None:
@@ -119,17 +130,17 @@ def measure(job: EvaluateJob, initial_frame: int = 0) -> tuple[list[DatasetEvalu
     """
     trained = load_run(job)
     alone = job.model_copy(update={"stability_steps": 0})
-    return _forecasts(alone, trained, initial_frame, with_physics=False)[0], trained.step
+    return _forecasts(alone, trained, initial_frame, for_report=False)[0], trained.step
 
 
 def _forecasts(
-    job: EvaluateJob, trained: TrainedRun, initial_frame: int = 0, *, with_physics: bool
+    job: EvaluateJob, trained: TrainedRun, initial_frame: int = 0, *, for_report: bool
 ) -> tuple[list[DatasetEvaluation], list[Stability]]:
     """Return the scores on each of the run's datasets, and how long rollouts fare, if asked for."""
     check_forecasts(trained.forecaster, job.run)
     workers = workers_of(job.resources, trained.training.resources)
     make = functools.partial(
-        forecast_measurements, job, trained.training, initial_frame, with_physics
+        forecast_measurements, job, trained.training, initial_frame, for_report
     )
     found = measure_all(make, known_of, trained.forecaster, workers)
     evaluations = [result for result in found if isinstance(result, DatasetEvaluation)]

@@ -1,17 +1,22 @@
-"""`pelagos plot`: the learning curves of runs, next to each other."""
+"""`pelagos plot`: the learning curves of runs, next to each other; those of one run in its directory."""
 
 from __future__ import annotations
 
+import io
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pelagos.evaluation.pages.figures.curves_figure import Curve, Panel, write_curves
+from pelagos.infra.storage.files import below, replace_durably
 from pelagos.platform.records.runs import RunDirectory
 
+logger = logging.getLogger(__name__)
+CURVES_NAME = "curves.png"
 PANELS = {
     "loss": "training loss",
     "validation_loss": "validation loss",
@@ -76,19 +81,45 @@ def run(names: Sequence[str], runs_dir: str, output: Path) -> dict[str, dict[str
     found = {name: curves_of(RunDirectory.open(runs_dir, name)) for name in names}
     if not any(found.values()):
         raise ValueError(f"nothing to draw: {', '.join(names)} took no step yet")
+    write_curves(panels_of(found), output)
+    return found
+
+
+def draw_run(run: RunDirectory) -> Path | None:
+    """Draw the learning curves of a run into its directory; None if it took no step.
+
+    A picture that cannot be drawn undoes no training: it is a warning.
+    """
+    try:
+        found = curves_of(run)
+        if not found:
+            return None
+        picture = io.BytesIO()
+        write_curves(panels_of({run.name: found}), picture)
+        path = below(run.path, CURVES_NAME)
+        replace_durably(path, picture.getvalue())
+        return path
+    except Exception as error:
+        logger.warning("could not draw the learning curves of %s: %s", run.name, error)
+        return None
+
+
+def panels_of(found: Mapping[str, Mapping[str, Curve]]) -> list[Panel]:
+    """Return the panels of the curves of runs, by run and name of the value."""
     panels = [
         Panel(title, {name: curves[key] for name, curves in found.items() if key in curves})
         for key, title in PANELS.items()
     ]
     per_dataset = {
-        f"{name} {key.removeprefix(DATASET_LOSS)}": curve
+        key.removeprefix(DATASET_LOSS)
+        if len(found) == 1
+        else f"{name} {key[len(DATASET_LOSS) :]}": curve
         for name, curves in found.items()
         for key, curve in curves.items()
         if key.startswith(DATASET_LOSS)
     }
     panels.append(Panel("training loss of each dataset", per_dataset))
-    write_curves([panel for panel in panels if panel.curves], output)
-    return found
+    return [panel for panel in panels if panel.curves]
 
 
 def _add(found: dict[str, Averaged], name: str, record: dict[str, Any], value: Any) -> None:

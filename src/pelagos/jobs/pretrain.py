@@ -11,6 +11,7 @@ from rich.text import Text
 
 from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
 from pelagos.infra.signals import Interrupted
+from pelagos.jobs.plot_runs import draw_run
 from pelagos.jobs.training.blueprint import Blueprint, build_parts
 from pelagos.jobs.training.checking import checked
 from pelagos.jobs.training.checkpoint_place import check_free, claim
@@ -126,7 +127,8 @@ def resume(
 ) -> PretrainResult:
     """Continue a run from its newest complete checkpoint.
 
-    A finished run only sends its records to MLflow, if that had failed or the store is another.
+    A finished run only sends its records to MLflow, if that had failed or the store is another; one
+    that `schedule.stop_when` ended continues where `overrides` change that.
 
     `overrides` (`parallel.strategy=fsdp`, `resources.num_workers=4`) change how the steps to come
     are computed, and stay with the run. `require` raises if the job as continued, which is read
@@ -143,8 +145,8 @@ def resume(
     if require is not None:
         require(job)
     status = directory.status()
-    outcome = Outcome(State.FINISHED, status["step"])
-    is_finished = status.get("state") == State.FINISHED
+    outcome = Outcome(State.FINISHED, status["step"], str(status.get("cause") or ""))
+    is_finished = status.get("state") == State.FINISHED and not _may_go_on(job, directory)
     is_sent = status.get("is_tracked") and recorded_run(job, directory) is not None
     if is_finished and (is_sent or job.tracking.uri is None):
         version = status.get("registered_version")
@@ -169,6 +171,12 @@ def resume(
     console = console or HarmlessConsole()
     show_phases(blueprint, directory, console)
     return _train(blueprint, directory, console, watcher, until_step)
+
+
+def _may_go_on(job: TrainingJob, directory: RunDirectory) -> bool:
+    """Whether `stop_when` ended a run before its last step, and the job as continued says otherwise."""
+    is_early = directory.status()["step"] < job.schedule.total_steps
+    return is_early and job.schedule.stop_when != directory.job().schedule.stop_when
 
 
 def _check_continues(blueprint: Blueprint, directory: RunDirectory) -> None:
@@ -236,6 +244,7 @@ def _train(
 
         outcome = launch(job, directory, _builder(blueprint), options, watch, until_step)
     try:
+        draw_run(directory)
         version = _close_records(blueprint, directory, tracker, outcome)
     except Interrupted as error:
         note = (

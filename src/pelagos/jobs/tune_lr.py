@@ -158,6 +158,7 @@ def _as_range_test(job: TrainingJob, low: float, high: float, steps: int) -> Tra
                 "total_steps": steps,
                 "warmup_steps": 0,
                 "final_lr_fraction": low / high,
+                "stop_when": None,
             }
         ),
         "resources": job.resources.model_copy(

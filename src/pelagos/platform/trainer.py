@@ -33,6 +33,7 @@ from pelagos.platform.strategies import Strategy, create_strategy
 from pelagos.platform.strategies.base import TensorState
 from pelagos.platform.strategy_choice import check_world, strategy_options
 from pelagos.platform.tensor_layout import local_part
+from pelagos.platform.validation_history import ValidationHistory
 from pelagos.platform.weight_average import WeightAverage
 
 GROUP_LOSS = "validation_group_loss/"
@@ -120,8 +121,7 @@ class TrainingLoop:
         self.checkpoints = CheckpointStore(
             run.checkpoint_uri, storage_options, job.health.collective_timeout_seconds
         )
-        self.best: dict[str, Any] | None = None
-        self.validated: tuple[int, float] | None = None
+        self.validations = ValidationHistory(job.schedule.stop_when)
         self.on_step: StepObserver | None = None
         if strategy.rank == 0:
             parts.callbacks.record = run.append_event
@@ -136,7 +136,7 @@ class TrainingLoop:
         total = self.job.schedule.total_steps
         last = total if until_step is None else min(until_step, total)
         completed = start
-        while completed < last:
+        while completed < last and not self.validations.reason_to_stop:
             self.meter.start(stream.data_wait_seconds)
             batch = next(stream).to(self.strategy.device)
             values, stop = self.train_step(completed, batch)
@@ -151,10 +151,13 @@ class TrainingLoop:
                 self.on_step(values)
             if completed % self.job.validation.every_steps == 0 or completed == total:
                 self.validate(completed)
-            if completed % self.job.checkpoint.every_steps == 0 or completed == last or stop:
+            is_last = completed == last or stop or bool(self.validations.reason_to_stop)
+            if completed % self.job.checkpoint.every_steps == 0 or is_last:
                 self.save(completed)
             if stop and completed < total:
                 return Outcome(State.STOPPED, completed, "stop requested")
+        if reason := self.validations.reason_to_stop:
+            return Outcome(State.FINISHED, completed, reason)
         if completed < total:
             return Outcome(State.STOPPED, completed, f"pause requested after step {last}")
         return Outcome(State.FINISHED, completed)
@@ -254,11 +257,13 @@ class TrainingLoop:
             sums = self._validation_sums()
         errors, magnitudes = sums.sum(dim=1)
         loss = float(self.parts.objective.mean_over_groups(errors, magnitudes))
-        self.validated = (completed, loss)
+        objective = self.parts.objective
+        of_datasets = dataset_losses(objective, sums, names, "validation_loss")
+        self.validations.add(
+            completed, loss, {n.partition("/")[2]: v for n, v in of_datasets.items()}
+        )
         if self.strategy.rank == 0:
-            objective = self.parts.objective
-            values = {"validation_loss": loss}
-            values |= dataset_losses(objective, sums, names, "validation_loss")
+            values = {"validation_loss": loss, **of_datasets}
             if len(objective.group_names) > 1:
                 groups = zip(
                     objective.group_names, errors.tolist(), magnitudes.tolist(), strict=True
@@ -289,11 +294,8 @@ class TrainingLoop:
 
     def save(self, completed: int) -> None:
         """Write the checkpoint of `completed` steps, then delete those no longer kept."""
-        if self.validated is not None and self.validated[0] == completed:
-            loss = self.validated[1]
-            if self.best is None or loss < self.best["loss"]:
-                self.best = {"step": completed, "loss": loss}
-        keep = {self.best["step"]} if self.best and self.job.checkpoint.keep_best else set()
+        best = self.validations.saved(completed)
+        keep = best if self.job.checkpoint.keep_best else set()
         self.checkpoints.save(
             completed,
             self._tensors(),
@@ -340,7 +342,7 @@ class TrainingLoop:
                 self.average.begin_with(self.strategy.weights(), begun)
             if self.strategy.loss_scale is not None and "loss_scale" in state:
                 self.strategy.loss_scale.load(state["loss_scale"])
-            self.best = state.get("best")
+            self.validations.load(state)
         if self.strategy.rank == 0:
             lost = self.run.keep_metrics_until(step)
             if step:
@@ -383,7 +385,7 @@ class TrainingLoop:
             "samples": completed * self.job.data.global_batch_size,
             "seed": self.job.seed,
             "run": self.run.identities[0],
-            "best": self.best,
+            **self.validations.state(),
             "streams": self.parts.streams.state(),
             **({"loss_scale": scale.state()} if (scale := self.strategy.loss_scale) else {}),
             **self.parts.description,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from pelagos.evaluation.forecasting.scores import (
     DatasetEvaluation,
     ExampleForecast,
     FloatArray,
+    typical_trajectories,
 )
 from pelagos.evaluation.forecasting.view import EvaluationData
 from pelagos.evaluation.measures import masked_scores
@@ -101,14 +102,17 @@ class ForecastMeasurement:
         ensemble_size: int = 0,
         physics: Physics | None = None,
         physics_note: str = "",
+        typical_examples: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
+        """`typical_examples`: keep the median, worst and best trajectory, not `num_examples`."""
         self.predict, self.data, self.trajectories = predict, data, trajectories
         self.leads = tuple(sorted(set(lead_steps)))
         self.rollout_step, self.input_frames = rollout_step, input_frames
         self.start_frame, self.batch_size = start_frame, batch_size
         self.num_examples, self.ensemble_size = num_examples, ensemble_size
         self.physics, self.physics_note, self.device = physics, physics_note, device
+        self.typical_examples = typical_examples
         self._check()
 
     def _check(self) -> None:
@@ -170,11 +174,34 @@ class ForecastMeasurement:
         targets = [self.history + lead for lead in leads]
         _score(part, data, truth[:, targets], forecasts)
         start = batch * self.batch_size
-        for row in range(max(0, min(len(chosen), self.num_examples - start))):
+        num_examples = 0 if self.typical_examples else self.num_examples
+        for row in range(max(0, min(len(chosen), num_examples - start))):
             part.examples.append(
                 _example(data, chosen[row], truth[row, self.history :], leads, forecasts, row)
             )
         return part
+
+    def examples_of(self, ranked: Mapping[str, int]) -> list[ExampleForecast]:
+        """Return the forecasts of trajectories, by what they are an example of, made once more.
+
+        Which ones are typical is known at the end alone, when their forecasts are gone.
+        """
+        again = ForecastMeasurement(
+            self.predict,
+            self.data,
+            list(ranked.values()),
+            self.leads,
+            rollout_step=self.rollout_step,
+            start_frame=self.start_frame,
+            input_frames=self.input_frames,
+            batch_size=self.batch_size,
+            num_examples=len(ranked),
+            ensemble_size=self.ensemble_size,
+            device=self.device,
+        )
+        parts = [again.measure(batch, again.read(batch)) for batch in range(again.num_batches)]
+        examples = [example for part in parts for example in part.examples]
+        return [replace(e, rank=rank) for rank, e in zip(ranked, examples, strict=True)]
 
     def combine(self, parts: Sequence[ForecastPart]) -> DatasetEvaluation:
         """Return the evaluation, of the parts of all batches in order."""
@@ -187,7 +214,7 @@ class ForecastMeasurement:
                 spectra[method] = spectra.get(method, np.zeros_like(summed)) + summed
             if measure is not None:
                 measure.take(part.physics)
-        return DatasetEvaluation(
+        found = DatasetEvaluation(
             data=self.data,
             trajectories=tuple(int(index) for index in self.trajectories),
             start_frame=self.start_frame,
@@ -211,6 +238,9 @@ class ForecastMeasurement:
             physics_note=self.physics_note,
             given=given,
         )
+        if self.typical_examples:
+            found.examples = self.examples_of(typical_trajectories(found))
+        return found
 
     def _chosen(self, batch: int) -> Sequence[int]:
         start = batch * self.batch_size

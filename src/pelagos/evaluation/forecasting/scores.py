@@ -24,13 +24,14 @@ METHODS = (*MODEL_METHODS, *BASELINES, "previous_frame")
 class ExampleForecast:
     """One trajectory kept for pictures, physical units, `[L, C, *grid]` at the lead steps.
 
-    NaN where the data has no value.
+    NaN where the data has no value. `rank`: what it is an example of (`typical_trajectories`).
     """
 
     trajectory: int
     initial: npt.NDArray[np.float32]
     truth: npt.NDArray[np.float32]
     forecasts: dict[str, npt.NDArray[np.float32]]
+    rank: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,25 @@ class DatasetEvaluation:
     def warnings(self) -> list[str]:
         """Sentences that must be read before the errors: changing fields that no error covers."""
         return warnings_of_given(self.given)
+
+
+def typical_trajectories(evaluation: DatasetEvaluation) -> dict[str, int]:
+    """Return the trajectories with the median, the largest and the smallest error, by these words.
+
+    The error is the autoregressive forecast's VRMSE at the longest lead, the mean over fields; of two
+    equal ones the first counts, and no trajectory twice. Without an error there is none to choose:
+    then the first trajectory is the example.
+    """
+    errors = mean_of_known(evaluation.defined_scores("autoregressive", "vrmse")[:, -1])
+    order = [int(i) for i in np.argsort(errors, kind="stable") if not np.isnan(errors[i])]
+    if not order:
+        return {"first": evaluation.trajectories[0]}
+    ranked = {"median": order[(len(order) - 1) // 2], "worst": order[-1], "best": order[0]}
+    chosen: dict[str, int] = {}
+    for rank, index in ranked.items():
+        if evaluation.trajectories[index] not in chosen.values():
+            chosen[rank] = evaluation.trajectories[index]
+    return chosen
 
 
 def mean_of_known(values: FloatArray) -> FloatArray:

@@ -81,7 +81,8 @@ class EvaluationData:
     the mean of each channel, normalised, `[C, 1, ...]` or at each point `[C, *grid]`; `size`
     its root mean square, in physical units. `masks`: of each channel with points without a value
     the channel that is 1 where there is one. `given`: stored fields that are in no group because
-    they need no forecast.
+    they need no forecast. `units`: the unit of each stored field, "1" where it has none;
+    `time_unit`: that of times, empty where the data does not say.
     """
 
     name: str
@@ -99,6 +100,8 @@ class EvaluationData:
     size: tuple[float, ...]
     masks: Mapping[int, int] = field(default_factory=dict)
     given: tuple[GivenField, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
+    time_unit: str = ""
 
     @property
     def num_dimensions(self) -> int:
@@ -184,4 +187,7 @@ class EvaluationData:
                 for name, mask in (masks or {}).items()
                 if name in fields and mask in fields
             },
+            # a dataset from elsewhere need not know units
+            units={stored.name: stored.unit for stored in getattr(spec, "fields", ())},
+            time_unit=str(getattr(spec, "generator", {}).get("time_unit", "")),
         )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,26 @@ from typing import Any
 import jinja2
 
 from pelagos.evaluation.conclusions.verdicts import judge, rule
-from pelagos.evaluation.forecasting.scores import DatasetEvaluation
+from pelagos.evaluation.forecasting.scores import DatasetEvaluation, ExampleForecast
 from pelagos.evaluation.forecasting.stability import Stability
 from pelagos.evaluation.measures.metrics import METRICS
 from pelagos.evaluation.pages import line_plots, plots
+from pelagos.evaluation.pages.figures.curves_figure import write_curves
 from pelagos.evaluation.pages.figures.physics_figure import physics_figure
 from pelagos.evaluation.pages.figures.stability_figure import stability_figure
+from pelagos.evaluation.pages.sections import Story
 from pelagos.evaluation.pages.summary import shown_methods, summary_rows
 from pelagos.infra.storage.files import below, replace_durably
 
 REPORT_NAME = "report.html"
 NUMBERS_NAME = "metrics.json"
+SUMMARY, ERRORS, FORECASTS = "summary", "errors", "forecasts"
+ANIMATIONS, PHYSICS, STABILITY = "animations", "physics", "stability"
+_RANKS = {
+    "median": "the one with the median VRMSE at the longest lead",
+    "worst": "the one with the largest VRMSE",
+    "best": "the one with the smallest VRMSE",
+}
 _QUANTILES = {"lower_quartile": 0.25, "median": 0.5, "upper_quartile": 0.75}
 
 
@@ -100,11 +110,12 @@ def write_report(
     provenance: Provenance,
     directory: Path,
     stabilities: Sequence[Stability] = (),
+    story: Story | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Write `report.html` and `metrics.json`; return the page's path, and the numbers.
 
     Each is written under a temporary name and renamed into place. `stabilities` are of the same
-    datasets, or none.
+    datasets, or none. `story` is shown on the page alone: its times differ from machine to machine.
 
     Raises:
         ValueError: a link in the directory leads elsewhere.
@@ -118,17 +129,19 @@ def write_report(
         for figure in figures:
             _write(directory, f"figures/{stem}-{figure.file_name}", figure.content)
     _write(directory, NUMBERS_NAME, json.dumps(values, indent=1, allow_nan=False).encode() + b"\n")
-    _write(directory, REPORT_NAME, render(evaluations, provenance, pictures, stabilities).encode())
+    page = render(evaluations, provenance, pictures, stabilities, story)
+    _write(directory, REPORT_NAME, page.encode())
     return directory / REPORT_NAME, values
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure of the report: a PNG, or a GIF if it moves."""
+    """One figure of the report: a PNG, or a GIF if it moves; `section`: the heading it is under."""
 
     caption: str
     file_name: str
     content: bytes
+    section: str = ERRORS
 
     @property
     def data_uri(self) -> str:
@@ -157,22 +170,30 @@ def render(
     provenance: Provenance,
     pictures: Mapping[str, Sequence[Picture]],
     stabilities: Sequence[Stability] = (),
+    story: Story | None = None,
 ) -> str:
     """The HTML report; `pictures` of each dataset, by its name, are inlined."""
-    environment = page_environment()
+    environment, story = page_environment(), story or Story()
     stable = {stability.dataset: stability for stability in stabilities}
     sections = []
-    for evaluation in evaluations:
-        verdict = judge(evaluation)
+    for number, evaluation in enumerate(evaluations, start=1):
+        verdict, name = judge(evaluation), evaluation.data.name
+        rows = summary_rows(evaluation, verdict)
         sections.append(
             {
+                "anchor": f"dataset-{number}",
                 "evaluation": evaluation,
                 "methods": shown_methods(evaluation),
-                "rows": summary_rows(evaluation, verdict),
+                "rows": rows,
+                "last": rows[-1],
                 "verdict": verdict,
                 "fields": _field_rows(evaluation),
-                "stability": stable.get(evaluation.data.name),
-                "figures": [(p.caption, p.data_uri) for p in pictures[evaluation.data.name]],
+                "stability": stable.get(name),
+                "facts": story.data.get(name, {}),
+                "figures": {
+                    section: [p for p in pictures[name] if p.section == section]
+                    for section in (SUMMARY, ERRORS, FORECASTS, ANIMATIONS, PHYSICS, STABILITY)
+                },
             }
         )
     return environment.get_template("report.html.j2").render(
@@ -181,14 +202,30 @@ def render(
         sections=sections,
         metrics=list(METRICS),
         rule=rule(),
+        story=story,
+        curves=_curves_picture(story),
     )
+
+
+def _curves_picture(story: Story) -> Picture | None:
+    if not story.curves:
+        return None
+    drawn = io.BytesIO()
+    write_curves(story.curves, drawn)
+    caption = "Learning curves: each step pale, the mean of neighbouring steps in full colour."
+    return Picture(caption, "curves.png", drawn.getvalue())
 
 
 def _figures(evaluation: DatasetEvaluation) -> list[Picture]:
     """Every picture of one dataset."""
     last = len(evaluation.lead_steps) - 1
-    drawing = line_plots if evaluation.data.num_dimensions == 1 else plots
     pictures = [
+        Picture(
+            "VRMSE against lead time: mean over fields of medians over trajectories.",
+            "errors.png",
+            plots.figure_png(plots.error_growth_of_all(evaluation)),
+            SUMMARY,
+        ),
         Picture(
             "VRMSE against lead time: median and quartiles over trajectories. At 1 a forecast is no "
             "better than the truth's spatial mean.",
@@ -207,23 +244,38 @@ def _figures(evaluation: DatasetEvaluation) -> list[Picture]:
             "and quartiles over trajectories. Truth is the data itself."
         )
         drawn = plots.figure_png(physics_figure(evaluation))
-        pictures.append(Picture(caption, "physics.png", drawn))
-    for example in evaluation.examples:
-        name, stem = f"trajectory {example.trajectory}", f"trajectory-{example.trajectory}"
-        for method in evaluation.forecast_methods:
-            panels = plots.figure_png(drawing.forecast_panels(evaluation, example, last, method))
-            caption = f"All fields at the longest lead time, {method}, {name}."
-            pictures.append(Picture(caption, f"{stem}-{method}.png", panels))
-        channel = next(iter(evaluation.data.groups.values()))[0]
-        strip = drawing.rollout_strip(evaluation, example, channel, "autoregressive")
-        caption = f"Autoregressive rollout, {name}."
-        pictures.append(Picture(caption, f"{stem}-rollout.png", plots.figure_png(strip)))
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "rollout.gif"
-            drawing.rollout_animation(path, evaluation, example, channel, "autoregressive")
-            caption = f"The same rollout, animated, {name}."
-            pictures.append(Picture(caption, f"{stem}-rollout.gif", path.read_bytes()))
+        pictures.append(Picture(caption, "physics.png", drawn, PHYSICS))
+    for number, example in enumerate(evaluation.examples):
+        pictures += _example_pictures(evaluation, example, is_first=number == 0)
     return pictures
+
+
+def _example_pictures(
+    evaluation: DatasetEvaluation, example: ExampleForecast, *, is_first: bool
+) -> Iterator[Picture]:
+    """Yield the pictures of a trajectory: of the first all, of others the judged forecast alone."""
+    drawing = line_plots if evaluation.data.num_dimensions == 1 else plots
+    last = len(evaluation.lead_steps) - 1
+    name, stem = f"trajectory {example.trajectory}", f"trajectory-{example.trajectory}"
+    if example.rank in _RANKS:
+        name += f", {_RANKS[example.rank]}"
+    judged = judge(evaluation).method
+    methods = evaluation.forecast_methods if is_first else (judged,)
+    for method in methods:
+        panels = plots.figure_png(drawing.forecast_panels(evaluation, example, last, method))
+        caption = f"All fields at the longest lead time, {method}, {name}."
+        yield Picture(caption, f"{stem}-{method}.png", panels, FORECASTS)
+    if not is_first:
+        return
+    channel = next(iter(evaluation.data.groups.values()))[0]
+    strip = drawing.rollout_strip(evaluation, example, channel, "autoregressive")
+    caption = f"Autoregressive rollout, {name}."
+    yield Picture(caption, f"{stem}-rollout.png", plots.figure_png(strip), FORECASTS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rollout.gif"
+        drawing.rollout_animation(path, evaluation, example, channel, "autoregressive")
+        caption = f"The same rollout, animated, {name}."
+        yield Picture(caption, f"{stem}-rollout.gif", path.read_bytes(), ANIMATIONS)
 
 
 def _stability_picture(stability: Stability) -> Picture:
@@ -232,7 +284,7 @@ def _stability_picture(stability: Stability) -> Picture:
         "frame; median and quartiles over trajectories."
     )
     drawn = plots.figure_png(stability_figure(stability))
-    return Picture(caption, "stability.png", drawn)
+    return Picture(caption, "stability.png", drawn, STABILITY)
 
 
 def _file_names(datasets: Sequence[str]) -> list[str]:

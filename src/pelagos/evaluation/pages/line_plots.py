@@ -40,7 +40,7 @@ def forecast_panels(
         _draw(axes[row, 1], forecast - truth, plots.style(method))
         axes[row, 0].set_ylim(*_limits([example.initial[channel], truth]))
         axes[row, 1].set_title(plots.error_label(forecast, truth), fontsize=8)
-        axes[row, 0].set_ylabel(evaluation.data.fields[channel], fontsize=9)
+        axes[row, 0].set_ylabel(_named(evaluation, channel), fontsize=9)
         axes[row, 1].set_ylabel("error", fontsize=9)
     _name_points(axes[-1])
     axes[0, 0].set_title(f"t + {evaluation.lead_times[lead]:g}", fontsize=9)
@@ -62,7 +62,7 @@ def rollout_strip(
         _draw(axes[1, column], forecast[lead] - truth[lead], plots.style(method))
         axes[0, column].set_title(f"t + {evaluation.lead_times[lead]:g}", fontsize=9)
     axes[0, 0].set_ylim(*_limits([truth[leads]]))
-    axes[0, 0].set_ylabel(evaluation.data.fields[channel], fontsize=9)
+    axes[0, 0].set_ylabel(_named(evaluation, channel), fontsize=9)
     axes[1, 0].set_ylabel("error", fontsize=9)
     _name_points(axes[-1])
     plots.legend(figure, axes[0, 0])
@@ -149,6 +149,12 @@ def _limits(values: Sequence[Image]) -> tuple[float, float]:
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     margin = _HEADROOM * (high - low) or 1.0
     return low - margin, high + margin
+
+
+def _named(evaluation: DatasetEvaluation, channel: int) -> str:
+    """Return the name of a field with its unit below it."""
+    field = evaluation.data.fields[channel]
+    return "\n".join(part for part in (field, plots.unit_label(evaluation, field)) if part)
 
 
 def _name_points(axes: Sequence[Axes]) -> None:

@@ -76,11 +76,12 @@ def forecast_panels(
         norm, colours = _scale(field, [initial, truth])
         for axis, image in zip(axes[row, :3], (initial, truth, forecast), strict=True):
             shown = _show(axis, image, norm, colours)
-        _colorbar(figure, shown, list(axes[row, :3]), shrink=0.9, pad=0.015, aspect=14)
+        unit = unit_label(evaluation, field)
+        _colorbar(figure, shown, list(axes[row, :3]), unit, shrink=0.9, pad=0.015, aspect=14)
         error = forecast - truth
         shown = _show(axes[row, 3], error, _symmetric([error]), _ERROR_COLOURS)
         axes[row, 3].set_xlabel(error_label(whole[2], whole[1]), fontsize=8)
-        _colorbar(figure, shown, axes[row, 3], shrink=0.9, pad=0.04, aspect=14)
+        _colorbar(figure, shown, axes[row, 3], unit, shrink=0.9, pad=0.04, aspect=14)
         axes[row, 0].set_ylabel(field, fontsize=9)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
@@ -111,8 +112,9 @@ def rollout_strip(
         axes[0, column].set_title(f"t + {evaluation.lead_times[lead]:g}", fontsize=9)
     for axis, label in zip(axes[:, 0], ("truth", method, "error"), strict=True):
         axis.set_ylabel(label, fontsize=9)
-    _colorbar(figure, shown, list(axes[:2].ravel()), shrink=0.8, pad=0.015, aspect=22)
-    _colorbar(figure, error, list(axes[2]), shrink=0.9, pad=0.015, aspect=11)
+    unit = unit_label(evaluation, evaluation.data.fields[channel])
+    _colorbar(figure, shown, list(axes[:2].ravel()), unit, shrink=0.8, pad=0.015, aspect=22)
+    _colorbar(figure, error, list(axes[2]), unit, shrink=0.9, pad=0.015, aspect=11)
     figure.suptitle(_title(evaluation, channel), fontsize=10)
     return figure
 
@@ -140,8 +142,9 @@ def rollout_animation(
     ]
     for axis, title in zip(axes, ("truth", method, "error"), strict=True):
         axis.set_title(title, fontsize=10)
-    _colorbar(figure, images[1], list(axes[:2]), shrink=0.85, pad=0.015, aspect=14)
-    _colorbar(figure, images[2], axes[2], shrink=0.85, pad=0.04, aspect=14)
+    unit = unit_label(evaluation, evaluation.data.fields[channel])
+    _colorbar(figure, images[1], list(axes[:2]), unit, shrink=0.85, pad=0.015, aspect=14)
+    _colorbar(figure, images[2], axes[2], unit, shrink=0.85, pad=0.04, aspect=14)
     heading = figure.suptitle(_title(evaluation, channel), fontsize=10)
     lay_out(figure)
     figure.set_layout_engine("none")  # laid out once: half of each frame's time
@@ -232,10 +235,27 @@ def error_growth(evaluation: DatasetEvaluation, metric: str = "vrmse") -> Figure
             axis.plot(times, middle, line, color=colour, label=label, marker="o", markersize=2.5)
         plain(axis)
         axis.set_title(group, fontsize=10)
-        axis.set_xlabel("lead time", fontsize=9)
+        axis.set_xlabel(lead_time_label(evaluation), fontsize=9)
         axis.set_ylim(bottom=0.0, top=_robust_top(evaluation, metric, index))
     axes[0].set_ylabel(_METRIC_LABELS.get(metric, metric), fontsize=9)
     legend(figure, axes[0])
+    return figure
+
+
+def error_growth_of_all(evaluation: DatasetEvaluation, metric: str = "vrmse") -> Figure:
+    """A small picture of the error against lead time: mean over fields of medians over trajectories."""
+    figure = new_figure(4.2, 2.5)
+    axis, times = figure.subplots(), np.array(evaluation.lead_times)
+    for method in (*BASELINES, *evaluation.forecast_methods):
+        label, colour, line = _STYLE[method]
+        values = evaluation.mean_over_groups(method, metric)
+        axis.plot(times, values, line, color=colour, label=label, marker="o", markersize=3)
+    plain(axis)
+    baseline = np.nanmax([evaluation.mean_over_groups(b, metric) for b in BASELINES])
+    axis.set_ylim(0.0, 2.0 * baseline if np.isfinite(baseline) and baseline > 0 else None)
+    axis.set_xlabel(lead_time_label(evaluation), fontsize=9)
+    axis.set_ylabel(_METRIC_LABELS.get(metric, metric), fontsize=9)
+    axis.legend(fontsize=7, frameon=False)
     return figure
 
 
@@ -258,7 +278,7 @@ def spectra(evaluation: DatasetEvaluation, lead: int) -> Figure:
             )
         plain(axis)
         axis.set_title(group, fontsize=10)
-        axis.set_xlabel("wave number k", fontsize=9)
+        axis.set_xlabel("wave number k, per domain", fontsize=9)
     axes[0].set_ylabel(f"energy E(k) at t + {evaluation.lead_times[lead]:g}", fontsize=9)
     legend(figure, axes[0])
     return figure
@@ -297,10 +317,18 @@ def _gif_frame(figure: Figure, palette: PillowImage.Image) -> PillowImage.Image:
 
 
 def _colorbar(
-    figure: Figure, image: Any, axes: Any, *, shrink: float, pad: float, aspect: float
+    figure: Figure,
+    image: Any,
+    axes: Any,
+    unit: str = "",
+    *,
+    shrink: float,
+    pad: float,
+    aspect: float,
 ) -> None:
     bar = figure.colorbar(image, ax=axes, shrink=shrink, pad=pad, aspect=aspect)
     bar.ax.tick_params(labelsize=7)
+    bar.set_label(unit, fontsize=7)
 
 
 def _scale(field: str, images: Sequence[Image]) -> tuple[Normalize, str]:
@@ -369,6 +397,18 @@ def middle_plane(values: Image, num_dimensions: int) -> Image:
 def plane_name(grid_shape: Sequence[int]) -> str:
     """Return which plane of a volume `middle_plane` is."""
     return f"plane z = {grid_shape[0] // 2} of 0 to {grid_shape[0] - 1}"
+
+
+def lead_time_label(evaluation: DatasetEvaluation) -> str:
+    """Return the name of the axis of lead times, with the unit that the data states."""
+    unit = evaluation.data.time_unit
+    return f"lead time ({unit})" if unit else "lead time"
+
+
+def unit_label(evaluation: DatasetEvaluation, field: str) -> str:
+    """Return the unit of a field as an axis shows it; empty where the dataset does not store it."""
+    unit = evaluation.data.units.get(field, "")
+    return "dimensionless" if unit == "1" else unit
 
 
 def _title(evaluation: DatasetEvaluation, channel: int) -> str:

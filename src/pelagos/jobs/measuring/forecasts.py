@@ -28,7 +28,7 @@ def forecast_measurements(
     job: EvaluateJob,
     training: TrainingJob,
     initial_frame: int,
-    with_physics: bool,
+    for_report: bool,
     forecaster: Forecaster,
     device: torch.device,
     known: Sequence[Known] | None,
@@ -37,6 +37,7 @@ def forecast_measurements(
 
     Args:
         initial_frame: leads count from it, or from the last frame that the model needs.
+        for_report: keep typical trajectories for its pictures, and check physics if the job asks.
         known: the result of `known_of` for the same measurements made before.
 
     Raises:
@@ -56,7 +57,8 @@ def forecast_measurements(
         stride, frames = option_of(training, "frame_stride", 1), forecaster.objective.input_frames
         history = (frames - 1) * stride
         initial = max(initial_frame, history)
-        physics, note = _physics(dataset, forecaster) if with_physics else (None, "not requested")
+        asks = for_report and job.physics
+        physics, note = _physics(dataset, forecaster) if asks else (None, "not requested")
         found.append(
             ForecastMeasurement(
                 forecaster.predict_on(data),
@@ -70,6 +72,7 @@ def forecast_measurements(
                 ensemble_size=job.ensemble_size,
                 physics=physics,
                 physics_note=note,
+                typical_examples=for_report,
                 device=device,
             )
         )

@@ -118,6 +118,11 @@ def check_population(sweep: SweepJob, trial: Trial) -> None:
             f"after {population.total_steps}. Compare or validate more often"
         )
         problems.append(Problem(("search", "perturb_validations"), message))
+    if trial.job.schedule.stop_when is not None:
+        message = (
+            "a population's members train to the same step, and this ends some before: leave it out"
+        )
+        problems.append(Problem(("jobs", trial.label), f"schedule.stop_when: {message}"))
     problems += _unchangeable_options(sweep, trial.job)
     for key, span in sweep.random.items():
         ends = (span.low, span.high) if isinstance(span, RandomRangeConfig) else span

@@ -7,10 +7,12 @@ from itertools import chain
 import torch
 from torch import nn
 
+from pelagos.data_pipelines.streaming.mixtures.mixture import Mixture
 from pelagos.data_pipelines.streaming.sampler import SampleIndex
 from pelagos.jobs.training.blueprint import Blueprint, left_trainable
 from pelagos.jobs.training.checks.fields import field_problems
 from pelagos.jobs.training.checks.labels import drawn_label_problems, label_problems
+from pelagos.jobs.training.mixtures import unique_names
 from pelagos.jobs.training.networks import any_network
 from pelagos.jobs.training.objective_options import option_problems
 from pelagos.models.objectives import OBJECTIVES
@@ -84,8 +86,19 @@ def _data_problems(blueprint: Blueprint) -> list[Problem]:
     found = found or dict.fromkeys(_validation_labels(blueprint))
     problems = [Problem(("data", "mixture"), problem) for problem in found]
     problems += field_problems(job, blueprint.objective, mixture, held_out, drawn)
+    problems += _stop_problems(job, mixture)
     _ = blueprint.flops_per_sample
     return problems
+
+
+def _stop_problems(job: TrainingJob, mixture: Mixture) -> Iterator[Problem]:
+    """Yield the problem of a dataset whose loss ends the training, where there is none of the name."""
+    rule = job.schedule.stop_when
+    names = unique_names([entry.dataset.spec.name for entry in mixture.entries])
+    if rule is not None and rule.dataset is not None and rule.dataset not in names:
+        known = ", ".join(names)
+        message = f"got {rule.dataset!r}, but the mixture's datasets are named: {known}"
+        yield Problem(("schedule", "stop_when", "dataset"), message)
 
 
 def _validation_labels(blueprint: Blueprint) -> Iterator[str]:

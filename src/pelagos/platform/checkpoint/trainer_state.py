@@ -19,6 +19,13 @@ class _Best(_Part):
     loss: float | None = None
 
 
+class _Watched(_Part):
+    step: int
+    loss: float
+    since: int
+    last: float
+
+
 class _Mixture(_Part):
     fields: list[str]
     datasets: list[dict[str, Any]] = []
@@ -43,6 +50,7 @@ class _Forecaster(_Part):
 class _State(_Part):
     run: str = ""
     best: _Best | None = None
+    watched: _Watched | None = None
     streams: _Streams | None = None
     fresh: list[str] = []
     loss_scale: dict[str, float | int] | None = None

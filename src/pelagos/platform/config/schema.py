@@ -30,6 +30,7 @@ from pelagos.platform.config.section import RunName as RunName
 from pelagos.platform.config.section import Section as Section
 from pelagos.platform.config.section import Seed as Seed
 from pelagos.platform.config.starting import LowRankConfig, SourceConfig
+from pelagos.platform.config.stopping import StopWhenConfig as StopWhenConfig
 
 PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 Plugins = tuple[PluginName, ...]
@@ -282,6 +283,10 @@ class ScheduleConfig(Section):
     )
     final_lr_fraction: Annotated[Fraction, Trait.POPULATION] = Field(
         0.0, description="Rate at the end, as share of the peak."
+    )
+    # a run that it ended may go on, or end earlier: the steps are the same
+    stop_when: Annotated[StopWhenConfig | None, Trait.RESUMABLE] = Field(
+        None, description="Early stopping; default: none."
     )
 
 

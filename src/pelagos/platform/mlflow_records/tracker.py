@@ -127,7 +127,7 @@ class Tracker:
                 summary["goodput"] = share
             for name, value in summary.items():
                 self._client.log_metric(self.run_id, name, value)
-            names = ("job.yaml", "metrics.jsonl", "events.jsonl")
+            names = ("job.yaml", "metrics.jsonl", "events.jsonl", "curves.png")
             log_own_files(self._client, str(self.run_id), self.run.path, "run", names)
             self._client.set_terminated(self.run_id, MLFLOW_STATUS[State(kind)])
         except Exception as error:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -12,6 +13,7 @@ Curve = tuple[list[int], list[float]]
 """Steps and values."""
 EXACT = "learning rate"  # without noise: a mean would only lag behind
 LINEAR = (EXACT, "samples per second")
+_DECADE = 10.0  # values within less than a decade are easier to read on a linear axis
 _FEW = 5  # points that are marked as well as joined
 _MANY = 100  # points of a curve that gets a rolling mean
 
@@ -24,8 +26,8 @@ class Panel:
     curves: Mapping[str, Curve]
 
 
-def write_curves(panels: Sequence[Panel], path: Path) -> None:
-    """Write the panels as PNG, two in a row; losses and norms have a logarithmic axis."""
+def write_curves(panels: Sequence[Panel], target: Path | BinaryIO) -> None:
+    """Write the panels as PNG, two in a row; losses and norms over decades have a logarithmic axis."""
     rows = -(-len(panels) // 2)
     figure = new_figure(11, 3.2 * rows)
     axes = figure.subplots(rows, 2, squeeze=False)
@@ -39,8 +41,8 @@ def write_curves(panels: Sequence[Panel], path: Path) -> None:
                 line.set(alpha=0.25, label=None)
                 smooth = _rolling_mean(values)
                 axis.plot(steps, smooth, color=line.get_color(), linewidth=1.6, label=name)
-        is_positive = all(value > 0 for _, values in panel.curves.values() for value in values)
-        if panel.title not in LINEAR and is_positive:
+        shown = [value for _, values in panel.curves.values() for value in values]
+        if panel.title not in LINEAR and 0 < _DECADE * min(shown) < max(shown):
             axis.set_yscale("log")
         axis.set_title(panel.title)
         axis.set_xlabel("step")
@@ -49,8 +51,9 @@ def write_curves(panels: Sequence[Panel], path: Path) -> None:
             axis.legend(fontsize="small")
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    if isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110)
 
 
 def _rolling_mean(values: Sequence[float]) -> list[float]:

@@ -35,6 +35,6 @@ def physics_figure(evaluation: DatasetEvaluation) -> Figure:
     for axis in list(axes.flat)[len(quantities) :]:
         axis.set_visible(False)
     for axis in axes[-1]:
-        axis.set_xlabel("lead time", fontsize=9)
+        axis.set_xlabel(plots.lead_time_label(evaluation), fontsize=9)
     plots.legend(figure, axes[0, 0])
     return figure
