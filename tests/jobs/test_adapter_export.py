@@ -117,7 +117,9 @@ def test_updates_that_peft_has_no_layer_for_are_named(
 ) -> None:
     run = fine_tuned(["dwconv.weight", "query.weight"])  # one kernel per channel
     options: dict[str, Any] = {"runs_dir": str(run.path.parent), "adapter": True}
-    with pytest.raises(ValueError, match=r"--adapter: PEFT updates .*dwconv.weight.*Export without"):
+    with pytest.raises(
+        ValueError, match=r"--adapter: PEFT updates .*dwconv.weight.*Export without"
+    ):
         export.run(run.name, tmp_path / "no", **options)
     options["runs_dir"] = str(trained.path.parent)
     with pytest.raises(ValueError, match="trained whole weights, no low-rank updates"):

@@ -186,10 +186,14 @@ def test_onnx_where_a_network_allows_it(tmp_path: Path) -> None:
     programs.write_programs(forecaster, ["onnx"], tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "forecast.onnx")
     fields = np.random.default_rng(0).normal(size=(3, 2, 16, 16)).astype(np.float32)
-    feeds = dict(zip((n.name for n in session.get_inputs()), (fields, np.full(3, 0.25, "f4"))))
+    feeds = dict(
+        zip((n.name for n in session.get_inputs()), (fields, np.full(3, 0.25, "f4")), strict=False)
+    )
     expected = forecaster.predict(fields, 0.25)
     np.testing.assert_allclose(session.run(None, feeds)[0], expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="FNO cannot be written as ONNX .*--also torch-export works"):
+    with pytest.raises(
+        ValueError, match="FNO cannot be written as ONNX .*--also torch-export works"
+    ):
         programs.write_programs(small("fno-nano", modes=4), ["onnx"], tmp_path)
     programs.write_programs(small("fno-nano", modes=4), ["torch-export"], tmp_path)
 
