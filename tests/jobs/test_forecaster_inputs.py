@@ -192,8 +192,9 @@ def test_leads_that_cannot_be_meant_are_rejected_and_unseen_ones_warned_of(
         ForecastWarning, match="never trained for the lead time 0.3: training had 0, "
     ):
         forecaster.predict(fields, 0.3)
-    with pytest.warns(ForecastWarning, match="0.075"):
+    with pytest.warns(ForecastWarning, match="0.075") as told:
         forecaster.predict(fields, 0.075)
+    assert told[0].filename == __file__  # the line to look at is the user's
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         forecaster.predict(fields, np.float32(0.15))  # a sum of roundings, and still the same

@@ -238,6 +238,18 @@ def test_output_is_whole_or_absent_and_never_lost(
     assert leftovers(tmp_path) == []
 
 
+def test_a_doubt_is_told_once_and_not_for_every_block(
+    exported: Path, fields: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    np.save(tmp_path / "in.npy", fields[:, 0])
+    for name in ("one.npy", "two.npy"):
+        caplog.clear()
+        predict.run(str(exported), str(tmp_path / "in.npy"), str(tmp_path / name), [7.0], SMALL)
+        told = [r.getMessage() for r in caplog.records if "never trained" in r.getMessage()]
+        assert len(told) == 1
+        assert told[0].startswith("the model was never trained for the lead time 7")
+
+
 def test_files_that_cannot_be_meant_are_rejected(
     exported: Path, fields: np.ndarray, tmp_path: Path
 ) -> None:

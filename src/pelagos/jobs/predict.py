@@ -10,9 +10,10 @@ from pelagos.jobs.forecasting.finding import find_forecaster
 from pelagos.jobs.forecasting.images import classes_of, input_fields
 from pelagos.jobs.forecasting.sinks import check_target
 from pelagos.jobs.forecasting.sources import Source
-from pelagos.jobs.forecasting.streaming import Answer
+from pelagos.jobs.forecasting.streaming import Answer, each_warning_once
 
 
+@each_warning_once()
 def run(
     model: str,
     source: str,

@@ -6,9 +6,10 @@ from pelagos.jobs.forecasting.files import Options, Written, write_answers
 from pelagos.jobs.forecasting.finding import find_forecaster
 from pelagos.jobs.forecasting.sinks import check_target
 from pelagos.jobs.forecasting.sources import Source
-from pelagos.jobs.forecasting.streaming import Answer
+from pelagos.jobs.forecasting.streaming import Answer, each_warning_once
 
 
+@each_warning_once()
 def run(
     model: str,
     source: str,

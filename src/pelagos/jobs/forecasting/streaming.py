@@ -5,10 +5,13 @@ the number of workers, so neither does the output.
 """
 
 import collections
+import contextlib
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from rich.console import Console
 
@@ -18,6 +21,7 @@ from pelagos.jobs.making.shard_work import shard_progress
 from pelagos.jobs.weights.labelled import Labelled
 from pelagos.jobs.weights.trained_on import ForecastWarning
 
+logger = logging.getLogger(__name__)
 Answer = Callable[[Labelled], Labelled]
 _BLOCK_BYTES = 32 * 2**20
 _MOST_ROWS = 16
@@ -40,8 +44,7 @@ def stream(
     """Write the answer to every row of a source; return the number of rows. All of it, or no file."""
     quiet = console or Console(quiet=True)
     try:
-        with warnings.catch_warnings(), shard_progress(quiet) as progress:
-            warnings.simplefilter("once", ForecastWarning)  # not for each block
+        with shard_progress(quiet) as progress:
             progress.begin(target.target.name, source.num_rows, 0)
             for rows, block in _answers(source, answer, block_rows, workers):
                 target.write(rows, block, source.coordinates)
@@ -51,6 +54,24 @@ def stream(
     finally:
         target.discard()
     return source.num_rows
+
+
+@contextlib.contextmanager
+def each_warning_once() -> Iterator[None]:
+    """Log each warning of a forecast once, not for every block."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ForecastWarning)
+        show, seen = warnings.showwarning, set()
+
+        def show_once(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if not issubclass(category, ForecastWarning):
+                show(message, category, *place)
+            elif str(message) not in seen:
+                seen.add(str(message))
+                logger.warning("%s", message)
+
+        warnings.showwarning = show_once  # type: ignore[assignment]
+        yield
 
 
 def _answers(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,11 +17,7 @@ from pelagos.jobs.weights.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.weights.run_weights import trained_weights
 from pelagos.jobs.weights.trained_description import read_trained_description
 from pelagos.jobs.weights.trained_network import TrainedNetwork
-from pelagos.jobs.weights.trained_on import (
-    ForecastWarning,
-    check_finite,
-    warn_of_strange_sizes,
-)
+from pelagos.jobs.weights.trained_on import check_finite, warn, warn_of_strange_sizes
 from pelagos.models.pretrained import WEIGHTS_FILE, read_weights, write_weights
 from pelagos.platform.records.runs import RunDirectory
 
@@ -220,11 +215,9 @@ class Forecaster(TrainedNetwork):
         answer = torch.stack(found, dim=1)
         finite = torch.isfinite(forecast).all()
         if not finite:
-            warnings.warn(
+            warn(
                 f"the rollout does not stay finite over {steps} steps: fewer steps, or a longer lead "
-                "time per step, may hold",
-                ForecastWarning,
-                stacklevel=3,
+                "time per step, may hold"
             )
         return answer
 

@@ -7,7 +7,6 @@ samples.
 """
 
 import difflib
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from pelagos.jobs.weights.trained_on import ForecastWarning, TrainedOn
+from pelagos.jobs.weights.trained_on import TrainedOn, warn
 
 CHANNEL_DIMS = ("channel", "field", "variable")
 TIME, LEAD = "time", "lead_time"
@@ -144,7 +143,7 @@ def _found(data: Labelled, fields: Sequence[str], layout: Layout) -> dict[str, x
     if layout.channel in data.coords:
         labels = [str(label) for label in data[layout.channel].to_numpy()]
     elif data.sizes[layout.channel] == len(fields):
-        _warn(
+        warn(
             f"the axis {layout.channel!r} names no fields, so they are taken in the model's order: "
             f"{', '.join(fields)}"
         )
@@ -190,7 +189,7 @@ def _check_units(
     for name in wanted:
         given, known = found[name].attrs.get("units"), trained.units.get(name, "1")
         if given is not None and known != "1" and str(given).strip() != known:
-            _warn(
+            warn(
                 f"{name} is in {given}, but the model was trained on {known}. If that is another unit, "
                 "convert it first"
             )
@@ -208,7 +207,7 @@ def _check_frames(
         return
     apart = np.diff(data[axis].to_numpy().astype(np.float64))
     if not np.allclose(apart, trained.step, rtol=1e-3):
-        _warn(
+        warn(
             f"the frames are {apart.min():g} to {apart.max():g} apart in {axis!r}, but in training they "
             f"were {trained.step:g} apart: the model takes them for such frames"
         )
@@ -268,7 +267,3 @@ def _coordinates(source: Labelled, layout: Layout, dims: Sequence[str]) -> dict[
 def _attributes(source: Labelled, name: str) -> dict[str, Any]:
     found = source[name].attrs if isinstance(source, xr.Dataset) else source.attrs
     return dict(found)
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, ForecastWarning, stacklevel=4)

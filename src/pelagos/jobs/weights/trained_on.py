@@ -1,8 +1,10 @@
 """What a model was trained on, as its description records it, and how far an input is from that."""
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -73,7 +75,7 @@ class TrainedOn:
         """The numbers to subtract from fields in physical units; warns if datasets differ in them."""
         distinct = [o for n, o in enumerate(self.offsets) if o not in self.offsets[:n]]
         if len(distinct) > 1:
-            _warn(
+            warn(
                 f"in training, {distinct} was subtracted from the fields, depending on the dataset. "
                 "Nothing is subtracted now: give offset={FIELD: NUMBER}, of the dataset that yours "
                 "resembles, or offset={}"
@@ -106,7 +108,7 @@ class TrainedOn:
                 f"lead_time {listed}: the network sees no lead time, it forecasts one step of "
                 f"{self.leads_in_words()}. Reach later times with rollout(fields, steps=…)"
             )
-        _warn(
+        warn(
             f"the model was never trained for the lead time {listed}: training had "
             f"{self.leads_in_words()}. Use one of these, or reach it in several steps (rollout)"
         )
@@ -140,7 +142,7 @@ class TrainedOn:
                 f"the fields are on a grid of {given} points, but the model was trained on {trained}"
             )
         if grid not in self.grids and not self.takes_any_grid:
-            _warn(
+            warn(
                 f"the fields are on a grid of {given} points, but the model was trained on {trained}. "
                 "Interpolate them to that grid, or check the forecast against data of your grid"
             )
@@ -184,7 +186,7 @@ def warn_of_strange_sizes(
         if size > FAR_FROM_TRAINING and name not in absent
     ]
     if strange:
-        _warn(
+        warn(
             f"{', '.join(strange)}: that many standard deviations from the mean of the training. Check "
             f"the units, and the order of the fields. Trained on (mean ± deviation): {constants}"
         )
@@ -194,6 +196,10 @@ def _is_same(one: float, other: float, step: float | None) -> bool:
     return abs(one - other) <= SAME_TIME * (step or max(abs(one), abs(other)))
 
 
-def _warn(text: str) -> None:
-    # the level of the call of predict or rollout
-    warnings.warn(text, ForecastWarning, stacklevel=4)
+def warn(text: str) -> None:
+    """Warn of a forecast's input, at the line outside of Pelagos that asked for the forecast."""
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("pelagos."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, ForecastWarning, stacklevel=level)
