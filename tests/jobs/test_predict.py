@@ -140,6 +140,9 @@ def test_arrays_go_in_and_come_out_alike_for_any_number_of_workers(
     assert list(again["channel"].values) == list(FIELDS)
     np.testing.assert_allclose(again["lead_time"], [0.1, 0.2, 0.3])
     np.testing.assert_array_equal(again, found)
+    # few files: a block of rows is a chunk
+    chunks = (tmp_path / "out.zarr" / "forecast" / "c").rglob("*")
+    assert sum(path.is_file() for path in chunks) == 4
 
 
 def test_a_pelagos_dataset_is_read_with_its_constants(
