@@ -64,6 +64,14 @@ print(*heavy)
         ("logs nothing", 2),
         ("stop nothing", 2),
         ("resume nothing", 2),
+        ("wait nothing", 2),
+        ("watch nothing", 2),
+        ("diff nothing none", 2),
+        ("clone nothing new", 2),
+        ("evaluate nothing", 2),
+        ("export nothing model", 2),
+        ("plot nothing", 2),
+        ("checkpoint verify nothing", 2),
         ("clusters", 0),
         ("convert --list", 0),
         ("pretrain wrong.yaml", 2),
@@ -84,7 +92,11 @@ def test_verbs_and_mistakes_that_need_no_torch_import_none(
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(status), *verb.split()],
         cwd=tmp_path,
-        env={"PELAGOS_CLUSTERS": str(tmp_path / "clusters.yaml"), "HOME": str(tmp_path)},
+        env={
+            "PELAGOS_CLUSTERS": str(tmp_path / "clusters.yaml"),
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(Path(__file__).parents[2] / "src"),  # the code beside this test
+        },
         capture_output=True,
         text=True,
     )

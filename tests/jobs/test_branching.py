@@ -63,9 +63,9 @@ def test_a_branch_has_other_settings_from_its_step_on_and_everything_is_kept(
     record = json.loads((run.path / "tracking.json").read_text())
     histories = []
     for run_id in (record["earlier"][0]["run_id"], record["run_id"]):
-        points = client.get_metric_history(run_id, "loss")
+        points = client.get_metric_history(run_id, "train/loss")
         histories.append(sorted((p.step, p.value) for p in points))
-        validated = client.get_metric_history(run_id, "validation_loss")
+        validated = client.get_metric_history(run_id, "validation/loss")
         assert len({p.step for p in validated}) == len(validated)
     assert histories == [before, values(run, "loss")]
     assert (

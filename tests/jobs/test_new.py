@@ -186,7 +186,7 @@ def test_what_no_draft_fits_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         assert refused.exit_code == 2
         assert expected in " ".join(refused.output.split())
     refused = run("new", "finetune", "--from", "nothing", "--data", flow, "--name", "x")
-    assert "there is no such run in runs (runs there: none)" in " ".join(refused.output.split())
+    assert "there is no such run in runs (known runs: none)" in " ".join(refused.output.split())
     refused = run("new", "pretrain", "--name", "x")
     assert "--data is missing, and there is no terminal to ask on" in refused.output
     assert not list(tmp_path.glob("*.yaml"))

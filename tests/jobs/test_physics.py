@@ -71,7 +71,7 @@ def test_the_residual_is_in_the_report_its_numbers_and_the_tracking(run: Pretrai
     assert "No physics residual: ce does not record which equation it solves" in page
     client = MlflowClient(tracking_uri=run.tracking.uri)
     tracked = json.loads((Path(run.runs_dir) / "run" / "tracking.json").read_text())["run_id"]
-    key = "evaluation/Burgers/autoregressive/residual/residual"
+    key = "evaluation/Burgers.autoregressive.residual.residual"
     logged = sorted(client.get_metric_history(tracked, key), key=lambda m: m.step)
     assert [m.step for m in logged] == [1, 4]
     assert [m.value for m in logged] == pytest.approx(model)

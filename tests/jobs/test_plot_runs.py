@@ -55,7 +55,9 @@ def runs(make_job: MakeJob) -> str:
 
 
 def test_curves_are_the_records(runs: str, tmp_path: Path) -> None:
-    found = plot_runs.run(["one", "two"], runs, tmp_path / "c.png")
+    found = plot_runs.run(
+        {name: RunDirectory.open(runs, name) for name in ("one", "two")}, tmp_path / "c.png"
+    )
     assert found["one"]["loss"] == (list(range(1, 41)), [1 / n for n in range(1, 41)])
     assert found["one"]["validation_loss"] == ([20, 40], [0.3, 0.2])
     assert set(found["one"]) == {"loss", "lr", "loss/ns", "gradient_norm", "validation_loss"}

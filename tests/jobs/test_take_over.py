@@ -111,7 +111,7 @@ def test_a_run_goes_on_exactly_as_the_other_would_have_with_these_settings(
     tracked = json.loads((lagging.path / "tracking.json").read_text())["run_id"]
     tag = client.get_run(tracked).data.tags["pelagos.take_over.3"]
     assert json.loads(tag)["source"] == "best"
-    history = client.get_metric_history(tracked, f"setting.{LR}")
+    history = client.get_metric_history(tracked, f"train/setting/{LR}")
     assert [(m.step, m.value) for m in history] == [(STEP, 0.005)]
 
 

@@ -138,6 +138,7 @@ callbacks.*.config record
 callbacks.*.on_error record
 source.run steps inputs
 source.runs_dir steps inputs
+source.cluster steps inputs
 source.checkpoint steps inputs
 source.weights steps inputs
 source.uri steps inputs

@@ -93,7 +93,7 @@ def test_a_lost_answer_and_a_failed_description_leave_one_run(
     (only,) = mlflow_runs(store, "lost")
     assert only.info.run_id == created.info.run_id
     assert only.data.params["optimizer.lr"] == "0.003"
-    assert only.data.metrics["loss"] == 0.5
+    assert only.data.metrics["train/loss"] == 0.5
     record = json.loads((run.path / "tracking.json").read_text())
     assert record["run_id"] == only.info.run_id
     assert "earlier" not in record
@@ -109,7 +109,7 @@ def test_settings_that_changed_before_the_description_was_whole_do_not_keep_reco
     changed = job.model_copy(update={"seed": job.seed + 1})
     assert launched(changed, run)
     (only,) = mlflow_runs(store, "changed")
-    assert only.data.metrics["loss"] == 0.5
+    assert only.data.metrics["train/loss"] == 0.5
 
 
 def test_a_request_that_the_client_repeats_leaves_one_run(
@@ -120,7 +120,7 @@ def test_a_request_that_the_client_repeats_leaves_one_run(
     assert launched(job, run)
     assert len(mlflow_runs(store, "twice")) == 2
     (only,) = mlflow_runs(store, "twice", ViewType.ACTIVE_ONLY)
-    assert only.data.metrics["loss"] == 0.5
+    assert only.data.metrics["train/loss"] == 0.5
 
 
 def test_a_branch_gets_a_run_of_its_own_all_the_same(

@@ -63,8 +63,9 @@ def the_run(store: str, experiment: str) -> Any:
 
 def assert_each_step_is_there_once(store: str, mlflow_run: Any, run: RunDirectory) -> None:
     client = MlflowClient(tracking_uri=store)
-    for name in ("loss", "lr", "gradient_norm"):
-        history = client.get_metric_history(mlflow_run.info.run_id, name)
+    names = {"loss": "loss", "lr": "learning_rate", "gradient_norm": "gradient_norm"}
+    for name, shown in names.items():
+        history = client.get_metric_history(mlflow_run.info.run_id, f"train/{shown}")
         sent = sorted((point.step, point.value) for point in history)
         assert sent == [(m["step"], m[name]) for m in run.metrics()]
 
@@ -105,7 +106,7 @@ def test_a_stopped_and_resumed_run_is_one_complete_mlflow_run(
     assert digests == {open_dataset(uri).fingerprint[:32] for uri in datasets}
     artifacts = {a.path for a in client.list_artifacts(recorded.info.run_id, "run")}
     assert {"run/job.yaml", "run/metrics.jsonl", "run/events.jsonl"} <= artifacts
-    validations = client.get_metric_history(recorded.info.run_id, "validation_loss")
+    validations = client.get_metric_history(recorded.info.run_id, "validation/loss")
     assert [v.step for v in validations] == [4, 8]
 
     forecaster, _ = Forecaster.from_run(run)
@@ -208,13 +209,13 @@ def test_names_that_mlflow_refuses_are_mapped_and_the_mapping_is_kept(
     pretrain.run(job)  # type: ignore[arg-type]
     recorded = the_run(tracking_store, "odd")
     run = RunDirectory(tmp_path / "runs/odd")
-    assert history(tracking_store, recorded.info.run_id, "loss") == values(run, "loss")
+    assert history(tracking_store, recorded.info.run_id, "train/loss") == values(run, "loss")
     tags = recorded.data.tags
     meant = {k.removeprefix("pelagos.name."): v for k, v in tags.items() if "pelagos.name." in k}
-    for prefix in ("loss", "validation_loss"):
+    for prefix in ("train/loss", "validation/loss"):
         (accepted,) = [k for k, v in meant.items() if v == f"{prefix}/nu=0.001,seed=3"]
         sent = history(tracking_store, recorded.info.run_id, accepted)
-        assert [step for step, _ in sent] == ([1, 2, 3] if prefix == "loss" else [3])
+        assert [step for step, _ in sent] == ([1, 2, 3] if prefix == "train/loss" else [3])
     (accepted,) = [k for k, v in meant.items() if v == "who?"]
     assert tags[accepted] == "me"
 
@@ -230,13 +231,13 @@ def test_another_store_gets_the_whole_run(
     result = pretrain.resume(job.runs_dir, "moved", overrides=[f"tracking.uri={other}"])
     run = RunDirectory(f"{job.runs_dir}/moved")
     (second,) = run_ids(other, "moved")
-    assert history(other, second, "loss") == values(run, "loss")
+    assert history(other, second, "train/loss") == values(run, "loss")
     assert result.registered_version == "1"
-    assert [s for s, _ in history(tracking_store, first, "loss")] == [1, 2, 3, 4]
+    assert [s for s, _ in history(tracking_store, first, "train/loss")] == [1, 2, 3, 4]
     back = pretrain.resume(job.runs_dir, "moved", overrides=[f"tracking.uri={tracking_store}"])
     assert back.outcome.kind == "finished"
     third = next(r for r in run_ids(tracking_store, "moved") if r != first)
-    assert history(tracking_store, third, "loss") == values(run, "loss")
+    assert history(tracking_store, third, "train/loss") == values(run, "loss")
     earlier = json.loads((run.path / "tracking.json").read_text())["earlier"]
     assert [e["run_id"] for e in earlier] == [first, second]
 
@@ -281,7 +282,7 @@ def test_steps_that_were_redone_with_another_result_are_sent_again(
     assert before[4] != after[4]
     run_id = the_run(tracking_store, "redone").info.run_id
     latest: dict[int, float] = {}
-    points = MlflowClient(tracking_uri=tracking_store).get_metric_history(run_id, "loss")
+    points = MlflowClient(tracking_uri=tracking_store).get_metric_history(run_id, "train/loss")
     for point in sorted(points, key=lambda p: p.timestamp):
         latest[point.step] = point.value
     assert sorted(latest.items()) == after

@@ -77,3 +77,69 @@ def test_folders_that_vanish_while_it_looks_are_no_error(run: Path, tmp_path: Pa
     back = tmp_path / "back"
     assert Mirror(mirror.store, "runs/a", back).pull()
     assert (back / "job.yaml").read_text() == "99"
+
+
+class CountingStore(DirectoryStore):
+    """Notes the keys that are read."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.keys: list[str] = []
+
+    def read(self, key: str) -> bytes:
+        self.keys.append(key)
+        return super().read(key)
+
+
+def test_a_second_look_fetches_what_is_new(tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.mkdir()
+    store = CountingStore(str(tmp_path / "storage"))
+    sender, receiver = Mirror(store, "r", source), Mirror(store, "r", copy)
+    content = bytes(range(251)) * (2 * PART_BYTES // 251) + b"x" * 1000  # two parts and a bit
+    (source / "metrics.jsonl").write_bytes(content)
+    sender.push()
+    receiver.pull()
+    assert (copy / "metrics.jsonl").read_bytes() == content
+    assert len(store.keys) == 3
+    with (source / "metrics.jsonl").open("ab") as file:
+        file.write(b"more")
+    sender.push()
+    store.keys.clear()
+    receiver.pull()
+    assert (copy / "metrics.jsonl").read_bytes() == content + b"more"
+    assert store.keys == ["r/parts/metrics.jsonl/00002"]
+    # a resume puts a shorter file in its place, which grows beyond the old one
+    (source / "metrics.jsonl").unlink()
+    (source / "metrics.jsonl").write_bytes(b"anew")
+    sender.push()
+    receiver.pull()
+    assert (copy / "metrics.jsonl").read_bytes() == b"anew"
+    with (source / "metrics.jsonl").open("ab") as file:
+        file.write(content)
+    sender.push()
+    receiver.pull()
+    assert (copy / "metrics.jsonl").read_bytes() == b"anew" + content
+    # without the copy everything is fetched again
+    (copy / "metrics.jsonl").unlink()
+    receiver.pull()
+    assert (copy / "metrics.jsonl").read_bytes() == b"anew" + content
+
+
+def test_a_part_of_a_directory_is_sent_alone(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("evaluation/test/report.html", "evaluations.txt", "metrics.jsonl"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    store = DirectoryStore(str(tmp_path / "storage"))
+    Mirror(store, "r", source).push("evaluation")
+    assert list(store.sizes()) == ["r/files/evaluation/test/report.html"]
+
+
+def test_files_that_are_never_sent_are_not_brought(tmp_path: Path) -> None:
+    store = DirectoryStore(str(tmp_path / "storage"))
+    store.write("r/files/.copy.json", b"{}")
+    store.write("r/files/a/.hidden", b"{}")
+    store.write("r/files/job.yaml", b"job")
+    Mirror(store, "r", tmp_path / "copy").pull()
+    assert [path.name for path in (tmp_path / "copy").rglob("*") if path.is_file()] == ["job.yaml"]

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pelagos.cli.main import app
+from pelagos.infra import processes
 from pelagos.infra.clusters import ClusterError, open_cluster
 from pelagos.infra.clusters.schema import LocalConfig, RayConfig, SlurmConfig
 from pelagos.infra.signatures import digest_of
@@ -250,7 +251,7 @@ def test_a_process_of_ones_own_is_known_before_and_after_it_becomes_the_run(
         module = name if name.startswith("pelagos") else str(program)
         command = [sys.executable, "-c", "input()", module, "--", place, "mine", "1", "0" * 64]
         with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-            started = local._start_time(process.pid)
+            started = processes.start_time(process.pid)
             handle = {
                 "host": os.uname().nodename,
                 "pid": process.pid,

@@ -1,5 +1,6 @@
 """The verbs `checkpoint verify|inspect|diff`."""
 
+import re
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -8,7 +9,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from pelagos.cli.common import AsJson, RunsDir, console, exit_on_error, finish, print_json
+from pelagos.cli.choices import ClusterName, SearchedDir, run_and_checkpoint
+from pelagos.cli.common import AsJson, console, exit_on_error, finish, print_json
 
 app = typer.Typer(help="Look into checkpoints: verify, inspect, diff.", no_args_is_help=True)
 
@@ -22,22 +24,36 @@ Target = Annotated[
 SHOWN_TENSORS = 40
 
 
-def _locate(target: str, runs_dir: str) -> Any:
+def _locate(target: str, runs_dir: str | None, cluster: str | None) -> Any:
+    from pelagos.jobs.run_access.finding import find
+
+    if "://" in target or re.search(r"(^|/)step-\d+/?$", target):
+        from pelagos.platform.checkpoint.inspection import locate
+
+        return locate(target, runs_dir or "runs")
+    address, which = run_and_checkpoint(target)
+    found = find(address, runs_dir, cluster)
+    found.directory()
     from pelagos.platform.checkpoint.inspection import locate
 
-    return locate(target, runs_dir)
+    return locate(f"{found.name}@{which}", found.runs_dir)
 
 
 @app.command()
-def verify(target: Target, runs_dir: RunsDir = "runs", as_json: AsJson = False) -> None:
+def verify(
+    target: Target,
+    runs_dir: SearchedDir = None,
+    cluster: ClusterName = None,
+    as_json: AsJson = False,
+) -> None:
     """Read every byte of a checkpoint again and check it; list the damaged parts.
 
     Example: pelagos checkpoint verify quickstart@best
     """
-    from pelagos.platform.checkpoint.inspection import verify as verify_checkpoint
-
     with exit_on_error():
-        location = _locate(target, runs_dir)
+        location = _locate(target, runs_dir, cluster)
+        from pelagos.platform.checkpoint.inspection import verify as verify_checkpoint
+
         with Progress(console=console, transient=True, disable=as_json) as bar:
             task = bar.add_task("reading", total=None)
             damage = verify_checkpoint(
@@ -60,17 +76,19 @@ def inspect(
     pattern: Annotated[
         str | None, typer.Option(help="List the tensors whose names match this expression.")
     ] = None,
-    runs_dir: RunsDir = "runs",
+    runs_dir: SearchedDir = None,
+    cluster: ClusterName = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the contents of a checkpoint: step, model, sizes, tensors with shapes and checksums.
 
     Example: pelagos checkpoint inspect quickstart --pattern 'model.*logit_scale'
     """
-    from pelagos.platform.checkpoint.inspection import describe
-
     with exit_on_error():
-        content = describe(_locate(target, runs_dir), pattern or "")
+        location = _locate(target, runs_dir, cluster)
+        from pelagos.platform.checkpoint.inspection import describe
+
+        content = describe(location, pattern or "")
     if as_json:
         print_json(content)
         return
@@ -102,17 +120,18 @@ def diff(
         float,
         typer.Option(min=0.0, help="Largest relative difference at which tensors count as equal."),
     ] = 0.0,
-    runs_dir: RunsDir = "runs",
+    runs_dir: SearchedDir = None,
+    cluster: ClusterName = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two checkpoints tensor by tensor; exit status 1 if they differ.
 
     Example: pelagos checkpoint diff run-a@500 run-b@500 --tolerance 1e-6
     """
-    from pelagos.platform.checkpoint.inspection import compare
-
     with exit_on_error():
-        one, two = _locate(a, runs_dir), _locate(b, runs_dir)
+        one, two = _locate(a, runs_dir, cluster), _locate(b, runs_dir, cluster)
+        from pelagos.platform.checkpoint.inspection import compare
+
         with Progress(console=console, transient=True, disable=as_json) as bar:
             task = bar.add_task("comparing", total=None)
             found = list(

@@ -30,12 +30,25 @@ Workers = Annotated[
 ]
 RunName = Annotated[
     str,
-    typer.Argument(help="Name of the run.", show_default=False, autocompletion=completion.runs),
+    typer.Argument(
+        help="A run, started here or submitted; CLUSTER/RUN or DIR/RUN where several have the name.",
+        show_default=False,
+        autocompletion=completion.runs,
+    ),
+]
+SearchedDir = Annotated[
+    str | None,
+    typer.Option(
+        "--runs-dir",
+        help="Look in this directory only; default: runs, and the clusters.",
+        callback=expanded_option,
+        show_default=False,
+    ),
 ]
 RunAtCheckpoint = Annotated[
     str,
     typer.Argument(
-        help="A run, RUN@best or RUN@STEP; default: @last.",
+        help="A run, RUN@best or RUN@STEP; default: @last. Also CLUSTER/RUN or DIR/RUN.",
         show_default=False,
         autocompletion=completion.runs,
     ),
@@ -44,7 +57,7 @@ ClusterName = Annotated[
     str | None,
     typer.Option(
         "--cluster",
-        help="Look on this cluster only; default: all of clusters.yaml.",
+        help="Look on this cluster only; default: the runs directory, and all of clusters.yaml.",
         autocompletion=completion.clusters,
     ),
 ]
@@ -95,13 +108,13 @@ def run_and_checkpoint(target: str, old_option: str | None = None) -> tuple[str,
     Args:
         old_option: the value of `--checkpoint`, the earlier spelling.
 
-    >>> run_and_checkpoint("quickstart@best"), run_and_checkpoint("quickstart")
-    (('quickstart', 'best'), ('quickstart', 'last'))
+    >>> run_and_checkpoint("quickstart@best"), run_and_checkpoint("me@lab/quickstart")
+    (('quickstart', 'best'), ('me@lab/quickstart', 'last'))
 
     Raises:
         ValueError: both are given, or nothing follows the @.
     """
-    run, at, which = target.partition("@")
+    run, at, which = _parts(target)
     if old_option is not None:
         if at:
             raise ValueError(f"{target} and --checkpoint {old_option} both name a checkpoint")
@@ -112,9 +125,16 @@ def run_and_checkpoint(target: str, old_option: str | None = None) -> tuple[str,
     return run, which or "last"
 
 
+def _parts(target: str) -> tuple[str, str, str]:
+    """Split PLACE/RUN@WHICH at the @ of the run; a place may have one of its own."""
+    place, slash, rest = target.rpartition("/")
+    run, at, which = rest.partition("@")
+    return f"{place}{slash}{run}", at, which
+
+
 def require_run(target: str, instead: str) -> None:
     """Raise ValueError where RUN@WHICH is given to a verb that takes a run; `instead` is advice."""
-    run, at, which = target.partition("@")
+    run, at, which = _parts(target)
     if at:
         raise ValueError(
             f"{target} names a checkpoint, but this verb takes a run: {instead.format(run, which)}"

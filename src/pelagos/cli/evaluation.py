@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from pelagos.cli import completion
-from pelagos.cli.choices import JobRunsDir, Workers, with_choices
+from pelagos.cli.choices import ClusterName, JobRunsDir, Workers, with_choices
 from pelagos.cli.common import AsJson, console, exit_on_error, expanded_option, print_json
 
 
@@ -23,6 +23,7 @@ def evaluate_command(
         bool, typer.Option("--compare", help="Put several runs side by side in one report.")
     ] = False,
     runs_dir: JobRunsDir = None,
+    cluster: ClusterName = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -44,6 +45,8 @@ def evaluate_command(
     Example: pelagos evaluate quickstart@best split=test --workers 4
     """
     from pelagos.cli.job_files import evaluate_job
+    from pelagos.jobs.run_access.finding import RUNS_DIR
+    from pelagos.jobs.run_access.local_run import LocalRun
 
     names = [a for a in arguments if "=" not in a]
     given = [a for a in arguments if "=" in a]
@@ -53,14 +56,19 @@ def evaluate_command(
     shown = None if as_json else console
     with exit_on_error():
         if compare:
+            jobs = [evaluate_job(name, overrides, cluster) for name in names]
             from pelagos.jobs import compare_runs
 
-            compared = compare_runs.run([evaluate_job(n, overrides) for n in names], shown)
+            here = next((run for _, run in jobs if isinstance(run, LocalRun)), None)
+            place = runs_dir or (RUNS_DIR if here is None else here.runs_dir)
+            compared = compare_runs.run([job for job, _ in jobs], shown, place)
             found = {"report": compared.report, **compared.metrics}
         elif len(names) == 1:
+            job, run = evaluate_job(names[0], overrides, cluster)
             from pelagos.jobs import evaluate
 
-            result = evaluate.run(evaluate_job(names[0], overrides), shown)
+            result = evaluate.run(job, shown)
+            run.send_back("evaluation")
             found = {"run_name": result.run_name, "report": result.report, **result.metrics}
         else:
             raise ValueError(

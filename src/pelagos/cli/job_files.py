@@ -12,6 +12,8 @@ from pelagos import plugins
 from pelagos.cli.choices import run_and_checkpoint
 from pelagos.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, console, print_json
 from pelagos.infra.yaml_text import yaml_text
+from pelagos.jobs.run_access.any_run import AnyRun
+from pelagos.jobs.run_access.finding import find
 from pelagos.platform.config import (
     ConvertJob,
     EvaluateJob,
@@ -53,18 +55,31 @@ def is_job_file(argument: str) -> bool:
     return argument.endswith((".yaml", ".yml")) and Path(argument).exists()
 
 
-def evaluate_job(run: str, overrides: Sequence[str] | None) -> EvaluateJob:
-    """Return the evaluation of a run, RUN@WHICH, or of an `evaluate` job file."""
+def evaluate_job(
+    run: str, overrides: Sequence[str] | None, cluster: str | None = None
+) -> tuple[EvaluateJob, AnyRun]:
+    """Return the evaluation of a run, RUN@WHICH, or of an `evaluate` job file; and the run, found.
+
+    Raises:
+        ValueError: no such run, or several; or the job is not valid.
+    """
     if is_job_file(run):
-        return load_as(EvaluateJob, run, overrides)
-    name, which = run_and_checkpoint(run)
-    other = [text for text in overrides or () if text.partition("=")[0] == "checkpoint"]
-    if "@" in run and other:
-        raise ValueError(f"{run} and {other[-1]} both name a checkpoint: keep the first")
-    text = yaml_text({"job": "evaluate", "run": name, "checkpoint": which})
-    job = parse_job(text, "command line", overrides or ())
-    plugins.load_for(job)
-    return as_kind(EvaluateJob, job)
+        job = load_as(EvaluateJob, run, overrides)
+        address = job.run
+    else:
+        address, which = run_and_checkpoint(run)
+        other = [text for text in overrides or () if text.partition("=")[0] == "checkpoint"]
+        if address != run and other:
+            raise ValueError(f"{run} and {other[-1]} both name a checkpoint: keep the first")
+        name = address.rpartition("/")[2]
+        text = yaml_text({"job": "evaluate", "run": name, "checkpoint": which})
+        found_job = parse_job(text, "command line", overrides or ())
+        plugins.load_for(found_job)
+        job = as_kind(EvaluateJob, found_job)
+    given = job.runs_dir if "runs_dir" in job.model_fields_set else None
+    found = find(address, given, cluster, default=job.runs_dir)
+    found.directory()  # brings it here, or says that there is none
+    return job.model_copy(update={"runs_dir": found.runs_dir}), found
 
 
 def report_training(result: Any, runs_dir: str, as_json: bool) -> None:

@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from pelagos import __version__, plugins
-from pelagos.cli import completion, runs, submission, weights
+from pelagos.cli import completion, following, runs, submission, weights
 from pelagos.cli.checkpoint import app as checkpoint_app
 from pelagos.cli.choices import JobRunsDir, Workers, with_choices
 from pelagos.cli.common import (
@@ -186,6 +186,7 @@ def finetune(
     Example: pelagos finetune configs/quickstart/finetune.yaml source.run=quickstart
     """
     from pelagos.cli.job_files import load_as, report_training, say_begun
+    from pelagos.jobs.run_access.finding import with_source_found
     from pelagos.platform.config import FinetuneJob
     from pelagos.platform.config.locating import errors_of
 
@@ -193,6 +194,7 @@ def finetune(
     with exit_on_error(NOTHING_SAVED), errors_of(job_file, chosen):
         job = load_as(FinetuneJob, job_file, chosen)
         say_begun(job_file, job.name, quiet=as_json or dry_run)
+        job = with_source_found(job)
         from pelagos.jobs import finetune as job_module
         from pelagos.platform.planner import plan_pretrain
 
@@ -218,12 +220,13 @@ app.command(name="status")(runs.status_command)
 app.command(name="plot")(plot_command)
 app.command(name="resume")(runs.resume_command)
 app.command(name="submit")(submission.submit_command)
-app.command(name="logs")(submission.logs_command)
-app.command(name="stop")(submission.stop_command)
-app.command(name="wait")(submission.wait_command)
+app.command(name="logs")(following.logs_command)
+app.command(name="stop")(following.stop_command)
+app.command(name="wait")(following.wait_command)
+app.command(name="watch")(following.watch_command)
 app.command(name="recover")(submission.recover_command)
-app.command(name="clone")(submission.clone_command)
-app.command(name="diff")(submission.diff_command)
+app.command(name="clone")(following.clone_command)
+app.command(name="diff")(following.diff_command)
 app.command(name="clusters")(submission.clusters_command)
 app.command(name="predict")(predict_command)
 app.command(name="rollout")(rollout_command)

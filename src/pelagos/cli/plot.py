@@ -2,17 +2,15 @@
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from pelagos.cli import completion
-from pelagos.cli.common import AsJson, RunsDir, console, exit_on_error, print_json
-
-if TYPE_CHECKING:
-    pass
+from pelagos.cli.choices import ClusterName, SearchedDir
+from pelagos.cli.common import AsJson, console, exit_on_error, print_json
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 16
@@ -30,17 +28,21 @@ def plot_command(
         typer.Argument(help="Runs.", show_default=False, autocompletion=completion.runs),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file.")] = Path("curves.png"),
-    runs_dir: RunsDir = "runs",
+    runs_dir: SearchedDir = None,
+    cluster: ClusterName = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw the learning curves of runs: losses, rate, gradient norm, throughput, each dataset.
 
     Example: pelagos plot quickstart --runs-dir quickstart/runs -o curves.png
     """
+    from pelagos.jobs.run_access.finding import find
+
     with exit_on_error():
+        directories = {name: find(name, runs_dir, cluster).directory() for name in runs}
         from pelagos.jobs import plot_runs
 
-        found = plot_runs.run(runs, runs_dir, output)
+        found = plot_runs.run(directories, output)
     if as_json:
         print_json({name: {k: list(c) for k, c in found[name].items()} for name in found})
         return

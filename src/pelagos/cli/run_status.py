@@ -22,6 +22,11 @@ _NAMED = {
 
 def show_run(found: RunDescription) -> None:
     """Print a run, a line for each thing."""
+    console.print(status_table(found))
+
+
+def status_table(found: RunDescription) -> Table:
+    """Return a run as a table, a line for each thing."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -29,7 +34,7 @@ def show_run(found: RunDescription) -> None:
     for key, value in rows.items():
         if value:
             table.add_row(key, coloured(value) if key == "state" else Text(value))
-    console.print(table)
+    return table
 
 
 def _state(found: RunDescription) -> dict[str, str | None]:

@@ -7,38 +7,31 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from pelagos.cli.choices import ClusterName, RunName, Workers, require_run, with_choices
+from pelagos.cli.choices import (
+    ClusterName,
+    RunName,
+    SearchedDir,
+    Workers,
+    require_run,
+    with_choices,
+)
 from pelagos.cli.common import (
     AsJson,
     console,
     error_console,
     exit_on_error,
-    expanded_option,
     print_json,
 )
 from pelagos.cli.run_list import show_runs
 from pelagos.cli.run_status import show_run
-from pelagos.platform.config.clusters import load_clusters
-from pelagos.platform.records.description import (
-    RunSummary,
-    description_of,
-    summary_of,
-)
-from pelagos.platform.records.runs import RunDirectory, list_runs
+from pelagos.platform.records.description import RunSummary, summary_of
+from pelagos.platform.records.runs import list_runs
 
 DEFAULT_RUNS_DIR = "runs"
-RunsDir = Annotated[
-    str | None,
-    typer.Option(
-        "--runs-dir",
-        help="Directory that holds the runs; default: runs, then the clusters.",
-        callback=expanded_option,
-    ),
-]
 
 
 def list_command(
-    runs_dir: RunsDir = None,
+    runs_dir: SearchedDir = None,
     cluster: ClusterName = None,
     wide: Annotated[
         bool, typer.Option("--wide", help="Show every column, however wide that is.")
@@ -51,6 +44,7 @@ def list_command(
 
     Example: pelagos list --cluster lab
     """
+    from pelagos.jobs.run_access.finding import is_runs_dir_of
     from pelagos.jobs.submission.listed_runs import listed_runs
 
     with exit_on_error():
@@ -64,7 +58,10 @@ def list_command(
                     problems.append(f"run {directory.name}: {error}")
         if runs_dir is None:
             found, unread = listed_runs(cluster)
-            summaries += found
+            submitted = {
+                row.run for row in found if is_runs_dir_of(str(row.storage), DEFAULT_RUNS_DIR)
+            }
+            summaries = [row for row in summaries if row.run not in submitted] + found
             problems += unread
     for problem in problems:
         error_console.print(Text("not shown:", style="yellow"), problem, soft_wrap=True)
@@ -81,7 +78,7 @@ def list_command(
 
 def status_command(
     run: RunName,
-    runs_dir: RunsDir = None,
+    runs_dir: SearchedDir = None,
     cluster: ClusterName = None,
     as_json: AsJson = False,
 ) -> None:
@@ -89,14 +86,11 @@ def status_command(
 
     Example: pelagos status quickstart --json
     """
-    from pelagos.jobs.submission import following
+    from pelagos.jobs.run_access.finding import find
 
     with exit_on_error():
         require_run(run, "`pelagos status {0}`, or `pelagos checkpoint inspect {0}@{1}`")
-        if is_local_run(run, runs_dir, cluster):
-            found = description_of(RunDirectory.open(runs_dir or DEFAULT_RUNS_DIR, run))
-        else:
-            found = following.describe(following.find(run, cluster))
+        found = find(run, runs_dir, cluster).describe()
     if as_json:
         print_json(plain(found))
         return
@@ -109,7 +103,7 @@ def resume_command(
         list[str] | None,
         typer.Argument(help="Overrides: dotted.key=value", show_default=False),
     ] = None,
-    runs_dir: RunsDir = None,
+    runs_dir: SearchedDir = None,
     workers: Workers = None,
     cluster: Annotated[
         str | None,
@@ -146,39 +140,37 @@ def resume_command(
     Example: pelagos resume quickstart parallel.strategy=fsdp --workers 4
     """
     from pelagos.cli.job_files import report_training
-    from pelagos.jobs.submission import following, start_again
+    from pelagos.jobs.run_access.finding import find
+    from pelagos.jobs.run_access.submitted_run import SubmittedAnyRun
+    from pelagos.jobs.submission import start_again
     from pelagos.jobs.submission.planning import Options
 
     given = with_choices(overrides, workers=workers)
     with exit_on_error():
         require_run(run, "`pelagos resume {0} --from {1}` branches off there")
-        if is_local_run(run, runs_dir, cluster):
-            place = runs_dir or DEFAULT_RUNS_DIR
-            RunDirectory.open(place, run)  # a wrong name shows before torch is imported
+        # a wrong name shows before torch is imported; --cluster says where it goes, not where it is
+        found = find(run, runs_dir)
+        if not isinstance(found, SubmittedAnyRun):
+            if cluster is not None:
+                raise ValueError(
+                    f"{found.address} was started here, so it continues here; `pelagos clone {run} "
+                    f"NEW --cluster {cluster}` submits its job as a new run"
+                )
             from pelagos.jobs import resume
             from pelagos.platform.config.locating import errors_of
 
             shown = error_console if as_json else console
-            with errors_of(str(Path(place) / run / "job.yaml"), given):
-                result = resume.resume(place, run, shown, given, from_step=from_step)
-            report_training(result, place, as_json)
+            with errors_of(str(Path(found.runs_dir) / found.name / "job.yaml"), given):
+                result = resume.resume(
+                    found.runs_dir, found.name, shown, given, from_step=from_step
+                )
+            report_training(result, found.runs_dir, as_json)
             return
-        found = following.find(run)
-        state = start_again.resume(found, cluster, given, Options(), from_step, take_over)
+        state = start_again.resume(found.found, cluster, given, Options(), from_step, take_over)
     if as_json:
-        print_json({"run": run, "state": state.state, "cluster": state.cluster})
+        print_json({"run": found.name, "state": state.state, "cluster": state.cluster})
     else:
-        console.print(f"{run} is {state.state} on {state.cluster}; attempt {state.attempt}")
-
-
-def is_local_run(run: str, runs_dir: str | None, cluster: str | None) -> bool:
-    """Return whether a name means a run of a directory here, rather than a submitted one."""
-    if runs_dir is not None:
-        return True
-    if cluster is not None:
-        return False
-    exists = (Path(DEFAULT_RUNS_DIR) / run / "job.yaml").exists()
-    return exists or not load_clusters()
+        console.print(f"{found.name} is {state.state} on {state.cluster}; attempt {state.attempt}")
 
 
 def plain(found: RunSummary) -> dict[str, Any]:

@@ -1,7 +1,5 @@
-"""`submit`, and the verbs for submitted runs: logs, stop, wait, clone, diff, clusters."""
+"""`submit`, and the verbs for submitted runs alone: recover, clusters."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pelagos.cli import completion
-from pelagos.cli.choices import ClusterName, RunName, Workers, with_choices
+from pelagos.cli.choices import ClusterName, Workers, with_choices
 from pelagos.cli.common import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
     AsJson,
     console,
     error_console,
@@ -21,10 +17,6 @@ from pelagos.cli.common import (
     finish,
     print_json,
 )
-from pelagos.platform.console import harmless
-from pelagos.platform.records.states import State
-
-EXIT_TIMED_OUT = 124
 
 
 def submit_command(
@@ -97,51 +89,6 @@ def submit_command(
         console.print(f"  follow it: pelagos logs -f {first}   pelagos status {first}")
 
 
-def logs_command(
-    run: RunName,
-    cluster: ClusterName = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Continue until the run has ended.")
-    ] = False,
-) -> None:
-    """Print the output of a submitted run; with -f until it ends, reconnecting as needed.
-
-    Example: pelagos logs -f ns-pretrain
-    """
-    from pelagos.jobs.submission import following
-
-    with exit_on_error():
-        for text in following.follow_logs(following.find(run, cluster), follow):
-            is_shown = sys.stdout.isatty()
-            sys.stdout.write(harmless(text) if is_shown else _writable(text))
-            sys.stdout.flush()
-
-
-def stop_command(
-    run: RunName,
-    cluster: ClusterName = None,
-    now: Annotated[
-        bool,
-        typer.Option("--now", help="End it at once; steps after its last checkpoint are lost."),
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Ask a submitted run to save a checkpoint and stop.
-
-    Example: pelagos stop ns-pretrain
-    """
-    from pelagos.jobs.submission import following
-
-    with exit_on_error():
-        state = following.stop(following.find(run, cluster), now)
-    if as_json:
-        print_json({"run": run, "state": state.state, "stop": state.stop})
-    elif state.has_ended:
-        console.print(f"{run} is {state.state}")
-    else:
-        console.print(f"{run} saves and stops; see `pelagos wait {run}`")
-
-
 def recover_command(
     runs: Annotated[
         list[str] | None,
@@ -174,82 +121,6 @@ def recover_command(
         return
     for state in states:
         console.print(f"{state.run} is {state.state}; attempt {state.attempt}")
-
-
-def wait_command(
-    run: RunName,
-    cluster: ClusterName = None,
-    timeout: Annotated[
-        float | None, typer.Option("--timeout", min=0, help="Seconds; then exit status 124.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Wait until a submitted run has ended: exit status 0 finished, 1 failed or lost, 130 stopped.
-
-    Example: pelagos wait ns-pretrain --timeout 3600
-    """
-    from pelagos.jobs.submission import following
-
-    with exit_on_error():
-        try:
-            state = following.wait(following.find(run, cluster), timeout)
-        except TimeoutError as error:
-            console.print(str(error))
-            raise typer.Exit(EXIT_TIMED_OUT) from None
-    if as_json:
-        print_json({"run": run, "state": state.state, "cause": state.cause, "reason": state.reason})
-    else:
-        console.print(f"{run}: {state.state} {state.cause or state.reason}".rstrip())
-    status = {State.FINISHED: 0, State.FAILED: EXIT_FAILED, State.LOST: EXIT_FAILED}.get(
-        state.state, EXIT_INTERRUPTED
-    )
-    if status:
-        raise typer.Exit(status)
-
-
-def clone_command(
-    run: RunName,
-    name: Annotated[str, typer.Argument(help="Name of the new run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Overrides: dotted.key=value", show_default=False)
-    ] = None,
-    cluster: Annotated[
-        str | None, typer.Option("--cluster", help="Cluster of the new run; default: the same.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Submit a new run with the job of another one and your changes.
-
-    Example: pelagos clone ns-pretrain ns-pretrain-2 optimizer.lr=5e-4
-    """
-    from pelagos.jobs import submit as job_module
-    from pelagos.jobs.submission import following
-
-    with exit_on_error():
-        found = following.find(run)
-        options = job_module.Options()
-        planned = following.clone(found, name, cluster, overrides or (), options)
-        names = job_module.submit(planned, say=_quiet if as_json else _say)
-    if as_json:
-        print_json({"runs": names, "cluster": planned.cluster.name})
-
-
-def diff_command(first: RunName, second: RunName, as_json: AsJson = False) -> None:
-    """Show the job keys in which two submitted runs differ.
-
-    Example: pelagos diff ns-pretrain ns-pretrain-2
-    """
-    from pelagos.jobs.submission import following
-
-    with exit_on_error():
-        found = following.diff(following.find(first), following.find(second))
-    if as_json:
-        print_json({key: list(values) for key, values in found.items()})
-        return
-    table = Table("key", first, second)
-    for key, values in found.items():
-        table.add_row(key, *(json.dumps(value) for value in values))
-    console.print(table)
 
 
 def clusters_command(
@@ -360,11 +231,6 @@ def _show_plan(described: dict[str, Any], as_json: bool) -> None:
             table.add_row(key, str(value))
         console.print(table)
     console.print("dry run: nothing was sent or written")
-
-
-def _writable(text: str) -> str:
-    """The text without halves of characters, which no file can hold."""
-    return text.encode(errors="replace").decode()
 
 
 def _say(text: str) -> None:

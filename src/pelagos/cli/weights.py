@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from pelagos.cli.choices import RunAtCheckpoint, run_and_checkpoint
-from pelagos.cli.common import AsJson, RunsDir, console, exit_on_error, print_json
+from pelagos.cli.choices import ClusterName, RunAtCheckpoint, SearchedDir, run_and_checkpoint
+from pelagos.cli.common import AsJson, console, exit_on_error, print_json
 
 CARD = "README.md"
 Directory = Annotated[str, typer.Argument(help="The model directory to write.", show_default=False)]
@@ -47,7 +47,8 @@ def export_command(
         ),
     ] = None,
     max_shard_size: ShardSize = "5GB",
-    runs_dir: RunsDir = "runs",
+    runs_dir: SearchedDir = None,
+    cluster: ClusterName = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -55,17 +56,21 @@ def export_command(
 
     Example: pelagos export quickstart@best models/quickstart
     """
-    from pelagos.jobs import export
+    from pelagos.jobs.run_access.finding import find
 
     with exit_on_error():
-        name, which = run_and_checkpoint(run, checkpoint)
+        address, which = run_and_checkpoint(run, checkpoint)
+        found = find(address, runs_dir, cluster)
+        found.directory()
+        from pelagos.jobs import export
+
         written = export.run(
-            name,
+            found.name,
             directory,
             checkpoint=which,
             weights=weights,
             max_shard_size=max_shard_size,
-            runs_dir=runs_dir,
+            runs_dir=found.runs_dir,
             overwrite=overwrite,
             also=also or (),
             licence=licence,

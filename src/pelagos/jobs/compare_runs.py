@@ -37,8 +37,13 @@ class CompareResult:
     metrics: dict[str, Any]
 
 
-def run(jobs: Sequence[EvaluateJob], console: Console | None = None) -> CompareResult:
+def run(
+    jobs: Sequence[EvaluateJob], console: Console | None = None, place: str | None = None
+) -> CompareResult:
     """Evaluate each run, alike but for its name, and report on their common datasets.
+
+    Args:
+        place: the directory below which the report goes; default: the first run's `runs_dir`.
 
     Raises:
         ValueError: fewer than two runs, one twice, no common dataset, or a job that `evaluate` rejects.
@@ -51,7 +56,9 @@ def run(jobs: Sequence[EvaluateJob], console: Console | None = None) -> CompareR
     shared = shared_datasets(evaluations)
     first = jobs[0]
     name = f"{COMPARISONS}/{'-vs-'.join(names)[:MAX_NAME_LENGTH]}/{first.split}"
-    directory = Path(first.output_dir) if first.output_dir else below(Path(first.runs_dir), name)
+    directory = (
+        Path(first.output_dir) if first.output_dir else below(Path(place or first.runs_dir), name)
+    )
     report, found = write_side_by_side(shared, told, directory)
     if console is not None:
         for data in shared:

@@ -27,7 +27,8 @@ from pelagos.jobs.measuring.trained import TrainedRun, load_run
 from pelagos.jobs.measuring.workers import workers_of
 from pelagos.jobs.training.mixtures import unique_names
 from pelagos.platform.config.measure import EvaluateJob
-from pelagos.platform.mlflow_records.tracker import code_version, log_evaluation
+from pelagos.platform.mlflow_records.description import code_version
+from pelagos.platform.mlflow_records.tracker import log_evaluation
 from pelagos.platform.records.runs import RunDirectory
 
 logger = logging.getLogger(__name__)

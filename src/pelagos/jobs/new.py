@@ -29,6 +29,7 @@ from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import load_job, parse_job
 from pelagos.platform.config.schema import PretrainJob, TrainingJob
 from pelagos.platform.config.sweep import SweepJob
+from pelagos.platform.records.known_runs import known_runs
 from pelagos.platform.records.runs import RunDirectory, list_runs
 
 BATCH = 16
@@ -172,10 +173,10 @@ def _source(source: str, runs_dir: str) -> tuple[dict[str, Any], dict[str, Any]]
     if description.exists():
         return {"uri": source}, read_trained_description(description)
     if "://" not in source and not source.startswith("models:/") and not Path(source).exists():
-        known = ", ".join(found.name for found in list_runs(runs_dir)) or "none"
+        known = known_runs(source, (found.name for found in list_runs(runs_dir)))
         raise ValueError(
-            f"--from {source}: there is no such run in {runs_dir} (runs there: {known}), and no file or "
-            f"directory of that name"
+            f"--from {source}: there is no such run in {runs_dir} ({known}), and no file or directory "
+            "of that name"
         )
     return {"uri": source}, {}
 

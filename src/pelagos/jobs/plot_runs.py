@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -71,16 +71,17 @@ def curves_of(run: RunDirectory) -> dict[str, Curve]:
     return {name: averaged.curve for name, averaged in found.items()}
 
 
-def run(names: Sequence[str], runs_dir: str, output: Path) -> dict[str, dict[str, Curve]]:
-    """Draw the curves of runs into a PNG file; return them by run and name.
+def run(runs: Mapping[str, RunDirectory], output: Path) -> dict[str, dict[str, Curve]]:
+    """Draw the curves of runs, by the name that each is shown with, into a PNG file.
+
+    Returns the curves by run and name.
 
     Raises:
-        RunError: there is no such run.
         ValueError: no run has taken a step.
     """
-    found = {name: curves_of(RunDirectory.open(runs_dir, name)) for name in names}
+    found = {name: curves_of(directory) for name, directory in runs.items()}
     if not any(found.values()):
-        raise ValueError(f"nothing to draw: {', '.join(names)} took no step yet")
+        raise ValueError(f"nothing to draw: {', '.join(runs)} took no step yet")
     write_curves(panels_of(found), output)
     return found
 

@@ -25,6 +25,7 @@ from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.checkpoint.trainer_state import streams_of
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.console import HarmlessConsole
+from pelagos.platform.kept_output import kept_output
 from pelagos.platform.launch import Watcher, check_gpus, join_as_rank, launch
 from pelagos.platform.mlflow_records.store import RecordedRun, check_tracking, recorded_run
 from pelagos.platform.mlflow_records.tracker import Tracker
@@ -103,16 +104,21 @@ def start(
     check_gpus(job.resources)
     check_tracking(job)
     directory = RunDirectory.create(job, identity)
-    claim(job, directory)
-    make_ready(directory)
-    show_phases(blueprint, directory, console)
-    return _train(blueprint, directory, console, watcher, until_step)
+    try:
+        claim(job, directory)
+        make_ready(directory)
+        return _train(blueprint, directory, console, watcher, until_step)
+    except KeyboardInterrupt as error:
+        if directory.status()["state"] == State.CREATED:
+            directory.set_status(State.STOPPED, cause=f"{error} before it was launched")
+        raise
 
 
-def show_phases(blueprint: Blueprint, directory: RunDirectory, console: Console) -> None:
+def show_phases(blueprint: Blueprint, directory: RunDirectory, *consoles: Console) -> None:
     """Print a line for each phase that comes before the first step."""
     for name, line in phases(blueprint, directory.path):
-        console.print(Text(f"{name:8}", style="bold"), line, highlight=False, soft_wrap=True)
+        for console in consoles:
+            console.print(Text(f"{name:8}", style="bold"), line, highlight=False, soft_wrap=True)
 
 
 def resume(
@@ -168,9 +174,7 @@ def resume(
         directory.replace_job(job)
     claim(job, directory)
     make_ready(directory)
-    console = console or HarmlessConsole()
-    show_phases(blueprint, directory, console)
-    return _train(blueprint, directory, console, watcher, until_step)
+    return _train(blueprint, directory, console or HarmlessConsole(), watcher, until_step)
 
 
 def _may_go_on(job: TrainingJob, directory: RunDirectory) -> bool:
@@ -234,15 +238,20 @@ def _train(
     job = blueprint.job
     tracker = Tracker(job, directory, _dataset_records(blueprint.mixture))
     options = options_for(directory.checkpoint_uri, job.storage)
-    with TrainingProgress(directory, job.schedule.total_steps, console) as progress:
+    total_steps = job.schedule.total_steps
+    with kept_output(directory) as log:
+        show_phases(blueprint, directory, console, log)
+        with TrainingProgress(directory, total_steps, console, log) as progress:
 
-        def watch() -> None:
-            progress.poll()
-            tracker.sync()
-            if watcher is not None:
-                watcher()
+            def watch() -> None:
+                progress.poll()
+                tracker.sync()
+                if watcher is not None:
+                    watcher()
 
-        outcome = launch(job, directory, _builder(blueprint), options, watch, until_step)
+            outcome = launch(job, directory, _builder(blueprint), options, watch, until_step)
+        why = f": {outcome.cause}" if outcome.cause else ""
+        log.print(f"{outcome.kind} after step {outcome.step}{why}", soft_wrap=True)
     try:
         draw_run(directory)
         version = _close_records(blueprint, directory, tracker, outcome)

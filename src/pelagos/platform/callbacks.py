@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from pelagos.platform.config.schema import CallbackConfig, TrainingJob
 from pelagos.platform.records.runs import Outcome
 from pelagos.registry import Registry, own_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 FAILED = "callback_failed"
@@ -40,7 +41,7 @@ class TrainingView:
     job: TrainingJob
     rank: int
     world_size: int
-    weights: Callable[[], dict[str, Tensor]]
+    weights: "Callable[[], dict[str, Tensor]]"
 
 
 class Callback:

@@ -25,6 +25,7 @@ from pelagos.infra.ray_cluster import ray_cluster, require_gpus, torch_trainer
 from pelagos.infra.signals import Interrupted, handling
 from pelagos.platform.config.schema import ResourcesConfig, TrainingJob
 from pelagos.platform.records.causes import is_permanent
+from pelagos.platform.records.driver_process import this_process
 from pelagos.platform.records.remote_run import share
 from pelagos.platform.records.runs import Outcome, RunDirectory, RunRecords
 from pelagos.platform.records.states import State
@@ -72,6 +73,7 @@ def launch(
                 State.RUNNING,
                 launch=identity,
                 launcher=job.resources.launcher,
+                driver=this_process(),
                 cause="",
                 is_tracked=False,  # an earlier launch's record does not count for this one
             )

@@ -16,12 +16,20 @@ EVENTS_SHOWN = ("resumed", "validation", "checkpoint", FAILED)
 
 
 class TrainingProgress:
-    """Reads a run's records and shows step, loss, throughput, data stall and remaining time."""
+    """Reads a run's records and shows step, loss, throughput, data stall and remaining time.
 
-    def __init__(self, run: RunDirectory, total_steps: int, console: Console) -> None:
+    Args:
+        log: gets the same as lines, whether or not `console` is a terminal.
+    """
+
+    def __init__(
+        self, run: RunDirectory, total_steps: int, console: Console, log: Console | None = None
+    ) -> None:
         self.run = run
         self.total_steps = total_steps
         self.console = console
+        self.all = [console] if log is None else [console, log]
+        self.lines = [each for each in self.all if not each.is_terminal]
         self.events = run.tail_of_events()
         for _ in self.events.pieces():
             pass  # of earlier launches
@@ -50,7 +58,8 @@ class TrainingProgress:
         """Show the news since the last call."""
         for event in chain.from_iterable(self.events.pieces()):
             if event["kind"] in EVENTS_SHOWN:
-                self.console.print(describe_event(event), highlight=False, markup=False)
+                for each in self.all:
+                    each.print(describe_event(event), highlight=False, markup=False)
         records = self.run.last_metrics(20)
         if not records or records[-1]["step"] == self.last_step:
             return
@@ -58,12 +67,14 @@ class TrainingProgress:
         values = describe_metrics(records)
         self.bar.update(self.task, completed=self.last_step, values=values)
         due = time.monotonic() - self.last_line >= LINE_EVERY_SECONDS
-        if not self.live and (due or final):
+        if due or final:
             self.last_line = time.monotonic()
             remaining = self._remaining(records)
-            self.console.print(
-                f"step {self.last_step}/{self.total_steps}  {values}  {remaining}", highlight=False
-            )
+            for each in self.lines:
+                each.print(
+                    f"step {self.last_step}/{self.total_steps}  {values}  {remaining}",
+                    highlight=False,
+                )
 
     def _remaining(self, records: list[dict[str, Any]]) -> str:
         seconds = sum(r.get("step_seconds", 0.0) for r in records) / len(records)

@@ -5,7 +5,6 @@ import os
 import shlex
 import signal
 import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -19,11 +18,10 @@ from pelagos.infra.clusters.base import (
 )
 from pelagos.infra.doctor import Check, examine
 from pelagos.infra.private_directory import cache_directory
+from pelagos.infra.processes import command_line, start_time
 from pelagos.infra.storage.files import read_regular
 
 RUN_MODULE = "pelagos.jobs.submission.driver"
-# A process that has just become another program shows no arguments for a moment.
-LOOKS, LOOK_SECONDS = 50, 0.01
 
 
 class LocalCluster(Cluster):
@@ -53,7 +51,7 @@ class LocalCluster(Cluster):
         return {
             "host": os.uname().nodename,
             "pid": process.pid,
-            "started": _start_time(process.pid),
+            "started": start_time(process.pid),
             "attempt": submission.attempt,
         }
 
@@ -62,8 +60,8 @@ class LocalCluster(Cluster):
         if not (isinstance(handle.get("host"), str) and _is_count(pid) and _is_count(attempt)):
             raise self.not_its_handle(run, dict(handle))
         is_here = handle["host"] == os.uname().nodename
-        if is_here and _start_time(pid) == handle.get("started"):
-            command = _command_line(pid)
+        if is_here and start_time(pid) == handle.get("started"):
+            command = command_line(pid)
             # first bootstrap.py, which then becomes the run itself
             is_start = {str(BOOTSTRAP), RUN_MODULE} & set(command)
             if not is_start or command[-4:-1] != [storage, run, str(attempt)]:
@@ -74,7 +72,7 @@ class LocalCluster(Cluster):
         if handle["host"] != os.uname().nodename:
             return SchedulerState("unknown", f"it runs on {handle['host']}; ask there")
         # a number is given out again: the same process has the same start time
-        started = _start_time(handle["pid"])
+        started = start_time(handle["pid"])
         alive = started is not None and started == handle["started"]
         detail = f"process {handle['pid']} on {handle['host']}"
         return SchedulerState("running" if alive else "ended", detail)
@@ -99,26 +97,7 @@ def _log(run: str, attempt: int) -> Path:
     return _logs_directory() / f"{run}-{attempt}.log"
 
 
-def _command_line(pid: int) -> list[str]:
-    """The arguments that a process was started with; empty if there is none, or it is a stranger's."""
-    with contextlib.suppress(OSError):
-        for _ in range(LOOKS):
-            text = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-            if text:
-                return text.removesuffix("\0").split("\0")
-            time.sleep(LOOK_SECONDS)
-    return []
-
-
 def _logs_directory() -> Path:
     directory = cache_directory() / "local-logs"
     directory.mkdir(parents=True, exist_ok=True)
     return directory
-
-
-def _start_time(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since boot; None if there is none, or a zombie."""
-    with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] == "Z" else fields[19]
-    return None

@@ -8,9 +8,11 @@ differs. Looking at runs starts and writes nothing; `start_again` starts.
 import contextlib
 import hashlib
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +29,29 @@ from pelagos.infra.storage.remote import StorageError, StorageMissingError, is_r
 from pelagos.jobs.submission.others_jobs import require_own_places
 from pelagos.jobs.submission.planning import Options, SubmissionPlan, plan
 from pelagos.jobs.submission.records import own_runs
-from pelagos.jobs.submission.records.record import RecordError, RunRecord, RunState, list_records
+from pelagos.jobs.submission.records.record import (
+    RECORDS,
+    RecordError,
+    RunRecord,
+    RunState,
+    list_records,
+    num_events_by_run,
+)
 from pelagos.jobs.submission.shipping.mirror import PART_BYTES, Mirror
 from pelagos.platform.config.clusters import find_cluster, load_clusters
-from pelagos.platform.config.differences import changed_keys
 from pelagos.platform.config.load import parse_job, resolve_yaml
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.description import RunDescription, training_values
-from pelagos.platform.records.runs import RunDirectory, RunError
+from pelagos.platform.records.known_runs import known_runs
+from pelagos.platform.records.runs import RunDirectory, RunError, list_runs
 from pelagos.platform.records.states import UNDER_WAY, State
 
 POLL_SECONDS = 1.0
 SEARCHED_FIRST = "runs"
 
+
+Claimed = tuple[str, Callable[[], "SubmittedRun"]]
+"""A storage that has a run of some name, and how to open that."""
 
 # Keys of a cluster's configuration that locate it: a record that differs is pointed out.
 PLACE_KEYS = ("kind", "address", "context", "namespace", "storage", "endpoint_url")
@@ -63,6 +75,13 @@ class SubmittedRun:
         """Where the run's storage is."""
         return self.record.store
 
+    @cached_property
+    def copy(self) -> Mirror:
+        """The run's files in a bucket, brought here by `pull`; it fetches the news alone."""
+        place = hashlib.sha256(self.store.uri.encode()).hexdigest()[:12]
+        directory = cache_directory() / "views" / place / self.record.run
+        return Mirror(self.store, f"runs/{self.record.run}", directory)
+
     def own_cluster(self) -> Cluster:
         """Return the cluster. Raises `ClusterError` where clusters.yaml has none for this run."""
         if self.cluster is None:
@@ -81,29 +100,77 @@ def find(run: str, cluster: str | None = None) -> SubmittedRun:
     Raises:
         RecordError, RunError: there is no such run, or several clusters have one.
     """
-    configs = load_clusters()
     if cluster is not None:
-        return _open(run, find_cluster(cluster), configs)
-    found: dict[str, SubmittedRun] = {}
+        return _open(run, find_cluster(cluster), load_clusters())
+    found, unread = search(run)
+    if not found:
+        raise not_submitted(run, unread)
+    if len(found) > 1:
+        raise several(run, [(f"{name}/{run}", uri) for name, (uri, _) in found.items()])
+    return next(open_run() for _, open_run in found.values())
+
+
+def search(run: str, within_seconds: float | None = None) -> tuple[dict[str, Claimed], list[str]]:
+    """Return where a name is claimed, by cluster, and a message for each place that is not readable.
+
+    All are asked at the same time, with one listing each. A storage that several clusters share is
+    asked once. `within_seconds` bounds the time that one may take to answer.
+    """
+    configs = load_clusters()
+    records: dict[str, RunRecord] = {}
+    for name, config in configs.items():
+        record = RunRecord(storage_of(config), run)
+        if record.store.uri not in [other.store.uri for other in records.values()]:
+            records[name] = record
+    answers: dict[str, bool | StorageError] = {}
+
+    def ask(name: str) -> None:
+        try:
+            answers[name] = records[name].exists()
+        except StorageError as error:
+            answers[name] = error
+
+    # threads that end with the process, also where a storage never answers
+    threads = {name: threading.Thread(target=ask, args=(name,), daemon=True) for name in records}
+    for thread in threads.values():
+        thread.start()
+    deadline = None if within_seconds is None else time.monotonic() + within_seconds
+    found: dict[str, Claimed] = {}
+    unread: list[str] = []
+    for name, record in records.items():
+        threads[name].join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        answer = answers.get(name)
+        if answer is None:
+            unread.append(f"{name} has not answered within {within_seconds:g} s")
+        elif isinstance(answer, StorageError):
+            unread.append(f"{name} could not be read: {answer}")
+        elif answer:
+            found[name] = (record.store.uri, partial(_open, run, configs[name], configs))
+    return found, unread
+
+
+def not_submitted(run: str, unread: Sequence[str] = (), here: str = SEARCHED_FIRST) -> RunError:
+    """Return the error of a name that is neither here nor on any cluster: what was searched."""
+    configs = load_clusters()
+    known = [found.name for found in list_runs(here)]
+    here = here if here.startswith(("/", ".", "~")) else f"./{here}"
     for config in configs.values():
         with contextlib.suppress(StorageError):
-            candidate = RunRecord(storage_of(config), run)
-            if candidate.store.uri not in found and candidate.exists():
-                found[candidate.store.uri] = _open(run, config, configs)
-    if not found:
-        if not configs:
-            raise RunError(
-                f"run {run!r} is not in ./{SEARCHED_FIRST}, and there is no clusters.yaml that "
-                "names other places"
-            )
-        searched = ", ".join(f"{name} ({c.storage})" for name, c in configs.items())
-        raise RunError(f"run {run!r} is neither in ./{SEARCHED_FIRST} nor submitted to {searched}")
-    if len(found) > 1:
-        places = ", ".join(found)
-        raise RunError(
-            f"run {run!r} exists in several storages: {places}; choose one: --cluster NAME"
+            known += num_events_by_run(storage_of(config).sizes(RECORDS))
+    more = "".join(f"; {text}" for text in (*unread, known_runs(run, known)))
+    if not configs:
+        return RunError(
+            f"run {run!r} is not in {here}, and there is no clusters.yaml that "
+            f"names other places{more}"
         )
-    return next(iter(found.values()))
+    searched = ", ".join(f"{name} ({c.storage})" for name, c in configs.items())
+    return RunError(f"run {run!r} is neither in {here} nor submitted to {searched}{more}")
+
+
+def several(run: str, places: Sequence[tuple[str, str]]) -> RunError:
+    """Return the error of a name that several places have: each, as PLACE/RUN and where that is."""
+    told = ", ".join(f"{address} ({where})" for address, where in places)
+    return RunError(f"run {run!r} exists in {len(places)} places. Say which: {told}")
 
 
 def find_all(cluster: str | None = None) -> tuple[list[SubmittedRun], list[str]]:
@@ -182,10 +249,8 @@ def run_directory(found: SubmittedRun) -> RunDirectory:
     run = found.record.run
     if not is_remote(found.store.uri):
         return RunDirectory(Path(found.store.uri) / "runs" / run)
-    place = hashlib.sha256(found.store.uri.encode()).hexdigest()[:12]
-    directory = cache_directory() / "views" / place / run
-    Mirror(found.store, f"runs/{run}", directory).pull()
-    return RunDirectory(directory)
+    found.copy.pull()
+    return RunDirectory(found.copy.directory)
 
 
 def stop(found: SubmittedRun, now: bool) -> RunState:
@@ -233,16 +298,6 @@ def clone(
             [f"name={name}", *overrides],
             options,
         )
-
-
-def diff(first: SubmittedRun, second: SubmittedRun) -> dict[str, tuple[Any, Any]]:
-    """Return the job keys in which two runs differ, with both values."""
-    jobs = [
-        parse_job(f.record.job_yaml(), f.record.run).model_dump(mode="json")
-        for f in (first, second)
-    ]
-    keys = changed_keys(jobs[0], jobs[1])
-    return {key: (_value(jobs[0], key), _value(jobs[1], key)) for key in keys}
 
 
 def wait(found: SubmittedRun, timeout_seconds: float | None = None) -> RunState:
@@ -335,9 +390,3 @@ def _kind(found: SubmittedRun) -> str:
 def storage_of(config: ClusterConfig) -> ObjectStore:
     """Open a cluster's storage."""
     return open_store(config.storage, config.endpoint_url, config.region)
-
-
-def _value(tree: Any, key: str) -> Any:
-    for part in key.split("."):
-        tree = tree[part]
-    return tree

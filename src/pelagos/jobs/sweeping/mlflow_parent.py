@@ -6,19 +6,19 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from pelagos import __version__
 from pelagos.infra.storage.files import replace_durably
 from pelagos.platform.config.load import resolve_yaml
 from pelagos.platform.config.sweep import SweepJob
 from pelagos.platform.mlflow_records.artifacts import log_own_files, tracking_client
+from pelagos.platform.mlflow_records.description import origin_tags
 from pelagos.platform.mlflow_records.names import accepted_name
 from pelagos.platform.mlflow_records.store import create_run_once, experiment_id, tracking_uri
-from pelagos.platform.mlflow_records.tracker import code_version
 from pelagos.platform.records.run_files import read_mapping
 
 logger = logging.getLogger(__name__)
 PARENT_TAG = "mlflow.parentRunId"
 SWEEP_TAG = "pelagos.sweep"
+SWEEP_GROUP = "sweep/"
 RECORD_NAME = "tracking.json"
 
 
@@ -36,7 +36,7 @@ def open_parent(sweep: SweepJob, directory: Path) -> str | None:
         if "request" not in known:
             known = {"request": uuid.uuid4().hex}
             replace_durably(record, json.dumps(known).encode())
-        tags = {"pelagos.version": __version__, "pelagos.code": code_version()}
+        tags = origin_tags(sweep, directory)
         tags |= {accepted_name(k): v for k, v in sweep.tracking.tags.items()}
         tags[SWEEP_TAG] = sweep.name
         experiment = experiment_id(client, sweep)
@@ -81,7 +81,7 @@ def close_parent(
     try:
         client = _client(sweep)
         for name, value in metrics.items():
-            client.log_metric(run_id, accepted_name(name), value)
+            client.log_metric(run_id, accepted_name(f"{SWEEP_GROUP}{name}"), value)
         names = ("sweep.json", "sweep.png", "schedules.png", "report.html")
         log_own_files(client, run_id, directory, "sweep", names)
         client.set_terminated(run_id, "FINISHED" if ok else "FAILED")

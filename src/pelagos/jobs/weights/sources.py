@@ -78,6 +78,11 @@ def open_source(
             f"source: expected one of run and uri, got {given}: `source: {{run: NAME}}` for a run "
             f"of Pelagos, `source: {{uri: PATH}}` for files"
         )
+    if config.cluster is not None:
+        raise ValueError(
+            f"source.cluster={config.cluster}: only `pelagos finetune` looks for the run there. Give "
+            "the directory instead: source.runs_dir=DIR (pelagos status RUN shows it)"
+        )
     if config.run is not None:
         return _from_run(config, config.runs_dir or runs_dir)
     uri = config.uri or ""

@@ -22,8 +22,11 @@ class SourceConfig(Section):
 
     run: RunOfFile | None = Field(None, description="Name of a run, or RUN@WHICH.")
     runs_dir: PathText | None = Field(
-        None, description="Directory of that run; default: `runs_dir`."
+        None,
+        description="Directory of that run; default: `runs_dir`, then the clusters. A submitted job "
+        "takes the run from its own cluster.",
     )
+    cluster: str | None = Field(None, description="Cluster that the run was submitted to.")
     checkpoint: CheckpointName = Field(
         "last", description="Checkpoint of a run: last, best, or a step number."
     )

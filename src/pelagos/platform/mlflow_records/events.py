@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+from pelagos.platform.mlflow_records.groups import setting_metric
 from pelagos.platform.mlflow_records.names import MAX_TAG_LENGTH, accepted_name
 from pelagos.platform.records.runs import BRANCHED
 
@@ -38,7 +39,7 @@ def changed_settings(event: dict[str, Any]) -> list[Any]:
     from mlflow.entities import Metric
 
     return [
-        Metric(f"setting.{key}", float(after), int(event["time"] * 1000), event["step"])
+        Metric(setting_metric(key), float(after), int(event["time"] * 1000), event["step"])
         for key, (_, after) in event["settings"].items()
         if isinstance(after, int | float)
     ]
@@ -52,8 +53,3 @@ def not_undone(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if event["kind"] == BRANCHED:
             first_branch = min(first_branch, event["step"])
     return found[::-1]
-
-
-def event_metric(kind: str, name: str) -> str:
-    """Return the name of a metric of an event: the kind of the event comes first, once."""
-    return name if name.startswith(kind) else f"{kind}_{name}"

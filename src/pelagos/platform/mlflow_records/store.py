@@ -23,6 +23,7 @@ from pelagos.platform.records.runs import RunDirectory
 
 TRACKING_RECORD = "tracking.json"
 REQUEST_TAG = "pelagos.request"
+KIND_TAG, MODEL_TRAINING = "mlflow.experimentKind", "custom_model_development"  # opens on runs
 _SQLITE = "sqlite:///"
 
 
@@ -56,10 +57,13 @@ def experiment_id(client: Any, job: TrainingJob | SweepJob) -> str:
     name = job.tracking.experiment
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
+        if KIND_TAG not in experiment.tags:
+            client.set_experiment_tag(experiment.experiment_id, KIND_TAG, MODEL_TRAINING)
         return str(experiment.experiment_id)
     location = artifact_location(tracking_uri(job))
     try:
-        return str(client.create_experiment(name, artifact_location=location))
+        tags = {KIND_TAG: MODEL_TRAINING}
+        return str(client.create_experiment(name, artifact_location=location, tags=tags))
     except MlflowException:  # another run created it in the meantime
         return str(client.get_experiment_by_name(name).experiment_id)
 

@@ -9,22 +9,26 @@ import json
 import logging
 import math
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-from pelagos import __version__
 from pelagos.infra.storage.files import read_regular
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.mlflow_records.artifacts import log_own_files, tracking_client
+from pelagos.platform.mlflow_records.description import (
+    NOTE_TAG,
+    description_with_report,
+    given_parameters,
+    origin_tags,
+)
 from pelagos.platform.mlflow_records.events import (
     changed_settings,
-    event_metric,
     not_undone,
     source_tags,
     take_over_tag,
 )
+from pelagos.platform.mlflow_records.groups import evaluation_metric, event_metric, step_metric
 from pelagos.platform.mlflow_records.names import (
     MAX_PARAMETER_LENGTH,
     MAX_TAG_LENGTH,
@@ -126,7 +130,7 @@ class Tracker:
             if share is not None:
                 summary["goodput"] = share
             for name, value in summary.items():
-                self._client.log_metric(self.run_id, name, value)
+                self._client.log_metric(self.run_id, step_metric(name), value)
             names = ("job.yaml", "metrics.jsonl", "events.jsonl", "curves.png")
             log_own_files(self._client, str(self.run_id), self.run.path, "run", names)
             self._client.set_terminated(self.run_id, MLFLOW_STATUS[State(kind)])
@@ -187,7 +191,7 @@ class Tracker:
 
     def _create_run(self) -> str:
         experiment = experiment_id(self._client, self.job)
-        tags = {"pelagos.version": __version__, "pelagos.code": code_version()}
+        tags = origin_tags(self.job, self.run.path)
         tags |= {self._name(k): v[:MAX_TAG_LENGTH] for k, v in self.job.tracking.tags.items()}
         earlier = earlier_runs(self.run)
         tags |= {EARLIER_TAG: earlier[-1]["run_id"]} if earlier else {}
@@ -199,7 +203,7 @@ class Tracker:
         from mlflow.entities import Param
 
         known = self._client.get_run(run_id).data.params
-        flat = _flatten(self.job.model_dump(mode="json"))
+        flat = given_parameters(self.job.model_dump(mode="json"))
         named = {self._name(k): v[:MAX_PARAMETER_LENGTH] for k, v in flat.items()}
         params = [Param(k, v) for k, v in named.items() if k not in known]
         for start in range(0, len(params), 100):
@@ -257,7 +261,12 @@ class Tracker:
 
         every, total = self._steps_between_points(), self.job.schedule.total_steps
         metrics = [
-            Metric(self._name(name), float(value), int(r.get("time", 0) * 1000), r["step"])
+            Metric(
+                self._name(step_metric(name)),
+                float(value),
+                int(r.get("time", 0) * 1000),
+                r["step"],
+            )
             for r in new
             if r["step"] % every == 0 or r["step"] == total
             for name, value in r.items()
@@ -343,27 +352,6 @@ def _result(record: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k.startswith(("loss", "gradient_norm", "lr"))}
 
 
-def code_version() -> str:
-    """Return the git commit of the code that runs, with `+changes` if edited; else the version."""
-    try:
-        changed = _git("status", "--porcelain", "--untracked-files=no", ".")
-        commit = _git("rev-parse", "HEAD")
-    except (OSError, subprocess.SubprocessError):
-        return __version__
-    return f"{commit}+changes" if changed else commit
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=True,
-    ).stdout.strip()
-
-
 def _dataset_input(dataset: dict[str, Any]) -> Any:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -375,16 +363,6 @@ def _dataset_input(dataset: dict[str, Any]) -> Any:
         profile=json.dumps(dataset["statistics"]),
     )
     return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(tree, dict) and tree:
-        items = [(str(k), v) for k, v in tree.items()]
-    elif isinstance(tree, list) and any(isinstance(v, dict | list) for v in tree):
-        items = [(str(i), v) for i, v in enumerate(tree)]
-    else:
-        return {prefix.rstrip("."): str(tree)}
-    return {k: v for key, value in items for k, v in _flatten(value, f"{prefix}{key}.").items()}
 
 
 def log_evaluation(
@@ -399,6 +377,7 @@ def log_evaluation(
 
         client, run_id = tracking_client(recorded.uri), recorded.run_id
         now = int(time.time() * 1000)
+        metrics = [(evaluation_metric(name), step, value) for name, step, value in metrics]
         records = [Metric(accepted_name(name), value, now, step) for name, step, value in metrics]
         changed = {name for name, _, _ in metrics if accepted_name(name) != name}
         tags = [RunTag(accepted_name(NAME_TAG + accepted_name(name)), name) for name in changed]
@@ -406,6 +385,9 @@ def log_evaluation(
             client.log_batch(run_id, tags=tags[start : start + 100])
         for start in range(0, len(records), BATCH_METRICS):
             client.log_batch(run_id, metrics=records[start : start + BATCH_METRICS])
-        log_own_files(client, run_id, output, f"evaluation/{output.name}")
+        place = f"evaluation/{output.name}"
+        log_own_files(client, run_id, output, place)
+        note = description_with_report(client.get_run(run_id).data.tags, place)
+        client.set_tag(run_id, NOTE_TAG, note[:MAX_TAG_LENGTH])
     except Exception as error:
         logger.warning("MLflow: could not log the evaluation: %s", error)

@@ -8,8 +8,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.records.driver_process import DriverProcess
+from pelagos.platform.records.goodput import FollowedTimes
 from pelagos.platform.records.runs import RunDirectory
-from pelagos.platform.records.states import State
+from pelagos.platform.records.states import UNDER_WAY, State
 
 SMOOTHED_STEPS = 20
 # the values of a step that a list shows
@@ -104,32 +106,55 @@ def _summary(run: RunDirectory, job: TrainingJob) -> RunSummary:
     )
 
 
-def description_of(run: RunDirectory) -> RunDescription:
+class FollowedRun:
+    """A run in a directory here, whose records are read once, however often it is described."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+        self.times = run.followed_times()
+        self._tail = run.tail_of_events()
+        self._events: list[dict[str, Any]] = []
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return every event, in order."""
+        for piece in self._tail.pieces():
+            self._events += piece
+        return self._events
+
+
+def description_of(run: RunDirectory, followed: FollowedRun | None = None) -> RunDescription:
     """Return everything that is known of a run in a directory here. Raises as `summary_of`."""
+    followed = followed or FollowedRun(run)
     job = run.job_as_written()
     summary = _summary(run, job)
-    events = run.events()
+    events = followed.events()
     kinds = [event["kind"] for event in events]
-    values = training_values(run, job, events)
+    values = training_values(run, job, events, followed.times)
+    driver = DriverProcess.of(run.status_file()) if summary.state in UNDER_WAY else None
     return RunDescription(
         **{**dict(summary), **values, "checkpoints": run.checkpoint_uri_of(job)},
         job=job.job,
         directory=str(run.path),
+        where=None if driver is None else str(driver),
         attempt=kinds.count("launched"),
         restarts=max(0, kinds.count("resumed") - max(0, kinds.count("launched") - 1)),
     )
 
 
 def training_values(
-    run: RunDirectory, job: TrainingJob, events: Sequence[dict[str, Any]]
+    run: RunDirectory,
+    job: TrainingJob,
+    events: Sequence[dict[str, Any]],
+    followed_times: FollowedTimes | None = None,
 ) -> dict[str, Any]:
     """Return the state of a training from its records, by the names of `RunDescription`'s fields.
 
-    `events` are the run's, as `run.events()` returns them.
+    `events` are the run's, as `run.events()` returns them. `followed_times` spare reading again the
+    records that they have seen.
     """
     latest = run.last_metrics(SMOOTHED_STEPS)
     last = latest[-1] if latest else {}
-    times = run.followed_times().now()
+    times = (followed_times or run.followed_times()).now()
     saved = [event for event in events if event["kind"] == "checkpoint"]
     validations = [found for event in events if (found := _validation(event)) is not None]
     pace = _mean(latest, "step_seconds")

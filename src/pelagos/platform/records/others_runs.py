@@ -5,13 +5,16 @@ Only places that the reader already uses are trusted.
 """
 
 import functools
+import hashlib
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from pelagos.infra.storage.files import read_regular
 from pelagos.platform.config.clusters import load_clusters
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.records.run_files import read_mapping
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +24,21 @@ _LOCAL_SCHEMES = ("sqlite:///", "file:", "./")
 LOCAL_TRACKING = ("sqlite:", "file:", "/", ".")
 
 
+# Next to the files of a copy: whence it is, and the digest of the job that this user submitted.
+COPY_MARK = ".copy.json"
+
+
 def is_own_file(path: Path) -> bool:
-    """Whether a file is this user's, or root's: who is root here can read all there is."""
-    return path.lstat().st_uid in (os.geteuid(), 0)
+    """Whether a file is this user's, or root's: who is root here can read all there is.
+
+    A copy from a bucket is whoever's can write there, unless it is the job that this user submitted.
+    """
+    if path.lstat().st_uid not in (os.geteuid(), 0):
+        return False
+    if not (path.parent / COPY_MARK).exists():
+        return True
+    own = read_mapping(path.parent / COPY_MARK).get("own")
+    return own == hashlib.sha256(read_regular(path)).hexdigest()
 
 
 def believed(job: TrainingJob, path: Path, given: tuple[str, ...] = ()) -> TrainingJob:
@@ -34,7 +49,7 @@ def believed(job: TrainingJob, path: Path, given: tuple[str, ...] = ()) -> Train
     """
     if is_own_file(path):
         return job
-    owner = path.lstat().st_uid
+    owner = _owner(path)
     tracking, endpoint = job.tracking.uri, job.storage.endpoint_url
     if _is_unknown_tracking(tracking) and not is_given(TRACKING, given):
         _warn(str(path), owner, TRACKING, str(tracking), "MLFLOW_TRACKING_URI")
@@ -83,11 +98,18 @@ def is_given(key: str, given: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in given)
 
 
+def _owner(path: Path) -> str:
+    copied_from = read_mapping(path.parent / COPY_MARK).get("of")
+    if copied_from is not None:
+        return f"whoever can write to {copied_from}"
+    return f"user {path.lstat().st_uid}"
+
+
 @functools.cache
-def _warn(path: str, owner: int, key: str, value: str, variable: str) -> None:
+def _warn(path: str, owner: str, key: str, value: str, variable: str) -> None:
     """Say it once."""
     logger.warning(
-        "%s belongs to user %d. Its %s %s is ignored, because credentials would be sent or files "
+        "%s belongs to %s. Its %s %s is ignored, because credentials would be sent or files "
         "written there. Set %s to it if you trust it",
         *(path, owner, key, value, variable),
     )

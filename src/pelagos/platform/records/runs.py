@@ -2,7 +2,8 @@
 
 runs/NAME/job.yaml        the resolved job
           job-1.yaml      … as it was before the first `resume` that changed it
-          status.json     state of the last launch
+          status.json     state of the last launch, and the process that drives it
+          output.log      what the launches printed; output-before.log holds what came before that
           metrics.jsonl   one line per step (rewritten up to the checkpoint on resume)
           metrics-redone.jsonl  lines that resumes took out of it, before the steps were redone
           events.jsonl    launches, resumes, checkpoints, validations, the end
@@ -30,7 +31,9 @@ from pelagos.platform.config.load import load_job, resolve_yaml
 from pelagos.platform.config.marks import Trait
 from pelagos.platform.config.meanings import has, may_resume, names_of
 from pelagos.platform.config.schema import TrainingJob
+from pelagos.platform.records.driver_process import DriverProcess, this_process
 from pelagos.platform.records.goodput import FollowedTimes
+from pelagos.platform.records.known_runs import known_runs
 from pelagos.platform.records.others_runs import believed, is_given, unbelieved
 from pelagos.platform.records.record_tail import RecordTail
 from pelagos.platform.records.run_files import (
@@ -95,7 +98,7 @@ class RunDirectory:
             ) from error
         run.replace(IDENTITY, json.dumps({"run": identity or uuid.uuid4().hex}))
         run.replace("job.yaml", resolve_yaml(job))
-        run.set_status(State.CREATED)
+        run.set_status(State.CREATED, driver=this_process())
         return run
 
     @classmethod
@@ -103,8 +106,8 @@ class RunDirectory:
         """Return an existing run. Raises `RunError`, listing the existing runs."""
         run = cls(Path(runs_dir) / name)
         if not (run.path / "job.yaml").exists():
-            known = ", ".join(r.name for r in list_runs(runs_dir)) or "none"
-            raise RunError(f"no run {name!r} in {run.path.parent}; known runs: {known}")
+            known = known_runs(name, (r.name for r in list_runs(runs_dir)))
+            raise RunError(f"no run {name!r} in {run.path.parent}; {known}")
         return run
 
     def job(self) -> TrainingJob:
@@ -244,14 +247,20 @@ class RunDirectory:
 
     def set_status(self, state: State, **details: Any) -> None:
         """Record the state of the launch, keeping details recorded before."""
-        status = {**self._status_file(), **details, "state": state, "updated": time.time()}
+        status = {**self.status_file(), **details, "state": state, "updated": time.time()}
         self.replace("status.json", json.dumps(status, indent=1))
 
     def status(self) -> dict[str, Any]:
         """Return the run's state; a launch that died without saying so is `lost`."""
-        status = self._status_file()
+        status = self.status_file()
         if status.get("state") == State.RUNNING and not self.is_locked():
-            status["state"] = State.LOST
+            status = self.status_file()  # it may have ended since that was read
+            if status.get("state") == State.RUNNING:
+                status["state"] = State.LOST
+        elif status.get("state") == State.CREATED:
+            driver = DriverProcess.of(status)
+            if driver is not None and driver.is_alive is False:
+                status["state"] = State.LOST
         last = next(iter(self.last_metrics(1)), None)
         if not isinstance(status.get("updated"), int | float):
             status.pop("updated", None)
@@ -260,7 +269,8 @@ class RunDirectory:
         status["metrics"] = last or {}
         return status
 
-    def _status_file(self) -> dict[str, Any]:
+    def status_file(self) -> dict[str, Any]:
+        """Return the status as it was last written."""
         return read_mapping(self.path / "status.json")
 
     def write_outcome(self, outcome: Outcome, launch: str) -> None:
@@ -303,6 +313,11 @@ class RunDirectory:
                         ) from None
                     time.sleep(0.1)
             yield
+
+    @property
+    def lock_path(self) -> Path:
+        """The file that the process which drives the run holds open."""
+        return self.path / ".driver.lock"
 
     def is_locked(self) -> bool:
         """Return whether a live process drives the run."""

@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pelagos.evaluation.pages.plots import new_figure
+from pelagos.infra.figures import write_png
 
 Curve = tuple[list[int], list[float]]
 """Steps and values."""
@@ -53,7 +54,7 @@ def write_curves(panels: Sequence[Panel], target: Path | BinaryIO) -> None:
         axis.set_axis_off()
     if isinstance(target, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=110)
+    write_png(figure, target, dpi=110)
 
 
 def _rolling_mean(values: Sequence[float]) -> list[float]:

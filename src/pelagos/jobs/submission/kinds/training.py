@@ -101,7 +101,7 @@ class FinetuneKind(TrainingKind[FinetuneJob]):
         source = tree["source"]
         if source["uri"] is not None and not source["uri"].startswith(REGISTRY_SCHEME):
             source["uri"] = place(("source", "uri"), source["uri"])
-        source["runs_dir"] = None  # a run is looked for among the cluster's own
+        source["runs_dir"] = source["cluster"] = None  # a run of the cluster's own
 
     def runs_needed(self, job: FinetuneJob) -> dict[Key, str]:
         return {} if job.source.run is None else {("source", "run"): job.source.run}

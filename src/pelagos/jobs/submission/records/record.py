@@ -23,6 +23,7 @@ from pelagos.infra.storage.local import ObjectStore
 from pelagos.infra.storage.remote import StorageError
 from pelagos.jobs.submission.records.events import MOST_BYTES, MOST_TEXT, SUBMITTING, parse_event
 from pelagos.jobs.submission.records.summary import Progress, Summary, encoded, parse_summary
+from pelagos.platform.records.known_runs import known_runs
 from pelagos.platform.records.states import State
 
 RECORDS = "records"
@@ -270,16 +271,14 @@ class RunRecord:
         return replay(self.run, self.seen())
 
     def exists(self) -> bool:
-        """Return whether the name is claimed."""
-        return bool(self.events())
+        """Return whether the name is claimed, from one listing."""
+        return self._key(0) in self.store.sizes(f"{RECORDS}/{self.run}/events")
 
     def _require(self) -> list[dict[str, Any]]:
         events = self.events()
         if not events:
-            known = ", ".join(record.run for record in list_records(self.store)) or "none"
-            raise RecordError(
-                f"no submitted run {self.run!r} in {self.store.uri}; known runs: {known}"
-            )
+            known = known_runs(self.run, num_events_by_run(self.store.sizes(RECORDS)))
+            raise RecordError(f"no submitted run {self.run!r} in {self.store.uri}; {known}")
         return events
 
     def _key(self, number: int) -> str:

@@ -7,18 +7,20 @@ STORAGE/runs/RUN/parts/PATH/00000    a growing file (records, logs) in parts of 
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from pelagos.infra.memory_budget import require_affordable
-from pelagos.infra.storage.files import below, files_below, replace_durably
+from pelagos.infra.storage.files import below, files_below, read_regular, replace_durably
 from pelagos.infra.storage.local import ObjectStore
 from pelagos.infra.storage.remote import StorageError
+from pelagos.platform.kept_output import BEFORE, OUTPUT
 
 PART_BYTES = 2**20
 GROWING_SUFFIXES = (".jsonl", ".log")
-# checkpoints have a place of their own in storage; Ray's records belong to one launch
-LEFT_OUT = ("checkpoints", "ray")
+# checkpoints and the output have places of their own in storage; Ray's records belong to one launch
+LEFT_OUT = ("checkpoints", "ray", OUTPUT, BEFORE)
 
 Signature = tuple[int, int, int]  # inode, size, time of change
 
@@ -29,11 +31,18 @@ class Mirror:
     def __init__(self, store: ObjectStore, prefix: str, directory: Path) -> None:
         self.store, self.prefix, self.directory = store, prefix, directory
         self._pushed: dict[str, Signature] = {}
+        self._full: set[str] = set()  # keys of parts that were pulled full: these never change
 
-    def push(self) -> int:
-        """Send the changes since the last push; return the bytes sent. Raises `StorageError`."""
+    def push(self, folder: str = "") -> int:
+        """Send the changes since the last push; return the bytes sent. Raises `StorageError`.
+
+        Args:
+            folder: the part of the directory to send; default: all of it.
+        """
         sent = 0
         for name, path in _files(self.directory):
+            if folder and not name.startswith(f"{folder}/"):
+                continue
             with contextlib.suppress(FileNotFoundError):  # replaced meanwhile: next time
                 status = path.stat()
                 signature = (status.st_ino, status.st_size, status.st_mtime_ns)
@@ -54,28 +63,44 @@ class Mirror:
     def pull(self) -> bool:
         """Write everything in storage into the directory; return whether there was anything.
 
+        Called again, it does not fetch the full parts of growing files again.
+
         Raises:
             StorageError: a key there leads out of the directory.
         """
         sizes = self.store.sizes(self.prefix)
         where = f"{self.store.uri}/{self.prefix}"
         require_affordable(sum(sizes.values()), where, StorageError)
-        keys = sorted(sizes)
+        self._full &= {key for key, size in sizes.items() if size == PART_BYTES}
         start = len(self.prefix) + 1
-        contents: dict[str, bytearray] = {}
-        for key in keys:
+        keys: dict[str, list[str]] = {}
+        for key in sorted(sizes):
             kind, _, rest = key[start:].partition("/")
             name = rest if kind == "files" else rest.rpartition("/")[0]
-            contents.setdefault(name, bytearray()).extend(self.store.read(key))
+            if not name.rpartition("/")[2].startswith("."):  # none is ever sent
+                keys.setdefault(name, []).append(key)
         try:
-            paths = {name: below(self.directory, name) for name in contents}
+            paths = {name: below(self.directory, name) for name in keys}
         except ValueError as error:
             raise StorageError(f"{where}: {error}") from error
+        contents = {name: self._content(keys[name], paths[name], sizes) for name in keys}
         for name, content in contents.items():
             path = paths[name]
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_durably(path, bytes(content))
+            replace_durably(path, content)
         return bool(contents)
+
+    def _content(self, keys: Sequence[str], path: Path, sizes: Mapping[str, int]) -> bytes:
+        """Return the content of a file; what an earlier pull brought here whole is read here."""
+        known = list(takewhile(lambda key: key in self._full, keys))
+        content = b""
+        with contextlib.suppress(OSError):
+            content = read_regular(path)[: len(known) * PART_BYTES] if known else b""
+        if len(content) < len(known) * PART_BYTES:
+            known, content = [], b""
+        parts = [self.store.read(key) for key in keys[len(known) :]]
+        self._full |= {key for key in keys if "/parts/" in key and sizes[key] == PART_BYTES}
+        return b"".join([content, *parts])
 
     def _push(self, name: str, path: Path, before: Signature | None) -> int:
         if path.suffix not in GROWING_SUFFIXES:
