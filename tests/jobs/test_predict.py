@@ -140,6 +140,9 @@ def test_arrays_go_in_and_come_out_alike_for_any_number_of_workers(
     assert list(again["channel"].values) == list(FIELDS)
     np.testing.assert_allclose(again["lead_time"], [0.1, 0.2, 0.3])
     np.testing.assert_array_equal(again, found)
+    # few files: a block of rows is a chunk
+    chunks = (tmp_path / "out.zarr" / "forecast" / "c").rglob("*")
+    assert sum(path.is_file() for path in chunks) == 4
 
 
 def test_a_pelagos_dataset_is_read_with_its_constants(
@@ -271,7 +274,9 @@ def test_files_that_cannot_be_meant_are_rejected(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"filters": [{"id": "pickle"}]}))
     (tmp_path / "old.zarr" / "density" / "0.0.0").write_bytes(pickle.dumps(1))
     refused(tmp_path / "old.zarr", "asks for the codec pickle, which runs code")
-    with pytest.raises(ValueError, match=r"no model nothing: expected a run \(in runs: none\)"):
+    with pytest.raises(
+        ValueError, match="no model nothing: it is no directory here, and .*Expected a run"
+    ):
         predict.run("nothing", str(tmp_path / "few.npy"), str(tmp_path / "out.npy"))
 
 
@@ -296,6 +301,11 @@ def test_the_verbs_take_runs_and_directories_and_say_what_they_wrote(
     result = CliRunner().invoke(app, [*verb, "--lead", "0.1", "--workers", "2"])
     assert result.exit_code == 0, result.output
     assert "directory.npy: 7/7" in result.output  # progress
+    np.testing.assert_allclose(np.load(of_directory)[:, 0], np.load(of_run), **CLOSE)
+    # the run by its place, as in every verb
+    named = ["predict", f"{trained.path}@last", *start[2:], "--lead", "0.1", "--overwrite"]
+    result = CliRunner().invoke(app, named)
+    assert result.exit_code == 0, result.output
     np.testing.assert_allclose(np.load(of_directory)[:, 0], np.load(of_run), **CLOSE)
     result = CliRunner().invoke(app, [*verb[:4], "--steps", "1", "--lead", "-1", "--overwrite"])
     assert result.exit_code == 2

@@ -7,9 +7,9 @@ import typer
 from rich.text import Text
 
 from pelagos.cli import completion
+from pelagos.cli.choices import ClusterName, SearchedDir
 from pelagos.cli.common import (
     AsJson,
-    RunsDir,
     console,
     error_console,
     exit_on_error,
@@ -94,7 +94,8 @@ def predict_command(
     batch_size: BatchSize = None,
     weights: Weights = "auto",
     tracking_uri: TrackingUri = None,
-    runs_dir: RunsDir = "runs",
+    runs_dir: SearchedDir = None,
+    cluster: ClusterName = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -119,6 +120,7 @@ def predict_command(
             weights,
             tracking_uri,
             overwrite,
+            cluster,
         )
         shown = error_console if as_json else console
         written = predict.run(model, source, output, lead or (), options, shown)
@@ -147,7 +149,8 @@ def rollout_command(
     batch_size: BatchSize = None,
     weights: Weights = "auto",
     tracking_uri: TrackingUri = None,
-    runs_dir: RunsDir = "runs",
+    runs_dir: SearchedDir = None,
+    cluster: ClusterName = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -172,6 +175,7 @@ def rollout_command(
             weights,
             tracking_uri,
             overwrite,
+            cluster,
         )
         shown = error_console if as_json else console
         written = rollout.run(model, source, output, steps, lead, options, shown)

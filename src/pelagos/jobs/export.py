@@ -27,7 +27,7 @@ from pelagos.jobs.weights.programs import KINDS, Kind, write_programs
 from pelagos.jobs.weights.run_weights import trained_weights
 from pelagos.models.low_rank import is_update
 from pelagos.models.pretrained import check_weights, write_weights
-from pelagos.platform.mlflow_records.tracker import code_version
+from pelagos.platform.mlflow_records.description import code_version
 from pelagos.platform.records.run_files import read_mapping
 from pelagos.platform.records.runs import RunDirectory
 

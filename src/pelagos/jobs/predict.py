@@ -36,7 +36,9 @@ def run(
     """
     options = options or Options()
     check_target(output, source, overwrite=options.overwrite)
-    forecaster = find_forecaster(model, options.runs_dir, options.weights, options.tracking_uri)
+    forecaster = find_forecaster(
+        model, options.runs_dir, options.weights, options.tracking_uri, options.cluster
+    )
     if forecaster.objective.call == "image":
         if lead_times or options.absent:
             raise ValueError(

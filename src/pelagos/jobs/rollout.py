@@ -32,7 +32,9 @@ def run(
     """
     options = options or Options()
     check_target(output, source, overwrite=options.overwrite)
-    forecaster = find_forecaster(model, options.runs_dir, options.weights, options.tracking_uri)
+    forecaster = find_forecaster(
+        model, options.runs_dir, options.weights, options.tracking_uri, options.cluster
+    )
     step = forecaster.lead_of_step(lead_time)
 
     def make(opened: Source) -> Answer:

@@ -21,7 +21,8 @@ class Options:
         absent: fields that the file lacks.
         workers: threads that read and forecast.
         batch_size: samples per block; None: as many as 32 MiB of forecasts hold, up to 16.
-        runs_dir: where runs are.
+        runs_dir: where runs are; None: ./runs, and the clusters.
+        cluster: look for a run on this one only.
         weights: of a run: `model`, `ema`, or `auto`.
         tracking_uri: MLflow's, for models:/NAME.
         overwrite: replace the output if it exists.
@@ -32,10 +33,11 @@ class Options:
     absent: tuple[str, ...] = ()
     workers: int = 1
     batch_size: int | None = None
-    runs_dir: str = "runs"
+    runs_dir: str | None = None
     weights: str = "auto"
     tracking_uri: str | None = None
     overwrite: bool = False
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)

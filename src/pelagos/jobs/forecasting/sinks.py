@@ -1,5 +1,6 @@
 """Files that forecasts are written to, block by block: under a temporary name, then renamed."""
 
+import math
 import os
 import shutil
 import warnings
@@ -14,9 +15,10 @@ from pelagos.infra.storage.files import sync_directory
 from pelagos.infra.storage.remote import is_remote
 from pelagos.jobs.forecasting.sources import SUFFIXES, require_h5netcdf
 from pelagos.jobs.forecasting.volumes import GEOMETRY, write_volume
-from pelagos.jobs.weights.labelled import Labelled
+from pelagos.jobs.weights.labelled import LEAD, Labelled
 
 Sizes = Mapping[str, int]
+_CHUNK_BYTES = 4 * 2**20
 
 
 class Sink(Protocol):
@@ -121,9 +123,16 @@ class AtomicTarget:
         self.temporary.unlink(missing_ok=True)
 
 
-def _chunks(dims: tuple[str, ...], sizes: Sizes, rows_axis: str | None) -> tuple[int, ...]:
-    """One row and one lead time per chunk."""
-    return tuple(1 if d in (rows_axis, "lead_time") else sizes[d] for d in dims)
+def _chunks(variable: xr.DataArray, rows_axis: str | None) -> tuple[int, ...]:
+    """Return the shape of chunks: a whole block of rows, or a row, or a frame, up to 4 MiB.
+
+    Blocks are whole chunks, so none is written twice.
+    """
+    sizes = dict(zip(_dims(variable), variable.shape, strict=True))
+    for axis in (rows_axis, LEAD):
+        if math.prod(sizes.values()) * variable.dtype.itemsize > _CHUNK_BYTES and axis in sizes:
+            sizes[axis] = 1
+    return tuple(sizes.values())
 
 
 def _dims(variable: xr.DataArray) -> tuple[str, ...]:
@@ -158,7 +167,7 @@ class _Netcdf:
                 dims,
                 dtype,
                 fillvalue=_fill(dtype),
-                chunks=_chunks(dims, sizes, rows) if dims else None,
+                chunks=_chunks(variable, rows) if dims else None,
             )
             made.attrs.update(_plain(variable.attrs))
 
@@ -192,7 +201,7 @@ class _Zarr:
                 str(name),
                 shape=shape,
                 dtype=variable.dtype,
-                chunks=_chunks(dims, sizes, rows) if dims else "auto",
+                chunks=_chunks(variable, rows) if dims else "auto",
                 fill_value=_fill(variable.dtype) or 0,
                 dimension_names=dims,
                 attributes=_plain(variable.attrs),

@@ -166,7 +166,7 @@ def _training(description: Mapping[str, Any], training: Training) -> str:
         "steps": steps,
         "objective": description["objective"]["name"] + (f" {options}" if options else ""),
         **training.facts,
-        **({"code": training.code_version} if training.code_version else {}),
+        **({"exported by code": training.code_version} if training.code_version else {}),
     }
     return _table(("", ""), list(facts.items()))
 

@@ -46,13 +46,18 @@ def model_directory(
     path = Path(text).expanduser()
     if path.is_dir():
         yield _described(path)
-    elif text.startswith(_HUB_SCHEME) or (isinstance(source, str) and _HUB_ID.fullmatch(text)):
+    elif isinstance(source, str) and is_hub_id(text):
         yield _described(_from_hub(text.removeprefix(_HUB_SCHEME), revision))
     else:
         raise ValueError(
             f"there is no model {text}: expected a directory that `pelagos export` wrote, "
             "OWNER/NAME on the Hugging Face hub, or models:/NAME in MLflow"
         )
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a model's name on the hub: `OWNER/NAME`, or `hf://OWNER/NAME`."""
+    return _HUB_ID.fullmatch(text.removeprefix(_HUB_SCHEME)) is not None
 
 
 def registered_directory(uri: str, tracking_uri: str, scratch: Path) -> Path:
