@@ -35,6 +35,7 @@ from pelagos.cli.plot import plot_command
 from pelagos.cli.prediction import predict_command, rollout_command
 from pelagos.cli.problem_families import show_problem_families
 from pelagos.cli.schema import schema_command
+from pelagos.cli.serve import serve_command
 from pelagos.cli.sweep import sweep_command
 from pelagos.cli.tune_lr import tune_lr_command
 from pelagos.infra.signals import interrupt_on_signals
@@ -230,6 +231,7 @@ app.command(name="diff")(following.diff_command)
 app.command(name="clusters")(submission.clusters_command)
 app.command(name="predict")(predict_command)
 app.command(name="rollout")(rollout_command)
+app.command(name="serve")(serve_command)
 app.command(name="export")(weights.export_command)
 app.command(name="import")(weights.import_command)
 app.command(name="schema")(schema_command)

@@ -20,19 +20,21 @@ def find_forecaster(
     weights: str = "auto",
     tracking_uri: str | None = None,
     cluster: str | None = None,
+    device: str | None = None,
 ) -> Forecaster:
-    """Return the forecaster that a name means, on a GPU if there is one.
+    """Return the forecaster that a name means.
 
     Args:
         name: a run as every verb finds it, also RUN@best or RUN@STEP; a model directory; `OWNER/NAME` of
             the hub; `models:/NAME`.
         runs_dir, cluster: look for a run, only there.
         weights: of a run: `model`, `ema`, or `auto`, the averaged ones where the run keeps them.
+        device: default: a GPU if there is one.
 
     Raises:
         ValueError: there is none, or the name means both a run and a directory.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     path = Path(name).expanduser()
     is_directory = path.is_dir() and not (path / _JOB).is_file()
     is_plain = "/" not in name and runs_dir is None and cluster is None
@@ -42,10 +44,10 @@ def find_forecaster(
             f"{name}@last for the run"
         )
     if name.startswith(REGISTRY_SCHEME) or is_directory:
-        return Forecaster.load(name, tracking_uri=tracking_uri).to(device)
+        return Forecaster.load(name, tracking_uri=tracking_uri).to(place)
     address, at, which = name.partition("@")
     if is_hub_id(name) and not _is_run_address(name):
-        return Forecaster.load(name).to(device)
+        return Forecaster.load(name).to(place)
     if at and not which:
         raise ValueError(f"{name!r}: expected a checkpoint behind the @: last, best or a step")
     try:
@@ -57,7 +59,7 @@ def find_forecaster(
             "in MLflow"
         ) from error
     import_plugins_of(found)
-    return Forecaster.from_run(found, which or "last", weights)[0].to(device)
+    return Forecaster.from_run(found, which or "last", weights)[0].to(place)
 
 
 def _is_run_address(name: str) -> bool:

@@ -1,8 +1,10 @@
 """What a model was trained on, as its description records it, and how far an input is from that."""
 
+import contextlib
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -15,6 +17,7 @@ SAME_TIME = 1e-4
 # Root mean square of normalised values above which they are of other units, or another field.
 FAR_FROM_TRAINING = 20.0
 _LISTED = 6
+_collected: ContextVar[list[str] | None] = ContextVar("warnings of a forecast", default=None)
 
 
 class ForecastWarning(UserWarning):
@@ -198,8 +201,23 @@ def _is_same(one: float, other: float, step: float | None) -> bool:
 
 def warn(text: str) -> None:
     """Warn of a forecast's input, at the line outside of Pelagos that asked for the forecast."""
+    collected = _collected.get()
+    if collected is not None:
+        collected.append(text)
+        return
     level = 1
     frame: FrameType | None = sys._getframe()
     while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("pelagos."):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, ForecastWarning, stacklevel=level)
+
+
+@contextlib.contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Give a list that takes the warnings of this thread's forecasts, which then are not shown."""
+    found: list[str] = []
+    before = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(before)

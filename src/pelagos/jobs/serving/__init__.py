@@ -1,0 +1,1 @@
+"""`pelagos serve`: a trained model behind HTTP, with batches made by Ray Serve."""
