@@ -1,4 +1,4 @@
-"""`pelagos serve`: a trained model behind HTTP on this machine, with Ray Serve, until a signal ends it."""
+"""`pelagos serve`: a trained model behind HTTP, with Ray Serve on this machine, until a signal."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 DEVICES = ("auto", "cpu", "cuda")
-_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def run(model: str, options: Options, on_ready: Callable[[Serving], None]) -> st
         on_ready: called once the model has answered.
 
     Raises:
-        ValueError: there is no such model, it makes no forecasts, a token is needed, or an option is wrong.
+        ValueError: there is no such model, it makes no forecasts, or an option is wrong.
         OSError: the port is taken.
         Interrupted: a signal came before the model was ready.
     """
@@ -84,7 +83,7 @@ def run(model: str, options: Options, on_ready: Callable[[Serving], None]) -> st
     token = read_token(options.token_file, options.host)
     if importlib.util.find_spec("grpc_reflection") is None or not _has("fastapi"):
         raise ValueError("pelagos serve needs Ray Serve: pip install 'pelagos[serve]'")
-    from pelagos.jobs.serving.listening import Failed, address_of, answering, listen
+    from pelagos.jobs.serving.listening import address_of, answering, listen
 
     is_ready = False
     try:
@@ -97,16 +96,17 @@ def run(model: str, options: Options, on_ready: Callable[[Serving], None]) -> st
                     address_of(listener),
                 )
             front = _front(model, options, token)
-            thread = stack.enter_context(answering(front.app, listener))
+            server = stack.enter_context(answering(front.app, listener))
             place = Path(stack.enter_context(_scratch()))
             device = _save_model(model, options, place / "model")
             backend = stack.enter_context(_deployed(place / "model", options, device))
             asyncio.run(front.open(backend))
             is_ready = True
             on_ready(Serving(address_of(listener), token is not None, device))
-            while thread.is_alive():
-                thread.join(_LOOK_SECONDS)
-            raise Failed("the thread that answers requests ended")
+            try:
+                server.wait()
+            finally:
+                server.stop()  # before the replicas, which still answer what is in work
     except Interrupted as signal:
         if not is_ready:
             raise
@@ -153,16 +153,13 @@ def _save_model(model: str, options: Options, directory: Path) -> str:
 @contextlib.contextmanager
 def _deployed(directory: Path, options: Options, device: str) -> Any:
     from pelagos.infra.ray_cluster import ray_cluster
-    from pelagos.jobs.serving.replicas import Batching, deployed
+    from pelagos.jobs.serving.replicas import Batching, deploy
 
     replicas, gpus = _resources(options.replicas, device)
     batching = Batching(options.batch_size, options.batch_wait_seconds)
     cpus = max(1, round(replicas.count * replicas.cpus))
-    with (
-        ray_cluster(None, cpus, gpus),
-        deployed(directory, replicas, options.limits, batching, device) as backend,
-    ):
-        yield backend
+    with ray_cluster(None, cpus, gpus):
+        yield deploy(directory, replicas, options.limits, batching, device)
 
 
 def _resources(count: int, device: str) -> "tuple[Replicas, int]":

@@ -1,4 +1,4 @@
-"""The token of a server: from a file or the environment, never from the command line, which others see."""
+"""The token of a server: from a file or the environment; others can see the command line."""
 
 import hmac
 import ipaddress
@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 VARIABLE = "PELAGOS_SERVE_TOKEN"
 SHORTEST = 16
 _OTHERS = 0o077
-_HINT = f"""such as made by: python -c "import secrets; print(secrets.token_urlsafe())" """.strip()
+_HINT = "such as made by: python -c 'import secrets; print(secrets.token_urlsafe())'"
 
 
 def read_token(file: str | None, host: str) -> str | None:

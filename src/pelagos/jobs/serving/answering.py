@@ -1,7 +1,7 @@
-"""From a question to an answer by the forecaster. Passes through the network can be shared by questions.
+"""From a question to an answer by the forecaster.
 
-Each question is checked, normalised and answered by `Forecaster` alone, so its errors and doubts are about
-it and no other. Only the network sees several together: `Forecaster.predict_normalized` is replaced.
+`Forecaster` checks, normalises and answers each question alone, so its errors and doubts are about that
+question and no other. Only the network sees several together: `predict_normalized` is replaced.
 """
 
 import contextlib
@@ -149,8 +149,8 @@ class Answerer:
         grids = self.forecaster.trained_on.grids
         if not grids:
             raise ValueError(
-                "the model does not say on which grid it was trained: an earlier version made it. Export "
-                "it again from its run"
+                "the model does not say on which grid it was trained, as an earlier version made it: "
+                "export it again from its run"
             )
         grid = grids[0]
         frames = (self.forecaster.input_frames,) if self.forecaster.channel_axis == 2 else ()

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 _BACKLOG = 256
 _END_SECONDS = 10
+_LOOK_SECONDS = 0.5
 # Beside requests in work: probes, and requests that are refused.
 MOST_CONNECTIONS = 512
 
@@ -40,9 +41,31 @@ class Failed(RuntimeError):
     """The thread that answers ended by itself."""
 
 
+class Answering:
+    """A server in a thread of its own."""
+
+    def __init__(self, server: uvicorn.Server, listener: socket.socket) -> None:
+        self._server = server
+        self._thread = threading.Thread(
+            target=server.run, args=([listener],), name="http", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the server ends by itself, which is a failure; signals interrupt it."""
+        while self._thread.is_alive():
+            self._thread.join(_LOOK_SECONDS)
+        raise Failed("the thread that answers requests ended")
+
+    def stop(self) -> None:
+        """Take no more requests, and finish those in work, for 10 s at most."""
+        self._server.should_exit = True
+        self._thread.join(2 * _END_SECONDS)
+
+
 @contextlib.contextmanager
-def answering(app: ASGIApp, listener: socket.socket) -> Iterator[threading.Thread]:
-    """Answer requests in a thread for as long as the context; then finish those in work, 10 s at most."""
+def answering(app: ASGIApp, listener: socket.socket) -> Iterator[Answering]:
+    """Answer requests in a thread for as long as the context."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -55,11 +78,8 @@ def answering(app: ASGIApp, listener: socket.socket) -> Iterator[threading.Threa
         timeout_graceful_shutdown=_END_SECONDS,
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],), name="http", daemon=True)
-    thread.start()
+    running = Answering(server, listener)
     try:
-        yield thread
+        yield running
     finally:
-        server.should_exit = True
-        thread.join(2 * _END_SECONDS)
-        listener.close()
+        running.stop()

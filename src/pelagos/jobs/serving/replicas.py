@@ -5,9 +5,8 @@ Requests do not come through Ray's HTTP proxies, which read a body of any size: 
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ logger = logging.getLogger(__name__)
 APPLICATION = "pelagos"
 # Questions about the model's health are answered beside those in work.
 _BESIDE = 8
-_END_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -132,27 +130,23 @@ class RayBackend:
         return answer
 
 
-@contextlib.contextmanager
-def deployed(
+def deploy(
     directory: Path, replicas: Replicas, limits: Limits, batching: Batching, device: str
-) -> Iterator[RayBackend]:
-    """Run the model of a directory on the Ray cluster of this process, for as long as the context."""
+) -> RayBackend:
+    """Run the model of a directory on the Ray cluster of this process, which ends it with itself."""
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     deployment = serve.deployment(
         name="model",
         num_replicas=replicas.count,
         max_ongoing_requests=limits.waiting + _BESIDE,
-        graceful_shutdown_timeout_s=_END_SECONDS,
-        graceful_shutdown_wait_loop_s=0.1,
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
     )(Replica)
     arguments = (str(directory), plugins.named_in_environment(), limits, batching, device)
-    serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-    try:
-        yield RayBackend(
-            serve.run(deployment.bind(*arguments), name=APPLICATION, route_prefix=None)
-        )
-    finally:
-        serve.shutdown()
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    serve.start(proxy_location="Disabled", logging_config=quiet)
+    handle = serve.run(
+        deployment.bind(*arguments), name=APPLICATION, route_prefix=None, logging_config=quiet
+    )
+    return RayBackend(handle)
