@@ -125,6 +125,12 @@ def test_a_stopped_and_resumed_run_is_one_complete_mlflow_run(
     )
     np.testing.assert_array_equal(without, expected.numpy())
     assert not np.array_equal(without[:, 0], predicted[:, 0])
+    # what `mlflow models serve` runs
+    served = TestClient(scoring_server.init(registered))
+    asked = {"inputs": {"fields": fields.tolist(), "lead_time": lead_time.tolist()}}
+    answer = served.post("/invocations", json=asked)
+    assert answer.status_code == 200, answer.text
+    np.testing.assert_allclose(answer.json()["predictions"], predicted, rtol=1e-6)
 
 
 def test_a_store_that_is_away_costs_nothing_and_gets_everything_later(

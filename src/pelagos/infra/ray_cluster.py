@@ -179,6 +179,26 @@ def torch_trainer(is_own_cluster: bool) -> type[Any]:
     return Trainer
 
 
+def keep_replica_on_loopback() -> None:
+    """Have a replica of Ray Serve listen on the loopback interface alone; to be called in its process.
+
+    Each starts a server for other deployments, which unpickles requests, and by itself listens on all
+    interfaces. It does so once the replica's own constructor has returned.
+    """
+    from ray.serve._private import replica
+
+    module: Any = replica
+    add_port = (
+        module.add_port_to_grpc_server
+    )  # an AttributeError if Ray changed: then none is started
+
+    def on_loopback(server: Any, address: str) -> int:
+        port: int = add_port(server, f"127.0.0.1:{address.rpartition(':')[2]}")
+        return port
+
+    module.add_port_to_grpc_server = on_loopback
+
+
 def _plugins_in(files: str) -> list[str]:
     """Return the top-level files and folders of plugins that were shipped."""
     names = os.environ.get("PELAGOS_PLUGINS", "").split(",")

@@ -96,6 +96,7 @@ class Answerer:
         assert isinstance(loaded, ServedForecaster)
         self.forecaster = loaded.to(torch.device(device))
         self.forecaster.most = batch_size
+        self.forecaster.through = lambda *part: self.pass_through([part])[0]
         self._limits = limits
         self._passes: list[int] = []
 
@@ -158,7 +159,9 @@ class Answerer:
         return Question(np.broadcast_to(values, (1, *frames, len(mean), *grid)).copy())
 
     def _forecast(self, question: Question) -> npt.NDArray[Any]:
-        asked = (question.fields, question.lead_time, question.absent)
+        given = question.fields
+        fields = given if given.flags.writeable else given.copy()  # from Ray's shared memory
+        asked = (fields, question.lead_time, question.absent)
         if question.steps is None:
             return self.forecaster.predict(*asked, names=question.names)
         fields, lead, absent = asked

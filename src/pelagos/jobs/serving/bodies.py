@@ -44,7 +44,7 @@ def read_npy(content: bytes, what: str = "the body") -> Array:
         raise ValueError(f"{what} is no .npy file (version 1 or 2): {error}") from None
     if dtype.hasobject or dtype.kind not in _KINDS or not dtype.itemsize:
         raise ValueError(f"{what} holds {dtype}; expected real numbers. Objects are never read")
-    values = content[stream.tell() :]
+    values = bytearray(memoryview(content)[stream.tell() :])  # that can be written, as torch likes
     if any(n < 1 for n in shape) or math.prod(shape) * dtype.itemsize != len(values):
         raise ValueError(
             f"{what} has shape {shape} of {dtype} in its header, but {len(values)} bytes behind it"

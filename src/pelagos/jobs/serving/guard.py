@@ -1,5 +1,7 @@
 """What every request meets first: the host that it names, the token, and the counting."""
 
+import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Collection
@@ -17,6 +19,7 @@ _WRONG_HOST = (
     "this server needs no token, so it answers only requests for the host it listens on; got {}"
 )
 _FAILED = 500
+_DISCARDED_BYTES, _DISCARDED_SECONDS = 64 * 2**20, 10.0
 
 
 class Guard:
@@ -37,17 +40,22 @@ class Guard:
         if scope["type"] != "http":
             return  # no web sockets, nothing at start and end
         begun, status = time.perf_counter(), _FAILED
+        body = _Body(receive)
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if "expect" not in Headers(
+                    scope=scope
+                ):  # who asks before sending gets the answer now
+                    await body.discard()
             await send(message)
 
         path = scope["path"] if scope["path"] in self._paths else "other"
         try:
             if not await self._rejected(scope, noting):
-                await self._app(scope, receive, noting)
+                await self._app(scope, body.receive, noting)
         finally:
             self._measurements.count_request(path, status, time.perf_counter() - begun)
 
@@ -64,6 +72,30 @@ class Guard:
             await _answer(send, 401, _NO_TOKEN, [(b"www-authenticate", b"Bearer")])
             return True
         return False
+
+
+class _Body:
+    """The body of a request, and how much of it was read.
+
+    Most clients send all of a body before they read an answer: one that is refused unread would be an
+    error of their connection, without the text that says why.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._is_complete = receive, False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._is_complete = message["type"] != "http.request" or not message.get("more_body")
+        return message
+
+    async def discard(self) -> None:
+        """Read the rest, up to a limit of bytes and seconds, and forget it."""
+        count = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARDED_SECONDS):
+                while not self._is_complete and count < _DISCARDED_BYTES:
+                    count += len((await self.receive()).get("body", b""))
 
 
 async def _answer(

@@ -45,22 +45,27 @@ class Answering:
     """A server in a thread of its own."""
 
     def __init__(self, server: uvicorn.Server, listener: socket.socket) -> None:
-        self._server = server
-        self._thread = threading.Thread(
-            target=server.run, args=([listener],), name="http", daemon=True
-        )
-        self._thread.start()
+        self._server, self._listener = server, listener
+        # not Thread.join: interrupted by a signal, it takes the thread for ended (Python 3.11)
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name="http", daemon=True).start()
 
     def wait(self) -> None:
         """Wait until the server ends by itself, which is a failure; signals interrupt it."""
-        while self._thread.is_alive():
-            self._thread.join(_LOOK_SECONDS)
+        while not self._ended.wait(_LOOK_SECONDS):
+            pass
         raise Failed("the thread that answers requests ended")
 
     def stop(self) -> None:
         """Take no more requests, and finish those in work, for 10 s at most."""
         self._server.should_exit = True
-        self._thread.join(2 * _END_SECONDS)
+        self._ended.wait(2 * _END_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            self._server.run([self._listener])
+        finally:
+            self._ended.set()
 
 
 @contextlib.contextmanager

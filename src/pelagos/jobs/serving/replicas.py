@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from pelagos import plugins
+from pelagos.infra.ray_cluster import keep_replica_on_loopback
 from pelagos.jobs.serving.answering import Answer, Answerer, Part, Question
 from pelagos.jobs.serving.limits import Limits, Refused
 
@@ -59,6 +60,7 @@ class Replica:
     ) -> None:
         from ray import serve
 
+        keep_replica_on_loopback()
         plugins.load(modules)
         self._answerer = Answerer(Path(directory), limits, batching.size, device)
         # questions wait for their passes in threads, and one thread does the passes
