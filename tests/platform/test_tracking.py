@@ -15,6 +15,8 @@ import torch
 import yaml
 import zarr
 from mlflow import MlflowClient
+from mlflow.pyfunc import scoring_server
+from starlette.testclient import TestClient
 
 from pelagos.data_pipelines.store import open_dataset
 from pelagos.jobs import pretrain

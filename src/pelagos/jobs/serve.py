@@ -83,34 +83,47 @@ def run(model: str, options: Options, on_ready: Callable[[Serving], None]) -> st
     token = read_token(options.token_file, options.host)
     if importlib.util.find_spec("grpc_reflection") is None or not _has("fastapi"):
         raise ValueError("pelagos serve needs Ray Serve: pip install 'pelagos[serve]'")
-    from pelagos.jobs.serving.listening import address_of, answering, listen
-
     is_ready = False
+
+    def ready(serving: Serving) -> None:
+        nonlocal is_ready
+        is_ready = True
+        on_ready(serving)
+
     try:
-        with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(listen(options.host, options.port))
-            if not is_loopback(options.host):
-                logger.warning(
-                    "%s: tokens and data go over the network as they are. Put a server with TLS before "
-                    "this one",
-                    address_of(listener),
-                )
-            front = _front(model, options, token)
-            server = stack.enter_context(answering(front.app, listener))
-            place = Path(stack.enter_context(_scratch()))
-            device = _save_model(model, options, place / "model")
-            backend = stack.enter_context(_deployed(place / "model", options, device))
-            asyncio.run(front.open(backend))
-            is_ready = True
-            on_ready(Serving(address_of(listener), token is not None, device))
-            try:
-                server.wait()
-            finally:
-                server.stop()  # before the replicas, which still answer what is in work
+        _serve(model, options, token, ready)
     except Interrupted as signal:
         if not is_ready:
             raise
         return str(signal)
+    raise RuntimeError("the thread that answers requests ended by itself")
+
+
+def _serve(
+    model: str, options: Options, token: str | None, on_ready: Callable[[Serving], None]
+) -> None:
+    from pelagos.jobs.serving.listening import address_of, answering, listen
+
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(options.host, options.port))
+        address = address_of(listener)
+        if not is_loopback(options.host):
+            logger.warning(
+                "%s: the token and all data go over the network as plain text. Put a server with TLS "
+                "before this one",
+                address,
+            )
+        front = _front(model, options, token)
+        server = stack.enter_context(answering(front.app, listener))
+        place = Path(stack.enter_context(_scratch()))
+        device = _save_model(model, options, place / "model")
+        backend = stack.enter_context(_deployed(place / "model", options, device))
+        asyncio.run(front.open(backend))
+        on_ready(Serving(address, token is not None, device))
+        try:
+            server.wait()
+        finally:
+            server.stop()  # before the replicas, which still answer what is in work
 
 
 def _has(module: str) -> bool:

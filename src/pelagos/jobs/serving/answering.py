@@ -73,8 +73,8 @@ class ServedForecaster(Forecaster):
 
     def predict_normalized(self, frames: Tensor, lead_time: Tensor) -> Tensor:
         through = self.through or self.network
-        parts = zip(frames.split(self.most), lead_time.split(self.most), strict=True)
-        return torch.cat([through(some, leads) for some, leads in parts])
+        parts = [slice(n, n + self.most) for n in range(0, len(frames), self.most)]
+        return torch.cat([through(frames[part], lead_time[part]) for part in parts])
 
     def network(self, frames: Tensor, lead_time: Tensor) -> Tensor:
         """Return the network's own answer."""
@@ -128,7 +128,7 @@ class Answerer:
             sizes = [len(parts[n][0]) for n in numbers]
             self._passes.append(sum(sizes))
             forecasts = self.forecaster.network(together[0], together[1])
-            answers.update(zip(numbers, forecasts.split(sizes), strict=True))
+            answers.update(zip(numbers, torch.split(forecasts, sizes), strict=True))
         return [answers[n] for n in range(len(parts))]
 
     def facts(self) -> dict[str, Any]:

@@ -133,7 +133,9 @@ def as_lists(array: Array) -> Any:
     """Return nested lists; NaN and infinity, which JSON does not have, are None."""
     if np.isfinite(array).all():
         return array.tolist()
-    return np.where(np.isfinite(array), array.astype(object), None).tolist()
+    values = array.astype(object)
+    values[~np.isfinite(array)] = None
+    return values.tolist()
 
 
 def write_json(value: Any) -> bytes:
