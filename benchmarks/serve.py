@@ -84,7 +84,16 @@ def untrained(name: str, side: int) -> Forecaster:
         "objective": {"name": "all2all", "time_scale": 1.0},
         "fields": FIELDS,
         "normalization": {"fields": FIELDS, "mean": [0.0] * 4, "std": [1.0] * 4},
-        "datasets": [{"units": ones, "grid_shape": [side, side], "lead_times": [0.0, 0.1]}],
+        "datasets": [
+            {
+                "uri": "none",
+                "name": "none",
+                "fingerprint": "",
+                "units": ones,
+                "grid_shape": [side, side],
+                "lead_times": [0.0, 0.1],
+            }
+        ],
     }
     return Forecaster(description, model.state_dict())
 
