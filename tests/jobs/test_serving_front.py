@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 from tests.jobs.serving_client import (
@@ -25,6 +26,7 @@ from tests.jobs.serving_client import (
     waves,
 )
 
+from pelagos.jobs.serving.answering import Answerer, Question
 from pelagos.jobs.serving.front import Front
 from pelagos.jobs.serving.limits import Limits
 
@@ -203,6 +205,24 @@ def test_a_model_that_cannot_answer_is_never_ready(exported: Path) -> None:
     with pytest.raises(RuntimeError, match="256 grid points, the limit is 1"):
         asyncio.run(front.open(InThisProcess(exported, none)))
     assert client_of(front).get("/health").status_code == 503
+
+
+def test_parts_of_one_grid_share_a_pass_and_others_have_their_own(exported: Path) -> None:
+    answerer = Answerer(exported, LIMITS)
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(1, 16), (2, 32), (3, 16), (1, 32)]
+    parts = [
+        (torch.randn(count, 4, side, side, generator=draw), torch.rand(count, generator=draw))
+        for count, side in sizes
+    ]
+    together = answerer.pass_through(parts)
+    for (frames, leads), answer in zip(parts, together, strict=True):
+        alone = answerer.forecaster.network(frames, leads)
+        torch.testing.assert_close(answer, alone, rtol=1e-4, atol=1e-5)
+    shape = answerer.example().fields.shape
+    refused = answerer.answer(Question(np.full(shape, np.nan)))
+    assert (refused.status, refused.passes) == (422, (4, 3))  # reported once
+    assert answerer.answer(answerer.example()).passes == (1,)
 
 
 def numbers(client: TestClient) -> dict[tuple[str, tuple[str, ...]], float]:
