@@ -113,7 +113,7 @@ def test_absent_fields_may_be_ones_that_are_learnt(make_job: MakeJob, tmp_path: 
     data = forecaster.view(streams.mixture.entries[0].dataset, {})
     states = data.read(0, range(3))[None]
     assert not states[:, :, 3:].any()  # neither pressure nor tracer
-    ones, time = states.clone(), torch.zeros(1)
+    ones, time = states.clone(), torch.full((1,), 0.05)
     ones[:, :, 3:] = 1
     forecast = forecaster.predict_on(data)(states, time)
     assert torch.equal(forecast, forecaster.predict_normalized(ones, time))

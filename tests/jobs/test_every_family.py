@@ -14,7 +14,8 @@ from pelagos.data_pipelines.store import DatasetSpec, Field, create_dataset
 from pelagos.jobs import export
 from pelagos.jobs.training.blueprint import build_parts
 from pelagos.jobs.training.checking import checked
-from pelagos.jobs.weights.forecaster import Forecaster, trained_weights
+from pelagos.jobs.weights.forecaster import Forecaster
+from pelagos.jobs.weights.run_weights import trained_weights
 from pelagos.models.layers import linear
 from pelagos.models.objectives import OBJECTIVES
 from pelagos.models.registry import FAMILIES, load_pretrained

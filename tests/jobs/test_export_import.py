@@ -64,7 +64,7 @@ def test_a_run_exports_and_loads_bit_equal_whole_and_in_shards(
     options = {"runs_dir": job.runs_dir}
     whole, shards, averaged = tmp_path / "whole", tmp_path / "shards", tmp_path / "ema"
     written = export.run("run", whole, **options)
-    assert written.files == ("config.json", "forecaster.json", "model.safetensors")
+    assert written.files == ("README.md", "config.json", "forecaster.json", "model.safetensors")
     assert len(export.run("run", shards, max_shard_size="20KB", **options).files) > 5
     export.run("run", averaged, weights="ema", checkpoint="6", **options)
     forecaster, _ = Forecaster.from_run(run)

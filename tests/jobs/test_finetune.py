@@ -17,7 +17,8 @@ from torch import Tensor
 from pelagos.jobs import export, finetune, pretrain, resume
 from pelagos.jobs.training.blueprint import INITIAL_WEIGHTS, build_parts
 from pelagos.jobs.training.networks import build_model, build_objective
-from pelagos.jobs.weights.forecaster import Forecaster, trained_weights
+from pelagos.jobs.weights.forecaster import Forecaster
+from pelagos.jobs.weights.run_weights import trained_weights
 from pelagos.models.low_rank import add_low_rank, initial_updates, merged
 from pelagos.models.registry import create_model
 from pelagos.platform.checkpoint import CheckpointError, CheckpointStore

@@ -19,7 +19,7 @@ from pelagos.jobs.training.blueprint import Blueprint
 from pelagos.jobs.training.checking import checked
 from pelagos.jobs.training.checks import fields as field_checks
 from pelagos.jobs.training.mixtures import open_datasets
-from pelagos.jobs.weights.forecaster import usual_groups
+from pelagos.jobs.weights.trained_network import usual_groups
 from pelagos.platform.config import ConfigError, EvaluateJob, PretrainJob
 from pelagos.platform.config.load import parse_job
 from pelagos.platform.records.runs import RunDirectory

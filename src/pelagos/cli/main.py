@@ -32,6 +32,7 @@ from pelagos.cli.first_day import show_first_day
 from pelagos.cli.infra import app as infra_app
 from pelagos.cli.new import app as new_app
 from pelagos.cli.plot import plot_command
+from pelagos.cli.prediction import predict_command, rollout_command
 from pelagos.cli.problem_families import show_problem_families
 from pelagos.cli.schema import schema_command
 from pelagos.cli.sweep import sweep_command
@@ -227,6 +228,8 @@ app.command(name="recover")(submission.recover_command)
 app.command(name="clone")(following.clone_command)
 app.command(name="diff")(following.diff_command)
 app.command(name="clusters")(submission.clusters_command)
+app.command(name="predict")(predict_command)
+app.command(name="rollout")(rollout_command)
 app.command(name="export")(weights.export_command)
 app.command(name="import")(weights.import_command)
 app.command(name="schema")(schema_command)

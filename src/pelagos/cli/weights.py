@@ -9,6 +9,7 @@ from rich.text import Text
 from pelagos.cli.choices import ClusterName, RunAtCheckpoint, SearchedDir, run_and_checkpoint
 from pelagos.cli.common import AsJson, console, exit_on_error, print_json
 
+CARD = "README.md"
 Directory = Annotated[str, typer.Argument(help="The model directory to write.", show_default=False)]
 ShardSize = Annotated[str, typer.Option("--max-shard-size", help="Largest weights file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model directory.")]
@@ -20,15 +21,38 @@ def export_command(
     checkpoint: Annotated[str | None, typer.Option("--checkpoint", hidden=True)] = None,
     weights: Annotated[
         str,
-        typer.Option("--weights", help="model, ema (averaged), or auto: ema if the run keeps it."),
+        typer.Option(
+            "--weights",
+            help="model, ema (averaged), auto: ema if the run keeps it; base: without low-rank updates.",
+        ),
     ] = "auto",
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also",
+            metavar="PROGRAM",
+            help="Also write the forecast as a program that runs without Pelagos: torch-export or onnx.",
+        ),
+    ] = None,
+    adapter: Annotated[
+        bool,
+        typer.Option("--adapter", help="Write the low-rank updates alone, in the layout of PEFT."),
+    ] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--licence",
+            help="Licence of the weights, for the model card, such as apache-2.0.",
+            show_default=False,
+        ),
+    ] = None,
     max_shard_size: ShardSize = "5GB",
     runs_dir: SearchedDir = None,
     cluster: ClusterName = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's model as a Hugging Face directory: safetensors, config, normalisation.
+    """Write a run's model as a Hugging Face directory: safetensors, config, normalisation, model card.
 
     Example: pelagos export quickstart@best models/quickstart
     """
@@ -48,6 +72,9 @@ def export_command(
             max_shard_size=max_shard_size,
             runs_dir=found.runs_dir,
             overwrite=overwrite,
+            also=also or (),
+            licence=licence,
+            adapter=adapter,
         )
     _report(written, as_json)
 
@@ -107,6 +134,9 @@ def _report(written: Any, as_json: bool) -> None:
         f"{written.num_bytes / 1e6:,.1f} MB in {len(written.files)} files",
         soft_wrap=True,
     )
+    if CARD in written.files:
+        console.print(f"  how to use it: {written.directory}/{CARD}", soft_wrap=True)
+        return
     console.print(
         f'  load it: pelagos.models.registry.load_pretrained("{written.directory}")', soft_wrap=True
     )

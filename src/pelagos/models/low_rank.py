@@ -81,6 +81,16 @@ def is_update(name: str) -> bool:
     return name.endswith((_A, _B))
 
 
+def factor_names(name: str) -> tuple[str, str]:
+    """Return the names of the factors A and B of a parameter's update."""
+    return name + _A, name + _B
+
+
+def base_of(name: str) -> str | None:
+    """Return the parameter whose update has a factor A of that name, None for other names."""
+    return name.removesuffix(_A) if name.endswith(_A) else None
+
+
 def initial_updates(model: nn.Module, seed: int) -> dict[str, Tensor]:
     """A uniform in ±1 / sqrt(columns), from the seed and its name alone; B zero."""
     values = {}

@@ -13,7 +13,7 @@ from pelagos.jobs.training.checking import checked
 from pelagos.jobs.training.mixtures import open_datasets
 from pelagos.jobs.training.networks import build_objective
 from pelagos.jobs.training.objective_options import option_of
-from pelagos.jobs.weights.forecaster import usual_groups
+from pelagos.jobs.weights.trained_network import usual_groups
 from pelagos.platform.config.finetune import FinetuneJob
 from pelagos.platform.config.kinds import as_kind
 from pelagos.platform.config.load import ConfigError, Problem

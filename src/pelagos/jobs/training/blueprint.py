@@ -171,7 +171,9 @@ class Blueprint:
 
     def description(self) -> dict[str, Any]:
         """Return the JSON that rebuilds the trained model with its fields and normalisation."""
-        return describe_forecaster(self.job, self.mixture, self.objective_options)
+        return describe_forecaster(
+            self.job, self.mixture, self.objective_options, self.objective.input_frames
+        )
 
 
 def build_parts(job: TrainingJob) -> TrainingParts:

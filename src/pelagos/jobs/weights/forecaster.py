@@ -1,74 +1,37 @@
-"""A trained model as a function of physical fields: loaded from a run, or from an exported directory."""
+"""A trained model as a function of physical fields: loaded from a run, a directory, or a registry."""
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pelagos.data_pipelines.store.readable import ReadableDataset
-from pelagos.data_pipelines.streaming.channels import Channels, fill_absent
-from pelagos.data_pipelines.streaming.given_fields import given_fields
-from pelagos.data_pipelines.streaming.normalization import Normalization
-from pelagos.evaluation.forecasting.rollout import Predict
-from pelagos.evaluation.forecasting.view import EvaluationData
-from pelagos.jobs.weights.described_parts import described_objective, loaded_network
+from pelagos.jobs.weights.array_input import ArrayInput, Given, is_labelled
+from pelagos.jobs.weights.labelled import Unpacked, pack, unpack
+from pelagos.jobs.weights.locations import model_directory
 from pelagos.jobs.weights.model_directory import DESCRIPTION_FILE
-from pelagos.jobs.weights.trained_description import checked_description, read_trained_description
-from pelagos.models.low_rank import merged
-from pelagos.models.objectives import (
-    NO_MASKS,
-    FieldMasks,
-    FieldObjective,
-    Segmentation,
-    default_field_groups,
-    without_fields,
-)
+from pelagos.jobs.weights.run_weights import trained_weights
+from pelagos.jobs.weights.trained_description import read_trained_description
+from pelagos.jobs.weights.trained_network import TrainedNetwork
+from pelagos.jobs.weights.trained_on import check_finite, warn, warn_of_strange_sizes
 from pelagos.models.pretrained import WEIGHTS_FILE, read_weights, write_weights
-from pelagos.models.sliding_window import predict_by_patches
-from pelagos.platform.checkpoint import CheckpointError, CheckpointStore, named_step
-from pelagos.platform.records.runs import RunDirectory, check_identity
-from pelagos.platform.storage_choice import options_for
+from pelagos.platform.records.runs import RunDirectory
+
+_AT_ONCE = 16  # samples that go through the network together, whatever the number of leads
 
 
-def usual_groups(fields: Sequence[str], dataset: ReadableDataset) -> dict[str, tuple[str, ...]]:
-    """Return the fields that are scored together in a dataset where a job does not say.
-
-    These are the components of a vector, of the fields that are not given there.
-    """
-    usual = default_field_groups(fields)
-    return without_fields(usual, given_fields(dataset)) or usual
-
-
-class Forecaster:
+class Forecaster(TrainedNetwork):
     """Predicts fields a lead time ahead.
 
     Attributes:
         fields: channel names in the order of every `channel` axis here.
         normalization: between physical and model values.
+        trained_on: lead times, grids and units of the training, as far as they were recorded.
     """
-
-    def __init__(self, description: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Build the described network and load its weights.
-
-        Raises:
-            ValueError: the description has no normalisation, describes no network that can be built,
-                or one that these weights do not fit.
-        """
-        self.description = dict(description)
-        self.fields = tuple(description["fields"])
-        self.normalization = _normalization(description)
-        self.objective = described_objective(description)
-        self.model: nn.Module = loaded_network(description, weights, "the description")
-        self.model.eval()
-
-    @property
-    def weights(self) -> str:
-        """`ema` for averaged weights, else `model`."""
-        return str(self.description.get("weights", "model"))
 
     @classmethod
     def from_run(
@@ -85,117 +48,217 @@ class Forecaster:
         description, state, step = trained_weights(run, checkpoint, weights)
         return cls(description, state), step
 
-    def to(self, device: torch.device) -> "Forecaster":
-        """Move the network to a device, where fields are then taken; return the forecaster."""
-        self.model.to(device)
-        return self
-
-    def view(
+    def predict(
         self,
-        dataset: ReadableDataset,
-        offset: Mapping[str, float],
-        groups: Mapping[str, Sequence[str]] | None = None,
-    ) -> EvaluationData:
-        """Return a dataset in the model's channels: normalised, constants in, absent fields zero.
+        fields: Given,
+        lead_time: Any = None,
+        absent: Collection[str] = (),
+        *,
+        names: Sequence[str] | None = None,
+        offset: Mapping[str, float] | None = None,
+    ) -> Given:
+        """Return fields in physical units, `lead_time` after `fields`, as the kind that was given.
 
-        `groups` names the fields that are scored together; None: the components of a vector, of
-        the fields that are not given in the dataset.
-        """
-        masks = {**self.description.get("masks", {}), **dataset.spec.masks}
-        channels = Channels.of(
-            dataset, self.normalization, offset=offset, masks=set(masks.values())
-        )
-        return EvaluationData.from_dataset(
-            dataset,
-            channels,
-            groups=groups or usual_groups(self.fields, dataset),
-            statistics=dataset.statistics,
-            masks=masks,
-        )
-
-    def predict_on(self, data: EvaluationData) -> Predict:
-        """Return `predict_normalized` of a dataset's states, whose absent channels are zero.
-
-        The model sees the same there as in training, in every step of a rollout.
-        """
-        absent = [name for name, has in zip(self.fields, data.present, strict=True) if not has]
-
-        def predict(frames: Tensor, lead_time: Tensor) -> Tensor:
-            return self.predict_normalized(self._fill(frames, absent), lead_time)
-
-        return predict if self._absent_value and absent else self.predict_normalized
-
-    @torch.no_grad()
-    def predict_normalized(self, frames: Tensor, lead_time: Tensor) -> Tensor:
-        """Return normalised fields `[batch, channel, y, x]`, `lead_time [batch]` after `frames`.
-
-        `frames` is one frame `[batch, channel, y, x]`, or several `[batch, frame, channel, y, x]`
-        for an objective that forecasts from `objective.input_frames` frames.
-        """
-        several = frames if self._channel_axis == 2 else frames[:, None]
-        return self.objective.predict(self.model, several, lead_time)
-
-    @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        """Return the answer to normalised images `[batch, channel, *grid]`.
-
-        That of a classifier is `[batch, class]`, of a segmentation network `[batch, class, *grid]`.
-
-        A segmentation network that was trained on crops sees images larger than they are in
-        overlapping patches of the crops' size (`models.sliding_window`).
-        """
-        patch = tuple(self.description.get("patch", ()))
-        sizes = zip(images.shape[2:], patch, strict=False)
-        if isinstance(self.objective, Segmentation) and any(n > side for n, side in sizes):
-            return predict_by_patches(self.model, images, patch)
-        answer = self.model(images)
-        finest: Tensor = answer[0] if isinstance(answer, tuple) else answer
-        return finest
-
-    def predict(self, fields: Tensor, lead_time: Tensor, absent: Collection[str] = ()) -> Tensor:
-        """Return fields in physical units `[batch, channel, y, x]`, `lead_time` after `fields`.
-
-        `absent` names the fields that the data lack: whatever `fields` hold there, the model sees
-        the same as for absent fields in training, and NaN comes back, as it forecasts nothing there.
-        NaN also comes back where the latest frame has no value, which the masks among the fields
-        show; the values of `fields` there do not matter, NaN included. An absent mask is 1 everywhere.
+        Args:
+            fields: a torch or numpy array `[batch, channel, *grid]`, or `[channel, *grid]`; several
+                frames `[batch, frame, channel, *grid]` where the model needs them. Or an xarray
+                DataArray or Dataset, whose fields and axes are found by name (`labelled`).
+            lead_time: in the unit of time of the training data; None: the shortest it was trained for.
+                Several leads give one forecast for each: of arrays, leads and samples are paired, and
+                one sample or one lead goes with all others; xarray gets an axis `lead_time`.
+            absent: fields that the data lack: whatever an array holds there, the model sees the same as
+                for absent fields in training, and NaN comes back, as it forecasts nothing there. NaN
+                also comes back where the latest frame has no value, which the masks among the fields
+                show; the values of `fields` there do not matter, NaN included. An absent mask is 1
+                everywhere.
+            names: of an array's channels, in order; default: `self.fields`. The answer has that order.
+            offset: numbers that were subtracted from fields in training; default: as recorded there.
 
         Raises:
-            ValueError: `absent` names no field of the model, or every one.
+            ValueError: the shape, a value, a lead or a name is not one that the model can take.
+        """
+        if is_labelled(fields):
+            leads, is_list = self._leads(lead_time)
+            given = unpack(fields, self.fields, absent, self.trained_on, self.input_frames)
+            values, samples = self._as_samples(given)
+            count = len(leads) if is_list else 1
+            repeated = values.repeat_interleave(count, dim=0)
+            paired = torch.tensor(leads).repeat(len(values))
+            answer = self._forecast(repeated, paired, given.absent, offset)
+            shape = (*samples, *((count,) if is_list else ()), *answer.shape[1:])
+            told = leads if is_list else leads[0]
+            return cast(Given, self._packed(answer.reshape(shape), given, told))
+        array = self._array(fields, absent, names)
+        leads, is_list = self._leads(lead_time)
+        values, paired, has_samples = array.paired(leads, is_list)
+        answer = self._forecast(values, paired, array.absent, offset)
+        return cast(Given, array.answer(answer if has_samples else answer[0], 1 - answer.ndim))
+
+    def rollout(
+        self,
+        fields: Given,
+        steps: int,
+        lead_time: float | None = None,
+        absent: Collection[str] = (),
+        *,
+        names: Sequence[str] | None = None,
+        offset: Mapping[str, float] | None = None,
+    ) -> Given:
+        """Return the forecasts of `steps` steps of `lead_time`, each made from the one before.
+
+        As `predict`, with an axis of leads: arrays are `[batch, step, channel, *grid]`, or
+        `[step, channel, *grid]` from fields without a batch.
+
+        Raises:
+            ValueError: as `predict`; or `steps` is below 1.
+        """
+        leads, is_list = self._leads(lead_time)
+        lead = leads[0]
+        if is_list or steps < 1:
+            raise ValueError(
+                f"rollout takes one lead_time, of each step, and at least one step; got {lead_time} "
+                f"and steps={steps}"
+            )
+        if is_labelled(fields):
+            given = unpack(fields, self.fields, absent, self.trained_on, self.input_frames)
+            values, samples = self._as_samples(given)
+            answer = self._rollout(values, steps, lead, given.absent, offset)
+            shape = (*samples, steps, *answer.shape[2:])
+            times = [lead * (n + 1) for n in range(steps)]
+            return cast(Given, self._packed(answer.reshape(shape), given, times))
+        array = self._array(fields, absent, names)
+        answer = self._rollout(array.values, steps, lead, array.absent, offset)
+        whole = answer if array.has_samples else answer[0]
+        return cast(Given, array.answer(whole, 2 - answer.ndim))
+
+    def _array(
+        self, fields: Any, absent: Collection[str], names: Sequence[str] | None
+    ) -> ArrayInput:
+        self._check_absent(absent)
+        count = self.trained_on.num_dimensions
+        return ArrayInput.of(fields, self.fields, absent, names, self.channel_axis, count)
+
+    def lead_of_step(self, lead_time: float | None) -> float:
+        """Return a lead time, or the shortest of the training if none is given. Raises as `predict`."""
+        return self._leads(lead_time)[0][0]
+
+    def _leads(self, lead_time: Any) -> tuple[list[float], bool]:
+        """Return the lead times, checked, and whether they were given as several."""
+        if self.objective.call not in ("frame", "window"):
+            raise ValueError(
+                f"the model was trained for {self.description['objective']['name']}, which makes no "
+                "forecasts: use logits"
+            )
+        if lead_time is None:
+            lead_time = self.trained_on.step
+        if lead_time is None:
+            raise ValueError(
+                "lead_time: expected a time ahead, as the training did not record its own"
+            )
+        try:
+            given = np.asarray(
+                lead_time.detach().cpu() if isinstance(lead_time, Tensor) else lead_time, np.float64
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"lead_time {lead_time!r}: expected a number, or several, in the unit of time of the "
+                f"training data ({self.trained_on.time_unit})"
+            ) from error
+        leads = [float(lead) for lead in given.reshape(-1)]
+        if given.ndim > 1 or not leads:
+            raise ValueError(
+                f"lead_time has shape {given.shape}: expected a number or a list of them"
+            )
+        self.trained_on.check_leads(leads, sees_lead=self.objective.call == "frame")
+        return leads, given.ndim == 1
+
+    def _packed(self, answer: Tensor, given: Unpacked, leads: float | list[float]) -> Any:
+        return pack(answer.cpu().numpy(), given, self.fields, leads, self.trained_on)
+
+    def _as_samples(self, given: Unpacked) -> tuple[Tensor, tuple[int, ...]]:
+        """Return labelled fields with one axis of samples, and the shape of their own."""
+        count = len(given.layout.samples)
+        samples = given.values.shape[:count]
+        return torch.from_numpy(given.values.reshape(-1, *given.values.shape[count:])), samples
+
+    def _forecast(
+        self,
+        fields: Tensor,
+        leads: Tensor,
+        absent: Collection[str],
+        offset: Mapping[str, float] | None,
+    ) -> Tensor:
+        """Return physical fields `[batch, channel, *grid]`, `leads [batch]` later."""
+        normalized, shift = self._normalized(fields, absent, offset)
+        leads = leads.to(normalized)
+        parts = [slice(n, n + _AT_ONCE) for n in range(0, len(normalized), _AT_ONCE)]
+        forecast = torch.cat([self.predict_normalized(normalized[p], leads[p]) for p in parts])
+        return self._physical(forecast, normalized, absent, shift)
+
+    def _rollout(
+        self,
+        fields: Tensor,
+        steps: int,
+        lead: float,
+        absent: Collection[str],
+        offset: Mapping[str, float] | None,
+    ) -> Tensor:
+        """Return physical fields `[batch, step, channel, *grid]`; absent ones go in as in training."""
+        state, shift = self._normalized(fields, absent, offset)
+        leads = state.new_full((len(state),), lead)
+        found = []
+        for _ in range(steps):
+            forecast = self._fill_frame(self.predict_normalized(state, leads), absent)
+            found.append(self._physical(forecast, state, absent, shift).to(fields.device))
+            several = self.channel_axis == 2
+            state = torch.cat((state[:, 1:], forecast[:, None]), dim=1) if several else forecast
+        answer = torch.stack(found, dim=1)
+        finite = torch.isfinite(forecast).all()
+        if not finite:
+            warn(
+                f"the rollout does not stay finite over {steps} steps: fewer steps, or a longer lead "
+                "time per step, may hold"
+            )
+        return answer
+
+    def _normalized(
+        self, fields: Tensor, absent: Collection[str], offset: Mapping[str, float] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return fields as the network sees them, checked, and what was subtracted from them.
+
+        The latter is `[channel, 1, …]`.
         """
         self._check_absent(absent)
-        normalized = self._fill(self.normalization.apply(fields, self._channel_axis), absent)
-        forecast = self.normalization.invert(self.predict_normalized(normalized, lead_time), 1)
-        forecast[:, [self.fields.index(name) for name in absent]] = torch.nan
-        latest = normalized if self._channel_axis == 1 else normalized[:, -1]
-        valid = self._masks.valid(latest)
-        return forecast if valid is None else forecast.where(valid, torch.nan)
+        axis = self.channel_axis
+        values = fields.to(next(self.model.parameters()).device)
+        shape = (len(self.fields), *(1,) * (values.ndim - axis - 1))
+        shifts = self.trained_on.offset() if offset is None else offset
+        strangers = sorted(set(shifts) - set(self.fields))
+        if strangers and offset is not None:
+            raise ValueError(
+                f"offset names {', '.join(strangers)}; the fields are {', '.join(self.fields)}"
+            )
+        shift = values.new_tensor([shifts.get(name, 0.0) for name in self.fields]).reshape(shape)
+        normalized = self._fill(self.normalization.apply(values - shift, axis), absent)
+        self.trained_on.check_grid(tuple(values.shape[axis + 1 :]))
+        valid = self.field_masks.valid(normalized, axis=axis)
+        check_finite(normalized, valid, self.fields, axis)
+        numbers = zip(self.fields, self.normalization.mean, self.normalization.std, strict=True)
+        constants = ", ".join(f"{name} {mean:.3g} ± {std:.3g}" for name, mean, std in numbers)
+        seen = normalized if valid is None else normalized.where(valid, 0.0)
+        warn_of_strange_sizes(seen, self.fields, list(absent), constants, axis)
+        return normalized, shift
 
-    @property
-    def _masks(self) -> FieldMasks:
-        return (
-            self.objective.field_masks if isinstance(self.objective, FieldObjective) else NO_MASKS
-        )
-
-    @property
-    def _absent_value(self) -> float:
-        """The value of absent channels in training, after normalisation."""
-        return float(self.description.get("absent_value", 0.0))
-
-    @property
-    def _channel_axis(self) -> int:
-        """Input axes: one frame `[batch, channel, …]`, or several, `[batch, frame, channel, …]`."""
-        return 1 if self.objective.input_frames == 1 else 2
-
-    def _fill(self, normalized: Tensor, absent: Collection[str]) -> Tensor:
-        return fill_absent(
-            normalized,
-            self.fields,
-            absent,
-            masks=[self.fields[channel] for channel in self._masks.channels],
-            absent_value=self._absent_value,
-            axis=self._channel_axis,
-        )
+    def _physical(
+        self, forecast: Tensor, state: Tensor, absent: Collection[str], shift: Tensor
+    ) -> Tensor:
+        """Return a forecast in physical units, NaN where there is none."""
+        latest = state if self.channel_axis == 1 else state[:, -1]
+        valid = self.field_masks.valid(latest)
+        physical = self.normalization.invert(forecast, 1) + shift
+        physical[:, [self.fields.index(name) for name in absent]] = torch.nan
+        whole: Tensor = physical if valid is None else physical.where(valid, torch.nan)
+        return whole
 
     def _check_absent(self, absent: Collection[str]) -> None:
         strangers = sorted(set(absent) - set(self.fields))
@@ -212,74 +275,37 @@ class Forecaster:
     def save(self, directory: Path) -> None:
         """Write weights (safetensors) and description (JSON) into a new directory."""
         directory.mkdir(parents=True)
+        self.write(directory)
+
+    def write(self, directory: Path) -> None:
+        """Write weights and description into an existing directory."""
         tensors = {k: v.contiguous() for k, v in self.model.state_dict().items()}
         write_weights(tensors, directory / WEIGHTS_FILE)
         (directory / DESCRIPTION_FILE).write_text(json.dumps(self.description, indent=1))
 
     @classmethod
-    def load(cls, directory: Path) -> "Forecaster":
-        """Return the forecaster that `save` or `pelagos export` wrote."""
-        description = read_trained_description(directory / DESCRIPTION_FILE)
-        return cls(description, read_weights(directory))
+    def load(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        tracking_uri: str | None = None,
+    ) -> "Forecaster":
+        """Return the forecaster of an exported directory, of the hub, or of MLflow's registry.
 
+        Args:
+            source: a directory that `save` or `pelagos export` wrote; `OWNER/NAME` on the Hugging Face
+                hub; or `models:/NAME`, `models:/NAME/VERSION`, `models:/NAME@ALIAS`.
+            revision: branch, tag or commit on the hub.
+            tracking_uri: of MLflow; default: `MLFLOW_TRACKING_URI`, else the default of job files.
 
-def _normalization(description: Mapping[str, Any]) -> Normalization:
-    told = description.get("normalization")
-    if told is None or tuple(told["fields"]) != tuple(description["fields"]):
-        raise ValueError(
-            "the description of the trained network has no normalization of its fields, so the "
-            "network makes no forecasts"
-        )
-    return Normalization.from_dict(told)
-
-
-def trained_weights(
-    run: RunDirectory, checkpoint: str = "last", weights: str = "auto"
-) -> tuple[dict[str, Any], dict[str, Tensor], int]:
-    """Return description, state dict and step of a run's checkpoint; the optimizer is not read.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, or it has no such weights.
-        RunError: the checkpoint is of another run.
-    """
-    job = run.job()
-    store = CheckpointStore(run.checkpoint_uri, options_for(run.checkpoint_uri, job.storage))
-    return store_weights(store, checkpoint, weights, run)
-
-
-def store_weights(
-    store: CheckpointStore,
-    checkpoint: str = "last",
-    weights: str = "auto",
-    run: RunDirectory | None = None,
-) -> tuple[dict[str, Any], dict[str, Tensor], int]:
-    """Return description, state dict and step of a checkpoint, low-rank updates merged in.
-
-    The description's `weights` says which they are: `ema` for averaged ones, else `model`.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, or it has no such weights.
-        RunError: it is of another run than `run`.
-    """
-    step = named_step(store, checkpoint)
-    trainer_state = store.trainer_state(step)
-    if run is not None:
-        check_identity(run, store.uri, step, trainer_state)
-    where = f"{store.uri} step {step}"
-    description = checked_description(trainer_state.get("forecaster"), where)
-    # together: each call fetches and verifies the whole checkpoint
-    tensors = store.load_named(step, ("model.",) if weights == "model" else ("model.", "ema."))
-    averaged = {n: tensors.pop(n) for n in list(tensors) if n.startswith("ema.")}
-    state = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    if weights == "ema" and not averaged:
-        raise CheckpointError(
-            f"{store.uri} has no averaged weights; set ema_decay to train them, or leave weights out"
-        )
-    state |= {name.removeprefix("ema."): tensor for name, tensor in averaged.items()}
-    description["weights"] = "ema" if averaged else "model"
-    if (updates := description.get("lora")) is not None:
-        state = merged(state, updates["alpha"])
-    return description, state, step
+        Raises:
+            ValueError: there is no such model, or it is no trained network; or it needs a plugin that
+                is not imported.
+        """
+        with model_directory(source, revision, tracking_uri) as directory:
+            description = read_trained_description(directory / DESCRIPTION_FILE)
+            return cls(description, read_weights(directory))
 
 
 def as_arrays(model_input: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pelagos import __version__, plugins
 from pelagos.jobs.weights.forecaster import Forecaster
+from pelagos.jobs.weights.locations import NEWEST
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.mlflow_records.artifacts import require_own_artifacts, tracking_client
 from pelagos.platform.mlflow_records.events import SOURCE_TAG
@@ -20,7 +21,6 @@ from pelagos.platform.mlflow_records.store import RecordedRun
 logger = logging.getLogger(__name__)
 
 WEIGHTS_TAG = "pelagos.weights"  # of a version: model, or ema
-NEWEST_ALIAS = "newest"  # models:/NAME@newest is the version registered last
 
 
 def register_model(
@@ -109,5 +109,5 @@ def _create_version(name: str, model_uri: str, run_id: str, tags: dict[str, str]
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     version: Any = client.create_model_version(name, source=model_uri, run_id=run_id, tags=tags)
-    client.set_registered_model_alias(name, NEWEST_ALIAS, version.version)
+    client.set_registered_model_alias(name, NEWEST, version.version)
     return str(version.version)

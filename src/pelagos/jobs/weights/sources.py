@@ -14,10 +14,11 @@ from pelagos.infra.storage.files import below
 from pelagos.infra.storage.remote import RemoteStore, is_remote
 from pelagos.jobs.training.run_plugins import import_plugins_of
 from pelagos.jobs.weights.described_parts import described_network
-from pelagos.jobs.weights.forecaster import store_weights, trained_weights
 from pelagos.jobs.weights.foreign_files import owning_run, read_source
+from pelagos.jobs.weights.locations import registered_directory
 from pelagos.jobs.weights.model_directory import DESCRIPTION_FILE
 from pelagos.jobs.weights.recognising import MARKERS, find_network
+from pelagos.jobs.weights.run_weights import store_weights, trained_weights
 from pelagos.jobs.weights.trained_description import read_trained_description
 from pelagos.models.pretrained import read_weights
 from pelagos.models.registry import stored_config
@@ -25,7 +26,7 @@ from pelagos.platform.checkpoint import CheckpointStore
 from pelagos.platform.checkpoint.manifest import MANIFEST, step_of
 from pelagos.platform.config.finetune import REGISTRY_SCHEME, SOURCE_MODEL, SourceConfig
 from pelagos.platform.config.schema import ModelConfig, StorageConfig
-from pelagos.platform.mlflow_records.artifacts import resolved_artifacts
+from pelagos.platform.mlflow_records.artifacts import StrangeArtifactsError
 from pelagos.platform.records.run_files import read_mapping
 from pelagos.platform.records.runs import RunDirectory, RunError
 from pelagos.platform.storage_choice import options_for
@@ -141,27 +142,14 @@ def _parent(uri: str) -> tuple[str, str]:
 
 def _from_registry(uri: str, tracking_uri: str) -> Source:
     """Return a version of a model that Pelagos registered in MLflow."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    mlflow.set_tracking_uri(tracking_uri)
     with tempfile.TemporaryDirectory(prefix="pelagos-source-") as scratch:
         try:
-            address = resolved_artifacts(uri, tracking_uri)
-            path = Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch))
-        except MlflowException as error:
-            raise ValueError(f"source.uri: {uri} in {tracking_uri}: {error.message}") from error
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"source.uri: {tracking_uri} did not answer like MLflow for {uri}: {error!r}"
-            ) from error
-        found = next(path.rglob(DESCRIPTION_FILE), None)
-        if found is None:
-            raise ValueError(
-                f"source.uri: {uri} has no {DESCRIPTION_FILE}, so Pelagos did not register it; "
-                "export its weights and give the file"
-            )
-        return _from_files(found.parent, uri)
+            found = registered_directory(uri, tracking_uri, Path(scratch))
+        except StrangeArtifactsError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"source.uri: {error}") from error
+        return _from_files(found, uri)
 
 
 def _downloaded(

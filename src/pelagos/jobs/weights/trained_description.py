@@ -38,6 +38,16 @@ class _Dataset(_Part):
     fingerprint: Name
     uri: Name = ""
     offset: dict[Name, float] = {}
+    equation: Name = ""
+    units: dict[Name, Name] = {}
+    time_unit: Name = "1"
+    frame_interval: float | None = None
+    grid_shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=3)] = []
+    domain_extent: Annotated[list[float], Field(max_length=3)] = []
+    boundary_conditions: dict[Name, Name] = {}
+    licence: Name | None = None
+    trajectories: int | None = None
+    lead_times: list[Annotated[float, Field(ge=0)]] = []
 
 
 class _LowRank(_Part):
