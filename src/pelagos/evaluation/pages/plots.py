@@ -80,7 +80,7 @@ def forecast_panels(
         _colorbar(figure, shown, list(axes[row, :3]), unit, shrink=0.9, pad=0.015, aspect=14)
         error = forecast - truth
         shown = _show(axes[row, 3], error, _symmetric([error]), _ERROR_COLOURS)
-        axes[row, 3].set_xlabel(error_label(whole[2], whole[1]), fontsize=8)
+        axes[row, 3].set_xlabel(error_label(whole[2], whole[1]), fontsize=7)
         _colorbar(figure, shown, axes[row, 3], unit, shrink=0.9, pad=0.04, aspect=14)
         axes[row, 0].set_ylabel(field, fontsize=9)
     for axis, title in zip(axes[0], titles, strict=True):
