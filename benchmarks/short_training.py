@@ -5,9 +5,9 @@
     python benchmarks/short_training.py poseidon-nano '{"image_size": 32, "patch_size": 2}' --one-lead
 
 One process, one thread, batches of 16 pairs of frames at random leads (`--one-lead`: of one frame),
-relative L1 loss, AdamW, cosine schedule, gradients clipped at 5. Prints CPU seconds of the training
-and, for the held-out trajectories of each family, median relative L1 error and VRMSE at the longest
-lead: forecast directly, by a rollout of single frames, and by persistence.
+relative L1 loss, AdamW, cosine schedule, gradients clipped at 5. Prints CPU seconds of the training,
+its last loss, and, for the held-out trajectories of each family, median relative L1 error and VRMSE
+at the longest lead: forecast directly, by a rollout of single frames, and by persistence.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def forecast(model: nn.Module, frames: Tensor, lead: float) -> Tensor:
 
 def train(
     model: nn.Module, data: Sequence[Tensor], steps: int, rate: float, one_lead: bool, seed: int
-) -> float:
-    """Train; return the CPU seconds that it took."""
+) -> tuple[float, float]:
+    """Train; return the CPU seconds that it took, and the mean loss of the last hundred steps."""
     rng, last = np.random.default_rng(seed), data[0].shape[1] - 1
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
@@ -67,6 +67,7 @@ def train(
     )
     pairs = [(i, j) for i in range(last + 1) for j in range(i + 1, last + 1)]
     pairs = [(i, j) for i, j in pairs if not one_lead or j == i + 1]
+    losses = []
     warmup, begun = max(1, int(WARMUP_SHARE * steps)), time.process_time()
     for step in range(steps):
         progress = (step - warmup) / max(1, steps - warmup)
@@ -85,7 +86,8 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
-    return time.process_time() - begun
+        losses.append(float(loss.detach()))
+    return time.process_time() - begun, float(np.mean(losses[-100:]))
 
 
 def errors(forecasts: Tensor, truth: Tensor) -> str:
@@ -124,7 +126,7 @@ channels = held[0][0].shape[2]
 network = create_model(
     arguments.network, in_channels=channels, out_channels=channels, **arguments.config
 )
-seconds = train(
+seconds, last_loss = train(
     network,
     [training for training, *_ in held],
     arguments.steps,
@@ -137,7 +139,7 @@ size = sum(p.numel() for p in network.parameters())
 print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread")
 print(
     f"{arguments.network} {arguments.config}: {size:,} parameters, {arguments.steps} steps, "
-    f"{seconds:.0f} CPU s"
+    f"{seconds:.0f} CPU s, training loss {last_loss:.3f}"
 )
 for uri, (_, *test) in zip(URIS, held, strict=True):
     print(f"  {uri}: {measured(network, *test)}")
