@@ -103,6 +103,10 @@ def make_sweep(
             r"random\.schedule\.warmup_steps: .*9.*less than total_steps 6",
         ),
         ({"search": {"perturb_validations": 3}}, "first be compared after 6 steps .* end after 6"),
+        (
+            {"grid": {"schedule.stop_when": [{"target": 0.1}]}},
+            "schedule.stop_when: a population's members train to the same step",
+        ),
         ({"ray_address": "auto", "max_concurrent": 2}, "max_concurrent: .* set it to num_samples"),
     ],
 )
