@@ -1,10 +1,12 @@
-"""Does pretraining pay? The quickstart's model fine-tuned on a flow it has not seen, against the same
-network from scratch, at equal steps, for few trajectories and several seeds; an FNO beside them.
+"""Does pretraining pay? A small model fine-tuned on a flow it has not seen, against the same network
+from scratch, at equal steps, for few trajectories and several seeds; an FNO beside them.
 
-    make quickstart && pelagos generate configs/quickstart/downstream.yaml
+    pelagos generate configs/transfer/generate.yaml
+    pelagos pretrain configs/transfer/pretrain.yaml
+    pelagos generate configs/transfer/downstream.yaml
     python benchmarks/transfer.py                       # three seeds, 1, 4 and 16 trajectories
 
-It runs `configs/quickstart/sweep.yaml` (trials that are over already are not run again) and prints,
+It runs `configs/transfer/sweep.yaml` (trials that are over already are not run again) and prints,
 for each number of trajectories, the mean over seeds of the median relative L1 error of 24 held-out
 trajectories at the last lead, its range over seeds, the mean VRMSE behind a slash, and the ratio of
 the former to training from scratch.
@@ -25,7 +27,7 @@ from pelagos.jobs import sweep
 from pelagos.platform.config import load_job
 from pelagos.platform.config.sweep import SweepJob
 
-CONFIG = "configs/quickstart/sweep.yaml"
+CONFIG = "configs/transfer/sweep.yaml"
 METHODS = ("direct", "autoregressive")
 
 

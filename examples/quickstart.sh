@@ -1,21 +1,41 @@
 #!/usr/bin/env bash
-# The whole of Pelagos, small: simulate physics, pretrain, evaluate. Run it from the repository's
-# root, with `pelagos` on the PATH (`make quickstart` does both). Running it again goes on where it
-# stopped, or shows what is there.
+# The whole of Pelagos, small: simulate physics, pretrain, evaluate, fine-tune. Run it from the
+# repository's root, with `pelagos` on the PATH (`make quickstart` does both). Running it again goes on
+# where it stopped, or shows what is there.
 set -euo pipefail
+
+RUNS=quickstart/runs
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$1"; }
 
-say "1/3  simulate: pelagos generate configs/quickstart/generate.yaml"
+# begin NAME VERB JOB.yaml: starts the run of a job file, or goes on with it
+begin() {
+  if [ -e "$RUNS/$1/job.yaml" ]; then
+    say "$STEP  pelagos resume $1 --runs-dir $RUNS"
+    pelagos resume "$1" --runs-dir "$RUNS"
+  else
+    say "$STEP  pelagos $2 $3"
+    pelagos "$2" "$3"
+  fi
+}
+
+STEP="1/5 simulate:"
+say "$STEP  pelagos generate configs/quickstart/generate.yaml"
 pelagos generate configs/quickstart/generate.yaml
 
-if [ -e quickstart/runs/quickstart/job.yaml ]; then
-  say "2/3  pretrain: pelagos resume quickstart --runs-dir quickstart/runs"
-  pelagos resume quickstart --runs-dir quickstart/runs
-else
-  say "2/3  pretrain: pelagos pretrain configs/quickstart/pretrain.yaml"
-  pelagos pretrain configs/quickstart/pretrain.yaml
-fi
+STEP="2/5 pretrain:"
+begin quickstart pretrain configs/quickstart/pretrain.yaml
 
-say "3/3  evaluate: pelagos evaluate quickstart --runs-dir quickstart/runs"
-pelagos evaluate quickstart --runs-dir quickstart/runs
+STEP="3/5 evaluate:"
+say "$STEP  pelagos evaluate quickstart --runs-dir $RUNS"
+pelagos evaluate quickstart --runs-dir "$RUNS"
+
+STEP="4/5 fine-tune:"
+say "$STEP  pelagos generate configs/quickstart/downstream.yaml"
+pelagos generate configs/quickstart/downstream.yaml
+begin quickstart-finetuned finetune configs/quickstart/finetune.yaml
+begin quickstart-scratch pretrain configs/quickstart/scratch.yaml
+
+STEP="5/5 compare:"
+say "$STEP  pelagos evaluate quickstart-finetuned quickstart-scratch --compare --runs-dir $RUNS"
+pelagos evaluate quickstart-finetuned quickstart-scratch --compare --runs-dir "$RUNS"

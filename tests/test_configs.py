@@ -165,17 +165,26 @@ def test_quickstart_trains_on_paper(tmp_path: Path) -> None:
 
 def test_the_sweep_names_job_files_that_ship(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
-    sweep = load("quickstart/sweep.yaml")
+    sweep = load("transfer/sweep.yaml")
     assert isinstance(sweep, SweepJob)
     trials = trials_of(sweep)
     assert len(trials) == len({t.name for t in trials}) == 3 * 3 * 2
-    largest = generated(CONFIGS / "quickstart")["quickstart/data/ns-gauss.zarr"]
+    largest = generated(CONFIGS / "transfer")["transfer/data/ns-gauss.zarr"]
     assert max(sweep.trajectories) == (largest.splits or {})["train"]
-    # the same network with and without pretraining
-    assert (
-        load_pretrain("quickstart/scratch.yaml").model
-        == load_pretrain("quickstart/pretrain.yaml").model
-    )
+
+
+@pytest.mark.parametrize("folder", ["quickstart", "transfer"])
+def test_with_and_without_pretraining_the_task_is_the_same(folder: str) -> None:
+    scratch, pretrained = (load_pretrain(f"{folder}/{n}.yaml") for n in ("scratch", "pretrain"))
+    finetuned = load(f"{folder}/finetune.yaml")
+    assert isinstance(finetuned, FinetuneJob)
+    assert scratch.model == pretrained.model
+    assert finetuned.source.run == pretrained.name
+    assert finetuned.schedule.total_steps == scratch.schedule.total_steps
+    assert finetuned.data.mixture == scratch.data.mixture
+    assert finetuned.data.global_batch_size == scratch.data.global_batch_size
+    seen = {entry.uri for entry in pretrained.data.mixture}
+    assert not seen & {entry.uri for entry in finetuned.data.mixture}
 
 
 # -- the published Poseidon recipes -----------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from pelagos.evaluation.pages.plots import new_figure
 from pelagos.infra.figures import write_png
@@ -28,7 +29,14 @@ class Panel:
 
 
 def write_curves(panels: Sequence[Panel], target: Path | BinaryIO) -> None:
-    """Write the panels as PNG, two in a row; losses and norms over decades have a logarithmic axis."""
+    """Write the panels of `curves_figure` as PNG."""
+    if isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    write_png(curves_figure(panels), target, dpi=110)
+
+
+def curves_figure(panels: Sequence[Panel]) -> Figure:
+    """Return the panels, two in a row; losses and norms over decades have a logarithmic axis."""
     rows = -(-len(panels) // 2)
     figure = new_figure(11, 3.2 * rows)
     axes = figure.subplots(rows, 2, squeeze=False)
@@ -52,9 +60,7 @@ def write_curves(panels: Sequence[Panel], target: Path | BinaryIO) -> None:
             axis.legend(fontsize="small")
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    if isinstance(target, Path):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    write_png(figure, target, dpi=110)
+    return figure
 
 
 def _rolling_mean(values: Sequence[float]) -> list[float]:
