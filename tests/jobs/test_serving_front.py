@@ -26,8 +26,9 @@ from tests.jobs.serving_client import (
     waves,
 )
 
-from pelagos.jobs.serving.answering import Answerer, Question
+from pelagos.jobs.serving.answering import Answerer, Part, Question
 from pelagos.jobs.serving.front import Front
+from pelagos.jobs.serving.joining import Joining
 from pelagos.jobs.serving.limits import Limits
 
 ByHand = Callable[[np.ndarray, float], np.ndarray]
@@ -223,6 +224,35 @@ def test_parts_of_one_grid_share_a_pass_and_others_have_their_own(exported: Path
     refused = answerer.answer(Question(np.full(shape, np.nan)))
     assert (refused.status, refused.passes) == (422, (4, 3))  # reported once
     assert answerer.answer(answerer.example()).passes == (1,)
+
+
+def test_what_waits_for_the_network_goes_together() -> None:
+    passes: list[list[float]] = []
+    busy = asyncio.Event()
+
+    async def network(parts: list[Part]) -> list[torch.Tensor]:
+        passes.append([float(leads[0]) for _, leads in parts])
+        if len(passes) == 1:
+            await busy.wait()
+        if -1.0 in passes[-1]:
+            raise OSError("out of memory")
+        return [frames + leads for frames, leads in parts]
+
+    async def asked() -> list[Any]:
+        joining = Joining(network, size=4)
+        # the first has the network; then parts of 1, 2, 2, 1 and 6 samples come one by one
+        parts = [(torch.zeros(n), torch.full((n,), float(n))) for n in (1, 1, 2, 2, 1, 6)]
+        parts += [(torch.zeros(1), torch.tensor([-1.0]))]
+        tasks = [asyncio.create_task(joining([part])) for part in parts]
+        await asyncio.sleep(0.01)
+        assert len(passes) == 1
+        busy.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers = asyncio.run(asked())
+    assert passes == [[1.0], [1.0, 2.0], [2.0, 1.0], [6.0], [-1.0]]
+    assert [float(answer[0][0]) for answer in answers[:-1]] == [1, 1, 2, 2, 1, 6]
+    assert isinstance(answers[-1], OSError)
 
 
 def numbers(client: TestClient) -> dict[tuple[str, tuple[str, ...]], float]:

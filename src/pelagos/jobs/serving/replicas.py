@@ -17,6 +17,7 @@ from torch import Tensor
 from pelagos import plugins
 from pelagos.infra.ray_cluster import keep_replica_on_loopback
 from pelagos.jobs.serving.answering import Answer, Answerer, Part, Question
+from pelagos.jobs.serving.joining import Joining
 from pelagos.jobs.serving.limits import Limits, Refused
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,10 @@ class Replica:
         self._together = serve.batch(
             max_batch_size=batching.size,
             batch_wait_timeout_s=batching.wait_seconds,
+            max_concurrent_batches=limits.waiting,  # they are joined, not run at the same time
             batch_size_fn=_samples,
-        )(self._pass_through)
+        )(self._joined)
+        self._joining = Joining(self._pass_through, batching.size)
 
     async def answer(self, question: Question) -> Answer:
         """Answer a question; its passes through the network are shared with others."""
@@ -94,6 +97,9 @@ class Replica:
     async def _one(self, part: Part) -> Tensor:
         answer: Tensor = await self._together(part)
         return answer
+
+    async def _joined(self, parts: list[Part]) -> list[Tensor]:
+        return await self._joining(parts)
 
     async def _pass_through(self, parts: list[Part]) -> list[Tensor]:
         loop = asyncio.get_running_loop()
