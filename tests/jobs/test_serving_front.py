@@ -228,12 +228,15 @@ def test_parts_of_one_grid_share_a_pass_and_others_have_their_own(exported: Path
 
 def test_what_waits_for_the_network_goes_together() -> None:
     passes: list[list[float]] = []
-    busy = asyncio.Event()
+    busy, answered = asyncio.Event(), []
+    tasks: list[asyncio.Task[list[torch.Tensor]]] = []
 
     async def network(parts: list[Part]) -> list[torch.Tensor]:
         passes.append([float(leads[0]) for _, leads in parts])
         if len(passes) == 1:
             await busy.wait()
+        await asyncio.sleep(0.01)
+        answered.append(sum(task.done() for task in tasks))
         if -1.0 in passes[-1]:
             raise OSError("out of memory")
         return [frames + leads for frames, leads in parts]
@@ -243,14 +246,16 @@ def test_what_waits_for_the_network_goes_together() -> None:
         # the first has the network; then parts of 1, 2, 2, 1 and 6 samples come one by one
         parts = [(torch.zeros(n), torch.full((n,), float(n))) for n in (1, 1, 2, 2, 1, 6)]
         parts += [(torch.zeros(1), torch.tensor([-1.0]))]
-        tasks = [asyncio.create_task(joining([part])) for part in parts]
-        await asyncio.sleep(0.01)
+        for part in parts:
+            tasks.append(asyncio.create_task(joining([part])))
+            await asyncio.sleep(0.01)
         assert len(passes) == 1
         busy.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     answers = asyncio.run(asked())
     assert passes == [[1.0], [1.0, 2.0], [2.0, 1.0], [6.0], [-1.0]]
+    assert answered == [0, 1, 3, 5, 6]  # each as soon as its own pass ended
     assert [float(answer[0][0]) for answer in answers[:-1]] == [1, 1, 2, 2, 1, 6]
     assert isinstance(answers[-1], OSError)
 

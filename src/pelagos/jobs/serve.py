@@ -168,6 +168,9 @@ def _deployed(directory: Path, options: Options, device: str) -> Any:
     from pelagos.infra.ray_cluster import ray_cluster
     from pelagos.jobs.serving.replicas import Batching, deploy
 
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # Ray's own is 15: after all else of the machine
     replicas, gpus = _resources(options.replicas, device)
     batching = Batching(options.batch_size, options.batch_wait_seconds)
     cpus = max(1, round(replicas.count * replicas.cpus))
