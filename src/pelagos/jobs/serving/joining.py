@@ -14,8 +14,8 @@ PassThrough = Callable[[list[Part]], Awaitable[list[Tensor]]]
 class Joining:
     """Takes parts through the network, joined with others'.
 
-    Ray Serve closes a batch by the clock, also while the network is busy, so small batches would pile up.
-    Here they wait together, and the next pass takes all of them, up to its size.
+    Ray Serve closes a batch by the clock, also while the network is busy, so small batches pile
+    up. Here they wait together, and the next pass takes all of them, up to its size.
     """
 
     def __init__(self, pass_through: PassThrough, size: int) -> None:
@@ -31,7 +31,8 @@ class Joining:
         self._waiting.extend(own)
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
-        return await asyncio.gather(*(answer for _, answer in own))
+        answers: list[Tensor] = await asyncio.gather(*(answer for _, answer in own))
+        return answers
 
     async def _work(self) -> None:
         while self._waiting:
