@@ -21,6 +21,7 @@ from pelagos.platform.records.runs import RunDirectory
 
 Watch = Callable[[], None]
 REFRESH_SECONDS = 3.0
+_MOST_OF_THE_TIME = 0.05  # drawing a long run takes longer, and is then done less often
 _SHOWN = ("training loss", "validation loss")
 
 
@@ -50,9 +51,11 @@ class LiveView:
         """Show the news, if it is time to; a picture that cannot be drawn stops no training."""
         if (time.monotonic() < self._next and not is_last) or not self.path.is_dir():
             return
+        begun = time.monotonic()
         with contextlib.suppress(Exception):
             self._show(self.page())
-        self._next = time.monotonic() + REFRESH_SECONDS
+        now = time.monotonic()
+        self._next = now + max(REFRESH_SECONDS, (now - begun) / _MOST_OF_THE_TIME)
 
     def page(self) -> str:
         """Return table and curves as HTML."""
@@ -103,7 +106,10 @@ def _curves(run: RunDirectory) -> str:
     picture = io.BytesIO()
     write_curves(panels, picture)
     content = base64.b64encode(picture.getvalue()).decode("ascii")
-    return f"<img alt='learning curves' src='data:image/png;base64,{content}' width='800'>"
+    return (
+        f"<img alt='learning curves' src='data:image/png;base64,{content}' "
+        "style='width:100%;max-width:800px'>"
+    )
 
 
 def _number(value: float | None) -> str:
