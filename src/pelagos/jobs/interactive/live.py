@@ -8,6 +8,7 @@ import html
 import io
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def progress_of(path: Path, total_steps: int) -> Iterator[tuple[Console, Watch]]
     if not _in_notebook():
         yield HarmlessConsole(), _nothing
         return
+    # of tqdm, which others import: nothing here needs what it misses
+    warnings.filterwarnings("ignore", message="IProgress not found")
     view = LiveView(path, total_steps)
     try:
         # the run's own output.log has every line
@@ -84,7 +87,7 @@ def _table(found: RunDescription) -> str:
         if found.best_validation is None
         else f"{found.best_validation.loss:.4g} at step {found.best_validation.step:,}",
         "samples/s": _number(found.metrics.get("samples_per_second")),
-        "seconds left": "" if found.seconds_left is None else f"{found.seconds_left:,.0f}",
+        "seconds left": f"{found.seconds_left:,.0f}" if found.seconds_left else "",
         "cause": found.cause or "",
     }
     cells = "".join(
