@@ -5,9 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pelagos.evaluation.pages.sweep_page import SweepReport, SweepRow, render, sweep_figure
+from pelagos.evaluation.pages.figures.rates_figure import rates_figure
+from pelagos.evaluation.pages.sweep_page import (
+    SweepReport,
+    SweepRow,
+    rate_trials,
+    render,
+    sweep_figure,
+    write_sweep_report,
+)
 from pelagos.jobs.sweeping import report_text
 
 
@@ -108,3 +117,43 @@ def test_gains_have_both_errors_and_fit(
     ]
     model = next(line for line in figure.axes[1].lines if line.get_label() == "model")
     assert list(model.get_ydata()) == pytest.approx([0.5, 0.125])
+
+
+def rate_rows() -> tuple[list[SweepRow], dict[str, tuple[list[int], list[float]]]]:
+    """Three rates with two seeds each; one trial diverged. And a validation curve of each."""
+    losses: dict[tuple[float, int], float | None]
+    losses = {(1e-3, 0): 0.4, (1e-3, 1): 0.6, (1e-2, 0): 0.2, (1e-2, 1): 0.3, (1e-1, 0): None}
+    losses[1e-1, 1] = 0.9
+    rows, curves = [], {}
+    for (rate, seed), loss in losses.items():
+        name = f"x-{rate:g}-{seed}"
+        state = "failed" if loss is None else "finished"
+        rows.append(SweepRow(name, "x", {"optimizer.lr": rate}, seed, None, state, 6, loss))
+        curves[name] = ([3, 6], [1.0, loss or 2.0])
+    return rows, curves
+
+
+def test_a_sweep_of_the_rate_is_loss_against_rate_with_every_curve_behind(tmp_path: Path) -> None:
+    rows, curves = rate_rows()
+    figure = rates_figure(rate_trials(rows, curves))
+    left, right = figure.axes[:2]
+    assert left.get_xscale() == "log"
+    assert left.get_xlabel() == "learning rate"
+    means = left.lines[0]
+    np.testing.assert_allclose(means.get_xdata(), [1e-3, 1e-2, 1e-1])
+    np.testing.assert_allclose(means.get_ydata(), [0.5, 0.25, 0.9])
+    crosses = next(line for line in left.lines if line.get_marker() == "x")
+    assert list(crosses.get_xdata()) == [1e-1]  # the one without a loss is not left out
+    drawn = sorted(tuple(line.get_ydata()) for line in right.lines)
+    assert drawn == sorted(tuple(losses) for _, losses in curves.values())
+    path = write_sweep_report(SweepReport("sweep", rows, None), tmp_path, curves)
+    assert (tmp_path / "rates.png").stat().st_size > 10_000
+    assert "Loss against learning rate" in path.read_text()
+
+
+def test_other_sweeps_have_no_picture_of_rates(tmp_path: Path) -> None:
+    rows, curves = rate_rows()
+    assert rate_trials([row for row in rows if row.overrides["optimizer.lr"] == 1e-2], curves) == []
+    path = write_sweep_report(SweepReport("sweep", sweep_rows(), None), tmp_path)
+    assert not (tmp_path / "rates.png").exists()
+    assert "Loss against learning rate" not in path.read_text()

@@ -33,7 +33,7 @@ JOBS = [
     Path("configs") / name
     for name in (
         *("quickstart/generate.yaml", "quickstart/pretrain.yaml", "quickstart/finetune.yaml"),
-        *("quickstart/sweep.yaml", "vision/classify.yaml", "downstream/sweep.yaml"),
+        *("transfer/sweep.yaml", "vision/classify.yaml", "downstream/sweep.yaml"),
     )
 ]
 MAPPING = {

@@ -103,6 +103,10 @@ def make_sweep(
             r"random\.schedule\.warmup_steps: .*9.*less than total_steps 6",
         ),
         ({"search": {"perturb_validations": 3}}, "first be compared after 6 steps .* end after 6"),
+        (
+            {"grid": {"schedule.stop_when": [{"target": 0.1}]}},
+            r"grid\.schedule\.stop_when: a population's members train to the same step",
+        ),
         ({"ray_address": "auto", "max_concurrent": 2}, "max_concurrent: .* set it to num_samples"),
     ],
 )
@@ -111,6 +115,18 @@ def test_what_a_population_cannot_change_is_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         sweep_job.run(make_sweep(**keys))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_members_of_a_file_that_stops_early_are_refused(
+    make_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    tree = yaml.safe_load(file.read_text())
+    tree["schedule"]["stop_when"] = {"target": 0.1}
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match="schedule.stop_when: a population's members train"):
+        sweep_job.run(make_sweep())
     assert not (tmp_path / "runs").exists()
 
 

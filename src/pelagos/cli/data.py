@@ -65,7 +65,7 @@ def inspect(
 
     For Zarr arrays from other tools it also shows the assumptions, and the command that converts.
 
-    Example: pelagos data inspect quickstart/data/ns-sines.zarr
+    Example: pelagos data inspect quickstart/data/ns-gauss.zarr
     """
     from pelagos.cli.data_to_convert import as_no_dataset_yet
     from pelagos.data_pipelines.foreign.overview import ForeignOverview
@@ -97,7 +97,7 @@ def verify(
 
     Exit status 0: whole; 1: damaged; 2: there is no dataset to check.
 
-    Example: pelagos data verify quickstart/data/ns-sines.zarr --json
+    Example: pelagos data verify quickstart/data/ns-gauss.zarr --json
     """
     from pelagos.data_pipelines.management import inspection
 
@@ -135,7 +135,7 @@ def plot(
     --split, trajectories are counted from the first of the split. With --animation, the first of
     those chosen becomes a GIF, fields side by side.
 
-    Example: pelagos data plot quickstart/data/ns-sines.zarr --output ns.png --trajectories 0,5
+    Example: pelagos data plot quickstart/data/ns-gauss.zarr --output ns.png --trajectories 0,5
     """
     with exit_on_error():
         # the cheap refusals first: drawing imports half a second of matplotlib

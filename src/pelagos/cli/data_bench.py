@@ -40,7 +40,7 @@ def bench_command(
 
     Reads for about ten seconds and writes nothing.
 
-    Example: pelagos data bench quickstart/data/ns-sines.zarr --step-time 0.2 --batch 16
+    Example: pelagos data bench quickstart/data/ns-gauss.zarr --step-time 0.2 --batch 16
     """
     from pelagos.data_pipelines.streaming.bench import bench
 

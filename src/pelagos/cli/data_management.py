@@ -40,7 +40,7 @@ def stats(
 
     Exit status 0: the statistics agree; 1: they differ.
 
-    Example: pelagos data stats quickstart/data/ns-sines.zarr --output ns-sines
+    Example: pelagos data stats quickstart/data/ns-gauss.zarr --output ns-sines
     """
     with exit_on_error(), late_progress("reading trajectories", not as_json) as progress:
         if output is not None:

@@ -59,7 +59,7 @@ def pretrain(
 ) -> None:
     """Write a job that trains a network on datasets, from random weights.
 
-    Example: pelagos new pretrain --data quickstart/data/ns-sines.zarr --name first
+    Example: pelagos new pretrain --data quickstart/data/ns-gauss.zarr --name first
     """
     with exit_on_error():
         data = (

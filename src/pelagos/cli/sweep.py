@@ -22,7 +22,7 @@ def sweep_command(
 ) -> None:
     """Train many variants of jobs and compare them; run it again to continue.
 
-    Example: pelagos sweep configs/quickstart/sweep.yaml seeds=[0] --dry-run
+    Example: pelagos sweep configs/transfer/sweep.yaml seeds=[0] --dry-run
     """
     from pelagos.cli.job_files import load_as
     from pelagos.platform.config import SweepJob

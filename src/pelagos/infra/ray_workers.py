@@ -46,7 +46,7 @@ def spread(
     )(_Worker)
     sent = ray.put(work)
     count = min(num_workers, len(items))
-    workers = [actor_class.remote(sent, cpus_per_worker) for _ in range(count)]
+    workers = [actor_class.remote(cpus_per_worker) for _ in range(count)]
     calls: dict[Any, Any] = {worker.ready.remote(): worker for worker in workers}
     upcoming: dict[Any, Item] = {}
     num_running = 0
@@ -62,7 +62,7 @@ def spread(
                 following = _pop(waiting) if reads_ahead and len(waiting) > num_idle else None
                 if following is not None:
                     upcoming[worker] = following
-                calls[worker.run.remote(item, following)] = worker
+                calls[worker.run.remote([sent], item, following)] = worker
                 num_running += 1
             yield from reports
     finally:
@@ -89,14 +89,24 @@ def _answer(call: Any) -> list[Any]:
 class _Worker:
     """A Ray actor."""
 
-    def __init__(self, work: Work[Any, Any], num_threads: int) -> None:
+    def __init__(self, num_threads: int) -> None:
         import torch
 
         torch.set_num_threads(num_threads)
-        self.work = work
+        self.work: Work[Any, Any] | None = None
 
     def ready(self) -> list[Any]:
         return []
 
-    def run(self, item: Any, following: Any) -> list[Any]:
+    def run(self, sent: Sequence[Any], item: Any, following: Any) -> list[Any]:
+        """Work on an item; `sent` holds the reference to the work, which is fetched once.
+
+        Not an argument of the constructor: for those in its store Ray writes a line of alarm, in case
+        they are gone when it starts the actor again.
+        """
+        if self.work is None:
+            import ray
+
+            (work,) = sent
+            self.work = ray.get(work)
         return [self.work(item, following)]

@@ -205,7 +205,8 @@ def _with_normalization(job: FinetuneJob, source: Source) -> FinetuneJob:
     missing = [name for name in job.data.fields if name not in known.fields]
     if missing:
         message = (
-            f"source: {source.name} has no constants for {', '.join(missing)}; use statistics, or "
+            f"source: {source.name} has no constants for {', '.join(missing)}, as it was trained on "
+            f"{', '.join(known.fields)}. Name those fields alone in data.fields, use statistics, or "
             "give the constants: {mean: {...}, std: {...}}"
         )
         raise ConfigError(f"job {job.name}", [Problem(("data", "normalization"), message)])

@@ -25,6 +25,7 @@ from pelagos.evaluation.pages.sweep_page import (
 )
 from pelagos.infra.ray_cluster import ray_cluster
 from pelagos.infra.storage.files import below, replace_durably
+from pelagos.jobs.plot_runs import curves_of
 from pelagos.jobs.sweeping.checks import check_labels
 from pelagos.jobs.sweeping.inputs import check_inputs, inputs_of_run
 from pelagos.jobs.sweeping.mlflow_parent import child_tags, close_parent, open_parent
@@ -103,7 +104,8 @@ def conclude(sweep: SweepJob, trials: Sequence[Trial], parent: str | None) -> Sw
     """Report on all trials as they are now, in the sweep's directory and in its MLflow run."""
     directory = sweep_directory(sweep)
     report = report_of(sweep, trials)
-    path = write_sweep_report(report, directory)
+    curves = {trial.name: _validation_curve(RunDirectory(trial.path)) for trial in trials}
+    path = write_sweep_report(report, directory, curves)
     close_parent(sweep, parent, directory, _best_values(report), not report.failures)
     return SweepResult(report, path)
 
@@ -294,6 +296,12 @@ def _settle(
             run_directory.set_status(State.STOPPED, cause="")
             inputs = inputs_of_run(trial)
             write_result(trial, TrialResult(State.STOPPED_EARLY, step, loss, inputs=inputs))
+
+
+def _validation_curve(run: RunDirectory) -> tuple[list[int], list[float]]:
+    """Return steps and losses of a trial's validations."""
+    empty: tuple[list[int], list[float]] = ([], [])
+    return curves_of(run).get("validation_loss", empty) if run.path.is_dir() else empty
 
 
 def _best_values(report: SweepReport) -> dict[str, float]:

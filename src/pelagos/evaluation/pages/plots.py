@@ -80,7 +80,7 @@ def forecast_panels(
         _colorbar(figure, shown, list(axes[row, :3]), unit, shrink=0.9, pad=0.015, aspect=14)
         error = forecast - truth
         shown = _show(axes[row, 3], error, _symmetric([error]), _ERROR_COLOURS)
-        axes[row, 3].set_xlabel(error_label(whole[2], whole[1]), fontsize=8)
+        axes[row, 3].set_xlabel(error_label(whole[2], whole[1]), fontsize=7)
         _colorbar(figure, shown, axes[row, 3], unit, shrink=0.9, pad=0.04, aspect=14)
         axes[row, 0].set_ylabel(field, fontsize=9)
     for axis, title in zip(axes[0], titles, strict=True):
@@ -246,13 +246,16 @@ def error_growth_of_all(evaluation: DatasetEvaluation, metric: str = "vrmse") ->
     """A small picture of the error against lead time: mean over fields of medians over trajectories."""
     figure = new_figure(4.2, 2.5)
     axis, times = figure.subplots(), np.array(evaluation.lead_times)
+    highest = {}
     for method in (*BASELINES, *evaluation.forecast_methods):
         label, colour, line = _STYLE[method]
         values = evaluation.mean_over_groups(method, metric)
         axis.plot(times, values, line, color=colour, label=label, marker="o", markersize=3)
+        highest[method] = float(values[np.isfinite(values)].max(initial=0.0))
     plain(axis)
-    baseline = np.nanmax([evaluation.mean_over_groups(b, metric) for b in BASELINES])
-    axis.set_ylim(0.0, 2.0 * baseline if np.isfinite(baseline) and baseline > 0 else None)
+    # a model that diverges leaves the picture
+    top = min(max(highest.values()), 2.0 * max(highest[b] for b in BASELINES))
+    axis.set_ylim(0.0, 1.06 * top if top > 0 else None)
     axis.set_xlabel(lead_time_label(evaluation), fontsize=9)
     axis.set_ylabel(_METRIC_LABELS.get(metric, metric), fontsize=9)
     axis.legend(fontsize=7, frameon=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from pelagos.evaluation.conclusions.sample_efficiency import (
     gain_rows,
 )
 from pelagos.evaluation.conclusions.verdicts import rule
+from pelagos.evaluation.pages.figures.curves_figure import Curve
+from pelagos.evaluation.pages.figures.rates_figure import RateTrial, rates_figure
 from pelagos.evaluation.pages.forecast_page import Picture, page_environment
 from pelagos.evaluation.pages.plots import COLOURS, figure_png
 from pelagos.evaluation.pages.population_page import (
@@ -36,6 +38,8 @@ NUMBERS_NAME = "sweep.json"
 REPORT_NAME = "report.html"
 FIGURE_NAME = "sweep.png"
 SCHEDULES_NAME = "schedules.png"
+RATES_NAME = "rates.png"
+RATE = "optimizer.lr"
 VALIDATION_LOSS = "validation_loss"
 RELATIVE_L1, VRMSE = Error._fields
 _NAMED = 5
@@ -241,10 +245,13 @@ def ranked(rows: Sequence[SweepRow]) -> list[SweepRow]:
     return sorted(rows, key=order)
 
 
-def write_sweep_report(report: SweepReport, directory: Path) -> Path:
+def write_sweep_report(
+    report: SweepReport, directory: Path, curves: Mapping[str, Curve] | None = None
+) -> Path:
     """Write sweep.json, sweep.png and report.html; return the last one's path.
 
-    Of a population also schedules.png: the settings of its members over steps.
+    Of a population also schedules.png, the settings of its members over steps; of a sweep of the
+    learning rate rates.png. `curves`: the validation losses of each trial, by its name.
     """
     directory.mkdir(parents=True, exist_ok=True)
     image = figure_png(sweep_figure(report))
@@ -255,12 +262,39 @@ def write_sweep_report(report: SweepReport, directory: Path) -> Path:
     if members := taking_over(report.rows):
         schedules = figure_png(schedule_figure(members))
         replace_durably(directory / SCHEDULES_NAME, schedules)
-    replace_durably(directory / REPORT_NAME, render(report, image, schedules).encode())
+    rates = None
+    if trials := rate_trials(report.rows, curves or {}):
+        rates = figure_png(rates_figure(trials))
+        replace_durably(directory / RATES_NAME, rates)
+    replace_durably(directory / REPORT_NAME, render(report, image, schedules, rates).encode())
     return directory / REPORT_NAME
 
 
-def render(report: SweepReport, image: bytes, schedules: bytes | None = None) -> str:
-    """Return the page, which needs no other file; `schedules` is the figure of a population."""
+def rate_trials(rows: Sequence[SweepRow], curves: Mapping[str, Curve]) -> list[RateTrial]:
+    """Return the trials of a sweep of the learning rate; none where it takes fewer than two values."""
+    trials = []
+    for row in rows:
+        rate = row.overrides.get(RATE)
+        if isinstance(rate, int | float) and rate > 0:
+            others = {k: v for k, v in row.overrides.items() if k != RATE}
+            sizes = {} if row.trajectories is None else {"trajectories": row.trajectories}
+            shared = " ".join(f"{k}={v}" for k, v in {**others, **sizes}.items())
+            curve = curves.get(row.name, ([], []))
+            series = f"{row.label} {shared}".strip()
+            trials.append(RateTrial(series, float(rate), row.validation_loss, curve))
+    return trials if len({trial.rate for trial in trials}) > 1 else []
+
+
+def render(
+    report: SweepReport,
+    image: bytes,
+    schedules: bytes | None = None,
+    rates: bytes | None = None,
+) -> str:
+    """Return the page, which needs no other file.
+
+    `schedules` is the figure of a population, `rates` that of a sweep of the learning rate.
+    """
     environment = page_environment()
     environment.filters["number"] = _number
     tables = [
@@ -276,6 +310,7 @@ def render(report: SweepReport, image: bytes, schedules: bytes | None = None) ->
         tables=tables,
         picture=Picture("", FIGURE_NAME, image).data_uri,
         schedules=Picture("", SCHEDULES_NAME, schedules).data_uri if schedules else None,
+        rates=Picture("", RATES_NAME, rates).data_uri if rates else None,
         take_overs=take_over_rows(report.rows),
         confidence=f"{CONFIDENCE:.0%}",
         titles=METHOD_TITLES,

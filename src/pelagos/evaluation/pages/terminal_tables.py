@@ -41,8 +41,8 @@ class Column:
 
     def narrow(self) -> Column:
         """The same with lines as short as they can be."""
-        heading = _SHORT.get(self.heading) or "\n".join(
-            part for line in self.heading.split("\n") for part in _folded(line)
+        heading = "\n".join(
+            _SHORT.get(line) or "\n".join(_folded(line)) for line in self.heading.split("\n")
         )
         return Column(heading, [self._narrow_cell(cell) for cell in self.cells], self.is_text)
 

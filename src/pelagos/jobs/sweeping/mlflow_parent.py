@@ -82,7 +82,7 @@ def close_parent(
         client = _client(sweep)
         for name, value in metrics.items():
             client.log_metric(run_id, accepted_name(f"{SWEEP_GROUP}{name}"), value)
-        names = ("sweep.json", "sweep.png", "schedules.png", "report.html")
+        names = ("sweep.json", "sweep.png", "schedules.png", "rates.png", "report.html")
         log_own_files(client, run_id, directory, "sweep", names)
         client.set_terminated(run_id, "FINISHED" if ok else "FAILED")
     except Exception as error:

@@ -266,6 +266,11 @@ def _check_search(job: SweepJob) -> Iterator[Finding]:
             yield ("random", key, "low"), f"got {span.low:g}, must be above 0 where log is true"
 
 
+POPULATIONS_DO_NOT_STOP = (
+    "a population's members train to the same step, and this ends some before: leave it out"
+)
+
+
 def _check_population(job: SweepJob) -> Iterator[Finding]:
     search = job.search
     if not job.random:
@@ -284,6 +289,9 @@ def _check_population(job: SweepJob) -> Iterator[Finding]:
                 "and options of the objective that only move weights. For other keys use `grid`, "
                 "which makes one population per value",
             )
+    for key in job.grid:
+        if is_among(key, ["schedule.stop_when"]):
+            yield ("grid", key), POPULATIONS_DO_NOT_STOP
     if job.ray_address is not None and job.max_concurrent < search.num_samples:
         yield (
             ("max_concurrent",),

@@ -81,7 +81,7 @@ def draft_mapping(path: str) -> Draft:
     _make_names_distinct(tree["fields"])
     used = [array for array, _ in data]
     used += _add_parameters(tree, found, data)
-    used += _add_coordinates(tree, found, data)
+    used += _add_coordinates(tree, found, data, guesses)
     left_out = [array for array in found.arrays if array not in used]
     return Draft(tree, guesses, left_out)
 
@@ -191,16 +191,31 @@ def _add_parameters(
 
 
 def _add_coordinates(
-    tree: dict[str, Any], found: Catalogue, data: Sequence[tuple[FoundArray, str]]
+    tree: dict[str, Any],
+    found: Catalogue,
+    data: Sequence[tuple[FoundArray, str]],
+    guesses: list[str],
 ) -> list[FoundArray]:
-    """Positions along time and space, where vectors of the dimensions' names hold them."""
+    """Positions along time and space: vectors of the dimensions' names hold them.
+
+    Where dimensions have no names, a vector as long as an axis that is called as such an axis usually
+    is (`time`, `x`) is taken to hold its positions, which is a guess.
+    """
     first, axes = data[0]
-    by_name = {a.name: a for a in found.arrays if len(a.shape) == 1 and a.file == first.file}
+    vectors = [a for a in found.arrays if len(a.shape) == 1 and a.file == first.file]
+    by_name = {a.name: a for a in vectors}
     used, starts, extents = [], [], {}
-    for letter, name in zip(axes, first.dimensions or (), strict=False):
-        coordinate = by_name.get(name)
+    for number, letter in enumerate(axes):
+        if first.dimensions:
+            coordinate = by_name.get(first.dimensions[number])
+        else:
+            length = first.shape[number]
+            alike = [a for a in vectors if a.shape == (length,) and _letter(a.name) == letter]
+            coordinate = alike[0] if len(alike) == 1 and letter in "tzyx" else None
         if coordinate is None or coordinate.shape[0] < 2:
             continue
+        if not first.dimensions:
+            guesses.append(f"{_described(coordinate)} holds the positions along {letter}")
         if letter == "t":
             tree["frame_interval"] = _address(coordinate)
             used.append(coordinate)
@@ -213,6 +228,11 @@ def _add_coordinates(
     if starts and all(start == 0 for start in starts):
         tree["grid_location"] = "node"
     return used
+
+
+def _letter(name: str) -> str | None:
+    """The letter of the axis that usually has a name; None of other names."""
+    return LETTERS.get(role_of(name))
 
 
 def _described(array: FoundArray) -> str:
