@@ -6,6 +6,7 @@ terminal, or turn the direction of writing, are replaced. Colours of one's own a
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -25,12 +26,19 @@ _COMMANDS = re.compile(
 # Text is shown without colours of its own: rich adds them.
 _CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{_UNREADABLE}]")
 
+# Jupyter sets this for its kernels, whose children get a pseudo-terminal and FORCE_COLOR.
+KERNELS_MARK = "JPY_PARENT_PID"
+
 
 class HarmlessConsole(Console):
     """A console for untrusted text. rich's own control sequences stay."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
+        # in a notebook rich would display every line there, whatever file it was given
+        plain = {"markup": False, "emoji": False, "highlight": False, "force_jupyter": False}
+        if KERNELS_MARK in os.environ:  # of a command in a cell, which shows no moving bar
+            plain["force_terminal"] = False
+        super().__init__(**{**plain, **options})
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

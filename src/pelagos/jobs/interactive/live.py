@@ -8,6 +8,7 @@ import html
 import io
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pelagos.platform.records.runs import RunDirectory
 
 Watch = Callable[[], None]
 REFRESH_SECONDS = 3.0
+_MOST_OF_THE_TIME = 0.05  # drawing a long run takes longer, and is then done less often
 _SHOWN = ("training loss", "validation loss")
 
 
@@ -30,6 +32,8 @@ def progress_of(path: Path, total_steps: int) -> Iterator[tuple[Console, Watch]]
     if not _in_notebook():
         yield HarmlessConsole(), _nothing
         return
+    # of tqdm, which others import: nothing here needs what it misses
+    warnings.filterwarnings("ignore", message="IProgress not found")
     view = LiveView(path, total_steps)
     try:
         # the run's own output.log has every line
@@ -50,9 +54,11 @@ class LiveView:
         """Show the news, if it is time to; a picture that cannot be drawn stops no training."""
         if (time.monotonic() < self._next and not is_last) or not self.path.is_dir():
             return
+        begun = time.monotonic()
         with contextlib.suppress(Exception):
             self._show(self.page())
-        self._next = time.monotonic() + REFRESH_SECONDS
+        now = time.monotonic()
+        self._next = now + max(REFRESH_SECONDS, (now - begun) / _MOST_OF_THE_TIME)
 
     def page(self) -> str:
         """Return table and curves as HTML."""
@@ -81,7 +87,7 @@ def _table(found: RunDescription) -> str:
         if found.best_validation is None
         else f"{found.best_validation.loss:.4g} at step {found.best_validation.step:,}",
         "samples/s": _number(found.metrics.get("samples_per_second")),
-        "seconds left": "" if found.seconds_left is None else f"{found.seconds_left:,.0f}",
+        "seconds left": f"{found.seconds_left:,.0f}" if found.seconds_left else "",
         "cause": found.cause or "",
     }
     cells = "".join(
@@ -103,7 +109,10 @@ def _curves(run: RunDirectory) -> str:
     picture = io.BytesIO()
     write_curves(panels, picture)
     content = base64.b64encode(picture.getvalue()).decode("ascii")
-    return f"<img alt='learning curves' src='data:image/png;base64,{content}' width='800'>"
+    return (
+        f"<img alt='learning curves' src='data:image/png;base64,{content}' "
+        "style='width:100%;max-width:800px'>"
+    )
 
 
 def _number(value: float | None) -> str:

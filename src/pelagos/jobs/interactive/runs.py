@@ -19,13 +19,16 @@ from pelagos.jobs import evaluate as evaluate_job
 from pelagos.jobs import resume as resume_job
 from pelagos.jobs.interactive.live import progress_of
 from pelagos.jobs.plot_runs import curves_of, panels_of
+from pelagos.jobs.run_access.any_run import AnyRun
+from pelagos.jobs.run_access.finding import find
+from pelagos.jobs.run_access.submitted_run import SubmittedAnyRun
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.platform.config import EvaluateJob
 from pelagos.platform.config.load import load_job, parse_job
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.records.description import RunDescription, description_of
 from pelagos.platform.records.run_files import read_metrics
-from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.records.runs import Outcome, RunDirectory, RunError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +50,8 @@ def train(job: JobLike, *overrides: str) -> Run:
     Raises:
         ConfigError: the job cannot run as written, with every reason; nothing was made.
         RunError: the run's name is taken.
+        ValueError: the job trains nothing.
+        KeyboardInterrupt: it was interrupted before it had a directory; nothing was saved.
     """
     loaded = _loaded(job, overrides)
     if not isinstance(loaded, TrainingJob):
@@ -56,26 +61,42 @@ def train(job: JobLike, *overrides: str) -> Run:
         )
     run = Run(Path(loaded.runs_dir) / loaded.name)
     with progress_of(run.path, loaded.schedule.total_steps) as (console, watch):
-        run.outcome = resume_job.start(loaded, console, watch).outcome
+        try:
+            run.outcome = resume_job.start(loaded, console, watch).outcome
+        except KeyboardInterrupt as error:
+            if run.path.is_dir():
+                raise
+            told = f"interrupted before the training of {loaded.name!r} began: nothing was saved"
+            raise KeyboardInterrupt(told) from error
     return run
 
 
-def open_run(name: str, runs_dir: str = "runs") -> Run:
-    """Return a run that is in a directory here. Raises RunError: there is none of the name."""
-    return Run(RunDirectory.open(runs_dir, name).path)
+def open_run(name: str, runs_dir: str | None = None) -> Run:
+    """Return a run by its name: of `runs/`, or submitted to a cluster.
+
+    Args:
+        name: NAME, DIR/NAME or CLUSTER/NAME, as every verb takes it.
+        runs_dir: look only in this directory.
+
+    Raises:
+        RunError: there is none of the name, or several places have one.
+    """
+    found = find(name, runs_dir)
+    return Run(found.directory().path, found)
 
 
 class Run:
     """A training: its records as tables, its curves as figures, its model.
 
     Attributes:
-        path: its directory.
+        path: its directory; of a submitted run in a bucket, a copy as it was when it was opened.
         outcome: how the last launch from here ended; None if there was none.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.outcome: Any = None
+    def __init__(self, path: Path, found: AnyRun | None = None) -> None:
+        self.path = path.absolute()
+        self.outcome: Outcome | None = None
+        self._found = found
 
     @property
     def name(self) -> str:
@@ -94,30 +115,22 @@ class Run:
     @property
     def status(self) -> RunDescription:
         """What `pelagos status` shows."""
-        return description_of(self.directory)
+        return description_of(self.directory) if self._found is None else self._found.describe()
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """The values of every step, by step: loss, lr, gradient_norm and more."""
-        import pandas as pd
-
-        records = read_metrics(self.path / "metrics.jsonl")
-        return pd.DataFrame.from_records(records, columns=None).set_index("step", drop=True)
+        """The values of every step, by step: loss, lr, gradient_norm, …; empty before the first."""
+        return _by_step(read_metrics(self.path / "metrics.jsonl"), "loss")
 
     @property
     def validations(self) -> pd.DataFrame:
-        """The losses of every validation, by step."""
-        import pandas as pd
-
+        """The losses of every validation, by step; empty before the first."""
         events = [e for e in self.directory.events() if e["kind"] == "validation"]
-        table = pd.DataFrame.from_records(
-            [
-                {k: v for k, v in e.items() if k == "step" or k.startswith("validation")}
-                for e in events
-            ],
-            columns=None if events else ["step", "validation_loss"],
-        )
-        return table.set_index("step", drop=True)
+        losses = [
+            {k: v for k, v in e.items() if k == "step" or k.startswith("validation")}
+            for e in events
+        ]
+        return _by_step(losses, "validation_loss")
 
     def plot(self, *others: Run) -> Figure:
         """Return the learning curves as a figure, next to those of other runs.
@@ -132,7 +145,17 @@ class Run:
         return curves_figure(panels_of(found))
 
     def resume(self, *overrides: str) -> Run:
-        """Go on from the newest checkpoint, as `pelagos resume` does; return this run."""
+        """Continue from the newest checkpoint, as `pelagos resume` does; return this run.
+
+        Raises:
+            RunError: another process trains it, it was submitted to a cluster, or an override changes
+                what the run is.
+        """
+        if isinstance(self._found, SubmittedAnyRun):
+            raise RunError(
+                f"run {self.name!r} was submitted to a cluster, and continues there: "
+                f"pelagos resume {self._found.address}"
+            )
         with progress_of(self.path, self.job.schedule.total_steps) as (console, watch):
             self.outcome = resume_job.resume(
                 str(self.path.parent), self.name, console, overrides, watch
@@ -152,11 +175,15 @@ class Run:
         text = yaml_text({"job": "evaluate", "run": self.name, "runs_dir": str(self.path.parent)})
         job = parse_job(text, "evaluate", overrides)
         assert isinstance(job, EvaluateJob)
-        return Evaluation(evaluate_job.run(job))
+        result = evaluate_job.run(job)
+        if self._found is not None:
+            self._found.send_back("evaluation")
+        return Evaluation(result)
 
     def __repr__(self) -> str:
         found = self.status
-        return f"Run({self.name!r}, {found.state} at step {found.step} of {found.total_steps})"
+        why = f": {found.cause}" if found.cause else ""
+        return f"Run({self.name!r}, {found.state} at step {found.step} of {found.total_steps}{why})"
 
 
 class Evaluation:
@@ -212,7 +239,20 @@ class Evaluation:
             for dataset in self.metrics["datasets"]
             if "verdict" in dataset
         ]
-        return "\n".join([*sentences, f"report: {self.report}"])
+        here = Path.cwd()
+        is_below = self.report.is_relative_to(here)
+        report = self.report.relative_to(here) if is_below else self.report
+        return "\n".join([*sentences, f"report: {report}"])
+
+
+def _by_step(records: list[dict[str, Any]], column: str) -> pd.DataFrame:
+    """Return records as a table by step, which has that column though it has no row."""
+    import pandas as pd
+
+    table = (
+        pd.DataFrame.from_records(records) if records else pd.DataFrame({"step": [], column: []})
+    )
+    return table.astype({"step": int}).set_index("step")
 
 
 def _loaded(job: JobLike, overrides: tuple[str, ...]) -> Any:
