@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pelagos.infra.permanent_error import PermanentError
 from pelagos.registry import own_line, registering
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _sealed = False
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
-class PluginError(ValueError):
+class PluginError(PermanentError, ValueError):
     """A plugin that cannot be imported: names it, the error and the last line of the user's own."""
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from pelagos.infra.permanent_error import PermanentError
+
 PELAGOS = "pelagos"
 _origins = [PELAGOS]  # the module whose import is under way comes last
 
@@ -88,7 +90,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
         return f"unknown {self.kind} {name!r}; {hint}all: {self.listed() or 'none'}"
 
 
-class UnknownNameError(ValueError, KeyError):
+class UnknownNameError(PermanentError, ValueError, KeyError):
     """Raised for an unknown name of a kind of part; lists the known names."""
 
     def __str__(self) -> str:

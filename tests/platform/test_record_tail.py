@@ -150,7 +150,7 @@ def test_the_tracker_parses_each_step_once(tmp_path: Path, parsed: list[bytes]) 
         append(tracker, 1001 + look, 1002 + look)
         tracker._send_metrics()
     assert len(parsed) - before == 20
-    assert store.points == [("loss", step) for step in range(1, 1021)]
+    assert store.points == [("train/loss", step) for step in range(1, 1021)]
 
 
 def test_what_could_not_be_sent_is_sent_later(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_what_could_not_be_sent_is_sent_later(tmp_path: Path) -> None:
     append(tracker, 5, 8)
     store.is_away = False
     tracker._send_metrics()
-    assert store.points == [("loss", step) for step in range(1, 8)]
+    assert store.points == [("train/loss", step) for step in range(1, 8)]
 
 
 def test_a_long_run_is_thinned_for_mlflow_and_not_in_its_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,6 +67,14 @@ def ray_cluster(address: str | None, num_cpus: int, num_gpus: int = 0) -> Iterat
             with kept_by_children_and_libraries():
                 _start_or_join(address, num_cpus, num_gpus)
         yield
+
+
+def node_here() -> str:
+    """Return Ray's identity of this process's node; "" where it is none of Ray's."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return ""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def require_gpus(count: int) -> None:

@@ -33,7 +33,8 @@ from pelagos.platform.progress import TrainingProgress
 from pelagos.platform.records.runs import Outcome, RunDirectory, RunError
 from pelagos.platform.records.states import State
 from pelagos.platform.storage_choice import options_for
-from pelagos.platform.trainer import BuildParts, launched_by_torchrun
+from pelagos.platform.strategies.processes import launched_by_torchrun
+from pelagos.platform.trainer import BuildParts
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from pelagos.infra.permanent_error import PermanentError
 from pelagos.platform.config.schema import CallbackConfig, TrainingJob
 from pelagos.platform.records.runs import Outcome
 from pelagos.registry import Registry, own_line
@@ -23,7 +24,7 @@ FAILED = "callback_failed"
 Values = Mapping[str, float]
 
 
-class CallbackError(ValueError):
+class CallbackError(PermanentError, ValueError):
     """An exception in a callback, which stops the run: names callback, call, step and line."""
 
 

@@ -17,24 +17,31 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pelagos.infra.clusters.bootstrap import read_secrets
-from pelagos.infra.ray_cluster import ray_cluster, require_gpus, torch_trainer
+from pelagos.infra.ray_cluster import node_here, ray_cluster, require_gpus, torch_trainer
+from pelagos.infra.ray_recovery import controller_callback
 from pelagos.infra.signals import Interrupted, handling
 from pelagos.platform.config.schema import ResourcesConfig, TrainingJob
-from pelagos.platform.records.causes import is_permanent
 from pelagos.platform.records.driver_process import this_process
 from pelagos.platform.records.remote_run import share
 from pelagos.platform.records.runs import Outcome, RunDirectory, RunRecords
 from pelagos.platform.records.states import State
+from pelagos.platform.recovery.failures import (
+    as_details,
+    failure_of,
+    whole_traceback,
+    with_known_causes,
+)
+from pelagos.platform.recovery.judging import RunJudge
+from pelagos.platform.strategies.processes import destroy_process_group, launched_by_torchrun
 from pelagos.platform.trainer import (
     FIRST_STEP,
     BuildParts,
     StepObserver,
-    destroy_process_group,
-    launched_by_torchrun,
     train,
 )
 
@@ -69,6 +76,7 @@ def launch(
     with run.lock(), handling(functools.partial(_stop, run, identity)):
         try:
             run.clear_stop()
+            run.begin_launch()
             run.set_status(
                 State.RUNNING,
                 launch=identity,
@@ -79,7 +87,8 @@ def launch(
             )
             run.append_event(LAUNCHED, launch=identity, num_workers=job.resources.num_workers)
             if job.resources.launcher == "ray":
-                failure = _run_in_ray(job, run, work, watcher)
+                judge = RunJudge(run, identity, job.health.max_failures)
+                failure = _run_in_ray(job, run, work, watcher, judge)
             else:
                 failure = _run_here(functools.partial(work, run), watcher)
             outcome = run.outcome(identity)
@@ -123,22 +132,39 @@ def _work(
     make_observer: Callable[[], StepObserver] | None = None,
     until_step: int | None = None,
 ) -> None:
-    """Train in this process. A permanent error becomes the launch's outcome before it is raised."""
+    """Train in this process. An error is recorded, and a permanent one becomes the outcome."""
     read_secrets(os.environ.get("PELAGOS_SECRETS_FILE"))  # on this node; see docs/clusters
     if identity and run.outcome(identity) is not None:
         return  # a restart after a permanent error: do not repeat it
     try:
         observer = None if make_observer is None else make_observer()
-        train(job, run, build, storage_options, identity, observer, until_step)
+        with with_known_causes():
+            train(job, run, build, storage_options, identity, observer, until_step)
     except Exception as error:
-        if not is_permanent(error):
-            raise
-        cause = f"{type(error).__name__}: {error}"
-        run.write_outcome(Outcome(State.FAILED, run.last_step(), cause), identity)
+        if identity:
+            try:
+                _record_failure(error, job, run, identity)
+            except Exception:  # a full disk must not hide what happened
+                logger.exception("the failure could not be recorded")
         raise
     finally:
         if launched_by_torchrun():
             destroy_process_group()
+
+
+def _record_failure(error: Exception, job: TrainingJob, run: RunRecords, identity: str) -> None:
+    """Record what a worker raised; without restarts, and if it is permanent, also as the outcome."""
+    failure = failure_of(error, int(os.environ.get("RANK", "0")), node_here())
+    kept = run.append_failure(as_details(failure), whole_traceback(error))
+    failure = replace(failure, traceback=kept)
+    has_restarts = job.resources.launcher == "ray"
+    if not failure.is_permanent and (has_restarts or failure.is_of_a_peer):
+        return
+    cause = f"{failure.error}: {failure.text}"
+    if has_restarts or not failure.is_permanent:  # alone, Pelagos's own errors say enough
+        cause = f"{cause} ({failure.where()})"
+    if run.outcome(identity) is None:
+        run.write_outcome(Outcome(State.FAILED, run.last_step(), cause), identity)
 
 
 def _run_here(worker: Callable[[], None], watcher: Watcher) -> str:
@@ -163,7 +189,11 @@ def _run_here(worker: Callable[[], None], watcher: Watcher) -> str:
 
 
 def _run_in_ray(
-    job: TrainingJob, run: RunDirectory, work: Callable[..., None], watcher: Watcher
+    job: TrainingJob,
+    run: RunDirectory,
+    work: Callable[..., None],
+    watcher: Watcher,
+    judge: RunJudge,
 ) -> str:
     """Train in Ray Train workers, watch from this thread. Returns the reason if it failed."""
     workers, cpus = job.resources.num_workers, job.resources.cpus_per_worker
@@ -177,7 +207,7 @@ def _run_in_ray(
             worker = functools.partial(
                 work, records, make_observer=functools.partial(RankMetrics, run.name)
             )
-            _torch_trainer(job, run, worker).fit()
+            _torch_trainer(job, run, worker, judge).fit()
         except Exception as error:
             logger.debug("Ray Train failed", exc_info=True)
             failure.append(f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
@@ -195,7 +225,9 @@ def _run_in_ray(
     return "; ".join(failure)
 
 
-def _torch_trainer(job: TrainingJob, run: RunDirectory, worker: Callable[[], None]) -> Any:
+def _torch_trainer(
+    job: TrainingJob, run: RunDirectory, worker: Callable[[], None], judge: RunJudge
+) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
 
@@ -219,6 +251,7 @@ def _torch_trainer(job: TrainingJob, run: RunDirectory, worker: Callable[[], Non
             name=f"{run.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(Path(run.path) / "ray"),
             failure_config=FailureConfig(max_failures=job.health.max_failures),
+            callbacks=[controller_callback(judge)],
         ),
     )
 

@@ -10,9 +10,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pelagos.platform.callbacks import FAILED
 from pelagos.platform.records.runs import RunDirectory
+from pelagos.platform.recovery.restarts import RESTARTING
 
 LINE_EVERY_SECONDS = 10.0
-EVENTS_SHOWN = ("resumed", "validation", "checkpoint", FAILED)
+EVENTS_SHOWN = ("resumed", "validation", "checkpoint", FAILED, RESTARTING)
 
 
 class TrainingProgress:
@@ -96,6 +97,11 @@ def _number(record: dict[str, Any], key: str) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
+def _count(record: dict[str, Any], key: str) -> int:
+    value = record.get(key)
+    return len(value) if isinstance(value, list) else 0
+
+
 def describe_event(event: dict[str, Any]) -> str:
     """Return one event as a line."""
     step = event.get("step")
@@ -106,6 +112,16 @@ def describe_event(event: dict[str, Any]) -> str:
         )
     if event["kind"] == FAILED:
         return f"  {event['cause']}; the run continues (on_error: log)"
+    if event["kind"] == RESTARTING:
+        pause = _number(event, "pause_seconds")
+        when = f" after {pause:.0f} s" if pause >= 1 else ""
+        avoided = (
+            f", without {n} nodes that failed" if (n := _count(event, "avoided_nodes")) else ""
+        )
+        return (
+            f"  workers failed: {event.get('cause')}\n  starting them again{when}{avoided}, restart "
+            f"{event.get('restart')} of {event.get('of')}"
+        )
     if event["kind"] == "checkpoint":
         size, stall = _number(event, "num_bytes") / 1e6, _number(event, "stall_seconds")
         beside = _number(event, "background_seconds")

@@ -7,7 +7,6 @@ MLflow and DeepSpeed are not imported here.
 import contextlib
 import functools
 import math
-import os
 import re
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pelagos.infra.permanent_error import PermanentError
 from pelagos.platform.callbacks import TrainingView
 from pelagos.platform.checkpoint import CheckpointStore, SaveReport
 from pelagos.platform.checkpoint.trainer_state import streams_of
@@ -29,6 +29,7 @@ from pelagos.platform.optimization.schedules import lr_factor
 from pelagos.platform.protocols import TrainingBatch, TrainingParts
 from pelagos.platform.records.runs import Outcome, RunRecords, check_identity
 from pelagos.platform.records.states import State
+from pelagos.platform.recovery.failures import mark
 from pelagos.platform.strategies import Strategy, create_strategy
 from pelagos.platform.strategies.base import TensorState
 from pelagos.platform.strategy_choice import check_world, strategy_options
@@ -42,7 +43,7 @@ BuildParts = Callable[[TrainingJob], TrainingParts]
 StepObserver = Callable[[dict[str, float]], None]
 
 
-class TrainingDiverged(FloatingPointError):
+class TrainingDiverged(PermanentError, FloatingPointError):
     """The loss or the gradient is no longer finite."""
 
 
@@ -82,7 +83,9 @@ def train(
             parts.callbacks.start(loop.view(), start)
             with parts.streams.open(start, strategy.data_rank, strategy.data_world_size) as stream:
                 outcome = loop.run_steps(start, stream, until_step)
-        except BaseException:
+        except BaseException as error:
+            is_gone = strategy.world_size > 1 and not dist.is_initialized()
+            mark(error, loop.completed + 1, group_is_gone=is_gone)
             with contextlib.suppress(Exception):  # the first error is the one to report
                 loop.checkpoints.wait()
             raise
@@ -123,6 +126,7 @@ class TrainingLoop:
         )
         self.validations = ValidationHistory(job.schedule.stop_when)
         self.on_step: StepObserver | None = None
+        self.completed = 0
         if strategy.rank == 0:
             parts.callbacks.record = run.append_event
         self.meter = StepMeter(
@@ -135,12 +139,12 @@ class TrainingLoop:
         """Run steps `start` up to the end, `until_step` or a stop request; save at the end of each."""
         total = self.job.schedule.total_steps
         last = total if until_step is None else min(until_step, total)
-        completed = start
+        completed = self.completed = start
         while completed < last and not self.validations.reason_to_stop:
             self.meter.start(stream.data_wait_seconds)
             batch = next(stream).to(self.strategy.device)
             values, stop = self.train_step(completed, batch)
-            completed += 1
+            completed = self.completed = completed + 1
             values |= self.meter.finish(stream.data_wait_seconds)
             values |= {f"data_{name}": count for name, count in stream.read_counts.items()}
             values |= self.parts.callbacks.step(completed, values)
@@ -394,9 +398,7 @@ class TrainingLoop:
     def _log_step(self, completed: int, values: dict[str, float]) -> None:
         if self.strategy.rank == 0:
             epoch = completed * self.job.data.global_batch_size / self.parts.streams.epoch_samples
-            self.run.append_metrics(
-                {"step": completed, "time": time.time(), "epoch": epoch, **values}
-            )
+            self.run.append_metrics({"step": completed, "epoch": epoch, **values})
 
     def view(self) -> TrainingView:
         """Return the callbacks' view of this training."""
@@ -435,14 +437,3 @@ def _fresh_parameters(state: dict[str, Any]) -> list[str]:
 def _step_seed(seed: int, step: int, data_rank: int) -> int:
     """Return the seed for a model's random numbers in a step (dropout): no state to save or restore."""
     return ((seed * 1_000_003 + step) * 65_537 + data_rank) % 2**64  # torch takes 64 bits
-
-
-def destroy_process_group() -> None:
-    """Leave the process group that this process made itself (torchrun)."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def launched_by_torchrun() -> bool:
-    """Return whether this process is one rank of several started by torchrun."""
-    return "TORCHELASTIC_RUN_ID" in os.environ

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pelagos.infra.permanent_error import PermanentError
 
-class DatasetError(ValueError):
+
+class DatasetError(PermanentError, ValueError):
     """A dataset is missing, unfinished, damaged or out of reach.
 
     The message names the dataset, the object or shard, and the trajectory and frame where that is

@@ -23,6 +23,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 
+from pelagos.infra.permanent_error import PermanentError
 from pelagos.infra.storage import failures
 from pelagos.infra.storage.addresses import BUCKET_SCHEMES, reject_credentials, reject_references
 from pelagos.infra.storage.read_policy import (
@@ -52,7 +53,7 @@ Range = tuple[int, int]  # offset, length
 T = TypeVar("T")
 
 
-class StorageError(ValueError):
+class StorageError(PermanentError, ValueError):
     """An object store that cannot be reached or refuses; names it, and says how to check it."""
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from pelagos.infra.json_text import first_problem
+from pelagos.infra.permanent_error import PermanentError
 from pelagos.infra.storage.files import open_regular
 
 FORMAT = "pelagos-checkpoint"
@@ -63,7 +64,7 @@ class _Stored(_Head):
     tensors: dict[str, _Tensor] = {}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(PermanentError, ValueError):
     """A checkpoint that cannot be written, or must not be loaded; gives the reason and the remedy."""
 
 

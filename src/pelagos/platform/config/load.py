@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from pelagos.infra.permanent_error import PermanentError
 from pelagos.infra.storage.addresses import without_credentials
 from pelagos.infra.storage.files import expanded_path
 from pelagos.infra.yaml_text import (
@@ -64,7 +65,7 @@ class Problem:
         return f"{where}{key}: {self.message}"
 
 
-class ConfigError(ValueError):
+class ConfigError(PermanentError, ValueError):
     """A job that cannot run as written. Lists every problem found, each with line and key."""
 
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:

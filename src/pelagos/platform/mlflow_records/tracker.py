@@ -48,6 +48,7 @@ from pelagos.platform.mlflow_records.store import (
 from pelagos.platform.records.record_tail import Mark
 from pelagos.platform.records.runs import BRANCHED, RunDirectory
 from pelagos.platform.records.states import MLFLOW_STATUS, State
+from pelagos.platform.recovery.failures import WORKER_FAILED
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 15.0
@@ -331,7 +332,8 @@ class Tracker:
             )
             for e in not_undone(events)[len(events) - len(new) :]
             for name, value in e.items()
-            if name not in NOT_METRICS and isinstance(value, int | float) and "step" in e
+            if name not in NOT_METRICS and isinstance(value, int | float)
+            if "step" in e and e["kind"] != WORKER_FAILED
         ]
         tags = [RunTag(LAST_EVENT_TAG, str(len(events)))]
         tags += [RunTag(f"pelagos.count.{k}", str(counts.count(k))) for k in sorted(set(counts))]

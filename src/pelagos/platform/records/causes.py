@@ -1,7 +1,7 @@
 """Why a run failed, and whether trying again can help: at once, within a launch, and as a new attempt.
 
-Within a launch Ray restarts the workers after a failure that is not permanent (`is_permanent`), as often
-as `health.max_failures` says. A submitted run that has failed is started again as `decide_retry` says.
+Within a launch `pelagos.platform.recovery` decides. A submitted run that has failed is started again as
+`decide_retry` says; its cause crosses processes as text, so that it is told by its words.
 """
 
 import re
@@ -26,7 +26,8 @@ PATTERNS: tuple[tuple[CauseKind, str], ...] = (
         "node lost",
         r"WorkerCrashed|ActorDied|ActorUnavailable|ActorUnschedulable|NodeDied|node .*(died|lost)"
         r"|WorkerGroupError|WorkerHealthCheck|[Cc]onnection (reset|closed|refused) by peer"
-        r"|NODE_FAIL|without a word|RayletDied",
+        r"|NODE_FAIL|without a word|RayletDied|process group has not been initialized"
+        r"|DistBackendError|DistNetworkError|DistStoreError",
     ),
     (
         "infrastructure",
@@ -65,19 +66,6 @@ def classify(cause: str) -> CauseKind:
         if re.search(pattern, cause, re.IGNORECASE):
             return kind
     return "infrastructure"
-
-
-def is_permanent(error: BaseException) -> bool:
-    """Whether workers that are restarted at once would only meet the same error again.
-
-    This is so for mistakes of the job and its data, for too little memory, and for storage that has no
-    room or gave no answer for as long as it is asked. It is not so for a lost peer, nor for an error
-    that no pattern knows.
-    """
-    if isinstance(error, ConnectionError | TimeoutError):
-        return False
-    kind = classify(f"{type(error).__name__}: {error}")
-    return kind not in RETRIED or isinstance(error, OSError | ValueError)
 
 
 def decide_retry(

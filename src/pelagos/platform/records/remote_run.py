@@ -32,6 +32,10 @@ class RemoteRunDirectory:
     def append_event(self, kind: str, **details: Any) -> None:
         self._actor.append_event.remote(kind, **details)
 
+    def append_failure(self, details: dict[str, Any], traceback: str) -> str:
+        # waited for: it must be there before Ray is told
+        return str(self._answer("append_failure", details, traceback))
+
     def write_outcome(self, outcome: Outcome, launch: str) -> None:
         self._answer("write_outcome", outcome, launch)
 
@@ -82,5 +86,5 @@ def share(run: RunDirectory) -> RemoteRunDirectory:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor_class = ray.remote(num_cpus=0)(RunDirectory)
-    actor = actor_class.options(scheduling_strategy=here).remote(str(run.path))
+    actor = actor_class.options(scheduling_strategy=here).remote(str(run.path), run.clock)
     return RemoteRunDirectory(actor, run.name, run.checkpoint_uri, run.identities)

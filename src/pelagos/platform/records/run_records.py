@@ -40,6 +40,9 @@ class RunRecords(Protocol):
     def append_event(self, kind: str, **details: Any) -> None:
         """Append one event."""
 
+    def append_failure(self, details: dict[str, Any], traceback: str) -> str:
+        """Record a worker's failure and its traceback; return the traceback's file."""
+
     def keep_metrics_until(self, step: int) -> int:
         """Drop the values of steps after `step`; return how many."""
 

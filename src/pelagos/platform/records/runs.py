@@ -10,6 +10,7 @@ runs/NAME/job.yaml        the resolved job
           identity.json   the mark of its checkpoints, so that another run's are never taken for its own
           take-overs.json other runs' checkpoints from which this one continued (members of a population)
           checkpoints/    unless the job names another place; after a take-over those in take-over-N/
+          failures/       tracebacks of workers that failed: 1-rank-0.txt
           evaluation/     reports
 """
 
@@ -24,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pelagos.infra.permanent_error import PermanentError
 from pelagos.infra.storage.files import open_lock_file, replace_durably
 from pelagos.platform.config.differences import changed_keys, is_among
 from pelagos.platform.config.kinds import as_kind
@@ -50,6 +52,7 @@ from pelagos.platform.records.run_files import (
 from pelagos.platform.records.run_records import Outcome as Outcome
 from pelagos.platform.records.run_records import RunRecords as RunRecords
 from pelagos.platform.records.states import State, state_of
+from pelagos.platform.records.steady_clock import SteadyClock
 
 # Keys that a resume may change: how and where the next steps are computed, not which they are.
 CHANGEABLE = names_of(may_resume)
@@ -61,19 +64,20 @@ TAKE_OVERS = "take-overs.json"
 IDENTITY = "identity.json"
 
 
-class RunError(ValueError):
+class RunError(PermanentError, ValueError):
     """A run that does not exist, exists already, or is busy; says how to proceed."""
 
 
 class RunDirectory:
     """Reads and writes one run's directory. Whole files are replaced by renaming."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], clock: SteadyClock | None = None) -> None:
         self.path = Path(path).absolute()
         self.name = self.path.name
         self.metrics_path = self.path / "metrics.jsonl"
         self.events_path = self.path / "events.jsonl"
         self.redone_path = self.path / "metrics-redone.jsonl"
+        self.clock = clock or SteadyClock()
 
     @classmethod
     def create(cls, job: TrainingJob, identity: str | None = None) -> "RunDirectory":
@@ -247,7 +251,7 @@ class RunDirectory:
 
     def set_status(self, state: State, **details: Any) -> None:
         """Record the state of the launch, keeping details recorded before."""
-        status = {**self.status_file(), **details, "state": state, "updated": time.time()}
+        status = {**self.status_file(), **details, "state": state, "updated": self.clock.now()}
         self.replace("status.json", json.dumps(status, indent=1))
 
     def status(self) -> dict[str, Any]:
@@ -342,17 +346,27 @@ class RunDirectory:
     # -- records ----------------------------------------------------------------------------------
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Append one step's values, unless that step is there already.
+        """Append one step's values and the time, unless that step is there already.
 
         A group of workers that was given up may still be running for a moment next to the one that
         replaced it: its records of such a step come late.
         """
         if record["step"] > self.last_step():
-            append_line(self.metrics_path, record)
+            append_line(self.metrics_path, {"time": self.clock.now(), **record})
 
     def append_event(self, kind: str, **details: Any) -> None:
         """Append one event."""
-        append_line(self.events_path, {"time": time.time(), "kind": kind, **details})
+        append_line(self.events_path, {"time": self.clock.now(), "kind": kind, **details})
+
+    def append_failure(self, details: dict[str, Any], traceback: str) -> str:
+        """Record a worker's failure as an event; return the file of its traceback."""
+        folder, rank = self.path / "failures", details["rank"]
+        folder.mkdir(exist_ok=True)
+        number = 1 + len(list(folder.glob(f"*-rank-{rank}.txt")))
+        path = folder / f"{number}-rank-{rank}.txt"
+        replace_durably(path, traceback.encode())
+        self.append_event("worker_failed", **{**details, "traceback": str(path)})
+        return str(path)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return every step's values, in order."""
@@ -377,6 +391,12 @@ class RunDirectory:
     def followed_times(self) -> FollowedTimes:
         """Return the sums of time as the records grow."""
         return FollowedTimes(self.tail_of_events(), self.tail_of_metrics())
+
+    def begin_launch(self) -> None:
+        """Let the records' time go on from that of earlier launches, also if the clock was set back."""
+        last = [*self.last_metrics(1), *self.events()[-1:]]
+        times = [r["time"] for r in last if isinstance(r.get("time"), int | float)]
+        self.clock = SteadyClock.after(max(times, default=0.0))
 
     def events(self) -> list[dict[str, Any]]:
         """Return every event, in order."""

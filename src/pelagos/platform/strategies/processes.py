@@ -31,3 +31,14 @@ def ensure_process_group(use_gpu: bool, timeout_seconds: int) -> bool:
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     return True
+
+
+def destroy_process_group() -> None:
+    """Leave the process group that this process made itself (torchrun)."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def launched_by_torchrun() -> bool:
+    """Return whether this process is one rank of several started by torchrun."""
+    return "TORCHELASTIC_RUN_ID" in os.environ

@@ -1,0 +1,1 @@
+"""What happens after a worker failed: its record, and whether and where workers are started again."""
