@@ -242,3 +242,17 @@ def test_a_lost_worker_is_named() -> None:
 )
 def test_records_that_others_wrote_decide_nothing(strange: dict[str, Any]) -> None:
     assert after(strange, failed()).ends == ""
+
+
+def test_the_place_of_an_exception_tells_that_torch_distributed_raised_it() -> None:
+    def raised_in(file: str) -> Exception:
+        space: dict[str, Any] = {}
+        exec(compile("def fail():\n    raise RuntimeError('odd')\n", file, "exec"), space)
+        try:
+            space["fail"]()
+        except RuntimeError as error:
+            return error
+        raise AssertionError
+
+    assert is_of_a_peer(raised_in("/site-packages/torch/distributed/distributed_c10d.py"))
+    assert not is_of_a_peer(raised_in("/site-packages/torch/nn/functional.py"))
