@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -113,8 +114,11 @@ def test_any_number_of_workers_gives_the_same_bits(
         found = numbers(runs, tmp_path / str(count), num_workers=count, launcher="ray")
         assert found == expected  # every number of every trajectory, by value
     assert "sharpness" in json.dumps(expected)
-    pages = [(tmp_path / name / "report.html").read_bytes() for name in ("here", "2")]
-    assert pages[0] == pages[1]  # the pictures too
+    # the pictures too; how long it took differs
+    pages = [(tmp_path / name / "report.html").read_text() for name in ("here", "2")]
+    took = re.compile(r"[\d.,]+ s for 22 trajectories")
+    assert all(len(took.findall(page)) == 1 for page in pages)
+    assert took.sub("", pages[0]) == took.sub("", pages[1])
 
 
 @pytest.mark.ray
