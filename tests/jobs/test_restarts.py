@@ -63,7 +63,7 @@ class Net(nn.Module):
         node = ray.get_runtime_context().get_node_id()
         attempts = HERE / "attempts"
         told = attempts.read_text().split() if attempts.exists() else []
-        if self.calls == 1:
+        if self.calls == 1 and "RANK" in os.environ:
             attempts.write_text(" ".join([*told, node]))
             if len(told) < 2:
                 raise RuntimeError("once" if not told else "and once more")
