@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -116,7 +115,7 @@ class Forecaster(TrainedNetwork):
         """
         leads, is_list = self._leads(lead_time)
         lead = leads[0]
-        if is_list or not isinstance(steps, Integral) or steps < 1:
+        if is_list or not hasattr(steps, "__index__") or steps < 1:
             raise ValueError(
                 "rollout takes one lead_time, of each step, and a whole number of steps, at least one; "
                 f"got {lead_time} and steps={steps}"
