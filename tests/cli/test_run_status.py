@@ -122,3 +122,16 @@ def test_a_list_fits_the_terminal_and_cuts_no_name(
         assert column in header
         assert column in shown.splitlines()[1] or f"{column}" in shown.partition("not shown: ")[2]
     assert name in wide
+
+
+def test_a_step_is_a_sign_of_life_though_the_status_is_older(run: RunDirectory) -> None:
+    status = run.path / "status.json"
+    content = json.loads(status.read_text())
+    arguments = ["list", "--json", "--runs-dir", str(run.path.parent)]
+    last_step = json.loads(shown(run, "--json"))["last_step_at"]
+    for written, expected in ((last_step - 7200, last_step), (last_step + 60, last_step + 60)):
+        status.write_text(json.dumps({**content, "updated": written}))
+        assert json.loads(shown(run, "--json"))["updated"] == pytest.approx(expected)
+        listed = CliRunner().invoke(app, arguments)
+        (row,) = json.loads(listed.stdout)
+        assert row["updated"] == pytest.approx(expected)

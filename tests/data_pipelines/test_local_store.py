@@ -12,6 +12,7 @@ from pelagos.data_pipelines.store import DatasetError
 from pelagos.data_pipelines.store.errors import ObjectMissingError
 from pelagos.data_pipelines.store.object_store import open_store
 from pelagos.infra.storage import local as module
+from pelagos.infra.storage.files import below
 
 
 @pytest.fixture
@@ -76,6 +77,27 @@ def test_a_key_that_leads_out_is_refused(store: module.LocalStore, key: str) -> 
     assert (store.root.parent / "outside").read_bytes() == b"secret"
     assert store.path("a/../c") == store.root / "c"  # stays inside
     assert store.path("") == store.root
+
+
+@pytest.mark.parametrize("place", ["../store", "{}/there/../store", "../{}/../store"])
+def test_a_folder_may_be_named_by_a_path_that_goes_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    here = tmp_path / "here"
+    for folder in (here, tmp_path / "there", tmp_path / "store"):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    named = place.format("there" if place.startswith("..") else tmp_path)
+    store = open_store(named)
+    store.write("a/b", b"content")
+    assert (tmp_path / "store/a/b").read_bytes() == b"content"
+    assert store.read("a/b") == b"content"
+    assert below(Path(named), "a/b").read_bytes() == b"content"
+    for outside in ("../here/x", "..", "/etc/passwd"):
+        with pytest.raises(DatasetError, match="leads out of"):
+            store.read(outside)
+        with pytest.raises(ValueError, match="leads out of"):
+            below(Path(named), outside)
 
 
 def test_links_inside_are_followed_and_links_out_are_not(store: module.LocalStore) -> None:

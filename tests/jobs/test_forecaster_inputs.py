@@ -175,6 +175,12 @@ def test_values_that_are_no_numbers_are_rejected_with_their_place(
     broken[2, 1, 5, 7:9] = np.inf
     with pytest.raises(ValueError, match="NaN or infinite"):
         forecaster.rollout(labelled(broken), 2)
+    for empty in (fields[:0], labelled(fields)[:0], fields[..., :0]):
+        with pytest.raises(ValueError, match="there is nothing to forecast from"):
+            forecaster.predict(empty, LEAD)
+    for given in (fields, labelled(fields)):
+        with pytest.raises(ValueError, match=r"expected a list: absent=\['pressure'\]"):
+            forecaster.predict(given, LEAD, "pressure")
     assert forecaster.predict(broken, LEAD, ["velocity-x"])[:, 1].size  # absent: never looked at
     with pytest.warns(ForecastWarning, match=r"density \(.*Check the units"):
         forecaster.predict(fields * np.array([1e4, 1, 1, 1])[:, None, None], LEAD)
@@ -186,6 +192,9 @@ def test_leads_that_cannot_be_meant_are_rejected_and_unseen_ones_warned_of(
     for wrong in (-0.05, [0.05, -0.1], float("nan"), float("inf")):
         with pytest.raises(ValueError, match="expected a time ahead"):
             forecaster.predict(fields, wrong)
+    for lead in (np.timedelta64(1, "h"), True, "0.1"):
+        with pytest.raises(ValueError, match="expected a number, or several, in the unit of time"):
+            forecaster.predict(fields, lead)
     with pytest.raises(ValueError, match="lead_time 'soon': expected a number"):
         forecaster.predict(fields, "soon")
     with pytest.warns(
@@ -230,8 +239,13 @@ def test_a_rollout_feeds_forecasts_back(
     assert named.dims == ("member", "lead_time", "channel", "y", "x")
     np.testing.assert_allclose(named["lead_time"], [0.1, 0.2, 0.3])
     np.testing.assert_allclose(named, answer, **CLOSE)
-    with pytest.raises(ValueError, match="at least one step"):
-        forecaster.rollout(fields, 0, 0.1)
+    for steps in (0, 1.5):
+        with pytest.raises(ValueError, match="a whole number of steps, at least one"):
+            forecaster.rollout(fields, steps, 0.1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"an axis 'lead_time', .* such as .isel\(lead_time=-1\)"):
+        forecaster.predict(named, 0.1)
+    again = forecaster.predict(named.isel(lead_time=-1), 0.1)
+    np.testing.assert_allclose(again, forecaster.predict(answer[:, -1], 0.1), **CLOSE)
 
 
 def test_offsets_of_the_training_are_taken_off_and_added_again(

@@ -137,6 +137,18 @@ def test_from_data_to_a_fine_tuned_run_without_an_editor(
     done = run("finetune", "tuned.yaml", *here)
     assert done.exit_code == 0, done.output
 
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    for name, source in {
+        "there": ("first@last", "--runs-dir", "../runs"),
+        "whole": ("../runs/first@last",),
+    }.items():
+        done = run("new", "finetune", "--from", *source, *both[2:], "--name", name, "--steps", "2")
+        assert done.exit_code == 0, done.output
+        done = run("finetune", f"{name}.yaml", "--dry-run")
+        assert done.exit_code == 0, done.output
+    monkeypatch.chdir(tmp_path)
+
     assert run("new", "sweep", "--job", "first.yaml", "--name", "rates").exit_code == 0
     tree = yaml.safe_load((tmp_path / "rates.yaml").read_text())
     assert tree["grid"] == {"optimizer.lr": [0.0015, 0.005, 0.015]}  # fno-nano's 5e-3 x 0.3, 1, 3
@@ -187,6 +199,12 @@ def test_what_no_draft_fits_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
         assert expected in " ".join(refused.output.split())
     refused = run("new", "finetune", "--from", "nothing", "--data", flow, "--name", "x")
     assert "there is no such run in runs (known runs: none)" in " ".join(refused.output.split())
+    np.save(tmp_path / "mine.npy", np.zeros((2, 3, 8, 8), np.float32))
+    for verb in (("pretrain",), ("finetune", "--from", "nothing")):
+        refused = run("new", *verb, "--data", "mine.npy", "--name", "x")
+        assert refused.exit_code == 2
+        assert "mine.npy is not a dataset yet" in " ".join(refused.output.split())
+        assert "pelagos convert" in refused.output
     refused = run("new", "pretrain", "--name", "x")
     assert "--data is missing, and there is no terminal to ask on" in refused.output
     assert not list(tmp_path.glob("*.yaml"))

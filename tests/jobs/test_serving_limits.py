@@ -117,8 +117,9 @@ def test_other_damage_and_other_types(client: TestClient, fields: np.ndarray) ->
     assert (answer.status_code, "expected a number" in answer.text) == (422, True)
     answer = client.post("/predict?lead_time=0.1", json={"fields": fields.tolist()})
     assert (answer.status_code, "belongs into the body" in answer.text) == (422, True)
-    answer = client.post("/predict", content=npy(fields), headers={"content-type": "text/plain"})
-    assert (answer.status_code, "application/x-npz" in answer.text) == (415, True)
+    for path in ("/predict", "/predict?lead_time=0.1"):
+        answer = client.post(path, content=npy(fields), headers={"content-type": "text/plain"})
+        assert (answer.status_code, "application/x-npz" in answer.text) == (415, True)
     assert client.get("/predict").json() == {"detail": "Method Not Allowed"}
     assert client.get("/nowhere").json() == {"detail": "Not Found"}
 

@@ -1,6 +1,8 @@
 """`pelagos new`: job files from a few questions, or from options alone."""
 
+import contextlib
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,7 +70,9 @@ def pretrain(
         name = name or _asked("Name of the run", "--name", "first")
         from pelagos.jobs import new
 
-        _write(new.pretrain(name, data, model, steps), name, output, overwrite, "pretrain")
+        with _naming_convert(data):
+            draft = new.pretrain(name, data, model, steps)
+        _write(draft, name, output, overwrite, "pretrain")
 
 
 @app.command()
@@ -77,7 +81,7 @@ def finetune(
         str | None,
         typer.Option(
             "--from",
-            help="Weights: a run (RUN, RUN@best), a model directory or a file.",
+            help="Weights: a run (RUN, DIR/RUN, RUN@best), a model directory or a file.",
             show_default=False,
         ),
     ] = None,
@@ -102,7 +106,8 @@ def finetune(
         name = name or _asked("Name of the run", "--name", "tuned")
         from pelagos.jobs import new
 
-        draft = new.fine_tune(name, source, data, runs_dir, steps)
+        with _naming_convert(data):
+            draft = new.fine_tune(name, source, data, runs_dir, steps)
         _write(draft, name, output, overwrite, "finetune")
 
 
@@ -154,6 +159,22 @@ def _asked(question: str, option: str, default: str | None = None) -> str:
     if not _is_terminal():
         raise ValueError(f"{option} is missing, and there is no terminal to ask on")
     return str(typer.prompt(question, default=default))
+
+
+@contextlib.contextmanager
+def _naming_convert(uris: Sequence[str]) -> Iterator[None]:
+    """Name `pelagos convert` where the data are files that are no dataset yet."""
+    from pelagos.cli.data_to_convert import as_no_dataset_yet
+    from pelagos.data_pipelines.store import DatasetError
+
+    try:
+        yield
+    except DatasetError as error:
+        for uri in uris:
+            better = as_no_dataset_yet(uri, error)
+            if better is not error:
+                raise better from error
+        raise
 
 
 def _is_terminal() -> bool:

@@ -35,6 +35,7 @@ from pelagos.platform.records.runs import RunDirectory, list_runs
 BATCH = 16
 FINETUNE_STEPS, FINETUNE_LR = 200, 5e-4
 RATE_FACTORS = (0.3, 1.0, 3.0)
+RUNS_DIR = "runs"  # of the draft
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def pretrain(
 
 
 def fine_tune(
-    name: str, source: str, uris: Sequence[str], runs_dir: str = "runs", steps: int | None = None
+    name: str, source: str, uris: Sequence[str], runs_dir: str = RUNS_DIR, steps: int | None = None
 ) -> Draft:
     """Return a `finetune` job from a run (RUN or RUN@WHICH) of `runs_dir`, or from a file or directory.
 
@@ -164,11 +165,16 @@ def _batch(data: Sequence[SeenData]) -> int:
 
 def _source(source: str, runs_dir: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the section `source`, and the description of what was trained; empty: not known."""
-    run = source.partition("@")[0]
-    if (Path(runs_dir) / run / "job.yaml").exists():
-        job = RunDirectory.open(runs_dir, run).job()
-        objective = {"name": job.objective.name, **job.objective.config}
-        return {"run": source}, {"objective": objective, "fields": list(job.data.fields)}
+    run, at, which = source.partition("@")
+    for place in (Path(runs_dir) / run, Path(run)):  # NAME, or DIR/NAME
+        if (place / "job.yaml").exists():
+            home = str(place.parent)
+            job = RunDirectory.open(home, place.name).job()
+            section = {"run": f"{place.name}{at}{which}"}
+            if home != RUNS_DIR:
+                section["runs_dir"] = home
+            objective = {"name": job.objective.name, **job.objective.config}
+            return section, {"objective": objective, "fields": list(job.data.fields)}
     description = Path(source) / DESCRIPTION_FILE
     if description.exists():
         return {"uri": source}, read_trained_description(description)

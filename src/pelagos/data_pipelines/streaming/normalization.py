@@ -92,9 +92,10 @@ class Normalization:
                 if (row := _moments(dataset, name, offset.get(name, 0.0))) is not None
             ]
             if not rows:
+                found = ", ".join(sorted({f for d in datasets for f in d.field_names}))
                 raise ValueError(
-                    f"no dataset of the mixture has field {name!r}; the datasets have "
-                    f"{sorted({f for d in datasets for f in d.field_names})}"
+                    f"no dataset of the mixture has field {name!r}; the datasets have {found}. "
+                    "Name those to train on: fields: [FIELD, …]"
                 )
             count = math.fsum(n for n, _, _ in rows)
             mean = math.fsum(n * m for n, m, _ in rows) / count

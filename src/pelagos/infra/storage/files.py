@@ -90,8 +90,9 @@ def below(root: Path, name: str) -> Path:
     Raises:
         ValueError: it leads out of the folder, by `..`, as an absolute path, or over a link.
     """
-    path = Path(os.path.normpath(root / name))
-    is_below = path.is_relative_to(root) and path != root and "\0" not in name
+    inner = Path(os.path.normpath(name))  # alone, as the root may hold `..`
+    path = root / inner
+    is_below = not inner.is_absolute() and inner.parts[:1] not in ((), ("..",)) and "\0" not in name
     if (
         not is_below
         or not path.parent.resolve().is_relative_to(root.resolve())

@@ -82,8 +82,9 @@ class _Folder:
         Raises:
             the store's error: the key, or a link, leads out of the folder.
         """
-        path = Path(os.path.normpath(self.root / key))
-        if not path.is_relative_to(self.root) or "\0" in key:
+        inner = Path(os.path.normpath(key))  # alone, as the root may hold `..`
+        path = self.root / inner
+        if inner.is_absolute() or inner.parts[:1] == ("..",) or "\0" in key:
             raise self._error(
                 f"{key!r} leads out of {self.root}; Pelagos neither reads nor writes there"
             )

@@ -242,7 +242,7 @@ def _open_netcdf(path: Path) -> xr.Dataset:
         require_h5netcdf(f"reading {path}")
     try:
         return xr.open_dataset(path, engine=engine, cache=False, decode_timedelta=False)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, OSError) as error:
         raise ValueError(f"{path} cannot be read as netCDF: {error}") from error
 
 

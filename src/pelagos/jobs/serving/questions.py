@@ -86,6 +86,8 @@ def read_question(
 def _values(
     content_type: str, body: bytes, query: dict[str, Any], limits: Limits, facts: Facts
 ) -> dict[str, Any]:
+    if content_type not in (JSON, NPY, NPZ):
+        raise Refused(415, f"Content-Type {content_type[:100]!r}: expected {JSON}, {NPZ} or {NPY}")
     if content_type != NPY and query:
         raise ValueError(
             f"the query has {', '.join(query)}; of {content_type} all belongs into the body"
@@ -94,9 +96,7 @@ def _values(
         return read_json(body)
     if content_type == NPY:
         return {"fields": read_npy(body), **query}
-    if content_type == NPZ:
-        return _of_archive(read_npz(body, limits), facts)
-    raise Refused(415, f"Content-Type {content_type[:100]!r}: expected {JSON}, {NPZ} or {NPY}")
+    return _of_archive(read_npz(body, limits), facts)
 
 
 def _of_archive(arrays: dict[str, Array], facts: Facts) -> dict[str, Any]:

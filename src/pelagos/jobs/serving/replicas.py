@@ -125,7 +125,8 @@ class RayBackend:
         except RayTaskError:
             raise
         except (RayError, RayServeException) as error:  # a process of the model ended
-            logger.warning("a request was lost: %s", error)
+            # each request in work ends here: Ray's twenty lines about the process would come for each
+            logger.warning("a request was lost: %s", (str(error).splitlines() or [repr(error)])[0])
             raise Refused(503, "the model does not answer: try again soon") from None
         return answer
 

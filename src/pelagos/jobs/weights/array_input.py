@@ -17,6 +17,12 @@ def is_labelled(fields: Any) -> TypeGuard[Any]:
     return type(fields).__module__.partition(".")[0] == "xarray"
 
 
+def require_samples(shape: tuple[int, ...]) -> None:
+    """Raise ValueError for fields without a single value."""
+    if not all(shape):
+        raise ValueError(f"fields have shape {shape}: there is nothing to forecast from")
+
+
 @dataclass(frozen=True)
 class ArrayInput:
     """An array of fields.
@@ -75,6 +81,7 @@ class ArrayInput:
         axis = channel_axis if has_samples else channel_axis - 1
         if values.ndim not in (num_axes, num_axes - 1) or values.shape[axis] != len(given):
             raise ValueError(_shape_text(tuple(values.shape), given, channel_axis, num_axes))
+        require_samples(tuple(values.shape))
         values, axis = (values, axis) if has_samples else (values[None], channel_axis)
         order = tuple(known.index(name) for name in given)
         if order != tuple(range(len(known))):

@@ -77,6 +77,7 @@ class Forecaster(TrainedNetwork):
         Raises:
             ValueError: the shape, a value, a lead or a name is not one that the model can take.
         """
+        self._check_absent(absent)
         if is_labelled(fields):
             leads, is_list = self._leads(lead_time)
             given = unpack(fields, self.fields, absent, self.trained_on, self.input_frames)
@@ -114,11 +115,12 @@ class Forecaster(TrainedNetwork):
         """
         leads, is_list = self._leads(lead_time)
         lead = leads[0]
-        if is_list or steps < 1:
+        if is_list or not hasattr(steps, "__index__") or steps < 1:
             raise ValueError(
-                f"rollout takes one lead_time, of each step, and at least one step; got {lead_time} "
-                f"and steps={steps}"
+                "rollout takes one lead_time, of each step, and a whole number of steps, at least one; "
+                f"got {lead_time} and steps={steps}"
             )
+        self._check_absent(absent)
         if is_labelled(fields):
             given = unpack(fields, self.fields, absent, self.trained_on, self.input_frames)
             values, samples = self._as_samples(given)
@@ -134,7 +136,6 @@ class Forecaster(TrainedNetwork):
     def _array(
         self, fields: Any, absent: Collection[str], names: Sequence[str] | None
     ) -> ArrayInput:
-        self._check_absent(absent)
         count = self.trained_on.num_dimensions
         return ArrayInput.of(fields, self.fields, absent, names, self.channel_axis, count)
 
@@ -157,13 +158,15 @@ class Forecaster(TrainedNetwork):
             )
         try:
             given = np.asarray(
-                lead_time.detach().cpu() if isinstance(lead_time, Tensor) else lead_time, np.float64
+                lead_time.detach().cpu() if isinstance(lead_time, Tensor) else lead_time
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError):
+            given = np.asarray(None)
+        if given.size and given.dtype.kind not in "fiu":  # a timedelta would count as its number
             raise ValueError(
                 f"lead_time {lead_time!r}: expected a number, or several, in the unit of time of the "
                 f"training data ({self.trained_on.time_unit})"
-            ) from error
+            )
         leads = [float(lead) for lead in given.reshape(-1)]
         if given.ndim > 1 or not leads:
             raise ValueError(
@@ -261,6 +264,8 @@ class Forecaster(TrainedNetwork):
         return whole
 
     def _check_absent(self, absent: Collection[str]) -> None:
+        if isinstance(absent, str):
+            raise ValueError(f"absent is the text {absent!r}, expected a list: absent=[{absent!r}]")
         strangers = sorted(set(absent) - set(self.fields))
         if strangers or set(absent) == set(self.fields):
             wrong = (

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from pelagos.jobs.weights.array_input import require_samples
 from pelagos.jobs.weights.trained_on import TrainedOn, warn
 
 CHANNEL_DIMS = ("channel", "field", "variable")
@@ -41,6 +42,11 @@ class Layout:
             ValueError: the axes of the grid or of the frames cannot be told.
         """
         dims = tuple(str(name) for name in data.dims)
+        if LEAD in dims:
+            raise ValueError(
+                f"the data have an axis {LEAD!r}, which the forecast gets anew: select one of its "
+                f"times, such as .isel({LEAD}=-1), or rename it"
+            )
         channel = next((name for name in CHANNEL_DIMS if name in dims), None)
         if isinstance(data, xr.Dataset):
             channel = None
@@ -119,6 +125,7 @@ def unpack(
     axis = len(order) - len(layout.grid)
     first = arrays[wanted[0]].transpose(*order)
     shape = first.shape
+    require_samples(shape)
     values = np.full((*shape[:axis], len(fields), *shape[axis:]), np.nan, np.float32)
     for name, array in arrays.items():
         place = (slice(None),) * axis + (fields.index(name),)

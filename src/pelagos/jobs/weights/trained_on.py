@@ -166,9 +166,9 @@ def check_finite(values: Tensor, valid: Tensor | None, fields: Sequence[str], ax
     name = fields[first.pop(axis)]
     count = int(wrong.select(axis, fields.index(name)).sum())
     raise ValueError(
-        f"{name} has {count} values that are NaN or infinite, the first at {first} (sample, …, grid "
-        "point). The network needs a number at every point: fill them, mark them in the field's mask "
-        f"if the model has one, or leave the field out (absent=[{name!r}])"
+        f"{name} has {count} values that are NaN or infinite in float32, the first at {first} (sample, "
+        "…, grid point). The network needs a number at every point: fill them, mark them in the field's "
+        f"mask if the model has one, or leave the field out (absent=[{name!r}])"
     )
 
 

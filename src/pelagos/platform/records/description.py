@@ -95,13 +95,17 @@ def summary_of(run: RunDirectory) -> RunSummary:
 
 def _summary(run: RunDirectory, job: TrainingJob) -> RunSummary:
     status = run.status()
+    # the driver writes its status when that changes: while it trains, steps are the signs
+    signs = [
+        t for t in (status.get("updated"), _number(status["metrics"], "time")) if t is not None
+    ]
     return RunSummary(
         run=run.name,
         state=status["state"],
         step=status["step"],
         total_steps=job.schedule.total_steps,
         cause=status.get("cause") or None,
-        updated=status.get("updated"),
+        updated=max(signs, default=None),
         metrics=_numbers(status["metrics"]),
     )
 
