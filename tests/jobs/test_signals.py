@@ -83,7 +83,7 @@ def test_a_background_job_of_a_shell_stops_on_sigint(make_job: MakeJob, tmp_path
 SLOW_SAVE = """
 import sys, time
 from pelagos.platform.trainer import TrainingLoop
-TrainingLoop.save = lambda self, step: time.sleep(600)
+TrainingLoop.save = lambda self, step, is_last: time.sleep(600)
 sys.argv = ["pelagos", *sys.argv[1:]]
 from pelagos.cli.main import main
 main()

@@ -21,7 +21,7 @@ from pelagos.jobs.training.phases import phases
 from pelagos.jobs.training.run_plugins import import_plugins_of
 from pelagos.jobs.weights.forecaster import Forecaster
 from pelagos.jobs.weights.register import register_model
-from pelagos.platform.checkpoint import CheckpointStore
+from pelagos.platform.checkpoint import CheckpointStore, newest_state
 from pelagos.platform.checkpoint.trainer_state import streams_of
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.console import HarmlessConsole
@@ -185,20 +185,21 @@ def _may_go_on(job: TrainingJob, directory: RunDirectory) -> bool:
 
 
 def _check_continues(blueprint: Blueprint, directory: RunDirectory) -> None:
-    """Reject changes after which the newest checkpoint could not be continued.
+    """Reject changes after which the newest whole checkpoint could not be continued.
 
     These are other data, another order of samples, another network. The run keeps none.
 
     Raises:
         RunError: with the reason; nothing was changed.
+        CheckpointError: there are checkpoints, and each is damaged.
     """
     job = blueprint.job
     uri = directory.checkpoint_uri
     store = CheckpointStore(uri, options_for(uri, job.storage))
-    step = store.latest_step()
-    if not step:
+    found = newest_state(store)
+    if found is None:
         return
-    state = store.trainer_state(step)
+    step, state = found
     try:
         _check_same_data(blueprint.mixture, state)
         blueprint.streams.check_state(streams_of(state, f"{store.uri} step {step}"))

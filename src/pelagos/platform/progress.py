@@ -13,7 +13,11 @@ from pelagos.platform.records.runs import RunDirectory
 from pelagos.platform.recovery.restarts import RESTARTING
 
 LINE_EVERY_SECONDS = 10.0
-EVENTS_SHOWN = ("resumed", "validation", "checkpoint", FAILED, RESTARTING)
+SAVE_FAILED, SET_ASIDE = "checkpoint_failed", "checkpoint_set_aside"
+EVENTS_SHOWN = (
+    *("resumed", "validation", "checkpoint", SAVE_FAILED, SET_ASIDE),
+    *(FAILED, RESTARTING),
+)
 
 
 class TrainingProgress:
@@ -126,4 +130,11 @@ def describe_event(event: dict[str, Any]) -> str:
         size, stall = _number(event, "num_bytes") / 1e6, _number(event, "stall_seconds")
         beside = _number(event, "background_seconds")
         return f"  checkpoint of step {step}: {size:.1f} MB, waited {stall:.2f} s, wrote {beside:.2f} s"
+    if event["kind"] == SAVE_FAILED:
+        return f"  warning: {event.get('cause')}"
+    if event["kind"] == SET_ASIDE:
+        return (
+            f"  warning: the checkpoint of step {step} is damaged ({event.get('damage')}) and was set "
+            f"aside: it is now {event.get('where')}"
+        )
     return f"  resumed from the checkpoint of step {step}, {event.get('steps_redone')} steps redone"

@@ -5,9 +5,7 @@ MLflow and DeepSpeed are not imported here.
 """
 
 import contextlib
-import functools
 import math
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +16,6 @@ from torch import Tensor
 
 from pelagos.infra.permanent_error import PermanentError
 from pelagos.platform.callbacks import TrainingView
-from pelagos.platform.checkpoint import CheckpointStore, SaveReport
-from pelagos.platform.checkpoint.trainer_state import streams_of
 from pelagos.platform.config.checks import micro_batch_size
 from pelagos.platform.config.schema import TrainingJob
 from pelagos.platform.loss_sums import dataset_losses, sums_by_dataset
@@ -27,15 +23,13 @@ from pelagos.platform.meters import StepMeter
 from pelagos.platform.optimization.optimizer import freeze, optimizer_factory, set_learning_rate
 from pelagos.platform.optimization.schedules import lr_factor
 from pelagos.platform.protocols import TrainingBatch, TrainingParts
-from pelagos.platform.records.runs import Outcome, RunRecords, check_identity
+from pelagos.platform.records.runs import Outcome, RunRecords
 from pelagos.platform.records.states import State
 from pelagos.platform.recovery.failures import mark
 from pelagos.platform.strategies import Strategy, create_strategy
-from pelagos.platform.strategies.base import TensorState
 from pelagos.platform.strategy_choice import check_world, strategy_options
 from pelagos.platform.tensor_layout import local_part
-from pelagos.platform.validation_history import ValidationHistory
-from pelagos.platform.weight_average import WeightAverage
+from pelagos.platform.training_state import TrainingState
 
 GROUP_LOSS = "validation_group_loss/"
 FIRST_STEP = "first_step"  # the event of a launch that has taken a step
@@ -76,7 +70,7 @@ def train(
         check_world(job, strategy.world_size)
         # 2. model and optimizer, then the newest checkpoint if there is one
         loop = TrainingLoop(job, run, parts, strategy, storage_options)
-        start = loop.restore()
+        start = loop.state.restore()
         loop.on_step = on_step
         # 3. the steps, and the end of a save that runs alongside, also if they fail
         try:
@@ -87,9 +81,9 @@ def train(
             is_gone = strategy.world_size > 1 and not dist.is_initialized()
             mark(error, loop.completed + 1, group_is_gone=is_gone)
             with contextlib.suppress(Exception):  # the first error is the one to report
-                loop.checkpoints.wait()
+                loop.state.checkpoints.wait()
             raise
-        loop.checkpoints.wait()
+        loop.state.checkpoints.wait()
         parts.callbacks.end(outcome)
         # 4. every rank is done before any leaves: gloo aborts when peers vanish
         if strategy.rank == 0:
@@ -115,18 +109,14 @@ class TrainingLoop:
         self.run = run
         self.parts = parts
         self.strategy = strategy
-        self.storage_options = storage_options
         self.module = parts.model
         freeze(self.module, job.optimizer.frozen)
         make_optimizer = optimizer_factory(job.optimizer, self.module)
         self.model = strategy.prepare(self.module, make_optimizer)
-        self.average = self._new_average()
-        self.checkpoints = CheckpointStore(
-            run.checkpoint_uri, storage_options, job.health.collective_timeout_seconds
-        )
-        self.validations = ValidationHistory(job.schedule.stop_when)
+        self.state = TrainingState(job, run, parts, strategy, storage_options)
         self.on_step: StepObserver | None = None
         self.completed = 0
+        self.save_failed = False  # on any rank, as of the last step's reduction
         if strategy.rank == 0:
             parts.callbacks.record = run.append_event
         self.meter = StepMeter(
@@ -140,7 +130,7 @@ class TrainingLoop:
         total = self.job.schedule.total_steps
         last = total if until_step is None else min(until_step, total)
         completed = self.completed = start
-        while completed < last and not self.validations.reason_to_stop:
+        while completed < last and not self.state.validations.reason_to_stop:
             self.meter.start(stream.data_wait_seconds)
             batch = next(stream).to(self.strategy.device)
             values, stop = self.train_step(completed, batch)
@@ -155,12 +145,14 @@ class TrainingLoop:
                 self.on_step(values)
             if completed % self.job.validation.every_steps == 0 or completed == total:
                 self.validate(completed)
-            is_last = completed == last or stop or bool(self.validations.reason_to_stop)
-            if completed % self.job.checkpoint.every_steps == 0 or is_last:
-                self.save(completed)
+            is_last = completed == last or stop or bool(self.state.validations.reason_to_stop)
+            if self.save_failed and not is_last:
+                self.state.settle(completed)
+            if is_last or self.state.is_due(completed):
+                self.save(completed, is_last)
             if stop and completed < total:
                 return Outcome(State.STOPPED, completed, "stop requested")
-        if reason := self.validations.reason_to_stop:
+        if reason := self.state.validations.reason_to_stop:
             return Outcome(State.FINISHED, completed, reason)
         if completed < total:
             return Outcome(State.STOPPED, completed, f"pause requested after step {last}")
@@ -204,8 +196,8 @@ class TrainingLoop:
             raise TrainingDiverged(self._diverged(step, f"the loss is {values['loss']}"))
         norm = strategy.step()
         values |= self._check_gradient(step, norm) | {"lr": lr}
-        if self.average is not None and math.isfinite(norm):
-            self.average.update(strategy.weights(), step)
+        if self.state.average is not None and math.isfinite(norm):
+            self.state.average.update(strategy.weights(), step)
         return values, stop
 
     def _check_gradient(self, step: int, norm: float) -> dict[str, float]:
@@ -226,21 +218,27 @@ class TrainingLoop:
     def _reduce_values(
         self, batch: TrainingBatch, errors: Tensor, magnitudes: Tensor, local_loss: Tensor
     ) -> tuple[dict[str, float], bool]:
-        """Sum everything that is logged over ranks in one reduction, a stop request included."""
+        """Sum everything that is logged over ranks in one reduction, with the ranks' flags.
+
+        These are a stop request, which is returned, and a save that failed (`save_failed`).
+        """
         names = self.parts.streams.dataset_names
-        stop = torch.tensor(
-            [float(self.run.stop_requested())], dtype=torch.double, device=errors.device
+        flags = torch.tensor(
+            [float(self.run.stop_requested()), float(self.state.checkpoints.has_failed)],
+            dtype=torch.double,
+            device=errors.device,
         )
         sums = sums_by_dataset(batch.dataset, errors, magnitudes, len(names))
-        flat = torch.cat([sums.flatten(), local_loss.double()[None], stop])
+        flat = torch.cat([sums.flatten(), local_loss.double()[None], flags])
         flat = self.strategy.sum_over_data(flat)
         if self.strategy.data_group is not None:  # every rank stops, whichever was asked
-            flat[-1:] = self.strategy.all_reduce_sum(flat[-1:])
+            flat[-2:] = self.strategy.all_reduce_sum(flat[-2:])
         flat = flat.cpu()
-        sums = flat[:-2].reshape(sums.shape)
-        loss = float(flat[-2]) / self.strategy.data_world_size
+        sums = flat[:-3].reshape(sums.shape)
+        loss = float(flat[-3]) / self.strategy.data_world_size
         losses = dataset_losses(self.parts.objective, sums, names)
-        return {"loss": loss, **losses}, bool(flat[-1] > 0)
+        self.save_failed = bool(flat[-1] > 0)
+        return {"loss": loss, **losses}, bool(flat[-2] > 0)
 
     # -- validation, checkpoints ------------------------------------------------------------------
 
@@ -254,8 +252,8 @@ class TrainingLoop:
         begin = time.perf_counter()
         names = self.parts.streams.dataset_names
         with (
-            self.average.in_place_of_weights(self.strategy)
-            if self.average is not None
+            self.state.average.in_place_of_weights(self.strategy)
+            if self.state.average is not None
             else contextlib.nullcontext()
         ):
             sums = self._validation_sums()
@@ -263,7 +261,7 @@ class TrainingLoop:
         loss = float(self.parts.objective.mean_over_groups(errors, magnitudes))
         objective = self.parts.objective
         of_datasets = dataset_losses(objective, sums, names, "validation_loss")
-        self.validations.add(
+        self.state.validations.add(
             completed, loss, {n.partition("/")[2]: v for n, v in of_datasets.items()}
         )
         if self.strategy.rank == 0:
@@ -273,7 +271,7 @@ class TrainingLoop:
                     objective.group_names, errors.tolist(), magnitudes.tolist(), strict=True
                 )
                 values |= {f"{GROUP_LOSS}{name}": e / m for name, e, m in groups if m > 0}
-            weights = "model" if self.average is None else "ema"
+            weights = "model" if self.state.average is None else "ema"
             seconds = time.perf_counter() - begin
             self._event("validation", step=completed, weights=weights, seconds=seconds, **values)
             self.parts.callbacks.validation(completed, values)
@@ -296,104 +294,12 @@ class TrainingLoop:
         self.module.train()
         return self.strategy.sum_over_data(sums.to(self.strategy.device)).cpu()
 
-    def save(self, completed: int) -> None:
-        """Write the checkpoint of `completed` steps, then delete those no longer kept."""
-        best = self.validations.saved(completed)
-        keep = best if self.job.checkpoint.keep_best else set()
-        self.checkpoints.save(
-            completed,
-            self._tensors(),
-            self._trainer_state(completed),
-            asynchronous=self.job.checkpoint.asynchronous,
-            on_complete=functools.partial(self._saved, keep),
-        )
-
-    def _saved(self, keep: set[int], report: SaveReport) -> None:
-        """Record a checkpoint that is complete; only then delete older ones."""
-        if self.strategy.rank != 0:
-            return
-        self._event(
-            "checkpoint",
-            step=report.step,
-            stall_seconds=report.stall_seconds,
-            background_seconds=report.background_seconds,
-            bytes_per_second=report.bytes_per_second,
-            num_bytes=report.num_bytes,
-            uri=self.checkpoints.uri,
-        )
-        self.parts.callbacks.checkpoint(report.step, self.checkpoints.uri)
-        self.checkpoints.prune(self.job.checkpoint.keep_last, keep)
-
-    def restore(self) -> int:
-        """Load the newest complete checkpoint, if any; return the number of completed steps."""
-        step = self.checkpoints.latest_step() or 0
-        lost = 0
-        if not step and self.parts.initial_weights is not None:
-            self._start_from(self.parts.initial_weights)
-        if step:
-            tensors = self._tensors()
-            report = self.checkpoints.load(step, tensors, self.job.checkpoint.new_parameters)
-            state = report.trainer_state
-            check_identity(self.run, self.checkpoints.uri, step, state)
-            self.parts.check_description(state)
-            self.parts.streams.check_state(streams_of(state, self.checkpoints.uri))
-            self.strategy.load_state(tensors)
-            if self.average is not None:
-                prefix = "ema."
-                begun = [
-                    n.removeprefix(prefix) for n in report.kept_initial if n.startswith(prefix)
-                ]
-                self.average.begin_with(self.strategy.weights(), begun)
-            if self.strategy.loss_scale is not None and "loss_scale" in state:
-                self.strategy.loss_scale.load(state["loss_scale"])
-            self.validations.load(state)
-        if self.strategy.rank == 0:
-            lost = self.run.keep_metrics_until(step)
-            if step:
-                self._event(
-                    "resumed",
-                    step=step,
-                    steps_redone=lost,
-                    kept_initial=report.kept_initial,
-                    not_taken=report.not_taken,
-                )
-        self.strategy.barrier()
-        return step
-
-    def _start_from(self, name: str) -> None:
-        """Load the weights that were made ready for the first step."""
-        store = CheckpointStore(
-            f"{self.checkpoints.uri}/{name}",
-            self.storage_options,
-            self.job.health.collective_timeout_seconds,
-        )
-        tensors = self.strategy.state()
-        weights = {key: t for key, t in tensors.items() if key.startswith("model.")}
-        store.load(0, weights, may_lack=_fresh_parameters)
-        self.strategy.load_state(tensors)
-        self.average = self._new_average()
-
-    def _new_average(self) -> WeightAverage | None:
-        decay = self.job.ema_decay
-        return WeightAverage(self.strategy.weights(), decay) if decay else None
-
-    def _tensors(self) -> TensorState:
-        tensors = self.strategy.state()
-        if self.average is not None:
-            tensors |= {f"ema.{name}": t for name, t in self.average.tensors.items()}
-        return tensors
-
-    def _trainer_state(self, completed: int) -> dict[str, Any]:
-        return {
-            "step": completed,
-            "samples": completed * self.job.data.global_batch_size,
-            "seed": self.job.seed,
-            "run": self.run.identities[0],
-            **self.validations.state(),
-            "streams": self.parts.streams.state(),
-            **({"loss_scale": scale.state()} if (scale := self.strategy.loss_scale) else {}),
-            **self.parts.description,
-        }
+    def save(self, completed: int, is_last: bool) -> None:
+        """Write the checkpoint of `completed` steps; one that cannot be written is tried again."""
+        if is_last:
+            self.state.save_last(completed)
+        else:
+            self.state.save(completed)
 
     def _log_step(self, completed: int, values: dict[str, float]) -> None:
         if self.strategy.rank == 0:
@@ -415,7 +321,7 @@ class TrainingLoop:
 
     def _diverged(self, step: int, what: str) -> str:
         what = f"step {step + 1}: {what}; this step did not change the weights"
-        saved = self.checkpoints.latest_step()
+        saved = self.state.checkpoints.latest_step()
         if not saved:
             return (
                 f"{what}; no checkpoint was saved. Start a new run with a lower optimizer.lr, a "
@@ -427,11 +333,6 @@ class TrainingLoop:
             f"optimizer.lr={self.job.optimizer.lr / 10:g}` (or schedule.warmup_steps, "
             "optimizer.clip_norm, parallel.precision=fp32)."
         )
-
-
-def _fresh_parameters(state: dict[str, Any]) -> list[str]:
-    """Return expressions of the parameters that weights made ready do not have: their heads are new."""
-    return [f"^{re.escape(parameter)}$" for parameter in state.get("fresh", [])]
 
 
 def _step_seed(seed: int, step: int, data_rank: int) -> int:

@@ -1,9 +1,12 @@
 """The validation losses that a training remembers: the best saved one, and when to stop early."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pelagos.platform.config.stopping import StopWhenConfig
+
+REMEMBERED = 1000  # more than a run keeps checkpoints of
 
 
 class ValidationHistory:
@@ -16,6 +19,9 @@ class ValidationHistory:
     def __init__(self, stop_when: StopWhenConfig | None) -> None:
         self.stop_when = stop_when
         self.best: dict[str, Any] | None = None
+        self._before_save: tuple[dict[str, Any] | None, list[dict[str, Any]]] = (None, [])
+        self._validated: list[dict[str, Any]] = []
+        """Step and loss of every validation of which a checkpoint was written: one may be lost."""
         self._last: tuple[int, float] | None = None
         self._watched: dict[str, Any] | None = None
         """Of the loss that `stop_when` watches: the best, its step, validations since, the last."""
@@ -42,16 +48,31 @@ class ValidationHistory:
 
     def saved(self, step: int) -> set[int]:
         """Note that a checkpoint of `step` is being written; return the step of the best, if any."""
+        self._before_save = (self.best, self._validated)
         if self._last is not None and self._last[0] == step:
             loss = self._last[1]
+            if math.isfinite(loss):
+                self._validated = [*self._validated, {"step": step, "loss": loss}][-REMEMBERED:]
             if self.best is None or loss < self.best["loss"]:
                 self.best = {"step": step, "loss": loss}
+        return {self.best["step"]} if self.best else set()
+
+    def not_saved(self) -> set[int]:
+        """Take back the last call of `saved`; return the step of the best, if any."""
+        self.best, self._validated = self._before_save
         return {self.best["step"]} if self.best else set()
 
     def state(self) -> dict[str, Any]:
         """Return what a continued run needs, as JSON."""
         watched = {} if self._watched is None else {"watched": self._watched}
-        return {"best": self.best, **watched}
+        validated = {"validated": self._validated} if self._validated else {}
+        return {"best": self.best, **validated, **watched}
+
+    def choose_among(self, steps: Collection[int]) -> None:
+        """Let the best be one of `steps`, of which there are checkpoints."""
+        self._validated = [one for one in self._validated if one["step"] in steps]
+        if self.best is not None and self.best["step"] not in steps:
+            self.best = min(self._validated, key=lambda one: one["loss"], default=None)
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over the state that a checkpoint holds.
@@ -59,6 +80,7 @@ class ValidationHistory:
         A run that `stop_when` ended stays ended, unless what it says has changed.
         """
         self.best = state.get("best")
+        self._validated = list(state.get("validated", []))
         self._watched = state.get("watched")
         self._reason = self._decide()
 

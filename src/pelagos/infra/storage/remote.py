@@ -212,6 +212,11 @@ class RemoteStore:
         """Bring an object to disk, in pieces. A failure may leave a part of the file."""
         self._attempt(key, lambda: self.filesystem.get_file(self._path(key), str(path)))
 
+    def copy(self, key: str, new_key: str) -> None:
+        """Copy an object within the store."""
+        old, new = self._path(key), self._path(new_key)
+        self._attempt(key, lambda: self.filesystem.cp_file(old, new))
+
     def sizes(self, prefix: str = "", expected: Sequence[str] = ()) -> dict[str, int]:
         def list_objects() -> dict[str, int]:
             found = self.filesystem.find(self._path(prefix).rstrip("/"), detail=True)

@@ -3,6 +3,7 @@
 from pelagos.platform.checkpoint.copying import copy_checkpoint, empty_place
 from pelagos.platform.checkpoint.manifest import CheckpointError, CheckpointInfo
 from pelagos.platform.checkpoint.naming import named_step
+from pelagos.platform.checkpoint.newest import load_newest, newest_state
 from pelagos.platform.checkpoint.store import CheckpointStore, LoadReport, SaveReport
 
 __all__ = [
@@ -13,5 +14,7 @@ __all__ = [
     "SaveReport",
     "copy_checkpoint",
     "empty_place",
+    "load_newest",
     "named_step",
+    "newest_state",
 ]

@@ -65,7 +65,28 @@ class _Stored(_Head):
 
 
 class CheckpointError(PermanentError, ValueError):
-    """A checkpoint that cannot be written, or must not be loaded; gives the reason and the remedy."""
+    """A checkpoint that cannot be written, or must not be loaded; gives the reason and the remedy.
+
+    Attributes:
+        damage: what of it is not as it was written; empty: it is whole, or nobody can tell.
+        is_unwritten: a save failed, which every rank knows.
+        needs_room: it could not be written because its disk or bucket is full.
+    """
+
+    damage = ""
+    is_unwritten = False
+    needs_room = False
+
+
+class Unreadable(str):
+    """The sentence for a file that the disk did not give: no proof that it changed."""
+
+
+def damaged_error(message: str, damage: str) -> CheckpointError:
+    """Return the error of a checkpoint whose bytes are not those that were written."""
+    error = CheckpointError(message)
+    error.damage = damage
+    return error
 
 
 @dataclass(frozen=True)
@@ -196,11 +217,14 @@ def parse_manifest(text: str, uri: str) -> Manifest:
     except CheckpointError:
         raise
     except ValidationError as error:
-        raise CheckpointError(
-            f"{uri}/{MANIFEST}: not a checkpoint manifest ({first_problem(error, 'the file')})"
-        ) from error
+        raise _no_manifest(uri, first_problem(error, "the file")) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{uri}/{MANIFEST}: not a checkpoint manifest ({error})") from error
+        raise _no_manifest(uri, str(error)) from error
+
+
+def _no_manifest(uri: str, problem: str) -> CheckpointError:
+    problem = f"not a checkpoint manifest ({problem})"
+    return damaged_error(f"{uri}/{MANIFEST}: {problem}", f"{MANIFEST}: {problem}")
 
 
 def _tensor_record(name: str, content: dict[str, Any]) -> TensorRecord:
@@ -212,8 +236,11 @@ def _tensor_record(name: str, content: dict[str, Any]) -> TensorRecord:
 
 
 def damaged_files(directory: Path, files: Iterable[FileRecord]) -> list[str]:
-    """Re-read files; return a sentence for each that is missing, short or changed."""
-    damage = []
+    """Re-read files; return a sentence for each that is missing, short or changed.
+
+    One for a file that cannot be read is `Unreadable`.
+    """
+    damage: list[str] = []
     for expected in files:
         path = directory / expected.name
         if not path.exists():
@@ -222,7 +249,7 @@ def damaged_files(directory: Path, files: Iterable[FileRecord]) -> list[str]:
         try:
             actual = record_file(path)
         except OSError as error:
-            damage.append(f"{expected.name}: {error.strerror}")
+            damage.append(Unreadable(f"{expected.name}: {error.strerror}"))
             continue
         if actual.num_bytes != expected.num_bytes:
             damage.append(

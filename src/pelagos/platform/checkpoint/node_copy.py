@@ -15,7 +15,7 @@ import pickle
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,9 +104,20 @@ def _wait_for_all(
         error = fetching.error if fetching is not None else error
         found = group.gather((is_busy, _portable(error)))
         goes_on = any(busy for busy, _ in found)
-    for rank, (_, failure) in enumerate(found):
+    _raise_first([failure for _, failure in found], error, group)
+
+
+def raise_together(error: Exception | None, group: CheckpointGroup) -> None:
+    """Raise the error of the first rank that has one, on every rank; all ranks call this."""
+    _raise_first(group.gather(_portable(error)), error, group)
+
+
+def _raise_first(
+    failures: Sequence[Exception | None], own: Exception | None, group: CheckpointGroup
+) -> None:
+    for rank, failure in enumerate(failures):
         if failure is not None:
-            raise error if rank == group.rank and error is not None else failure
+            raise own if rank == group.rank and own is not None else failure
 
 
 def _private_directory() -> tuple[str, Exception | None]:

@@ -1,9 +1,10 @@
-"""Places of checkpoints: a local directory or an object-store prefix, behind five operations.
+"""Places of checkpoints: a local directory or an object-store prefix, behind a few operations.
 
 Both keep one promise: a checkpoint whose `commit` is unfinished is not among the `complete` ones.
 """
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -21,6 +22,9 @@ from pelagos.platform.checkpoint.manifest import (
 )
 
 UNFINISHED_PREFIX = ".unfinished-"
+# Names that nothing lists as checkpoints, followed by the step's directory name and a number.
+DAMAGED_PREFIX = "damaged-"
+REMNANT_PREFIX = "remnant-"
 # Putting together the parts of a large upload takes a store longer than a read.
 READ_TIMEOUT_SECONDS = 60.0
 
@@ -55,6 +59,12 @@ class Place(Protocol):
     def delete(self, step: int) -> None:
         """Remove a complete checkpoint, its manifest first."""
 
+    def set_aside(self, step: int) -> str:
+        """Move a damaged checkpoint to a name that nothing uses; return its new place."""
+
+    def make_way(self, step: int) -> None:
+        """Take away what an interrupted save or deletion left of a step; called by one rank."""
+
 
 class LocalPlace:
     """Checkpoints on a disk that every rank sees: written under a temporary name, then renamed."""
@@ -80,6 +90,7 @@ class LocalPlace:
 
     def commit(self, step: int, staging: Path, manifest: str) -> None:
         replace_durably(staging / MANIFEST, manifest.encode())
+        self.make_way(step)
         staging.rename(self.root / directory_name(step))
         sync_directory(self.root)
 
@@ -97,6 +108,23 @@ class LocalPlace:
         directory = self.root / directory_name(step)
         (directory / MANIFEST).unlink()
         shutil.rmtree(directory, ignore_errors=True)
+
+    def set_aside(self, step: int) -> str:
+        return str(self._renamed(step, DAMAGED_PREFIX))
+
+    def make_way(self, step: int) -> None:
+        directory = self.root / directory_name(step)
+        if os.path.lexists(directory) and not (directory / MANIFEST).exists():
+            self._renamed(step, REMNANT_PREFIX)
+
+    def _renamed(self, step: int, prefix: str) -> Path:
+        """Rename a step's directory to the first free name with the prefix; return that."""
+        number = 1
+        while os.path.lexists(target := self.root / f"{prefix}{directory_name(step)}-{number}"):
+            number += 1
+        (self.root / directory_name(step)).rename(target)
+        sync_directory(self.root)
+        return target
 
 
 class RemotePlace:
@@ -148,7 +176,9 @@ class RemotePlace:
         The reader reports missing ones, because it knows which exist.
         """
         with contextlib.suppress(StorageMissingError):
-            manifest = self.store.read(f"{directory_name(step)}/{MANIFEST}").decode()
+            manifest = self.store.read(f"{directory_name(step)}/{MANIFEST}").decode(
+                errors="replace"
+            )
             (local / MANIFEST).write_text(manifest)
             # names of the manifest become paths here: only after it was checked
             address = self.store.address(directory_name(step))
@@ -164,3 +194,23 @@ class RemotePlace:
     def delete(self, step: int) -> None:
         self.store.delete([f"{directory_name(step)}/{MANIFEST}"])
         self.store.delete(list(self.store.sizes(directory_name(step))))
+
+    def set_aside(self, step: int) -> str:
+        # Whole in the new place before the manifest leaves the old one: an interruption leaves
+        # the checkpoint listed, or remnants that the next save of the step takes away.
+        name = directory_name(step)
+        number = 1
+        while self.store.sizes(target := f"{DAMAGED_PREFIX}{name}-{number}"):
+            number += 1
+        keys = list(self.store.sizes(name))
+        for key in keys:
+            self.store.copy(key, f"{target}/{key.removeprefix(f'{name}/')}")
+        self.store.delete([f"{name}/{MANIFEST}"])
+        self.store.delete(keys)
+        return self.store.address(target)
+
+    def make_way(self, step: int) -> None:
+        name = directory_name(step)
+        found = self.store.sizes(name)
+        if found and f"{name}/{MANIFEST}" not in found:
+            self.store.delete(list(found))

@@ -9,6 +9,7 @@ checkpoint appear. A crash before that leaves only an unfinished directory that 
 import contextlib
 import functools
 import json
+import re
 import shutil
 import threading
 import time
@@ -33,13 +34,15 @@ from pelagos.platform.checkpoint.manifest import (
     FileRecord,
     Manifest,
     PieceRecord,
+    Unreadable,
+    damaged_error,
     damaged_files,
     manifest_text,
     parse_manifest,
     record_file,
 )
 from pelagos.platform.checkpoint.matching import match_tensors
-from pelagos.platform.checkpoint.node_copy import SharedCopy, shared_copy
+from pelagos.platform.checkpoint.node_copy import SharedCopy, raise_together, shared_copy
 from pelagos.platform.checkpoint.pieces import (
     HostCopy,
     StoredTensors,
@@ -53,6 +56,10 @@ from pelagos.platform.checkpoint.places import LocalPlace, Place, RemotePlace
 from pelagos.platform.checkpoint.trainer_state import checked_state
 
 COLLECTIVE_TIMEOUT_SECONDS = 600
+# What disks and object stores say when they are full.
+NO_ROOM = re.compile(
+    r"No space left|Disk quota exceeded|QuotaExceeded|StorageFull|Insufficient ?Storage"
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class CheckpointStore:
         complete = self.complete()
         return complete[-1].step if complete else None
 
-    def _all_ranks(self) -> CheckpointGroup:
+    def all_ranks(self) -> CheckpointGroup:
         """Return the group of all ranks; the first call creates it collectively."""
         if self._group is None:
             self._group = CheckpointGroup(self.timeout_seconds)
@@ -149,7 +156,7 @@ class CheckpointStore:
         """
         begin = time.monotonic()
         self.wait()
-        group = self._all_ranks()
+        group = self.all_ranks()
         copy = self._copy.take(tensors, group.rank, group.world_size)
         save = _Save(on_complete=on_complete)
         stall = time.monotonic() - begin
@@ -181,6 +188,17 @@ class CheckpointStore:
         if save.error is not None:
             raise save.error
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save was begun and not waited for."""
+        return self._save is not None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the save on its way ended without a checkpoint, as `wait` will raise."""
+        error = self._save.error if self._save is not None else None
+        return isinstance(error, CheckpointError) and error.is_unwritten
+
     def _run(
         self,
         save: _Save,
@@ -206,10 +224,8 @@ class CheckpointStore:
         trainer_state: dict[str, Any],
     ) -> int:
         """Write, verify and commit; return the bytes that all ranks wrote."""
-        if group.rank == 0 and isinstance(self.place, LocalPlace):
-            with contextlib.suppress(OSError):
-                self.place.discard(step, self.place.staging(step))
-        group.barrier()
+        if failures := group.from_rank_0(self._make_way(step) if group.rank == 0 else []):
+            raise self._failed(step, failures)
         files: list[FileRecord] = []
         pieces: list[PieceRecord] = []
         staging, failure = Path(), ""
@@ -233,10 +249,22 @@ class CheckpointStore:
         if failures:
             with contextlib.suppress(Exception):
                 self.place.discard(step, staging)
-            raise CheckpointError(self._failed(step, failures))
+            raise self._failed(step, failures)
         if group.rank != 0 and is_remote(self.uri):
             shutil.rmtree(staging, ignore_errors=True)
         return sum(f.num_bytes for f in all_files)
+
+    def _make_way(self, step: int) -> list[str]:
+        """Take away what an earlier save of the step left; return why that is impossible, if so."""
+        with contextlib.suppress(OSError):
+            if isinstance(self.place, LocalPlace):
+                self.place.discard(step, self.place.staging(step))
+                return []
+        try:
+            self.place.make_way(step)
+        except Exception as error:
+            return [f"rank 0: {_root_cause(error)}"]
+        return []
 
     def _write_own(
         self,
@@ -257,12 +285,16 @@ class CheckpointStore:
             paths += [staging / ".metadata", staging / TRAINER_STATE]
         return [record_file(p) for p in paths], pieces
 
-    def _failed(self, step: int, failures: Sequence[str]) -> str:
-        return (
-            f"{self.uri}: could not write the checkpoint of step {step} ({'; '.join(failures)}). "
+    def _failed(self, step: int, failures: Sequence[str]) -> CheckpointError:
+        causes = "; ".join(failures)
+        error = CheckpointError(
+            f"{self.uri}: could not write the checkpoint of step {step} ({causes}). "
             "Earlier checkpoints are intact. Free space or permit writing there, then resume the "
             "run."
         )
+        error.is_unwritten = True
+        error.needs_room = NO_ROOM.search(causes) is not None
+        return error
 
     # -- loading ----------------------------------------------------------------------------------
 
@@ -300,10 +332,10 @@ class CheckpointStore:
                 is loaded then.
             StorageError: the object store cannot be read; on every rank, whichever met it.
         """
-        group = self._all_ranks()
+        group = self.all_ranks()
         with self._opened_by_all(step, group) as copy:
             uri = f"{self.uri} step {step}"
-            manifest = self._manifest_in(copy.directory, step)
+            manifest = self._manifest_of_all(copy.directory, step, group)
             self._verify(copy, manifest, uri, group)
             state = self._state_in(copy.directory, step)
             lacking = may_lack(state) if callable(may_lack) else may_lack
@@ -380,6 +412,16 @@ class CheckpointStore:
         text = read_regular(path, follow_links=True).decode(errors="replace")
         return parse_manifest(text, uri)
 
+    def _manifest_of_all(self, directory: Path, step: int, group: CheckpointGroup) -> Manifest:
+        """Return the manifest, or raise on every rank why one cannot read it."""
+        failure: Exception | None = None
+        try:
+            manifest = self._manifest_in(directory, step)
+        except (CheckpointError, OSError) as error:
+            failure = error
+        raise_together(failure, group)
+        return manifest
+
     def _verify(
         self, copy: SharedCopy, manifest: Manifest, uri: str, group: CheckpointGroup
     ) -> None:
@@ -395,9 +437,12 @@ class CheckpointStore:
 
 def _reject_damage(damage: Sequence[str], uri: str) -> None:
     if damage:
-        raise CheckpointError(
-            f"{uri} is damaged: {'; '.join(damage)}. Nothing was loaded; move this directory "
-            "away to continue from the checkpoint before it."
+        told = "; ".join(damage)
+        is_proven = any(not isinstance(sentence, Unreadable) for sentence in damage)
+        raise damaged_error(
+            f"{uri} is damaged: {told}. Nothing was loaded, and no other checkpoint was taken in "
+            "its place: name another one. `pelagos resume` continues from the newest that is whole.",
+            told if is_proven else "",
         )
 
 

@@ -19,6 +19,11 @@ class _Best(_Part):
     loss: float | None = None
 
 
+class _Validated(_Part):
+    step: int
+    loss: float
+
+
 class _Watched(_Part):
     step: int
     loss: float
@@ -50,6 +55,7 @@ class _Forecaster(_Part):
 class _State(_Part):
     run: str = ""
     best: _Best | None = None
+    validated: list[_Validated] = []
     watched: _Watched | None = None
     streams: _Streams | None = None
     fresh: list[str] = []

@@ -308,6 +308,12 @@ class CheckpointConfig(Section):
         description="Regular expressions of parameters that a checkpoint may lack on resume; they "
         "start from their initial values.",
     )
+    give_up_after_steps: Annotated[PositiveInt | None, Meaning.HOW] = Field(
+        1500, description="Steps trained on while no checkpoint can be written; null: no limit."
+    )
+    give_up_after_minutes: Annotated[PositiveFloat | None, Meaning.HOW] = Field(
+        60.0, description="The same in minutes; the first limit reached ends the run."
+    )
 
 
 class ValidationConfig(Section):
