@@ -56,7 +56,12 @@ HERE: dict[str, dict[str, Any]] = {
     "recompute": {"parallel.activation_checkpointing": "selective"},
     "every-second": {"parallel.activation_checkpointing.every_n": 2},
     "budget": {"parallel.activation_checkpointing.memory_budget_bytes": 10**9},
-    "saving": {"checkpoint.asynchronous": False, "checkpoint.new_parameters": ["head"]},
+    "saving": {
+        "checkpoint.asynchronous": False,
+        "checkpoint.new_parameters": ["head"],
+        "checkpoint.give_up_after_steps": 1,
+        "checkpoint.give_up_after_minutes": 1.0,
+    },
     "health": {
         "health.max_failures": 0,
         "health.collective_timeout_seconds": 60,

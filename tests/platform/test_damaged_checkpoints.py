@@ -170,7 +170,8 @@ def test_a_store_out_of_reach_is_not_damage(
         monkeypatch.setenv(name, value)
     uri = s3_server.new_uri("/run")
     fill(CheckpointStore(uri), (1, 2))
-    with FaultProxy(s3_server.endpoint) as proxy:
+    proxy = FaultProxy(s3_server.endpoint)
+    try:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         for path in (r"__0_0\.distcp", r"manifest\.json"):
             proxy.faults = [Fault(403, count=99, path=path)]
@@ -178,6 +179,8 @@ def test_a_store_out_of_reach_is_not_damage(
                 load_newest(CheckpointStore(uri), empty)
         proxy.faults = []
         assert [info.step for info in CheckpointStore(uri).complete()] == [1, 2]
+    finally:
+        proxy.close()
 
 
 @pytest.mark.parametrize("damage", ["manifest-cut", "manifest-empty", "json"])

@@ -117,6 +117,8 @@ checkpoint.keep_best record
 checkpoint.uri place home
 checkpoint.asynchronous how
 checkpoint.new_parameters how
+checkpoint.give_up_after_steps how
+checkpoint.give_up_after_minutes how
 validation.every_steps record
 tracking.uri record
 tracking.experiment record
@@ -174,6 +176,7 @@ def test_what_resumes_branches_and_populations_may_change_follows() -> None:
         "schedule.stop_when",
         *("checkpoint.every_steps", "checkpoint.keep_last", "checkpoint.keep_best"),
         *("checkpoint.asynchronous", "checkpoint.new_parameters", "validation.every_steps"),
+        *("checkpoint.give_up_after_steps", "checkpoint.give_up_after_minutes"),
         *("tracking", "health", "storage", "plugins", "callbacks"),
     }
     assert CHANGEABLE_IN_A_BRANCH == ("optimizer", "schedule")

@@ -256,15 +256,13 @@ class CheckpointStore:
 
     def _make_way(self, step: int) -> list[str]:
         """Take away what an earlier save of the step left; return why that is impossible, if so."""
-        with contextlib.suppress(OSError):
-            if isinstance(self.place, LocalPlace):
-                self.place.discard(step, self.place.staging(step))
-                return []
         try:
+            if isinstance(self.place, LocalPlace):
+                shutil.rmtree(self.place.staging(step), ignore_errors=True)
             self.place.make_way(step)
+            return []
         except Exception as error:
             return [f"rank 0: {_root_cause(error)}"]
-        return []
 
     def _write_own(
         self,
@@ -292,8 +290,7 @@ class CheckpointStore:
             "Earlier checkpoints are intact. Free space or permit writing there, then resume the "
             "run."
         )
-        error.is_unwritten = True
-        error.needs_room = NO_ROOM.search(causes) is not None
+        error.is_unwritten, error.needs_room = True, NO_ROOM.search(causes) is not None
         return error
 
     # -- loading ----------------------------------------------------------------------------------
@@ -441,7 +438,7 @@ def _reject_damage(damage: Sequence[str], uri: str) -> None:
         is_proven = any(not isinstance(sentence, Unreadable) for sentence in damage)
         raise damaged_error(
             f"{uri} is damaged: {told}. Nothing was loaded, and no other checkpoint was taken in "
-            "its place: name another one. `pelagos resume` continues from the newest that is whole.",
+            "its place: name another. `pelagos resume` continues from the newest that is whole.",
             told if is_proven else "",
         )
 
