@@ -171,8 +171,8 @@ class RemoteStore:
                 return [self.filesystem.cat_file(path, start=start, end=start + length)]
             starts = [start for start, _ in ranges]
             ends = [start + length for start, length in ranges]
-            found = self.filesystem.cat_ranges([path] * len(ranges), starts, ends, on_error="raise")
-            return list(found)
+            paths = [path] * len(ranges)
+            return list(self.filesystem.cat_ranges(paths, starts, ends, on_error="raise"))
 
         def read() -> list[Bytes]:
             return [np.frombuffer(part, np.uint8) for part in self._attempt(key, fetch)]
@@ -214,13 +214,12 @@ class RemoteStore:
 
     def copy(self, key: str, new_key: str) -> None:
         """Copy an object within the store."""
-        old, new = self._path(key), self._path(new_key)
-        self._attempt(key, lambda: self.filesystem.cp_file(old, new))
+        self._attempt(key, lambda: self.filesystem.cp_file(self._path(key), self._path(new_key)))
 
     def sizes(self, prefix: str = "", expected: Sequence[str] = ()) -> dict[str, int]:
         def list_objects() -> dict[str, int]:
             found = self.filesystem.find(self._path(prefix).rstrip("/"), detail=True)
-            start = len(self._stripped(self.prefix)) + 1
+            start = len(str(self.filesystem._strip_protocol(self.prefix))) + 1
             return {
                 name[start:]: int(info["size"])
                 for name, info in found.items()
@@ -248,9 +247,6 @@ class RemoteStore:
 
     def _path(self, key: str) -> str:
         return f"{self.prefix}/{key}"
-
-    def _stripped(self, path: str) -> str:
-        return str(self.filesystem._strip_protocol(path))
 
     def _whole(
         self, key: str, ranges: Sequence[Range], read: Callable[[], list[Bytes]]
@@ -334,9 +330,8 @@ class RemoteStore:
         self, key: str, attempt: int, spent: float, pause: float, error: Exception
     ) -> None:
         policy = self.policy
-        limit = (
-            policy.deadline_seconds if self._has_answered else policy.first_answer_deadline_seconds
-        )
+        first, later = policy.first_answer_deadline_seconds, policy.deadline_seconds
+        limit = later if self._has_answered else first
         is_late = spent + pause + min(policy.connect_seconds, limit / 2) > limit
         if is_late and not (self._has_answered and attempt < LEAST_ATTEMPTS):
             raise self._error(
