@@ -96,6 +96,7 @@ docs: export NO_MKDOCS_2_WARNING ?= 1
 docs: $(STAMP)
 	$(BIN)/python -m pelagos.platform.config.reference > docs/job-file.md
 	$(BIN)/python -m pelagos.cli.reference > docs/cli.md
+	$(BIN)/python -m pelagos.cli.shipped_tables
 	$(BIN)/python -m mkdocs build --strict
 	@echo "open site/index.html"
 

@@ -37,5 +37,5 @@ begin quickstart-finetuned finetune configs/quickstart/finetune.yaml
 begin quickstart-scratch pretrain configs/quickstart/scratch.yaml
 
 STEP="5/5 compare:"
-say "$STEP  pelagos evaluate quickstart-finetuned quickstart-scratch --compare --runs-dir $RUNS"
-pelagos evaluate quickstart-finetuned quickstart-scratch --compare --runs-dir "$RUNS"
+say "$STEP  pelagos compare quickstart-finetuned quickstart-scratch --runs-dir $RUNS"
+pelagos compare quickstart-finetuned quickstart-scratch --runs-dir "$RUNS"

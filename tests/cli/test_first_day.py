@@ -15,6 +15,7 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from pelagos.cli import shipped_tables
 from pelagos.cli.first_day import VERBS
 from pelagos.cli.main import app
 from pelagos.data_pipelines.generate.families import FAMILIES as PROBLEMS
@@ -71,6 +72,10 @@ print(*heavy)
         ("evaluate nothing", 2),
         ("export nothing model", 2),
         ("plot nothing", 2),
+        ("compare nothing none", 2),
+        ("models", 0),
+        ("models --json", 0),
+        ("generate --list", 0),
         ("checkpoint verify nothing", 2),
         ("clusters", 0),
         ("convert --list", 0),
@@ -102,6 +107,25 @@ def test_verbs_and_mistakes_that_need_no_torch_import_none(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_the_tables_that_need_no_torch_are_those_of_the_registries() -> None:
+    for name, registered in shipped_tables.TABLES.items():
+        path = Path(shipped_tables.__file__).parent / "tables" / f"{name}.json"
+        told = json.loads(path.read_text())
+        # `python -m pelagos.cli.shipped_tables` writes them anew
+        assert told == json.loads(json.dumps(registered())), name
+
+
+PLOT = """
+import sys
+from pelagos.jobs.plot_runs import draw_run
+assert "torch" not in sys.modules
+"""
+
+
+def test_learning_curves_are_drawn_without_torch() -> None:
+    subprocess.run([sys.executable, "-c", PLOT], check=True)
 
 
 def test_models_are_a_row_per_family_in_eighty_columns() -> None:

@@ -65,7 +65,7 @@ def test_two_runs_side_by_side(two_runs: str) -> None:
     assert Path(str(told["report"])).read_text().count("averaged (ema)") == 1
     done = CliRunner().invoke(
         app,
-        ["evaluate", "short", "long", "--compare", f"--runs-dir={two_runs}", "split=validation"],
+        ["compare", "short", "long", f"--runs-dir={two_runs}", "split=validation"],
         env={"COLUMNS": "200"},
     )
     assert done.exit_code == 0, done.output
@@ -236,7 +236,7 @@ def test_a_long_rollout_and_an_ensemble_are_told_of(two_runs: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["short", "long"], "with --compare it puts several side by side"),
+        (["short", "long"], "`pelagos compare RUN RUN` puts several side by side"),
         (["short", "--compare"], "needs at least two different runs, got short"),
         (["short", "rollout_windows=[[3, 2]]"], "a window ends before it begins: [3, 2]"),
         (["short", "short", "--compare"], "needs at least two different runs, got short, short"),

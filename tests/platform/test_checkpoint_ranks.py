@@ -329,7 +329,11 @@ def test_verifying_and_comparing_hold_one_tensor_at_a_time(
 
 @pytest.mark.parametrize(
     ("target", "complaint"),
-    [("nothing", "no run 'nothing'"), ("a/b", "is not a checkpoint"), ("run@x", "no run 'run'")],
+    [
+        ("nothing", "no run 'nothing'"),
+        ("a/b", "both say where the run is"),
+        ("run@x", "no run 'run'"),
+    ],
 )
 def test_what_is_no_checkpoint_is_said(tmp_path: Path, target: str, complaint: str) -> None:
     status, text = invoke("verify", target, "--runs-dir", tmp_path)

@@ -83,7 +83,7 @@ def test_every_verb_works_on_a_submitted_run(
     well("submit", here / "sent.yaml", "--cluster", "lab", "tracking.uri=null")
     watched = well("watch", "sent", "--every", "0.5")
     assert watched.splitlines()[-1] == "sent: finished"
-    assert "step 8/8" in watched
+    assert "step 8/8" in watched, watched
     assert "checkpoint of step 8" in well("logs", "sent")
     assert json.loads(well("status", "lab/sent", "--json"))["step"] == 8
     assert well("stop", "sent") == "sent is finished\n"

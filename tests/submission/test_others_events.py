@@ -105,7 +105,7 @@ def test_a_first_event_that_was_exchanged_is_not_run(
     [
         ("https://own", "https://evil.example"),
         ("strategy: ddp", "strategy: fsdp"),
-        ("every_steps: 250", "every_steps: 251"),
+        ("every_steps: 500", "every_steps: 501"),
         ("endpoint_url: null", "endpoint_url: https://evil.example"),
     ],
 )

@@ -62,7 +62,7 @@ def submitted_by_another(tmp_path: Path, clusters: Clusters, job: str) -> None:
             "parallel.zero.config",
         ),
         (
-            TRAINING.replace("ns-sines.zarr}", "ns-sines.zarr, description: SECRET}"),
+            TRAINING.replace("ns-gauss.zarr}", "ns-gauss.zarr, description: SECRET}"),
             "data.mixture.0.description",
         ),
     ],

@@ -27,7 +27,7 @@ from pelagos.cli.compare import compare_strategies_command
 from pelagos.cli.convert import convert_command
 from pelagos.cli.data import app as data_app
 from pelagos.cli.data_management import app as data_management_app
-from pelagos.cli.evaluation import evaluate_command
+from pelagos.cli.evaluation import compare_command, evaluate_command
 from pelagos.cli.first_day import show_first_day
 from pelagos.cli.infra import app as infra_app
 from pelagos.cli.new import app as new_app
@@ -212,6 +212,7 @@ def finetune(
 
 
 app.command(name="evaluate")(evaluate_command)
+app.command(name="compare")(compare_command)
 app.command(name="convert")(convert_command)
 app.command(name="sweep")(sweep_command)
 app.command(name="tune-lr")(tune_lr_command)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from torch import Tensor, nn
 
 from pelagos.cli.common import console, print_json
+from pelagos.cli.shipped_tables import model_rows
 
 if TYPE_CHECKING:
-    from pelagos.models.registry import ModelInfo
+    from torch import Tensor, nn
 
 DEPTH = 2
 
@@ -32,23 +31,21 @@ class Part:
 
 def show_models(as_json: bool) -> None:
     """Print every model of the registry."""
-    from pelagos.models.registry import list_models, model_info
-
-    infos = [model_info(name) for name in list_models()]
+    rows = model_rows()
     if as_json:
-        print_json([asdict(i) for i in infos])
+        print_json(rows)
         return
     table = Table("family", "takes", "size: parameters", "paper", box=SIMPLE_HEAD)
     for column in (0, 1):
         table.columns[column].no_wrap = True
     licences: dict[str, list[str]] = {}
-    for family, found in itertools.groupby(infos, key=lambda info: info.family):
+    for family, found in itertools.groupby(rows, key=lambda row: row["family"]):
         members = list(found)
-        for info in members:
-            if info.weights_license:
-                licences.setdefault(info.weights_license, []).append(info.name)
-        sizes = ", ".join(_size(family, info) for info in members)
-        table.add_row(family, members[0].call, sizes, members[0].paper)
+        for row in members:
+            if row["weights_license"]:
+                licences.setdefault(row["weights_license"], []).append(row["name"])
+        sizes = ", ".join(_size(family, row) for row in members)
+        table.add_row(family, members[0]["call"], sizes, members[0]["paper"])
     console.print(table)
     console.print(
         "A model's name is FAMILY-SIZE, e.g. poseidon-nano; `pelagos models NAME` shows one."
@@ -57,16 +54,18 @@ def show_models(as_json: bool) -> None:
         console.print(f"* weights published under {licence}: {', '.join(names)}", highlight=False)
 
 
-def _size(family: str, info: ModelInfo) -> str:
+def _size(family: str, row: Mapping[str, Any]) -> str:
     """Return a size as `nano: 0.8M`, with a star if weights are published."""
-    name = info.name.removeprefix(f"{family}-") if info.name != family else info.name
-    millions = info.parameters / 1e6
+    name = row["name"].removeprefix(f"{family}-") if row["name"] != family else row["name"]
+    millions = row["parameters"] / 1e6
     digits = 0 if millions >= 100 else 1 if millions >= 1 else 2
-    return f"{name}: {millions:,.{digits}f}M{'*' if info.weights_license else ''}"
+    return f"{name}: {millions:,.{digits}f}M{'*' if row['weights_license'] else ''}"
 
 
 def show_model(name: str, as_json: bool) -> None:
     """Print one model: its record, and its parts with their parameters."""
+    import torch
+
     from pelagos.models.registry import FAMILIES, create_model, model_info
 
     info = model_info(name)
@@ -130,6 +129,8 @@ def parts_of(model: nn.Module, given: tuple[Tensor, ...]) -> list[Part]:
 
 
 def _shapes_in(output: Any) -> Iterator[tuple[int, ...]]:
+    from torch import Tensor
+
     if isinstance(output, Tensor):
         yield tuple(output.shape)
     elif isinstance(output, tuple | list):

@@ -4,12 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
 # Of a name in a figure; the page next to it shows the whole name.
 MOST_CHARACTERS = 200
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return a figure of the given size in inches on its own canvas."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def write_png(figure: Figure, target: str | Path | IO[bytes], **options: Any) -> None:

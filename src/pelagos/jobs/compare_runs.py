@@ -50,7 +50,7 @@ def run(
     """
     names = [job.run for job in jobs]
     if len(set(names)) != len(names) or len(names) < 2:
-        raise ValueError(f"--compare needs at least two different runs, got {', '.join(names)}")
+        raise ValueError(f"compare needs at least two different runs, got {', '.join(names)}")
     with _cluster_of(jobs):
         evaluations, told = _measured(jobs)
     shared = shared_datasets(evaluations)

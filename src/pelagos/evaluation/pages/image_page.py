@@ -21,6 +21,7 @@ from pelagos.evaluation.pages.forecast_page import (
     page_environment,
     strict,
 )
+from pelagos.infra.figures import new_figure
 from pelagos.infra.storage.files import replace_durably
 
 
@@ -93,7 +94,7 @@ def confusion_figure(evaluation: ImageEvaluation) -> Figure:
     counts = evaluation.counts
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = 1.6 + 0.45 * len(counts)
-    figure = plots.new_figure(size + 0.8, size)
+    figure = new_figure(size + 0.8, size)
     axis = figure.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     for row, column in np.ndindex(*shares.shape):
@@ -110,7 +111,7 @@ def examples_figure(evaluation: ImageEvaluation) -> Figure:
     Volumes: the middle slice.
     """
     examples, num_rows = evaluation.examples, 3 if evaluation.is_segmentation else 1
-    figure = plots.new_figure(1.5 * len(examples) + 0.4, 1.6 * num_rows + 0.3)
+    figure = new_figure(1.5 * len(examples) + 0.4, 1.6 * num_rows + 0.3)
     axes = figure.subplots(num_rows, len(examples), squeeze=False)
     top = len(evaluation.counts) - 1
     for column, example in enumerate(examples):

@@ -18,7 +18,7 @@ from PIL import Image as PillowImage
 from pelagos.evaluation.forecasting.scores import DatasetEvaluation, ExampleForecast
 from pelagos.evaluation.pages import plots
 from pelagos.evaluation.pages.plots import COLOURS, Image
-from pelagos.infra.figures import lay_out
+from pelagos.infra.figures import lay_out, new_figure
 
 _INITIAL = ("initial frame", "#7d7d7d", "--")
 _HEADROOM = 0.06
@@ -29,7 +29,7 @@ def forecast_panels(
 ) -> Figure:
     """One row per stored field: initial frame, truth and forecast, then the error, at one lead."""
     channels = plots.stored_channels(evaluation)
-    figure = plots.new_figure(8.2, 1.9 * len(channels) + 0.5)
+    figure = new_figure(8.2, 1.9 * len(channels) + 0.5)
     axes = figure.subplots(len(channels), 2, squeeze=False, sharex=True)
     for row, channel in enumerate(channels):
         truth = example.truth[lead, channel]
@@ -53,7 +53,7 @@ def rollout_strip(
 ) -> Figure:
     """One field through lead time: truth and forecast above, the error below, a column per lead."""
     leads = plots.spread(len(evaluation.lead_steps), plots.MAX_STRIP_COLUMNS)
-    figure = plots.new_figure(len(leads) * 1.7 + 2.4, 3.4)
+    figure = new_figure(len(leads) * 1.7 + 2.4, 3.4)
     axes = figure.subplots(2, len(leads), squeeze=False, sharex=True, sharey="row")
     truth, forecast = example.truth[:, channel], example.forecasts[method][:, channel]
     for column, lead in enumerate(leads):
@@ -102,7 +102,7 @@ def animate(
     """Write an animated GIF of profiles `[time, x]` by name, and of their errors below them."""
     truth = images[reference]
     errors = {name: values - truth for name, values in images.items() if name != reference}
-    figure = plots.new_figure(6.4, 4.4)
+    figure = new_figure(6.4, 4.4)
     above, below = figure.subplots(2, 1, sharex=True)
     styles = dict(_styles(images, reference))
     moving = [(_draw(above, v[0], styles[name]), v) for name, v in images.items()]

@@ -19,14 +19,13 @@ import numpy.typing as npt
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from PIL import Image as PillowImage
 
 from pelagos.evaluation.forecasting.scores import BASELINES, DatasetEvaluation, ExampleForecast
 from pelagos.evaluation.measures.metrics import relative_l1, vrmse
-from pelagos.infra.figures import lay_out, write_png
+from pelagos.infra.figures import lay_out, new_figure, write_png
 
 Image = npt.NDArray[np.float32]
 
@@ -290,13 +289,6 @@ def spectra(evaluation: DatasetEvaluation, lead: int) -> Figure:
 def style(method: str) -> tuple[str, str, str]:
     """Return label, colour and line of a method, or of the truth."""
     return _STYLE[method]
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return a figure of the given size in inches on its own canvas."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _show(axis: Axes, image: Image, norm: Normalize, colours: str) -> Any:

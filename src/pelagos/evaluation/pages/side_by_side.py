@@ -40,6 +40,7 @@ from pelagos.evaluation.pages.forecast_page import (
 )
 from pelagos.evaluation.pages.plots import COLOURS
 from pelagos.evaluation.pages.summary import Error
+from pelagos.infra.figures import new_figure
 from pelagos.infra.storage.files import replace_durably
 
 RULE = (
@@ -330,7 +331,7 @@ def _figures(data: SharedDataset) -> list[Picture]:
 
 def error_growth(data: SharedDataset) -> Figure:
     """Error against lead time, a panel per shared field, a line per run."""
-    figure = plots.new_figure(2.6 * len(data.groups) + 2.6, 2.9)
+    figure = new_figure(2.6 * len(data.groups) + 2.6, 2.9)
     axes = figure.subplots(1, len(data.groups), squeeze=False)[0]
     times = np.array(data.first.lead_times)
     for axis, group in zip(axes, data.groups, strict=True):

@@ -219,7 +219,8 @@ class Evaluation:
 
     def plot(self) -> Figure:
         """Return VRMSE against lead time, a panel for each dataset."""
-        from pelagos.evaluation.pages.plots import new_figure, plain, style
+        from pelagos.evaluation.pages.plots import plain, style
+        from pelagos.infra.figures import new_figure
 
         table = self.errors
         names = list(table["dataset"].unique())

@@ -8,8 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from matplotlib.figure import Figure
 
-from pelagos.evaluation.pages.plots import new_figure
-from pelagos.infra.figures import write_png
+from pelagos.infra.figures import new_figure, write_png
 
 Curve = tuple[list[int], list[float]]
 """Steps and values."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pelagos.evaluation.pages.plots import new_figure
+from pelagos.infra.figures import new_figure
 
 
 def write_figure(

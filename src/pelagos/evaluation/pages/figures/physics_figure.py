@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from pelagos.evaluation.forecasting.scores import DatasetEvaluation
 from pelagos.evaluation.pages import plots
+from pelagos.infra.figures import new_figure
 
 _COLUMNS = 4
 
@@ -18,7 +19,7 @@ def physics_figure(evaluation: DatasetEvaluation) -> Figure:
     quantities = physics.quantities
     columns = min(len(quantities), _COLUMNS)
     rows = -(-len(quantities) // columns)
-    figure = plots.new_figure(2.9 * columns + 1.2, 2.6 * rows + 0.4)
+    figure = new_figure(2.9 * columns + 1.2, 2.6 * rows + 0.4)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
     times = np.array(evaluation.lead_times)
     for axis, quantity in zip(axes.flat, quantities, strict=False):

@@ -12,7 +12,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from pelagos.evaluation.pages.figures.curves_figure import Curve
-from pelagos.evaluation.pages.plots import COLOURS, new_figure, plain
+from pelagos.evaluation.pages.plots import COLOURS, plain
+from pelagos.infra.figures import new_figure
 
 _COLOURS = "viridis"
 

@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 
 from pelagos.evaluation.forecasting.stability import FloatArray, Stability, quartiles
 from pelagos.evaluation.pages import plots
+from pelagos.infra.figures import new_figure
 
 
 def stability_figure(stability: Stability) -> Figure:
     """Energy and spectral distance through time per field: model and, where it reaches, data."""
     groups = stability.groups
-    drawn = plots.new_figure(2.6 * len(groups) + 2.2, 5.0)
+    drawn = new_figure(2.6 * len(groups) + 2.2, 5.0)
     axes = drawn.subplots(2, len(groups), squeeze=False, sharex=True)
     pairs = (
         ("mean square", stability.energy, stability.true_energy),
