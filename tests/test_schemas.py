@@ -84,7 +84,8 @@ def deep(tree: dict[str, Any], *path: Any) -> Any:
 def test_the_schema_and_pelagos_give_the_same_verdict(
     jobs: Draft202012Validator, config: str, change: Change, is_good: bool
 ) -> None:
-    tree = yaml.safe_load((ROOT / "configs" / "quickstart" / f"{config}.yaml").read_text())
+    folder = "transfer" if config == "sweep" else "quickstart"
+    tree = yaml.safe_load((ROOT / "configs" / folder / f"{config}.yaml").read_text())
     change(tree)
     assert jobs.is_valid(tree) is is_good
     try:
