@@ -153,3 +153,23 @@ def test_the_last_checkpoint_is_tried_a_few_times(
         train(job, run, build_parts, {})
         assert CheckpointStore(run.checkpoint_uri).latest_step() == STEPS
     assert len(events(run, "checkpoint_failed")) == tries
+
+
+def test_checkpoints_that_the_next_would_replace_are_given_up_for_room(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(make_job, "whole")
+    job, run = run_of(make_job, "small", checkpoint__keep_last=2, checkpoint__keep_best=False)
+
+    def steps() -> list[int]:
+        return [info.step for info in CheckpointStore(run.checkpoint_uri).complete()]
+
+    # a disk for two checkpoints, of which one is being written
+    seen: list[list[int]] = []
+    fail_while(monkeypatch, lambda: seen.append(steps()) or len(seen[-1]) > 1)  # type: ignore[func-returns-value]
+    train(job, run, build_parts, {})
+    # with two there the third fails, the older one goes, and the next try succeeds
+    assert seen == [[], [2], [2, 4], [4], [4, 7], [7]]
+    assert [e["step"] for e in events(run, "checkpoint_failed")] == [6, 8]
+    assert steps() == [7, 8]
+    assert_same_end(run, whole)
