@@ -103,9 +103,7 @@ def test_statistics_of_several_datasets_are_those_of_all_their_values(make_datas
     for wrong in (offsets[:1], [*offsets, {}]):  # a row for each dataset
         with pytest.raises(ValueError, match=r"argument 2 is (shorter|longer)"):
             Normalization.from_statistics([first, second], ["density"], wrong)
-    with pytest.raises(
-        ValueError, match=r"has field 'heat'; the datasets have \['density', 'pressure'\]"
-    ):
+    with pytest.raises(ValueError, match="has field 'heat'; the datasets have density, pressure"):
         Normalization.from_statistics([first, second], ["heat"])
 
 

@@ -9,6 +9,7 @@ deadline. A message never contains a secret, and only the first four characters 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -279,9 +280,10 @@ class RemoteStore:
 
     def _attempt(self, key: str, operation: Callable[[], T]) -> T:
         """Run `operation`, trying again while that can help and the deadline allows."""
+        with contextlib.suppress(Exception):  # importing a client is no silence of the store
+            _ = self.filesystem
         started = time.monotonic()
-        attempt = 0
-        is_renewed = False
+        attempt, is_renewed = 0, False
         while True:
             used = self._credentials
             try:
@@ -297,9 +299,8 @@ class RemoteStore:
                 continue
             self._raise_if_final(key, failure)
             attempt += 1
-            pause = random.uniform(
-                0, min(FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1), MAX_BACKOFF_SECONDS)
-            )
+            longest = min(FIRST_BACKOFF_SECONDS * 2 ** (attempt - 1), MAX_BACKOFF_SECONDS)
+            pause = random.uniform(0, longest)
             self._raise_if_late(key, attempt, time.monotonic() - started, pause, failure)
             self.counters.add(retries=1)
             time.sleep(pause)
@@ -322,9 +323,8 @@ class RemoteStore:
         if failures.is_malformed(error):
             raise self._error(f"{self._where(key)} is not a readable key: {error}") from error
         if failures.http_status(error) == 416:
-            raise self._error(
-                f"{self._where(key)} ends before the bytes that are needed: the object is cut short"
-            ) from error
+            told = f"{self._where(key)} is cut short: it ends before the bytes that are needed"
+            raise self._error(told) from error
 
     def _raise_if_late(
         self, key: str, attempt: int, spent: float, pause: float, error: Exception
