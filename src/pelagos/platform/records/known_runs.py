@@ -1,6 +1,7 @@
 """The names of runs in an error: the most similar ones, and how many more there are."""
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 MOST_NAMED = 10
@@ -21,9 +22,10 @@ def known_runs(wanted: str, known: Iterable[str]) -> str:
         return f"known runs: {', '.join(names)}"
     matcher = difflib.SequenceMatcher(b=wanted, autojunk=False)
 
-    def similarity(name: str) -> float:
+    def similarity(name: str) -> tuple[float, int]:
         matcher.set_seq1(name)
-        return matcher.ratio()
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, wanted, strict=False))
+        return matcher.ratio(), sum(1 for _ in alike)
 
     nearest = sorted(names, key=similarity, reverse=True)[:MOST_NAMED]
     return f"known runs: {', '.join(nearest)}, and {len(names) - MOST_NAMED} more (pelagos list)"
