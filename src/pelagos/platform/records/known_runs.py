@@ -24,7 +24,9 @@ def known_runs(wanted: str, known: Iterable[str]) -> str:
 
     def similarity(name: str) -> tuple[float, int]:
         matcher.set_seq1(name)
-        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, wanted, strict=False))
+        alike = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(name, wanted, strict=False)
+        )
         return matcher.ratio(), sum(1 for _ in alike)
 
     nearest = sorted(names, key=similarity, reverse=True)[:MOST_NAMED]
