@@ -9,7 +9,6 @@ deadline. A message never contains a secret, and only the first four characters 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -280,8 +279,6 @@ class RemoteStore:
 
     def _attempt(self, key: str, operation: Callable[[], T]) -> T:
         """Run `operation`, trying again while that can help and the deadline allows."""
-        with contextlib.suppress(Exception):  # importing a client is no silence of the store
-            _ = self.filesystem
         started = time.monotonic()
         attempt, is_renewed = 0, False
         while True:

@@ -46,9 +46,9 @@ from pelagos.platform.mlflow_records.store import (
     tracking_uri,
 )
 from pelagos.platform.records.record_tail import Mark
+from pelagos.platform.records.run_records import WORKER_FAILED
 from pelagos.platform.records.runs import BRANCHED, RunDirectory
 from pelagos.platform.records.states import MLFLOW_STATUS, State
-from pelagos.platform.recovery.failures import WORKER_FAILED
 
 logger = logging.getLogger(__name__)
 RETRY_SECONDS = 15.0

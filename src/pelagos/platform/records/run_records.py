@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol
 
 from pelagos.platform.records.states import State
 
+WORKER_FAILED = "worker_failed"  # the event of `append_failure`
 End = Literal[State.FINISHED, State.STOPPED, State.FAILED]
 
 

@@ -49,6 +49,7 @@ from pelagos.platform.records.run_files import (
     read_mapping,
     read_metrics,
 )
+from pelagos.platform.records.run_records import WORKER_FAILED
 from pelagos.platform.records.run_records import Outcome as Outcome
 from pelagos.platform.records.run_records import RunRecords as RunRecords
 from pelagos.platform.records.states import State, state_of
@@ -365,7 +366,7 @@ class RunDirectory:
         number = 1 + len(list(folder.glob(f"*-rank-{rank}.txt")))
         path = folder / f"{number}-rank-{rank}.txt"
         replace_durably(path, traceback.encode())
-        self.append_event("worker_failed", **{**details, "traceback": str(path)})
+        self.append_event(WORKER_FAILED, **{**details, "traceback": str(path)})
         return str(path)
 
     def metrics(self) -> list[dict[str, Any]]:

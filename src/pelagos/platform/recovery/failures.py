@@ -13,7 +13,6 @@ from typing import Any
 from pelagos.infra.permanent_error import PermanentError
 from pelagos.registry import own_line
 
-WORKER_FAILED = "worker_failed"
 _STEP, _IS_TORN = "pelagos_step", "pelagos_group_is_gone"
 
 # Of exceptions of every type, as torch, gloo and NCCL raise them when another rank is gone.

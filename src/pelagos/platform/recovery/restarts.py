@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pelagos.infra.ray_recovery import Lost
-from pelagos.platform.recovery.failures import WORKER_FAILED, WorkerFailure
+from pelagos.platform.records.run_records import WORKER_FAILED
+from pelagos.platform.recovery.failures import WorkerFailure
 
 RESTARTING = "restarting"
 FAILURES_OF_A_BAD_NODE = 2
